@@ -1,0 +1,112 @@
+"""The seam between the service and whatever makes tokens: plain values and protocols, no tensors."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypedDict
+
+FinishReason = Literal["stop", "length"]
+
+
+class Message(TypedDict):
+    """One message as chat templates read it."""
+
+    role: str
+    content: str
+
+
+class Tokenizer(Protocol):
+    """The part of a `transformers` tokenizer that the text side uses."""
+
+    chat_template: str | dict[str, str] | None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def apply_chat_template(self, conversation: Sequence[Message], **kwargs: Any) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    max_tokens: int | None = None  # None: up to the model's length
+    temperature: float = 1.0  # 0: greedy
+    top_p: float = 1.0
+    top_k: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is submitted: token ids in, text pieces out."""
+
+    id: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that became readable, with the tokens it took; `text` may be empty."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    finish: FinishReason | None = None  # None: more to come
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    running: int = 0
+    waiting: int = 0
+    cache_used: int = 0  # tokens held in the KV cache
+    cache_size: int = 0  # tokens it can hold
+
+
+class Engine(Protocol):
+    """What answers chats.
+
+    `submit` raises PromptTooLong, Overloaded or Unavailable at once; closing what it returns, at any time and whether
+    or not it was ever iterated, takes the sequence out of the batch.
+    """
+
+    tokenizer: Tokenizer
+    max_length: int  # tokens of prompt and answer together
+    device: str
+    dtype: str
+
+    def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def submit(self, job: Job) -> AsyncGenerator[Piece, None]: ...
+
+    def stats(self) -> EngineStats: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Little-endian float32 vectors, row after row, in the order of the inputs."""
+
+    data: bytes
+    dimensions: int
+
+    def rows(self) -> list[memoryview]:
+        width = 4 * self.dimensions
+        view = memoryview(self.data)
+        return [view[start : start + width] for start in range(0, len(view), width)]
+
+
+class EmbeddingEngine(Protocol):
+    """What turns token ids into vectors; `embed` may be called concurrently and never blocks the event loop."""
+
+    tokenizer: Tokenizer
+    max_length: int
+    dimensions: int
+    device: str
+    dtype: str
+
+    def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    async def embed(self, inputs: Sequence[Sequence[int]]) -> Embeddings: ...
+
+    def stats(self) -> EngineStats: ...
