@@ -1,0 +1,244 @@
+"""The engine thread: drain -> schedule -> run -> deliver, over a model in this process.
+
+Two one-way hand-overs join it to the event loop: a SimpleQueue in, one `call_soon_threadsafe` a step out. Nothing else
+is shared but each sequence's `cancelled` flag, which the event loop sets and the scheduler reads.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any
+
+from services.engine.base import EngineStats, Job, Piece, Tokenizer
+from services.engine.device import free_memory
+from services.engine.loader import Loaded, load
+from services.engine.runner import Runner, build_runner
+from services.engine.sampler import sample
+from services.engine.scheduler import Scheduler, Work
+from services.engine.sequence import Sequence
+from services.engine.streamer import RequestStreamer
+from services.errors import EngineFailed, Overloaded, PromptTooLong, ServiceError, Unavailable
+
+logger = logging.getLogger(__name__)
+
+CACHE_SHARE = 0.4  # of the memory that is free once the weights are loaded
+
+
+class PieceStream(AsyncGenerator[Piece, None]):
+    """What `submit` returns: the pieces of one sequence, which ends when this is closed.
+
+    A class and not a generator function, because closing a generator that was never started runs none of its code.
+    """
+
+    def __init__(self, sequence: Sequence) -> None:
+        self._sequence = sequence
+        self._queue: asyncio.Queue[Piece | ServiceError] = asyncio.Queue()
+        self._done = False
+
+    def deliver(self, item: Piece | ServiceError) -> None:
+        self._queue.put_nowait(item)
+
+    async def asend(self, value: None, /) -> Piece:
+        if self._done:
+            raise StopAsyncIteration
+        try:
+            item = await self._queue.get()
+        except asyncio.CancelledError:
+            self._close()
+            raise
+        if isinstance(item, ServiceError):
+            self._close()
+            raise item
+        if item.finish:
+            self._close()
+        return item
+
+    async def athrow(
+        self,
+        typ: type[BaseException] | BaseException,
+        val: BaseException | object = None,
+        tb: TracebackType | None = None,
+        /,
+    ) -> Piece:
+        self._close()
+        raise typ
+
+    async def aclose(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self._done = True
+        self._sequence.cancelled = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    sequence: Sequence
+    streamer: RequestStreamer
+    stream: PieceStream
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    done: threading.Event
+
+
+class LocalEngine:
+    def __init__(self, loaded: Loaded, runner: Runner, *, max_num_batched_tokens: int, max_queue: int) -> None:
+        self.tokenizer: Tokenizer = loaded.tokenizer
+        self.max_length = runner.length
+        self.device = str(loaded.device)
+        self.dtype = str(loaded.dtype).removeprefix("torch.")
+        self._eos = loaded.eos
+        self._runner = runner
+        self._scheduler = Scheduler(runner.num_slots, max_num_batched_tokens)
+        self._max_open = runner.num_slots + max_queue
+        self._inbox: SimpleQueue[_Request | _Stop] = SimpleQueue()
+        self._requests: dict[Sequence, _Request] = {}  # the engine thread's own
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        source: str,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 32,
+        max_num_batched_tokens: int = 512,
+        max_queue: int = 256,
+    ) -> "LocalEngine":
+        loaded = load(source, device, dtype)
+        length = min(max_model_len or loaded.max_length, loaded.max_length)
+        budget = int(CACHE_SHARE * free_memory(loaded.device))
+        runner = build_runner(loaded.model, num_slots=max_num_seqs, length=length, budget=budget)
+        logger.info(
+            "%s on %s in %s: %d sequences of %d tokens, %s",
+            type(loaded.model).__name__,
+            loaded.device,
+            loaded.dtype,
+            runner.num_slots,
+            runner.length,
+            type(runner).__name__,
+        )
+        return cls(loaded, runner, max_num_batched_tokens=max_num_batched_tokens, max_queue=max_queue)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Ends what is running with Unavailable and waits for the thread to let go of the model."""
+        if self._stopping or not self._thread.is_alive():
+            return
+        self._stopping = True
+        self._loop = asyncio.get_running_loop()
+        stop = _Stop(threading.Event())
+        self._inbox.put(stop)
+        await asyncio.to_thread(stop.done.wait)
+
+    async def submit(self, job: Job) -> AsyncGenerator[Piece, None]:
+        if self._stopping:
+            raise Unavailable("The model is being unloaded")
+        room = self.max_length - len(job.prompt)
+        if room < 1:
+            raise PromptTooLong(_too_long(job, self.max_length), param="messages")
+        stats = self.stats()
+        if stats.running + stats.waiting >= self._max_open:
+            raise Overloaded("The queue is full")
+        sequence = Sequence(job, min(job.sampling.max_tokens or room, room))
+        streamer = RequestStreamer(self.tokenizer, job.prompt, job.sampling.stop, self._eos)
+        stream = PieceStream(sequence)
+        self._loop = asyncio.get_running_loop()
+        self._inbox.put(_Request(sequence, streamer, stream))
+        return stream
+
+    def stats(self) -> EngineStats:
+        """Read from any thread: each number is right, together they may be of two neighbouring steps."""
+        return EngineStats(
+            running=self._scheduler.num_running,
+            waiting=self._scheduler.num_waiting + self._inbox.qsize(),
+            cache_used=self._scheduler.num_cached,
+            cache_size=self._runner.num_slots * self._runner.length,
+        )
+
+    # --- the engine's thread from here on ---
+
+    def _run(self) -> None:
+        stop = self._drain()
+        while stop is None:
+            batch = self._scheduler.schedule()
+            try:
+                self._step(batch)
+            except Exception:
+                logger.exception("a step of %d sequences failed", len(batch))
+                self._fail(EngineFailed("The engine failed on this request"))
+            stop = self._drain()
+        self._fail(Unavailable("The server is shutting down"))
+        del self._runner  # its memory, now and not with the last reference to the engine
+        stop.done.set()
+
+    def _drain(self) -> _Stop | None:
+        """Takes in what was submitted; blocks while there is nothing to do."""
+        while self._scheduler.is_idle or not self._inbox.empty():
+            request = self._inbox.get()
+            if isinstance(request, _Stop):
+                return request
+            self._requests[request.sequence] = request
+            self._scheduler.add(request.sequence)
+        return None
+
+    def _step(self, batch: list[Work]) -> None:
+        self._forget_cancelled()
+        if not batch:
+            return
+        logits = self._runner.run(batch)
+        sampling = [work.sequence for work in batch if work.samples]
+        for work in batch:
+            work.sequence.num_computed += work.num_tokens
+        if sampling:
+            self._advance(sampling, sample(logits, sampling))
+
+    def _advance(self, sequences: list[Sequence], tokens: list[int]) -> None:
+        deliveries = []
+        for sequence, token in zip(sequences, tokens, strict=True):
+            request = self._requests[sequence]
+            sequence.tokens.append(token)
+            request.streamer.put(token)
+            if sequence.num_sampled >= sequence.max_tokens:
+                request.streamer.end("length")
+            sequence.finished = request.streamer.finish is not None
+            if piece := request.streamer.take():
+                deliveries.append((request.stream, piece))
+            if sequence.finished:
+                del self._requests[sequence]
+        self._deliver(deliveries)
+
+    def _forget_cancelled(self) -> None:
+        for sequence in [sequence for sequence in self._requests if sequence.is_over]:
+            del self._requests[sequence]
+
+    def _fail(self, error: ServiceError) -> None:
+        self._scheduler.drop_all()
+        self._deliver([(request.stream, error) for request in self._requests.values()])
+        self._requests.clear()
+
+    def _deliver(self, items: list[tuple[PieceStream, Any]]) -> None:
+        """One wake-up of the event loop a step, not a token: 60 streams cost one hop."""
+        if items and self._loop and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_hand_over, items)
+
+
+def _hand_over(items: list[tuple[PieceStream, Any]]) -> None:
+    for stream, item in items:
+        stream.deliver(item)
+
+
+def _too_long(job: Job, limit: int) -> str:
+    return f"The prompt has {len(job.prompt)} tokens, and this model's context is {limit} tokens, answer included"

@@ -1,0 +1,184 @@
+"""The only place that calls the model."""
+
+import inspect
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from services.engine.attention import NAME, Chunk, Decodes, Group, Probe, Step, running
+from services.engine.base import Job
+from services.engine.kv_cache import LayerShape, SlotCache, fit
+from services.engine.scheduler import Work
+from services.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+CHECK_LENGTH = 8  # tokens of the comparison that each model must pass before it is batched
+
+
+class Runner(Protocol):
+    num_slots: int
+    length: int  # tokens a slot can hold
+
+    def run(self, batch: list[Work]) -> Tensor:
+        """One step -> logits `[rows, vocabulary]` of those works that sample, in the order of the batch."""
+        ...
+
+
+class BatchRunner:
+    """All sequences of a step in one forward pass, for models whose attention goes through `AttentionInterface`."""
+
+    def __init__(self, model: Any, cache: SlotCache) -> None:
+        self._model = model
+        self._cache = cache
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.num_slots = cache.num_slots
+        self.length = cache.length
+
+    @torch.inference_mode()
+    def run(self, batch: list[Work]) -> Tensor:
+        decodes = [work for work in batch if work.num_tokens == 1]
+        chunks = [work for work in batch if work.num_tokens > 1]
+        works = [*decodes, *chunks]
+        groups: list[Group] = [*self._decodes(decodes), *self._chunks(chunks, start=len(decodes))]
+        with running(Step(self._cache, groups)):
+            logits = self._forward(works)
+        return logits[_order(works, batch)]
+
+    def _forward(self, works: list[Work]) -> Tensor:
+        """Logits of the last token of each work."""
+        ids = self._row([token for work in works for token in work.sequence.tokens[work.start : work.end]])
+        positions = self._row([position for work in works for position in range(work.start, work.end)])
+        last = torch.tensor([work.num_tokens for work in works], device=ids.device).cumsum(0) - 1
+        if self._keeps:
+            out = self._model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=last)
+            return out.logits[0]  # type: ignore[no-any-return]
+        return self._model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, last]  # type: ignore[no-any-return]
+
+    def _decodes(self, works: list[Work]) -> list[Decodes]:
+        if not works:
+            return []
+        slots = [work.slot for work in works]
+        return [
+            Decodes(
+                tokens=slice(0, len(works)),
+                slots=self._row(slots)[0],
+                positions=self._row([work.start for work in works])[0],
+                height=max(slots) + 1,
+                length=max(work.end for work in works),
+            )
+        ]
+
+    def _chunks(self, works: list[Work], start: int) -> list[Chunk]:
+        chunks = []
+        for work in works:
+            chunks.append(Chunk(slice(start, start + work.num_tokens), work.slot, work.start, work.end))
+            start += work.num_tokens
+        return chunks
+
+    def _row(self, values: list[int]) -> Tensor:
+        return torch.tensor([values], device=self._model.device)
+
+
+class SoloRunner:
+    """Any architecture that `generate` can run: one sequence at a time, each with the cache its model makes itself."""
+
+    def __init__(self, model: Any, num_slots: int, length: int) -> None:
+        self._model = model
+        self._caches: dict[int, Any] = {}
+        self.num_slots = num_slots
+        self.length = length
+
+    @torch.inference_mode()
+    def run(self, batch: list[Work]) -> Tensor:
+        rows = [self._forward(work) for work in batch]
+        return (
+            torch.stack([row for work, row in zip(batch, rows, strict=True) if work.samples])
+            if rows
+            else torch.empty(0)
+        )
+
+    def _forward(self, work: Work) -> Tensor:
+        cache = self._caches.get(work.slot) if work.start else None
+        ids = torch.tensor([work.sequence.tokens[work.start : work.end]], device=self._model.device)
+        out = self._model(input_ids=ids, past_key_values=cache, use_cache=True)
+        self._caches[work.slot] = out.past_key_values
+        return out.logits[0, -1]  # type: ignore[no-any-return]
+
+
+def build_runner(model: Any, *, num_slots: int, length: int, budget: int) -> Runner:
+    """A BatchRunner if the model gives the same answer with it as without, else a SoloRunner.
+
+    `budget`: bytes the key/value cache may take.
+    """
+    try:
+        return _batch_runner(model, num_slots, length, budget)
+    except _CannotBatch as reason:
+        logger.warning("%s runs one sequence at a time: %s", type(model).__name__, reason)
+        return SoloRunner(model, num_slots, length)
+
+
+class _CannotBatch(Exception): ...
+
+
+def _batch_runner(model: Any, num_slots: int, length: int, budget: int) -> BatchRunner:
+    tokens = [(7 * i + 1) % model.config.get_text_config().vocab_size for i in range(CHECK_LENGTH)]
+    with torch.inference_mode():
+        expected = model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False).logits[0, -1]
+    original = model.config._attn_implementation
+    try:
+        model.set_attn_implementation(NAME)
+        shapes = _probe(model, tokens)
+        slots = _fit(shapes, num_slots, length, budget)
+        _compare(BatchRunner(model, SlotCache(shapes, 2, 2 * CHECK_LENGTH, model.device)), tokens, expected)
+        return BatchRunner(model, SlotCache(shapes, slots, length, model.device))
+    except _NoRoom:
+        raise
+    except Exception as error:  # whatever an unknown architecture may throw; it is served the slow way instead
+        model.set_attn_implementation(original)
+        raise _CannotBatch(f"{type(error).__name__}: {error}") from error
+
+
+class _NoRoom(ValueError): ...
+
+
+def _probe(model: Any, tokens: list[int]) -> Mapping[int, LayerShape]:
+    probe = Probe()
+    row = torch.tensor([tokens], device=model.device)
+    with torch.inference_mode(), running(probe):
+        model(input_ids=row, position_ids=torch.arange(len(tokens), device=model.device)[None], use_cache=False)
+    if not probe.shapes:
+        raise _CannotBatch("its attention does not go through the attention interface")
+    return probe.shapes
+
+
+def _fit(shapes: Mapping[int, LayerShape], num_slots: int, length: int, budget: int) -> int:
+    slots = fit(shapes, num_slots, length, budget)
+    if slots == 0:
+        raise _NoRoom(
+            f"a cache for one sequence of {length} tokens does not fit into memory: set a smaller max_model_len"
+        )
+    return slots
+
+
+def _compare(runner: BatchRunner, tokens: list[int], expected: Tensor) -> None:
+    """Reads half of the tokens as a prompt and the rest one by one, in company, and compares the last logits."""
+    sequence, other = (Sequence(Job("check", tuple(tokens)), 0) for _ in range(2))
+    half = len(tokens) // 2
+    runner.run([Work(other, 0, half), Work(sequence, 1, half)])
+    sequence.num_computed = other.num_computed = half
+    for _ in range(half):
+        logits = runner.run([Work(other, 0, 1), Work(sequence, 1, 1)])
+        sequence.num_computed = other.num_computed = sequence.num_computed + 1
+    similarity = torch.cosine_similarity(logits[-1].float(), expected.float(), dim=0)
+    if not similarity > 0.99:
+        raise _CannotBatch(f"batched logits differ (cosine {similarity:.3f})")
+
+
+def _order(works: list[Work], batch: list[Work]) -> list[int]:
+    """Rows of the sampling works, in the order of the batch."""
+    row = {id(work.sequence): index for index, work in enumerate(works)}
+    return [row[id(work.sequence)] for work in batch if work.samples]

@@ -1,0 +1,35 @@
+"""A job on its way through the scheduler. Plain Python: no tensors."""
+
+from random import Random
+from dataclasses import dataclass, field
+
+from services.engine.base import Job
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    job: Job
+    max_tokens: int  # of the answer, never beyond the model's length
+    tokens: list[int] = field(init=False)  # the prompt, then what was sampled
+    num_computed: int = 0  # leading tokens whose keys and values are cached
+    slot: int | None = None  # its place in the cache, while it runs
+    cancelled: bool = False  # the one thing written from another thread
+    finished: bool = False
+    random: Random = field(init=False)  # its own, so that a seed gives the same text in any company
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.job.prompt)
+        self.random = Random(self.job.sampling.seed)
+
+    @property
+    def num_sampled(self) -> int:
+        return len(self.tokens) - len(self.job.prompt)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens still to be computed: 1 while decoding, more while the prompt is being read."""
+        return len(self.tokens) - self.num_computed
+
+    @property
+    def is_over(self) -> bool:
+        return self.cancelled or self.finished

@@ -1,0 +1,110 @@
+"""Tokens in, readable text out: one streamer for each request, fed by the engine's thread."""
+
+from typing import Any, Protocol
+
+from tokenizers.decoders import DecodeStream
+from transformers import TextIteratorStreamer
+
+from services.engine.base import FinishReason, Piece
+
+CONTEXT = 4  # prompt tokens the decoder sees first: some decoders drop a space at the very beginning of a text
+
+
+class Decoder(Protocol):
+    def step(self, token: int) -> str: ...
+
+
+class FastDecoder:
+    """The tokenizers library's incremental decoder: constant time a token, incomplete characters held back."""
+
+    def __init__(self, tokenizer: Any, context: list[int]) -> None:
+        self._tokenizer = tokenizer
+        # a context cut inside a character would come out again with the first token
+        whole = not tokenizer.decode(context, skip_special_tokens=False).endswith("\ufffd")
+        self._stream = DecodeStream(context if whole else [], skip_special_tokens=False)
+
+    def step(self, token: int) -> str:
+        return self._stream.step(self._tokenizer, token) or ""
+
+
+class SlowDecoder:
+    """The same for tokenizers written in Python: decodes a short window twice and takes the difference."""
+
+    def __init__(self, tokenizer: Any, context: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._tokens = list(context)
+        self._start = 0
+        self._read = len(context)
+
+    def step(self, token: int) -> str:
+        self._tokens.append(token)
+        before = self._decode(self._tokens[self._start : self._read])
+        text = self._decode(self._tokens[self._start :])
+        if len(text) <= len(before) or text.endswith("\ufffd"):
+            return ""
+        self._start, self._read = self._read, len(self._tokens)
+        return text[len(before) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=False)  # type: ignore[no-any-return]
+
+
+class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
+    """A TextIteratorStreamer that decodes each token once, ends at stop strings and carries token ids.
+
+    The stock one decodes its whole cache again for every token, holds text back to the next space and knows neither
+    stop strings nor ids. `put` collects; `take` hands over what became readable since, as one Piece.
+    Special tokens stay in the text (tool and reasoning markers are special in several formats); only `eos` is dropped.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: tuple[int, ...], stop: tuple[str, ...], eos: frozenset[int]) -> None:
+        super().__init__(tokenizer, skip_prompt=True)
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        context = list(prompt[-CONTEXT:])
+        self._decoder: Decoder = FastDecoder(backend, context) if backend else SlowDecoder(tokenizer, context)
+        self._stop = stop
+        self._eos = eos
+        self._ready = ""  # readable, and no stop string can begin in it any more
+        self._held = ""  # readable, but it may turn out to be the beginning of a stop string
+        self._ids: list[int] = []
+        self.finish: FinishReason | None = None
+
+    def put(self, value: int) -> None:
+        self._ids.append(value)
+        if value in self._eos:
+            self.end("stop")
+        else:
+            self.on_finalized_text(self._decoder.step(value))
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        text = self._held + text
+        found = [position for stop in self._stop if (position := text.find(stop)) >= 0]
+        if found:
+            self._ready += text[: min(found)]
+            self._held = ""
+            self.finish = "stop"
+            return
+        keep = 0 if stream_end else _overlap(text, self._stop)
+        self._ready += text[: len(text) - keep]
+        self._held = text[len(text) - keep :]
+
+    def end(self, reason: FinishReason = "length") -> None:
+        self.on_finalized_text("", stream_end=True)
+        self.finish = self.finish or reason
+
+    def take(self) -> Piece | None:
+        """What there is to say since the last call; None when that is nothing."""
+        if not self._ready and not self.finish:
+            return None
+        piece = Piece(self._ready, tuple(self._ids), self.finish)
+        self._ready, self._ids = "", []
+        return piece
+
+
+def _overlap(text: str, stops: tuple[str, ...]) -> int:
+    """Length of the longest end of `text` that begins a stop string."""
+    longest = max((len(stop) for stop in stops), default=1) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(stop.startswith(text[-size:]) for stop in stops):
+            return size
+    return 0
