@@ -17,7 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
-CHUNK = 1 << 18  # bytes
+CHUNK = 1 << 14  # bytes: what is lost at most when a connection breaks
 TIMEOUT = (15, 60)  # seconds to connect, and between two reads
 BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 

@@ -1,0 +1,95 @@
+"""DESIGN.md's import table and the house rules that a machine can hold, read from the syntax trees."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = ("app", "services", "schemas", "database", "tools")
+FILES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    module: str  # all three are regular expressions over whole dotted names or the beginnings of them
+    may: str = "$"  # of ours
+    never: str = "$"  # of others
+
+
+WEB = "fastapi|starlette|sse_starlette"
+RULES = [
+    Rule("schemas", may="schemas"),
+    Rule("database", may="database"),
+    Rule(r"services\.errors"),
+    Rule(r"services\.engine", may=r"services\.(errors|engine)", never=WEB),
+    Rule(r"services\.chat", may=r"schemas|services\.(errors|chat|engine\.base)", never=f"torch|{WEB}"),
+    Rule(
+        r"services\.(\w+_service|metrics)",
+        may=r"schemas|database|services\.(errors|chat|metrics|\w+_service|engine\.(base|build))",
+        never=WEB,
+    ),
+    Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|\w+_service)|app\.common", never="torch"),
+    Rule(r"app\.main", may=r"app\.(common|controller)|services|schemas|database|tools"),
+    Rule("tools", may=r"tools|services|schemas|database|app\.common\.settings"),
+    Rule("(app|services)$"),  # the two __init__ files
+]
+
+
+def matches(pattern: str, name: str) -> bool:
+    return re.match(rf"({pattern})(\.|$)", name) is not None
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names, also from inside functions: `from a import b` is a.b, whether b is a module or not."""
+    package = list(path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Import(names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module, names, level):
+                base = package[: len(package) + 1 - level] if level else []
+                yield from (".".join([*base, *([module] if module else []), alias.name]) for alias in names)
+
+
+def allowed(rule: Rule, name: str) -> bool:
+    return matches(rule.may if matches("|".join(OURS), name) else f"(?!({rule.never})(\\.|$)).*", name)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_imports_follow_the_table(path: Path) -> None:
+    rule = next((rule for rule in RULES if matches(rule.module, module_name(path))), None)
+    assert rule, "no row of the table is for this file"
+    assert [name for name in imports(path) if not allowed(rule, name)] == []
+
+
+def test_services_do_not_need_torch_to_be_imported() -> None:
+    services = [module_name(path) for path in FILES if matches(r"services\.\w+_service", module_name(path))]
+    code = (
+        "import sys, importlib as i\nfor m in sys.argv[1:]: i.import_module(m); 'torch' in sys.modules and sys.exit(m)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *services], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_no_file_is_named_after_nothing() -> None:
+    files = [*FILES, *(ROOT / "tests").rglob("*.py")]
+    assert [path.name for path in files if re.search("(utils?|helpers?)$", path.stem)] == []
+
+
+def test_only_the_database_package_queries() -> None:
+    found = []
+    for path in (path for path in FILES if not module_name(path).startswith("database")):
+        calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        found += [(path.name, call) for call in calls if re.fullmatch(r"((sa|sqlalchemy)\.)?(select|insert)", call)]
+    assert found == []

