@@ -1,0 +1,99 @@
+"""How a database is reached: URLs to async drivers, and what a new connection is told first."""
+
+import sqlite3
+from pathlib import Path
+
+import aiosqlite
+from sqlalchemy import Connection, event, make_url
+from sqlalchemy.engine import URL, AdaptedConnection
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+WRITE = "parley_write"  # execution option: the transaction is going to write
+
+DRIVERS = {
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+}
+
+
+def create_engine(url: str, *, patience_s: float = 10.0) -> AsyncEngine:
+    """`patience_s`: how long a statement may wait for a lock or an answer before it fails."""
+    target = _with_async_driver(_parse(url))
+    if target.get_backend_name() == "sqlite":
+        return _sqlite(target, patience_s)
+    return _postgresql(target, patience_s)
+
+
+def _parse(url: str) -> URL:
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError):  # their texts may quote the URL, and the password with it
+        raise ValueError("The database URL cannot be read, expected sqlite:///FILE or postgresql://…") from None
+
+
+def _with_async_driver(url: URL) -> URL:
+    if url.drivername not in DRIVERS:
+        raise ValueError(f"No database of kind '{url.drivername}', expected sqlite or postgresql")
+    return url.set(drivername=DRIVERS[url.drivername])
+
+
+def _sqlite(url: URL, patience_s: float) -> AsyncEngine:
+    if not url.database or url.database.startswith((":memory:", "file:")):
+        raise ValueError("An SQLite URL names a file here: sqlite:///FILE")
+    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    # isolation_level None: the driver starts no transactions of its own, _begin does
+    options = {"timeout": patience_s, "isolation_level": None}
+    engine = create_async_engine(url, connect_args=options, hide_parameters=True)
+    event.listen(engine.sync_engine, "connect", _prepare)
+    event.listen(engine.sync_engine, "begin", _begin)
+    return engine
+
+
+def _postgresql(url: URL, patience_s: float) -> AsyncEngine:
+    options: dict[str, object] = {"timeout": 5.0, "command_timeout": patience_s}
+    if sslmode := url.query.get("sslmode"):  # libpq's word, asyncpg has another for the same values
+        url, options["ssl"] = url.difference_update_query(["sslmode"]), sslmode
+    return create_async_engine(
+        url,
+        connect_args=options,
+        pool_size=10,
+        pool_timeout=patience_s,
+        pool_pre_ping=True,  # a restarted server costs a reconnect, not a failed request
+        pool_recycle=1800,
+        hide_parameters=True,  # errors are logged, what people write to a model is not
+    )
+
+
+def _prepare(connection: AdaptedConnection, _record: ConnectionPoolEntry) -> None:
+    connection.run_async(_set_pragmas)
+
+
+async def _set_pragmas(connection: aiosqlite.Connection) -> None:
+    """WAL: readers and the writer do not wait for each other; FULL: what is committed survives a power cut."""
+    await connection.execute("PRAGMA foreign_keys=ON")
+    await connection.execute("PRAGMA synchronous=FULL")
+    while not await _is_wal(connection):
+        # The change to WAL fails at once where two processes try it together; a transaction waits its turn.
+        await connection.execute("BEGIN EXCLUSIVE")
+        await connection.execute("COMMIT")
+
+
+async def _is_wal(connection: aiosqlite.Connection) -> bool:
+    try:
+        async with connection.execute("PRAGMA journal_mode=WAL") as cursor:
+            return await cursor.fetchone() == ("wal",)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
+        return False
+
+
+def _begin(connection: Connection) -> None:
+    """A writer takes the lock before it reads: it would fail, not wait, if it asked for it in the middle."""
+    writes = connection.get_execution_options().get(WRITE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
