@@ -37,7 +37,8 @@ def upgrade() -> None:
         sa.Column("updated_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_messages"),
         sa.UniqueConstraint("conversation_id", "position", name="uq_messages_conversation_id_position"),
-        sa.CheckConstraint("status IN ('in_progress', 'completed', 'incomplete')", name="ck_messages_status"),
+        # f(): this is the whole name, the naming convention must not prefix it again
+        sa.CheckConstraint("status IN ('in_progress', 'completed', 'incomplete')", name=op.f("ck_messages_status")),
         sa.ForeignKeyConstraint(
             ["conversation_id"], ["conversations.id"], name="fk_messages_conversation_id", ondelete="CASCADE"
         ),

@@ -1,0 +1,104 @@
+import asyncio
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from database.session import Database, is_away
+from tests.databases import PostgresServer, free_port
+
+INSERT = text("INSERT INTO conversations (id, owner, metadata, created_at, updated_at) VALUES (:id, 'me', '{}', 0, 0)")
+
+
+async def count(database: Database) -> int:
+    async with database.read() as session:
+        return int((await session.execute(text("SELECT count(*) FROM conversations"))).scalar_one())
+
+
+async def test_what_was_written_is_there_for_others(database: Database, database_url: str) -> None:
+    async with database.write() as session:
+        await session.execute(INSERT, {"id": "a"})
+    other = Database(database_url)
+    assert await count(other) == 1
+    await other.close()
+
+
+async def test_an_error_leaves_nothing(database: Database) -> None:
+    async def fail() -> None:
+        async with database.write() as session:
+            await session.execute(INSERT, {"id": "a"})
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        await fail()
+    assert await count(database) == 0
+
+
+async def test_a_cancelled_write_leaves_nothing_and_blocks_nobody(database: Database) -> None:
+    written = asyncio.Event()
+
+    async def write_for_ever() -> None:
+        async with database.write() as session:
+            await session.execute(INSERT, {"id": "a"})
+            written.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(write_for_ever())
+    await written.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    async with database.write() as session:
+        await session.execute(INSERT, {"id": "b"})
+    assert await count(database) == 1
+
+
+async def test_a_question_that_is_wrong_is_not_an_outage(database: Database) -> None:
+    async with database.write() as session:
+        await session.execute(INSERT, {"id": "a"})
+    with pytest.raises(IntegrityError) as refused:
+        async with database.write() as session:
+            await session.execute(INSERT, {"id": "a"})
+    assert not is_away(refused.value)
+
+
+async def test_errors_do_not_show_what_was_written(database: Database) -> None:
+    with pytest.raises(IntegrityError) as refused:
+        async with database.write() as session:
+            await session.execute(INSERT, [{"id": "private"}, {"id": None}])
+    assert "private" not in str(refused.value)
+
+
+async def test_a_closed_port_is_an_outage() -> None:
+    database = Database(f"postgresql://parley@127.0.0.1:{free_port()}/parley")
+    with pytest.raises(ConnectionError) as away:
+        await database.ping()
+    assert is_away(away.value)
+    await database.close()
+
+
+async def test_a_database_that_does_not_exist_yet_is_an_outage(postgres: PostgresServer) -> None:
+    database = Database(postgres.url("nobody_made_it"))
+    with pytest.raises(DBAPIError) as away:
+        await database.ping()
+    assert is_away(away.value)
+    await database.close()
+
+
+@pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
+async def test_a_restarted_server_costs_running_transactions_only(database: Database, postgres: PostgresServer) -> None:
+    others = "FROM pg_stat_activity WHERE usename = 'parley' AND pid <> pg_backend_pid()"
+    disconnect = f"SELECT pg_terminate_backend(pid) {others}"
+    await database.ping()
+    await postgres.execute(disconnect)
+    await database.ping()
+
+    async def write_meanwhile() -> None:
+        async with database.write() as session:
+            await session.execute(INSERT, {"id": "a"})
+            await postgres.execute(disconnect)
+            await session.execute(INSERT, {"id": "b"})
+
+    with pytest.raises(DBAPIError) as away:
+        await write_meanwhile()
+    assert is_away(away.value)
+    assert await count(database) == 0
