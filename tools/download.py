@@ -25,7 +25,7 @@ Report = Callable[[int, int], None]  # bytes here, bytes in all (0: the server d
 Pause = Callable[[float], None]
 
 
-class ChecksumMismatch(Exception): ...
+class ChecksumMismatch(ValueError): ...
 
 
 def download(url: str, target: Path, sha256: str, report: Report, *, pause: Pause = time.sleep) -> None:

