@@ -1,0 +1,32 @@
+# Needs Python 3.11 and make. Settings come from the environment or .env; PORT=… and HOST=… are short for two of them.
+PYTHON := $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+BIN := .venv/bin
+
+.PHONY: run test check image
+
+run: .venv/.installed
+	$(BIN)/parley fetch
+	$(BIN)/parley migrate upgrade
+	$(BIN)/parley serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
+
+test: .venv/.installed-dev
+	$(BIN)/parley fetch
+	$(BIN)/pytest
+
+check: .venv/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_architecture.py
+
+image:
+	docker build --tag parley .
+
+.venv/.installed: requirements.txt setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --editable .
+	touch $@
+
+.venv/.installed-dev: .venv/.installed requirements-dev.txt
+	$(BIN)/python -m pip install --requirement requirements-dev.txt
+	touch $@
