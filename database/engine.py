@@ -75,22 +75,23 @@ def _prepare(connection: AdaptedConnection, _record: ConnectionPoolEntry) -> Non
 
 async def _set_pragmas(connection: aiosqlite.Connection) -> None:
     """WAL: readers and the writer do not wait for each other; FULL: what is committed survives a power cut."""
-    await connection.execute("PRAGMA foreign_keys=ON")
-    await connection.execute("PRAGMA synchronous=FULL")
-    while not await _is_wal(connection):
+    await connection.execute_fetchall("PRAGMA foreign_keys=ON")
+    await connection.execute_fetchall("PRAGMA synchronous=FULL")
+    while not await _has_set_wal(connection):
         # The change to WAL fails at once where two processes try it together; a transaction waits its turn.
-        await connection.execute("BEGIN EXCLUSIVE")
-        await connection.execute("COMMIT")
+        await connection.execute_fetchall("BEGIN EXCLUSIVE")
+        await connection.execute_fetchall("COMMIT")
 
 
-async def _is_wal(connection: aiosqlite.Connection) -> bool:
+async def _has_set_wal(connection: aiosqlite.Connection) -> bool:
+    """On file systems that cannot have it SQLite keeps its old journal, and says no error."""
     try:
-        async with connection.execute("PRAGMA journal_mode=WAL") as cursor:
-            return await cursor.fetchone() == ("wal",)
+        await connection.execute_fetchall("PRAGMA journal_mode=WAL")
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # the upper bits say what kind of busy
             raise
         return False
+    return True
 
 
 def _begin(connection: Connection) -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ async def test_the_migrations_and_the_models_agree_on_constraints_and_partial_in
 
     def described(connection: Connection) -> str:
         inspector = inspect(connection)
-        kinds = [
+        kinds: list[Callable[..., Mapping[Any, Any]]] = [
             inspector.get_multi_check_constraints,
             inspector.get_multi_unique_constraints,
             inspector.get_multi_foreign_keys,
