@@ -30,7 +30,7 @@ def _is_truncated(row: Sequence) -> bool:
 
 
 def _draw(logits: Tensor, rows: list[Sequence]) -> list[int]:
-    return _pick(_probabilities(logits, rows), rows).tolist()  # type: ignore[no-any-return]
+    return _pick(_probabilities(logits, rows), rows).tolist()
 
 
 def _draw_truncated(logits: Tensor, rows: list[Sequence]) -> list[int]:
@@ -41,7 +41,7 @@ def _draw_truncated(logits: Tensor, rows: list[Sequence]) -> list[int]:
     values = values * (ranks < _column([p.top_k or values.shape[-1] for p in params], values))
     before = values.cumsum(-1) - values
     values = values * (before < _column([p.top_p for p in params], values) * values.sum(-1, keepdim=True))
-    return ids.gather(-1, _pick(values, rows)[:, None])[:, 0].tolist()  # type: ignore[no-any-return]
+    return ids.gather(-1, _pick(values, rows)[:, None])[:, 0].tolist()
 
 
 def _largest(probs: Tensor, params: list[SamplingParams]) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """A job on its way through the scheduler. Plain Python: no tensors."""
 
-from random import Random
 from dataclasses import dataclass, field
+from random import Random
 
 from services.engine.base import Job
 

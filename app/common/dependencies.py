@@ -1,0 +1,62 @@
+"""What routes ask for, by type."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from app.common import auth, drain, sse
+from services.chat_service import ChatService
+from services.embedding_service import EmbeddingService
+from services.message_service import MessageService
+from services.metrics import Metrics
+from services.model_service import ModelManager
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What routes tell of the settings."""
+
+    max_new_tokens: int | None
+    device: str
+    system_prompt: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Built once in `app.main`, kept as `app.state.services`."""
+
+    chat: ChatService
+    embeddings: EmbeddingService
+    messages: MessageService
+    models: ModelManager
+    metrics: Metrics
+    keys: auth.Keys
+    drain: drain.Drain
+    sse: sse.Sse
+    facts: Facts
+
+
+def _the(name: str) -> Callable[[Request], Any]:
+    def dependency(request: Request) -> Any:
+        return getattr(request.app.state.services, name)
+
+    return dependency
+
+
+def _caller(request: Request) -> auth.Caller:
+    caller: auth.Caller = request.state.caller  # the gate let nobody else in
+    return caller
+
+
+Caller = Annotated[auth.Caller, Depends(_caller)]
+Chat = Annotated[ChatService, Depends(_the("chat"))]
+Drain = Annotated[drain.Drain, Depends(_the("drain"))]
+Embedder = Annotated[EmbeddingService, Depends(_the("embeddings"))]
+Keys = Annotated[auth.Keys, Depends(_the("keys"))]
+Measured = Annotated[Metrics, Depends(_the("metrics"))]
+Messages = Annotated[MessageService, Depends(_the("messages"))]
+Models = Annotated[ModelManager, Depends(_the("models"))]
+Told = Annotated[Facts, Depends(_the("facts"))]
+Sse = Annotated[sse.Sse, Depends(_the("sse"))]

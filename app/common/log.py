@@ -1,0 +1,54 @@
+"""Logs: one line an event, with the request's id, readable or as JSON."""
+
+import logging
+from contextvars import ContextVar
+from datetime import UTC, datetime
+
+import orjson
+
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+
+# h11 says this for every request of Java's HttpClient, which offers h2c each time and is content with HTTP/1.1
+NOISE = ("Unsupported upgrade request.", "No supported WebSocket library detected.")
+
+
+def configure(level: str, format: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        _Json() if format == "json" else _Text("%(asctime)s %(levelname)-7s %(request_id)s %(message)s")
+    )
+    handler.addFilter(_with_request_id)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = name != "uvicorn.access"  # our own access line knows the request's id
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith(NOISE))
+    for chatty in ("httpx", "alembic", "filelock", "asyncio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _with_request_id(record: logging.LogRecord) -> bool:
+    record.request_id = request_id.get()
+    return True
+
+
+class _Text(logging.Formatter):
+    """A caller's line break must not begin a line of its own; a traceback may."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "request_id": getattr(record, "request_id", "-"),
+            "message": record.getMessage(),
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()

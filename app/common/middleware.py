@@ -1,0 +1,112 @@
+"""Around every request, as plain ASGI: BaseHTTPMiddleware would wrap streams."""
+
+import logging
+import re
+import time
+from uuid import uuid4
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.common.drain import Drain
+from app.common.errors import problem
+from app.common.log import request_id
+from services.errors import Unavailable
+from services.metrics import Metrics
+
+access = logging.getLogger("parley.access")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+NOTHING_SENT = 499  # as nginx logs a client that left before its answer
+PROBES = ("/health", "/health/live", "/health/ready", "/metrics")
+
+
+class RequestLog:
+    """The request's id on every answer and log line; one access line and one count at the end."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        id_ = given if REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}"
+        request_id.set(id_)
+        status = NOTHING_SENT
+        started = time.perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = id_
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            if status != NOTHING_SENT:
+                raise
+            await problem(error).response()(scope, receive, send_with_id)
+        finally:
+            self._record(scope, status, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")  # the pattern: a path would make endless series
+        self._metrics.http(scope["method"], route, status)
+        access.info(
+            "%s %s %d %.0f ms",
+            scope["method"],
+            scope["path"],
+            status,
+            seconds * 1000,
+            extra={"facts": {"method": scope["method"], "path": scope["path"], "status": status, "seconds": seconds}},
+        )
+
+
+class BodyLimit:
+    """413 by the declared length at once, by the counted one as soon as it is passed."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        received = 0
+        declared = Headers(scope=scope).get("content-length", "0")
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes or (declared.isdigit() and int(declared) > self._max_bytes):
+                raise HTTPException(413)
+            return message
+
+        await self._app(scope, counted, send)
+
+
+class DrainGate:
+    """Counts what is being answered; once the drain has begun, only probes are let in."""
+
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self._app = app
+        self._drain = drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in PROBES:
+            await self._app(scope, receive, send)
+        elif self._drain.begun:
+            refused = problem(Unavailable("The server is shutting down", retry_after=5)).response()
+            refused.headers["connection"] = "close"
+            await refused(scope, receive, send)
+        else:
+            with self._drain.answering():
+                await self._app(scope, receive, send)

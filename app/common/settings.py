@@ -1,0 +1,105 @@
+"""All settings, from the environment (PARLEY_ in front, groups joined by "__") and `.env`. Read in main and tools."""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def _split(value: object) -> object:
+    return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+
+
+class ModelSettings(BaseModel):
+    name: str = "default"  # folder, hub name, GGUF file, or "default"
+    id: str | None = None  # what requests call it; None: made from the name
+    kind: Literal["chat", "embedding"] = "chat"
+    device: str = "auto"  # cuda where there is one
+    dtype: str = "auto"  # bfloat16 where the hardware has it
+    preload: bool = False  # at start, instead of at the first request
+    pinned: bool = False  # never freed
+    ttl_s: float | None = Field(None, gt=0)  # idle seconds until it is freed; unset: never
+
+
+class DefaultModelSettings(ModelSettings):
+    aliases: dict[str, str] = {}  # other name -> model; "*" stands for every unknown name
+
+
+class EngineSettings(BaseModel):
+    max_model_len: int | None = Field(None, ge=16)  # tokens of prompt and answer; unset: the model's own
+    max_num_seqs: int = Field(32, ge=1)  # sequences in the batch
+    max_num_batched_tokens: int = Field(512, ge=1)  # tokens computed in one step
+    max_queue: int = Field(256, ge=0)  # requests that may wait beyond those in the batch
+
+
+class ChatSettings(BaseModel):
+    system_prompt: str | None = None  # put in front where a request has none
+    max_new_tokens: int | None = Field(None, ge=1)  # where a request sets no limit; unset: the model's length
+    checkpoint_s: float = Field(5, gt=0)  # how often a running answer is saved
+
+
+class DatabaseSettings(BaseModel):
+    url: str = "sqlite+aiosqlite:///parley.db"
+    migrate: bool = True  # bring the schema up to date at start
+
+
+class ServerSettings(BaseModel):
+    host: str = "127.0.0.1"
+    port: int = 8000
+    max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
+    keepalive_s: float = Field(5, gt=0)  # between comments on a silent stream
+    send_timeout_s: float = Field(60, gt=0)  # a reader that takes nothing for so long is gone
+    token_ttl_s: int = Field(3600, gt=0)  # how long a browser may use its stream token
+    drain_s: float = Field(30, ge=0)  # how long running answers may go on after SIGTERM
+
+
+class CorsSettings(BaseModel):
+    origins: list[str] = []  # e.g. ["https://chat.example.org"] or ["*"]
+
+
+class LogSettings(BaseModel):
+    level: str = "INFO"
+    format: Literal["text", "json"] = "text"
+
+
+class ApiKey(BaseModel):
+    """Kept as a hash. `owner` is what its conversations belong to: the same for the same key, wherever it is used."""
+
+    digest: bytes
+
+    @property
+    def owner(self) -> str:
+        return "key_" + self.digest.hex()[:24]
+
+
+def _api_keys(value: object) -> object:
+    return [_api_key(each) if isinstance(each, str) else each for each in (_split(value) or [])]  # type: ignore[attr-defined]
+
+
+def _api_key(text: str) -> ApiKey:
+    """A key itself, or `sha256:` and its digest in hexadecimal."""
+    scheme, _, digest = text.partition(":")
+    if scheme == "sha256":
+        return ApiKey(digest=bytes.fromhex(digest))
+    return ApiKey(digest=hashlib.sha256(text.encode()).digest())
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="PARLEY_", env_nested_delimiter="__", env_file=".env", extra="ignore", protected_namespaces=()
+    )
+
+    model: DefaultModelSettings = DefaultModelSettings()
+    embedding: ModelSettings = ModelSettings(kind="embedding")
+    models: list[ModelSettings] = []  # further ones
+    models_dir: Path = Path("models")  # where default models are kept
+    engine: EngineSettings = EngineSettings()
+    chat: ChatSettings = ChatSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    server: ServerSettings = ServerSettings()
+    cors: CorsSettings = CorsSettings()
+    log: LogSettings = LogSettings()
+    api_keys: Annotated[list[ApiKey], NoDecode, BeforeValidator(_api_keys)] = []
+    strict: bool = False  # refuse request keys that nobody knows, instead of naming them in a header

@@ -1,0 +1,145 @@
+"""Server-sent events: the only place that knows their framing.
+
+OpenAI's streams carry `data:` lines and comments, nothing else: the official client stumbles over `id:`, `retry:` and
+named keep-alives. Ids, names and retry are for `EventSource` alone.
+
+sse-starlette ends all streams on SIGTERM by itself; here running answers may go on until the drain is over
+(`app/common/drain.py`), so its own way is switched off.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+import anyio
+import orjson
+from pydantic import BaseModel
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import AppStatus
+from starlette.types import Receive, Scope, Send
+
+from app.common.errors import Problem, problem
+from schemas.message_schema import BrowserEvent
+
+AppStatus.enable_automatic_graceful_drain = False
+
+T = TypeVar("T")
+
+# Seconds in which a refusal still gets its own status. After that (a model that loads) the 200 goes out and keep-alives
+# begin, because OkHttp gives up on a server that is silent for 10; a refusal is an event then.
+FIRST_WAIT = 2.0
+
+
+class Sse:
+    """Makes responses; `keepalive` and `send_timeout` in seconds."""
+
+    def __init__(self, *, keepalive: float, send_timeout: float) -> None:
+        self._keepalive = keepalive
+        self._send_timeout = send_timeout
+
+    async def openai(self, chunks: AsyncGenerator[BaseModel, None], headers: Mapping[str, str]) -> "Stream":
+        return await self._respond(chunks, _openai_chunk, _openai_error, end=b"data: [DONE]\n\n", headers=headers)
+
+    async def messages(self, pieces: AsyncGenerator[BaseModel, None]) -> "Stream":
+        """Plain `data:` events for readers that know no `[DONE]`: they end with the connection."""
+        return await self._respond(pieces, _openai_chunk, _named_error)
+
+    async def browser(self, events: AsyncGenerator[BrowserEvent, None]) -> "Stream":
+        return await self._respond(events, _browser_event, _named_error)
+
+    async def _respond(
+        self,
+        source: AsyncGenerator[T, None],
+        encode: Callable[[T], bytes],
+        encode_error: Callable[[Problem], bytes],
+        end: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+    ) -> "Stream":
+        primed = Primed(source)
+        await primed.wait(FIRST_WAIT)
+        return Stream(
+            primed,
+            _body(primed, encode, encode_error, end),
+            headers=headers,
+            ping=self._keepalive,
+            ping_message_factory=_keep_alive,
+            send_timeout=self._send_timeout,
+            sep="\n",
+        )
+
+
+class Primed(Generic[T]):
+    """A generator whose first step is under way, so that it can be refused before anything is sent."""
+
+    def __init__(self, source: AsyncGenerator[T, None]) -> None:
+        self._source = source
+        self._first = asyncio.ensure_future(anext(source))
+
+    async def wait(self, seconds: float) -> None:
+        """Raises what the first step raised; returns after `seconds` if it is still busy."""
+        try:
+            await asyncio.wait({self._first}, timeout=seconds)
+            if self._first.done():
+                self._first.result()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        yield await self._first
+        async for item in self._source:
+            yield item
+
+    async def aclose(self) -> None:
+        """Also right when nothing was ever taken: closing a generator that has not started would run none of it."""
+        if not self._first.done():
+            self._first.cancel()
+            await asyncio.wait({self._first})
+        await self._source.aclose()
+
+
+class Stream(EventSourceResponse):
+    """Closes its source however the response ends, also when the client left before the first event was sent."""
+
+    def __init__(self, source: Primed[Any], body: AsyncIterator[bytes], **options: Any) -> None:
+        super().__init__(body, **options)
+        self._source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._source.aclose()
+
+
+async def _body(
+    source: Primed[T], encode: Callable[[T], bytes], encode_error: Callable[[Problem], bytes], end: bytes
+) -> AsyncIterator[bytes]:
+    try:
+        async for item in source:
+            yield encode(item)
+    except Exception as error:  # the 200 is out: whatever happens now can only be told as an event
+        yield encode_error(problem(error))
+    if end:
+        yield end
+
+
+def _openai_chunk(chunk: BaseModel) -> bytes:
+    return b"data: " + chunk.model_dump_json(exclude_unset=True).encode() + b"\n\n"
+
+
+def _openai_error(found: Problem) -> bytes:
+    return b"data: " + orjson.dumps(found.body()) + b"\n\n"
+
+
+def _named_error(found: Problem) -> bytes:
+    return b"event: error\n" + _openai_error(found)
+
+
+def _browser_event(event: BrowserEvent) -> bytes:
+    return ServerSentEvent(event.data, event=event.event, id=event.id, retry=event.retry, sep="\n").encode()
+
+
+def _keep_alive() -> ServerSentEvent:
+    return ServerSentEvent(comment="keep-alive", sep="\n")

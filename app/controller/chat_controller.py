@@ -1,0 +1,40 @@
+"""POST /v1/chat/completions, the same without /v1, and GET /chat."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from app.common.dependencies import Caller, Chat, Drain, Models, Sse, Told
+from app.common.disconnect import while_connected
+from app.common.ignored import ignored_header
+from schemas.chat_schema import ChatCompletion, ChatCompletionRequest
+from schemas.status_schema import NotStarted, Running
+
+router = APIRouter(tags=["chat"])
+
+
+@router.post("/v1/chat/completions", response_model=ChatCompletion)
+@router.post("/chat/completions", response_model=ChatCompletion, include_in_schema=False)
+async def create_chat_completion(
+    body: ChatCompletionRequest, request: Request, response: Response, chat: Chat, caller: Caller, sse: Sse
+) -> Any:
+    ignored = ignored_header(chat.unknown_keys(body))
+    if body.stream:
+        return await sse.openai(chat.stream(body, caller.owner), ignored)
+    response.headers.update(ignored)
+    return await while_connected(request, chat.create(body, caller.owner))
+
+
+@router.get("/chat")
+async def status(request: Request, models: Models, drain: Drain, told: Told) -> Running | NotStarted:
+    if drain.begun or models.is_loading():
+        return NotStarted()
+    model = models.default()
+    engine = models.engine(model.name)
+    return Running(
+        llm_serving_url=str(request.base_url),
+        model_name=model.name,
+        max_new_tokens=told.max_new_tokens or (engine.max_length if engine else None),
+        device=engine.device if engine else told.device,
+        system_prompt=told.system_prompt,
+    )

@@ -1,0 +1,28 @@
+"""Probes and /metrics."""
+
+from fastapi import APIRouter, Response
+
+from app.common.dependencies import Drain, Measured, Models
+from schemas.status_schema import Health
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health")
+@router.get("/health/live")
+async def live() -> Health:
+    """The process answers."""
+    return Health()
+
+
+@router.get("/health/ready", responses={503: {"model": Health}})
+async def ready(response: Response, models: Models, drain: Drain) -> Health:
+    """Whether new requests should be sent here. A model that loads at its first use does not count as missing."""
+    state = Health(status="draining" if drain.begun else "loading" if models.is_loading() else "ok")
+    response.status_code = 200 if state.status == "ok" else 503
+    return state
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(measured: Measured) -> Response:
+    return Response(measured.render(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,58 @@
+"""The simple routes: POST /chat/new/message/, GET /chat/get/messages/, GET /chat/stream for `EventSource`."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from app.common.dependencies import Caller, Keys, Messages, Sse
+from app.common.disconnect import while_connected
+from schemas.message_schema import NewMessage, NewMessageAnswer, Question, StoredMessages, StreamToken
+
+# clients of these routes send JSON without saying so
+router = APIRouter(tags=["messages"], strict_content_type=False)
+
+
+@router.post("/chat/new/message/", response_model=NewMessageAnswer)
+async def new_message(
+    body: NewMessage,
+    request: Request,
+    messages: Messages,
+    caller: Caller,
+    sse: Sse,
+    accept: Annotated[str, Header()] = "",
+) -> Any:
+    if body.stream:
+        return await sse.messages(messages.stream(body, caller.owner))
+    if "text/event-stream" in accept:
+        return await sse.messages(messages.whole(body, caller.owner))
+    return await while_connected(request, messages.new(body, caller.owner))
+
+
+@router.get("/chat/get/messages/")
+async def get_messages(
+    messages: Messages,
+    caller: Caller,
+    conversation_id: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    after: Annotated[str | None, Query(max_length=64)] = None,
+) -> StoredMessages:
+    return await messages.messages(caller.owner, conversation_id, limit, after)
+
+
+@router.get("/chat/stream", responses={204: {"description": "Nothing more to come: do not reconnect"}})
+async def stream(
+    question: Annotated[Question, Query()],
+    messages: Messages,
+    caller: Caller,
+    sse: Sse,
+    last_event_id: Annotated[str | None, Header(max_length=64)] = None,
+) -> Response:
+    if last_event_id is None:
+        return await sse.browser(messages.ask(question, caller.owner))
+    rest = await messages.resume(last_event_id, caller.owner)
+    return await sse.browser(rest) if rest is not None else Response(status_code=204)
+
+
+@router.post("/chat/token")
+async def stream_token(keys: Keys, caller: Caller) -> StreamToken:
+    return StreamToken(token=keys.token(caller), expires_in=keys.token_ttl)

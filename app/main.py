@@ -1,0 +1,150 @@
+"""The composition root: builds everything and is imported by nobody."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from app.common import errors, log
+from app.common.auth import Gate, Keys
+from app.common.dependencies import Facts, Services
+from app.common.drain import Drain
+from app.common.middleware import BodyLimit, DrainGate, RequestLog
+from app.common.settings import ModelSettings, Settings
+from app.common.sse import Sse
+from app.controller import (
+    chat_controller,
+    embeddings_controller,
+    health_controller,
+    message_controller,
+    model_controller,
+)
+from database.session import Database
+from services.chat_service import ChatService
+from services.conversation_service import ConversationService, this_writer
+from services.embedding_service import EmbeddingService
+from services.message_service import MessageService
+from services.metrics import Metrics
+from services.model_service import ModelConfig, ModelManager
+from tools import data_migration, fetch_models
+
+logger = logging.getLogger(__name__)
+
+STATIC = Path(__file__).parent / "static"
+CONTROLLERS = (chat_controller, message_controller, embeddings_controller, model_controller, health_controller)
+DEFAULT_OF = {"chat": fetch_models.DEFAULT_CHAT, "embedding": fetch_models.DEFAULT_EMBEDDING}
+
+
+def create_app(settings: Settings) -> FastAPI:
+    log.configure(settings.log.level, settings.log.format)
+    database = Database(settings.database.url)
+    conversations = ConversationService(database, writer=this_writer(), checkpoint_s=settings.chat.checkpoint_s)
+    services = _services(settings, conversations)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if settings.database.migrate:
+            await data_migration.upgrade(settings.database.url)
+        await conversations.start()
+        services.models.start(preload=[_config(each, settings).name for each in _models(settings) if each.preload])
+        services.drain.install()
+        if not settings.api_keys:
+            logger.warning("no PARLEY_API_KEYS: everybody who reaches this server may use it")
+        yield
+        await services.messages.stop()
+        await services.models.stop()
+        await conversations.stop()
+        await database.close()
+
+    app = FastAPI(title="Parley", lifespan=lifespan, middleware=_middleware(settings, services))
+    app.state.services = services
+    errors.install(app)
+    for controller in CONTROLLERS:
+        app.include_router(controller.router)
+    app.mount("/static", StaticFiles(directory=STATIC))
+    app.add_api_route("/", partial(FileResponse, STATIC / "index.html"), include_in_schema=False)
+    return app
+
+
+def _services(settings: Settings, conversations: ConversationService) -> Services:
+    metrics = Metrics()
+    models = ModelManager(
+        [_config(each, settings) for each in _models(settings)],
+        aliases=settings.model.aliases,
+        locate=partial(_locate, models_dir=settings.models_dir),
+    )
+    metrics.watch(models.stats)
+    chat = ChatService(
+        models,
+        conversations,
+        metrics,
+        system_prompt=settings.chat.system_prompt,
+        max_new_tokens=settings.chat.max_new_tokens,
+        strict=settings.strict,
+    )
+    messages = MessageService(chat, conversations)
+    return Services(
+        chat=chat,
+        embeddings=EmbeddingService(models),
+        messages=messages,
+        models=models,
+        metrics=metrics,
+        keys=Keys(settings.api_keys, settings.server.token_ttl_s),
+        drain=Drain(settings.server.drain_s, interrupt=models.stop, is_busy=lambda: messages.num_live > 0),
+        sse=Sse(keepalive=settings.server.keepalive_s, send_timeout=settings.server.send_timeout_s),
+        facts=Facts(settings.chat.max_new_tokens, settings.model.device, settings.chat.system_prompt),
+    )
+
+
+def _middleware(settings: Settings, services: Services) -> list[Middleware]:
+    """Outermost first."""
+    cors = settings.cors.origins
+    return [
+        Middleware(RequestLog, metrics=services.metrics),
+        Middleware(CORSMiddleware, allow_origins=cors, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]),
+        Middleware(Gate, keys=services.keys, origins=cors),
+        Middleware(DrainGate, drain=services.drain),
+        Middleware(BodyLimit, max_bytes=settings.server.max_body_bytes),
+    ]
+
+
+def _models(settings: Settings) -> list[ModelSettings]:
+    return [settings.model, *settings.models, settings.embedding]
+
+
+def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
+    source = DEFAULT_OF[model.kind] if model.name == "default" else model.name
+    options = {"device": model.device, "dtype": model.dtype}
+    return ModelConfig(
+        name=model.id or _public_name(source),
+        source=source,
+        kind=model.kind,
+        pinned=model.pinned,
+        idle_ttl=model.ttl_s,
+        options=options | settings.engine.model_dump() if model.kind == "chat" else options,
+    )
+
+
+def _public_name(source: str) -> str:
+    """A file or folder is called by its own name; a hub's model keeps its owner."""
+    path = Path(source)
+    if path.suffix == ".gguf":
+        return path.stem
+    return path.resolve().name if path.is_dir() else source
+
+
+def _locate(source: str, models_dir: Path) -> str:
+    """Where an engine finds a model; a default one is fetched if it never was."""
+    if source in fetch_models.DEFAULT_MODELS and not Path(source).exists():
+        return str(fetch_models.fetch(source, models_dir))
+    return source
+
+
+app = create_app(Settings())

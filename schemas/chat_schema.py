@@ -1,0 +1,177 @@
+"""OpenAI's chat completion request, answer and chunk, as they go over the wire."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+
+class Request(BaseModel):
+    """An explicit null equals an absent field."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class RefusalPart(BaseModel):
+    type: Literal["refusal"]
+    refusal: str
+
+
+PARTS: dict[str, type[TextPart] | type[RefusalPart]] = {"text": TextPart, "refusal": RefusalPart}
+
+
+def _content(value: object) -> object:
+    """Decides on the shape first: one short error that names the part, not one for each alternative."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise ValueError("must be a string or a list of text parts")
+    return [_part(index, part) for index, part in enumerate(value)]
+
+
+def _part(index: int, part: object) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(kind, str) or kind not in PARTS:
+        raise ValueError(f"part {index}: this model takes text parts only")
+    if not isinstance(part, dict) or not isinstance(part.get(kind), str):
+        raise ValueError(f"part {index}: '{kind}' must be a string")
+    return {"type": kind, kind: part[kind]}
+
+
+Content = Annotated[str | list[dict[str, Any]], BeforeValidator(_content)]
+
+
+class ChatMessage(Request):
+    """A message without a role is the user's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["developer", "system", "user", "assistant"] = "user"
+    content: Content | None = None
+    name: str | None = Field(None, max_length=64)
+    refusal: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "ChatMessage":
+        if self.content is None and self.refusal is None:
+            raise ValueError("content is required")
+        return self
+
+
+class StreamOptions(Request):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _conversation_id(value: object) -> object:
+    return value.get("id") if isinstance(value, dict) else value
+
+
+StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+MetadataKey = Annotated[str, StringConstraints(max_length=64)]
+MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+class ChatCompletionRequest(Request):
+    """What of the contract is served; `UNSUPPORTED` in `services/chat/prompt.py` names the rest.
+
+    Keys outside the contract are kept in `model_extra`, so that they can be named and not just dropped.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    model: str | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1, description="0 and -1: off")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Annotated[list[StopSequence], BeforeValidator(_listed), Field(max_length=4)] = []
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    metadata: dict[MetadataKey, MetadataValue] = Field({}, max_length=16)
+    conversation: Annotated[str | None, BeforeValidator(_conversation_id)] = Field(
+        None, description="id, or an object with the id, of the conversation to continue and to add to"
+    )
+
+    @property
+    def wants_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+FinishReason = Literal["stop", "length"]
+
+
+class CompletionUsage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: str | None = None
+
+
+class Choice(BaseModel):
+    index: int
+    message: AssistantMessage
+    logprobs: None = None
+    finish_reason: FinishReason
+
+
+class ConversationRef(BaseModel):
+    id: str
+
+
+class ChatCompletion(BaseModel):
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: CompletionUsage
+    system_fingerprint: str
+    metadata: dict[str, str] | None = None
+    conversation: ConversationRef | None = None
+
+
+class Delta(BaseModel):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    index: int
+    delta: Delta
+    logprobs: None = None
+    finish_reason: FinishReason | None = None
+
+
+class ChatCompletionChunk(BaseModel):
+    """Fields that were never set are not sent: `usage` is null or absent, as the client asked."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChunkChoice]
+    system_fingerprint: str
+    usage: CompletionUsage | None = None
+    conversation: ConversationRef | None = None

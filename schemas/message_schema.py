@@ -1,0 +1,78 @@
+"""The simple routes: one prompt in, text out, for back ends and browsers that speak no OpenAI."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, StringConstraints
+
+from schemas.chat_schema import ChatMessage, Request
+
+Prompt = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Question(Request):
+    """What a browser's `EventSource` can ask, all of it in the query."""
+
+    prompt: Prompt
+    conversation_id: str | None = Field(None, max_length=64)
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+
+
+class NewMessage(Question):
+    history: list[ChatMessage] | None = Field(None, description="What was said before; not with a conversation_id")
+    stream: bool = False
+
+
+class HistoryItem(BaseModel):
+    role: str
+    content: str
+
+
+class NewMessageAnswer(BaseModel):
+    response: str
+    history: list[HistoryItem]
+    status: Literal[200] = 200
+    time: str = Field(description="YYYY-MM-DD HH:MM:SS, the server's local time")
+    message_id: str
+    conversation_id: str
+
+
+class TextPiece(BaseModel):
+    text: str
+    message_id: str
+
+
+class StoredMessage(BaseModel):
+    id: str
+    conversation_id: str
+    role: str
+    content: str | list[dict[str, Any]] | None
+    status: Literal["in_progress", "completed", "incomplete"]
+    finish_reason: str | None
+    model: str | None
+    created_at: float = Field(description="epoch seconds")
+
+
+class StoredMessages(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[StoredMessage]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class BrowserEvent(BaseModel):
+    """One event for `EventSource`; without data it only sets the id that a reconnect sends back."""
+
+    id: str
+    data: str | None = None
+    event: Literal["done", "error"] | None = None
+    retry: int | None = Field(None, description="milliseconds until the browser reconnects")
+
+
+class StreamToken(BaseModel):
+    """For `EventSource`, which cannot send headers: goes into the query as `token`."""
+
+    token: str
+    expires_in: int = Field(description="seconds")

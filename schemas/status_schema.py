@@ -1,0 +1,36 @@
+"""What the service says of itself."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+
+class Running(BaseModel):
+    status: Literal["running"] = "running"
+    llm_serving_url: str
+    model_name: str
+    max_new_tokens: int | None  # None: the model's length, known once it is loaded
+    device: str
+    do_sample: bool = True  # unless a request asks for temperature 0
+    system_prompt: str | None
+
+
+class NotStarted(BaseModel):
+    status: Literal["not started"] = "not started"
+    message: str = "You need to start the service first."
+
+
+class Health(BaseModel):
+    status: Literal["ok", "loading", "draining"] = "ok"
+
+
+class Model(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "parley"
+
+
+class Models(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Model]

@@ -1,0 +1,149 @@
+"""Chat completions: one pipeline, of which the stream is the truth and the plain answer the fold.
+
+One thing differs from the order of the house rules: the request is admitted by the engine before the user's items are
+written, so that a refused request (429, 503, a prompt too long) leaves nothing behind, and a retry is not stored twice.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any
+from uuid import uuid4
+
+from schemas.chat_schema import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
+from services.chat import encode, prompt
+from services.chat.events import Event, Head, Reply, events
+from services.conversation_service import ConversationService, NewItem, StoredMessage, Turn
+from services.engine.base import Job, Message, Tokenizer
+from services.errors import EngineFailed, InvalidRequest
+from services.metrics import AnswerTimer, Metrics
+from services.model_service import Lease, ModelManager
+
+
+class ChatService:
+    def __init__(
+        self,
+        models: ModelManager,
+        conversations: ConversationService,
+        metrics: Metrics,
+        *,
+        system_prompt: str | None = None,
+        max_new_tokens: int | None = None,
+        strict: bool = False,
+    ) -> None:
+        self._models = models
+        self._conversations = conversations
+        self._metrics = metrics
+        self._system_prompt = system_prompt
+        self._max_new_tokens = max_new_tokens
+        self._strict = strict
+
+    def unknown_keys(self, request: ChatCompletionRequest) -> list[str]:
+        """Keys that are no part of the contract; refused if this server is strict."""
+        unknown = prompt.unknown_keys(request)
+        if unknown and self._strict:
+            raise InvalidRequest(f"Unknown parameter: '{unknown[0][:64]}'", param=unknown[0][:64])
+        return unknown
+
+    async def create(self, request: ChatCompletionRequest, owner: str) -> ChatCompletion:
+        reply = await self.whole(request, owner)
+        assert reply.head
+        assert reply.finish
+        return encode.completion(reply.head, reply.text, reply.finish, request.metadata)
+
+    async def stream(self, request: ChatCompletionRequest, owner: str) -> AsyncGenerator[ChatCompletionChunk, None]:
+        """Refusals are raised by the first step; once a chunk has come, the request was admitted."""
+        async with aclosing(self.run(request, owner)) as run:
+            async for chunk in encode.chunks(run, request.wants_usage):
+                yield chunk
+
+    async def whole(self, request: ChatCompletionRequest, owner: str, *, create: bool = False) -> Reply:
+        reply = Reply()
+        async with aclosing(self.run(request, owner, create=create)) as run:
+            async for event in run:
+                reply.add(event)
+        if reply.finish is None:
+            raise EngineFailed("The engine ended without finishing its answer")
+        return reply
+
+    async def run(
+        self, request: ChatCompletionRequest, owner: str, *, create: bool = False
+    ) -> AsyncGenerator[Event, None]:
+        """A Head, then what is said. `create`: begin a conversation where the request names none."""
+        prompt.check(request)
+        async with self._models.lease(request.model) as model:
+            timer = self._metrics.answer(model.id)
+            turn = await self._conversations.open(request.conversation, owner, create=create)
+            job = await self._job(request, turn, model.engine.tokenizer)
+            async with aclosing(await model.engine.submit(job)) as pieces:
+                await turn.begin(_items(request), model.id)
+                said = events(_head(job, turn, model), pieces, prompt_tokens=len(job.prompt))
+                async with aclosing(_recorded(turn, timer, said)) as recorded:
+                    async for event in recorded:
+                        yield event
+
+    async def _job(self, request: ChatCompletionRequest, turn: Turn, tokenizer: Tokenizer) -> Job:
+        messages = prompt.messages(request, map(_message, turn.history), self._system_prompt)
+        params = prompt.sampling(request, self._max_new_tokens)
+        # in a thread: a long prompt takes long enough to render to be felt by every other stream
+        return await asyncio.to_thread(prompt.job, f"chatcmpl-{uuid4().hex}", messages, params, tokenizer)
+
+
+async def _recorded(turn: Turn, timer: AnswerTimer, said: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+    """Passes events on, and settles the turn however they end: whole, or with what was said until it broke."""
+    reply = Reply()
+    try:
+        async for event in said:
+            reply.add(event)
+            timer.add(event)
+            turn.said(reply.text)
+            yield event
+    finally:
+        await said.aclose()
+        timer.end()
+        await _unbroken(_settle(turn, reply))
+
+
+async def _settle(turn: Turn, reply: Reply) -> None:
+    if finish := reply.finish:
+        usage = {"prompt_tokens": finish.prompt_tokens, "completion_tokens": finish.completion_tokens}
+        await turn.finish(status="completed", finish_reason=finish.reason, usage=usage, text=reply.text)
+    else:
+        await turn.finish(status="incomplete", finish_reason=None, usage=None, text=reply.text)
+
+
+async def _unbroken(write: Coroutine[Any, Any, None]) -> None:
+    """Awaits what must not be left half done; a cancelled caller leaves at once, the write goes on."""
+    task = asyncio.ensure_future(write)
+    _writes.add(task)
+    task.add_done_callback(_writes.discard)
+    await asyncio.shield(task)
+
+
+_writes: set[asyncio.Future[None]] = set()  # the event loop itself holds its tasks only weakly
+
+
+def _items(request: ChatCompletionRequest) -> list[NewItem]:
+    return [NewItem(each.role, each.content if each.content is not None else each.refusal) for each in request.messages]
+
+
+def _message(stored: StoredMessage) -> Message:
+    return {"role": prompt.role(stored.role), "content": prompt.text(stored.content)}
+
+
+def _head(job: Job, turn: Turn, model: Lease) -> Head:
+    return Head(
+        id=job.id,
+        created=int(time.time()),
+        model=model.name,
+        fingerprint=_fingerprint(model),
+        reply_id=turn.reply_id,
+        conversation_id=turn.conversation_id,
+    )
+
+
+def _fingerprint(model: Lease) -> str:
+    """Changes with what a seed's text depends on: the model and how it is run."""
+    return "fp_" + hashlib.sha256(f"{model.id}|{model.engine.device}|{model.engine.dtype}".encode()).hexdigest()[:10]

@@ -1,0 +1,101 @@
+"""What is counted and timed, under vLLM's names with our prefix."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from services.chat.events import Event, Finish, Text
+from services.engine.base import EngineStats
+
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
+SHORT_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2)
+
+
+class Metrics:
+    """One set per application, in a registry of its own: two applications in one process do not meet."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens read", ["model"])
+        self._generation_tokens = self._counter("generation_tokens", "Tokens sampled", ["model"])
+        self._success = self._counter("request_success", "Requests answered", ["model", "finished_reason"])
+        self._embedded = self._counter("embedding_tokens", "Tokens embedded", ["model"])
+        self._first = self._histogram("time_to_first_token_seconds", "Request to first text", SECONDS)
+        self._between = self._histogram("inter_token_latency_seconds", "Between pieces of text", SHORT_SECONDS)
+        self._whole = self._histogram("e2e_request_latency_seconds", "Request to end of answer", SECONDS)
+        self._http = self._counter("http_requests", "HTTP requests", ["method", "route", "status"])
+
+    def watch(self, stats: Callable[[], Mapping[str, EngineStats]]) -> None:
+        """Reads the engines' gauges whenever somebody asks."""
+        self.registry.register(_EngineGauges(stats))
+
+    def answer(self, model: str) -> "AnswerTimer":
+        return AnswerTimer(self, model)
+
+    def embedded(self, model: str, tokens: int) -> None:
+        self._embedded.labels(model).inc(tokens)
+
+    def http(self, method: str, route: str, status: int) -> None:
+        self._http.labels(method, route, status).inc()
+
+    def render(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, help: str, labels: list[str]) -> Counter:
+        return Counter(f"parley_{name}", help, labels, registry=self.registry)
+
+    def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"parley_{name}", help, ["model"], registry=self.registry, buckets=buckets)
+
+
+@dataclass(slots=True)
+class AnswerTimer:
+    """Follows one answer, event by event."""
+
+    _metrics: Metrics
+    _model: str
+    _started: float = field(default_factory=time.perf_counter)
+    _last: float | None = None
+    _reason: str = "abort"
+
+    def add(self, event: Event) -> None:
+        now = time.perf_counter()
+        match event:
+            case Text():
+                self._spoke(now)
+            case Finish(reason, prompt_tokens, completion_tokens):
+                self._reason = reason
+                self._metrics._prompt_tokens.labels(self._model).inc(prompt_tokens)
+                self._metrics._generation_tokens.labels(self._model).inc(completion_tokens)
+
+    def _spoke(self, now: float) -> None:
+        if self._last is None:
+            self._metrics._first.labels(self._model).observe(now - self._started)
+        else:
+            self._metrics._between.labels(self._model).observe(now - self._last)
+        self._last = now
+
+    def end(self) -> None:
+        self._metrics._success.labels(self._model, self._reason).inc()
+        self._metrics._whole.labels(self._model).observe(time.perf_counter() - self._started)
+
+
+class _EngineGauges(Collector):
+    def __init__(self, stats: Callable[[], Mapping[str, EngineStats]]) -> None:
+        self._stats = stats
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        running = GaugeMetricFamily("parley_num_requests_running", "Sequences in the batch", labels=["model"])
+        waiting = GaugeMetricFamily("parley_num_requests_waiting", "Requests in the queue", labels=["model"])
+        cache = GaugeMetricFamily(
+            "parley_kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1", labels=["model"]
+        )
+        for model, stats in self._stats().items():
+            running.add_metric([model], stats.running)
+            waiting.add_metric([model], stats.waiting)
+            cache.add_metric([model], stats.cache_used / stats.cache_size if stats.cache_size else 0)
+        return [running, waiting, cache]

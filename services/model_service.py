@@ -1,0 +1,224 @@
+"""Which models there are, and the one place that loads and frees them."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from services.engine import build
+from services.engine.base import EngineStats, Tokenizer
+from services.errors import EngineFailed, InvalidRequest, ModelNotFound, ServiceError
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["chat", "embedding"]
+ENGINE_OF: dict[Kind, str] = {"chat": "local", "embedding": "embedding"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    name: str  # what requests call it
+    source: str  # folder, hub name, GGUF file, or the name of a default model
+    kind: Kind = "chat"
+    pinned: bool = False  # never freed
+    idle_ttl: float | None = None  # seconds without a user until it is freed; None: never
+    options: Mapping[str, Any] = field(default_factory=dict)  # the engine's own
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    id: str
+    created: int  # epoch seconds
+    kind: Kind
+    loaded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    id: str  # the model's own name
+    name: str  # as the request called it
+    engine: Any  # Engine or EmbeddingEngine, by the kind that was asked for
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    config: ModelConfig
+    engine: Any = None
+    transition: asyncio.Task[None] | None = None  # the load or unload under way
+    users: int = 0
+    last_used: float = 0.0
+
+
+class ModelManager:
+    """Loads each model on its first use, off the event loop, once however many ask together.
+
+    `locate` turns a config's source into what an engine can open (fetching a default model if need be); it and the
+    load run in a worker thread.
+    """
+
+    def __init__(
+        self,
+        configs: Iterable[ModelConfig],
+        *,
+        aliases: Mapping[str, str] | None = None,
+        locate: Callable[[str], str] = str,
+        build: Callable[..., Any] = build,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._entries = {config.name: _Entry(config) for config in configs}
+        self._aliases = dict(aliases or {})
+        self._locate = locate
+        self._build = build
+        self._clock = clock
+        self._created = int(time.time())
+        self._reaper: asyncio.Task[None] | None = None
+
+    # --- asking ---
+
+    def cards(self) -> list[ModelCard]:
+        return [self._card(entry) for entry in self._entries.values()]
+
+    def card(self, name: str) -> ModelCard:
+        return self._card(self._resolve(name, None))
+
+    def default(self, kind: Kind = "chat") -> ModelConfig:
+        return self._resolve(None, kind).config
+
+    def engine(self, name: str) -> Any | None:
+        """The loaded engine of a model, or None: asking does not load it."""
+        return self._entries[name].engine
+
+    def is_loading(self) -> bool:
+        return any(entry.transition is not None and entry.engine is None for entry in self._entries.values())
+
+    def stats(self) -> dict[str, EngineStats]:
+        return {name: entry.engine.stats() for name, entry in self._entries.items() if entry.engine is not None}
+
+    # --- using ---
+
+    @asynccontextmanager
+    async def lease(self, name: str | None, kind: Kind = "chat") -> AsyncIterator[Lease]:
+        """The model for the time of a `with`: it is not freed under its user."""
+        entry = self._resolve(name, kind)
+        engine = await self._loaded(entry)
+        entry.users += 1
+        try:
+            yield Lease(entry.config.name, name or entry.config.name, engine)
+        finally:
+            entry.users -= 1
+            entry.last_used = self._clock()
+
+    async def get_model(self, name: str | None = None, kind: Kind = "chat") -> Any:
+        return await self._loaded(self._resolve(name, kind))
+
+    async def get_tokenizer(self, name: str | None = None, kind: Kind = "chat") -> Tokenizer:
+        tokenizer: Tokenizer = (await self.get_model(name, kind)).tokenizer
+        return tokenizer
+
+    # --- life ---
+
+    def start(self, preload: Sequence[str] = ()) -> None:
+        for name in preload:
+            self._begin(self._entries[name], self._load)
+        if ttls := [entry.config.idle_ttl for entry in self._entries.values() if entry.config.idle_ttl]:
+            self._reaper = asyncio.create_task(self._reap_forever(min(ttls) / 4))
+
+    async def stop(self) -> None:
+        if self._reaper:
+            self._reaper.cancel()
+        for entry in self._entries.values():
+            if entry.transition:
+                await asyncio.wait([entry.transition])
+            if entry.engine:
+                await self._unload(entry)
+
+    async def reap(self) -> None:
+        """Frees every model that nobody has used for its TTL."""
+        for entry in self._entries.values():
+            if self._is_idle(entry):
+                logger.info("freeing model %s", entry.config.name)
+                await self._begin(entry, self._unload)
+
+    # --- inside ---
+
+    def _resolve(self, name: str | None, kind: Kind | None) -> _Entry:
+        wanted = self._aliases.get(name, name) if name else None
+        if wanted and wanted not in self._entries and wanted != "default":
+            wanted = self._aliases.get("*", wanted)
+        if wanted is None or wanted == "default":
+            return self._first(kind)
+        entry = self._entries.get(wanted)
+        if entry is None:
+            raise ModelNotFound(f"The model '{name}' does not exist", param="model")
+        if kind and entry.config.kind != kind:
+            raise InvalidRequest(f"The model '{name}' is not a model for {kind}", param="model")
+        return entry
+
+    def _first(self, kind: Kind | None) -> _Entry:
+        for entry in self._entries.values():
+            if kind in (None, entry.config.kind):
+                return entry
+        raise ModelNotFound(f"No model for {kind} is configured", param="model")
+
+    def _card(self, entry: _Entry) -> ModelCard:
+        return ModelCard(entry.config.name, self._created, entry.config.kind, entry.engine is not None)
+
+    def _is_idle(self, entry: _Entry) -> bool:
+        ttl = entry.config.idle_ttl
+        if entry.engine is None or entry.transition or entry.users or entry.config.pinned or ttl is None:
+            return False
+        return self._clock() - entry.last_used >= ttl
+
+    async def _loaded(self, entry: _Entry) -> Any:
+        while entry.engine is None or entry.transition is not None:
+            # shielded: a client that leaves does not take the load away from the others
+            await asyncio.shield(entry.transition or self._begin(entry, self._load))
+        entry.last_used = self._clock()
+        return entry.engine
+
+    def _begin(self, entry: _Entry, transition: Callable[[_Entry], Any]) -> asyncio.Task[None]:
+        async def run() -> None:
+            try:
+                await transition(entry)
+            finally:
+                entry.transition = None
+
+        entry.transition = asyncio.create_task(run())
+        entry.transition.add_done_callback(_retrieve)
+        return entry.transition
+
+    async def _load(self, entry: _Entry) -> None:
+        config = entry.config
+        started = self._clock()
+        try:
+            engine = await asyncio.to_thread(self._open, config)
+        except ServiceError:
+            raise
+        except Exception as error:
+            logger.exception("model %s could not be loaded", config.name)
+            raise EngineFailed(f"The model '{config.name}' could not be loaded; the server's log says why") from error
+        engine.start()
+        entry.engine = engine
+        entry.last_used = self._clock()
+        logger.info("model %s loaded in %.1f s", config.name, self._clock() - started)
+
+    def _open(self, config: ModelConfig) -> Any:
+        return self._build(ENGINE_OF[config.kind], source=self._locate(config.source), **config.options)
+
+    async def _unload(self, entry: _Entry) -> None:
+        engine, entry.engine = entry.engine, None
+        await engine.stop()
+
+    async def _reap_forever(self, interval: float) -> None:
+        while True:
+            await asyncio.sleep(interval)
+            await self.reap()
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """A failed load that nobody waits for any more is not an unhandled exception: it was logged."""
+    if not task.cancelled():
+        task.exception()
