@@ -34,7 +34,7 @@ RULES = [
         may=r"schemas|database|services\.(errors|chat|metrics|\w+_service|engine\.(base|build))",
         never=WEB,
     ),
-    Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|\w+_service)|app\.common", never="torch"),
+    Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|metrics|\w+_service)|app\.common", never="torch"),
     Rule(r"app\.main", may=r"app\.(common|controller)|services|schemas|database|tools"),
     Rule("tools", may=r"tools|services|schemas|database|app\.common\.settings"),
     Rule("(app|services)$"),  # the two __init__ files

@@ -111,10 +111,12 @@ def test_nothing_heavy_is_imported_to_find_that_all_is_there() -> None:
 
 
 @pytest.mark.live
-def test_the_default_models_open(tmp_path: Path) -> None:
+def test_the_default_models_open() -> None:
     from transformers import AutoConfig, AutoTokenizer
 
-    models_dir = Path(fetch_models.__file__).parent.parent / "models"
+    from app.common.settings import Settings
+
+    models_dir = Settings().models_dir
     fetch_all(models_dir)
     for name in DEFAULT_MODELS:
         assert AutoConfig.from_pretrained(models_dir / name).model_type in {"llama", "bert"}
