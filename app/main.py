@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -25,6 +24,7 @@ from app.controller import (
     health_controller,
     message_controller,
     model_controller,
+    page_controller,
 )
 from database.session import Database
 from services.chat_service import ChatService
@@ -37,8 +37,14 @@ from tools import data_migration, fetch_models
 
 logger = logging.getLogger(__name__)
 
-STATIC = Path(__file__).parent / "static"
-CONTROLLERS = (chat_controller, message_controller, embeddings_controller, model_controller, health_controller)
+CONTROLLERS = (
+    chat_controller,
+    message_controller,
+    embeddings_controller,
+    model_controller,
+    health_controller,
+    page_controller,
+)
 DEFAULT_OF = {"chat": fetch_models.DEFAULT_CHAT, "embedding": fetch_models.DEFAULT_EMBEDDING}
 
 
@@ -68,8 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     for controller in CONTROLLERS:
         app.include_router(controller.router)
-    app.mount("/static", StaticFiles(directory=STATIC))
-    app.add_api_route("/", partial(FileResponse, STATIC / "index.html"), include_in_schema=False)
+    app.mount("/static", StaticFiles(directory=page_controller.STATIC))
     return app
 
 

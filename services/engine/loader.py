@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils import logging as transformers_logging
 
 from services.engine.device import pick_device, pick_dtype
+
+transformers_logging.disable_progress_bar()  # a server's log is no terminal
 
 UNLIMITED = 10**9  # tokenizers without a limit of their own say 10**30
 
