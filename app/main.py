@@ -31,7 +31,7 @@ from services.chat_service import ChatService
 from services.conversation_service import ConversationService, this_writer
 from services.embedding_service import EmbeddingService
 from services.message_service import MessageService
-from services.metrics import Metrics
+from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
 from tools import data_migration, fetch_models
 
@@ -112,7 +112,7 @@ def _middleware(settings: Settings, services: Services) -> list[Middleware]:
     """Outermost first."""
     cors = settings.cors.origins
     return [
-        Middleware(RequestLog, metrics=services.metrics),
+        Middleware(RequestLog, metrics=services.metrics_service),
         Middleware(CORSMiddleware, allow_origins=cors, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]),
         Middleware(Gate, keys=services.keys, origins=cors),
         Middleware(DrainGate, drain=services.drain),

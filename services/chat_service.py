@@ -6,6 +6,7 @@ written, so that a refused request (429, 503, a prompt too long) leaves nothing 
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
@@ -17,9 +18,11 @@ from services.chat import encode, prompt
 from services.chat.events import Event, Head, Reply, events
 from services.conversation_service import ConversationService, NewItem, StoredMessage, Turn
 from services.engine.base import Job, Message, Tokenizer
-from services.errors import EngineFailed, InvalidRequest
-from services.metrics import AnswerTimer, Metrics
+from services.errors import EngineFailed, InvalidRequest, Unavailable
+from services.metrics_service import AnswerTimer, Metrics
 from services.model_service import Lease, ModelManager
+
+logger = logging.getLogger(__name__)
 
 
 class ChatService:
@@ -107,11 +110,14 @@ async def _recorded(turn: Turn, timer: AnswerTimer, said: AsyncGenerator[Event, 
 
 
 async def _settle(turn: Turn, reply: Reply) -> None:
-    if finish := reply.finish:
-        usage = {"prompt_tokens": finish.prompt_tokens, "completion_tokens": finish.completion_tokens}
-        await turn.finish(status="completed", finish_reason=finish.reason, usage=usage, text=reply.text)
-    else:
-        await turn.finish(status="incomplete", finish_reason=None, usage=None, text=reply.text)
+    try:
+        if finish := reply.finish:
+            usage = {"prompt_tokens": finish.prompt_tokens, "completion_tokens": finish.completion_tokens}
+            await turn.finish(status="completed", finish_reason=finish.reason, usage=usage, text=reply.text)
+        else:
+            await turn.finish(status="incomplete", finish_reason=None, usage=None, text=reply.text)
+    except Unavailable as error:  # the answer was given; the turn keeps its outcome until it can be written
+        logger.warning("%s; reply %s will be stored later", error.message, turn.reply_id)
 
 
 async def _unbroken(write: Coroutine[Any, Any, None]) -> None:

@@ -10,7 +10,7 @@ from app.common import auth, drain, sse
 from services.chat_service import ChatService
 from services.embedding_service import EmbeddingService
 from services.message_service import MessageService
-from services.metrics import Metrics
+from services.metrics_service import Metrics
 from services.model_service import ModelManager
 
 

@@ -13,7 +13,7 @@ from app.common.drain import Drain
 from app.common.errors import problem
 from app.common.log import request_id
 from services.errors import Unavailable
-from services.metrics import Metrics
+from services.metrics_service import Metrics
 
 access = logging.getLogger("parley.access")
 
