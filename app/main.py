@@ -112,7 +112,7 @@ def _middleware(settings: Settings, services: Services) -> list[Middleware]:
     """Outermost first."""
     cors = settings.cors.origins
     return [
-        Middleware(RequestLog, metrics=services.metrics_service),
+        Middleware(RequestLog, metrics=services.metrics),
         Middleware(CORSMiddleware, allow_origins=cors, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]),
         Middleware(Gate, keys=services.keys, origins=cors),
         Middleware(DrainGate, drain=services.drain),

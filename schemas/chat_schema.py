@@ -75,7 +75,11 @@ def _listed(value: object) -> object:
 
 
 def _conversation_id(value: object) -> object:
-    return value.get("id") if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    if not isinstance(value.get("id"), str):
+        raise ValueError("an object here needs an 'id'")
+    return value["id"]
 
 
 StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=512)]

@@ -76,9 +76,10 @@ class ChatService:
     ) -> AsyncGenerator[Event, None]:
         """A Head, then what is said. `create`: begin a conversation where the request names none."""
         prompt.check(request)
+        self._models.check(request.model, "chat")  # before a load is waited for
+        turn = await self._conversations.open(request.conversation, owner, create=create)
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
-            turn = await self._conversations.open(request.conversation, owner, create=create)
             job = await self._job(request, turn, model.engine.tokenizer)
             async with aclosing(await model.engine.submit(job)) as pieces:
                 await turn.begin(_items(request), model.id)

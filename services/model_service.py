@@ -84,6 +84,10 @@ class ModelManager:
     def card(self, name: str) -> ModelCard:
         return self._card(self._resolve(name, None))
 
+    def check(self, name: str | None, kind: Kind) -> None:
+        """Raises what a lease would, without loading anything."""
+        self._resolve(name, kind)
+
     def default(self, kind: Kind = "chat") -> ModelConfig:
         return self._resolve(None, kind).config
 

@@ -81,6 +81,9 @@ def invalid(found: Any) -> Problem:
     first = found[0]
     if first["type"] == "json_invalid":
         return Problem(400, "The body is not valid JSON", "invalid_request_error", None, "invalid_json")
+    if first["loc"] == ("body",):
+        message = "The body must be a JSON object, sent with Content-Type: application/json"
+        return Problem(400, message, "invalid_request_error", None, "invalid_json")
     param = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")) or None
     message = first["msg"].removeprefix("Value error, ")
     text = f"'{param}': {message}" if param else message
