@@ -30,11 +30,11 @@ RULES = [
     Rule(r"services\.engine", may=r"services\.(errors|engine)", never=WEB),
     Rule(r"services\.chat", may=r"schemas|services\.(errors|chat|engine\.base)", never=f"torch|{WEB}"),
     Rule(
-        r"services\.(\w+_service|metrics)",
-        may=r"schemas|database|services\.(errors|chat|metrics|\w+_service|engine\.(base|build))",
+        r"services\.\w+_service",
+        may=r"schemas|database|services\.(errors|chat|\w+_service|engine\.(base|build))",
         never=WEB,
     ),
-    Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|metrics|\w+_service)|app\.common", never="torch"),
+    Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|\w+_service)|app\.common", never="torch"),
     Rule(r"app\.main", may=r"app\.(common|controller)|services|schemas|database|tools"),
     Rule("tools", may=r"tools|services|schemas|database|app\.common\.settings"),
     Rule("(app|services)$"),  # the two __init__ files
