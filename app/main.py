@@ -1,10 +1,11 @@
 """The composition root: builds everything and is imported by nobody."""
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
@@ -30,6 +31,7 @@ from database.session import Database
 from services.chat_service import ChatService
 from services.conversation_service import ConversationService, this_writer
 from services.embedding_service import EmbeddingService
+from services.engine import build
 from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
@@ -48,11 +50,12 @@ CONTROLLERS = (
 DEFAULT_OF = {"chat": fetch_models.DEFAULT_CHAT, "embedding": fetch_models.DEFAULT_EMBEDDING}
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, build: Callable[..., Any] = build) -> FastAPI:
+    """`build` makes the engines, as `services.engine.build` does."""
     log.configure(settings.log.level, settings.log.format)
     database = Database(settings.database.url)
     conversations = ConversationService(database, writer=this_writer(), checkpoint_s=settings.chat.checkpoint_s)
-    services = _services(settings, conversations)
+    services = _services(settings, conversations, build)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -78,12 +81,13 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _services(settings: Settings, conversations: ConversationService) -> Services:
+def _services(settings: Settings, conversations: ConversationService, build: Callable[..., Any]) -> Services:
     metrics = Metrics()
     models = ModelManager(
         [_config(each, settings) for each in _models(settings)],
         aliases=settings.model.aliases,
         locate=partial(_locate, models_dir=settings.models_dir),
+        build=build,
     )
     metrics.watch(models.stats)
     chat = ChatService(
