@@ -42,7 +42,7 @@ class Decodes:
     """One new token for each of many sequences, attended in one call over the slots from 0 to the highest."""
 
     tokens: slice
-    slots: Tensor  # [tokens]
+    slots: Tensor  # [tokens], rising: without gaps, the queries are then the cache's rows as they are
     positions: Tensor  # [tokens]
     height: int  # the highest slot + 1
     length: int  # the highest position + 1

@@ -40,7 +40,7 @@ class BatchRunner:
 
     @torch.inference_mode()
     def run(self, batch: list[Work]) -> Tensor:
-        decodes = [work for work in batch if work.num_tokens == 1]
+        decodes = sorted((work for work in batch if work.num_tokens == 1), key=lambda work: work.slot)
         chunks = [work for work in batch if work.num_tokens > 1]
         works = [*decodes, *chunks]
         groups: list[Group] = [*self._decodes(decodes), *self._chunks(chunks, start=len(decodes))]
