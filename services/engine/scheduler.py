@@ -80,10 +80,11 @@ class Scheduler:
 
     def _drop_finished(self) -> None:
         for sequence in self._running:
+            # asked once: another thread may cancel at any time, and a slot is given up in the same breath or kept
             if sequence.is_over and sequence.slot is not None:
                 heapq.heappush(self._free, sequence.slot)
                 sequence.slot = None
-        self._running = [sequence for sequence in self._running if not sequence.is_over]
+        self._running = [sequence for sequence in self._running if sequence.slot is not None]
         self._waiting = deque(sequence for sequence in self._waiting if not sequence.is_over)
 
     def _admit_waiting(self) -> None:
