@@ -1,0 +1,135 @@
+"""The whole app around fakes: called directly, or served on a real port where streams and disconnects matter.
+
+Both run on the test's own event loop, so that a test can hold its engine still and watch what the app does.
+"""
+
+import asyncio
+import logging
+import shutil
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from app.common.dependencies import Services
+from app.common.settings import Settings
+from tests.databases import free_port
+from tests.fakes import FakeEngine
+
+MODEL = "fake-chat"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    app: FastAPI
+    client: httpx2.AsyncClient
+
+    @property
+    def services(self) -> Services:
+        services: Services = self.app.state.services
+        return services
+
+
+NewSite = Callable[..., Awaitable[Site]]
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine("Hello", ", ", "world!")
+
+
+@pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+    shutil.copy(sqlite_template, tmp_path / "parley.db")
+    return f"sqlite:///{tmp_path}/parley.db"
+
+
+@pytest.fixture
+def new_app(engine: FakeEngine, sqlite_url: str, process: None) -> Callable[..., FastAPI]:
+    # builds an app of its own, from the environment, when it is imported: not for tests that need none
+    from app.main import create_app
+
+    def new_app(*, build: Callable[..., object] | None = None, **settings: object) -> FastAPI:
+        database = {"url": sqlite_url, "migrate": False}
+        models = {"model": {"name": MODEL}, "embedding": {"name": "fake-embedding", "kind": "embedding"}}
+        given = {"database": database, "api_keys": [], **models, **settings}
+        return create_app(Settings(_env_file=None, **given), build=build or engine.builder())
+
+    return new_app
+
+
+@pytest.fixture
+async def new_site(new_app: Callable[..., FastAPI]) -> AsyncIterator[NewSite]:
+    """Called directly: a streamed answer is handed over when it is complete."""
+    async with AsyncExitStack() as stack:
+
+        async def new_site(**settings: object) -> Site:
+            app = new_app(**settings)
+            await stack.enter_async_context(app.router.lifespan_context(app))
+            client = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://parley")
+            return Site(app, await stack.enter_async_context(client))
+
+        yield new_site
+
+
+@pytest.fixture
+async def new_server(new_app: Callable[..., FastAPI]) -> AsyncIterator[NewSite]:
+    """On a port of its own."""
+    async with AsyncExitStack() as stack:
+
+        async def new_server(**settings: object) -> Site:
+            app = new_app(**settings)
+            port = await stack.enter_async_context(_served(app))
+            client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}")
+            return Site(app, await stack.enter_async_context(client))
+
+        yield new_server
+
+
+@pytest.fixture
+async def site(new_site: NewSite) -> Site:
+    return await new_site()
+
+
+@pytest.fixture
+async def server(new_server: NewSite) -> Site:
+    return await new_server()
+
+
+@pytest.fixture
+def process() -> Iterator[None]:
+    """Puts back what an app changes of its process: the log's handlers and the signals'."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, app: FastAPI, port: int) -> None:
+        super().__init__(uvicorn.Config(app, port=port, http="h11", log_config=None, timeout_graceful_shutdown=5))
+        self.up = asyncio.Event()
+
+    async def startup(self, sockets: object = None) -> None:
+        await super().startup()
+        self.up.set()
+
+
+@asynccontextmanager
+async def _served(app: FastAPI) -> AsyncIterator[int]:
+    server = _Server(app, free_port())
+    serving = asyncio.create_task(server.serve())
+    await server.up.wait()
+    yield server.config.port
+    server.should_exit = True
+    await serving

@@ -1,0 +1,151 @@
+"""Stand-ins that behave: an engine that says what its script holds, a tokenizer whose tokens are bytes."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from services.engine.base import EngineStats, FinishReason, Job, Message, Piece, Tokenizer
+from services.errors import PromptTooLong, ServiceError, Unavailable
+
+TEMPLATE = """\
+{% for message in messages %}
+{% if loop.first and message.role == "assistant" %}
+{{ raise_exception("an answer cannot come first") }}
+{% endif %}
+<{{ message.role }}>{{ message.content }}
+{% endfor %}
+{% if add_generation_prompt %}
+<assistant>
+{% endif %}
+"""
+
+
+class FakeTokenizer:
+    def __init__(self, chat_template: str | None = TEMPLATE) -> None:
+        self.chat_template = chat_template
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def apply_chat_template(self, conversation: Sequence[Message], **kwargs: Any) -> list[int]:
+        assert self.chat_template
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _raise
+        template = environment.from_string(self.chat_template)
+        return self.encode(template.render(messages=conversation, **kwargs))
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+class Pause:
+    """A step at which an engine stands still until `go` is set."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.go = asyncio.Event()
+
+
+Step = str | Piece | Exception | Pause
+
+
+class FakeStream(AsyncGenerator[Piece, None]):
+    def __init__(self, engine: "FakeEngine", steps: Iterator[Step]) -> None:
+        self._engine = engine
+        self._steps = steps
+
+    async def asend(self, value: None, /) -> Piece:
+        if self not in self._engine.running:
+            raise StopAsyncIteration
+        try:
+            return await self._next()
+        except BaseException:
+            self._close()
+            raise
+
+    async def _next(self) -> Piece:
+        for step in self._steps:
+            match step:
+                case str():
+                    return Piece(step, token_ids=(0,))
+                case Piece():
+                    return step
+                case Exception():
+                    raise step
+                case Pause():
+                    step.reached.set()
+                    await step.go.wait()
+                    if self._engine.stopped:
+                        raise Unavailable("The server is shutting down")
+        raise StopAsyncIteration
+
+    async def athrow(self, typ: Any, val: Any = None, tb: Any = None, /) -> Piece:
+        self._close()
+        raise typ
+
+    async def aclose(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self._engine.running.discard(self)
+        if not self._engine.running:
+            self._engine.idle.set()
+
+
+class FakeEngine:
+    """Says `script` to every job, then finishes; `refusal` is raised instead of taking a job."""
+
+    device = "fake"
+    dtype = "float32"
+
+    def __init__(self, *script: Step, finish: FinishReason | None = "stop", max_length: int = 4096) -> None:
+        self.tokenizer: Tokenizer = FakeTokenizer()
+        self.script = script
+        self.finish = finish
+        self.max_length = max_length
+        self.refusal: ServiceError | None = None
+        self.jobs: list[Job] = []
+        self.running: set[FakeStream] = set()
+        self.idle = asyncio.Event()
+        self.starts = 0
+        self.stopped = True
+
+    def start(self) -> None:
+        self.starts += 1
+        self.stopped = False
+
+    async def stop(self) -> None:
+        self.stopped = True
+        for step in self.script:
+            if isinstance(step, Pause):
+                step.go.set()
+
+    async def submit(self, job: Job) -> FakeStream:
+        if self.refusal:
+            raise self.refusal
+        if self.stopped:
+            raise Unavailable("The model is being unloaded")
+        if len(job.prompt) >= self.max_length:
+            raise PromptTooLong(f"{len(job.prompt)} tokens, at most {self.max_length}", param="messages")
+        self.jobs.append(job)
+        end = [Piece("", finish=self.finish)] if self.finish else []
+        stream = FakeStream(self, iter([*self.script, *end]))
+        self.running.add(stream)
+        self.idle.clear()
+        return stream
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=len(self.running), cache_used=10 * len(self.running), cache_size=100)
+
+    @property
+    def prompts(self) -> list[str]:
+        """What it was asked, as text."""
+        return [bytes(job.prompt).decode() for job in self.jobs]
+
+    def builder(self) -> Callable[..., "FakeEngine"]:
+        """For `build=`: this engine, whatever is asked for."""
+        return lambda kind, /, **options: self
