@@ -7,10 +7,11 @@ from fastapi import APIRouter, Request, Response
 from app.common.dependencies import Caller, Chat, Drain, Models, Sse, Told
 from app.common.disconnect import while_connected
 from app.common.ignored import ignored_header
+from app.common.json_body import JsonRoute
 from schemas.chat_schema import ChatCompletion, ChatCompletionRequest
 from schemas.status_schema import NotStarted, Running
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion)

@@ -3,9 +3,10 @@
 from fastapi import APIRouter, Response
 
 from app.common.dependencies import Embedder
+from app.common.json_body import JsonRoute
 from schemas.embeddings_schema import EmbeddingList, EmbeddingRequest
 
-router = APIRouter(tags=["embeddings"])
+router = APIRouter(tags=["embeddings"], route_class=JsonRoute)
 
 
 @router.post("/v1/embeddings", response_model=EmbeddingList)

@@ -6,10 +6,11 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from app.common.dependencies import Caller, Keys, Messages, Sse
 from app.common.disconnect import while_connected
+from app.common.json_body import JsonRoute
 from schemas.message_schema import NewMessage, NewMessageAnswer, Question, StoredMessages, StreamToken
 
 # clients of these routes send JSON without saying so
-router = APIRouter(tags=["messages"], strict_content_type=False)
+router = APIRouter(tags=["messages"], strict_content_type=False, route_class=JsonRoute)
 
 
 @router.post("/chat/new/message/", response_model=NewMessageAnswer)
