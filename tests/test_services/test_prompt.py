@@ -1,0 +1,200 @@
+"""Requests to jobs, without an engine."""
+
+import pytest
+from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
+from pydantic import ValidationError
+
+from schemas.chat_schema import ChatCompletionRequest
+from services.chat import prompt
+from services.engine.base import Message, SamplingParams
+from services.errors import InvalidRequest, UnsupportedParameter
+from tests.fakes import FakeTokenizer
+
+HI = {"messages": [{"role": "user", "content": "hi"}]}
+SERVED = sorted(ChatCompletionRequest.model_fields)
+REFUSED = [
+    ("audio", {"voice": "alloy", "format": "wav"}),
+    ("frequency_penalty", 0.5),
+    ("function_call", "auto"),
+    ("functions", [{"name": "f"}]),
+    ("logit_bias", {"50256": -100}),
+    ("logprobs", True),
+    ("min_p", 0.05),
+    ("modalities", ["text", "audio"]),
+    ("n", 2),
+    ("parallel_tool_calls", True),
+    ("presence_penalty", -0.1),
+    ("reasoning_effort", "low"),
+    ("repetition_penalty", 1.1),
+    ("response_format", {"type": "json_object"}),
+    ("service_tier", "flex"),
+    ("store", True),
+    ("tool_choice", "auto"),
+    ("tools", [{"type": "function", "function": {"name": "f"}}]),
+    ("top_logprobs", 3),
+    *((name, "anything else") for name in prompt.UNSUPPORTED),
+]
+NEUTRAL = [(name, value) for name, values in prompt.UNSUPPORTED.items() for value in values]
+
+
+def request(**fields: object) -> ChatCompletionRequest:
+    return ChatCompletionRequest.model_validate({**HI, **fields})
+
+
+def said(*messages: dict[str, object], system: str | None = None, history: tuple[Message, ...] = ()) -> list[Message]:
+    return prompt.messages(request(messages=messages), history, system)
+
+
+class TestParameters:
+    def test_each_of_the_contract_is_served_or_refused_by_name(self) -> None:
+        contract = set(CompletionCreateParamsStreaming.__annotations__)
+        for base in CompletionCreateParamsStreaming.__orig_bases__:
+            contract |= set(getattr(base, "__annotations__", {}))
+        assert len(contract) > 30
+        assert contract - set(SERVED) - set(prompt.UNSUPPORTED) == set()
+
+    def test_none_is_both_served_and_refused(self) -> None:
+        assert set(SERVED) & set(prompt.UNSUPPORTED) == set()
+
+    @pytest.mark.parametrize(("name", "value"), REFUSED)
+    def test_unsupported_one_is_refused_by_name(self, name: str, value: object) -> None:
+        with pytest.raises(UnsupportedParameter) as refused:
+            prompt.check(request(**{name: value}))
+        assert refused.value.param == name
+        assert name in refused.value.message
+
+    @pytest.mark.parametrize(("name", "value"), NEUTRAL)
+    def test_unsupported_one_that_asks_for_nothing_is_accepted(self, name: str, value: object) -> None:
+        prompt.check(request(**{name: value}))
+
+    @pytest.mark.parametrize("name", [*SERVED, *prompt.UNSUPPORTED])
+    def test_null_is_as_good_as_absent(self, name: str) -> None:
+        if name == "messages":
+            with pytest.raises(ValidationError, match="Field required"):
+                request(messages=None)
+        else:
+            assert request(**{name: None}) == request()
+            prompt.check(request(**{name: None}))
+
+    def test_nulls_inside_are_as_good_as_absent_too(self) -> None:
+        nulls = {"role": None, "name": None, "refusal": None, "tool_calls": None, "audio": None}
+        full = request(messages=[{"content": "hi", **nulls}], stream=True, stream_options={"include_usage": None})
+        assert full == request(messages=[{"content": "hi"}], stream=True, stream_options={})
+
+    def test_unknown_ones_are_told_from_unsupported_ones(self) -> None:
+        assert prompt.unknown_keys(request(zebra=1, apple=2, tools=[], n=1)) == ["apple", "zebra"]
+        assert prompt.unknown_keys(request(temperature=0, zebra=None)) == []
+
+    def test_stream_options_go_with_streams_only(self) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            prompt.check(request(stream_options={"include_usage": True}))
+        assert refused.value.param == "stream_options"
+        prompt.check(request(stream_options={"include_usage": True}, stream=True))
+
+    def test_obfuscation_is_refused(self) -> None:
+        with pytest.raises(UnsupportedParameter) as refused:
+            prompt.check(request(stream_options={"include_obfuscation": True}, stream=True))
+        assert refused.value.param == "stream_options.include_obfuscation"
+
+
+class TestSampling:
+    def test_defaults_are_openais(self) -> None:
+        assert prompt.sampling(request(), None) == SamplingParams(temperature=1.0, top_p=1.0)
+
+    def test_all_are_taken_over(self) -> None:
+        asked = request(max_tokens=7, temperature=0, top_p=0.5, top_k=3, seed=-1, stop=["a", "b"])
+        assert prompt.sampling(asked, 99) == SamplingParams(7, 0, 0.5, 3, -1, ("a", "b"))
+
+    def test_one_stop_string_is_a_list_of_one(self) -> None:
+        assert prompt.sampling(request(stop="end"), None).stop == ("end",)
+
+    @pytest.mark.parametrize("off", [0, -1])
+    def test_top_k_can_be_off(self, off: int) -> None:
+        assert prompt.sampling(request(top_k=off), None).top_k is None
+
+    def test_the_newer_limit_wins_and_the_servers_own_comes_last(self) -> None:
+        assert prompt.sampling(request(max_tokens=7, max_completion_tokens=8), 9).max_tokens == 8
+        assert prompt.sampling(request(max_tokens=7), 9).max_tokens == 7
+        assert prompt.sampling(request(), 9).max_tokens == 9
+
+
+class TestMessages:
+    def test_without_a_role_it_is_the_users(self) -> None:
+        assert said({"content": "hi"}) == [{"role": "user", "content": "hi"}]
+
+    def test_developer_speaks_as_system(self) -> None:
+        assert said({"role": "developer", "content": "be brief"}) == [{"role": "system", "content": "be brief"}]
+
+    def test_text_parts_are_joined(self) -> None:
+        parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+        assert said({"content": parts}) == [{"role": "user", "content": "one two"}]
+
+    def test_refusals_are_what_the_assistant_said(self) -> None:
+        parts = [{"type": "refusal", "refusal": "I will not"}]
+        assert said({"role": "assistant", "content": parts}, {"role": "assistant", "refusal": "nor this"}) == [
+            {"role": "assistant", "content": "I will not"},
+            {"role": "assistant", "content": "nor this"},
+        ]
+
+    def test_history_comes_first(self) -> None:
+        history: tuple[Message, ...] = ({"role": "user", "content": "before"},)
+        assert [each["content"] for each in said({"content": "now"}, history=history)] == ["before", "now"]
+
+    def test_system_prompt_goes_in_front_where_there_is_none(self) -> None:
+        assert said({"content": "hi"}, system="be brief")[0] == {"role": "system", "content": "be brief"}
+
+    @pytest.mark.parametrize("role", ["system", "developer"])
+    def test_system_prompt_gives_way_to_the_requests_own(self, role: str) -> None:
+        given = said({"role": role, "content": "be long"}, {"content": "hi"}, system="be brief")
+        assert [each["content"] for each in given] == ["be long", "hi"]
+
+    def test_system_prompt_gives_way_to_the_historys_own(self) -> None:
+        history: tuple[Message, ...] = ({"role": "system", "content": "be long"},)
+        assert [each["content"] for each in said({"content": "hi"}, history=history, system="be brief")] == [
+            "be long",
+            "hi",
+        ]
+
+    @pytest.mark.parametrize(
+        ("message", "where"),
+        [
+            ({"role": "robot", "content": "hi"}, ("messages", 0, "role")),
+            ({"role": "user"}, ("messages", 0)),
+            ({"role": "user", "content": 5}, ("messages", 0, "content")),
+            ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ("messages", 0, "content")),
+            ({"content": [{"type": "text"}]}, ("messages", 0, "content")),
+            ({"content": ["hi"]}, ("messages", 0, "content")),
+            ({"content": "hi", "tool_calls": []}, ("messages", 0, "tool_calls")),
+            ({"content": "hi", "name": "n" * 65}, ("messages", 0, "name")),
+            ("hi", ("messages", 0)),
+        ],
+    )
+    def test_others_are_refused_where_they_are_wrong(self, message: object, where: tuple[object, ...]) -> None:
+        with pytest.raises(ValidationError) as refused:
+            request(messages=[message])
+        (error,) = refused.value.errors()
+        assert error["loc"] == where
+
+
+class TestRender:
+    def render(self, *messages: Message, template: str | None) -> str:
+        return bytes(prompt.render(list(messages), FakeTokenizer(template))).decode()
+
+    def test_template_is_followed_and_opens_the_answer(self) -> None:
+        asked = prompt.messages(
+            request(messages=[{"role": "system", "content": "be brief"}, *HI["messages"]]), (), None
+        )
+        job = prompt.job("id", asked, SamplingParams(), FakeTokenizer())
+        assert bytes(job.prompt).decode() == "<system>be brief\n<user>hi\n<assistant>\n"
+
+    def test_refusal_of_a_template_names_the_messages(self) -> None:
+        with pytest.raises(InvalidRequest, match="an answer cannot come first") as refused:
+            prompt.render([{"role": "assistant", "content": "hi"}], FakeTokenizer())
+        assert refused.value.param == "messages"
+
+    def test_single_message_goes_plain_to_a_model_that_cannot_chat(self) -> None:
+        assert self.render({"role": "user", "content": "Once upon a time"}, template=None) == "Once upon a time"
+
+    def test_several_messages_are_a_script_to_a_model_that_cannot_chat(self) -> None:
+        messages: list[Message] = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+        assert self.render(*messages, template=None) == "System: be brief\nUser: hi\nAssistant:"
