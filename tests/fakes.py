@@ -132,6 +132,9 @@ class FakeEngine:
         if len(job.prompt) >= self.max_length:
             raise PromptTooLong(f"{len(job.prompt)} tokens, at most {self.max_length}", param="messages")
         self.jobs.append(job)
+        return self.open()
+
+    def open(self) -> FakeStream:
         end = [Piece("", finish=self.finish)] if self.finish else []
         stream = FakeStream(self, iter([*self.script, *end]))
         self.running.add(stream)

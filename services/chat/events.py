@@ -5,6 +5,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from services.engine.base import FinishReason, Piece
+from services.errors import EngineFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ async def events(head: Head, pieces: AsyncGenerator[Piece, None], prompt_tokens:
                 yield Text(piece.text, piece.token_ids)
             if piece.finish:
                 yield Finish(piece.finish, prompt_tokens, completion_tokens)
+                return
+    raise EngineFailed("The engine ended without finishing its answer")
 
 
 async def head_of(run: AsyncIterator[Event]) -> Head:
