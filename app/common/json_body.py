@@ -1,4 +1,4 @@
-"""Bodies as strict JSON: neither NaN nor half a surrogate pair, at which tokenizers and encoders would fail later on."""
+"""Bodies as strict JSON: neither NaN nor half a surrogate pair, on which tokenizers and encoders fail later."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
