@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 Kind = Literal["chat", "embedding"]
 ENGINE_OF: dict[Kind, str] = {"chat": "local", "embedding": "embedding"}
+SHOWN = 200  # characters of a name in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class _Entry:
     config: ModelConfig
     engine: Any = None
     transition: asyncio.Task[None] | None = None  # the load or unload under way
+    is_loading: bool = False
     users: int = 0
     last_used: float = 0.0
 
@@ -96,7 +98,7 @@ class ModelManager:
         return self._entries[name].engine
 
     def is_loading(self) -> bool:
-        return any(entry.transition is not None and entry.engine is None for entry in self._entries.values())
+        return any(entry.is_loading for entry in self._entries.values())
 
     def stats(self) -> dict[str, EngineStats]:
         return {name: entry.engine.stats() for name, entry in self._entries.items() if entry.engine is not None}
@@ -156,9 +158,9 @@ class ModelManager:
             return self._first(kind)
         entry = self._entries.get(wanted)
         if entry is None:
-            raise ModelNotFound(f"The model '{name}' does not exist", param="model")
+            raise ModelNotFound(f"The model '{str(name)[:SHOWN]}' does not exist", param="model")
         if kind and entry.config.kind != kind:
-            raise InvalidRequest(f"The model '{name}' is not a model for {kind}", param="model")
+            raise InvalidRequest(f"The model '{str(name)[:SHOWN]}' is not a model for {kind}", param="model")
         return entry
 
     def _first(self, kind: Kind | None) -> _Entry:
@@ -188,8 +190,9 @@ class ModelManager:
             try:
                 await transition(entry)
             finally:
-                entry.transition = None
+                entry.transition, entry.is_loading = None, False
 
+        entry.is_loading = transition == self._load
         entry.transition = asyncio.create_task(run())
         entry.transition.add_done_callback(_retrieve)
         return entry.transition
