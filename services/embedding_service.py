@@ -1,0 +1,126 @@
+"""Texts or token ids to vectors in OpenAI's shape. What grows with the number of inputs runs in worker threads."""
+
+import asyncio
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from typing import Protocol, cast
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from schemas.embeddings_schema import EmbeddingRequest
+from services.engine.base import EmbeddingEngine, Embeddings
+from services.errors import InvalidRequest, PromptTooLong
+from services.model_service import ModelManager
+
+Floats = NDArray[np.float32]
+
+
+class BatchTokenizer(Protocol):
+    """What a `transformers` tokenizer does beside the seam's `Tokenizer`."""
+
+    all_special_ids: list[int]
+
+    def __len__(self) -> int: ...
+
+    def __call__(
+        self, text: Sequence[str], *, return_attention_mask: bool, return_token_type_ids: bool, verbose: bool
+    ) -> Mapping[str, list[list[int]]]: ...
+
+
+class EmbeddingService:
+    def __init__(self, models: ModelManager, *, strict: bool = False) -> None:
+        self._models = models
+        self._strict = strict
+
+    def unknown_keys(self, request: EmbeddingRequest) -> list[str]:
+        """Keys that are no part of the contract; refused if this server is strict."""
+        unknown = list(request.model_extra or ())
+        if unknown and self._strict:
+            raise InvalidRequest(f"Unknown parameter: '{unknown[0][:64]}'", param=unknown[0][:64])
+        return unknown
+
+    async def create(self, request: EmbeddingRequest) -> bytes:
+        """The answer as JSON: 2,048 vectors are megabytes, too much for the event loop to write.
+
+        Raises PromptTooLong and InvalidRequest for the first input at fault, and what the engine raises.
+        """
+        async with self._models.lease(request.model, "embedding") as model:
+            _check_limits(request, model.engine)
+            inputs = await asyncio.to_thread(tokenise, request, model.engine)
+            embeddings = await model.engine.embed(inputs)
+        return await asyncio.to_thread(answer, request, model.name, embeddings, sum(map(len, inputs)))
+
+
+def _check_limits(request: EmbeddingRequest, engine: EmbeddingEngine) -> None:
+    for param, limit in (("dimensions", engine.dimensions), ("truncate_prompt_tokens", engine.max_length)):
+        asked = getattr(request, param)
+        if asked is not None and asked > limit:
+            raise InvalidRequest(f"'{param}' is {asked}, at most {limit} with this model", param=param)
+
+
+def tokenise(request: EmbeddingRequest, engine: EmbeddingEngine) -> list[list[int]]:
+    # engines load transformers' tokenizers, which do more than the seam asks of them
+    tokenizer = cast(BatchTokenizer, engine.tokenizer)
+    rows = _token_ids(request, tokenizer)
+    if asked := request.truncate_prompt_tokens:
+        limit = engine.max_length if asked == -1 else asked
+        special = frozenset(tokenizer.all_special_ids)
+        rows = [shorten(row, limit, special) for row in rows]
+    vocabulary = len(tokenizer)
+    for index, row in enumerate(rows):
+        _check(row, request.name_of(index), engine.max_length, vocabulary)
+    return rows
+
+
+def _token_ids(request: EmbeddingRequest, tokenizer: BatchTokenizer) -> list[list[int]]:
+    if not isinstance(request.inputs[0], str):
+        return request.inputs  # the schema lets no mixture through
+    # what is switched off would be built for nothing, or be a warning in the log about a text we refuse ourselves
+    encoded = tokenizer(request.inputs, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+    return encoded["input_ids"]
+
+
+def shorten(tokens: list[int], limit: int, special: frozenset[int]) -> list[int]:
+    """The first `limit` tokens, but always with the special ones (a [SEP], a </s>) that end the input."""
+    if len(tokens) <= limit:
+        return tokens
+    tail = min(limit, sum(1 for _ in takewhile(special.__contains__, reversed(tokens))))
+    return tokens[: limit - tail] + tokens[len(tokens) - tail :]
+
+
+def _check(tokens: list[int], name: str, max_length: int, vocabulary: int) -> None:
+    if not tokens:
+        raise InvalidRequest(f"{name} has no tokens", param=name)
+    if len(tokens) > max_length:
+        raise PromptTooLong(f"{name} has {len(tokens)} tokens, the model takes {max_length}", param=name)
+    if max(tokens) >= vocabulary:
+        raise InvalidRequest(f"{name} holds a token id outside the model's vocabulary of {vocabulary}", param=name)
+
+
+def answer(request: EmbeddingRequest, model: str, embeddings: Embeddings, tokens: int) -> bytes:
+    vectors = resize(embeddings, request.dimensions)
+    # written row by row: one call for all would hold the interpreter lock, and with it the event loop, for its length
+    data = [orjson.Fragment(_item(index, vector, request)) for index, vector in enumerate(vectors)]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return orjson.dumps({"object": "list", "data": data, "model": model, "usage": usage})
+
+
+def resize(embeddings: Embeddings, dimensions: int | None) -> Floats:
+    """Rows of the asked-for length: cut and normalised again, which keeps the meaning of vectors trained for it
+    (Matryoshka) and is done, not refused, for the others too."""
+    vectors: Floats = np.frombuffer(embeddings.data, dtype="<f4").reshape(-1, embeddings.dimensions)
+    if dimensions is None or dimensions == embeddings.dimensions:
+        return vectors
+    short = vectors[:, :dimensions]
+    lengths = np.linalg.norm(short, axis=1, keepdims=True)
+    unit: Floats = np.divide(short, np.maximum(lengths, 1e-12), dtype=np.float32)
+    return unit
+
+
+def _item(index: int, vector: Floats, request: EmbeddingRequest) -> bytes:
+    embedding = b64encode(vector.tobytes()).decode() if request.encoding_format == "base64" else vector
+    item = {"object": "embedding", "index": index, "embedding": embedding}
+    return orjson.dumps(item, option=orjson.OPT_SERIALIZE_NUMPY)
