@@ -1,4 +1,4 @@
-"""The whole app around fakes: called directly, or served on a real port where streams and disconnects matter.
+"""Services and the whole app around fakes: called directly, or on a real port where streams and disconnects matter.
 
 Both run on the test's own event loop, so that a test can hold its engine still and watch what the app does.
 """
@@ -19,6 +19,11 @@ from fastapi import FastAPI
 
 from app.common.dependencies import Services
 from app.common.settings import Settings
+from database.session import Database
+from services.chat_service import ChatService
+from services.conversation_service import ConversationService
+from services.metrics_service import Metrics
+from services.model_service import ModelConfig, ModelManager
 from tests.databases import free_port
 from tests.fakes import FakeEngine
 
@@ -48,6 +53,25 @@ def engine() -> FakeEngine:
 def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
     shutil.copy(sqlite_template, tmp_path / "parley.db")
     return f"sqlite:///{tmp_path}/parley.db"
+
+
+@pytest.fixture
+async def conversations(sqlite_url: str) -> AsyncIterator[ConversationService]:
+    database = Database(sqlite_url)
+    yield ConversationService(database, writer="a-host:1")
+    await database.close()
+
+
+@pytest.fixture
+async def models(engine: FakeEngine) -> AsyncIterator[ModelManager]:
+    models = ModelManager([ModelConfig(MODEL, MODEL)], build=engine.builder())
+    yield models
+    await models.stop()
+
+
+@pytest.fixture
+def chat(models: ModelManager, conversations: ConversationService) -> ChatService:
+    return ChatService(models, conversations, Metrics())
 
 
 @pytest.fixture

@@ -1,0 +1,325 @@
+"""One pipeline, two modes, and what is remembered of it."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from database.session import Database
+from schemas.chat_schema import ChatCompletionRequest
+from services.chat_service import ChatService
+from services.conversation_service import ConversationService, StoredMessage
+from services.errors import (
+    Conflict,
+    EngineFailed,
+    InvalidRequest,
+    ModelNotFound,
+    NotFound,
+    Overloaded,
+    PromptTooLong,
+    ServiceError,
+    UnsupportedParameter,
+)
+from services.metrics_service import Metrics
+from services.model_service import ModelConfig, ModelManager
+from tests.apps import MODEL
+from tests.fakes import FakeEngine, Pause
+
+
+def request(content: str = "hi", **fields: object) -> ChatCompletionRequest:
+    return ChatCompletionRequest.model_validate({"messages": [{"content": content}], **fields})
+
+
+async def streamed(chat: ChatService, asked: ChatCompletionRequest, owner: str = "me") -> str:
+    chunks = [chunk async for chunk in chat.stream(asked, owner)]
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+
+async def plain(chat: ChatService, asked: ChatCompletionRequest, owner: str = "me") -> str:
+    return (await chat.create(asked, owner)).choices[0].message.content or ""
+
+
+BOTH = pytest.mark.parametrize("answer", [plain, streamed])
+
+
+class Memory:
+    """A conversation of one turn, and a look at what is stored of it."""
+
+    def __init__(self, service: ConversationService, id: str) -> None:
+        self.id = id
+        self._service = service
+
+    async def messages(self) -> list[StoredMessage]:
+        return await self._service.messages("me", self.id, limit=100)
+
+    async def said(self) -> list[tuple[str, object, str]]:
+        return [(each.role, each.content, each.status) for each in await self.messages()]
+
+
+@pytest.fixture
+async def memory(conversations: ConversationService, chat: ChatService) -> Memory:
+    reply = await chat.whole(request("first"), "me", create=True)
+    assert reply.head
+    assert reply.head.conversation_id
+    return Memory(conversations, reply.head.conversation_id)
+
+
+FIRST = [("user", "first", "completed"), ("assistant", "Hello, world!", "completed")]
+
+
+class TestAnswers:
+    @BOTH
+    async def test_answer_is_what_the_engine_said(self, chat: ChatService, answer) -> None:
+        assert await answer(chat, request()) == "Hello, world!"
+
+    @given(pieces=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), max_size=8))
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+    async def test_stream_and_plain_answer_say_the_same(
+        self, chat: ChatService, engine: FakeEngine, pieces: list[str]
+    ) -> None:
+        engine.script = tuple(pieces)
+        assert await streamed(chat, request()) == await plain(chat, request()) == "".join(pieces)
+
+    async def test_usage_counts_prompt_and_answer(self, chat: ChatService, engine: FakeEngine) -> None:
+        usage = (await chat.create(request(), "me")).usage
+        assert (usage.prompt_tokens, usage.completion_tokens) == (len(engine.jobs[0].prompt), 3)
+        assert usage.total_tokens == usage.prompt_tokens + 3
+
+    async def test_answers_have_ids_of_their_own(self, chat: ChatService) -> None:
+        first, second = await chat.create(request(), "me"), await chat.create(request(), "me")
+        assert first.id != second.id
+        assert first.id.startswith("chatcmpl-")
+        assert first.system_fingerprint == second.system_fingerprint
+
+    async def test_length_is_told(self, chat: ChatService, engine: FakeEngine) -> None:
+        engine.finish = "length"
+        assert (await chat.create(request(), "me")).choices[0].finish_reason == "length"
+
+    async def test_name_that_was_asked_for_is_answered(
+        self, engine: FakeEngine, conversations: ConversationService
+    ) -> None:
+        models = ModelManager([ModelConfig(MODEL, MODEL)], aliases={"gpt-4o": "default"}, build=engine.builder())
+        chat = ChatService(models, conversations, Metrics())
+        assert (await chat.create(request(model="gpt-4o"), "me")).model == "gpt-4o"
+        assert (await chat.create(request(), "me")).model == MODEL
+        await models.stop()
+
+    async def test_settings_fill_what_a_request_leaves_open(
+        self, models: ModelManager, conversations: ConversationService, engine: FakeEngine
+    ) -> None:
+        chat = ChatService(models, conversations, Metrics(), system_prompt="be brief", max_new_tokens=5)
+        await chat.create(request(), "me")
+        assert engine.prompts == ["<system>be brief\n<user>hi\n<assistant>\n"]
+        assert engine.jobs[0].sampling.max_tokens == 5
+
+    async def test_metadata_comes_back(self, chat: ChatService) -> None:
+        assert (await chat.create(request(metadata={"a": "b"}), "me")).metadata == {"a": "b"}
+
+    async def test_model_in_use_is_not_freed(self, engine: FakeEngine, conversations: ConversationService) -> None:
+        pause = Pause()
+        engine.script = ("Hel", pause, "lo")
+        config = ModelConfig(MODEL, MODEL, idle_ttl=1)
+        now = iter(range(0, 10_000, 100))
+        models = ModelManager([config], build=engine.builder(), clock=lambda: float(next(now)))
+        chat = ChatService(models, conversations, Metrics())
+        answering = asyncio.create_task(plain(chat, request()))
+        await pause.reached.wait()
+        await models.reap()
+        pause.go.set()
+        assert await answering == "Hello"
+        await models.reap()
+        assert engine.stopped
+
+
+class TestRefusals:
+    @BOTH
+    @pytest.mark.parametrize(
+        ("fields", "error"),
+        [
+            ({"model": "nothing"}, ModelNotFound),
+            ({"n": 2}, UnsupportedParameter),
+            ({"conversation": "conv_" + "0" * 32}, NotFound),
+            ({"conversation": "nonsense"}, NotFound),
+        ],
+        ids=["model", "parameter", "conversation", "no id"],
+    )
+    async def test_nothing_is_loaded_for_it(
+        self, chat: ChatService, engine: FakeEngine, answer, fields: dict[str, object], error: type[ServiceError]
+    ) -> None:
+        with pytest.raises(error):
+            await answer(chat, request(**fields))
+        assert engine.starts == 0
+
+    @BOTH
+    @pytest.mark.parametrize("error", [Overloaded("full"), PromptTooLong("too long"), EngineFailed("broken")], ids=type)
+    async def test_nothing_is_stored_for_it(
+        self, chat: ChatService, engine: FakeEngine, memory: Memory, answer, error: ServiceError
+    ) -> None:
+        engine.refusal = error
+        with pytest.raises(type(error)):
+            await answer(chat, request(conversation=memory.id))
+        assert await memory.said() == FIRST
+
+    async def test_no_conversation_is_made_for_it(
+        self, chat: ChatService, engine: FakeEngine, conversations: ConversationService
+    ) -> None:
+        engine.refusal = Overloaded("full")
+        with pytest.raises(Overloaded):
+            await chat.whole(request(), "me", create=True)
+        assert await conversations.messages("me", None, limit=10) == []
+
+    async def test_unknown_keys_are_named(self, chat: ChatService) -> None:
+        assert chat.unknown_keys(request(zebra=1)) == ["zebra"]
+
+    async def test_unknown_keys_are_refused_where_that_is_set(
+        self, models: ModelManager, conversations: ConversationService
+    ) -> None:
+        chat = ChatService(models, conversations, Metrics(), strict=True)
+        with pytest.raises(InvalidRequest) as refused:
+            chat.unknown_keys(request(**{"z" * 1000: 1}))
+        assert refused.value.param == "z" * 64
+        assert chat.unknown_keys(request()) == []
+
+
+class TestConversations:
+    @BOTH
+    async def test_turn_is_stored_whole(self, chat: ChatService, memory: Memory, answer) -> None:
+        await answer(chat, request("second", conversation=memory.id))
+        assert await memory.said() == [
+            *FIRST,
+            ("user", "second", "completed"),
+            ("assistant", "Hello, world!", "completed"),
+        ]
+        reply = (await memory.messages())[-1]
+        assert (reply.finish_reason, reply.model) == ("stop", MODEL)
+        assert reply.usage == {
+            "prompt_tokens": len("<user>first\n<assistant>Hello, world!\n<user>second\n<assistant>\n"),
+            "completion_tokens": 3,
+        }
+
+    @BOTH
+    async def test_history_comes_in_front(self, chat: ChatService, memory: Memory, engine: FakeEngine, answer) -> None:
+        await answer(chat, request("second", conversation={"id": memory.id}))
+        assert engine.prompts[-1] == "<user>first\n<assistant>Hello, world!\n<user>second\n<assistant>\n"
+
+    async def test_parts_come_back_from_history_as_they_were_said(
+        self, chat: ChatService, memory: Memory, engine: FakeEngine
+    ) -> None:
+        parts = [{"type": "text", "text": "sec"}, {"type": "text", "text": "ond"}]
+        asked = request(messages=[{"role": "developer", "content": parts}, {"content": "x"}], conversation=memory.id)
+        await chat.create(asked, "me")
+        await chat.create(request("third", conversation=memory.id), "me")
+        assert "<system>second\n<user>x\n" in engine.prompts[-1]
+        assert (await memory.messages())[2].content == parts
+
+    async def test_server_prompt_is_not_remembered(
+        self, models: ModelManager, conversations: ConversationService, engine: FakeEngine, memory: Memory
+    ) -> None:
+        chat = ChatService(models, conversations, Metrics(), system_prompt="be brief")
+        await chat.create(request("second", conversation=memory.id), "me")
+        assert engine.prompts[-1].startswith("<system>be brief\n<user>first")
+        assert [role for role, _, _ in await memory.said()] == ["user", "assistant"] * 2
+
+    @BOTH
+    async def test_somebody_elses_is_not_found(self, chat: ChatService, memory: Memory, answer) -> None:
+        with pytest.raises(NotFound) as refused:
+            await answer(chat, request(conversation=memory.id), "somebody else")
+        assert refused.value.param == "conversation"
+
+    @BOTH
+    async def test_without_one_nothing_is_stored(
+        self, chat: ChatService, conversations: ConversationService, answer
+    ) -> None:
+        await answer(chat, request())
+        assert await conversations.messages("me", None, limit=10) == []
+
+    @BOTH
+    async def test_failure_midway_leaves_what_was_said(
+        self, chat: ChatService, memory: Memory, engine: FakeEngine, answer
+    ) -> None:
+        engine.script = ("Hel", EngineFailed("broken"), "lo")
+        with pytest.raises(EngineFailed):
+            await answer(chat, request("second", conversation=memory.id))
+        assert (await memory.said())[2:] == [("user", "second", "completed"), ("assistant", "Hel", "incomplete")]
+        assert not engine.running
+
+    async def test_incomplete_answer_is_history_too(
+        self, chat: ChatService, memory: Memory, engine: FakeEngine
+    ) -> None:
+        engine.script = ("Hel", EngineFailed("broken"))
+        with pytest.raises(EngineFailed):
+            await plain(chat, request("second", conversation=memory.id))
+        engine.script = ("ok",)
+        await plain(chat, request("go on", conversation=memory.id))
+        assert engine.prompts[-1].endswith("<user>second\n<assistant>Hel\n<user>go on\n<assistant>\n")
+
+    async def test_reader_that_leaves_ends_the_answer(
+        self, chat: ChatService, memory: Memory, engine: FakeEngine
+    ) -> None:
+        engine.script = ("Hel", Pause())
+        async with aclosing(chat.stream(request("second", conversation=memory.id), "me")) as chunks:
+            assert [(await anext(chunks)).choices[0].delta.content for _ in range(2)] == ["", "Hel"]
+        assert not engine.running
+        assert (await memory.said())[-1] == ("assistant", "Hel", "incomplete")
+
+    @BOTH
+    async def test_cancelled_caller_leaves_what_was_said(
+        self, chat: ChatService, memory: Memory, engine: FakeEngine, answer
+    ) -> None:
+        pause = Pause()
+        engine.script = ("Hel", pause, "lo")
+        answering = asyncio.create_task(answer(chat, request("second", conversation=memory.id)))
+        await pause.reached.wait()
+        answering.cancel()
+        await asyncio.wait([answering])
+        assert not engine.running
+        assert (await memory.said())[-1] == ("assistant", "Hel", "incomplete")
+
+    async def test_reader_that_leaves_after_the_finish_has_a_complete_answer(
+        self, chat: ChatService, memory: Memory
+    ) -> None:
+        async with aclosing(chat.stream(request("second", conversation=memory.id), "me")) as chunks:
+            async for chunk in chunks:
+                if chunk.choices[0].finish_reason:
+                    break
+        assert (await memory.said())[-1] == ("assistant", "Hello, world!", "completed")
+
+    async def test_two_writers_do_not_mix(self, chat: ChatService, memory: Memory, engine: FakeEngine) -> None:
+        pause = Pause()
+        engine.script = ("Hel", pause, "lo")
+        answering = asyncio.create_task(plain(chat, request("second", conversation=memory.id)))
+        await pause.reached.wait()
+        with pytest.raises(Conflict):
+            await plain(chat, request("meanwhile", conversation=memory.id))
+        pause.go.set()
+        assert await answering == "Hello"
+        assert len(engine.running) == 0
+        assert [content for _, content, _ in await memory.said()] == ["first", "Hello, world!", "second", "Hello"]
+
+    @BOTH
+    async def test_answer_is_given_though_it_cannot_be_stored_yet(
+        self,
+        chat: ChatService,
+        conversations: ConversationService,
+        memory: Memory,
+        engine: FakeEngine,
+        sqlite_url: str,
+        answer,
+    ) -> None:
+        pause = Pause()
+        engine.script = ("Hel", pause, "lo")
+        answering = asyncio.create_task(answer(chat, request("second", conversation=memory.id)))
+        await pause.reached.wait()
+        other = Database(sqlite_url)
+        async with other.write() as session:
+            await session.execute(text("ALTER TABLE messages RENAME TO away"))
+        pause.go.set()
+        assert await answering == "Hello"
+        async with other.write() as session:
+            await session.execute(text("ALTER TABLE away RENAME TO messages"))
+        await other.close()
+        await conversations.checkpoint()
+        assert (await memory.said())[-1] == ("assistant", "Hello", "completed")
