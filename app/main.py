@@ -1,5 +1,6 @@
 """The composition root: builds everything and is imported by nobody."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -31,7 +32,7 @@ from database.session import Database
 from services.chat_service import ChatService
 from services.conversation_service import ConversationService, this_writer
 from services.embedding_service import EmbeddingService
-from services.engine import build
+from services.engine import build, warm_up
 from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
@@ -50,8 +51,10 @@ CONTROLLERS = (
 DEFAULT_OF = {"chat": fetch_models.DEFAULT_CHAT, "embedding": fetch_models.DEFAULT_EMBEDDING}
 
 
-def create_app(settings: Settings, build: Callable[..., Any] = build) -> FastAPI:
-    """`build` makes the engines, as `services.engine.build` does."""
+def create_app(
+    settings: Settings, build: Callable[..., Any] = build, warm_up: Callable[[], None] = lambda: None
+) -> FastAPI:
+    """`build` makes the engines, as `services.engine.build` does; `warm_up` runs beside the first requests."""
     log.configure(settings.log.level, settings.log.format)
     database = Database(settings.database.url)
     conversations = ConversationService(database, writer=this_writer(), checkpoint_s=settings.chat.checkpoint_s)
@@ -64,9 +67,11 @@ def create_app(settings: Settings, build: Callable[..., Any] = build) -> FastAPI
         await conversations.start()
         services.models.start(preload=[_config(each, settings).name for each in _models(settings) if each.preload])
         services.drain.install()
+        warming = asyncio.ensure_future(asyncio.to_thread(warm_up))
         if not settings.api_keys:
             logger.warning("no PARLEY_API_KEYS: everybody who reaches this server may use it")
         yield
+        await warming
         await services.messages.stop()
         await services.models.stop()
         await conversations.stop()
@@ -156,4 +161,4 @@ def _locate(source: str, models_dir: Path) -> str:
     return source
 
 
-app = create_app(Settings())
+app = create_app(Settings(), warm_up=warm_up)

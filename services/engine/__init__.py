@@ -13,3 +13,9 @@ def build(kind: str, /, **options: Any) -> Any:
     """Imports and constructs an engine; blocking (weights are read), so call it from a thread."""
     module, _, name = ENGINES[kind].partition(":")
     return getattr(import_module(module), name).load(**options)
+
+
+def warm_up() -> None:
+    """Imports what the engines import, torch above all: seconds that the first request need not wait for."""
+    for target in ENGINES.values():
+        import_module(target.partition(":")[0])

@@ -1,5 +1,6 @@
 """Reads a model and its tokenizer from a folder, a hub name or a GGUF file. Blocking: call it from a thread."""
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from transformers.utils import logging as transformers_logging
 from services.engine.device import pick_device, pick_dtype
 
 transformers_logging.disable_progress_bar()  # a server's log is no terminal
+
+# from_pretrained changes torch's default dtype for the whole process while it runs: one model at a time
+ALONE = threading.Lock()
 
 UNLIMITED = 10**9  # tokenizers without a limit of their own say 10**30
 
@@ -32,7 +36,8 @@ def load(source: str, device: str = "auto", dtype: str = "auto") -> Loaded:
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     if options:
         options["quantization_config"] = GgufConfig(dequantize=True)  # left packed, each product unpacks it again
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=numbers, **options).to(place).eval()
+    with ALONE:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=numbers, **options).to(place).eval()
     return Loaded(model, tokenizer, _eos(model, tokenizer), _max_length(model, tokenizer), place, numbers)
 
 
