@@ -1,1 +1,7 @@
+from hypothesis import HealthCheck, settings
+
 pytest_plugins = ("tests.databases", "tests.apps")
+
+# a busy machine is no failure, and our fixtures may be used again with the next example
+settings.register_profile("parley", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.load_profile("parley")

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import aclosing
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
@@ -76,7 +76,7 @@ class TestAnswers:
         assert await answer(chat, request()) == "Hello, world!"
 
     @given(pieces=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), max_size=8))
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+    @settings(max_examples=30)
     async def test_stream_and_plain_answer_say_the_same(
         self, chat: ChatService, engine: FakeEngine, pieces: list[str]
     ) -> None:
