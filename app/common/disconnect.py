@@ -6,13 +6,9 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from services.errors import ServiceError
+from app.common.errors import ClientGone
 
 T = TypeVar("T")
-
-
-class ClientGone(ServiceError):
-    """Nobody reads the answer to this one."""
 
 
 async def while_connected(request: Request, call: Coroutine[Any, Any, T]) -> T:

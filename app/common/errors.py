@@ -14,6 +14,11 @@ from services import errors
 
 logger = logging.getLogger(__name__)
 
+
+class ClientGone(errors.ServiceError):
+    """Nobody reads the answer to this one; the log and the counters do."""
+
+
 STATUS: dict[type[errors.ServiceError], tuple[int, str, str | None]] = {
     errors.PromptTooLong: (400, "invalid_request_error", "context_length_exceeded"),
     errors.UnsupportedParameter: (400, "invalid_request_error", "unsupported_parameter"),
@@ -26,11 +31,13 @@ STATUS: dict[type[errors.ServiceError], tuple[int, str, str | None]] = {
     errors.Overloaded: (429, "rate_limit_error", "overloaded"),
     errors.Unavailable: (503, "service_unavailable_error", None),
     errors.EngineFailed: (500, "server_error", None),
+    ClientGone: (499, "client_closed_request", None),
     errors.ServiceError: (500, "server_error", None),
 }
 
 TYPE_OF_STATUS = {401: "authentication_error", 403: "permission_error", 404: "invalid_request_error"}
 MESSAGE_LENGTH = 500
+PARAM_LENGTH = 200  # keys of the caller's are part of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,7 @@ def invalid(found: Any) -> Problem:
     if first["loc"] == ("body",):
         message = "The body must be a JSON object, sent with Content-Type: application/json"
         return Problem(400, message, "invalid_request_error", None, "invalid_json")
-    param = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")) or None
+    param = ".".join(map(str, first["loc"][1:]))[:PARAM_LENGTH] or None  # without "body", "query", ...
     message = first["msg"].removeprefix("Value error, ")
     text = f"'{param}': {message}" if param else message
     return Problem(400, text[:MESSAGE_LENGTH], "invalid_request_error", param, "invalid_value")
