@@ -1,0 +1,414 @@
+"""POST /v1/chat/completions on the wire, plain and streamed, and GET /chat."""
+
+import asyncio
+import json
+import re
+import threading
+from typing import Any
+
+import httpx2
+import pytest
+
+from app.common import sse
+from services.chat.prompt import UNSUPPORTED
+from services.engine.base import SamplingParams
+from services.errors import EngineFailed, Overloaded, PromptTooLong
+from tests.apps import MODEL, NewSite, Site
+from tests.fakes import FakeEngine, Pause
+
+PATH = "/v1/chat/completions"
+HI = {"messages": [{"role": "user", "content": "hi"}]}
+NOT_STARTED = {"status": "not started", "message": "You need to start the service first."}
+BOTH = pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+
+
+async def ask(site: Site, *, path: str = PATH, headers: dict[str, str] | None = None, **fields: Any) -> httpx2.Response:
+    return await site.client.post(path, json={**HI, **fields}, headers=headers)
+
+
+def error(answer: httpx2.Response) -> dict[str, Any]:
+    (name,) = answer.json()
+    assert name == "error"
+    found: dict[str, Any] = answer.json()["error"]
+    assert list(found) == ["message", "type", "param", "code"]
+    assert isinstance(found["message"], str)
+    assert answer.headers["x-request-id"]
+    return found
+
+
+async def conversation(site: Site, prompt: str = "first") -> str:
+    answer = await site.client.post("/chat/new/message/", json={"prompt": prompt})
+    return str(answer.json()["conversation_id"])
+
+
+async def stored(site: Site, conversation_id: str) -> list[tuple[str, str, str]]:
+    """Once nothing of it is in progress any more."""
+    while True:
+        answer = await site.client.get("/chat/get/messages/", params={"conversation_id": conversation_id})
+        found = [(each["role"], each["content"], each["status"]) for each in answer.json()["data"]]
+        if all(status != "in_progress" for _, _, status in found):
+            return found
+
+
+def chunk(delta: str, reason: str = "null", rest: str = "") -> str:
+    choice = f'{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":{reason}}}'
+    return f'data: {{HEAD,"choices":[{choice}],TAIL{rest}}}'
+
+
+def transcript(answer: httpx2.Response) -> list[str]:
+    """The blocks, each ended by an empty line, without what differs from answer to answer."""
+    id_, created = re.findall(r'"id":"(chatcmpl-[0-9a-f]{32})".*?"created":(\d{10})', answer.text)[0]
+    tail = re.findall(r'"system_fingerprint":"fp_[0-9a-f]{10}"', answer.text)[0]
+    head = f'"id":"{id_}","object":"chat.completion.chunk","created":{created},"model":"{MODEL}"'
+    *blocks, nothing = answer.text.replace(head, "HEAD").replace(tail, "TAIL").split("\n\n")
+    assert nothing == ""
+    return blocks
+
+
+class TestTranscript:
+    async def test_stream_to_the_byte(self, site: Site) -> None:
+        answer = await ask(site, stream=True)
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["x-accel-buffering"] == "no"
+        assert transcript(answer) == [
+            chunk('{"role":"assistant","content":"","refusal":null}'),
+            chunk('{"content":"Hello"}'),
+            chunk('{"content":", "}'),
+            chunk('{"content":"world!"}'),
+            chunk("{}", '"stop"'),
+            "data: [DONE]",
+        ]
+
+    async def test_stream_with_usage_to_the_byte(self, site: Site, engine: FakeEngine) -> None:
+        engine.script = ("你好",)
+        answer = await ask(site, stream=True, stream_options={"include_usage": True})
+        assert transcript(answer) == [
+            chunk('{"role":"assistant","content":"","refusal":null}', rest=',"usage":null'),
+            chunk('{"content":"你好"}', rest=',"usage":null'),
+            chunk("{}", '"stop"', rest=',"usage":null'),
+            'data: {HEAD,"choices":[],TAIL,"usage":{"prompt_tokens":21,"completion_tokens":1,"total_tokens":22}}',
+            "data: [DONE]",
+        ]
+
+    async def test_plain_answer(self, site: Site) -> None:
+        answer = await ask(site)
+        assert answer.status_code == 200
+        body = answer.json()
+        assert re.fullmatch("chatcmpl-[0-9a-f]{32}", body.pop("id"))
+        assert isinstance(body.pop("created"), int)
+        assert re.fullmatch("fp_[0-9a-f]{10}", body.pop("system_fingerprint"))
+        assert body == {
+            "object": "chat.completion",
+            "model": MODEL,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": "Hello, world!", "refusal": None},
+                    "logprobs": None,
+                    "finish_reason": "stop",
+                }
+            ],
+            "usage": {"prompt_tokens": 21, "completion_tokens": 3, "total_tokens": 24},
+            "metadata": None,
+            "conversation": None,
+        }
+
+    @BOTH
+    async def test_same_without_v1(self, site: Site, stream: bool) -> None:
+        answer = await ask(site, path="/chat/completions", stream=stream)
+        assert answer.status_code == 200
+        assert "world!" in answer.text
+
+    async def test_conversation_is_named_in_every_chunk(self, site: Site) -> None:
+        id_ = await conversation(site)
+        answer = await ask(site, stream=True, conversation=id_)
+        *chunks, done = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+        assert [json.loads(chunk)["conversation"] for chunk in chunks] == [{"id": id_}] * 5
+        assert done == "[DONE]"
+
+
+class TestParameters:
+    async def test_all_that_are_served(self, site: Site, engine: FakeEngine) -> None:
+        fields = {"max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "seed": 7, "stop": "end", "user": "u"}
+        assert (await ask(site, model="default", **fields)).status_code == 200
+        assert engine.jobs[0].sampling == SamplingParams(9, 0.5, 0.9, 5, 7, ("end",))
+
+    @BOTH
+    async def test_unsupported_ones(self, site: Site, stream: bool) -> None:
+        for name in UNSUPPORTED:
+            refused = await ask(site, stream=stream, **{name: "anything else"})
+            assert refused.status_code == 400
+            assert (error(refused)["param"], error(refused)["code"]) == (name, "unsupported_parameter")
+
+    @BOTH
+    async def test_unsupported_ones_that_ask_for_nothing(self, site: Site, stream: bool) -> None:
+        for name, neutral in UNSUPPORTED.items():
+            for value in (None, *neutral):
+                accepted = await ask(site, stream=stream, **{name: value})
+                assert (accepted.status_code, "x-parley-ignored" in accepted.headers) == (200, False), name
+
+    @BOTH
+    @pytest.mark.parametrize(
+        ("fields", "param"),
+        [
+            ({"temperature": 2.1}, "temperature"),
+            ({"temperature": -0.1}, "temperature"),
+            ({"temperature": "hot"}, "temperature"),
+            ({"top_p": 0}, "top_p"),
+            ({"top_p": 1.1}, "top_p"),
+            ({"top_k": -2}, "top_k"),
+            ({"max_tokens": 0}, "max_tokens"),
+            ({"max_completion_tokens": 0}, "max_completion_tokens"),
+            ({"max_tokens": 1.5}, "max_tokens"),
+            ({"seed": 2**63}, "seed"),
+            ({"stop": ["a"] * 5}, "stop"),
+            ({"stop": [""]}, "stop.0"),
+            ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
+            ({"metadata": {"a": "v" * 513}}, "metadata.a"),
+            ({"stream_options": {"include_usage": "perhaps"}}, "stream_options.include_usage"),
+            ({"conversation": 5}, "conversation"),
+            ({"conversation": {}}, "conversation"),
+            ({"messages": []}, "messages"),
+            ({"messages": "hi"}, "messages"),
+            ({"messages": None}, "messages"),
+            ({"messages": [{"role": "user"}]}, "messages.0"),
+            ({"messages": [{"content": "hi"}, {"role": "robot", "content": "hi"}]}, "messages.1.role"),
+            ({"messages": [{"content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages.0.content"),
+            ({"model": 5}, "model"),
+        ],
+        ids=str,
+    )
+    async def test_wrong_ones_are_named(self, site: Site, fields: dict[str, Any], param: str, stream: bool) -> None:
+        refused = await ask(site, stream=stream, **fields)
+        assert refused.status_code == 400
+        found = error(refused)
+        assert (found["type"], found["param"], found["code"]) == ("invalid_request_error", param, "invalid_value")
+        assert param in found["message"]
+
+    @BOTH
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"temperature": 0},
+            {"temperature": 2},
+            {"top_p": 1},
+            {"top_k": -1},
+            {"seed": -(2**63)},
+            {"stop": ["a"] * 4},
+            {"metadata": {"k" * 64: "v" * 512}},
+            {"max_tokens": 10**12},
+        ],
+        ids=str,
+    )
+    async def test_the_outermost_are_right(self, site: Site, fields: dict[str, Any], stream: bool) -> None:
+        assert (await ask(site, stream=stream, **fields)).status_code == 200
+
+    @BOTH
+    async def test_unknown_ones_are_named_in_a_header(self, site: Site, stream: bool) -> None:
+        answer = await ask(site, stream=stream, zebra=1, apple={"a": 1}, **{"with\nbreak": 1, "é": 1})
+        assert answer.status_code == 200
+        assert answer.headers["x-parley-ignored"] == "apple, zebra"
+
+    @BOTH
+    async def test_unknown_ones_are_refused_where_that_is_set(self, new_site: NewSite, stream: bool) -> None:
+        refused = await ask(await new_site(strict=True), stream=stream, zebra=1)
+        assert refused.status_code == 400
+        assert error(refused)["param"] == "zebra"
+
+    @BOTH
+    @pytest.mark.parametrize("key", ["metadata", "extra", "message"])
+    async def test_refusals_are_bounded_and_do_not_repeat_the_input(self, site: Site, key: str, stream: bool) -> None:
+        long = "s3cret" * 10_000
+        fields: dict[str, dict[str, Any]] = {
+            "metadata": {"metadata": {long: 5}},
+            "extra": {"temperature": long},
+            "message": {"messages": [{"content": "hi", long: 1}]},
+        }
+        refused = await ask(site, stream=stream, **fields[key])
+        assert refused.status_code == 400
+        assert len(refused.content) < 1000
+
+    async def test_names_within_the_contract_survive_in_a_path(self, site: Site) -> None:
+        refused = await ask(site, metadata={"query": 5})
+        assert error(refused)["param"] == "metadata.query"
+
+    @BOTH
+    async def test_template_that_refuses(self, site: Site, stream: bool) -> None:
+        refused = await ask(site, stream=stream, messages=[{"role": "assistant", "content": "hi"}])
+        assert refused.status_code == 400
+        assert error(refused)["param"] == "messages"
+        assert "an answer cannot come first" in error(refused)["message"]
+
+
+class TestRefusedBeforeTheStreamOpens:
+    @BOTH
+    async def test_unknown_model(self, site: Site, stream: bool) -> None:
+        refused = await ask(site, stream=stream, model="gpt-4o")
+        assert refused.status_code == 404
+        assert (error(refused)["param"], error(refused)["code"]) == ("model", "model_not_found")
+
+    @BOTH
+    async def test_prompt_too_long(self, site: Site, engine: FakeEngine, stream: bool) -> None:
+        engine.max_length = 10
+        refused = await ask(site, stream=stream)
+        assert refused.status_code == 400
+        assert error(refused)["code"] == "context_length_exceeded"
+        assert re.search(r"\b21\b.*\b10\b", error(refused)["message"])
+
+    @BOTH
+    async def test_queue_full(self, site: Site, engine: FakeEngine, stream: bool) -> None:
+        engine.refusal = Overloaded("The queue is full", retry_after=2)
+        refused = await ask(site, stream=stream)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
+        assert error(refused)["code"] == "overloaded"
+
+    @BOTH
+    @pytest.mark.parametrize("id", ["conv_" + "0" * 32, "nonsense", ""])
+    async def test_unknown_conversation(self, site: Site, id: str, stream: bool) -> None:
+        for given in (id, {"id": id}):
+            refused = await ask(site, stream=stream, conversation=given)
+            assert (refused.status_code, error(refused)["param"]) == (404, "conversation")
+
+    @BOTH
+    async def test_refused_request_stores_nothing(self, site: Site, engine: FakeEngine, stream: bool) -> None:
+        id_ = await conversation(site)
+        for refusal in (Overloaded("full"), PromptTooLong("too long")):
+            engine.refusal = refusal
+            assert (await ask(site, stream=stream, conversation=id_)).status_code in (400, 429)
+        assert len(await stored(site, id_)) == 2
+
+
+class TestAfterTheFirstByte:
+    async def test_failure_is_an_event_and_then_done(self, site: Site, engine: FakeEngine) -> None:
+        engine.script = ("Hel", EngineFailed("The engine failed on this request"))
+        answer = await ask(site, stream=True)
+        assert answer.status_code == 200
+        *_, text, failure, done, end = answer.text.split("\n\n")
+        assert json.loads(text.removeprefix("data: "))["choices"][0]["delta"] == {"content": "Hel"}
+        assert json.loads(failure.removeprefix("data: ")) == {
+            "error": {
+                "message": "The engine failed on this request",
+                "type": "server_error",
+                "param": None,
+                "code": None,
+            }
+        }
+        assert (done, end) == ("data: [DONE]", "")
+
+    async def test_plain_answer_fails_with_a_status(self, site: Site, engine: FakeEngine) -> None:
+        engine.script = ("Hel", EngineFailed("The engine failed on this request"))
+        assert (await ask(site)).status_code == 500
+
+    @BOTH
+    async def test_what_was_said_is_stored(self, site: Site, engine: FakeEngine, stream: bool) -> None:
+        id_ = await conversation(site)
+        engine.script = ("Hel", EngineFailed("broken"))
+        await ask(site, stream=stream, conversation=id_)
+        assert (await stored(site, id_))[-1] == ("assistant", "Hel", "incomplete")
+
+    @BOTH
+    async def test_unexpected_failure_keeps_its_secrets(self, site: Site, engine: FakeEngine, stream: bool) -> None:
+        engine.script = ("Hel", RuntimeError("secret"))
+        answer = await ask(site, stream=stream)
+        assert answer.status_code == (200 if stream else 500)
+        assert "secret" not in answer.text
+        assert "server_error" in answer.text
+
+
+class TestSlowLoad:
+    """The first step takes longer than FIRST_WAIT: the 200 is out before the model is there."""
+
+    @pytest.fixture(autouse=True)
+    def short_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sse, "FIRST_WAIT", 0.01)
+
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_keep_alives_then_the_answer_or_an_error(
+        self, new_server: NewSite, engine: FakeEngine, fails: bool
+    ) -> None:
+        gate = threading.Event()
+
+        def build(kind: str, /, **options: object) -> FakeEngine:
+            gate.wait()
+            if fails:
+                raise OSError("no such file")
+            return engine
+
+        site = await new_server(build=build, server={"keepalive_s": 0.01})
+        async with site.client.stream("POST", PATH, json={**HI, "stream": True}) as answer:
+            assert answer.status_code == 200
+            lines = answer.aiter_lines()
+            assert await anext(lines) == ": keep-alive"
+            gate.set()
+            rest = [line async for line in lines if line and not line.startswith(":")]
+        if fails:
+            assert json.loads(rest[0].removeprefix("data: "))["error"]["type"] == "server_error"
+            assert rest[1:] == ["data: [DONE]"]
+        else:
+            assert "world!" in "".join(rest)
+            assert rest[-1] == "data: [DONE]"
+
+    async def test_plain_answer_waits(self, new_site: NewSite, engine: FakeEngine) -> None:
+        def build(kind: str, /, **options: object) -> FakeEngine:
+            raise OSError("no such file")
+
+        assert (await ask(await new_site(build=build))).status_code == 500
+
+
+class TestClientGone:
+    async def test_streamed(self, server: Site, engine: FakeEngine) -> None:
+        id_ = await conversation(server)
+        engine.script = ("Hel", Pause())
+        body = {**HI, "stream": True, "conversation": id_}
+        async with server.client.stream("POST", PATH, json=body) as answer:
+            async for line in answer.aiter_lines():
+                if "Hel" in line:
+                    break
+        await engine.idle.wait()
+        assert (await stored(server, id_))[-1] == ("assistant", "Hel", "incomplete")
+
+    async def test_plain(self, server: Site, engine: FakeEngine) -> None:
+        id_ = await conversation(server)
+        pause = Pause()
+        engine.script = ("Hel", pause)
+        asking = asyncio.create_task(ask(server, conversation=id_))
+        await pause.reached.wait()
+        asking.cancel()
+        await asyncio.wait([asking])
+        await engine.idle.wait()
+        assert (await stored(server, id_))[-1] == ("assistant", "Hel", "incomplete")
+        counted = (await server.client.get("/metrics")).text
+        assert 'parley_http_requests_total{method="POST",route="/v1/chat/completions",status="499"} 1.0' in counted
+
+
+class TestStatus:
+    async def test_before_and_after_the_first_use(self, new_site: NewSite) -> None:
+        site = await new_site(chat={"system_prompt": "be brief"})
+        status = (await site.client.get("/chat")).json()
+        assert status == {
+            "status": "running",
+            "llm_serving_url": "http://parley/",
+            "model_name": MODEL,
+            "max_new_tokens": None,
+            "device": "auto",
+            "do_sample": True,
+            "system_prompt": "be brief",
+        }
+        await ask(site)
+        after = (await site.client.get("/chat")).json()
+        assert (after["device"], after["max_new_tokens"]) == ("fake", 4096)
+
+    async def test_not_started_while_loading(self, new_site: NewSite, engine: FakeEngine) -> None:
+        gate = threading.Event()
+
+        def build(kind: str, /, **options: object) -> FakeEngine:
+            gate.wait()
+            return engine
+
+        site = await new_site(build=build, model={"name": MODEL, "preload": True})
+        assert (await site.client.get("/chat")).json() == NOT_STARTED
+        gate.set()
+        await site.services.models.get_model()
+        assert (await site.client.get("/chat")).json()["status"] == "running"
