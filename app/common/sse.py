@@ -73,7 +73,7 @@ class Primed(Generic[T]):
 
     def __init__(self, source: AsyncGenerator[T, None]) -> None:
         self._source = source
-        self._first = asyncio.ensure_future(anext(source))
+        self._first = asyncio.ensure_future(_up_to_one(source))
 
     async def wait(self, seconds: float) -> None:
         """Raises what the first step raised; returns after `seconds` if it is still busy."""
@@ -86,7 +86,8 @@ class Primed(Generic[T]):
             raise
 
     async def __aiter__(self) -> AsyncIterator[T]:
-        yield await self._first
+        for item in await self._first:
+            yield item
         async for item in self._source:
             yield item
 
@@ -96,6 +97,13 @@ class Primed(Generic[T]):
             self._first.cancel()
             await asyncio.wait({self._first})
         await self._source.aclose()
+
+
+async def _up_to_one(source: AsyncGenerator[T, None]) -> list[T]:
+    """A list, because the end of a generator that yields nothing is an exception that no future may carry on."""
+    async for item in source:
+        return [item]
+    return []
 
 
 class Stream(EventSourceResponse):
