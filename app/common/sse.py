@@ -29,6 +29,8 @@ T = TypeVar("T")
 # begin, because OkHttp gives up on a server that is silent for 10; a refusal is an event then.
 FIRST_WAIT = 2.0
 
+OVER = "0" * 32 + ":end"  # the last event of no message: a browser that reconnects with it is answered by 204
+
 
 class Sse:
     """Makes responses; `keepalive` and `send_timeout` in seconds."""
@@ -45,7 +47,7 @@ class Sse:
         return await self._respond(pieces, _openai_chunk, _named_error)
 
     async def browser(self, events: AsyncGenerator[BrowserEvent, None]) -> "Stream":
-        return await self._respond(events, _browser_event, _named_error)
+        return await self._respond(events, _browser_event, _browser_error)
 
     async def _respond(
         self,
@@ -147,6 +149,10 @@ def _named_error(found: Problem) -> bytes:
 
 def _browser_event(event: BrowserEvent) -> bytes:
     return ServerSentEvent(event.data, event=event.event, id=event.id, retry=event.retry, sep="\n").encode()
+
+
+def _browser_error(found: Problem) -> bytes:
+    return _browser_event(BrowserEvent(id=OVER, event="error", data=orjson.dumps(found.body()).decode()))
 
 
 def _keep_alive() -> ServerSentEvent:
