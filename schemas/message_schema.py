@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints, model_validator
+from pydantic_core import from_json
 
 from schemas.chat_schema import ChatMessage, Request
 
@@ -22,6 +23,12 @@ class Question(Request):
 class NewMessage(Question):
     history: list[ChatMessage] | None = Field(None, description="What was said before; not with a conversation_id")
     stream: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:
+        """A body that was sent under another content type arrives as it is."""
+        return from_json(data) if isinstance(data, bytes) else data
 
 
 class HistoryItem(BaseModel):
