@@ -162,6 +162,8 @@ class LiveReply:
         assert head is not None
         while True:
             changed, over, text = self._changed, self._over, self._reply.text
+            if not over:
+                text = text.removesuffix("\r")  # perhaps half a line break, which an event cannot end in
             if text[seen:]:
                 yield _text(head.reply_id, text, seen)
                 seen = len(text)
