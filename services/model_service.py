@@ -84,6 +84,8 @@ class ModelManager:
         return [self._card(entry) for entry in self._entries.values()]
 
     def card(self, name: str) -> ModelCard:
+        if not name:  # elsewhere that means the default one
+            raise ModelNotFound("No model is named", param="model")
         return self._card(self._resolve(name, None))
 
     def check(self, name: str | None, kind: Kind) -> None:
