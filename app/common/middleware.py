@@ -19,6 +19,7 @@ access = logging.getLogger("parley.access")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 NOTHING_SENT = 499  # as nginx logs a client that left before its answer
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 PROBES = ("/health", "/health/live", "/health/ready", "/metrics")
 
 
@@ -56,8 +57,9 @@ class RequestLog:
             self._record(scope, status, time.perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")  # the pattern: a path would make endless series
-        self._metrics.http(scope["method"], route, status)
+        # the pattern and a known method: what callers make up would make endless series
+        route = getattr(scope.get("route"), "path", "unmatched")
+        self._metrics.http(scope["method"] if scope["method"] in METHODS else "other", route, status)
         access.info(
             "%s %s %d %.0f ms",
             scope["method"],
