@@ -1,0 +1,44 @@
+"""GET /v1/models."""
+
+import pytest
+
+from tests.apps import MODEL, NewSite, Site
+
+HUB = {"name": "owner/model", "kind": "chat"}
+
+
+@pytest.fixture
+async def many(new_site: NewSite) -> Site:
+    return await new_site(models=[HUB], model={"name": MODEL, "aliases": {"gpt-4o": "default"}})
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+async def test_all_are_listed(many: Site, prefix: str) -> None:
+    listed = (await many.client.get(f"{prefix}/models")).json()
+    assert listed["object"] == "list"
+    assert [each["id"] for each in listed["data"]] == [MODEL, "owner/model", "fake-embedding"]
+    for each in listed["data"]:
+        assert set(each) == {"id", "object", "created", "owned_by"}
+        assert each["object"] == "model"
+        assert isinstance(each["created"], int)
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+@pytest.mark.parametrize("name", [MODEL, "owner/model", "owner%2Fmodel", "gpt-4o", "default"])
+async def test_one_is_found_as_it_was_named(many: Site, prefix: str, name: str) -> None:
+    answer = await many.client.get(f"{prefix}/models/{name}")
+    assert answer.status_code == 200
+    assert answer.json()["id"] == name.replace("%2F", "/")
+
+
+@pytest.mark.parametrize("name", ["nothing", "owner", ""])
+async def test_unknown_one_is_not_found(many: Site, name: str) -> None:
+    refused = await many.client.get(f"/v1/models/{name}")
+    assert refused.status_code == 404
+    assert refused.json()["error"]["code"] == "model_not_found"
+
+
+async def test_nothing_is_loaded_by_looking(many: Site) -> None:
+    await many.client.get("/v1/models")
+    await many.client.get(f"/v1/models/{MODEL}")
+    assert many.services.models.stats() == {}
