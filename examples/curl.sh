@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Parley from a shell: bash examples/curl.sh [http://localhost:8000]
+# PARLEY_API_KEY is one of the server's PARLEY_API_KEYS, if it has any.
+set -euo pipefail
+server=${1:-http://localhost:8000}
+curl=(curl --no-progress-meter --fail-with-body --header "Authorization: Bearer ${PARLEY_API_KEY:-none}")
+
+echo '# An answer as it is written (--no-buffer), as OpenAI sends it'
+"${curl[@]}" --no-buffer "$server/v1/chat/completions" --json '{
+    "messages": [{"role": "user", "content": "Describe the sea in one sentence."}],
+    "max_tokens": 20,
+    "stream": true
+}'
+
+echo '# A whole answer, on the simple route, which remembers the conversation'
+"${curl[@]}" "$server/chat/new/message/" --json '{"prompt": "Name a colour.", "max_tokens": 20}'
+
+echo -e '\n# What was said'
+"${curl[@]}" "$server/chat/get/messages/"
+
+echo -e '\n# A text as a vector'
+"${curl[@]}" "$server/v1/embeddings" --json '{"input": "A cat sleeps on the sofa.", "dimensions": 4}'
+echo
