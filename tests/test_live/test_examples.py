@@ -1,0 +1,38 @@
+"""The examples, as they are in the repository."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.test_live.service import ROOT, SECONDS, Service
+
+pytestmark = pytest.mark.live
+
+
+def example(*command: str, **environment: str) -> str:
+    run = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def test_python(service: Service) -> None:
+    output = example(sys.executable, "examples/python_openai.py", OPENAI_BASE_URL=f"{service.url}/v1")
+    assert "tokens)\n" in output
+    kitten, rates = output.splitlines()[-2:]
+    assert float(kitten.split()[0]) > float(rates.split()[0])
+
+
+def test_curl(service: Service) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    lines = example("bash", "examples/curl.sh", service.url).splitlines()
+    assert "data: [DONE]" in lines
+    answer, stored, embedding = (json.loads(line) for line in lines if line.startswith("{"))
+    assert stored["data"][-1]["content"] == answer["response"]
+    assert len(embedding["data"][0]["embedding"]) == 4
