@@ -19,12 +19,17 @@ class FastDecoder:
 
     def __init__(self, tokenizer: Any, context: list[int]) -> None:
         self._tokenizer = tokenizer
-        # a context cut inside a character would come out again with the first token
-        whole = not tokenizer.decode(context, skip_special_tokens=False).endswith("\ufffd")
-        self._stream = DecodeStream(context if whole else [], skip_special_tokens=False)
+        self._stream = DecodeStream(context, skip_special_tokens=False)
 
     def step(self, token: int) -> str:
-        return self._stream.step(self._tokenizer, token) or ""
+        try:
+            return self._stream.step(self._tokenizer, token) or ""
+        except Exception as error:  # the library has no class of its own for it
+            if "Invalid prefix" not in str(error):
+                raise
+            # Byte-fallback decoders take back whole characters when bytes that fit nowhere follow them.
+            self._stream = DecodeStream([], skip_special_tokens=False)
+            return self._stream.step(self._tokenizer, token) or ""
 
 
 class SlowDecoder:
@@ -60,7 +65,7 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
     def __init__(self, tokenizer: Any, prompt: tuple[int, ...], stop: tuple[str, ...], eos: frozenset[int]) -> None:
         super().__init__(tokenizer, skip_prompt=True)
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        context = list(prompt[-CONTEXT:])
+        context = _context(backend or tokenizer, prompt)
         self._decoder: Decoder = FastDecoder(backend, context) if backend else SlowDecoder(tokenizer, context)
         self._stop = stop
         self._eos = eos
@@ -99,6 +104,15 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
         piece = Piece(self._ready, tuple(self._ids), self.finish)
         self._ready, self._ids = "", []
         return piece
+
+
+def _context(tokenizer: Any, prompt: tuple[int, ...]) -> list[int]:
+    """The end of the prompt in whole characters: half of one would come out again with the first token."""
+    for size in range(CONTEXT, CONTEXT + 4):  # a character takes up to four tokens
+        context = list(prompt[-size:])
+        if not tokenizer.decode(context, skip_special_tokens=False).endswith("\ufffd"):
+            return context
+    return []
 
 
 def _overlap(text: str, stops: tuple[str, ...]) -> int:
