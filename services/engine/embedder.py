@@ -27,6 +27,7 @@ from transformers.utils import cached_file
 
 from services.engine.base import Embeddings, EngineStats, Tokenizer
 from services.engine.device import pick_device, pick_dtype
+from services.engine.loader import ALONE
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, ServiceError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -277,7 +278,8 @@ class LocalEmbedder:
         place = pick_device(device)
         # bfloat16 on a CPU that multiplies it: 2.8 times as fast with all-MiniLM-L6-v2, no vector off by more than 2e-4
         # (cosine). Attention is torch's own (sdpa) wherever the model has it.
-        model = AutoModel.from_pretrained(source, subfolder=recipe.subfolder, dtype=pick_dtype(dtype, place)).to(place)
+        with ALONE:
+            model = AutoModel.from_pretrained(source, subfolder=recipe.subfolder, dtype=pick_dtype(dtype, place)).to(place)
         tokenizer = load_tokenizer(source, recipe)
         limits = (recipe.max_length, getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
         return cls(
