@@ -33,10 +33,15 @@ def _with_request_id(record: logging.LogRecord) -> bool:
 
 
 class _Text(logging.Formatter):
-    """A caller's line break must not begin a line of its own; a traceback may."""
+    """A caller's line break must not begin a line of its own, nor its escapes steer a terminal; a traceback may."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
+        line = super().formatMessage(record)
+        return line if line.isprintable() else "".join(map(_printable, line))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 class _Json(logging.Formatter):
