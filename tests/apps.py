@@ -130,13 +130,15 @@ async def server(new_server: NewSite) -> Site:
 def process() -> Iterator[None]:
     """Puts back what an app changes of its process: the log's handlers and the signals'."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    before, level = root.handlers[:], root.level
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    root.handlers[:] = handlers
+    for handler in set(root.handlers) - set(before):
+        if type(handler) is logging.StreamHandler:  # others are pytest's, which changes them with each phase
+            root.removeHandler(handler)
     root.setLevel(level)
-    for number, handler in signals.items():
-        signal.signal(number, handler)
+    for number, action in signals.items():
+        signal.signal(number, action)
 
 
 class _Server(uvicorn.Server):
