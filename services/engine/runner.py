@@ -94,12 +94,9 @@ class SoloRunner:
 
     @torch.inference_mode()
     def run(self, batch: list[Work]) -> Tensor:
-        rows = [self._forward(work) for work in batch]
-        return (
-            torch.stack([row for work, row in zip(batch, rows, strict=True) if work.samples])
-            if rows
-            else torch.empty(0)
-        )
+        rows = [(work, self._forward(work)) for work in batch]
+        drawn = [row for work, row in rows if work.samples]
+        return torch.stack(drawn) if drawn else torch.empty(0)
 
     def _forward(self, work: Work) -> Tensor:
         cache = self._caches.get(work.slot) if work.start else None
