@@ -89,7 +89,7 @@ class Chunk:
         grouped = queries.transpose(0, 1).reshape(1, keys.shape[0], -1, queries.shape[-1])
         mask = self._mask(window, queries.shape[1] // keys.shape[0], queries.device)
         out = scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=mask, scale=scale)
-        return out.view(queries.shape[1], queries.shape[0], -1).transpose(0, 1)
+        return out.reshape(queries.shape[1], queries.shape[0], -1).transpose(0, 1)  # no view: CUDA's is not contiguous
 
     def _mask(self, window: int | None, per_group: int, device: torch.device) -> Tensor:
         if window not in self.masks:
@@ -124,8 +124,13 @@ class Probe:
     """Stands in for a Step once, to learn what each layer keeps of a token; attends to nothing but itself."""
 
     shapes: dict[int, LayerShape] = field(default_factory=dict)
+    windows: set[int | None] = field(default_factory=set)  # as the layers ask for them
+    mask_widths: set[int] = field(default_factory=set)  # as they would be in the masks, which are not made
 
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, **_: Any) -> Tensor:
+    def attend(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, window: int | None, **_: Any
+    ) -> Tensor:
+        self.windows.add(window)
         self.shapes[layer] = LayerShape(keys.shape[1], keys.shape[2], values.shape[2], keys.dtype)
         return values.repeat_interleave(queries.shape[1] // values.shape[1], dim=1)
 
@@ -166,5 +171,11 @@ def _attend(
     return out[None], None
 
 
+def _mask(*_: Any, local_size: int | None = None, **__: Any) -> None:
+    """What `AttentionMaskInterface` calls: no mask, those are made per group, above."""
+    if local_size is not None and isinstance(_current.step, Probe):
+        _current.step.mask_widths.add(local_size)
+
+
 AttentionInterface.register(NAME, _attend)
-AttentionMaskInterface.register(NAME, lambda *_, **__: None)  # masks are made per group, above
+AttentionMaskInterface.register(NAME, _mask)

@@ -149,6 +149,8 @@ def _probe(model: Any, tokens: list[int]) -> Mapping[int, LayerShape]:
         model(input_ids=row, position_ids=torch.arange(len(tokens), device=model.device)[None], use_cache=False)
     if not probe.shapes:
         raise _CannotBatch("its attention does not go through the attention interface")
+    if probe.windows - {None} != probe.mask_widths:
+        raise _CannotBatch("its masks hide more than its layers say")
     return probe.shapes
 
 

@@ -1,0 +1,218 @@
+"""What the runners compute is what the model's own `generate` computes, in any company."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from services.engine.base import Job
+from services.engine.runner import BatchRunner, Runner, SoloRunner, build_runner
+from services.engine.scheduler import Scheduler
+from services.engine.sequence import Sequence
+from tests.test_engine.tiny_models import MODELS, VOCABULARY, build, generate
+
+SOLO = {
+    "gemma2": "softcap",
+    "bloom": "ALiBi, in an attention of its own",
+    "llama4 chunked": "chunks that only its masks know",
+    "phimoe sliding": "a window that only its masks know",
+}
+SLOTS = 3
+LENGTH = 64
+
+
+@dataclass(slots=True)
+class Answer:
+    """A prompt, what the model itself says to it, and what the runner says."""
+
+    prompt: tuple[int, ...]
+    tokens: list[int]
+    logits: Tensor
+    joins: int = 0  # the step before which it is submitted
+    cancelled_at: int | None = None
+    said: list[Tensor] = field(default_factory=list)
+
+    def check(self) -> None:
+        said = torch.stack(self.said)
+        assert said.argmax(-1).tolist() == self.tokens[: len(said)]
+        torch.testing.assert_close(said, self.logits[: len(said)], atol=1e-3, rtol=1e-3)
+        assert len(said) == len(self.tokens) or self.cancelled_at is not None
+
+
+def run(runner: Runner, answers: list[Answer], max_tokens: int) -> None:
+    """The engine's loop, step by step on this thread."""
+    scheduler = Scheduler(runner.num_slots, max_tokens)
+    sequences: dict[Sequence, Answer] = {}
+    waiting = list(answers)
+    step = 0
+    while waiting or not scheduler.is_idle:
+        for answer in [answer for answer in waiting if answer.joins <= step]:
+            waiting.remove(answer)
+            sequences[sequence := Sequence(Job("job", answer.prompt), len(answer.tokens))] = answer
+            scheduler.add(sequence)
+        for sequence, answer in sequences.items():
+            sequence.cancelled = answer.cancelled_at is not None and step >= answer.cancelled_at
+        if batch := scheduler.schedule():
+            logits = runner.run(batch)
+            drawn = [work.sequence for work in batch if work.samples]
+            for work in batch:
+                work.sequence.num_computed += work.num_tokens
+            for sequence, row in zip(drawn, logits, strict=True):
+                sequences[sequence].said.append(row)
+                sequence.tokens.append(int(row.argmax()))
+                sequence.finished = sequence.num_sampled >= sequence.max_tokens
+        step += 1
+
+
+def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
+    ids = torch.randint(VOCABULARY, (length,), generator=torch.Generator().manual_seed(100 * seed + length))
+    return tuple(ids.tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class Tiny:
+    name: str
+    runner: Runner
+    expected: Mapping[tuple[int, ...], tuple[list[int], Tensor]]
+
+    def answer(self, length: int, tokens: int, **when: Any) -> Answer:
+        ids, logits = self.expected[prompt(length)]
+        return Answer(prompt(length), ids[:tokens], logits[:tokens], **when)
+
+
+PROMPTS = (1, 2, 3, 6, 11, 17)
+LONGEST = 14
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def tiny(request: pytest.FixtureRequest) -> Tiny:
+    model = build(request.param)
+    expected = {prompt(length): generate(model, prompt(length), LONGEST) for length in PROMPTS}
+    runner = build_runner(model, num_slots=SLOTS, length=LENGTH, budget=2**30)
+    return Tiny(request.param, runner, expected)
+
+
+def test_each_architecture_runs_where_it_should(tiny: Tiny) -> None:
+    """Falling back to one at a time is right for some; for any other it would be a silent loss of speed."""
+    assert type(tiny.runner) is (SoloRunner if tiny.name in SOLO else BatchRunner)
+
+
+@pytest.mark.parametrize("max_tokens", [512, 4], ids="{} tokens a step".format)
+def test_alone(tiny: Tiny, max_tokens: int) -> None:
+    for length in PROMPTS:
+        answer = tiny.answer(length, LONGEST)
+        run(tiny.runner, [answer], max_tokens)
+        answer.check()
+
+
+@pytest.mark.parametrize("max_tokens", [512, 4], ids="{} tokens a step".format)
+def test_joining_and_leaving(tiny: Tiny, max_tokens: int) -> None:
+    """More of them than slots, of all lengths, one gone in the middle of its answer and one of its prompt."""
+    answers = [
+        tiny.answer(6, 4),
+        tiny.answer(17, LONGEST),
+        tiny.answer(1, 9, joins=1),
+        tiny.answer(11, 6, joins=2, cancelled_at=4),
+        tiny.answer(3, 12, joins=3, cancelled_at=9),
+        tiny.answer(2, LONGEST, joins=3),
+        tiny.answer(17, 5, joins=20),
+        tiny.answer(11, 8, joins=20),
+    ]
+
+    run(tiny.runner, answers, max_tokens)
+
+    for answer in answers:
+        if answer.said or answer.cancelled_at is None:
+            answer.check()
+
+
+def test_a_latecomer_in_a_lower_slot(tiny: Tiny) -> None:
+    """The slots in use have no gap, but their order is not that of the sequences."""
+    answers = [tiny.answer(6, 2), tiny.answer(11, LONGEST), tiny.answer(3, 9, joins=3)]
+
+    run(tiny.runner, answers, max_tokens=512)
+
+    for answer in answers:
+        answer.check()
+
+
+@pytest.fixture(scope="module")
+def llama() -> tuple[Any, Runner]:
+    return build("llama"), build_runner(build("llama"), num_slots=SLOTS, length=LENGTH, budget=2**30)
+
+
+@given(data=st.data(), max_tokens=st.sampled_from([3, 7, 40]))
+@settings(max_examples=15, deadline=None)
+def test_any_coming_and_going(llama: tuple[Any, Runner], data: st.DataObject, max_tokens: int) -> None:
+    model, runner = llama
+    answers = []
+    for seed in range(data.draw(st.integers(1, 5), label="requests")):
+        ids = prompt(data.draw(st.integers(1, 20), label="prompt"), seed)
+        tokens, logits = generate(model, ids, data.draw(st.integers(1, 8), label="answer"))
+        answers.append(Answer(ids, tokens, logits, joins=data.draw(st.integers(0, 6), label="joins")))
+
+    run(runner, answers, max_tokens)
+
+    for answer in answers:
+        answer.check()
+
+
+def test_a_failed_step_leaves_nothing_behind(llama: tuple[Any, Runner]) -> None:
+    model, runner = llama
+    outside = Answer((VOCABULARY + 1, 2), [0], torch.empty(1, VOCABULARY))
+    with pytest.raises(IndexError):
+        run(runner, [outside], max_tokens=64)
+
+    answer = Answer(prompt(6), *generate(model, prompt(6), 5))
+    run(runner, [answer], max_tokens=64)
+
+    answer.check()
+
+
+def test_a_sequence_may_fill_its_slot(llama: tuple[Any, Runner]) -> None:
+    model, _ = llama
+    runner = build_runner(build("llama"), num_slots=2, length=12, budget=2**30)
+    answers = [Answer(prompt(8, seed), *generate(model, prompt(8, seed), 4)) for seed in range(2)]
+
+    run(runner, answers, max_tokens=64)
+
+    for answer in answers:
+        answer.check()
+
+
+@pytest.mark.parametrize(("slots", "fitting"), [(2, 2), (8, 5)])
+def test_only_as_many_slots_as_fit_into_memory(slots: int, fitting: int) -> None:
+    token = 2 * 2 * (8 + 8) * 4  # layers x heads x (key + value) x bytes
+
+    assert build_runner(build("llama"), num_slots=slots, length=10, budget=5 * 10 * token + 1).num_slots == fitting
+
+
+def test_too_little_memory_for_one_sequence_is_an_error_and_no_fallback() -> None:
+    with pytest.raises(ValueError, match="max_model_len"):
+        build_runner(build("llama"), num_slots=4, length=LENGTH, budget=1000)
+
+
+def test_a_fallback_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "services.engine.runner"):
+        build_runner(build("gemma2"), num_slots=1, length=LENGTH, budget=2**30)
+
+    assert "Gemma2ForCausalLM runs one sequence at a time: UnsupportedAttention" in caplog.text
+
+
+def test_numbers_of_half_the_width() -> None:
+    """bfloat16 rounds; the batch must still say what the model says, up to that."""
+    model = build("llama").bfloat16()
+    tokens, logits = generate(model, prompt(11), 1)
+    runner = build_runner(model, num_slots=SLOTS, length=LENGTH, budget=2**30)
+    answer = Answer(prompt(11), tokens, logits)
+
+    run(runner, [answer], max_tokens=64)
+
+    assert isinstance(runner, BatchRunner)
+    assert torch.cosine_similarity(answer.said[0].float(), logits[0].float(), dim=0) > 0.999

@@ -1,0 +1,65 @@
+"""Models of every shape that matters, small and with random weights; sharp ones, so that a wrong key shows."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+VOCABULARY = 199
+WINDOW = 5  # shorter than every test's sequences
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 20, "sliding_window": WINDOW}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "qwen2": ("qwen2", {}),
+    "qwen2 sliding": ("qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {"head_dim": 8}),
+    "gemma2": ("gemma2", GEMMA),
+    "gemma3": ("gemma3_text", {**GEMMA, "layer_types": ["sliding_attention", "full_attention"]}),
+    "gpt2": ("gpt2", GPT2),
+    "mistral": ("mistral", {"head_dim": 8, "sliding_window": WINDOW}),
+    "phi3": ("phi3", {}),
+    "bloom": ("bloom", {"n_layer": 2, "n_head": 4}),
+    # in these the window is in the masks alone; 12 is more than the few tokens a model is tried with
+    "llama4 chunked": ("llama4_text", {"head_dim": 8, "num_local_experts": 2, "attention_chunk_size": 12}),
+    "phimoe sliding": ("phimoe", {"num_local_experts": 2, "sliding_window": 12}),
+}
+
+
+def build(name: str) -> Any:
+    """The same weights each time it is called."""
+    kind, options = MODELS[name]
+    config = AutoConfig.for_model(kind, **{**SHAPE, **options})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def generate(model: Any, prompt: tuple[int, ...], max_tokens: int) -> tuple[list[int], torch.Tensor]:
+    """The model's own greedy answer, and the logits it was taken from."""
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=max_tokens,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits)
