@@ -5,7 +5,10 @@ set -euo pipefail
 server=${1:-http://localhost:8000}
 curl=(curl --no-progress-meter --fail-with-body --header "Authorization: Bearer ${PARLEY_API_KEY:-none}")
 
-echo '# An answer as it is written (--no-buffer), as OpenAI sends it'
+echo '# What is served'
+"${curl[@]}" "$server/v1/models"
+
+echo -e '\n# An answer as it is written (--no-buffer), as OpenAI sends it'
 "${curl[@]}" --no-buffer "$server/v1/chat/completions" --json '{
     "messages": [{"role": "user", "content": "Describe the sea in one sentence."}],
     "max_tokens": 20,
@@ -18,6 +21,9 @@ echo '# A whole answer, on the simple route, which remembers the conversation'
 echo -e '\n# What was said'
 "${curl[@]}" "$server/chat/get/messages/"
 
-echo -e '\n# A text as a vector'
+echo -e '\n# As a browser reads it: ids to go on from, and a last event'
+"${curl[@]}" --no-buffer --get "$server/chat/stream" --data-urlencode 'prompt=Name a colour.' --data max_tokens=5
+
+echo '# A text as a vector'
 "${curl[@]}" "$server/v1/embeddings" --json '{"input": "A cat sleeps on the sofa.", "dimensions": 4}'
 echo

@@ -1,5 +1,5 @@
 /*
- * Parley with nothing but the JDK (11 or later):
+ * Parley with nothing but the JDK (17 or later):
  *
  *     java examples/java/JdkChat.java http://localhost:8000
  *

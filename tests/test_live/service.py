@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,6 +109,10 @@ def events_of(response: requests.Response) -> Iterator[str]:
     for line in response.iter_lines(chunk_size=1, decode_unicode=False):
         if line.startswith(b"data: "):
             yield line.removeprefix(b"data: ").decode()
+
+
+def text_of(chunks: Iterable[dict[str, Any]]) -> str:
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
 
 def until(is_so: Callable[[], T]) -> T:

@@ -33,6 +33,8 @@ def test_curl(service: Service) -> None:
         pytest.skip("needs curl")
     lines = example("bash", "examples/curl.sh", service.url).splitlines()
     assert "data: [DONE]" in lines
-    answer, stored, embedding = (json.loads(line) for line in lines if line.startswith("{"))
+    models, answer, stored, embedding = (json.loads(line) for line in lines if line.startswith("{"))
+    assert models["data"]
+    assert "event: done" in lines
     assert stored["data"][-1]["content"] == answer["response"]
     assert len(embedding["data"][0]["embedding"]) == 4

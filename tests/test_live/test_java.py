@@ -14,7 +14,7 @@ import pytest
 from openai import OpenAI
 
 from tests.test_live.conftest import KEYS
-from tests.test_live.service import ENDLESS, ROOT, SECONDS, Service, until
+from tests.test_live.service import ENDLESS, ROOT, SECONDS, Service, text_of, until
 from tests.test_live.wire import wired
 
 pytestmark = pytest.mark.live
@@ -51,10 +51,6 @@ def run(command: list[str], source: str, url: str, key: str = "none") -> subproc
 
 def objects(output: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.splitlines()]
-
-
-def text_of(chunks: list[dict[str, Any]]) -> str:
-    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"])
 
 
 def test_the_jdk_s_client_which_asks_for_http_2_each_time(service: Service, java: str) -> None:

@@ -2,12 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
 
-from tests.test_live.service import ENDLESS, SECONDS, Service, events_of, running, until
+from tests.test_live.service import ENDLESS, SECONDS, Service, events_of, running, text_of, until
 
 pytestmark = pytest.mark.live
 
@@ -16,10 +15,6 @@ def begin(service: Service, max_tokens: int) -> requests.Response:
     asked = {"messages": [{"content": ENDLESS}], "temperature": 0, "max_tokens": max_tokens, "stream": True}
     asked["conversation"] = service.ask("Hello", max_tokens=2)["conversation_id"]
     return requests.post(f"{service.url}/v1/chat/completions", json=asked, stream=True, timeout=SECONDS)
-
-
-def text_of(chunk: dict[str, Any]) -> str:
-    return "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
 
 
 async def test_kill_in_the_middle_of_an_answer(folder: Path, database_url: str) -> None:
@@ -62,7 +57,7 @@ def test_a_running_answer_is_finished_before_the_service_ends(folder: Path) -> N
     with running(folder) as service:
         reply = service.messages()[-1]
         assert reply["status"] == "completed"
-        assert reply["content"] == "".join(text_of(json.loads(chunk)) for chunk in chunks)
+        assert reply["content"] == text_of(map(json.loads, chunks))
 
 
 def test_an_answer_that_takes_too_long_ends_with_an_error(folder: Path) -> None:
@@ -79,4 +74,4 @@ def test_an_answer_that_takes_too_long_ends_with_an_error(folder: Path) -> None:
     with running(folder) as service:
         reply = service.messages()[-1]
         assert reply["status"] == "incomplete"
-        assert reply["content"] == "".join(text_of(json.loads(chunk)) for chunk in [first, second, *chunks])
+        assert reply["content"] == text_of(map(json.loads, [first, second, *chunks]))
