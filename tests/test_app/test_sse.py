@@ -1,0 +1,156 @@
+"""Whatever becomes of a stream, its source is closed."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+from pydantic import BaseModel
+from sse_starlette.sse import SendTimeoutError
+from starlette.types import Message
+
+from app.common import sse
+from app.common.sse import Sse, Stream
+from services.errors import Overloaded
+
+SCOPE = {"type": "http", "method": "GET"}
+
+
+class Chunk(BaseModel):
+    text: str
+
+
+class Source:
+    """Says `texts`, then stands still until `go` is set."""
+
+    def __init__(self, *texts: str) -> None:
+        self.texts = texts
+        self.go = asyncio.Event()
+        self.is_open = False
+
+    async def chunks(self) -> AsyncGenerator[Chunk, None]:
+        self.is_open = True
+        try:
+            for text in self.texts:
+                yield Chunk(text=text)
+            await self.go.wait()
+        finally:
+            self.is_open = False
+
+
+class Reader:
+    """The other end of a connection."""
+
+    def __init__(self) -> None:
+        self.body = b""
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self.gone = asyncio.Event()
+        self.has_read = asyncio.Event()
+
+    async def receive(self) -> Message:
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        await self.reads.wait()
+        self.body += message.get("body", b"")
+        if self.body:
+            self.has_read.set()
+
+
+@pytest.fixture
+def reader() -> Reader:
+    return Reader()
+
+
+@pytest.fixture
+def responses() -> Sse:
+    return Sse(keepalive=60, send_timeout=60)
+
+
+async def respond(stream: Stream, reader: Reader) -> None:
+    await stream(SCOPE, reader.receive, reader.send)
+
+
+async def test_when_it_was_read_to_its_end(responses: Sse, reader: Reader) -> None:
+    source = Source("one", "two")
+    source.go.set()
+    await respond(await responses.openai(source.chunks(), {}), reader)
+    assert reader.body == b'data: {"text":"one"}\n\ndata: {"text":"two"}\n\ndata: [DONE]\n\n'
+    assert not source.is_open
+
+
+async def test_when_its_reader_left_before_the_first_byte(responses: Sse, reader: Reader) -> None:
+    source = Source("one")
+    stream = await responses.openai(source.chunks(), {})
+    assert source.is_open
+    reader.gone.set()
+    reader.reads.clear()
+    await respond(stream, reader)
+    assert not source.is_open
+
+
+async def test_when_its_reader_left_in_the_middle(responses: Sse, reader: Reader) -> None:
+    source = Source("one")
+    responding = asyncio.create_task(respond(await responses.openai(source.chunks(), {}), reader))
+    await reader.has_read.wait()
+    reader.gone.set()
+    await responding
+    assert reader.body == b'data: {"text":"one"}\n\n'
+    assert not source.is_open
+
+
+async def test_when_its_reader_takes_nothing_any_more(reader: Reader) -> None:
+    source = Source("one")
+    stream = await Sse(keepalive=60, send_timeout=0.01).openai(source.chunks(), {})
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    with pytest.raises(SendTimeoutError):
+        await stream(SCOPE, reader.receive, send)
+    assert not source.is_open
+
+
+async def test_when_the_request_is_cancelled_before_it_was_admitted(responses: Sse) -> None:
+    source = Source()
+    waiting = asyncio.create_task(responses.openai(source.chunks(), {}))
+    while not source.is_open:
+        await asyncio.wait([waiting], timeout=0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert not source.is_open
+
+
+async def test_when_the_reader_left_while_it_was_not_yet_admitted(
+    responses: Sse, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "FIRST_WAIT", 0)
+    source = Source()
+    stream = await responses.openai(source.chunks(), {})
+    reader.gone.set()
+    await respond(stream, reader)
+    assert not source.is_open
+
+
+async def test_refusal_by_the_first_step_is_raised(responses: Sse) -> None:
+    async def refused() -> AsyncGenerator[Chunk, None]:
+        raise Overloaded("full")
+        yield Chunk(text="never")
+
+    with pytest.raises(Overloaded):
+        await responses.openai(refused(), {})
+
+
+async def test_keep_alives_are_comments(reader: Reader) -> None:
+    source = Source("one")
+    stream = await Sse(keepalive=0.001, send_timeout=60).openai(source.chunks(), {})
+    responding = asyncio.create_task(respond(stream, reader))
+    while reader.body.count(b": keep-alive\n\n") < 2:
+        reader.has_read.clear()
+        await reader.has_read.wait()
+    source.go.set()
+    await responding
+    data = reader.body.replace(b": keep-alive\n\n", b"")
+    assert data == b'data: {"text":"one"}\n\ndata: [DONE]\n\n'
