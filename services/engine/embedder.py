@@ -278,8 +278,9 @@ class LocalEmbedder:
         place = pick_device(device)
         # bfloat16 on a CPU that multiplies it: 2.8 times as fast with all-MiniLM-L6-v2, no vector off by more than 2e-4
         # (cosine). Attention is torch's own (sdpa) wherever the model has it.
+        numbers = pick_dtype(dtype, place)
         with ALONE:
-            model = AutoModel.from_pretrained(source, subfolder=recipe.subfolder, dtype=pick_dtype(dtype, place)).to(place)
+            model = AutoModel.from_pretrained(source, subfolder=recipe.subfolder, dtype=numbers).to(place)
         tokenizer = load_tokenizer(source, recipe)
         limits = (recipe.max_length, getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
         return cls(
