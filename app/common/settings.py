@@ -1,15 +1,22 @@
 """All settings, from the environment (PARLEY_ in front, groups joined by "__") and `.env`. Read in main and tools."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field
+from pydantic_core import from_json
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 def _split(value: object) -> object:
-    return [each.strip() for each in value.split(",") if each.strip()] if isinstance(value, str) else value
+    """A list, as JSON like every other one, or its items with commas between them."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return from_json(value)
+    return [each.strip() for each in value.split(",") if each.strip()]
 
 
 class ModelSettings(BaseModel):
@@ -82,13 +89,20 @@ def _api_key(text: str) -> ApiKey:
     """A key itself, or `sha256:` and its digest in hexadecimal."""
     scheme, _, digest = text.partition(":")
     if scheme == "sha256":
+        if not re.fullmatch("[0-9a-fA-F]{64}", digest):
+            raise ValueError("after sha256: come 64 hexadecimal digits")
         return ApiKey(digest=bytes.fromhex(digest))
     return ApiKey(digest=hashlib.sha256(text.encode()).digest())
 
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix="PARLEY_", env_nested_delimiter="__", env_file=".env", extra="ignore", protected_namespaces=()
+        env_prefix="PARLEY_",
+        env_nested_delimiter="__",
+        env_file=".env",
+        extra="ignore",
+        protected_namespaces=(),
+        hide_input_in_errors=True,  # keys and passwords are among it
     )
 
     model: DefaultModelSettings = DefaultModelSettings()
