@@ -1,0 +1,106 @@
+"""The app as it is put together."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+
+from tests.apps import MODEL, NewSite, Site
+from tests.fakes import FakeEngine
+
+HI = {"messages": [{"content": "hi"}]}
+
+
+class Builder:
+    def __init__(self) -> None:
+        self.built: list[tuple[str, dict[str, object]]] = []
+
+    def __call__(self, kind: str, /, **options: object) -> FakeEngine:
+        self.built.append((kind, options))
+        return FakeEngine("Hello")
+
+
+async def names(site: Site) -> list[str]:
+    return [each["id"] for each in (await site.client.get("/v1/models")).json()["data"]]
+
+
+class TestModels:
+    async def test_each_is_called_by_what_it_is(self, new_site: NewSite, tmp_path: Path) -> None:
+        folder = tmp_path / "my-model"
+        folder.mkdir()
+        models = [
+            {"name": str(folder)},
+            {"name": f"{folder}/"},
+            {"name": "/somewhere/tiny.Q4_1.gguf"},
+            {"name": "owner/model"},
+            {"name": "owner/other", "id": "renamed"},
+        ]
+        site = await new_site(models=models[1:], model=models[0])
+        assert await names(site) == ["my-model", "tiny.Q4_1", "owner/model", "renamed", "fake-embedding"]
+
+    async def test_default_ones_have_their_own_names(self, new_site: NewSite) -> None:
+        site = await new_site(model={}, embedding={"kind": "embedding"})
+        chat, embedding = await names(site)
+        assert "default" not in (chat, embedding)
+        assert (await site.client.get("/chat")).json()["model_name"] == chat
+
+    async def test_settings_reach_the_engine(self, new_site: NewSite) -> None:
+        builder = Builder()
+        model = {"name": MODEL, "device": "cpu", "dtype": "float32"}
+        site = await new_site(build=builder, model=model, engine={"max_num_seqs": 3, "max_queue": 4})
+        assert (await site.client.post("/v1/chat/completions", json=HI)).status_code == 200
+        ((kind, options),) = builder.built
+        assert kind == "local"
+        assert options == {
+            "source": MODEL,
+            "device": "cpu",
+            "dtype": "float32",
+            "max_model_len": None,
+            "max_num_seqs": 3,
+            "max_num_batched_tokens": 512,
+            "max_queue": 4,
+        }
+
+    async def test_those_to_be_preloaded_are(self, new_site: NewSite) -> None:
+        builder = Builder()
+        site = await new_site(build=builder, model={"name": MODEL, "preload": True})
+        await site.services.models.get_model()
+        assert len(builder.built) == 1
+
+    async def test_aliases_are_served(self, new_site: NewSite) -> None:
+        site = await new_site(model={"name": MODEL, "aliases": {"*": "default"}})
+        answer = await site.client.post("/v1/chat/completions", json={**HI, "model": "gpt-4o"})
+        assert answer.json()["model"] == "gpt-4o"
+
+
+class TestLife:
+    async def test_empty_database_is_prepared_at_the_start(self, new_site: NewSite, tmp_path: Path) -> None:
+        site = await new_site(database={"url": f"sqlite:///{tmp_path}/new.db"})
+        answer = await site.client.post("/chat/new/message/", json={"prompt": "hi"})
+        assert answer.status_code == 200
+
+    async def test_engines_stop_with_the_app(self, new_app: Callable[..., FastAPI], engine: FakeEngine) -> None:
+        app = new_app()
+        async with app.router.lifespan_context(app):
+            await app.state.services.models.get_model()
+            assert not engine.stopped
+        assert engine.stopped
+
+    async def test_two_apps_in_one_process_do_not_meet(self, new_site: NewSite) -> None:
+        one, two = await new_site(), await new_site(system_prompt="x")
+        await one.client.post("/v1/chat/completions", json=HI)
+        assert "parley_request_success_total{" in (await one.client.get("/metrics")).text
+        assert "parley_request_success_total{" not in (await two.client.get("/metrics")).text
+
+    async def test_answers_run_side_by_side(self, site: Site, engine: FakeEngine) -> None:
+        answers = await asyncio.gather(*(site.client.post("/v1/chat/completions", json=HI) for _ in range(20)))
+        assert {answer.json()["choices"][0]["message"]["content"] for answer in answers} == {"Hello, world!"}
+        assert len({answer.json()["id"] for answer in answers}) == 20
+        assert engine.starts == 1
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
+async def test_documentation_is_there(site: Site, path: str) -> None:
+    assert (await site.client.get(path)).status_code == 200

@@ -1,0 +1,103 @@
+"""Settings, as an environment gives them."""
+
+import hashlib
+
+import pytest
+from pydantic import ValidationError
+
+from app.common.settings import Settings
+
+Environment = pytest.MonkeyPatch
+
+
+def read() -> Settings:
+    return Settings(_env_file=None)
+
+
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: Environment) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.upper().startswith("PARLEY_")]:
+        monkeypatch.delenv(name)
+
+
+def test_without_any_it_is_a_private_server_of_the_default_models() -> None:
+    settings = read()
+    assert settings.server.host == "127.0.0.1"
+    assert (settings.model.name, settings.embedding.name, settings.embedding.kind) == (
+        "default",
+        "default",
+        "embedding",
+    )
+    assert settings.api_keys == []
+    assert settings.cors.origins == []
+    assert not settings.strict
+
+
+def test_groups_are_joined_by_two_underscores(monkeypatch: Environment) -> None:
+    monkeypatch.setenv("PARLEY_ENGINE__MAX_NUM_SEQS", "7")
+    monkeypatch.setenv("PARLEY_MODEL__ALIASES", '{"gpt-4o": "default"}')
+    monkeypatch.setenv("PARLEY_MODELS", '[{"name": "owner/model", "pinned": true}]')
+    monkeypatch.setenv("PARLEY_CORS__ORIGINS", '["https://chat.example"]')
+    settings = read()
+    assert settings.engine.max_num_seqs == 7
+    assert settings.model.aliases == {"gpt-4o": "default"}
+    assert [(each.name, each.kind, each.pinned) for each in settings.models] == [("owner/model", "chat", True)]
+    assert settings.cors.origins == ["https://chat.example"]
+
+
+def test_keys_are_listed_with_commas_and_kept_as_hashes(monkeypatch: Environment) -> None:
+    digest = hashlib.sha256(b"two").digest()
+    monkeypatch.setenv("PARLEY_API_KEYS", f" one, sha256:{digest.hex()} ,")
+    settings = read()
+    assert [each.digest for each in settings.api_keys] == [hashlib.sha256(b"one").digest(), digest]
+    assert "one" not in repr(settings.api_keys)
+
+
+@pytest.mark.parametrize("value", ["sha256:ab", "sha256:abcd", "sha256:nothex"])
+def test_hash_that_no_key_has_is_refused(monkeypatch: Environment, value: str) -> None:
+    monkeypatch.setenv("PARLEY_API_KEYS", value)
+    with pytest.raises(ValidationError, match="64 hexadecimal digits") as refused:
+        read()
+    assert value not in str(refused.value)
+
+
+def test_keys_may_be_a_json_list_as_all_other_lists_are(monkeypatch: Environment) -> None:
+    monkeypatch.setenv("PARLEY_API_KEYS", '["one", "two"]')
+    assert [each.digest for each in read().api_keys] == [hashlib.sha256(each).digest() for each in (b"one", b"two")]
+
+
+@pytest.mark.parametrize("value", ["", " , ", "[]"])
+def test_no_key_is_none(monkeypatch: Environment, value: str) -> None:
+    monkeypatch.setenv("PARLEY_API_KEYS", value)
+    assert read().api_keys == []
+
+
+def test_owner_says_nothing_of_the_key(monkeypatch: Environment) -> None:
+    monkeypatch.setenv("PARLEY_API_KEYS", "one,two")
+    owners = [each.owner for each in read().api_keys]
+    assert len(set(owners)) == 2
+    assert all(owner.startswith("key_") and "one" not in owner for owner in owners)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PARLEY_ENGINE__MAX_NUM_SEQS", "0"),
+        ("PARLEY_SERVER__KEEPALIVE_S", "0"),
+        ("PARLEY_LOG__FORMAT", "xml"),
+        ("PARLEY_MODEL__TTL_S", "0"),
+        ("PARLEY_SERVER__MAX_BODY_BYTES", "1"),
+    ],
+)
+def test_nonsense_is_refused(monkeypatch: Environment, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError):
+        read()
+
+
+def test_env_file_is_read(tmp_path, monkeypatch: Environment) -> None:
+    (tmp_path / ".env").write_text("PARLEY_SERVER__PORT=9000\nSOMETHING_ELSE=1\n")
+    monkeypatch.chdir(tmp_path)
+    assert Settings().server.port == 9000
