@@ -50,14 +50,20 @@ class MessageService:
         return len(self._live)
 
     async def new(self, request: NewMessage, owner: str) -> NewMessageAnswer:
-        reply = await self._chat.whole(_as_chat(request), owner, create=True)
+        asked = _as_chat(request)
+        # read before, not after: an answer that was given is not lost to a database that has gone meanwhile
+        before = await self._conversations.open(request.conversation_id, owner)
+        reply = await self._chat.whole(asked, owner, create=True)
         head = reply.head
         assert head is not None
         assert head.conversation_id is not None
-        turn = await self._conversations.open(head.conversation_id, owner)
         return NewMessageAnswer(
             response=reply.text,
-            history=[HistoryItem(role=each.role, content=prompt.text(each.content)) for each in turn.history],
+            history=[
+                *(HistoryItem(role=each.role, content=prompt.text(each.content)) for each in before.history),
+                *(HistoryItem(role=each.role, content=prompt.message(each)["content"]) for each in asked.messages),
+                HistoryItem(role="assistant", content=reply.text),
+            ],
             time=datetime.now().strftime("%Y-%m-%d %H:%M:%S"),
             message_id=head.reply_id,
             conversation_id=head.conversation_id,
