@@ -8,7 +8,9 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 
+from database.session import Database
 from schemas.message_schema import BrowserEvent, NewMessage, Question
 from services.chat_service import ChatService
 from services.conversation_service import ConversationService
@@ -237,6 +239,29 @@ class TestNew:
             ("user", "hi"),
             ("assistant", "Hello, world!"),
         ]
+
+    async def test_history_grows_with_the_conversation(self, messages: MessageService) -> None:
+        first = await messages.new(NewMessage(prompt="one"), "me")
+        second = await messages.new(NewMessage(prompt="two", conversation_id=first.conversation_id), "me")
+        assert [each.content for each in second.history] == ["one", "Hello, world!", "two", "Hello, world!"]
+
+    async def test_answer_is_given_though_the_database_has_gone_meanwhile(
+        self, messages: MessageService, conversations: ConversationService, engine: FakeEngine, sqlite_url: str
+    ) -> None:
+        pause = Pause()
+        engine.script = ("Hel", pause, "lo")
+        answering = asyncio.create_task(messages.new(NewMessage(prompt="hi"), "me"))
+        await pause.reached.wait()
+        other = Database(sqlite_url)
+        async with other.write() as session:
+            await session.execute(text("ALTER TABLE messages RENAME TO away"))
+        pause.go.set()
+        assert (await answering).response == "Hello"
+        async with other.write() as session:
+            await session.execute(text("ALTER TABLE away RENAME TO messages"))
+        await other.close()
+        await conversations.checkpoint()
+        assert (await conversations.message((await answering).message_id, "me")).content == "Hello"
 
     async def test_it_is_stored(self, messages: MessageService, conversations: ConversationService) -> None:
         answer = await messages.new(NewMessage(prompt="hi"), "me")
