@@ -8,7 +8,7 @@ import logging
 import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,28 +91,14 @@ def new_app(engine: FakeEngine, sqlite_url: str, process: None) -> Callable[...,
 @pytest.fixture
 async def new_site(new_app: Callable[..., FastAPI]) -> AsyncIterator[NewSite]:
     """Called directly: a streamed answer is handed over when it is complete."""
-    async with AsyncExitStack() as stack:
-
-        async def new_site(**settings: object) -> Site:
-            app = new_app(**settings)
-            await stack.enter_async_context(app.router.lifespan_context(app))
-            client = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://parley")
-            return Site(app, await stack.enter_async_context(client))
-
+    async with _opening(new_app, _called) as new_site:
         yield new_site
 
 
 @pytest.fixture
 async def new_server(new_app: Callable[..., FastAPI]) -> AsyncIterator[NewSite]:
     """On a port of its own."""
-    async with AsyncExitStack() as stack:
-
-        async def new_server(**settings: object) -> Site:
-            app = new_app(**settings)
-            port = await stack.enter_async_context(_served(app))
-            client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}")
-            return Site(app, await stack.enter_async_context(client))
-
+    async with _opening(new_app, _served) as new_server:
         yield new_server
 
 
@@ -141,6 +127,38 @@ def process() -> Iterator[None]:
         signal.signal(number, action)
 
 
+@asynccontextmanager
+async def _opening(
+    new_app: Callable[..., FastAPI], reach: Callable[[FastAPI], AbstractAsyncContextManager[httpx2.AsyncClient]]
+) -> AsyncIterator[NewSite]:
+    async with AsyncExitStack() as stack:
+
+        async def new_site(**settings: object) -> Site:
+            app = new_app(**settings)
+            return Site(app, await stack.enter_async_context(reach(app)))
+
+        yield new_site
+
+
+@asynccontextmanager
+async def _called(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    transport = httpx2.ASGITransport(app)
+    client = httpx2.AsyncClient(transport=transport, base_url="http://parley")
+    async with app.router.lifespan_context(app), client:
+        yield client
+
+
+@asynccontextmanager
+async def _served(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    server = _Server(app, free_port())
+    serving = asyncio.create_task(server.serve())
+    await server.up.wait()
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{server.config.port}") as client:
+        yield client
+    server.should_exit = True
+    await serving
+
+
 class _Server(uvicorn.Server):
     def __init__(self, app: FastAPI, port: int) -> None:
         super().__init__(uvicorn.Config(app, port=port, http="h11", log_config=None, timeout_graceful_shutdown=5))
@@ -149,13 +167,3 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: object = None) -> None:
         await super().startup()
         self.up.set()
-
-
-@asynccontextmanager
-async def _served(app: FastAPI) -> AsyncIterator[int]:
-    server = _Server(app, free_port())
-    serving = asyncio.create_task(server.serve())
-    await server.up.wait()
-    yield server.config.port
-    server.should_exit = True
-    await serving
