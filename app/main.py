@@ -17,6 +17,7 @@ from app.common import errors, log
 from app.common.auth import Gate, Keys
 from app.common.dependencies import Facts, Services
 from app.common.drain import Drain
+from app.common.ignored import UnknownKeys
 from app.common.middleware import BodyLimit, DrainGate, RequestLog
 from app.common.settings import ModelSettings, Settings
 from app.common.sse import Sse
@@ -101,18 +102,18 @@ def _services(settings: Settings, conversations: ConversationService, build: Cal
         metrics,
         system_prompt=settings.chat.system_prompt,
         max_new_tokens=settings.chat.max_new_tokens,
-        strict=settings.strict,
     )
     messages = MessageService(chat, conversations)
     return Services(
         chat=chat,
-        embeddings=EmbeddingService(models, strict=settings.strict),
+        embeddings=EmbeddingService(models),
         messages=messages,
         models=models,
         metrics=metrics,
         keys=Keys(settings.api_keys, settings.server.token_ttl_s),
         drain=Drain(settings.server.drain_s, interrupt=models.stop, is_busy=lambda: messages.num_live > 0),
         sse=Sse(keepalive=settings.server.keepalive_s, send_timeout=settings.server.send_timeout_s),
+        unknown_keys=UnknownKeys(strict=settings.strict),
         facts=Facts(settings.chat.max_new_tokens, settings.model.device, settings.chat.system_prompt),
     )
 

@@ -20,6 +20,12 @@ class Question(Request):
     top_p: float = Field(1.0, gt=0, le=1)
 
 
+class BrowserQuestion(Question):
+    """A reconnect asks nothing: the header Last-Event-ID says what it waits for."""
+
+    prompt: str = ""
+
+
 class NewMessage(Question):
     history: list[ChatMessage] | None = Field(None, description="What was said before; not with a conversation_id")
     stream: bool = False
@@ -70,11 +76,11 @@ class StoredMessages(BaseModel):
 
 
 class BrowserEvent(BaseModel):
-    """One event for `EventSource`; without data it only sets the id that a reconnect sends back."""
+    """One event for `EventSource`; its id comes back with a reconnect."""
 
     id: str
-    data: str | None = None
-    event: Literal["done", "error"] | None = None
+    data: str
+    event: Literal["start", "done", "error"] | None = None
     retry: int | None = Field(None, description="milliseconds until the browser reconnects")
 
 

@@ -18,7 +18,7 @@ from services.chat import encode, prompt
 from services.chat.events import Event, Head, Reply, events
 from services.conversation_service import ConversationService, NewItem, StoredMessage, Turn
 from services.engine.base import Job, Message, Tokenizer
-from services.errors import InvalidRequest, Unavailable
+from services.errors import Unavailable
 from services.metrics_service import AnswerTimer, Metrics
 from services.model_service import Lease, ModelManager
 
@@ -34,21 +34,16 @@ class ChatService:
         *,
         system_prompt: str | None = None,
         max_new_tokens: int | None = None,
-        strict: bool = False,
     ) -> None:
         self._models = models
         self._conversations = conversations
         self._metrics = metrics
         self._system_prompt = system_prompt
         self._max_new_tokens = max_new_tokens
-        self._strict = strict
 
     def unknown_keys(self, request: ChatCompletionRequest) -> list[str]:
-        """Keys that are no part of the contract; refused if this server is strict."""
-        unknown = prompt.unknown_keys(request)
-        if unknown and self._strict:
-            raise InvalidRequest(f"Unknown parameter: '{unknown[0][:64]}'", param=unknown[0][:64])
-        return unknown
+        """Keys that are no part of the contract."""
+        return prompt.unknown_keys(request)
 
     async def create(self, request: ChatCompletionRequest, owner: str) -> ChatCompletion:
         reply = await self.whole(request, owner)

@@ -31,16 +31,8 @@ class BatchTokenizer(Protocol):
 
 
 class EmbeddingService:
-    def __init__(self, models: ModelManager, *, strict: bool = False) -> None:
+    def __init__(self, models: ModelManager) -> None:
         self._models = models
-        self._strict = strict
-
-    def unknown_keys(self, request: EmbeddingRequest) -> list[str]:
-        """Keys that are no part of the contract; refused if this server is strict."""
-        unknown = list(request.model_extra or ())
-        if unknown and self._strict:
-            raise InvalidRequest(f"Unknown parameter: '{unknown[0][:64]}'", param=unknown[0][:64])
-        return unknown
 
     async def create(self, request: EmbeddingRequest) -> bytes:
         """The answer as JSON: 2,048 vectors are megabytes, too much for the event loop to write.

@@ -17,6 +17,7 @@ import orjson
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage
 from schemas.message_schema import (
     BrowserEvent,
+    BrowserQuestion,
     HistoryItem,
     NewMessage,
     NewMessageAnswer,
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 EVENT_ID = re.compile(r"([0-9a-f]{32}):(\d{1,9}|end)")
 RETRY_MS = 1000
 POLL_S = 0.5  # how often an answer that another process is writing is looked at
-INTERRUPTED = "The answer was interrupted; what was said is stored"
+INTERRUPTED = "The answer was interrupted"
 
 
 class MessageService:
@@ -92,14 +93,16 @@ class MessageService:
             has_more=len(found) > limit,
         )
 
-    async def ask(self, question: Question, owner: str) -> AsyncGenerator[BrowserEvent, None]:
-        """A new answer, written whether or not its reader stays. The first event sets the id before any text."""
+    async def ask(self, question: BrowserQuestion, owner: str) -> AsyncGenerator[BrowserEvent, None]:
+        """A new answer, written whether or not its reader stays. The first event has its id, before any text."""
+        if not question.prompt:
+            raise InvalidRequest("'prompt' is required", param="prompt")
         live = LiveReply(self._chat.run(_as_chat(question), owner, create=True), owner)
         head = await live.start()
         self._live[head.reply_id] = live
         live.when_over(lambda: self._live.pop(head.reply_id, None))
         async with aclosing(live.follow(0)) as events:
-            yield BrowserEvent(id=f"{head.reply_id}:0", retry=RETRY_MS)
+            yield _start(head)
             async for event in events:
                 yield event
 
@@ -226,6 +229,11 @@ def _as_chat(question: Question) -> ChatCompletionRequest:
 
 def _text(message_id: str, text: str, seen: int) -> BrowserEvent:
     return BrowserEvent(id=f"{message_id}:{len(text)}", data=text[seen:])
+
+
+def _start(head: Head) -> BrowserEvent:
+    facts = {"message_id": head.reply_id, "conversation_id": head.conversation_id}
+    return BrowserEvent(id=f"{head.reply_id}:0", event="start", data=orjson.dumps(facts).decode(), retry=RETRY_MS)
 
 
 def _done(message_id: str, conversation_id: str | None, reason: str | None) -> BrowserEvent:

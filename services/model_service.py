@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from services.engine import build
 from services.engine.base import EngineStats, Tokenizer
-from services.errors import EngineFailed, InvalidRequest, ModelNotFound, ServiceError
+from services.errors import EngineFailed, InvalidRequest, ModelNotFound, ServiceError, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +70,18 @@ class ModelManager:
         build: Callable[..., Any] = build,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._entries = {config.name: _Entry(config) for config in configs}
+        self._entries: dict[str, _Entry] = {}
+        for config in configs:
+            if config.name in self._entries:
+                raise ValueError(f"two models are called '{config.name}': give one of them another id")
+            self._entries[config.name] = _Entry(config)
         self._aliases = dict(aliases or {})
         self._locate = locate
         self._build = build
         self._clock = clock
         self._created = int(time.time())
         self._reaper: asyncio.Task[None] | None = None
+        self._stopped = False
 
     # --- asking ---
 
@@ -135,6 +140,8 @@ class ModelManager:
             self._reaper = asyncio.create_task(self._reap_forever(min(ttls) / 4))
 
     async def stop(self) -> None:
+        """Frees everything; nothing is loaded any more, whoever still waits for it."""
+        self._stopped = True
         if self._reaper:
             self._reaper.cancel()
         for entry in self._entries.values():
@@ -182,6 +189,8 @@ class ModelManager:
 
     async def _loaded(self, entry: _Entry) -> Any:
         while entry.engine is None or entry.transition is not None:
+            if self._stopped:
+                raise Unavailable("The server is shutting down")
             # shielded: a client that leaves does not take the load away from the others
             await asyncio.shield(entry.transition or self._begin(entry, self._load))
         entry.last_used = self._clock()

@@ -1,3 +1,5 @@
+import os
+
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ("tests.databases", "tests.apps")
@@ -5,3 +7,7 @@ pytest_plugins = ("tests.databases", "tests.apps")
 # a busy machine is no failure, and our fixtures may be used again with the next example
 settings.register_profile("parley", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile("parley")
+
+# the developer's own settings are not the tests'
+for name in [name for name in os.environ if name.startswith("PARLEY_")]:
+    del os.environ[name]

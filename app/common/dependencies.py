@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from app.common import auth, drain, sse
+from app.common import auth, drain, ignored, sse
 from services.chat_service import ChatService
 from services.embedding_service import EmbeddingService
 from services.message_service import MessageService
@@ -35,6 +35,7 @@ class Services:
     keys: auth.Keys
     drain: drain.Drain
     sse: sse.Sse
+    unknown_keys: ignored.UnknownKeys
     facts: Facts
 
 
@@ -60,3 +61,4 @@ Messages = Annotated[MessageService, Depends(_the("messages"))]
 Models = Annotated[ModelManager, Depends(_the("models"))]
 Told = Annotated[Facts, Depends(_the("facts"))]
 Sse = Annotated[sse.Sse, Depends(_the("sse"))]
+UnknownKeys = Annotated[ignored.UnknownKeys, Depends(_the("unknown_keys"))]

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.types import Receive, Scope, Send
 
 
 class JsonRoute(APIRoute):
@@ -16,6 +17,14 @@ class JsonRoute(APIRoute):
             return await answer(_JsonRequest(request.scope, request.receive))
 
         return strictly
+
+
+class UntypedJsonRoute(JsonRoute):
+    """For clients that send JSON under another type, as curl and `requests` do unless told otherwise."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["headers"] = [header for header in scope["headers"] if header[0] != b"content-type"]
+        await super().handle(scope, receive, send)
 
 
 class _JsonRequest(Request):

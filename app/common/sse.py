@@ -8,6 +8,7 @@ sse-starlette ends all streams on SIGTERM by itself; here running answers may go
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -15,11 +16,13 @@ import anyio
 import orjson
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from sse_starlette.sse import AppStatus
+from sse_starlette.sse import AppStatus, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from app.common.errors import Problem, problem
 from schemas.message_schema import BrowserEvent
+
+logger = logging.getLogger(__name__)
 
 AppStatus.enable_automatic_graceful_drain = False
 
@@ -118,6 +121,8 @@ class Stream(EventSourceResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            logger.warning("a reader took nothing for too long, its stream was given up")
         finally:
             with anyio.CancelScope(shield=True):
                 await self._source.aclose()

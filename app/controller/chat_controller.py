@@ -4,9 +4,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.common.dependencies import Caller, Chat, Drain, Models, Sse, Told
+from app.common.dependencies import Caller, Chat, Drain, Models, Sse, Told, UnknownKeys
 from app.common.disconnect import while_connected
-from app.common.ignored import ignored_header
 from app.common.json_body import JsonRoute
 from schemas.chat_schema import ChatCompletion, ChatCompletionRequest
 from schemas.status_schema import NotStarted, Running
@@ -17,9 +16,15 @@ router = APIRouter(tags=["chat"], route_class=JsonRoute)
 @router.post("/v1/chat/completions", response_model=ChatCompletion)
 @router.post("/chat/completions", response_model=ChatCompletion, include_in_schema=False)
 async def create_chat_completion(
-    body: ChatCompletionRequest, request: Request, response: Response, chat: Chat, caller: Caller, sse: Sse
+    body: ChatCompletionRequest,
+    request: Request,
+    response: Response,
+    chat: Chat,
+    caller: Caller,
+    sse: Sse,
+    unknown: UnknownKeys,
 ) -> Any:
-    ignored = ignored_header(chat.unknown_keys(body))
+    ignored = unknown.header(chat.unknown_keys(body))
     if body.stream:
         return await sse.openai(chat.stream(body, caller.owner), ignored)
     response.headers.update(ignored)

@@ -2,17 +2,19 @@
 
 from fastapi import APIRouter, Request, Response
 
-from app.common.dependencies import Embedder
+from app.common.dependencies import Embedder, UnknownKeys
 from app.common.disconnect import while_connected
-from app.common.ignored import ignored_header
+from app.common.json_body import JsonRoute
 from schemas.embeddings_schema import EmbeddingList, EmbeddingRequest
 
-router = APIRouter(tags=["embeddings"])
+router = APIRouter(tags=["embeddings"], route_class=JsonRoute)
 
 
 @router.post("/v1/embeddings", response_model=EmbeddingList)
 @router.post("/embeddings", response_model=EmbeddingList, include_in_schema=False)
-async def create_embeddings(body: EmbeddingRequest, request: Request, embedder: Embedder) -> Response:
-    headers = ignored_header(embedder.unknown_keys(body))
+async def create_embeddings(
+    body: EmbeddingRequest, request: Request, embedder: Embedder, unknown: UnknownKeys
+) -> Response:
+    headers = unknown.header(body.model_extra or ())
     answer = await while_connected(request, embedder.create(body))
     return Response(answer, headers=headers, media_type="application/json")

@@ -6,11 +6,10 @@ from fastapi import APIRouter, Header, Query, Request, Response
 
 from app.common.dependencies import Caller, Keys, Messages, Sse
 from app.common.disconnect import while_connected
-from app.common.json_body import JsonRoute
-from schemas.message_schema import NewMessage, NewMessageAnswer, Question, StoredMessages, StreamToken
+from app.common.json_body import UntypedJsonRoute
+from schemas.message_schema import BrowserQuestion, NewMessage, NewMessageAnswer, StoredMessages, StreamToken
 
-# clients of these routes send JSON without saying so
-router = APIRouter(tags=["messages"], strict_content_type=False, route_class=JsonRoute)
+router = APIRouter(tags=["messages"], strict_content_type=False, route_class=UntypedJsonRoute)
 
 
 @router.post("/chat/new/message/", response_model=NewMessageAnswer)
@@ -42,7 +41,7 @@ async def get_messages(
 
 @router.get("/chat/stream", responses={204: {"description": "Nothing more to come: do not reconnect"}})
 async def stream(
-    question: Annotated[Question, Query()],
+    question: Annotated[BrowserQuestion, Query()],
     messages: Messages,
     caller: Caller,
     sse: Sse,

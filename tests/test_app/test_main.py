@@ -31,14 +31,16 @@ class TestModels:
         folder = tmp_path / "my-model"
         folder.mkdir()
         models = [
-            {"name": str(folder)},
-            {"name": f"{folder}/"},
             {"name": "/somewhere/tiny.Q4_1.gguf"},
             {"name": "owner/model"},
             {"name": "owner/other", "id": "renamed"},
         ]
-        site = await new_site(models=models[1:], model=models[0])
+        site = await new_site(models=models, model={"name": f"{folder}/"})
         assert await names(site) == ["my-model", "tiny.Q4_1", "owner/model", "renamed", "fake-embedding"]
+
+    async def test_two_of_one_name_are_refused(self, new_site: NewSite) -> None:
+        with pytest.raises(ValueError, match="'twin'"):
+            await new_site(models=[{"name": "a", "id": "twin"}], model={"name": "b", "id": "twin"})
 
     async def test_default_ones_have_their_own_names(self, new_site: NewSite) -> None:
         site = await new_site(model={}, embedding={"kind": "embedding"})

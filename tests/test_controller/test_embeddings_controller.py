@@ -5,6 +5,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from app.common import dependencies
+from app.common.ignored import UnknownKeys
 from app.controller.embeddings_controller import router
 from schemas.embeddings_schema import EmbeddingRequest
 
@@ -14,9 +15,6 @@ ANSWER = b'{"object":"list","data":[],"model":"m","usage":{"prompt_tokens":0,"to
 class Embedder:
     def __init__(self) -> None:
         self.requests: list[EmbeddingRequest] = []
-
-    def unknown_keys(self, request: EmbeddingRequest) -> list[str]:
-        return list(request.model_extra or ())
 
     async def create(self, request: EmbeddingRequest) -> bytes:
         self.requests.append(request)
@@ -33,6 +31,7 @@ def client(embedder) -> TestClient:
     app = FastAPI()
     app.include_router(router)
     app.dependency_overrides[dependencies.Embedder.__metadata__[0].dependency] = lambda: embedder
+    app.dependency_overrides[dependencies.UnknownKeys.__metadata__[0].dependency] = lambda: UnknownKeys(strict=False)
     return TestClient(app)
 
 

@@ -88,6 +88,12 @@ class TestNewMessage:
         assert json.loads(event.data)["text"] == "Hello, world!"
         assert re.fullmatch(MESSAGE_ID, json.loads(event.data)["message_id"])
 
+    @pytest.mark.parametrize("type_", ["text/plain", "application/x-www-form-urlencoded"])
+    async def test_json_under_any_type(self, site: Site, type_: str) -> None:
+        body = b'{"prompt": "Hello"}'
+        answer = await site.client.post("/chat/new/message/", content=body, headers={"Content-Type": type_})
+        assert (answer.status_code, answer.json()["response"]) == (200, "Hello, world!")
+
     async def test_model_that_says_nothing_says_it_in_all_ways(self, site: Site, engine: FakeEngine) -> None:
         engine.script = ()
         assert (await new(site)).json()["response"] == ""
@@ -95,8 +101,7 @@ class TestNewMessage:
         assert (streamed.status_code, streamed.content) == (200, b"")
         (event,) = EventSource().read((await new(site, headers={"Accept": "text/event-stream"})).content)
         assert json.loads(event.data)["text"] == ""
-        *events, end = EventSource().read((await listen(site)).content)
-        assert (events, end.event) == ([], "done")
+        assert [event.event for event in EventSource().read((await listen(site)).content)] == ["start", "done"]
 
     @pytest.mark.parametrize("stream", [False, True])
     async def test_it_goes_on_with_a_conversation(self, site: Site, engine: FakeEngine, stream: bool) -> None:
@@ -183,14 +188,19 @@ class TestGetMessages:
 
 
 class TestEventSource:
-    async def test_first_block_sets_the_id_and_says_nothing(self, site: Site) -> None:
+    async def test_first_event_has_the_ids_and_no_text(self, site: Site) -> None:
         answer = await listen(site)
         first, *_ = answer.text.partition("\n\n")
-        assert re.fullmatch(rf"id: {MESSAGE_ID}:0\nretry: \d+", first)
         source = EventSource()
-        assert source.read(f"{first}\n\n".encode()) == []
-        assert re.fullmatch(f"{MESSAGE_ID}:0", source.last_event_id)
+        (start,) = source.read(f"{first}\n\n".encode())
+        assert start.event == "start"
+        assert source.last_event_id == f"{json.loads(start.data)['message_id']}:0"
+        assert json.loads(start.data)["conversation_id"].startswith("conv_")
         assert source.retry
+
+    async def test_nothing_asked_is_refused(self, site: Site) -> None:
+        answer = await site.client.get("/chat/stream")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
 
     async def test_every_block_has_an_id(self, site: Site) -> None:
         answer = await listen(site)

@@ -15,7 +15,6 @@ from services.conversation_service import ConversationService, StoredMessage
 from services.errors import (
     Conflict,
     EngineFailed,
-    InvalidRequest,
     ModelNotFound,
     NotFound,
     Overloaded,
@@ -173,15 +172,6 @@ class TestRefusals:
 
     async def test_unknown_keys_are_named(self, chat: ChatService) -> None:
         assert chat.unknown_keys(request(zebra=1)) == ["zebra"]
-
-    async def test_unknown_keys_are_refused_where_that_is_set(
-        self, models: ModelManager, conversations: ConversationService
-    ) -> None:
-        chat = ChatService(models, conversations, Metrics(), strict=True)
-        with pytest.raises(InvalidRequest) as refused:
-            chat.unknown_keys(request(**{"z" * 1000: 1}))
-        assert refused.value.param == "z" * 64
-        assert chat.unknown_keys(request()) == []
 
 
 class TestConversations:

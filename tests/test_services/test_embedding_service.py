@@ -174,15 +174,6 @@ async def test_token_ids_outside_the_vocabulary_are_refused(service, token):
     assert (type(error), error.param) == (InvalidRequest, "input.1")
 
 
-def test_unknown_keys_are_told_and_refused_by_a_strict_service(service, engine):
-    request = EmbeddingRequest(input="a", add_special_tokens=False)
-    assert service.unknown_keys(request) == ["add_special_tokens"]
-    assert service.unknown_keys(EmbeddingRequest()) == []
-    with pytest.raises(InvalidRequest) as caught:
-        EmbeddingService(Models(engine), strict=True).unknown_keys(request)  # type: ignore[arg-type]
-    assert caught.value.param == "add_special_tokens"
-
-
 # --- the schema ---
 
 

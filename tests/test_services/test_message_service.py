@@ -49,7 +49,7 @@ class TestAsk:
     async def test_the_id_comes_first_then_the_text_then_the_end(self, messages: MessageService) -> None:
         first, *texts, last = await all_of(messages.ask(ASKED, "me"))
         message_id = first.id.partition(":")[0]
-        assert (first.id, first.data, first.event) == (f"{message_id}:0", None, None)
+        assert (first.id, first.event, facts(first)["message_id"]) == (f"{message_id}:0", "start", message_id)
         assert first.retry
         assert text_of(texts) == "Hello, world!"
         assert texts[-1].id == f"{message_id}:13"
