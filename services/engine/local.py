@@ -8,6 +8,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
@@ -18,10 +19,10 @@ from services.engine.device import free_memory
 from services.engine.loader import Loaded, load
 from services.engine.runner import Runner, build_runner
 from services.engine.sampler import sample
-from services.engine.scheduler import Scheduler, Work
+from services.engine.scheduler import Scheduler
 from services.engine.sequence import Sequence
 from services.engine.streamer import RequestStreamer
-from services.errors import EngineFailed, Overloaded, PromptTooLong, ServiceError, Unavailable
+from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, ServiceError, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +83,7 @@ class _Request:
     stream: PieceStream
 
 
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    done: threading.Event
+class _Stop: ...
 
 
 class LocalEngine:
@@ -97,6 +96,7 @@ class LocalEngine:
         self._runner = runner
         self._scheduler = Scheduler(runner.num_slots, max_num_batched_tokens)
         self._max_open = runner.num_slots + max_queue
+        self._cache_size = runner.num_slots * runner.length
         self._inbox: SimpleQueue[_Request | _Stop] = SimpleQueue()
         self._requests: dict[Sequence, _Request] = {}  # the engine thread's own
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -135,17 +135,17 @@ class LocalEngine:
 
     async def stop(self) -> None:
         """Ends what is running with Unavailable and waits for the thread to let go of the model."""
-        if self._stopping or not self._thread.is_alive():
-            return
         self._stopping = True
-        self._loop = asyncio.get_running_loop()
-        stop = _Stop(threading.Event())
-        self._inbox.put(stop)
-        await asyncio.to_thread(stop.done.wait)
+        if self._thread.is_alive():
+            self._loop = asyncio.get_running_loop()
+            self._inbox.put(_Stop())
+            await asyncio.to_thread(self._thread.join)  # and not an answer, which a dead thread would owe for ever
 
     async def submit(self, job: Job) -> AsyncGenerator[Piece, None]:
         if self._stopping:
             raise Unavailable("The model is being unloaded")
+        if not job.prompt:
+            raise InvalidRequest("The prompt is empty", param="messages")
         room = self.max_length - len(job.prompt)
         if room < 1:
             raise PromptTooLong(_too_long(job, self.max_length), param="messages")
@@ -165,37 +165,34 @@ class LocalEngine:
             running=self._scheduler.num_running,
             waiting=self._scheduler.num_waiting + self._inbox.qsize(),
             cache_used=self._scheduler.num_cached,
-            cache_size=self._runner.num_slots * self._runner.length,
+            cache_size=self._cache_size,
         )
 
     # --- the engine's thread from here on ---
 
     def _run(self) -> None:
-        stop = self._drain()
-        while stop is None:
-            batch = self._scheduler.schedule()
+        while self._drain():
             try:
-                self._step(batch)
+                self._step()
             except Exception:
-                logger.exception("a step of %d sequences failed", len(batch))
+                logger.exception("a step of up to %d sequences failed", self._scheduler.num_running)
                 self._fail(EngineFailed("The engine failed on this request"))
-            stop = self._drain()
         self._fail(Unavailable("The server is shutting down"))
         del self._runner  # its memory, now and not with the last reference to the engine
-        stop.done.set()
 
-    def _drain(self) -> _Stop | None:
-        """Takes in what was submitted; blocks while there is nothing to do."""
+    def _drain(self) -> bool:
+        """Takes in what was submitted, and blocks while there is nothing to do; False: it is time to stop."""
         while self._scheduler.is_idle or not self._inbox.empty():
             request = self._inbox.get()
             if isinstance(request, _Stop):
-                return request
+                return False
             self._requests[request.sequence] = request
             self._scheduler.add(request.sequence)
-        return None
+        return True
 
-    def _step(self, batch: list[Work]) -> None:
-        self._forget_cancelled()
+    def _step(self) -> None:
+        batch = self._scheduler.schedule()
+        self._forget_dropped()
         if not batch:
             return
         logits = self._runner.run(batch)
@@ -216,12 +213,11 @@ class LocalEngine:
             sequence.finished = request.streamer.finish is not None
             if piece := request.streamer.take():
                 deliveries.append((request.stream, piece))
-            if sequence.finished:
-                del self._requests[sequence]
         self._deliver(deliveries)
 
-    def _forget_cancelled(self) -> None:
-        for sequence in [sequence for sequence in self._requests if sequence.is_over]:
+    def _forget_dropped(self) -> None:
+        """Whose slot is free; one that was cancelled since the batch was made still has its own."""
+        for sequence in [each for each in self._requests if each.is_over and each.slot is None]:
             del self._requests[sequence]
 
     def _fail(self, error: ServiceError) -> None:
@@ -231,8 +227,9 @@ class LocalEngine:
 
     def _deliver(self, items: list[tuple[PieceStream, Any]]) -> None:
         """One wake-up of the event loop a step, not a token: 60 streams cost one hop."""
-        if items and self._loop and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_hand_over, items)
+        if items and self._loop:
+            with suppress(RuntimeError):  # the loop is closed, nobody is left to read
+                self._loop.call_soon_threadsafe(_hand_over, items)
 
 
 def _hand_over(items: list[tuple[PieceStream, Any]]) -> None:

@@ -1,0 +1,97 @@
+"""An engine without a model: a runner that counts up, and one that waits to be told."""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from services.engine.base import Job, Piece, SamplingParams
+from services.engine.loader import Loaded
+from services.engine.local import LocalEngine
+from services.engine.runner import Runner
+from services.engine.scheduler import Work
+
+PATIENCE = 20  # seconds; only a fault takes longer than a moment
+LETTERS = 26
+END = LETTERS - 1  # z
+
+
+class Alphabet:
+    """A tokenizer whose tokens are letters."""
+
+    chat_template = None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [ord(letter) - ord("a") for letter in text]
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
+        return "".join(chr(ord("a") + token) for token in ids)
+
+
+@dataclass
+class Counting:
+    """Says the alphabet on from the last letter; `before` may hold it up or break it."""
+
+    num_slots: int = 2
+    length: int = 64
+    before: Callable[[list[Work]], None] = lambda batch: None
+    steps: list[list[str]] = field(default_factory=list)  # the ids of the jobs in each
+
+    def run(self, batch: list[Work]) -> Tensor:
+        self.steps.append([work.sequence.job.id for work in batch])
+        self.before(batch)
+        following = [work.sequence.tokens[-1] + 1 for work in batch if work.samples]
+        return torch.nn.functional.one_hot(torch.tensor(following, dtype=torch.long) % LETTERS, LETTERS).float()
+
+
+class Gate:
+    """Stops each step until the test lets it pass."""
+
+    def __init__(self) -> None:
+        self._arrived = threading.Semaphore(0)
+        self._passes = threading.Semaphore(0)
+
+    def __call__(self, batch: list[Work]) -> None:
+        self._arrived.release()
+        assert self._passes.acquire(timeout=PATIENCE)
+
+    async def arrival(self) -> None:
+        """Returns once the engine is in the middle of a step."""
+        assert await asyncio.to_thread(self._arrived.acquire, timeout=PATIENCE)
+
+    def open(self, steps: int = 1000) -> None:
+        self._passes.release(steps)
+
+
+def loaded(model: Any = None, tokenizer: Any = None, eos: int = END) -> Loaded:
+    return Loaded(model, tokenizer or Alphabet(), frozenset([eos]), 64, torch.device("cpu"), torch.float32)
+
+
+def job(prompt: str = "abc", name: str = "job", **params: Any) -> Job:
+    return Job(name, tuple(Alphabet().encode(prompt)), SamplingParams(**{"temperature": 0, **params}))
+
+
+@asynccontextmanager
+async def running(runner: Runner, max_num_batched_tokens: int = 16, max_queue: int = 8) -> AsyncGenerator[LocalEngine]:
+    engine = LocalEngine(loaded(), runner, max_num_batched_tokens=max_num_batched_tokens, max_queue=max_queue)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+async def said(pieces: AsyncGenerator[Piece, None]) -> str:
+    return "".join([piece.text async for piece in pieces])
+
+
+async def settled(engine: LocalEngine) -> None:
+    """Returns once nothing runs and nothing waits."""
+    async with asyncio.timeout(PATIENCE):
+        while (stats := engine.stats()).running or stats.waiting:  # noqa: ASYNC110  it tells nobody that it fell idle
+            await asyncio.sleep(0)

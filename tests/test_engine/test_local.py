@@ -1,0 +1,498 @@
+"""The engine thread: whoever leaves, whatever breaks, everything comes home and everyone is told."""
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from services.engine.base import EngineStats, Job, Piece, SamplingParams
+from services.engine.local import LocalEngine
+from services.engine.runner import build_runner
+from services.engine.scheduler import Scheduler, Work
+from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, Unavailable
+from tests.test_engine import fakes
+from tests.test_engine.fakes import PATIENCE, Counting, Gate, job, running, said, settled
+from tests.test_engine.tiny_models import build, generate
+from tests.test_engine.tiny_tokenizers import byte_level
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[LocalEngine]:
+    async with running(Counting()) as engine:
+        yield engine
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate()
+
+
+@pytest.fixture
+async def gated(gate: Gate) -> AsyncIterator[LocalEngine]:
+    """One slot, and each step waits for the gate."""
+    async with running(Counting(num_slots=1, before=gate), max_num_batched_tokens=4) as engine:
+        yield engine
+        gate.open()
+
+
+# --- what it says ---
+
+
+async def test_pieces_carry_text_and_tokens(engine: LocalEngine) -> None:
+    pieces = [piece async for piece in await engine.submit(job("abc", max_tokens=2))]
+
+    assert pieces == [Piece("d", (3,)), Piece("e", (4,), "length")]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "text", "finish"),
+    [
+        ("abc", {"max_tokens": 3}, "def", "length"),
+        ("w", {}, "xy", "stop"),  # z is the end
+        ("abc", {"stop": ("gh",)}, "def", "stop"),
+        ("abc", {"stop": ("f",), "max_tokens": 3}, "de", "stop"),
+        ("a" * 61, {}, "bcd", "length"),  # the model's length
+        ("a" * 61, {"max_tokens": 100}, "bcd", "length"),
+        ("abc", {"temperature": 1.0, "top_k": 1, "max_tokens": 3}, "def", "length"),
+    ],
+)
+async def test_why_it_ends(engine: LocalEngine, prompt: str, params: dict[str, Any], text: str, finish: str) -> None:
+    pieces = [piece async for piece in await engine.submit(job(prompt, **params))]
+
+    assert "".join(piece.text for piece in pieces) == text
+    assert [piece.finish for piece in pieces] == [None] * (len(pieces) - 1) + [finish]
+
+
+async def test_a_finished_stream_stays_finished(engine: LocalEngine) -> None:
+    pieces = await engine.submit(job(max_tokens=1))
+    await anext(pieces)
+
+    for _ in range(2):
+        with pytest.raises(StopAsyncIteration):
+            await anext(pieces)
+
+
+async def test_many_at_once_are_all_answered() -> None:
+    async with running(Counting(num_slots=3), max_num_batched_tokens=4, max_queue=100) as engine:
+        streams = [await engine.submit(job("abcdefgh"[: 1 + i % 8], max_tokens=1 + i % 5)) for i in range(40)]
+
+        texts = await asyncio.gather(*map(said, streams))
+        await settled(engine)
+
+    assert texts == ["abcdefghijklm"[1 + i % 8 : 2 + i % 8 + i % 5] for i in range(40)]
+
+
+async def test_a_step_serves_all_who_run() -> None:
+    gate = Gate()
+    runner = Counting(before=gate)
+    async with running(runner) as engine:
+        first = await engine.submit(job(name="first", max_tokens=3))
+        await gate.arrival()
+        second = await engine.submit(job(name="second", max_tokens=1))
+        gate.open()
+        await asyncio.gather(said(first), said(second))
+
+    assert runner.steps == [["first"], ["first", "second"], ["first"]]
+
+
+# --- what it refuses ---
+
+
+async def test_a_prompt_that_is_too_long_is_refused_with_both_counts(engine: LocalEngine) -> None:
+    with pytest.raises(PromptTooLong, match=r"70 tokens.* 64 tokens") as refusal:
+        await engine.submit(job("a" * 70))
+
+    assert refusal.value.param == "messages"
+    assert await said(await engine.submit(job("a" * 63))) == "b"
+
+
+async def test_an_empty_prompt_is_refused(engine: LocalEngine) -> None:
+    with pytest.raises(InvalidRequest):
+        await engine.submit(job(""))
+
+
+async def test_a_full_queue_is_refused_until_there_is_room(gate: Gate) -> None:
+    async with running(Counting(num_slots=1, before=gate), max_queue=1) as engine:
+        first = await engine.submit(job(max_tokens=1))
+        second = await engine.submit(job(max_tokens=1))
+        with pytest.raises(Overloaded):
+            await engine.submit(job())
+        gate.open()
+        await asyncio.gather(said(first), said(second))
+        await settled(engine)
+
+        assert await said(await engine.submit(job(max_tokens=1))) == "d"
+
+
+async def test_a_stopped_engine_is_unavailable(engine: LocalEngine) -> None:
+    await engine.stop()
+
+    with pytest.raises(Unavailable):
+        await engine.submit(job())
+
+
+# --- who leaves ---
+
+
+async def leave_by_closing(pieces: Any) -> None:
+    await pieces.aclose()
+
+
+async def leave_by_cancelling(pieces: Any) -> None:
+    reader = asyncio.ensure_future(said(pieces))
+    await asyncio.sleep(0)  # let it begin to read
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+
+
+async def leave_by_throwing(pieces: Any) -> None:
+    with pytest.raises(LookupError):
+        await pieces.athrow(LookupError)
+
+
+LEAVE = pytest.mark.parametrize("leave", [leave_by_closing, leave_by_cancelling, leave_by_throwing])
+Leave = Callable[[Any], Any]
+
+
+async def the_slot_is_free(engine: LocalEngine) -> None:
+    assert await said(await engine.submit(job("w"))) == "xy"  # where there is but one
+    await settled(engine)
+    assert engine.stats().cache_used == 0
+    assert not engine._requests  # nothing is kept of anyone
+
+
+@LEAVE
+async def test_leaving_while_queued(gated: LocalEngine, gate: Gate, leave: Leave) -> None:
+    running = await gated.submit(job(max_tokens=2))
+    await gate.arrival()
+    queued = await gated.submit(job())
+    await leave(queued)
+    gate.open()
+
+    assert await said(running) == "de"
+    await the_slot_is_free(gated)
+
+
+@LEAVE
+async def test_leaving_while_the_prompt_is_read(gated: LocalEngine, gate: Gate, leave: Leave) -> None:
+    reading = await gated.submit(job("a" * 60))  # 15 steps of four tokens
+    await gate.arrival()
+    await leave(reading)
+    gate.open()
+
+    await the_slot_is_free(gated)
+    assert len(gated._runner.steps) < 15
+
+
+@LEAVE
+async def test_leaving_while_it_is_written(gated: LocalEngine, gate: Gate, leave: Leave) -> None:
+    writing = await gated.submit(job("abc"))
+    gate.open(1)
+    assert (await anext(writing)).text == "d"
+    await leave(writing)
+    gate.open()
+
+    await the_slot_is_free(gated)
+
+
+async def test_leaving_without_ever_reading(gated: LocalEngine, gate: Gate) -> None:
+    async with aclosing(await gated.submit(job())):
+        await gate.arrival()
+    gate.open()
+
+    await the_slot_is_free(gated)
+
+
+async def test_nothing_is_said_to_who_has_left(engine: LocalEngine) -> None:
+    pieces = await engine.submit(job())
+    await anext(pieces)
+    await pieces.aclose()
+
+    with pytest.raises(StopAsyncIteration):
+        await anext(pieces)
+
+
+async def test_leaving_between_the_schedule_and_the_step_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(Scheduler):
+        def schedule(self) -> list[Work]:
+            batch = super().schedule()
+            for work in batch:
+                work.sequence.cancelled |= work.sequence.job.id == "leaves"
+            return batch
+
+    monkeypatch.setattr("services.engine.local.Scheduler", Interrupted)
+    gate = Gate()
+    async with running(Counting(before=gate)) as engine:
+        stays = await engine.submit(job(name="stays", max_tokens=3))
+        await gate.arrival()
+        await engine.submit(job(name="leaves"))
+        gate.open()
+
+        assert await said(stays) == "def"
+        await settled(engine)
+        assert not engine._requests
+
+
+# --- what breaks ---
+
+
+def once(broken: Callable[[list[Work]], None]) -> Callable[[list[Work]], None]:
+    left = [broken]
+    return lambda batch: left.pop()(batch) if left else None
+
+
+def fail(_: list[Work]) -> None:
+    raise RuntimeError("out of memory")
+
+
+async def test_a_failed_step_fails_who_runs_and_the_engine_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(Counting(num_slots=1, before=once(fail))) as engine:
+        with pytest.raises(EngineFailed) as failure:
+            await said(await engine.submit(job()))
+
+        await the_slot_is_free(engine)
+    assert "out of memory" in caplog.text  # for the operator
+    assert "out of memory" not in failure.value.message  # who is not the caller
+
+
+async def test_a_runner_that_always_fails_fails_each_and_stays_idle_between() -> None:
+    runner = Counting(before=fail)
+    async with running(runner) as engine:
+        for _ in range(3):
+            with pytest.raises(EngineFailed):
+                await said(await engine.submit(job()))
+        await settled(engine)
+
+    assert len(runner.steps) == 3
+
+
+async def test_an_answer_that_ends_in_a_failing_step_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row is done and the next one breaks: both are told."""
+
+    def decode(self: fakes.Alphabet, ids: list[int], skip_special_tokens: bool = False) -> str:
+        if END_OF_WORLD in ids:
+            raise ValueError("no such token")
+        return "x" * len(ids)
+
+    END_OF_WORLD = 23
+    monkeypatch.setattr(fakes.Alphabet, "decode", decode)
+    gate = Gate()
+    async with running(Counting(num_slots=3, before=gate)) as engine:
+        holds = await engine.submit(job("a", max_tokens=1))
+        await gate.arrival()  # so that the next two come into one step
+        done = await engine.submit(job("a", max_tokens=1))
+        broken = await engine.submit(job("w"))
+        gate.open()
+        await said(holds)
+
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(EngineFailed):
+                await said(broken)
+            with pytest.raises(EngineFailed):
+                await said(done)
+
+
+async def test_a_scheduler_that_fails_does_not_end_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Scheduler):
+        schedules = 0
+
+        def schedule(self) -> list[Work]:
+            self.schedules += 1
+            if self.schedules == 1:
+                raise AssertionError
+            return super().schedule()
+
+    monkeypatch.setattr("services.engine.local.Scheduler", Broken)
+    async with running(Counting(num_slots=1)) as engine:
+        with pytest.raises(EngineFailed):
+            await said(await engine.submit(job()))
+        await the_slot_is_free(engine)
+
+
+def test_readers_whose_loop_is_gone_do_not_harm_later_ones() -> None:
+    gate = Gate()
+    engine = LocalEngine(fakes.loaded(), Counting(before=gate), max_num_batched_tokens=16, max_queue=8)
+    engine.start()
+
+    async def abandon() -> None:
+        await engine.submit(job("abc", max_tokens=3))
+        await gate.arrival()
+
+    async def come_later() -> str:
+        gate.open()
+        text = await said(await engine.submit(job("abc", max_tokens=3)))
+        await engine.stop()
+        return text
+
+    asyncio.run(abandon())
+    gate.open(1)
+    assert asyncio.run(come_later()) == "def"
+
+
+# --- how it ends ---
+
+
+async def test_stopping_tells_who_runs_and_who_waits(gate: Gate) -> None:
+    async with running(Counting(num_slots=1, before=gate)) as engine:
+        streams = [await engine.submit(job()) for _ in range(3)]
+        await gate.arrival()
+        stopping = asyncio.ensure_future(engine.stop())
+        await asyncio.sleep(0)  # it has begun: nobody is let in any more
+        with pytest.raises(Unavailable):
+            await engine.submit(job())
+        gate.open()
+        await stopping
+
+        for stream in streams:
+            with pytest.raises(Unavailable):
+                await said(stream)
+        assert engine.stats() == EngineStats(cache_size=64)
+
+
+async def test_stopping_frees_the_thread_and_the_model() -> None:
+    model = build("llama")
+    alive = weakref.ref(model)
+    engine = LocalEngine(
+        fakes.loaded(model),
+        build_runner(model, num_slots=1, length=32, budget=2**30),
+        max_num_batched_tokens=8,
+        max_queue=1,
+    )
+    del model
+    engine.start()
+    await said(await engine.submit(job(max_tokens=3)))
+    await engine.stop()
+
+    assert alive() is None
+    assert not engine._thread.is_alive()
+
+
+async def test_stopping_twice_waits_twice(gate: Gate) -> None:
+    async with running(Counting(before=gate)) as engine:
+        await engine.submit(job())
+        await gate.arrival()
+        stops = [asyncio.ensure_future(engine.stop()) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert not any(stop.done() for stop in stops)
+        gate.open()
+        await asyncio.gather(*stops)
+
+        assert not engine._thread.is_alive()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_stopping_does_not_wait_for_a_dead_thread(gate: Gate) -> None:
+    def die(batch: list[Work]) -> None:
+        gate(batch)
+        raise SystemExit
+
+    async with running(Counting(before=die)) as engine:
+        await engine.submit(job())
+        await gate.arrival()
+        stopping = asyncio.ensure_future(engine.stop())
+        await asyncio.sleep(0)
+        gate.open()
+
+        async with asyncio.timeout(PATIENCE):
+            await stopping
+
+
+async def test_stopping_what_never_started() -> None:
+    engine = LocalEngine(fakes.loaded(), Counting(), max_num_batched_tokens=16, max_queue=8)
+    await engine.stop()
+
+    with pytest.raises(Unavailable):
+        await engine.submit(job())
+
+
+# --- at rest ---
+
+
+async def test_an_idle_engine_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedules = []
+
+    class Counted(Scheduler):
+        def schedule(self) -> list[Work]:
+            batch = super().schedule()
+            schedules.append(len(batch))
+            return batch
+
+    monkeypatch.setattr("services.engine.local.Scheduler", Counted)
+    async with running(Counting()) as engine:
+        await said(await engine.submit(job(max_tokens=3)))
+        await settled(engine)
+        pieces = await engine.submit(job("a"))
+        await anext(pieces)
+        await pieces.aclose()
+        await settled(engine)
+        await asyncio.sleep(0)
+
+    assert schedules[:4] == [1, 1, 1, 0]  # three tokens, then nobody is left
+    assert schedules.count(0) == 2
+
+
+async def test_stats_count_what_runs_waits_and_is_cached(gated: LocalEngine, gate: Gate) -> None:
+    streams = [await gated.submit(job("abcdef")) for _ in range(3)]
+    await gate.arrival()
+    gate.open(1)
+    await gate.arrival()
+
+    assert gated.stats() == EngineStats(running=1, waiting=2, cache_used=4, cache_size=64)
+    for stream in streams:
+        await stream.aclose()
+
+
+# --- with a model ---
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "bloom"])
+async def test_clients_together_get_what_each_would_get_alone(name: str) -> None:
+    model, tokenizer = build(name), byte_level()
+    prompts = [tuple(range(3 + i, 3 + i + length)) for i, length in enumerate([5, 1, 17, 9, 2, 30])]
+    expected = [generate(model, prompt, 12)[0] for prompt in prompts]
+    engine = LocalEngine(
+        fakes.loaded(model, tokenizer, eos=len(tokenizer)),
+        build_runner(model, num_slots=3, length=64, budget=2**30),
+        max_num_batched_tokens=8,
+        max_queue=8,
+    )
+    engine.start()
+
+    async def ask(prompt: tuple[int, ...]) -> list[int]:
+        pieces = await engine.submit(Job("job", prompt, SamplingParams(max_tokens=12, temperature=0)))
+        return [token async for piece in pieces for token in piece.token_ids]
+
+    try:
+        assert await asyncio.gather(*map(ask, prompts)) == expected
+        leaving = await engine.submit(Job("leaves", prompts[2]))
+        await leaving.aclose()
+        assert await asyncio.gather(*map(ask, reversed(prompts))) == expected[::-1]
+    finally:
+        await engine.stop()
+
+
+async def test_a_seed_gives_the_same_text_alone_and_in_company() -> None:
+    tokenizer = byte_level()
+    engine = LocalEngine(
+        fakes.loaded(tokenizer=tokenizer, eos=len(tokenizer)),
+        build_runner(build("llama"), num_slots=4, length=64, budget=2**30),
+        max_num_batched_tokens=8,
+        max_queue=8,
+    )
+    engine.start()
+
+    async def ask(seed: int | None) -> str:
+        return await said(await engine.submit(Job("job", (5, 6, 7), SamplingParams(max_tokens=20, seed=seed))))
+
+    try:
+        alone = await ask(7)
+        together = await asyncio.gather(*map(ask, [None, 7, 8, None, 7]))
+    finally:
+        await engine.stop()
+
+    assert together[1] == together[4] == alone
+    assert len({*together}) == 4
