@@ -70,10 +70,10 @@ def test_a_stream_goes_on_for_its_owner_alone(guarded: Service, first: Holder, s
     assert "".join(events[1:-1]) == stored["content"]
     assert stored["id"] in events[-1]
 
-    seen = f"{stored['id']}:{len(events[0])}"
+    seen = f"{stored['id']}:{len(events[1])}"
     with stream(token, **{"last-event-id": seen}) as response:
         rest = list(events_of(response))
-    assert "".join(rest[:-1]) == stored["content"][len(events[0]) :]
+    assert "".join(rest[:-1]) == stored["content"][len(events[1]) :]
     assert stream(foreign, **{"last-event-id": seen}).status_code == 404
     assert stream(token, **{"last-event-id": f"{stored['id']}:end"}).status_code == 204
     assert stream("nobody's.9999999999.0").status_code == 401
