@@ -1,5 +1,6 @@
 """OpenAI's chat completion request, answer and chunk, as they go over the wire."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
@@ -82,6 +83,14 @@ def _conversation_id(value: object) -> object:
     return value["id"]
 
 
+def _bias(value: object) -> object:
+    if isinstance(value, dict) and not all(isinstance(key, str) and TOKEN_ID.fullmatch(key) for key in value):
+        raise ValueError("its keys must be token ids")
+    return value
+
+
+TOKEN_ID = re.compile(r"[0-9]{1,9}")
+Bias = Annotated[float, Field(ge=-100, le=100)]
 StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -102,6 +111,11 @@ class ChatCompletionRequest(Request):
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=-1, description="0 and -1: off")
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_bias), Field(max_length=1024)] = {}
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Annotated[list[StopSequence], BeforeValidator(_listed), Field(max_length=4)] = []
     stream: bool = False

@@ -1,6 +1,6 @@
 """The seam between the service and whatever makes tokens: plain values and protocols, no tensors."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypedDict
 
@@ -32,6 +32,19 @@ class SamplingParams:
     top_k: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0  # of the likeliest token's probability
+    repetition_penalty: float = 1.0  # divides or multiplies what prompt or answer has
+    frequency_penalty: float = 0.0  # subtracted for each time the answer has a token
+    presence_penalty: float = 0.0  # subtracted once if it has it at all
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # added
+
+    @property
+    def penalises(self) -> bool:
+        return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+
+    @property
+    def changes_logits(self) -> bool:
+        return bool(self.logit_bias) or self.penalises
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ class Loaded:
     max_length: int  # tokens
     device: torch.device
     dtype: torch.dtype
+    vocabulary: int  # tokens that the logits speak of
 
 
 def load(source: str, device: str = "auto", dtype: str = "auto") -> Loaded:
@@ -38,7 +39,8 @@ def load(source: str, device: str = "auto", dtype: str = "auto") -> Loaded:
         options["quantization_config"] = GgufConfig(dequantize=True)  # left packed, each product unpacks it again
     with ALONE:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=numbers, **options).to(place).eval()
-    return Loaded(model, tokenizer, _eos(model, tokenizer), _max_length(model, tokenizer), place, numbers)
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    return Loaded(model, tokenizer, _eos(model, tokenizer), _max_length(model, tokenizer), place, numbers, vocabulary)
 
 
 def _where(source: str) -> tuple[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ is shared but each sequence's `cancelled` flag, which the event loop sets and th
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -93,6 +93,7 @@ class LocalEngine:
         self.device = str(loaded.device)
         self.dtype = str(loaded.dtype).removeprefix("torch.")
         self._eos = loaded.eos
+        self._vocabulary = loaded.vocabulary
         self._runner = runner
         self._scheduler = Scheduler(runner.num_slots, max_num_batched_tokens)
         self._max_open = runner.num_slots + max_queue
@@ -149,6 +150,7 @@ class LocalEngine:
         room = self.max_length - len(job.prompt)
         if room < 1:
             raise PromptTooLong(_too_long(job, self.max_length), param="messages")
+        self._check_ids("logit_bias", job.sampling.logit_bias)
         stats = self.stats()
         if stats.running + stats.waiting >= self._max_open:
             raise Overloaded("The queue is full")
@@ -158,6 +160,10 @@ class LocalEngine:
         self._loop = asyncio.get_running_loop()
         self._inbox.put(_Request(sequence, streamer, stream))
         return stream
+
+    def _check_ids(self, param: str, ids: Iterable[int]) -> None:
+        if not all(0 <= token < self._vocabulary for token in ids):
+            raise InvalidRequest(f"'{param}': this model's token ids are 0 to {self._vocabulary - 1}", param=param)
 
     def stats(self) -> EngineStats:
         """Read from any thread: each number is right, together they may be of two neighbouring steps."""

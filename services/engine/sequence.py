@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from random import Random
+from typing import Any
 
 from services.engine.base import Job
 
@@ -16,6 +17,7 @@ class Sequence:
     cancelled: bool = False  # the one thing written from another thread
     finished: bool = False
     random: Random = field(init=False)  # its own, so that a seed gives the same text in any company
+    shaper: Any = None  # what the sampler remembers of it, made when it is first asked for
 
     def __post_init__(self) -> None:
         self.tokens = list(self.job.prompt)

@@ -69,7 +69,8 @@ class Gate:
 
 
 def loaded(model: Any = None, tokenizer: Any = None, eos: int = END) -> Loaded:
-    return Loaded(model, tokenizer or Alphabet(), frozenset([eos]), 64, torch.device("cpu"), torch.float32)
+    vocabulary = model.config.vocab_size if model else LETTERS
+    return Loaded(model, tokenizer or Alphabet(), frozenset([eos]), 64, torch.device("cpu"), torch.float32, vocabulary)
 
 
 def job(prompt: str = "abc", name: str = "job", **params: Any) -> Job:

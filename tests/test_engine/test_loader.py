@@ -18,6 +18,7 @@ from tests.test_engine.tiny_tokenizers import EOS, byte_level
 class FakeModel:
     eos: int | list[int] | None = None
     limits: dict[str, Any] = field(default_factory=dict)
+    vocabulary: int = 99
 
     @property
     def generation_config(self) -> SimpleNamespace:
@@ -25,7 +26,7 @@ class FakeModel:
 
     @property
     def config(self) -> SimpleNamespace:
-        return SimpleNamespace(get_text_config=lambda: SimpleNamespace(**self.limits))
+        return SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=self.vocabulary, **self.limits))
 
     def to(self, device: torch.device) -> "FakeModel":
         return self

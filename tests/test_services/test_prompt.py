@@ -14,18 +14,13 @@ HI = {"messages": [{"role": "user", "content": "hi"}]}
 SERVED = sorted(ChatCompletionRequest.model_fields)
 REFUSED = [
     ("audio", {"voice": "alloy", "format": "wav"}),
-    ("frequency_penalty", 0.5),
     ("function_call", "auto"),
     ("functions", [{"name": "f"}]),
-    ("logit_bias", {"50256": -100}),
     ("logprobs", True),
-    ("min_p", 0.05),
     ("modalities", ["text", "audio"]),
     ("n", 2),
     ("parallel_tool_calls", True),
-    ("presence_penalty", -0.1),
     ("reasoning_effort", "low"),
-    ("repetition_penalty", 1.1),
     ("response_format", {"type": "json_object"}),
     ("service_tier", "flex"),
     ("store", True),
@@ -104,6 +99,11 @@ class TestSampling:
     def test_all_are_taken_over(self) -> None:
         asked = request(max_tokens=7, temperature=0, top_p=0.5, top_k=3, seed=-1, stop=["a", "b"])
         assert prompt.sampling(asked, 99) == SamplingParams(7, 0, 0.5, 3, -1, ("a", "b"))
+
+    def test_so_are_those_that_change_the_logits(self) -> None:
+        fields = {"min_p": 0.1, "repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": -0.4}
+        asked = request(**fields, logit_bias={"7": -100, "8": 1.5})
+        assert prompt.sampling(asked, None) == SamplingParams(**fields, logit_bias={7: -100, 8: 1.5})
 
     def test_one_stop_string_is_a_list_of_one(self) -> None:
         assert prompt.sampling(request(stop="end"), None).stop == ("end",)

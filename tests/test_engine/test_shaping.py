@@ -1,0 +1,102 @@
+"""Bias and penalties against their definitions, written out token by token."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.engine.base import Job, SamplingParams
+from services.engine.sampler import sample
+from services.engine.sequence import Sequence
+from services.engine.shaping import shape
+
+VOCABULARY = 30
+PENALTY = st.sampled_from([-2.0, -0.5, 0.0, 0.7, 2.0])
+PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 1.0]),
+    seed=st.just(1),
+    min_p=st.sampled_from([0.0, 0.1]),
+    repetition_penalty=st.sampled_from([0.5, 1.0, 1.3]),
+    frequency_penalty=PENALTY,
+    presence_penalty=PENALTY,
+    logit_bias=st.dictionaries(st.integers(0, VOCABULARY - 1), st.sampled_from([-100.0, -1.5, 0.0, 3.0]), max_size=4),
+)
+TOKENS = st.lists(st.integers(0, VOCABULARY - 1), max_size=12)
+
+
+def row(params: SamplingParams, prompt: list[int], answer: list[int]) -> Sequence:
+    sequence = Sequence(Job("job", tuple(prompt), params), max_tokens=99)
+    sequence.tokens += answer
+    return sequence
+
+
+def expected(scores: torch.Tensor, params: SamplingParams, prompt: list[int], answer: list[int]) -> list[float]:
+    shaped = scores.tolist()
+    for token in range(VOCABULARY):
+        shaped[token] += params.logit_bias.get(token, 0)
+        if token in prompt + answer:
+            factor = params.repetition_penalty
+            shaped[token] = shaped[token] / factor if shaped[token] > 0 else shaped[token] * factor
+        shaped[token] -= params.frequency_penalty * answer.count(token)
+        shaped[token] -= params.presence_penalty * (token in answer)
+    return shaped
+
+
+def logits(rows: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+@given(rows=st.lists(st.tuples(PARAMS, TOKENS, TOKENS), min_size=1, max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_each_row_is_shaped_by_its_own_parameters(rows: list[tuple[SamplingParams, list[int], list[int]]]) -> None:
+    scores = logits(len(rows))
+    before = scores.clone()
+
+    shape(scores, [row(*each) for each in rows])
+
+    for shaped, plain, (params, prompt, answer) in zip(scores, before, rows, strict=True):
+        assert shaped.tolist() == pytest.approx(expected(plain, params, prompt, answer), abs=1e-4)
+
+
+@given(params=PARAMS, prompt=TOKENS, answer=st.lists(st.integers(0, VOCABULARY - 1), max_size=200))
+@settings(max_examples=50, deadline=None)
+def test_counting_on_is_counting_from_the_beginning(
+    params: SamplingParams, prompt: list[int], answer: list[int]
+) -> None:
+    growing = row(params, prompt, [])
+    for at in range(0, len(answer), 7):
+        growing.tokens[len(prompt) :] = answer[:at]
+        shape(logits(1), [growing])
+    growing.tokens[len(prompt) :] = answer
+    one, other = logits(1), logits(1)
+
+    shape(one, [growing])
+    shape(other, [row(params, prompt, answer)])
+
+    assert one.tolist() == other.tolist()
+
+
+@given(mine=PARAMS, others=st.lists(PARAMS, max_size=4), place=st.integers(0, 4))
+@settings(max_examples=60, deadline=None)
+def test_company_changes_nothing(mine: SamplingParams, others: list[SamplingParams], place: int) -> None:
+    alone, rows = row(mine, [1, 2, 3], []), [row(each, [4, 5], []) for each in others]
+    rows.insert(place, together := row(mine, [1, 2, 3], []))
+    index = rows.index(together)
+
+    for step in range(20):
+        scores = logits(len(rows), seed=step)
+        (token,) = sample(scores[index : index + 1], [alone])
+        tokens = sample(scores, rows)
+        assert tokens[index] == token
+        for each, sampled in zip([alone, *rows], [token, *tokens], strict=True):
+            each.tokens.append(sampled)
+
+
+def test_logits_stay_as_they_are() -> None:
+    scores = logits(2)
+    before = scores.clone()
+
+    sample(scores, [row(SamplingParams(temperature=0, logit_bias={3: 5.0}), [1], []) for _ in range(2)])
+
+    assert scores.equal(before)
