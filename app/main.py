@@ -143,8 +143,13 @@ def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
         kind=model.kind,
         pinned=model.pinned,
         idle_ttl=model.ttl_s,
-        options=options | settings.engine.model_dump() if model.kind == "chat" else options,
+        options=options | _engine_options(settings) if model.kind == "chat" else options,
     )
+
+
+def _engine_options(settings: Settings) -> dict[str, Any]:
+    options = settings.engine.model_dump(exclude={"compile"})
+    return options | {"compile_dir": str(settings.models_dir / "compiled") if settings.engine.compile else None}
 
 
 def _public_name(source: str) -> str:

@@ -38,6 +38,7 @@ class EngineSettings(BaseModel):
     max_model_len: int | None = Field(None, ge=16)  # tokens of prompt and answer; unset: the model's own
     max_num_seqs: int = Field(32, ge=1)  # sequences in the batch
     max_num_batched_tokens: int = Field(512, ge=1)  # tokens computed in one step
+    compile: bool = True  # on the CPU, in the background, kept under models_dir
     max_queue: int = Field(256, ge=0)  # requests that may wait beyond those in the batch
 
 

@@ -27,6 +27,14 @@ class UnsupportedAttention(Exception):
     """The layer wants something the slot cache cannot give."""
 
 
+class Attends(Protocol):
+    """What a model's layers are answered by. `queries` etc. are `[tokens, heads, dim]`."""
+
+    def attend(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None, window: int | None
+    ) -> Tensor: ...
+
+
 class Group(Protocol):
     """Some of a step's packed tokens. `queries` etc. are `[tokens, heads, dim]`, of these tokens alone."""
 
@@ -66,7 +74,7 @@ class Decodes:
     def _mask(self, window: int | None) -> Tensor:
         if window not in self.masks:
             last = self.positions.new_zeros(self.height).index_copy(0, self.slots, self.positions)
-            self.masks[window] = _visible(last[:, None], self.length, window)[:, None, None]
+            self.masks[window] = visible(last[:, None], self.length, window)[:, None, None]
         return self.masks[window]
 
 
@@ -94,11 +102,11 @@ class Chunk:
     def _mask(self, window: int | None, per_group: int, device: torch.device) -> Tensor:
         if window not in self.masks:
             positions = torch.arange(self.start, self.end, device=device)
-            self.masks[window] = _visible(positions[:, None], self.end, window).repeat(per_group, 1)
+            self.masks[window] = visible(positions[:, None], self.end, window).repeat(per_group, 1)
         return self.masks[window]
 
 
-def _visible(positions: Tensor, length: int, window: int | None) -> Tensor:
+def visible(positions: Tensor, length: int, window: int | None) -> Tensor:
     """`positions` [..., 1] -> bool [..., length]: the keys that a token at each position may see."""
     keys = torch.arange(length, device=positions.device)
     seen = keys <= positions
@@ -110,12 +118,14 @@ class Step:
     cache: SlotCache
     groups: list[Group]
 
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, **how: Any) -> Tensor:
+    def attend(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None, window: int | None
+    ) -> Tensor:
         cache = self.cache.layers[layer]
         out = []
         for group in self.groups:
             group.write(cache, keys[group.tokens], values[group.tokens])
-            out.append(group.attend(cache, queries[group.tokens], **how))
+            out.append(group.attend(cache, queries[group.tokens], scale, window))
         return torch.cat(out)
 
 
@@ -128,7 +138,7 @@ class Probe:
     mask_widths: set[int] = field(default_factory=set)  # as they would be in the masks, which are not made
 
     def attend(
-        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, window: int | None, **_: Any
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None, window: int | None
     ) -> Tensor:
         self.windows.add(window)
         self.shapes[layer] = LayerShape(keys.shape[1], keys.shape[2], values.shape[2], keys.dtype)
@@ -143,7 +153,7 @@ _current = threading.local()
 class running:
     """`with running(step): model(...)`"""
 
-    def __init__(self, step: Step | Probe) -> None:
+    def __init__(self, step: Attends) -> None:
         self._step = step
 
     def __enter__(self) -> None:

@@ -25,20 +25,24 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    keys: Tensor  # [slots, heads, length, key_dim]
-    values: Tensor  # [slots, heads, length, value_dim]
+    keys: Tensor  # [slots, heads, length + 1, key_dim]
+    values: Tensor  # [slots, heads, length + 1, value_dim]
 
 
 class SlotCache:
-    """One LayerCache for each attention layer, by its `layer_idx`."""
+    """One LayerCache for each attention layer, by its `layer_idx`.
+
+    The position behind the last one belongs to no token: compiled steps let rows write there that take no part.
+    """
 
     def __init__(self, shapes: Mapping[int, LayerShape], num_slots: int, length: int, device: torch.device) -> None:
+        self.shapes = dict(shapes)
         self.num_slots = num_slots
         self.length = length
         self.layers = {
             index: LayerCache(
-                keys=_zeros((num_slots, shape.num_heads, length, shape.key_dim), shape.dtype, device),
-                values=_zeros((num_slots, shape.num_heads, length, shape.value_dim), shape.dtype, device),
+                keys=_zeros((num_slots, shape.num_heads, length + 1, shape.key_dim), shape.dtype, device),
+                values=_zeros((num_slots, shape.num_heads, length + 1, shape.value_dim), shape.dtype, device),
             )
             for index, shape in shapes.items()
         }
@@ -57,5 +61,5 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 def fit(shapes: Mapping[int, LayerShape], num_slots: int, length: int, budget: int) -> int:
     """How many slots of `length` tokens fit into `budget` bytes; at most `num_slots`."""
-    per_slot = length * sum(shape.num_bytes for shape in shapes.values())
+    per_slot = (length + 1) * sum(shape.num_bytes for shape in shapes.values())
     return min(num_slots, budget // max(per_slot, 1))

@@ -10,11 +10,13 @@ import threading
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
 from services.engine.base import EngineStats, Job, Piece, Tokenizer
+from services.engine.compiled import Compilation
 from services.engine.device import free_memory
 from services.engine.loader import Loaded, load
 from services.engine.runner import Runner, build_runner
@@ -87,13 +89,22 @@ class _Stop: ...
 
 
 class LocalEngine:
-    def __init__(self, loaded: Loaded, runner: Runner, *, max_num_batched_tokens: int, max_queue: int) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        runner: Runner,
+        *,
+        max_num_batched_tokens: int,
+        max_queue: int,
+        compilation: Compilation | None = None,
+    ) -> None:
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.max_length = runner.length
         self.device = str(loaded.device)
         self.dtype = str(loaded.dtype).removeprefix("torch.")
         self._eos = loaded.eos
         self._vocabulary = loaded.vocabulary
+        self._compilation = compilation
         self._runner = runner
         self._scheduler = Scheduler(runner.num_slots, max_num_batched_tokens)
         self._max_open = runner.num_slots + max_queue
@@ -115,7 +126,9 @@ class LocalEngine:
         max_num_seqs: int = 32,
         max_num_batched_tokens: int = 512,
         max_queue: int = 256,
+        compile_dir: str | None = None,
     ) -> "LocalEngine":
+        """`compile_dir`: where compiled steps are kept; None: steps stay eager."""
         loaded = load(source, device, dtype)
         length = min(max_model_len or loaded.max_length, loaded.max_length)
         budget = int(CACHE_SHARE * free_memory(loaded.device))
@@ -129,14 +142,25 @@ class LocalEngine:
             runner.length,
             type(runner).__name__,
         )
-        return cls(loaded, runner, max_num_batched_tokens=max_num_batched_tokens, max_queue=max_queue)
+        compilation = runner.compilation(source, Path(compile_dir)) if compile_dir else None
+        return cls(
+            loaded,
+            runner,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_queue=max_queue,
+            compilation=compilation,
+        )
 
     def start(self) -> None:
         self._thread.start()
+        if self._compilation:
+            self._compilation.start()
 
     async def stop(self) -> None:
         """Ends what is running with Unavailable and waits for the thread to let go of the model."""
         self._stopping = True
+        if self._compilation:
+            self._compilation.stop()
         if self._thread.is_alive():
             self._loop = asyncio.get_running_loop()
             self._inbox.put(_Stop())

@@ -3,6 +3,8 @@
 import inspect
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +12,9 @@ from torch import Tensor
 
 from services.engine.attention import NAME, Chunk, Decodes, Group, Probe, Step, running
 from services.engine.base import Job
+from services.engine.compiled import MIN_ROWS, Compilation, CompiledDecode, Plan
 from services.engine.kv_cache import LayerShape, SlotCache, fit
+from services.engine.packed import pack_linears
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
 
@@ -23,6 +27,10 @@ class Runner(Protocol):
     num_slots: int
     length: int  # tokens a slot can hold
 
+    def compilation(self, source: str, folder: Path) -> Compilation | None:
+        """What gets this model's step compiled, or from the disk; None where steps stay eager."""
+        ...
+
     def run(self, batch: list[Work]) -> Tensor:
         """One step -> logits `[rows, vocabulary]` of those works that sample, in the order of the batch."""
         ...
@@ -31,9 +39,11 @@ class Runner(Protocol):
 class BatchRunner:
     """All sequences of a step in one forward pass, for models whose attention goes through `AttentionInterface`."""
 
-    def __init__(self, model: Any, cache: SlotCache) -> None:
+    def __init__(self, model: Any, cache: SlotCache, check: "Check") -> None:
+        self.check = check
         self._model = model
         self._cache = cache
+        self._compiled: CompiledDecode | None = None
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.num_slots = cache.num_slots
         self.length = cache.length
@@ -42,11 +52,28 @@ class BatchRunner:
     def run(self, batch: list[Work]) -> Tensor:
         decodes = sorted((work for work in batch if work.num_tokens == 1), key=lambda work: work.slot)
         chunks = [work for work in batch if work.num_tokens > 1]
+        if self._compiled and not chunks and self._compiled.suits(decodes):
+            return self._compiled.run(decodes)[_order(decodes, batch)]
         works = [*decodes, *chunks]
         groups: list[Group] = [*self._decodes(decodes), *self._chunks(chunks, start=len(decodes))]
         with running(Step(self._cache, groups)):
             logits = self._forward(works)
         return logits[_order(works, batch)]
+
+    def compilation(self, source: str, folder: Path) -> Compilation | None:
+        if self._model.device.type != "cpu" or self.num_slots < MIN_ROWS:
+            return None
+        dtype = str(self._model.dtype).removeprefix("torch.")
+        plan = Plan(source, dtype, self.num_slots, self.length, self._cache.shapes)
+        return Compilation(plan.file(folder, self._model), plan, self.adopt)
+
+    def adopt(self, file: Path) -> None:
+        """Takes a compiled step over, if it agrees with the model by itself; from any thread, between two steps."""
+        trial = BatchRunner(self._model, SlotCache(self._cache.shapes, 2, self.length, self._model.device), self.check)
+        trial._compiled = CompiledDecode.load(file, self._model, trial._cache)
+        _compare(trial)
+        self._compiled = CompiledDecode.load(file, self._model, self._cache)
+        logger.info("steps are compiled from now on")
 
     def _forward(self, works: list[Work]) -> Tensor:
         """Logits of the last token of each work."""
@@ -92,6 +119,9 @@ class SoloRunner:
         self.num_slots = num_slots
         self.length = length
 
+    def compilation(self, source: str, folder: Path) -> None:
+        return None
+
     @torch.inference_mode()
     def run(self, batch: list[Work]) -> Tensor:
         rows = [(work, self._forward(work)) for work in batch]
@@ -121,17 +151,24 @@ def build_runner(model: Any, *, num_slots: int, length: int, budget: int) -> Run
 class _CannotBatch(Exception): ...
 
 
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A prompt and the logits that the model by itself gives after it."""
+
+    tokens: list[int]
+    expected: Tensor  # [vocabulary]
+
+
 def _batch_runner(model: Any, num_slots: int, length: int, budget: int) -> BatchRunner:
-    tokens = [(7 * i + 1) % model.config.get_text_config().vocab_size for i in range(CHECK_LENGTH)]
-    with torch.inference_mode():
-        expected = model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False).logits[0, -1]
+    check = _check(model)
+    pack_linears(model)
     original = model.config._attn_implementation
     try:
         model.set_attn_implementation(NAME)
-        shapes = _probe(model, tokens)
+        shapes = _probe(model, check.tokens)
         slots = _fit(shapes, num_slots, length, budget)
-        _compare(BatchRunner(model, SlotCache(shapes, 2, 2 * CHECK_LENGTH, model.device)), tokens, expected)
-        return BatchRunner(model, SlotCache(shapes, slots, length, model.device))
+        _compare(BatchRunner(model, SlotCache(shapes, 2, 2 * CHECK_LENGTH, model.device), check))
+        return BatchRunner(model, SlotCache(shapes, slots, length, model.device), check)
     except _NoRoom:
         raise
     except Exception as error:  # whatever an unknown architecture may throw; it is served the slow way instead
@@ -140,6 +177,13 @@ def _batch_runner(model: Any, num_slots: int, length: int, budget: int) -> Batch
 
 
 class _NoRoom(ValueError): ...
+
+
+def _check(model: Any) -> Check:
+    tokens = [(7 * i + 1) % model.config.get_text_config().vocab_size for i in range(CHECK_LENGTH)]
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False).logits
+    return Check(tokens, logits[0, -1])
 
 
 def _probe(model: Any, tokens: list[int]) -> Mapping[int, LayerShape]:
@@ -163,16 +207,17 @@ def _fit(shapes: Mapping[int, LayerShape], num_slots: int, length: int, budget: 
     return slots
 
 
-def _compare(runner: BatchRunner, tokens: list[int], expected: Tensor) -> None:
+def _compare(runner: BatchRunner) -> None:
     """Reads half of the tokens as a prompt and the rest one by one, in company, and compares the last logits."""
-    sequence, other = (Sequence(Job("check", tuple(tokens)), 0) for _ in range(2))
-    half = len(tokens) // 2
+    check = runner.check
+    sequence, other = (Sequence(Job("check", tuple(check.tokens)), 0) for _ in range(2))
+    half = len(check.tokens) // 2
     runner.run([Work(other, 0, half), Work(sequence, 1, half)])
     sequence.num_computed = other.num_computed = half
     for _ in range(half):
         logits = runner.run([Work(other, 0, 1), Work(sequence, 1, 1)])
         sequence.num_computed = other.num_computed = sequence.num_computed + 1
-    similarity = torch.cosine_similarity(logits[-1].float(), expected.float(), dim=0)
+    similarity = torch.cosine_similarity(logits[-1].float(), check.expected.float(), dim=0)
     if not similarity > 0.99:
         raise _CannotBatch(f"batched logits differ (cosine {similarity:.3f})")
 

@@ -59,6 +59,7 @@ class TestModels:
             "source": MODEL,
             "device": "cpu",
             "dtype": "float32",
+            "compile_dir": str(Path("models") / "compiled"),
             "max_model_len": None,
             "max_num_seqs": 3,
             "max_num_batched_tokens": 512,

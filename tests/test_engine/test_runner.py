@@ -190,7 +190,7 @@ def test_a_sequence_may_fill_its_slot(llama: tuple[Any, Runner]) -> None:
 def test_only_as_many_slots_as_fit_into_memory(slots: int, fitting: int) -> None:
     token = 2 * 2 * (8 + 8) * 4  # layers x heads x (key + value) x bytes
 
-    assert build_runner(build("llama"), num_slots=slots, length=10, budget=5 * 10 * token + 1).num_slots == fitting
+    assert build_runner(build("llama"), num_slots=slots, length=10, budget=5 * 11 * token + 1).num_slots == fitting
 
 
 def test_too_little_memory_for_one_sequence_is_an_error_and_no_fallback() -> None:

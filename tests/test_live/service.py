@@ -73,6 +73,7 @@ def running(folder: Path, **settings: str) -> Iterator[Service]:
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PARLEY_")}
     environment |= {"PYTHONPATH": str(ROOT), "PARLEY_MODELS_DIR": str(MODELS)}
+    environment |= {"PARLEY_ENGINE__COMPILE": "false"}  # a minute of work for each of many short lives
     environment |= {f"PARLEY_{name}": value for name, value in settings.items()}
     command = [sys.executable, "-m", "uvicorn", "app.main:app", "--http", "h11", "--port", str(port)]
     log = folder / f"service-{port}.log"
