@@ -2,7 +2,7 @@
 PYTHON := $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 BIN := .venv/bin
 
-.PHONY: run test check image
+.PHONY: run test check bench image
 
 run: .venv/.installed
 	$(BIN)/parley fetch
@@ -19,6 +19,10 @@ check: .venv/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/test_architecture.py
 
+# of servers that are running: make bench ARGS="--target parley=http://127.0.0.1:8000/v1 --target …"
+bench: .venv/.installed-dev
+	$(BIN)/parley bench $(ARGS)
+
 image:
 	docker build --tag parley .
 
@@ -27,6 +31,6 @@ image:
 	$(BIN)/python -m pip install --editable .
 	touch $@
 
-.venv/.installed-dev: .venv/.installed requirements-dev.txt
+.venv/.installed-dev: .venv/.installed requirements-bench.txt requirements-dev.txt
 	$(BIN)/python -m pip install --requirement requirements-dev.txt
 	touch $@

@@ -23,6 +23,9 @@ setup(
     packages=find_packages(include=[f"{name}{rest}" for name in PACKAGES for rest in ("", ".*")]),
     package_data={"app": ["static/**/*"], "database": ["migrations/**/*.py", "migrations/**/*.mako"]},
     install_requires=requirements("requirements.txt"),
-    extras_require={"dev": requirements("requirements-dev.txt")},
+    extras_require={
+        "bench": requirements("requirements-bench.txt"),
+        "dev": [*requirements("requirements-bench.txt"), *requirements("requirements-dev.txt")],
+    },
     entry_points={"console_scripts": ["parley = tools.cli:main"]},
 )

@@ -1,12 +1,16 @@
 """The `parley` command. Each command imports what it needs itself, so that `--help` comes at once."""
 
 import os
+import sys
 from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 app = typer.Typer(name="parley", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+# all of the command's arguments are for the program behind it, --help too
+HANDED_OVER = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 
 def show_version(wanted: bool) -> None:
@@ -60,7 +64,7 @@ def override(**settings: str | int | None) -> None:
     os.environ.update({name: str(value) for name, value in settings.items() if value is not None})
 
 
-@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []})
+@app.command(context_settings=HANDED_OVER)
 def migrate(context: typer.Context) -> None:
     """Bring the database's schema up to date: upgrade, downgrade, status."""
     from tools import data_migration
@@ -74,6 +78,16 @@ def fetch() -> None:
     from tools.fetch_models import main
 
     main()
+
+
+@app.command(context_settings=HANDED_OVER)
+def bench(context: typer.Context) -> None:
+    """Measure OpenAI-compatible servers side by side."""
+    try:
+        from tools import benchmark
+    except ModuleNotFoundError as missing:
+        sys.exit(f"Error: this needs {missing.name}: pip install 'parley[bench]'")
+    benchmark.app(context.args, prog_name="parley bench")
 
 
 def main() -> None:

@@ -1,0 +1,288 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
+
+from tests.test_tools.openai_server import ANSWER, FINISH, ROLE, USAGE, Peer, answering, sse, text
+from tools import cli
+from tools.bench.answer import Answer, read
+from tools.bench.exchange import Arrival, Exchange
+from tools.bench.figures import add_up, percentile
+from tools.bench.load import ChatLoad, EmbeddingLoad, Load
+from tools.bench.rounds import Plan, Round, Target, run
+
+ROOT = Path(cli.__file__).parent.parent
+CHAT = ChatLoad(streams=1, requests=2, words=20, tokens=4)
+GOOD = Answer(seconds=1, first=0.5, gaps=[0.1], units=4, prompt_tokens=7, error=None)
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    with answering(Peer()) as peer:
+        yield peer
+
+
+def plan(peer: Peer, *loads: Load, targets: Sequence[str] = "a", rounds: int = 1, seconds: float = 60) -> Plan:
+    return Plan([Target(name, peer.at(name), "default") for name in targets], loads, rounds, seconds, seed=0)
+
+
+async def measured(plan: Plan) -> list[Round]:
+    return [each async for each in run(plan)]
+
+
+def bench(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, ["bench", *arguments], catch_exceptions=False)
+
+
+def came(*arrivals: tuple[float, bytes], error: str | None = None) -> Answer:
+    return read(CHAT, Exchange([Arrival(at, data) for at, data in arrivals], 9.0, error))
+
+
+# What is asked
+
+
+def test_the_same_seed_asks_the_same_and_no_prompt_comes_twice() -> None:
+    bodies = [body for number in range(3) for body in CHAT.bodies(0, number)]
+    assert bodies == [body for number in range(3) for body in CHAT.bodies(0, number)]
+    prompts = [json.dumps(body["messages"]) for body in [*bodies, *CHAT.bodies(1, 0)]]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_prompts_have_their_length_and_begin_with_what_they_share() -> None:
+    for body in ChatLoad(streams=1, requests=3, words=20, tokens=4, prefix_words=30).bodies(0, 1):
+        system, user = body["messages"]  # type: ignore[misc]
+        assert (len(system["content"].split()), len(user["content"].split())) == (30, 20)
+    loads = [ChatLoad(streams, 2, 20, 4, prefix_words=30) for streams in (1, 2)]
+    assert len({json.dumps(body["messages"][0]) for load in loads for body in load.bodies(0, 1)}) == 1  # type: ignore[index]
+
+
+def test_a_fixed_length_is_asked_for_only_on_demand() -> None:
+    fixed = ChatLoad(streams=1, requests=1, words=20, tokens=4, fixed_length=True)
+    assert {"ignore_eos", "min_tokens"} == next(fixed.bodies(0, 1)).keys() - next(CHAT.bodies(0, 1)).keys()
+
+
+def test_texts_come_in_batches_and_in_all_lengths() -> None:
+    load = EmbeddingLoad(streams=2, texts=40, batch=16)
+    batches = [body["input"] for body in load.bodies(0, 1)]
+    assert [len(batch) for batch in batches] == [16, 16, 8]  # type: ignore[arg-type]
+    lengths = [len(each.split()) for each in load.inputs(0, 1)]
+    assert 5 <= min(lengths) < 40 < 80 < max(lengths) <= 120
+
+
+# What an answer says
+
+
+def test_times_are_those_of_the_contents() -> None:
+    answer = came((1.0, sse(ROLE)), (2.0, sse(text("a"))), (2.5, sse(text("b"))), (4.0, sse(text("c"), FINISH, USAGE)))
+    assert answer == Answer(9.0, first=2.0, gaps=[0.5, 1.5], units=5, prompt_tokens=7, error=None)
+
+
+def test_chunks_may_be_cut_anywhere() -> None:
+    data = sse(*ANSWER).replace(b"\n", b"\r\n")
+    whole = came((1.0, data))
+    assert whole.units == 5
+    for place in range(len(data)):
+        assert came((1.0, data[:place]), (1.0, data[place:])) == whole
+
+
+def test_without_usage_chunks_are_counted() -> None:
+    assert came((1.0, sse(ROLE, text("a"), text("b"), FINISH))).units == 2
+
+
+def test_reasoning_and_tool_calls_are_content() -> None:
+    deltas: list[dict[str, Any]] = [{"reasoning_content": "a"}, {"reasoning": "b"}, {"tool_calls": [{"index": 0}]}]
+    assert came((1.0, sse(*({"choices": [{"delta": delta}]} for delta in deltas), FINISH))).units == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (sse(text("a")), "ended before"),
+        (sse(text("a"), {"error": {"message": "too hot"}}), "too hot"),
+        (b"data: no json\n\n", "not as OpenAI answers"),
+        (b'data: {"choices": 1}\n\n', "not as OpenAI answers"),
+        (b"", "ended before"),
+    ],
+)
+def test_what_goes_wrong_in_a_stream_is_an_error(data: bytes, error: str) -> None:
+    assert error in (came((1.0, data)).error or "")
+
+
+def test_what_came_before_an_error_counts() -> None:
+    answer = came((1.0, sse(ROLE, text("a"), text("b"))), error="cut off")
+    assert (answer.units, answer.error) == (2, "cut off")
+
+
+# What it adds up to
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 1))
+def test_percentiles_are_numpys(values: list[float], share: float) -> None:
+    assert percentile(values, share) == pytest.approx(float(numpy.percentile(values, 100 * share)))
+
+
+def test_nothing_has_no_percentile() -> None:
+    assert percentile([], 0.5) is None
+
+
+def test_the_median_of_the_rounds_is_quoted_and_the_warm_up_is_not_among_them() -> None:
+    seconds = [0.001, 1.0, 4.0, 2.0]
+    (found,) = add_up(Round("a", CHAT, number, each, [GOOD]) for number, each in enumerate(seconds))
+    assert (found.rounds, found.rate, found.slowest, found.fastest) == (3, 2.0, 1.0, 4.0)
+    assert (found.first_p50, found.gap_p95, found.units, found.errors) == (0.5, 0.1, 4, 0)
+
+
+def test_errors_are_counted_and_their_times_are_not() -> None:
+    bad = Answer(seconds=9, first=8.0, gaps=[7.0], units=2, prompt_tokens=None, error="no")
+    (found,) = add_up([Round("a", CHAT, 1, 2.0, [GOOD, bad])])
+    assert (found.errors, found.first_p95, found.gap_p95, found.rate) == (1, 0.5, 0.1, 3.0)
+
+
+# The run
+
+
+async def test_targets_take_turns(peer: Peer) -> None:
+    loads = [CHAT, ChatLoad(streams=2, requests=2, words=20, tokens=4)]
+    rounds = await measured(plan(peer, *loads, targets="ab", rounds=2))
+    assert [name for name, _ in groupby(asked.target for asked in peer.asked)] == ["a", "b"] * 6
+    assert [(each.target, each.number) for each in rounds[:6]] == [(name, n) for n in range(3) for name in "ab"]
+    assert [each.load for each in rounds] == [loads[0]] * 6 + [loads[1]] * 6
+
+
+async def test_targets_are_asked_the_same(peer: Peer) -> None:
+    await measured(plan(peer, CHAT, targets="ab"))
+    by_a, by_b = ([asked.body for asked in peer.asked if asked.target == name] for name in "ab")
+    assert by_a == by_b
+    assert by_a[0]["model"] == "default"
+    assert by_a[0]["stream_options"] == {"include_usage": True}
+
+
+async def test_so_many_streams_are_open_at_once(peer: Peer) -> None:
+    barrier = threading.Barrier(3)  # lets nobody on before three are there
+    peer.arrived = lambda: barrier.wait(30)
+    rounds = await measured(plan(peer, ChatLoad(streams=3, requests=6, words=20, tokens=4)))
+    assert [len(each.answers) for each in rounds] == [6, 6]
+    assert all(answer.error is None and answer.units == 5 for each in rounds for answer in each.answers)
+
+
+async def test_a_refusal_is_an_error(peer: Peer) -> None:
+    peer.status = lambda body: 503
+    _, counted = await measured(plan(peer, CHAT))
+    assert {answer.error for answer in counted.answers} == {'HTTP 503: {"error": {"message": "no"}}'}
+    assert add_up([counted])[0].rate == 0
+
+
+async def test_a_server_that_is_gone_is_an_error() -> None:
+    nowhere = Plan([Target("a", "http://127.0.0.1:9/v1", "default")], [CHAT], 1, 60, 0)
+    _, counted = await measured(nowhere)
+    assert all("Cannot connect" in (answer.error or "") for answer in counted.answers)
+
+
+async def test_a_round_ends_at_its_time_and_keeps_what_came(peer: Peer) -> None:
+    peer.held_back = 3
+    rounds = await measured(plan(peer, CHAT, seconds=0.5))
+    first, second = rounds[1].answers
+    assert (first.units, second.units) == (2, 0)
+    assert all("cut off" in (answer.error or "") for answer in (first, second))
+
+
+async def test_embeddings_are_counted_in_texts(peer: Peer) -> None:
+    _, counted = await measured(plan(peer, EmbeddingLoad(streams=2, texts=40, batch=16)))
+    assert sorted(answer.units for answer in counted.answers) == [8, 16, 16]
+    assert all(answer.first == answer.seconds and not answer.error for answer in counted.answers)
+
+
+# The command
+
+
+def test_it_shows_and_writes_what_it_measured(peer: Peer, tmp_path: Path) -> None:
+    targets = ["--target", f"a={peer.at('a')}", "--target", f"b={peer.at('b')}#a-model"]
+    output = tmp_path / "new" / "figures"
+    result = bench(*targets, "--streams", "1,2", "--rounds", "2", "--requests", "2", "--output", str(output))
+    assert result.exit_code == 0, result.output
+    assert {asked.body["model"] for asked in peer.asked if asked.target == "b"} == {"a-model"}
+    assert "Ratios to a" in result.output
+    report = json.loads(output.with_suffix(".json").read_bytes())
+    assert report.keys() == {"machine", "plan", "figures", "rounds"}
+    assert report["machine"].keys() == {"cpu", "cores", "memory_gb", "load_average", "system", "versions"}
+    assert [(each["load"]["streams"], each["target"]) for each in report["figures"]] == [
+        (1, "a"), (1, "b"), (2, "a"), (2, "b"),
+    ]  # fmt: skip
+    assert len(report["rounds"]) == 12
+    assert report["rounds"][0].keys() == {"target", "load", "number", "seconds", "answers"}
+    assert report["rounds"][0]["answers"][0].keys() == {
+        "seconds", "first", "gaps", "units", "prompt_tokens", "error",
+    }  # fmt: skip
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_errors_are_shown(peer: Peer, tmp_path: Path) -> None:
+    peer.status = lambda body: 500
+    result = bench("--target", f"a={peer.at('a')}", "--rounds", "1", "--streams", "1", "--output", f"{tmp_path}/x")
+    assert "a: 4 x: HTTP 500" in result.output
+    assert "a: 4 x while warming up: HTTP 500" in result.output
+
+
+def test_embeddings_have_their_own_load(peer: Peer, tmp_path: Path) -> None:
+    options = ["--embeddings", "--texts", "8", "--batch", "4", "--streams", "2", "--rounds", "1"]
+    result = bench("--target", f"a={peer.at('a')}", *options, "--output", f"{tmp_path}/x")
+    assert "texts/s" in result.output
+    assert {len(asked.body["input"]) for asked in peer.asked} == {4}
+
+
+def test_a_target_that_is_not_there_ends_it_at_once(tmp_path: Path) -> None:
+    result = bench("--target", "a=http://127.0.0.1:9/v1", "--output", f"{tmp_path}/x")
+    assert result.exit_code == 1
+    assert "a does not answer at http://127.0.0.1:9/v1/models" in result.output.replace("\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", [("--target", "somewhere"), ("--streams", "1,x"), ("--streams", "0")])
+def test_what_makes_no_sense_is_said(wrong: tuple[str, str]) -> None:
+    result = bench(*wrong)
+    assert result.exit_code == 2
+    assert wrong[1] in result.output
+
+
+def test_interrupted_it_keeps_what_it_has(peer: Peer, tmp_path: Path) -> None:
+    reached = threading.Event()
+    counted = threading.Semaphore(3)  # the warm-up and two rounds; the next one hangs
+
+    def arrived() -> None:
+        if not counted.acquire(blocking=False):
+            reached.set()
+            peer.rest.wait(60)
+
+    peer.arrived = arrived
+    options = ["--target", f"a={peer.at('a')}", "--streams", "1", "--requests", "1", "--rounds", "9"]
+    code = "import sys; from tools.cli import main; sys.argv[0] = 'parley'; main()"
+    command = [sys.executable, "-c", code, "bench", *options, "--output", f"{tmp_path}/x"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert reached.wait(60)
+        os.kill(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Stopped" in output
+    assert len(json.loads(Path(tmp_path, "x.json").read_bytes())["rounds"]) == 3
+
+
+def test_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("tools.bench", "aiohttp"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("tools.benchmark", raising=False)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    result = bench()
+    assert result.exit_code == 1
+    assert "parley[bench]" in str(result.output)

@@ -1,0 +1,51 @@
+"""One request and the bytes that came back, with their times. Nothing is parsed while a server is being measured."""
+
+import asyncio
+from dataclasses import dataclass
+from http import HTTPStatus
+from time import perf_counter
+
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector
+
+HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+UNHURRIED = ClientTimeout(total=None, sock_connect=10)  # a round has its own end
+ERROR_LENGTH = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    at: float  # seconds after sending
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    arrivals: list[Arrival]
+    seconds: float
+    error: str | None
+
+
+def session() -> ClientSession:
+    return ClientSession(connector=TCPConnector(limit=0, force_close=True), timeout=UNHURRIED, headers=HEADERS)
+
+
+async def exchange(client: ClientSession, url: str, body: bytes, deadline: float) -> Exchange:
+    """`deadline` is of the event loop's clock; what arrived until then counts."""
+    started, arrivals = perf_counter(), list[Arrival]()
+    try:
+        async with asyncio.timeout_at(deadline), client.post(url, data=body) as response:
+            async for data in response.content.iter_any():
+                arrivals.append(Arrival(perf_counter() - started, data))
+            error = refusal(response, arrivals)
+    except TimeoutError:
+        error = "cut off at the end of its round's time"
+    except (ClientError, OSError) as problem:
+        error = f"{type(problem).__name__}: {problem}"
+    return Exchange(arrivals, perf_counter() - started, error)
+
+
+def refusal(response: ClientResponse, arrivals: list[Arrival]) -> str | None:
+    if response.status == HTTPStatus.OK:
+        return None
+    text = b"".join(arrival.data for arrival in arrivals).decode(errors="replace")
+    return f"HTTP {response.status}: {text[:ERROR_LENGTH]}"
