@@ -91,9 +91,20 @@ def _bias(value: object) -> object:
 
 TOKEN_ID = re.compile(r"[0-9]{1,9}")
 Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+def _metadata_value(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("must be a string or a number")
+    if isinstance(value, str) and len(value) > 512:
+        raise ValueError("must have at most 512 characters")
+    return value
+
+
 StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
-MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+MetadataValue = Annotated[str | int | float, BeforeValidator(_metadata_value)]
+TokenId = Annotated[int, Field(ge=0)]
 
 
 class ChatCompletionRequest(Request):
@@ -118,6 +129,10 @@ class ChatCompletionRequest(Request):
     logit_bias: Annotated[dict[int, Bias], BeforeValidator(_bias), Field(max_length=1024)] = {}
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Annotated[list[StopSequence], BeforeValidator(_listed), Field(max_length=4)] = []
+    stop_token_ids: list[TokenId] = Field([], max_length=1024)
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: int | None = Field(None, ge=0, description="also inside metadata, as a number")
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -165,7 +180,7 @@ class ChatCompletion(BaseModel):
     choices: list[Choice]
     usage: CompletionUsage
     system_fingerprint: str
-    metadata: dict[str, str] | None = None
+    metadata: dict[str, str | int | float] | None = None
     conversation: ConversationRef | None = None
 
 

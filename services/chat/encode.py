@@ -30,7 +30,7 @@ async def chunks(run: AsyncIterator[Event], usage: bool) -> AsyncGenerator[ChatC
                     yield frame.model_copy(update={"usage": _usage(event)})
 
 
-def completion(head: Head, text: str, finish: Finish, metadata: dict[str, str]) -> ChatCompletion:
+def completion(head: Head, text: str, finish: Finish, metadata: dict[str, str | int | float]) -> ChatCompletion:
     return ChatCompletion(
         id=head.id,
         created=head.created,

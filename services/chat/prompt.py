@@ -24,10 +24,7 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
-    "ignore_eos": (False,),
-    "include_stop_str_in_output": (False,),
     "logprobs": (False,),
-    "min_tokens": (0,),
     "modalities": (["text"],),
     "moderation": (),
     "n": (1,),
@@ -42,7 +39,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "return_token_ids": (False,),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),
-    "stop_token_ids": ([],),
     "store": (False,),
     "thinking_token_budget": (),
     "tool_choice": ("none",),
@@ -59,6 +55,9 @@ def check(request: ChatCompletionRequest) -> None:
     for name, value in (request.model_extra or {}).items():
         if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
             raise UnsupportedParameter(name)
+    limit = request.max_completion_tokens or request.max_tokens
+    if limit and _min_tokens(request) > limit:
+        raise InvalidRequest("'min_tokens' is more than the limit of the answer", param="min_tokens")
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("'stream_options' goes with 'stream': true only", param="stream_options")
     if request.stream_options is not None and request.stream_options.include_obfuscation:
@@ -82,7 +81,23 @@ def sampling(request: ChatCompletionRequest, max_tokens: int | None) -> Sampling
         frequency_penalty=request.frequency_penalty,
         presence_penalty=request.presence_penalty,
         logit_bias=request.logit_bias,
+        min_tokens=_min_tokens(request),
+        ignore_eos=request.ignore_eos,
+        stop_token_ids=tuple(request.stop_token_ids),
+        include_stop=request.include_stop_str_in_output,
     )
+
+
+def _min_tokens(request: ChatCompletionRequest) -> int:
+    """At the top level, or as FastDeploy's clients send it, a number in the metadata."""
+    given = request.metadata.get("min_tokens", 0)
+    if request.min_tokens is not None:
+        return request.min_tokens
+    if isinstance(given, str):  # a note of the client's own
+        return 0
+    if given < 0 or given != int(given):
+        raise InvalidRequest("'metadata.min_tokens' must be a whole number, 0 or more", param="metadata.min_tokens")
+    return int(given)
 
 
 def job(id: str, messages: list[Message], params: SamplingParams, tokenizer: Tokenizer) -> Job:

@@ -37,6 +37,10 @@ class SamplingParams:
     frequency_penalty: float = 0.0  # subtracted for each time the answer has a token
     presence_penalty: float = 0.0  # subtracted once if it has it at all
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # added
+    min_tokens: int = 0  # before them nothing ends the answer
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop: bool = False  # the stop string or token in the text
 
     @property
     def penalises(self) -> bool:
@@ -46,6 +50,10 @@ class SamplingParams:
     def changes_logits(self) -> bool:
         return bool(self.logit_bias) or self.penalises
 
+    def ends(self, eos: frozenset[int]) -> frozenset[int]:
+        """The tokens that end the answer."""
+        return eos.difference(eos if self.ignore_eos else ()).union(self.stop_token_ids)
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -54,6 +62,7 @@ class Job:
     id: str
     prompt: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    priority: int = 0  # lower ones run first
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +80,9 @@ class EngineStats:
     waiting: int = 0
     cache_used: int = 0  # tokens held in the KV cache
     cache_size: int = 0  # tokens it can hold
+    prefix_queried: int = 0  # prompt tokens looked for in the cache, ever
+    prefix_reused: int = 0  # and found there
+    preemptions: int = 0  # sequences sent back to the queue for want of memory, ever
 
 
 class Engine(Protocol):

@@ -175,11 +175,12 @@ class LocalEngine:
         if room < 1:
             raise PromptTooLong(_too_long(job, self.max_length), param="messages")
         self._check_ids("logit_bias", job.sampling.logit_bias)
+        self._check_ids("stop_token_ids", job.sampling.stop_token_ids)
         stats = self.stats()
         if stats.running + stats.waiting >= self._max_open:
             raise Overloaded("The queue is full")
-        sequence = Sequence(job, min(job.sampling.max_tokens or room, room))
-        streamer = RequestStreamer(self.tokenizer, job.prompt, job.sampling.stop, self._eos)
+        sequence = Sequence(job, min(job.sampling.max_tokens or room, room), job.sampling.ends(self._eos))
+        streamer = RequestStreamer(self.tokenizer, job.prompt, job.sampling, self._eos)
         stream = PieceStream(sequence)
         self._loop = asyncio.get_running_loop()
         self._inbox.put(_Request(sequence, streamer, stream))

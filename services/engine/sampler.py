@@ -128,7 +128,8 @@ def _pick(weights: Tensor, rows: list[Sequence]) -> Tensor:
     cumulative = weights.cumsum(-1)
     total = cumulative[:, -1:] * (1 - torch.finfo(torch.float32).eps)  # strictly below the end: no index past it
     uniform = _column([row.random.random() for row in rows], weights)
-    return torch.searchsorted(cumulative, uniform * total, right=True)[:, 0]
+    found = torch.searchsorted(cumulative, uniform * total, right=True)[:, 0]
+    return found.clamp_(max=weights.shape[-1] - 1)  # of a row that is NaN, or where everything was forbidden
 
 
 def _column(values: list[float], like: Tensor) -> Tensor:

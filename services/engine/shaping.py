@@ -1,4 +1,4 @@
-"""What requests ask to be changed in their logits before a token is drawn: bias, then penalties.
+"""What requests ask to be changed in their logits before a token is drawn: bias, penalties, no early end.
 
 In vLLM's order and definitions. All changes are sparse, a few hundred of a vocabulary: they are gathered for all rows,
 made at once and scattered back. What a sequence has said is counted as it grows, never again from its beginning.
@@ -19,7 +19,11 @@ Floats = NDArray[np.float32]
 
 
 def is_shaped(row: Sequence) -> bool:
-    return row.job.sampling.changes_logits
+    return row.job.sampling.changes_logits or _is_short(row)
+
+
+def _is_short(row: Sequence) -> bool:
+    return row.num_sampled < row.job.sampling.min_tokens
 
 
 def shape(scores: Tensor, rows: list[Sequence]) -> None:
@@ -27,6 +31,7 @@ def shape(scores: Tensor, rows: list[Sequence]) -> None:
     shapers = [_shaper(row) for row in rows]
     _bias(scores, shapers)
     _penalise(scores, [(i, shaper) for i, shaper in enumerate(shapers) if shaper.params.penalises])
+    _go_on(scores, [(i, shaper.ends) for i, shaper in enumerate(shapers) if _is_short(rows[i])])
 
 
 def _shaper(row: Sequence) -> "Shaper":
@@ -43,6 +48,7 @@ class Shaper:
     def __init__(self, row: Sequence) -> None:
         self.params = row.job.sampling
         self.bias_ids = np.fromiter(self.params.logit_bias.keys(), np.int64)
+        self.ends = np.fromiter(row.ends, np.int64)
         self.bias = np.fromiter(self.params.logit_bias.values(), np.float32)
         self._num_read = len(row.job.prompt)
         # the repetition penalty alone looks at the prompt
@@ -97,6 +103,12 @@ def _penalise(scores: Tensor, penalised: list[tuple[int, Shaper]]) -> None:
     repetition = _values([np.repeat([np.float32(s.params.repetition_penalty) for _, s in penalised], sizes)], scores)
     found = torch.where(found > 0, found / repetition, found * repetition)
     scores.put_(at, found - _values([shaper.subtracted() for _, shaper in penalised], scores))
+
+
+def _go_on(scores: Tensor, ends: list[tuple[int, Ids]]) -> None:
+    """Nothing that would end the answer."""
+    if ends:
+        scores.view(-1).index_fill_(0, _places(ends, scores), -torch.inf)
 
 
 def _places(of_rows: Iterable[tuple[int, Ids]], scores: Tensor) -> Tensor:

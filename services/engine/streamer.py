@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from tokenizers.decoders import DecodeStream
 from transformers import TextIteratorStreamer
 
-from services.engine.base import FinishReason, Piece
+from services.engine.base import FinishReason, Piece, SamplingParams
 
 CONTEXT = 4  # prompt tokens the decoder sees first: some decoders drop a space at the very beginning of a text
 
@@ -62,13 +62,15 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
     Special tokens stay in the text (tool and reasoning markers are special in several formats); only `eos` is dropped.
     """
 
-    def __init__(self, tokenizer: Any, prompt: tuple[int, ...], stop: tuple[str, ...], eos: frozenset[int]) -> None:
+    def __init__(self, tokenizer: Any, prompt: tuple[int, ...], params: SamplingParams, eos: frozenset[int]) -> None:
         super().__init__(tokenizer, skip_prompt=True)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         context = _context(backend or tokenizer, prompt)
         self._decoder: Decoder = FastDecoder(backend, context) if backend else SlowDecoder(tokenizer, context)
-        self._stop = stop
+        self._params = params
         self._eos = eos
+        self._ends = params.ends(eos)
+        self._num_tokens = 0
         self._ready = ""  # readable, and no stop string can begin in it any more
         self._held = ""  # readable, but it may turn out to be the beginning of a stop string
         self._ids: list[int] = []
@@ -76,20 +78,28 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
 
     def put(self, value: int) -> None:
         self._ids.append(value)
-        if value in self._eos:
-            self.end("stop")
-        else:
+        self._num_tokens += 1
+        if self._has_text(value):
             self.on_finalized_text(self._decoder.step(value))
+        if value in self._ends:
+            self.end("stop")
+
+    def _has_text(self, token: int) -> bool:
+        return token not in self._eos and (token not in self._ends or self._params.include_stop)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if self._num_tokens <= self._params.min_tokens:  # in what these say no stop string is looked for
+            self._ready += text
+            return
         text = self._held + text
-        found = [position for stop in self._stop if (position := text.find(stop)) >= 0]
+        found = [(position, stop) for stop in self._params.stop if (position := text.find(stop)) >= 0]
         if found:
-            self._ready += text[: min(found)]
+            position, stop = min(found, key=lambda each: (each[0], len(each[1])))
+            self._ready += text[: position + len(stop) if self._params.include_stop else position]
             self._held = ""
             self.finish = "stop"
             return
-        keep = 0 if stream_end else _overlap(text, self._stop)
+        keep = 0 if stream_end else _overlap(text, self._params.stop)
         self._ready += text[: len(text) - keep]
         self._held = text[len(text) - keep :]
 

@@ -50,8 +50,35 @@ async def test_logits_are_changed_as_asked(site: Site, fields: dict[str, Any], t
     assert await said(site, **fields) == text
 
 
+@pytest.mark.parametrize(
+    ("fields", "text", "finish"),
+    [
+        ({"max_tokens": 30}, "defghijklmnopqrstuvwxy", "stop"),
+        ({"min_tokens": 23, "max_tokens": 30}, "defghijklmnopqrstuvwxyabcdefgh", "length"),  # a, where there is no z
+        ({"metadata": {"min_tokens": 23}, "max_tokens": 30}, "defghijklmnopqrstuvwxyabcdefgh", "length"),
+        ({"ignore_eos": True, "max_tokens": 25}, "defghijklmnopqrstuvwxyab", "length"),  # z is a token without text
+        ({"stop_token_ids": [6]}, "def", "stop"),
+        ({"stop_token_ids": [6, 5], "include_stop_str_in_output": True}, "def", "stop"),
+        ({"stop_token_ids": [25], "ignore_eos": True, "max_tokens": 30}, "defghijklmnopqrstuvwxy", "stop"),
+        ({"stop_token_ids": [6], "min_tokens": 4}, "defabc", "length"),
+        ({"stop": "gh"}, "def", "stop"),
+        ({"stop": "gh", "include_stop_str_in_output": True}, "defgh", "stop"),
+        ({"stop": "de", "min_tokens": 2}, "defghi", "length"),
+        ({"stop": ["de", "gh"], "min_tokens": 2}, "def", "stop"),
+        ({"stop": "hi", "max_tokens": 6}, "defg", "stop"),  # on the last token there may be
+        ({"stop": "ij", "max_tokens": 6}, "defghi", "length"),
+    ],
+    ids=str,
+)
+async def test_it_ends_where_it_is_asked_to(site: Site, fields: dict[str, Any], text: str, finish: str) -> None:
+    (choice,) = (await ask(site, **fields)).json()["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (text, finish)
+
+
 @BOTH
 async def test_ids_that_are_no_tokens_are_refused(site: Site, stream: bool) -> None:
     refused = await ask(site, logit_bias={str(LETTERS): 1}, stream=stream)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logit_bias")
     assert (await ask(site, logit_bias={str(LETTERS - 1): 1}, stream=stream)).status_code == 200
+    refused = await ask(site, stop_token_ids=[LETTERS], stream=stream)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stop_token_ids")

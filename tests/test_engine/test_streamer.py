@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from services.engine.base import Piece
+from services.engine.base import Piece, SamplingParams
 from services.engine.streamer import RequestStreamer
 from tests.test_engine.tiny_tokenizers import EOS, SMOLLM, TOOL, WrittenInPython, byte_fallback, byte_level, smollm
 
@@ -37,9 +37,9 @@ TEXTS = st.lists(
 
 
 def streamer(
-    tokenizer: Any, prompt: Iterable[int] = (), stop: Iterable[str] = (), eos: Iterable[int] = ()
+    tokenizer: Any, prompt: Iterable[int] = (), stop: Iterable[str] = (), eos: Iterable[int] = (), **params: Any
 ) -> RequestStreamer:
-    return RequestStreamer(tokenizer, tuple(prompt), tuple(stop), frozenset(eos))
+    return RequestStreamer(tokenizer, tuple(prompt), SamplingParams(stop=tuple(stop), **params), frozenset(eos))
 
 
 def stream(streamer: RequestStreamer, tokens: Iterable[int]) -> list[Piece]:
@@ -248,3 +248,34 @@ def test_token_ids_wait_for_their_text() -> None:
     speaker.end("length")
 
     assert speaker.take() == Piece("", tuple(tokens[:-1]), "length")
+
+
+def test_a_stop_string_is_not_looked_for_in_the_first_tokens() -> None:
+    speaker = streamer(byte_level(), stop=["b"], min_tokens=2)
+
+    assert text(stream(speaker, [token for each in "bbab" for token in encode(byte_level(), each)])) == "bba"
+
+
+def test_of_two_stop_strings_the_one_that_ends_first_is_included() -> None:
+    tokens = encode(byte_level(), "xabc")
+
+    assert text(stream(streamer(byte_level(), stop=["abc", "ab"], include_stop=True), tokens)) == "xab"
+
+
+def test_eos_that_is_ignored_has_no_text() -> None:
+    end = byte_level().convert_tokens_to_ids(EOS)
+    tokens = [*encode(byte_level(), "a"), end, *encode(byte_level(), "b")]
+
+    pieces = stream(streamer(byte_level(), eos=[end], ignore_eos=True), tokens)
+
+    assert (text(pieces), ids(pieces), pieces[-1].finish) == ("ab", tokens, "length")
+
+
+@pytest.mark.parametrize(("included", "said"), [(False, "a"), (True, "a" + TOOL)])
+def test_a_stop_token_is_the_last(included: bool, said: str) -> None:
+    tool = byte_level().convert_tokens_to_ids(TOOL)
+    tokens = [*encode(byte_level(), "a"), tool, *encode(byte_level(), "b")]
+
+    pieces = stream(streamer(byte_level(), stop_token_ids=(tool,), include_stop=included), tokens)
+
+    assert (text(pieces), ids(pieces), pieces[-1].finish) == (said, tokens[:2], "stop")

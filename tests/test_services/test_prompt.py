@@ -105,6 +105,16 @@ class TestSampling:
         asked = request(**fields, logit_bias={"7": -100, "8": 1.5})
         assert prompt.sampling(asked, None) == SamplingParams(**fields, logit_bias={7: -100, 8: 1.5})
 
+    def test_so_are_those_that_say_where_it_ends(self) -> None:
+        asked = request(min_tokens=3, ignore_eos=True, stop_token_ids=[5], include_stop_str_in_output=True)
+        expected = SamplingParams(min_tokens=3, ignore_eos=True, stop_token_ids=(5,), include_stop=True)
+        assert prompt.sampling(asked, None) == expected
+
+    def test_min_tokens_may_be_a_number_in_the_metadata(self) -> None:
+        assert prompt.sampling(request(metadata={"min_tokens": 20}), None).min_tokens == 20
+        assert prompt.sampling(request(metadata={"min_tokens": 20}, min_tokens=0), None).min_tokens == 0
+        assert prompt.sampling(request(metadata={"min_tokens": "20"}), None).min_tokens == 0  # as OpenAI's: a note
+
     def test_one_stop_string_is_a_list_of_one(self) -> None:
         assert prompt.sampling(request(stop="end"), None).stop == ("end",)
 
