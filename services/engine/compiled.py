@@ -13,11 +13,13 @@ import hashlib
 import json
 import logging
 import os
+import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -203,15 +205,27 @@ def compile_to(file: Path, model: nn.Module, plan: Plan) -> None:
     any_length = torch.export.Dim("length", min=2, max=plan.length)
     each_layer = [{0: any_rows}] * len(plan.shapes)
     dynamic = ({0: any_rows}, {0: any_rows}, {0: any_rows}, {0: any_length}, each_layer, each_layer)
-    with torch.no_grad(), tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    with torch.no_grad(), _workshop(file) as folder:
         program = torch.export.export(step, example, dynamic_shapes=dynamic)
         torch._inductor.aoti_compile_and_package(
             program,
-            package_path=str(Path(folder) / file.name),
+            package_path=str(folder / file.name),
             inductor_configs={"aot_inductor.package_constants_in_so": False},
         )
-        os.replace(Path(folder) / file.name, file)
+        os.replace(folder / file.name, file)
+
+
+@contextmanager
+def _workshop(file: Path) -> Iterator[Path]:
+    """A folder for all that compiling leaves about; one that was left by a killed process is cleared away."""
+    folder = file.with_suffix(".tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Compilation:
@@ -258,13 +272,15 @@ class Compilation:
         self._worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         _, said = self._worker.communicate()
         if self._worker.returncode != 0 and not self._stopped:
-            logger.warning("steps stay eager: %s", said.decode(errors="replace").strip().splitlines()[-1:])
+            reason = said.decode(errors="replace").strip().splitlines()[-1:] or ["the compiling process failed"]
+            logger.warning("steps stay eager: %s", reason[0])
 
 
 def main(file: str, plan: str) -> None:
     """The process of its own: reads the model again, compiles its step, leaves."""
     from services.engine.loader import load
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaving tidily
     os.nice(19)  # whoever is being served comes first
     given = Plan.from_json(plan)
     model = load(given.source, "cpu", given.dtype).model
