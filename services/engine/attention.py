@@ -47,33 +47,37 @@ class Group(Protocol):
 
 @dataclass(slots=True)
 class Decodes:
-    """One new token for each of many sequences, attended in one call over the slots from 0 to the highest."""
+    """One new token for each of many sequences, attended in one call over the slots from the lowest to the highest."""
 
     tokens: slice
-    slots: Tensor  # [tokens], rising: without gaps, the queries are then the cache's rows as they are
+    rows: Tensor  # [tokens], rising, counted from the lowest slot: without gaps, the queries are in order as they are
     positions: Tensor  # [tokens]
-    height: int  # the highest slot + 1
+    base: int  # the lowest slot
+    height: int  # slots from there to the highest, both included
     length: int  # the highest position + 1
     masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def write(self, cache: LayerCache, keys: Tensor, values: Tensor) -> None:
-        cache.keys[self.slots, :, self.positions] = keys
-        cache.values[self.slots, :, self.positions] = values
+        self._window(cache.keys)[self.rows, :, self.positions] = keys
+        self._window(cache.values)[self.rows, :, self.positions] = values
 
     def attend(self, cache: LayerCache, queries: Tensor, scale: float | None, window: int | None) -> Tensor:
-        keys, values = cache.keys[: self.height, :, : self.length], cache.values[: self.height, :, : self.length]
+        keys, values = self._window(cache.keys), self._window(cache.values)
         dense = self.height == len(queries)
         rows = (
-            queries if dense else queries.new_zeros(self.height, *queries.shape[1:]).index_copy(0, self.slots, queries)
+            queries if dense else queries.new_zeros(self.height, *queries.shape[1:]).index_copy(0, self.rows, queries)
         )
         grouped = rows.view(self.height, keys.shape[1], -1, queries.shape[-1])
         out = scaled_dot_product_attention(grouped, keys, values, attn_mask=self._mask(window), scale=scale)
         out = out.reshape(self.height, queries.shape[1], -1)
-        return out if dense else out[self.slots]
+        return out if dense else out[self.rows]
+
+    def _window(self, cache: Tensor) -> Tensor:
+        return cache[self.base : self.base + self.height, :, : self.length]
 
     def _mask(self, window: int | None) -> Tensor:
         if window not in self.masks:
-            last = self.positions.new_zeros(self.height).index_copy(0, self.slots, self.positions)
+            last = self.positions.new_zeros(self.height).index_copy(0, self.rows, self.positions)
             self.masks[window] = visible(last[:, None], self.length, window)[:, None, None]
         return self.masks[window]
 

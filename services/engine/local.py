@@ -23,6 +23,7 @@ from services.engine.runner import Runner, build_runner
 from services.engine.sampler import sample
 from services.engine.scheduler import Scheduler
 from services.engine.sequence import Sequence
+from services.engine.slots import MIN_REUSE
 from services.engine.streamer import RequestStreamer
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, ServiceError, Unavailable
 
@@ -106,7 +107,9 @@ class LocalEngine:
         self._vocabulary = loaded.vocabulary
         self._compilation = compilation
         self._runner = runner
-        self._scheduler = Scheduler(runner.num_slots, max_num_batched_tokens)
+        self._scheduler = Scheduler(
+            runner.num_slots, max_num_batched_tokens, min_reuse=MIN_REUSE if runner.reuses else None
+        )
         self._max_open = runner.num_slots + max_queue
         self._cache_size = runner.num_slots * runner.length
         self._inbox: SimpleQueue[_Request | _Stop] = SimpleQueue()
@@ -222,8 +225,10 @@ class LocalEngine:
         return True
 
     def _step(self) -> None:
-        batch = self._scheduler.schedule()
+        plan = self._scheduler.schedule()
+        batch = plan.works
         self._forget_dropped()
+        self._runner.change(plan.changes)
         if not batch:
             return
         logits = self._runner.run(batch)

@@ -17,6 +17,7 @@ from services.engine.kv_cache import LayerShape, SlotCache, fit
 from services.engine.packed import pack_linears
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
+from services.engine.slots import Change, Copy, Forget, Swap
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +27,11 @@ CHECK_LENGTH = 8  # tokens of the comparison that each model must pass before it
 class Runner(Protocol):
     num_slots: int
     length: int  # tokens a slot can hold
+    reuses: bool  # whether what a slot holds can serve another sequence
+
+    def change(self, changes: list[Change]) -> None:
+        """To be followed, in this order, before the next step."""
+        ...
 
     def compilation(self, source: str, folder: Path) -> Compilation | None:
         """What gets this model's step compiled, or from the disk; None where steps stay eager."""
@@ -39,6 +45,8 @@ class Runner(Protocol):
 class BatchRunner:
     """All sequences of a step in one forward pass, for models whose attention goes through `AttentionInterface`."""
 
+    reuses = True
+
     def __init__(self, model: Any, cache: SlotCache, check: "Check") -> None:
         self.check = check
         self._model = model
@@ -47,6 +55,9 @@ class BatchRunner:
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.num_slots = cache.num_slots
         self.length = cache.length
+
+    def change(self, changes: list[Change]) -> None:
+        self._cache.change(changes)
 
     @torch.inference_mode()
     def run(self, batch: list[Work]) -> Tensor:
@@ -89,12 +100,14 @@ class BatchRunner:
         if not works:
             return []
         slots = [work.slot for work in works]
+        base = min(slots)
         return [
             Decodes(
                 tokens=slice(0, len(works)),
-                slots=self._row(slots)[0],
+                rows=self._row([slot - base for slot in slots])[0],
                 positions=self._row([work.start for work in works])[0],
-                height=max(slots) + 1,
+                base=base,
+                height=max(slots) + 1 - base,
                 length=max(work.end for work in works),
             )
         ]
@@ -111,13 +124,29 @@ class BatchRunner:
 
 
 class SoloRunner:
-    """Any architecture that `generate` can run: one sequence at a time, each with the cache its model makes itself."""
+    """Any architecture that `generate` can run: one sequence at a time, each with the cache its model makes itself.
+
+    What such a cache holds is its model's own affair (states, windows), so a slot's content serves nobody else.
+    """
+
+    reuses = False
 
     def __init__(self, model: Any, num_slots: int, length: int) -> None:
         self._model = model
         self._caches: dict[int, Any] = {}
         self.num_slots = num_slots
         self.length = length
+
+    def change(self, changes: list[Change]) -> None:
+        for change in changes:
+            match change:
+                case Swap(one, other):
+                    places = {one: other, other: one}
+                    self._caches = {places.get(slot, slot): cache for slot, cache in self._caches.items()}
+                case Forget(slot):
+                    self._caches.pop(slot, None)
+                case Copy():
+                    raise NotImplementedError
 
     def compilation(self, source: str, folder: Path) -> None:
         return None

@@ -1,10 +1,14 @@
 """Who runs next. Plain Python: no tensors, no threads, no clock."""
 
-import heapq
-from collections import deque
+from bisect import insort
 from dataclasses import dataclass
+from itertools import count
 
-from services.engine.sequence import Sequence
+from services.engine.sequence import Sequence, Wait
+from services.engine.slots import MIN_REUSE, Change, Prefix, Slots
+
+HEADROOM = 16  # tokens that each running sequence may write before the cache is full again
+RECOVERY = 256  # steps after which a budget that was halved for want of memory is doubled
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +33,41 @@ class Work:
         return self.end == len(self.sequence.tokens)
 
 
-class Scheduler:
-    """First come, first served; running sequences before waiting ones, under one token budget a step."""
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step: first the changes to the cache, in their order, then the works, all at once."""
 
-    def __init__(self, num_slots: int, max_tokens: int) -> None:
-        self._max_tokens = max(max_tokens, num_slots)  # every running sequence may always write its next token
-        self._free = list(range(num_slots))  # a heap: low slots first keep the cache's active part dense
-        self._waiting: deque[Sequence] = deque()
+    changes: list[Change]
+    works: list[Work]
+
+
+class Scheduler:
+    """By priority, then first come, first served; running sequences before waiting ones, under one token budget a step.
+
+    `cache_tokens`: what all slots together may hold; None: each may be full.
+    """
+
+    def __init__(
+        self,
+        num_slots: int,
+        max_tokens: int,
+        *,
+        cache_tokens: int | None = None,
+        min_reuse: int | None = MIN_REUSE,
+    ) -> None:
+        self._limit = max(max_tokens, num_slots)  # every running sequence may always write its next token
+        self._max_tokens = self._limit
+        self._cache_tokens = cache_tokens
+        self._min_reuse = min_reuse or 0
+        self._slots = Slots(num_slots, min_reuse)
+        self._waiting: list[Sequence] = []  # in the order in which they will run
         self._running: list[Sequence] = []
+        self._arrivals = count()
+        self._steps_shrunk = 0
+        self._step_tokens = 0
+        self.num_preemptions = 0
+        self.num_queried = 0  # prompt tokens that were looked for among the slots
+        self.num_reused = 0  # and found
 
     @property
     def num_running(self) -> int:
@@ -55,40 +86,192 @@ class Scheduler:
         return not self._running and not self._waiting
 
     def add(self, sequence: Sequence) -> None:
-        self._waiting.append(sequence)
+        sequence.arrival = next(self._arrivals)
+        insort(self._waiting, sequence, key=_rank)
 
-    def schedule(self) -> list[Work]:
+    def schedule(self) -> Batch:
         """The next step: one token for each that is writing, then prompts in chunks of what is left."""
-        self._drop_finished()
+        self._drop_over()
+        self._preempt_until_it_fits()
         self._admit_waiting()
-        batch: list[Work] = []
-        left = self._max_tokens
-        for sequence in sorted(self._running, key=lambda sequence: sequence.num_pending > 1):
-            if num_tokens := min(sequence.num_pending, left):
-                assert sequence.slot is not None
-                batch.append(Work(sequence, sequence.slot, num_tokens))
-                left -= num_tokens
-        return batch
+        self._slots.close_up()
+        works = self._share_budget()
+        if self._cache_tokens is not None:
+            self._slots.make_room(self._slots.num_written - self._cache_tokens)
+        return Batch(self._slots.changes(), works)
 
-    def drop_all(self) -> list[Sequence]:
-        """Empties everything, for a stop or after a failed step."""
-        dropped = [*self._running, *self._waiting]
+    def fail(self, sequence: Sequence) -> None:
+        """Ends a running sequence whose keys and values are not to be trusted."""
+        sequence.finished = True
+        self._slots.distrust(sequence)
+        self._running.remove(sequence)
+
+    def drop_running(self) -> list[Sequence]:
+        """Ends all that run, after a failed step; what the cache holds now, nobody knows."""
+        dropped, self._running = self._running, []
         for sequence in dropped:
             sequence.finished = True
-        self._drop_finished()
+        self._slots.forget_all()
         return dropped
 
-    def _drop_finished(self) -> None:
+    def drop_all(self) -> list[Sequence]:
+        """Empties everything, for a stop."""
+        dropped = [*self.drop_running(), *self._waiting]
+        for sequence in dropped:
+            sequence.finished = True
+        self._waiting = []
+        return dropped
+
+    def shrink(self) -> bool:
+        """Halves what a step may take, after one that found no memory; False: it was one token."""
+        if self._step_tokens <= 1:
+            return False
+        self._max_tokens = self._step_tokens // 2
+        self._steps_shrunk = 0
+        while len(self._running) > self._max_tokens:
+            self._preempt()
+        return True
+
+    def check(self) -> None:
+        """At rest every slot has come home."""
+        assert self.is_idle
+        assert self._slots.num_free == len(self._slots)
+
+    # --- leaving ---
+
+    def _drop_over(self) -> None:
         for sequence in self._running:
             # asked once: another thread may cancel at any time, and a slot is given up in the same breath or kept
-            if sequence.is_over and sequence.slot is not None:
-                heapq.heappush(self._free, sequence.slot)
-                sequence.slot = None
+            if sequence.is_over:
+                self._slots.give_back(sequence)
+            else:
+                self._slots.advance(sequence, sequence.num_computed)
         self._running = [sequence for sequence in self._running if sequence.slot is not None]
-        self._waiting = deque(sequence for sequence in self._waiting if not sequence.is_over)
+        self._waiting = [sequence for sequence in self._waiting if not sequence.is_over]
+
+    def _preempt_until_it_fits(self) -> None:
+        """The last one alone fits: it would not have been let in otherwise."""
+        while self._cache_tokens is not None and self._num_claimed > self._cache_tokens and len(self._running) > 1:
+            self._preempt()
+
+    def _preempt(self) -> None:
+        """Back to the queue with what it has said; its tokens are computed again, unless its slot still holds them."""
+        sequence = max(self._running, key=_rank)
+        self._running.remove(sequence)
+        self._slots.give_back(sequence)
+        sequence.num_computed = 0
+        self.num_preemptions += 1
+        insort(self._waiting, sequence, key=_rank)
+
+    # --- coming in ---
+
+    @property
+    def _num_claimed(self) -> int:
+        """What is held once every prompt is read."""
+        return sum(len(sequence.tokens) for sequence in self._running)
 
     def _admit_waiting(self) -> None:
-        while self._waiting and self._free:
-            sequence = self._waiting.popleft()
-            sequence.slot = heapq.heappop(self._free)
-            self._running.append(sequence)
+        """In order. Who waits for a prefix keeps its place and a slot, so that nobody who comes later takes it."""
+        free = min(self._slots.num_free, self._max_tokens - len(self._running))
+        claimed = self._num_claimed
+        waiting = []
+        for index, sequence in enumerate(self._waiting):
+            claimed += len(sequence.tokens)
+            if free <= 0 or not self._fits(claimed, alone=not self._running):
+                waiting += self._waiting[index:]
+                break
+            free -= 1
+            if not self._admit(sequence):
+                waiting.append(sequence)
+        self._waiting = waiting
+
+    def _fits(self, claimed: int, *, alone: bool) -> bool:
+        return (
+            self._cache_tokens is None or alone or claimed + HEADROOM * (len(self._running) + 1) <= self._cache_tokens
+        )
+
+    def _admit(self, sequence: Sequence) -> bool:
+        if self._still_waits(sequence):
+            return False
+        prefixes = list(self._slots.search(sequence))
+        best = max(prefixes, key=lambda prefix: (prefix.length, prefix.is_free), default=None)
+        if self._begins_to_wait(sequence, prefixes, best.length if best else 0):
+            return False
+        self._slots.take(sequence, best)
+        self._running.append(sequence)
+        if sequence.num_reused is None:  # not when it comes back
+            sequence.num_reused = sequence.num_computed
+            self.num_queried += len(sequence.tokens)
+            self.num_reused += sequence.num_computed
+        return True
+
+    def _begins_to_wait(self, sequence: Sequence, prefixes: list[Prefix], known: int) -> bool:
+        """For a prefix that another is about to read: to copy it costs less than to read it beside the other."""
+        coming = max(prefixes, key=lambda prefix: prefix.later, default=None)
+        if coming is None or coming.later - known < self._min_reuse or not coming.slot.holder or not sequence.patience:
+            return False
+        sequence.patience -= 1
+        sequence.wait = Wait(coming.slot.holder, coming.later, coming.slot.holder.num_computed)
+        return True
+
+    def _still_waits(self, sequence: Sequence) -> bool:
+        """As long as the other goes on: its reading is not for ever, and standing still is forgiven a few times."""
+        wait = sequence.wait
+        if wait is None:
+            return False
+        other = wait.other
+        if other.slot is not None and other.num_computed < wait.until:
+            if other.num_computed > wait.seen:
+                wait.seen = other.num_computed
+                return True
+            if sequence.patience:
+                sequence.patience -= 1
+                return True
+        sequence.wait = None
+        return False
+
+    # --- the step ---
+
+    def _share_budget(self) -> list[Work]:
+        """Half of what writers leave is for the prompt that is first in order, so that short ones cannot hold up a
+        long one for ever; the rest is for the shortest first, which need not wait behind it."""
+        self._recover()
+        writing = [sequence for sequence in self._running if sequence.num_pending == 1]
+        reading = sorted((sequence for sequence in self._running if sequence.num_pending > 1), key=_rank)
+        works = [self._work(sequence, 1) for sequence in writing]
+        left = self._max_tokens - len(works)
+        shares = _shares(reading, left)
+        works += [self._work(sequence, shares[sequence]) for sequence in reading if shares[sequence]]
+        self._step_tokens = sum(work.num_tokens for work in works)
+        return works
+
+    def _work(self, sequence: Sequence, num_tokens: int) -> Work:
+        assert sequence.slot is not None
+        work = Work(sequence, sequence.slot, num_tokens)
+        self._slots.advance(sequence, work.end)
+        return work
+
+    def _recover(self) -> None:
+        if self._max_tokens < self._limit:
+            self._steps_shrunk += 1
+            if self._steps_shrunk % RECOVERY == 0:
+                self._max_tokens = min(2 * self._max_tokens, self._limit)
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.job.priority, sequence.arrival
+
+
+def _shares(reading: list[Sequence], left: int) -> dict[Sequence, int]:
+    """Tokens for each of those that read, given in their order."""
+    if not reading:
+        return {}
+    first, *others = reading
+    reserved = min(first.num_pending, (left + 1) // 2)
+    left -= reserved
+    shares = {first: reserved}
+    for sequence in sorted(others, key=lambda sequence: (sequence.job.priority, sequence.num_pending)):
+        shares[sequence] = min(sequence.num_pending, left)
+        left -= shares[sequence]
+    shares[first] += min(first.num_pending - reserved, left)
+    return shares

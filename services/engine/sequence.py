@@ -8,6 +8,15 @@ from services.engine.base import Job
 
 
 @dataclass(slots=True, eq=False)
+class Wait:
+    """For tokens that another sequence is about to compute."""
+
+    other: "Sequence"
+    until: int  # that many of the other's are computed
+    seen: int  # how many were, when it was last asked
+
+
+@dataclass(slots=True, eq=False)
 class Sequence:
     job: Job
     max_tokens: int  # of the answer, never beyond the model's length
@@ -15,6 +24,10 @@ class Sequence:
     tokens: list[int] = field(init=False)  # the prompt, then what was sampled
     num_computed: int = 0  # leading tokens whose keys and values are cached
     slot: int | None = None  # its place in the cache, while it runs
+    arrival: int = 0  # its number in the queue
+    num_reused: int | None = None  # prompt tokens found in the cache when it was first admitted
+    wait: Wait | None = None  # why it is not admitted yet, though there is room
+    patience: int = 8  # times that it will begin such a wait, or see the other stand still
     cancelled: bool = False  # the one thing written from another thread
     finished: bool = False
     random: Random = field(init=False)  # its own, so that a seed gives the same text in any company

@@ -15,6 +15,7 @@ from services.engine.loader import Loaded
 from services.engine.local import LocalEngine
 from services.engine.runner import Runner
 from services.engine.scheduler import Work
+from services.engine.slots import Change
 
 PATIENCE = 20  # seconds; only a fault takes longer than a moment
 LETTERS = 26
@@ -41,6 +42,11 @@ class Counting:
     length: int = 64
     before: Callable[[list[Work]], None] = lambda batch: None
     steps: list[list[str]] = field(default_factory=list)  # the ids of the jobs in each
+    changes: list[Change] = field(default_factory=list)
+    reuses: bool = True
+
+    def change(self, changes: list[Change]) -> None:
+        self.changes += changes
 
     def run(self, batch: list[Work]) -> Tensor:
         self.steps.append([work.sequence.job.id for work in batch])

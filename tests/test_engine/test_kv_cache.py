@@ -1,7 +1,11 @@
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from services.engine.kv_cache import LayerShape, SlotCache, fit
+from services.engine.kv_cache import PAGE, LayerShape, SlotCache, fit
+from services.engine.slots import Change, Copy, Forget, Swap
 
 SHAPE = LayerShape(num_heads=2, key_dim=8, value_dim=4, dtype=torch.bfloat16)
 
@@ -26,3 +30,51 @@ def test_a_cache_is_laid_out_layer_by_layer_and_begins_with_zeros() -> None:
     layer.keys[3] = 1
     assert layer.keys[3].all()
     assert not layer.keys[:3].any()
+
+
+@pytest.fixture
+def cache() -> SlotCache:
+    """Slot s holds s + 1 everywhere."""
+    wide = LayerShape(num_heads=2, key_dim=16, value_dim=32, dtype=torch.float32)  # several pages a head
+    cache = SlotCache({0: SHAPE, 1: wide}, num_slots=3, length=400, device=torch.device("cpu"))
+    for layer in cache.layers.values():
+        for tensor in (layer.keys, layer.values):
+            tensor += torch.arange(1, 4)[:, None, None, None]
+    return cache
+
+
+@pytest.mark.parametrize(
+    ("change", "slots"),
+    [
+        (Copy(0, 2, 5), [[1] * 400, [2] * 400, [1] * 5 + [3] * 395]),
+        (Swap(0, 1, 150), [[2] * 150 + [1] * 250, [1] * 150 + [2] * 250, [3] * 400]),
+        (Forget(1, 0, 400), [[1] * 400, [0] * 400, [3] * 400]),
+        (Forget(1, 7, 330), [[1] * 400, [2] * 7 + [0] * 323 + [2] * 70, [3] * 400]),
+        (Forget(1, 7, 9), [[1] * 400, [2] * 7 + [0] * 2 + [2] * 391, [3] * 400]),
+    ],
+)
+def test_changes(cache: SlotCache, change: Change, slots: list[list[int]]) -> None:
+    cache.change([change])
+
+    for layer in cache.layers.values():
+        for tensor in (layer.keys, layer.values):
+            for slot, expected in enumerate(slots):
+                held = tensor[slot, :, :400].float()
+                assert (held == torch.tensor(expected)[None, :, None]).all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory is not given back in parts")
+def test_what_is_forgotten_costs_no_memory() -> None:
+    shape = LayerShape(num_heads=4, key_dim=64, value_dim=64, dtype=torch.float32)
+    cache = SlotCache({0: shape}, num_slots=2, length=4095, device=torch.device("cpu"))
+    before = resident()
+    cache.layers[0].keys[0].fill_(1)
+    written = resident() - before
+    cache.change([Forget(0, 0, 4095)])
+
+    assert written >= 4 * 4095 * 64 * 4
+    assert resident() - before < written / 4
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE

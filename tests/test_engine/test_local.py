@@ -11,7 +11,7 @@ import pytest
 from services.engine.base import EngineStats, Job, Piece, SamplingParams
 from services.engine.local import LocalEngine
 from services.engine.runner import build_runner
-from services.engine.scheduler import Scheduler, Work
+from services.engine.scheduler import Batch, Scheduler, Work
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from tests.test_engine import fakes
 from tests.test_engine.fakes import PATIENCE, Counting, Gate, job, running, said, settled
@@ -218,9 +218,9 @@ async def test_nothing_is_said_to_who_has_left(engine: LocalEngine) -> None:
 
 async def test_leaving_between_the_schedule_and_the_step_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted(Scheduler):
-        def schedule(self) -> list[Work]:
+        def schedule(self) -> Batch:
             batch = super().schedule()
-            for work in batch:
+            for work in batch.works:
                 work.sequence.cancelled |= work.sequence.job.id == "leaves"
             return batch
 
@@ -300,7 +300,7 @@ async def test_a_scheduler_that_fails_does_not_end_the_thread(monkeypatch: pytes
     class Broken(Scheduler):
         schedules = 0
 
-        def schedule(self) -> list[Work]:
+        def schedule(self) -> Batch:
             self.schedules += 1
             if self.schedules == 1:
                 raise AssertionError
@@ -416,9 +416,9 @@ async def test_an_idle_engine_does_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     schedules = []
 
     class Counted(Scheduler):
-        def schedule(self) -> list[Work]:
+        def schedule(self) -> Batch:
             batch = super().schedule()
-            schedules.append(len(batch))
+            schedules.append(len(batch.works))
             return batch
 
     monkeypatch.setattr("services.engine.local.Scheduler", Counted)

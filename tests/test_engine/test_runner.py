@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from services.engine.base import Job
 from services.engine.runner import BatchRunner, Runner, SoloRunner, build_runner
 from services.engine.scheduler import Scheduler
 from services.engine.sequence import Sequence
+from services.engine.slots import MIN_REUSE, Forget
 from tests.test_engine.tiny_models import MODELS, VOCABULARY, build, generate
 
 SOLO = {
@@ -45,9 +46,17 @@ class Answer:
         assert len(said) == len(self.tokens) or self.cancelled_at is not None
 
 
-def run(runner: Runner, answers: list[Answer], max_tokens: int) -> None:
+def run(
+    runner: Runner,
+    answers: list[Answer],
+    max_tokens: int,
+    *,
+    min_reuse: int | None = MIN_REUSE,
+    cache_tokens: int | None = None,
+) -> Scheduler:
     """The engine's loop, step by step on this thread."""
-    scheduler = Scheduler(runner.num_slots, max_tokens)
+    reuse = min_reuse if runner.reuses else None
+    scheduler = Scheduler(runner.num_slots, max_tokens, cache_tokens=cache_tokens, min_reuse=reuse)
     sequences: dict[Sequence, Answer] = {}
     waiting = list(answers)
     step = 0
@@ -58,7 +67,9 @@ def run(runner: Runner, answers: list[Answer], max_tokens: int) -> None:
             scheduler.add(sequence)
         for sequence, answer in sequences.items():
             sequence.cancelled = answer.cancelled_at is not None and step >= answer.cancelled_at
-        if batch := scheduler.schedule():
+        plan = scheduler.schedule()
+        runner.change(plan.changes)
+        if batch := plan.works:
             logits = runner.run(batch)
             drawn = [work.sequence for work in batch if work.samples]
             for work in batch:
@@ -68,6 +79,8 @@ def run(runner: Runner, answers: list[Answer], max_tokens: int) -> None:
                 sequence.tokens.append(int(row.argmax()))
                 sequence.finished = sequence.num_sampled >= sequence.max_tokens
         step += 1
+    scheduler.check()
+    return scheduler
 
 
 def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
@@ -137,6 +150,61 @@ def test_a_latecomer_in_a_lower_slot(tiny: Tiny) -> None:
     answers = [tiny.answer(6, 2), tiny.answer(11, LONGEST), tiny.answer(3, 9, joins=3)]
 
     run(tiny.runner, answers, max_tokens=512)
+
+    for answer in answers:
+        answer.check()
+
+
+BEGINNING = 40
+
+
+@pytest.fixture(scope="module")
+def crowd(tiny: Tiny) -> list[Answer]:
+    """Answers to prompts that begin alike, and to a conversation that goes on."""
+    model = build(tiny.name)
+    beginning = prompt(BEGINNING)
+    prompts = [(*beginning[:length], *prompt(rest, seed=9)) for length, rest in [(40, 3), (40, 1), (33, 2), (20, 9)]]
+    prompts += [prompt(17), beginning]
+    answers = [Answer(ids, *generate(model, ids, 10)) for ids in prompts]
+    said = (*prompts[0], *answers[0].tokens, 5, 6)
+    return [*answers, Answer(said, *generate(model, said, 6))]
+
+
+@pytest.mark.parametrize("max_tokens", [512, 7], ids="{} tokens a step".format)
+@pytest.mark.parametrize("cache_tokens", [None, 95], ids="{} tokens in the cache".format)
+@pytest.mark.parametrize("min_reuse", [None, 16, 1], ids="{} reused".format)
+def test_beginnings_in_common(
+    tiny: Tiny,
+    crowd: list[Answer],
+    monkeypatch: pytest.MonkeyPatch,
+    max_tokens: int,
+    cache_tokens: int | None,
+    min_reuse: int | None,
+) -> None:
+    """Taken over, copied, waited for, preempted and read in chunks, all of it mixed."""
+    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)  # preempts the sooner
+    answers = [
+        replace(answer, joins=joins, said=[]) for answer, joins in zip(crowd, (0, 0, 2, 5, 5, 9, 40), strict=True)
+    ]
+
+    scheduler = run(tiny.runner, answers, max_tokens, min_reuse=min_reuse, cache_tokens=cache_tokens)
+
+    for answer in answers:
+        answer.check()
+    assert (scheduler.num_reused > BEGINNING) is (min_reuse is not None and tiny.runner.reuses)
+    assert (scheduler.num_preemptions > 0) is (cache_tokens is not None)
+
+
+def test_a_slot_that_was_poisoned_is_clean_again(llama: tuple[Any, Runner]) -> None:
+    model, runner = llama
+    assert isinstance(runner, BatchRunner)
+    for layer in runner._cache.layers.values():
+        layer.keys[:, :, :20] = torch.nan
+        layer.values[:, :, :20] = torch.nan
+    runner.change([Forget(slot, 0, 20) for slot in range(SLOTS)])
+
+    answers = [Answer(prompt(length), *generate(model, prompt(length), 5)) for length in (3, 17)]
+    run(runner, answers, max_tokens=64)
 
     for answer in answers:
         answer.check()

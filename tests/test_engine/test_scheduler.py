@@ -1,53 +1,125 @@
-"""The scheduler by properties: whatever comes, is cancelled or ends, in any order."""
+"""The scheduler by properties: whatever comes, is cancelled, preempted or ends, in any order.
 
+A fake memory keeps for each position not its token but a digest of all tokens up to it, as keys and values depend on
+all of them; a step looks at everything that it would attend to.
+"""
+
+from array import array
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from services.engine.base import Job
-from services.engine.scheduler import Scheduler, Work
+from services.engine.scheduler import RECOVERY, Batch, Scheduler, Work
 from services.engine.sequence import Sequence
+from services.engine.slots import Change, Copy, Forget, Swap, common_prefix
 
 LENGTHS = st.integers(1, 30)
 ANSWERS = st.integers(1, 6)
+LONGEST = 36
+POISON = -1
 
 
-def sequence(prompt: int, answer: int = 1, name: str = "job") -> Sequence:
-    return Sequence(Job(name, tuple(range(prompt))), answer)
+def sequence(prompt: int, answer: int = 1, name: str = "job", first: int = 0, priority: int = 0) -> Sequence:
+    return Sequence(Job(name, tuple(range(first, first + prompt)), priority=priority), answer)
 
 
-def compute(batch: list[Work]) -> None:
+def following(tokens: list[int]) -> int:
+    return hash(tuple(tokens)) % 3
+
+
+class Memory:
+    """What the slots hold: digests, nothing, or poison."""
+
+    def __init__(self, num_slots: int, length: int = LONGEST) -> None:
+        self.slots: list[list[int | None]] = [[None] * length for _ in range(num_slots)]
+
+    @property
+    def num_held(self) -> int:
+        return sum(each is not None for slot in self.slots for each in slot)
+
+    def change(self, changes: list[Change]) -> None:
+        for change in changes:
+            match change:
+                case Copy(source, target, length):
+                    self.slots[target][:length] = self.slots[source][:length]
+                case Swap(one, other, length):
+                    kept = self.slots[one][:length]
+                    self.slots[one][:length] = self.slots[other][:length]
+                    self.slots[other][:length] = kept
+                case Forget(slot, start, end):
+                    self.slots[slot][start:end] = [None] * (end - start)
+
+    def compute(self, works: list[Work]) -> None:
+        for work in works:
+            slot, tokens = self.slots[work.slot], work.sequence.tokens
+            assert POISON not in slot  # masked or not, it would spread
+            assert slot[: work.start] == [digest(tokens[: i + 1]) for i in range(work.start)]
+            slot[work.start : work.end] = [digest(tokens[: i + 1]) for i in range(work.start, work.end)]
+
+    def poison(self, works: list[Work]) -> None:
+        for work in works:
+            self.slots[work.slot][: work.end] = [POISON] * work.end
+
+
+def digest(tokens: list[int]) -> int:
+    return abs(hash(tuple(tokens)))
+
+
+def compute(batch: Batch) -> None:
     """What a step does to its sequences, without a model."""
-    for work in batch:
+    for work in batch.works:
         drawn = work.samples
         work.sequence.num_computed += work.num_tokens
         if drawn:
-            work.sequence.tokens.append(0)
+            work.sequence.tokens.append(following(work.sequence.tokens))
             work.sequence.finished = work.sequence.num_sampled >= work.sequence.max_tokens
 
 
-def steps(scheduler: Scheduler) -> Iterator[list[Work]]:
-    while batch := scheduler.schedule():
-        yield batch
+def steps(scheduler: Scheduler, memory: Memory | None = None) -> Iterator[list[Work]]:
+    while (batch := scheduler.schedule()).works:
+        if memory:
+            memory.change(batch.changes)
+            memory.compute(batch.works)
+        yield batch.works
         compute(batch)
 
 
-class Service(RuleBasedStateMachine):
-    @initialize(slots=st.integers(1, 5), budget=st.integers(1, 40))
-    def start(self, slots: int, budget: int) -> None:
-        self.slots = slots
-        self.budget = max(budget, slots)
-        self.scheduler = Scheduler(slots, budget)
-        self.sequences: list[Sequence] = []
-        self.held: dict[int, Sequence] = {}  # by slot, as the last step had it
-        self.started: list[Sequence] = []
+def rank(each: Sequence) -> tuple[int, int]:
+    return each.job.priority, each.arrival
 
-    @rule(prompt=LENGTHS, answer=ANSWERS)
-    def add(self, prompt: int, answer: int) -> None:
-        self.sequences.append(sequence(prompt, answer))
+
+class Service(RuleBasedStateMachine):
+    @initialize(
+        slots=st.integers(1, 5),
+        budget=st.integers(1, 40),
+        cache_tokens=st.none() | st.integers(LONGEST, 100),
+        min_reuse=st.sampled_from([None, 1, 3]),
+    )
+    def start(self, slots: int, budget: int, cache_tokens: int | None, min_reuse: int | None) -> None:
+        self.num_slots = slots
+        self.budget = max(budget, slots)
+        self.cache_tokens = cache_tokens
+        self.scheduler = Scheduler(slots, budget, cache_tokens=cache_tokens, min_reuse=min_reuse)
+        self.memory = Memory(slots)
+        self.sequences: list[Sequence] = []
+        self.batch = Batch([], [])
+
+    @rule(prompt=LENGTHS, answer=ANSWERS, family=st.integers(0, 1), priority=st.sampled_from([0, 0, 0, 1]))
+    def add(self, prompt: int, answer: int, family: int, priority: int) -> None:
+        self.sequences.append(sequence(prompt, answer, first=10 * family, priority=priority))
+        self.scheduler.add(self.sequences[-1])
+
+    @precondition(lambda self: any(each.finished for each in self.sequences))
+    @rule(data=st.data(), said=st.lists(st.integers(0, 2), min_size=1, max_size=4))
+    def go_on(self, data: st.DataObject, said: list[int]) -> None:
+        """A conversation grows by a turn."""
+        before = data.draw(st.sampled_from([each for each in self.sequences if each.finished]))
+        tokens = (*before.tokens, *said)[: LONGEST - 2]
+        self.sequences.append(Sequence(Job("job", tokens), 2))
         self.scheduler.add(self.sequences[-1])
 
     @rule(data=st.data())
@@ -57,22 +129,40 @@ class Service(RuleBasedStateMachine):
 
     @rule()
     def step(self) -> None:
-        writing = [each for each in self.held.values() if each.num_pending == 1 and not each.is_over]
-        batch = self.scheduler.schedule()
+        self._begin()
+        self.memory.compute(self.batch.works)
+        compute(self.batch)
 
-        assert sum(work.num_tokens for work in batch) <= self.budget
-        assert all(1 <= work.num_tokens <= work.sequence.num_pending for work in batch)
-        assert not any(work.sequence.is_over for work in batch)
-        assert len({work.slot for work in batch}) == len(batch)
-        scheduled = [work.sequence for work in batch]
-        assert all(each in scheduled for each in writing)  # nobody who writes is held up by somebody who reads
-        for work in batch:  # a sequence keeps the slot in which its keys lie
-            assert work.slot == work.sequence.slot
-            assert work.sequence.num_computed == 0 or self.held[work.slot] is work.sequence
+    @rule(data=st.data())
+    def one_fails(self, data: st.DataObject) -> None:
+        self._begin()
+        self.memory.compute(self.batch.works)
+        failing = data.draw(st.sampled_from(self.batch.works)) if self.batch.works else None
+        if failing:
+            self.memory.poison([failing])
+        compute(self.batch)
+        if failing:
+            self.scheduler.fail(failing.sequence)
 
-        self.started += [each for each in scheduled if each not in self.started]
-        self.held = {each.slot: each for each in self.sequences if each.slot is not None}
-        compute(batch)
+    @rule()
+    def no_memory_for_a_step(self) -> None:
+        self._begin()
+        running = self.scheduler.num_running
+        size = sum(work.num_tokens for work in self.batch.works)
+        assert self.scheduler.shrink() is (size > 1)
+        assert self.scheduler.num_running == min(running, max(size // 2, size < 2 and running))
+        self.budget = size // 2 if size > 1 else self.budget
+
+    @rule()
+    def drop_running(self) -> None:
+        """A step fails, whatever it has written."""
+        self._begin()
+        self.memory.poison(self.batch.works)
+        waiting = self.scheduler.num_waiting
+        dropped = self.scheduler.drop_running()
+
+        assert all(each.finished and each.slot is None for each in dropped)
+        assert (self.scheduler.num_running, self.scheduler.num_waiting) == (0, waiting)
 
     @rule()
     def drop_all(self) -> None:
@@ -81,53 +171,95 @@ class Service(RuleBasedStateMachine):
 
         assert all(each in dropped and each.finished for each in open_before)
         assert self.scheduler.is_idle
-        self.held = {}
+
+    def _begin(self) -> None:
+        before = [each for each in self.sequences if each.slot is not None]
+        writing = [each for each in before if each.num_pending == 1 and not each.is_over]
+        self.batch = self.scheduler.schedule()
+        works = self.batch.works
+
+        assert sum(work.num_tokens for work in works) <= self.budget or len(works) <= self.num_slots
+        assert all(1 <= work.num_tokens <= work.sequence.num_pending for work in works)
+        assert not any(work.sequence.is_over for work in works)
+        assert len({work.slot for work in works}) == len(works)
+        assert all(work.slot == work.sequence.slot for work in works)
+        assert works or self.scheduler.is_idle  # never stuck
+        scheduled = [work.sequence for work in works]
+        assert all(each in scheduled or each.slot is None for each in writing)  # nobody who reads holds up who writes
+        admitted = [each for each in self.sequences if each.slot is not None and each not in before]
+        waiting = [each for each in self.sequences if each.slot is None and not each.is_over and not each.wait]
+        assert all(rank(each) < rank(other) for each in admitted for other in waiting)
+
+        self.memory.change(self.batch.changes)
 
     @invariant()
     def every_slot_is_free_or_held_once(self) -> None:
         held = [each.slot for each in self.sequences if each.slot is not None]
         assert len(set(held)) == len(held) == self.scheduler.num_running
-        assert all(0 <= slot < self.slots for slot in held)
+        assert all(0 <= slot < self.num_slots for slot in held)
 
     @invariant()
-    def first_come_first_served(self) -> None:
-        """Who waits longer than another runs before it, if it still wants to."""
-        first_waiting = next((each for each in self.sequences if each.slot is None and not each.is_over), None)
-        if first_waiting:
-            later = self.sequences[self.sequences.index(first_waiting) :]
-            assert not any(each.slot is not None for each in later)
+    def the_memory_is_bounded(self) -> None:
+        assert self.cache_tokens is None or self.memory.num_held <= self.cache_tokens
+
+    @invariant()
+    def what_was_said_stays_said(self) -> None:
+        for each in self.sequences:
+            said = len(each.job.prompt)
+            assert all(each.tokens[i] == following(each.tokens[:i]) for i in range(said, len(each.tokens)))
 
     def teardown(self) -> None:
         """Everything finishes, and every slot comes home."""
         if not hasattr(self, "scheduler"):
             return
         longest = sum(len(each.job.prompt) + each.max_tokens for each in self.sequences)
-        assert sum(1 for _ in steps(self.scheduler)) <= longest
+        assert sum(1 for _ in steps(self.scheduler, self.memory)) <= 2 * longest
         assert all(each.cancelled or each.finished for each in self.sequences)
-        assert self.scheduler.is_idle
+        self.scheduler.check()
         assert self.scheduler.num_cached == 0
-        for _ in range(self.slots):
-            self.scheduler.add(sequence(1))
-        assert sorted(work.slot for work in self.scheduler.schedule()) == list(range(self.slots))
 
 
 TestService = Service.TestCase
-TestService.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestService.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 
 
-@given(prompts=st.lists(LENGTHS, min_size=1, max_size=8), budget=st.integers(1, 16))
+# --- the budget ---
+
+
+def test_a_short_prompt_does_not_wait_behind_a_long_one() -> None:
+    scheduler = Scheduler(num_slots=4, max_tokens=64)
+    scheduler.add(sequence(8000))
+    compute(scheduler.schedule())
+    short = sequence(40, first=9000)
+    scheduler.add(short)
+
+    compute(scheduler.schedule())
+    compute(scheduler.schedule())
+
+    assert short.num_sampled == 1
+
+
+def test_a_long_prompt_is_not_held_up_by_any_number_of_short_ones() -> None:
+    scheduler = Scheduler(num_slots=8, max_tokens=64)
+    long = sequence(1000)
+    scheduler.add(long)
+    for step in range(40):
+        scheduler.add(sequence(64, first=2000 + 100 * step))
+        compute(scheduler.schedule())
+
+    assert long.num_sampled >= 1
+
+
+@given(prompts=st.lists(LENGTHS, min_size=2, max_size=8), budget=st.integers(2, 16))
 @settings(deadline=None)
-def test_prompts_are_read_in_the_order_they_came(prompts: list[int], budget: int) -> None:
-    scheduler = Scheduler(num_slots=3, max_tokens=budget)
-    sequences = [sequence(length) for length in prompts]
-    for each in sequences:
-        scheduler.add(each)
+def test_the_budget_is_used_up(prompts: list[int], budget: int) -> None:
+    scheduler = Scheduler(num_slots=8, max_tokens=budget, min_reuse=None)
+    for length in prompts:
+        scheduler.add(sequence(length))
 
-    for batch in steps(scheduler):
-        reading = [sequences.index(work.sequence) for work in batch if work.sequence.num_pending > 1]
-        assert reading == sorted(reading)
-        cut = [work for work in batch if work.num_tokens < work.sequence.num_pending]
-        assert len(cut) <= 1  # the budget is given to the first, not spread over all
+    batch = scheduler.schedule()
+
+    assert sum(work.num_tokens for work in batch.works) == min(sum(prompts), max(budget, 8))
 
 
 def test_low_slots_are_taken_first_so_that_the_cache_stays_dense() -> None:
@@ -150,7 +282,10 @@ def test_a_prompt_is_read_in_chunks_and_drawn_from_only_at_its_end() -> None:
     scheduler = Scheduler(num_slots=1, max_tokens=4)
     scheduler.add(sequence(10))
 
-    works = [(work.start, work.end, work.samples) for batch in steps(scheduler) for work in batch]
+    works = []
+    while batch := scheduler.schedule().works:
+        works += [(work.start, work.end, work.samples) for work in batch]
+        compute(Batch([], batch))
 
     assert works == [(0, 4, False), (4, 8, False), (8, 10, True)]
 
@@ -160,7 +295,198 @@ def test_a_small_budget_still_lets_every_running_sequence_write() -> None:
     for _ in range(4):
         scheduler.add(sequence(1, answer=3))
 
-    assert [len(batch) for batch in steps(scheduler)] == [4, 4, 4]
+    assert [len(works) for works in steps(scheduler)] == [4, 4, 4]
+
+
+def test_a_budget_that_was_halved_comes_back() -> None:
+    scheduler = Scheduler(num_slots=1, max_tokens=64, cache_tokens=None)
+    scheduler.add(sequence(10_000))
+    scheduler.schedule()
+    assert scheduler.shrink()
+    sizes = [scheduler.schedule().works[0].num_tokens for _ in range(RECOVERY + 1)]
+
+    assert (sizes[0], sizes[-1]) == (32, 64)
+
+
+# --- priority and preemption ---
+
+
+def test_lower_numbers_come_first() -> None:
+    scheduler = Scheduler(num_slots=1, max_tokens=64)
+    jobs = [sequence(2, name=name, priority=priority) for name, priority in [("b", 0), ("c", 1), ("a", -1)]]
+    for each in jobs:
+        scheduler.add(each)
+
+    assert [work.sequence.job.id for works in steps(scheduler) for work in works] == ["a", "b", "c"]
+
+
+def test_the_least_urgent_and_latest_gives_way_and_comes_back_with_what_it_said() -> None:
+    scheduler = Scheduler(num_slots=3, max_tokens=200, cache_tokens=170, min_reuse=None)
+    memory = Memory(3, length=200)
+    first, urgent, last = (sequence(20, answer=60, first=100 * i, priority=-(i == 1)) for i in range(3))
+    for each in (first, urgent, last):
+        scheduler.add(each)
+    order = []
+    for works in steps(scheduler, memory):
+        order.append({id(work.sequence) for work in works})
+
+    assert scheduler.num_preemptions == 1
+    assert all(id(each) in step for step in order[:60] for each in (first, urgent))
+    assert all(each.num_sampled == 60 for each in (first, urgent, last))
+
+
+def test_a_prompt_is_let_in_when_there_is_room_for_it_beside_the_others() -> None:
+    scheduler = Scheduler(num_slots=3, max_tokens=500, cache_tokens=200)
+    for i in range(3):
+        scheduler.add(sequence(80, answer=2, first=100 * i))
+
+    assert [len(works) for works in steps(scheduler)] == [2, 2, 1, 1]
+    assert scheduler.num_preemptions == 0
+
+
+# --- reuse ---
+
+
+def run(scheduler: Scheduler, *sequences: Sequence) -> list[Change]:
+    """To the end; the changes of the cache on the way."""
+    for each in sequences:
+        scheduler.add(each)
+    changes = []
+    while (batch := scheduler.schedule()).works:
+        changes += batch.changes
+        compute(batch)
+    return changes
+
+
+def again(before: Sequence, *said: int) -> Sequence:
+    return Sequence(Job("job", (*before.tokens, *said)), 1)
+
+
+def test_a_conversation_goes_on_in_its_slot() -> None:
+    scheduler = Scheduler(num_slots=4, max_tokens=64)
+    before = sequence(20, answer=10)
+    run(scheduler, before)
+    after = again(before, 7, 8, 9)
+
+    assert run(scheduler, after) == []
+    assert after.num_reused == 29  # the last one it said was never computed
+    assert (scheduler.num_queried, scheduler.num_reused) == (20 + 33, 29)
+
+
+def test_another_conversation_gets_a_copy_of_what_they_share() -> None:
+    scheduler = Scheduler(num_slots=4, max_tokens=64)
+    one = sequence(20, answer=20)
+    run(scheduler, one)
+    other = Sequence(Job("job", (*range(20), 50, 51)), 1)
+
+    assert run(scheduler, other) == [Copy(source=0, target=1, length=20)]
+    assert other.num_reused == 20
+    assert run(scheduler, again(one, 7)) == []  # which is all there still
+
+
+def test_the_whole_prompt_is_never_reused() -> None:
+    scheduler = Scheduler(num_slots=2, max_tokens=64)
+    run(scheduler, sequence(20))
+    same = sequence(20)
+    run(scheduler, same)
+
+    assert same.num_reused == 19
+    assert same.num_sampled == 1
+
+
+def test_a_few_tokens_are_not_worth_it() -> None:
+    scheduler = Scheduler(num_slots=2, max_tokens=64)
+    run(scheduler, sequence(15))
+    other = sequence(15)
+    run(scheduler, other)
+
+    assert other.num_reused == 0
+
+
+def test_the_least_recently_used_slot_is_lost_first() -> None:
+    scheduler = Scheduler(num_slots=2, max_tokens=64)
+    old, new = sequence(20, first=0), sequence(20, first=100)
+    run(scheduler, old)
+    run(scheduler, new)
+    run(scheduler, refreshed := again(old, 5))
+    run(scheduler, sequence(20, first=200))  # takes the place of new
+    run(scheduler, again(refreshed, 6), lost := again(new, 5))
+
+    assert refreshed.num_reused == 20
+    assert lost.num_reused == 0
+
+
+def test_who_runs_is_copied_from_too() -> None:
+    scheduler = Scheduler(num_slots=2, max_tokens=64)
+    scheduler.add(sequence(30, answer=9))
+    compute(scheduler.schedule())
+    scheduler.add(other := sequence(40))
+
+    assert scheduler.schedule().changes == [Copy(source=0, target=1, length=30)]
+    assert other.num_computed == 30
+
+
+def test_many_with_one_beginning_read_it_once() -> None:
+    scheduler = Scheduler(num_slots=8, max_tokens=64)
+    crowd = [Sequence(Job("job", (*range(200), 300 + i, 301 + i)), 2) for i in range(8)]
+    for each in crowd:
+        scheduler.add(each)
+    counts = [sum(work.num_tokens for work in works) for works in steps(scheduler, Memory(8, length=300))]
+
+    assert [each.num_reused for each in crowd] == [0] + [200] * 7
+    assert sum(counts) == 202 + 7 * 2 + 8
+
+
+def test_nobody_waits_for_who_stands_still_or_has_left() -> None:
+    scheduler = Scheduler(num_slots=3, max_tokens=64)
+    scheduler.add(reads := sequence(200))
+    scheduler.schedule()
+    scheduler.add(waits := sequence(201))
+    for _ in range(20):  # steps that come to nothing
+        scheduler.schedule()
+    assert waits.slot is not None
+
+    scheduler.add(later := sequence(202))
+    scheduler.schedule()
+    reads.cancelled = waits.cancelled = True
+    scheduler.schedule()
+    assert later.slot is not None
+
+
+def test_who_waits_for_a_prefix_keeps_a_slot() -> None:
+    scheduler = Scheduler(num_slots=2, max_tokens=64)
+    scheduler.add(sequence(100))
+    scheduler.schedule()
+    scheduler.add(waits := sequence(101))
+    scheduler.add(other := sequence(5, first=500))
+    scheduler.schedule()
+
+    assert waits.slot is other.slot is None
+
+
+def test_scattered_slots_are_moved_together() -> None:
+    """As a step works on all slots between the lowest and the highest."""
+    scheduler = Scheduler(num_slots=16, max_tokens=512)
+    crowd = [sequence(20, answer=9 if i in (0, 15) else 1, first=100 * i) for i in range(16)]
+    for each in crowd:
+        scheduler.add(each)
+    memory = Memory(16, length=64)
+    slots = [sorted(work.slot for work in works) for works in steps(scheduler, memory)]
+
+    assert slots[0] == list(range(16))
+    assert all(high - low < 4 for low, high in slots[1:])
+    run(scheduler, kept := again(crowd[7], 1))
+    assert kept.num_reused == 20  # what gave way is still known
+
+
+@given(st.lists(st.integers(0, 1), max_size=40), st.lists(st.integers(0, 1), max_size=40), st.integers(1, 5))
+def test_the_common_prefix(one: list[int], other: list[int], least: int) -> None:
+    equal = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+    assert common_prefix(array("i", one), array("i", other), least) == (equal if equal >= least else 0)
+
+
+# --- the rest ---
 
 
 @pytest.mark.parametrize("reads", range(1, 5))
