@@ -41,6 +41,7 @@ class SamplingParams:
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     include_stop: bool = False  # the stop string or token in the text
+    logprobs: int | None = None  # how many alternatives are told with each token; None: not even its own logprob
 
     @property
     def penalises(self) -> bool:
@@ -66,12 +67,23 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token as the model itself weighed it, before temperature and penalties."""
+
+    text: str
+    raw: bytes  # its own, perhaps part of a character
+    logprob: float
+    top: tuple["TokenLogprob", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """Text that became readable, with the tokens it took; `text` may be empty."""
 
     text: str
     token_ids: tuple[int, ...] = ()
     finish: FinishReason | None = None  # None: more to come
+    logprobs: tuple[TokenLogprob, ...] = ()  # of those tokens whose text this is, if they were asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,16 +15,17 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
-from services.engine.base import EngineStats, Job, Piece, Tokenizer
+from services.engine.base import EngineStats, Job, Piece, Tokenizer, TokenLogprob
 from services.engine.compiled import Compilation
 from services.engine.device import free_memory
 from services.engine.loader import Loaded, load
 from services.engine.runner import Runner, build_runner
-from services.engine.sampler import sample
+from services.engine.sampler import Weighed, sample, weigh
 from services.engine.scheduler import Scheduler
 from services.engine.sequence import Sequence
 from services.engine.slots import MIN_REUSE
 from services.engine.streamer import RequestStreamer
+from services.engine.token_texts import TokenTexts
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, ServiceError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class LocalEngine:
         self.dtype = str(loaded.dtype).removeprefix("torch.")
         self._eos = loaded.eos
         self._vocabulary = loaded.vocabulary
+        self._texts = TokenTexts(loaded.tokenizer)
         self._compilation = compilation
         self._runner = runner
         self._scheduler = Scheduler(
@@ -236,20 +238,27 @@ class LocalEngine:
         for work in batch:
             work.sequence.num_computed += work.num_tokens
         if sampling:
-            self._advance(sampling, sample(logits, sampling))
+            tokens = sample(logits, sampling)
+            self._advance(sampling, tokens, weigh(logits, sampling, tokens))
 
-    def _advance(self, sequences: list[Sequence], tokens: list[int]) -> None:
+    def _advance(self, sequences: list[Sequence], tokens: list[int], weighed: dict[Sequence, Weighed]) -> None:
         deliveries = []
         for sequence, token in zip(sequences, tokens, strict=True):
             request = self._requests[sequence]
             sequence.tokens.append(token)
-            request.streamer.put(token)
+            request.streamer.put(token, self._named(token, weighed.get(sequence)))
             if sequence.num_sampled >= sequence.max_tokens:
                 request.streamer.end("length")
             sequence.finished = request.streamer.finish is not None
             if piece := request.streamer.take():
                 deliveries.append((request.stream, piece))
         self._deliver(deliveries)
+
+    def _named(self, token: int, weighed: Weighed | None) -> TokenLogprob | None:
+        if weighed is None:
+            return None
+        top = tuple(map(self._texts.named, weighed.ids, weighed.logprobs))
+        return self._texts.named(token, weighed.logprob, top)
 
     def _forget_dropped(self) -> None:
         """Whose slot is free; one that was cancelled since the batch was made still has its own."""

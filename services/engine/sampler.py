@@ -6,6 +6,7 @@ company. Rows that ask for the same kind of draw share it, and none pays for wha
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ NUCLEUS = 1024
 # How many of the likeliest tokens are looked at: nearly all nuclei lie within the first of these, and sorting a
 # whole vocabulary takes fifty times as long.
 WIDTHS = (64, NUCLEUS, 8 * NUCLEUS)
+TOP = 20  # the most alternatives that may be asked for, always looked for: equals keep their order in any company
 GREEDY = 1e-5  # a temperature below it leaves one token, and dividing by it would overflow
 
 Draw = Callable[[Tensor, list[Sequence]], list[int]]
@@ -35,6 +37,31 @@ def sample(logits: Tensor, rows: list[Sequence]) -> list[int]:
         for i, token in zip(members, draw(part, mine), strict=True):
             tokens[i] = token
     return tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """The log-probability that the model itself gave a token, and those of the likeliest."""
+
+    logprob: float
+    ids: list[int]
+    logprobs: list[float]
+
+
+def weigh(logits: Tensor, rows: list[Sequence], tokens: list[int]) -> dict[Sequence, Weighed]:
+    """For those rows that ask for it."""
+    asking = [i for i, row in enumerate(rows) if row.job.sampling.logprobs is not None]
+    if not asking:
+        return {}
+    logprobs = logits[asking].float().log_softmax(-1)
+    chosen = logprobs.gather(-1, torch.tensor([[tokens[i]] for i in asking], device=logits.device))[:, 0].tolist()
+    top = logprobs.topk(min(TOP, logits.shape[-1])) if any(rows[i].job.sampling.logprobs for i in asking) else None
+    ids, values = (top.indices.tolist(), top.values.tolist()) if top else ([[]] * len(asking),) * 2
+    weighed = {}
+    for at, i in enumerate(asking):
+        number = rows[i].job.sampling.logprobs
+        weighed[rows[i]] = Weighed(chosen[at], ids[at][:number], values[at][:number])
+    return weighed
 
 
 def _kinds(rows: list[Sequence]) -> dict[tuple[Draw, bool], list[int]]:

@@ -1,11 +1,13 @@
 """Tokens in, readable text out: one streamer for each request, fed by the engine's thread."""
 
+from collections import deque
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tokenizers.decoders import DecodeStream
 from transformers import TextIteratorStreamer
 
-from services.engine.base import FinishReason, Piece, SamplingParams
+from services.engine.base import FinishReason, Piece, SamplingParams, TokenLogprob
 
 CONTEXT = 4  # prompt tokens the decoder sees first: some decoders drop a space at the very beginning of a text
 
@@ -54,6 +56,14 @@ class SlowDecoder:
         return self._tokenizer.decode(tokens, skip_special_tokens=False)  # type: ignore[no-any-return]
 
 
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Tokens that became text together: several where each is part of a character."""
+
+    start: int  # the place of their text in the answer
+    tokens: list[TokenLogprob]
+
+
 class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
     """A TextIteratorStreamer that decodes each token once, ends at stop strings and carries token ids.
 
@@ -74,15 +84,28 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
         self._ready = ""  # readable, and no stop string can begin in it any more
         self._held = ""  # readable, but it may turn out to be the beginning of a stop string
         self._ids: list[int] = []
+        self._unread: list[TokenLogprob] = []  # tokens that have become no text yet
+        self._scored: deque[Scored] = deque()
+        self._num_read = 0  # characters
+        self._num_taken = 0
         self.finish: FinishReason | None = None
 
-    def put(self, value: int) -> None:
+    def put(self, value: int, logprob: TokenLogprob | None = None) -> None:
         self._ids.append(value)
         self._num_tokens += 1
+        if logprob and (self._has_text(value) or value not in self._ends):
+            self._unread.append(logprob)
         if self._has_text(value):
-            self.on_finalized_text(self._decoder.step(value))
+            self._read(self._decoder.step(value))
         if value in self._ends:
             self.end("stop")
+
+    def _read(self, text: str) -> None:
+        if text and self._unread:
+            self._scored.append(Scored(self._num_read, self._unread))
+            self._unread = []
+        self._num_read += len(text)
+        self.on_finalized_text(text)
 
     def _has_text(self, token: int) -> bool:
         return token not in self._eos and (token not in self._ends or self._params.include_stop)
@@ -97,6 +120,7 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
             position, stop = min(found, key=lambda each: (each[0], len(each[1])))
             self._ready += text[: position + len(stop) if self._params.include_stop else position]
             self._held = ""
+            self._unread = []
             self.finish = "stop"
             return
         keep = 0 if stream_end else _overlap(text, self._params.stop)
@@ -111,9 +135,17 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
         """What there is to say since the last call; None when that is nothing."""
         if not self._ready and not self.finish:
             return None
-        piece = Piece(self._ready, tuple(self._ids), self.finish)
+        piece = Piece(self._ready, tuple(self._ids), self.finish, self._logprobs())
         self._ready, self._ids = "", []
         return piece
+
+    def _logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Of the tokens of which some text is ready; at the end also of those that never became any."""
+        self._num_taken += len(self._ready)
+        logprobs: list[TokenLogprob] = []
+        while self._scored and self._scored[0].start < self._num_taken:
+            logprobs += self._scored.popleft().tokens
+        return (*logprobs, *self._unread) if self.finish else tuple(logprobs)
 
 
 def _context(tokenizer: Any, prompt: tuple[int, ...]) -> list[int]:

@@ -1,7 +1,7 @@
 """The sampler against the distribution written out by hand, token by token."""
 
 from collections import Counter
-from math import exp
+from math import exp, log
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.engine.base import Job, SamplingParams
-from services.engine.sampler import NUCLEUS, sample
+from services.engine.sampler import NUCLEUS, Weighed, sample, weigh
 from services.engine.sequence import Sequence
 
 ROWS = 2000  # draws for one empirical distribution
@@ -211,3 +211,21 @@ def test_seeds_differ_and_without_one_so_do_answers() -> None:
 
     assert len(set(draws(scores))) > NUCLEUS / 2
     assert len(set(sample(scores.repeat(50, 1), [row() for _ in range(50)]))) > 25
+
+
+def test_logprobs_are_the_models_own() -> None:
+    """Whatever the row asks to be changed, and only for who asks."""
+    scores = torch.stack([logits(40, seed) for seed in range(3)]).bfloat16()
+    asked = {"temperature": 0.3, "top_k": 2, "frequency_penalty": 1.0, "logit_bias": {7: 50}}
+    rows = [row(logprobs=3, **asked), row(), row(logprobs=0)]  # type: ignore[arg-type]
+    expected = [[log(p) for p in distribution(each.float())] for each in scores]
+
+    tokens = sample(scores, rows)
+    weighed = weigh(scores, rows, tokens)
+
+    assert set(weighed) == {rows[0], rows[2]}
+    assert weighed[rows[0]].logprob == pytest.approx(expected[0][tokens[0]], abs=1e-4)
+    likeliest = sorted(range(40), key=lambda token: -expected[0][token])[:3]
+    assert [expected[0][token] for token in weighed[rows[0]].ids] == [expected[0][token] for token in likeliest]
+    assert weighed[rows[0]].logprobs == pytest.approx([expected[0][token] for token in likeliest], abs=1e-4)
+    assert weighed[rows[2]] == Weighed(pytest.approx(expected[2][tokens[2]], abs=1e-4), [], [])  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from services.engine.base import Piece, SamplingParams
+from services.engine.base import Piece, SamplingParams, TokenLogprob
 from services.engine.streamer import RequestStreamer
 from tests.test_engine.tiny_tokenizers import EOS, SMOLLM, TOOL, WrittenInPython, byte_fallback, byte_level, smollm
 
@@ -279,3 +279,59 @@ def test_a_stop_token_is_the_last(included: bool, said: str) -> None:
     pieces = stream(streamer(byte_level(), stop_token_ids=(tool,), include_stop=included), tokens)
 
     assert (text(pieces), ids(pieces), pieces[-1].finish) == (said, tokens[:2], "stop")
+
+
+def scored(speaker: RequestStreamer, tokens: list[int]) -> list[tuple[str, list[float]]]:
+    """The pieces, each with the places of the tokens whose logprobs it has."""
+    pieces = []
+    for at, token in enumerate(tokens):
+        speaker.put(token, TokenLogprob("", b"", at))
+        if piece := speaker.take():
+            pieces.append(piece)
+        if speaker.finish:
+            break
+    else:
+        speaker.end("length")
+        pieces.append(speaker.take())  # type: ignore[arg-type]
+    return [(piece.text, [each.logprob for each in piece.logprobs]) for piece in pieces]
+
+
+def letters(text: str) -> list[int]:
+    return [token for letter in text for token in encode(byte_level(), letter)]
+
+
+def test_logprobs_come_with_their_text() -> None:
+    assert scored(streamer(byte_level()), letters("ab")) == [("a", [0]), ("b", [1]), ("", [])]
+
+
+def test_logprobs_of_the_parts_of_a_character_come_together() -> None:
+    parts = encode(byte_fallback(), "日")[1:]
+    a = encode(byte_fallback(), "a")
+
+    assert scored(streamer(byte_fallback()), [*parts, *a]) == [("日", [0, 1, 2]), (" a", [3]), ("", [])]
+
+
+def test_logprobs_of_an_unfinished_character_come_last() -> None:
+    parts = encode(byte_fallback(), "日")[1:-1]
+
+    assert scored(streamer(byte_fallback()), parts) == [("", [0, 1])]
+
+
+def test_logprobs_wait_with_text_that_is_held_back() -> None:
+    assert scored(streamer(byte_level(), stop=["bcd"]), letters("abcx")) == [("a", [0]), ("bcx", [1, 2, 3]), ("", [])]
+
+
+def test_logprobs_of_what_a_stop_string_cuts_are_left_out() -> None:
+    assert scored(streamer(byte_level(), stop=["bc"]), letters("abcx")) == [("a", [0]), ("", [])]
+    assert scored(streamer(byte_level(), stop=["bc"], include_stop=True), letters("abcx")) == [
+        ("a", [0]),
+        ("bc", [1, 2]),
+    ]
+
+
+def test_eos_has_no_logprob_unless_it_is_ignored() -> None:
+    end = byte_level().convert_tokens_to_ids(EOS)
+
+    assert scored(streamer(byte_level(), eos=[end]), [*letters("a"), end]) == [("a", [0]), ("", [])]
+    ignoring = streamer(byte_level(), eos=[end], ignore_eos=True)
+    assert scored(ignoring, [*letters("a"), end, *letters("b")]) == [("a", [0]), ("b", [1, 2]), ("", [])]
