@@ -67,6 +67,15 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Times:
+    """What one answer took, in seconds: waiting, until its first token, from there to its last."""
+
+    queued: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """A token as the model itself weighed it, before temperature and penalties."""
 
@@ -84,6 +93,8 @@ class Piece:
     token_ids: tuple[int, ...] = ()
     finish: FinishReason | None = None  # None: more to come
     logprobs: tuple[TokenLogprob, ...] = ()  # of those tokens whose text this is, if they were asked for
+    cached_tokens: int = 0  # of the prompt, found in the cache; with the last piece
+    times: Times | None = None  # with the last piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +106,7 @@ class EngineStats:
     prefix_queried: int = 0  # prompt tokens looked for in the cache, ever
     prefix_reused: int = 0  # and found there
     preemptions: int = 0  # sequences sent back to the queue for want of memory, ever
+    stalled: bool = False  # it has been at one step for too long
 
 
 class Engine(Protocol):

@@ -1,8 +1,12 @@
 """Where a model runs and in which numbers, when the settings leave it open."""
 
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import torch
+
+CGROUP = Path("/sys/fs/cgroup")
 
 
 def pick_device(name: str) -> torch.device:
@@ -27,10 +31,23 @@ def _multiplies_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that a cache could take now."""
+def cache_budget(device: torch.device, gpu_memory_utilization: float, cpu_memory_share: float) -> int:
+    """Bytes for keys and values, once the weights are loaded: what is left of a share of a GPU's memory, weights and
+    all, or a share of the RAM that is still free."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "cpu":
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 2**32
+        free, total = torch.cuda.mem_get_info(device)
+        return max(0, int(gpu_memory_utilization * total) - (total - free))
+    return int(cpu_memory_share * free_ram())
+
+
+def free_ram() -> int:
+    """What the machine has left, or the container, whichever is less."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    with suppress(OSError, ValueError):  # no limit reads "max"
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        kept = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())["inactive_file"]
+        free = min(free, limit - used + int(kept))  # files are kept as long as nobody needs the room
+    return max(0, free)

@@ -7,84 +7,48 @@ is shared but each sequence's `cancelled` flag, which the event loop sets and th
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncGenerator, Iterable
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
-from types import TracebackType
-from typing import Any
 
-from services.engine.base import EngineStats, Job, Piece, Tokenizer, TokenLogprob
+import torch
+from torch import Tensor
+
+from services.engine.base import EngineStats, Job, Piece, Times, Tokenizer, TokenLogprob
 from services.engine.compiled import Compilation
-from services.engine.device import free_memory
+from services.engine.device import cache_budget
 from services.engine.loader import Loaded, load
 from services.engine.runner import Runner, build_runner
 from services.engine.sampler import Weighed, sample, weigh
-from services.engine.scheduler import Scheduler
+from services.engine.scheduler import Scheduler, Work
 from services.engine.sequence import Sequence
 from services.engine.slots import MIN_REUSE
+from services.engine.stream import Mailbox, PieceStream
 from services.engine.streamer import RequestStreamer
 from services.engine.token_texts import TokenTexts
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, ServiceError, Unavailable
 
 logger = logging.getLogger(__name__)
 
-CACHE_SHARE = 0.4  # of the memory that is free once the weights are loaded
+STALLED = 120  # seconds of one step, after which an engine counts as broken
+FAILED = "The engine failed on this request"
 
 
-class PieceStream(AsyncGenerator[Piece, None]):
-    """What `submit` returns: the pieces of one sequence, which ends when this is closed.
-
-    A class and not a generator function, because closing a generator that was never started runs none of its code.
-    """
-
-    def __init__(self, sequence: Sequence) -> None:
-        self._sequence = sequence
-        self._queue: asyncio.Queue[Piece | ServiceError] = asyncio.Queue()
-        self._done = False
-
-    def deliver(self, item: Piece | ServiceError) -> None:
-        self._queue.put_nowait(item)
-
-    async def asend(self, value: None, /) -> Piece:
-        if self._done:
-            raise StopAsyncIteration
-        try:
-            item = await self._queue.get()
-        except asyncio.CancelledError:
-            self._close()
-            raise
-        if isinstance(item, ServiceError):
-            self._close()
-            raise item
-        if item.finish:
-            self._close()
-        return item
-
-    async def athrow(
-        self,
-        typ: type[BaseException] | BaseException,
-        val: BaseException | object = None,
-        tb: TracebackType | None = None,
-        /,
-    ) -> Piece:
-        self._close()
-        raise typ
-
-    async def aclose(self) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        self._done = True
-        self._sequence.cancelled = True
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Request:
     sequence: Sequence
     streamer: RequestStreamer
-    stream: PieceStream
+    mailbox: Mailbox
+    submitted: float
+    started: float = 0.0  # its first step; 0: not yet
+    spoke: float = 0.0  # its first token
+
+    def times(self, now: float) -> Times:
+        return Times(self.started - self.submitted, self.spoke - self.started, now - self.spoke)
 
 
 class _Stop: ...
@@ -98,10 +62,12 @@ class LocalEngine:
         *,
         max_num_batched_tokens: int,
         max_queue: int,
+        prefix_cache: bool = True,
         compilation: Compilation | None = None,
     ) -> None:
         self.tokenizer: Tokenizer = loaded.tokenizer
-        self.max_length = runner.length
+        self._cache_size = runner.cache_tokens or runner.num_slots * runner.length
+        self.max_length = min(runner.length, self._cache_size)
         self.device = str(loaded.device)
         self.dtype = str(loaded.dtype).removeprefix("torch.")
         self._eos = loaded.eos
@@ -110,15 +76,19 @@ class LocalEngine:
         self._compilation = compilation
         self._runner = runner
         self._scheduler = Scheduler(
-            runner.num_slots, max_num_batched_tokens, min_reuse=MIN_REUSE if runner.reuses else None
+            runner.num_slots,
+            max_num_batched_tokens,
+            cache_tokens=runner.cache_tokens,
+            min_reuse=MIN_REUSE if prefix_cache and runner.reuses else None,
         )
         self._max_open = runner.num_slots + max_queue
-        self._cache_size = runner.num_slots * runner.length
-        self._inbox: SimpleQueue[_Request | _Stop] = SimpleQueue()
+        self._inbox: SimpleQueue[_Request | Future[None] | _Stop] = SimpleQueue()
         self._requests: dict[Sequence, _Request] = {}  # the engine thread's own
+        self._settling: list[Future[None]] = []  # likewise
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._step_began: float | None = None
+        self._thread = self._new_thread()
 
     @classmethod
     def load(
@@ -131,20 +101,24 @@ class LocalEngine:
         max_num_seqs: int = 32,
         max_num_batched_tokens: int = 512,
         max_queue: int = 256,
+        gpu_memory_utilization: float = 0.9,
+        cpu_memory_share: float = 0.4,
+        prefix_cache: bool = True,
         compile_dir: str | None = None,
     ) -> "LocalEngine":
         """`compile_dir`: where compiled steps are kept; None: steps stay eager."""
         loaded = load(source, device, dtype)
         length = min(max_model_len or loaded.max_length, loaded.max_length)
-        budget = int(CACHE_SHARE * free_memory(loaded.device))
+        budget = cache_budget(loaded.device, gpu_memory_utilization, cpu_memory_share)
         runner = build_runner(loaded.model, num_slots=max_num_seqs, length=length, budget=budget)
         logger.info(
-            "%s on %s in %s: %d sequences of %d tokens, %s",
+            "%s on %s in %s: %d sequences of %d tokens, %s together, %s",
             type(loaded.model).__name__,
             loaded.device,
             loaded.dtype,
             runner.num_slots,
             runner.length,
+            runner.cache_tokens or "full",
             type(runner).__name__,
         )
         compilation = runner.compilation(source, Path(compile_dir)) if compile_dir else None
@@ -153,6 +127,7 @@ class LocalEngine:
             runner,
             max_num_batched_tokens=max_num_batched_tokens,
             max_queue=max_queue,
+            prefix_cache=prefix_cache,
             compilation=compilation,
         )
 
@@ -169,7 +144,7 @@ class LocalEngine:
         if self._thread.is_alive():
             self._loop = asyncio.get_running_loop()
             self._inbox.put(_Stop())
-            await asyncio.to_thread(self._thread.join)  # and not an answer, which a dead thread would owe for ever
+            await asyncio.to_thread(self._join)  # and not an answer, which a dead thread would owe for ever
 
     async def submit(self, job: Job) -> AsyncGenerator[Piece, None]:
         if self._stopping:
@@ -186,10 +161,10 @@ class LocalEngine:
             raise Overloaded("The queue is full")
         sequence = Sequence(job, min(job.sampling.max_tokens or room, room), job.sampling.ends(self._eos))
         streamer = RequestStreamer(self.tokenizer, job.prompt, job.sampling, self._eos)
-        stream = PieceStream(sequence)
+        mailbox = Mailbox()
         self._loop = asyncio.get_running_loop()
-        self._inbox.put(_Request(sequence, streamer, stream))
-        return stream
+        self._inbox.put(_Request(sequence, streamer, mailbox, time.monotonic()))
+        return PieceStream(sequence, mailbox)
 
     def _check_ids(self, param: str, ids: Iterable[int]) -> None:
         if not all(0 <= token < self._vocabulary for token in ids):
@@ -202,57 +177,154 @@ class LocalEngine:
             waiting=self._scheduler.num_waiting + self._inbox.qsize(),
             cache_used=self._scheduler.num_cached,
             cache_size=self._cache_size,
+            prefix_queried=self._scheduler.num_queried,
+            prefix_reused=self._scheduler.num_reused,
+            preemptions=self._scheduler.num_preemptions,
+            stalled=self._is_stalled(),
         )
+
+    async def settle(self) -> None:
+        """Returns once nothing runs and nothing waits, and all that was held has been given back."""
+        settled: Future[None] = Future()
+        self._inbox.put(settled)
+        await asyncio.wrap_future(settled)
+
+    def _is_stalled(self) -> bool:
+        began = self._step_began
+        return began is not None and time.monotonic() - began > STALLED
+
+    def _new_thread(self) -> threading.Thread:
+        return threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def _join(self) -> None:
+        while (thread := self._thread).is_alive():
+            thread.join()
 
     # --- the engine's thread from here on ---
 
     def _run(self) -> None:
+        """Whatever ends this thread but a stop, another takes its place: nobody would be answered any more."""
+        try:
+            self._serve()
+        except BaseException:
+            logger.critical("the engine's thread died, another takes over", exc_info=True)
+            try:
+                self._end(self._scheduler.drop_all(), EngineFailed(FAILED))
+            finally:
+                self._thread = self._new_thread()
+                self._thread.start()
+        else:
+            self._end(self._scheduler.drop_all(), Unavailable("The server is shutting down"))
+            self._settled()
+            del self._runner  # its memory, now and not with the last reference to the engine
+
+    def _serve(self) -> None:
         while self._drain():
+            self._step_began = time.monotonic()
             try:
                 self._step()
             except Exception:
                 logger.exception("a step of up to %d sequences failed", self._scheduler.num_running)
-                self._fail(EngineFailed("The engine failed on this request"))
-        self._fail(Unavailable("The server is shutting down"))
-        del self._runner  # its memory, now and not with the last reference to the engine
+                # who waits goes on waiting; where nobody ran, it is they who break it
+                self._end(self._scheduler.drop_running() or self._scheduler.drop_all(), EngineFailed(FAILED))
+            finally:
+                self._step_began = None
 
     def _drain(self) -> bool:
         """Takes in what was submitted, and blocks while there is nothing to do; False: it is time to stop."""
         while self._scheduler.is_idle or not self._inbox.empty():
-            request = self._inbox.get()
-            if isinstance(request, _Stop):
-                return False
-            self._requests[request.sequence] = request
-            self._scheduler.add(request.sequence)
+            if self._inbox.empty():
+                self._rest()
+            match self._inbox.get():
+                case _Stop():
+                    return False
+                case Future() as settling:
+                    self._settling.append(settling)
+                case _Request() as request:
+                    self._requests[request.sequence] = request
+                    self._scheduler.add(request.sequence)
         return True
 
+    def _rest(self) -> None:
+        """Nothing runs and nothing waits: nobody is owed an answer, and every slot has come home."""
+        assert not self._requests
+        self._scheduler.check()
+        self._settled()
+
+    def _settled(self) -> None:
+        for settling in self._settling:
+            settling.set_result(None)
+        self._settling.clear()
+
     def _step(self) -> None:
-        plan = self._scheduler.schedule()
-        batch = plan.works
+        batch = self._scheduler.schedule()
         self._forget_dropped()
-        self._runner.change(plan.changes)
-        if not batch:
+        self._runner.change(batch.changes)
+        if not batch.works:
             return
-        logits = self._runner.run(batch)
-        sampling = [work.sequence for work in batch if work.samples]
-        for work in batch:
+        self._note_start(batch.works)
+        logits = self._try(batch.works)
+        if logits is None:
+            return
+        sampling = [work.sequence for work in batch.works if work.samples]
+        for work in batch.works:
             work.sequence.num_computed += work.num_tokens
         if sampling:
-            tokens = sample(logits, sampling)
-            self._advance(sampling, tokens, weigh(logits, sampling, tokens))
+            self._draw(sampling, logits)
+
+    def _try(self, works: list[Work]) -> Tensor | None:
+        """A step's logits; None where it found no memory, and is tried again in smaller ones."""
+        try:
+            return self._runner.run(works)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error) or not self._scheduler.shrink():
+                raise
+            logger.warning("out of memory in a step of %d sequences, trying smaller ones: %s", len(works), error)
+        torch.cuda.empty_cache()
+        return None
+
+    def _note_start(self, works: list[Work]) -> None:
+        for request in (self._requests[work.sequence] for work in works):
+            request.started = request.started or time.monotonic()
+
+    def _draw(self, sequences: list[Sequence], logits: Tensor) -> None:
+        if broken := _broken(logits):
+            self._fail_alone([sequences[row] for row in broken], "its logits are not numbers")
+            whole = [row for row in range(len(sequences)) if row not in broken]
+            sequences, logits = [sequences[row] for row in whole], logits[whole]
+        if sequences:
+            tokens = sample(logits, sequences)
+            self._advance(sequences, tokens, weigh(logits, sequences, tokens))
 
     def _advance(self, sequences: list[Sequence], tokens: list[int], weighed: dict[Sequence, Weighed]) -> None:
-        deliveries = []
+        deliveries: list[tuple[Mailbox, Piece | ServiceError]] = []
+        broken = []
         for sequence, token in zip(sequences, tokens, strict=True):
             request = self._requests[sequence]
-            sequence.tokens.append(token)
-            request.streamer.put(token, self._named(token, weighed.get(sequence)))
-            if sequence.num_sampled >= sequence.max_tokens:
-                request.streamer.end("length")
-            sequence.finished = request.streamer.finish is not None
-            if piece := request.streamer.take():
-                deliveries.append((request.stream, piece))
+            try:
+                piece = self._append(request, token, weighed.get(sequence))
+            except Exception:  # one request's text must not cost the others theirs
+                logger.exception("no text for a token of request %s", sequence.job.id)
+                broken.append(sequence)
+            else:
+                if piece:
+                    deliveries.append((request.mailbox, piece))
         self._deliver(deliveries)
+        self._fail_alone(broken, "its tokens give no text")
+
+    def _append(self, request: _Request, token: int, weighed: Weighed | None) -> Piece | None:
+        sequence, streamer = request.sequence, request.streamer
+        sequence.tokens.append(token)
+        streamer.put(token, self._named(token, weighed))
+        if sequence.num_sampled >= sequence.max_tokens:
+            streamer.end("length")
+        sequence.finished = streamer.finish is not None
+        now = time.monotonic()
+        request.spoke = request.spoke or now
+        piece = streamer.take()
+        if piece and piece.finish:
+            return replace(piece, cached_tokens=sequence.num_reused or 0, times=request.times(now))
+        return piece
 
     def _named(self, token: int, weighed: Weighed | None) -> TokenLogprob | None:
         if weighed is None:
@@ -265,21 +337,37 @@ class LocalEngine:
         for sequence in [each for each in self._requests if each.is_over and each.slot is None]:
             del self._requests[sequence]
 
-    def _fail(self, error: ServiceError) -> None:
-        self._scheduler.drop_all()
-        self._deliver([(request.stream, error) for request in self._requests.values()])
-        self._requests.clear()
+    def _fail_alone(self, sequences: list[Sequence], why: str) -> None:
+        for sequence in sequences:
+            logger.error("request %s failed: %s", sequence.job.id, why)
+            self._scheduler.fail(sequence)
+        self._end(sequences, EngineFailed(FAILED))
 
-    def _deliver(self, items: list[tuple[PieceStream, Any]]) -> None:
+    def _end(self, sequences: list[Sequence], error: ServiceError) -> None:
+        requests = [self._requests.pop(sequence) for sequence in sequences if sequence in self._requests]
+        self._deliver([(request.mailbox, error) for request in requests])
+
+    def _deliver(self, items: list[tuple[Mailbox, Piece | ServiceError]]) -> None:
         """One wake-up of the event loop a step, not a token: 60 streams cost one hop."""
         if items and self._loop:
             with suppress(RuntimeError):  # the loop is closed, nobody is left to read
                 self._loop.call_soon_threadsafe(_hand_over, items)
 
 
-def _hand_over(items: list[tuple[PieceStream, Any]]) -> None:
-    for stream, item in items:
-        stream.deliver(item)
+def _hand_over(items: list[tuple[Mailbox, Piece | ServiceError]]) -> None:
+    for mailbox, item in items:
+        mailbox.put_nowait(item)
+
+
+def _broken(logits: Tensor) -> list[int]:
+    """Rows that nothing can be drawn from."""
+    rows: list[int] = logits.amax(-1).isfinite().logical_not().nonzero()[:, 0].tolist()
+    return rows
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """The CPU's allocator has no class of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 def _too_long(job: Job, limit: int) -> str:

@@ -21,12 +21,14 @@ from services.engine.slots import Change, Copy, Forget, Swap
 
 logger = logging.getLogger(__name__)
 
+MIN_TOKENS = 16  # less than that is no cache
 CHECK_LENGTH = 8  # tokens of the comparison that each model must pass before it is batched
 
 
 class Runner(Protocol):
     num_slots: int
     length: int  # tokens a slot can hold
+    cache_tokens: int | None  # tokens all slots together can hold; None: each may be full
     reuses: bool  # whether what a slot holds can serve another sequence
 
     def change(self, changes: list[Change]) -> None:
@@ -47,8 +49,9 @@ class BatchRunner:
 
     reuses = True
 
-    def __init__(self, model: Any, cache: SlotCache, check: "Check") -> None:
+    def __init__(self, model: Any, cache: SlotCache, check: "Check", cache_tokens: int | None = None) -> None:
         self.check = check
+        self.cache_tokens = cache_tokens
         self._model = model
         self._cache = cache
         self._compiled: CompiledDecode | None = None
@@ -130,6 +133,7 @@ class SoloRunner:
     """
 
     reuses = False
+    cache_tokens: int | None = None
 
     def __init__(self, model: Any, num_slots: int, length: int) -> None:
         self._model = model
@@ -195,9 +199,9 @@ def _batch_runner(model: Any, num_slots: int, length: int, budget: int) -> Batch
     try:
         model.set_attn_implementation(NAME)
         shapes = _probe(model, check.tokens)
-        slots = _fit(shapes, num_slots, length, budget)
+        room = _fit(shapes, num_slots, length, budget, model.device)
         _compare(BatchRunner(model, SlotCache(shapes, 2, 2 * CHECK_LENGTH, model.device), check))
-        return BatchRunner(model, SlotCache(shapes, slots, length, model.device), check)
+        return BatchRunner(model, SlotCache(shapes, room.num_slots, length, model.device), check, room.cache_tokens)
     except _NoRoom:
         raise
     except Exception as error:  # whatever an unknown architecture may throw; it is served the slow way instead
@@ -227,13 +231,25 @@ def _probe(model: Any, tokens: list[int]) -> Mapping[int, LayerShape]:
     return probe.shapes
 
 
-def _fit(shapes: Mapping[int, LayerShape], num_slots: int, length: int, budget: int) -> int:
+@dataclass(frozen=True, slots=True)
+class _Room:
+    num_slots: int
+    cache_tokens: int | None
+
+
+def _fit(shapes: Mapping[int, LayerShape], num_slots: int, length: int, budget: int, device: torch.device) -> _Room:
+    """On the CPU a slot costs what is written into it, so there may be more of them than could ever be full."""
     slots = fit(shapes, num_slots, length, budget)
+    if slots == num_slots:
+        return _Room(num_slots, None)
+    tokens = budget // sum(shape.num_bytes for shape in shapes.values())
+    if device.type == "cpu" and tokens >= MIN_TOKENS:
+        return _Room(num_slots, tokens)
     if slots == 0:
         raise _NoRoom(
             f"a cache for one sequence of {length} tokens does not fit into memory: set a smaller max_model_len"
         )
-    return slots
+    return _Room(slots, None)
 
 
 def _compare(runner: BatchRunner) -> None:

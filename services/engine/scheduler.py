@@ -201,7 +201,7 @@ class Scheduler:
         self._running.append(sequence)
         if sequence.num_reused is None:  # not when it comes back
             sequence.num_reused = sequence.num_computed
-            self.num_queried += len(sequence.tokens)
+            self.num_queried += len(sequence.tokens) if self._min_reuse else 0
             self.num_reused += sequence.num_computed
         return True
 

@@ -44,6 +44,7 @@ class Counting:
     steps: list[list[str]] = field(default_factory=list)  # the ids of the jobs in each
     changes: list[Change] = field(default_factory=list)
     reuses: bool = True
+    cache_tokens: int | None = None
 
     def change(self, changes: list[Change]) -> None:
         self.changes += changes
@@ -84,8 +85,16 @@ def job(prompt: str = "abc", name: str = "job", **params: Any) -> Job:
 
 
 @asynccontextmanager
-async def running(runner: Runner, max_num_batched_tokens: int = 16, max_queue: int = 8) -> AsyncGenerator[LocalEngine]:
-    engine = LocalEngine(loaded(), runner, max_num_batched_tokens=max_num_batched_tokens, max_queue=max_queue)
+async def running(
+    runner: Runner, max_num_batched_tokens: int = 16, max_queue: int = 8, prefix_cache: bool = True
+) -> AsyncGenerator[LocalEngine]:
+    engine = LocalEngine(
+        loaded(),
+        runner,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_queue=max_queue,
+        prefix_cache=prefix_cache,
+    )
     engine.start()
     try:
         yield engine
@@ -100,5 +109,4 @@ async def said(pieces: AsyncGenerator[Piece, None]) -> str:
 async def settled(engine: LocalEngine) -> None:
     """Returns once nothing runs and nothing waits."""
     async with asyncio.timeout(PATIENCE):
-        while (stats := engine.stats()).running or stats.waiting:  # noqa: ASYNC110  it tells nobody that it fell idle
-            await asyncio.sleep(0)
+        await engine.settle()

@@ -7,11 +7,13 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
+import torch
 
-from services.engine.base import EngineStats, Job, Piece, SamplingParams
+from services.engine.base import EngineStats, Job, SamplingParams
 from services.engine.local import LocalEngine
 from services.engine.runner import build_runner
 from services.engine.scheduler import Batch, Scheduler, Work
+from services.engine.slots import Forget
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from tests.test_engine import fakes
 from tests.test_engine.fakes import PATIENCE, Counting, Gate, job, running, said, settled
@@ -44,7 +46,29 @@ async def gated(gate: Gate) -> AsyncIterator[LocalEngine]:
 async def test_pieces_carry_text_and_tokens(engine: LocalEngine) -> None:
     pieces = [piece async for piece in await engine.submit(job("abc", max_tokens=2))]
 
-    assert pieces == [Piece("d", (3,)), Piece("e", (4,), "length")]
+    assert [(piece.text, piece.token_ids, piece.finish) for piece in pieces] == [
+        ("d", (3,), None),
+        ("e", (4,), "length"),
+    ]
+
+
+async def test_the_last_piece_says_what_was_cached_and_how_long_it_took(engine: LocalEngine) -> None:
+    first, second = [
+        [piece async for piece in await engine.submit(job("a" * length, max_tokens=3))][-1] for length in (20, 30)
+    ]
+
+    assert (first.cached_tokens, second.cached_tokens) == (0, 20)
+    assert first.times
+    assert min(first.times.queued, first.times.prefill, first.times.decode) >= 0
+    stats = engine.stats()
+    assert (stats.prefix_queried, stats.prefix_reused) == (50, 20)
+
+
+async def test_nothing_is_reused_where_that_is_switched_off() -> None:
+    async with running(Counting(), prefix_cache=False) as engine:
+        for _ in range(2):
+            pieces = [piece async for piece in await engine.submit(job("a" * 30, max_tokens=1))]
+            assert pieces[-1].cached_tokens == 0
 
 
 @pytest.mark.parametrize(
@@ -207,6 +231,28 @@ async def test_leaving_without_ever_reading(gated: LocalEngine, gate: Gate) -> N
     await the_slot_is_free(gated)
 
 
+async def test_a_stream_that_nobody_holds_any_more_is_over(gated: LocalEngine, gate: Gate) -> None:
+    dropped = await gated.submit(job("abc"))
+    gate.open(1)
+    assert (await anext(dropped)).text == "d"
+    del dropped
+    gate.open()
+
+    await the_slot_is_free(gated)
+
+
+async def test_closing_ends_the_reader_in_another_task(gated: LocalEngine, gate: Gate) -> None:
+    pieces = await gated.submit(job())
+    await gate.arrival()
+    reader = asyncio.ensure_future(said(pieces))
+    await asyncio.sleep(0)
+    await pieces.aclose()
+
+    async with asyncio.timeout(PATIENCE):
+        assert await reader == ""
+    gate.open()
+
+
 async def test_nothing_is_said_to_who_has_left(engine: LocalEngine) -> None:
     pieces = await engine.submit(job())
     await anext(pieces)
@@ -229,12 +275,13 @@ async def test_leaving_between_the_schedule_and_the_step_harms_nobody(monkeypatc
     async with running(Counting(before=gate)) as engine:
         stays = await engine.submit(job(name="stays", max_tokens=3))
         await gate.arrival()
-        await engine.submit(job(name="leaves"))
+        leaves = await engine.submit(job(name="leaves"))
         gate.open()
 
         assert await said(stays) == "def"
         await settled(engine)
         assert not engine._requests
+        await leaves.aclose()
 
 
 # --- what breaks ---
@@ -270,9 +317,39 @@ async def test_a_runner_that_always_fails_fails_each_and_stays_idle_between() ->
     assert len(runner.steps) == 3
 
 
-async def test_an_answer_that_ends_in_a_failing_step_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One row is done and the next one breaks: both are told."""
+async def test_who_waits_goes_on_waiting_when_a_step_fails() -> None:
+    gate = Gate()
+    breaks = once(fail)
 
+    def before(batch: list[Work]) -> None:
+        gate(batch)
+        breaks(batch)
+
+    async with running(Counting(num_slots=1, before=before)) as engine:
+        runs = await engine.submit(job())
+        await gate.arrival()
+        waits = await engine.submit(job(max_tokens=2))
+        gate.open()
+
+        with pytest.raises(EngineFailed):
+            await said(runs)
+        assert await said(waits) == "de"
+
+
+async def test_after_a_failed_step_nothing_in_the_cache_is_trusted() -> None:
+    runner = Counting(num_slots=2)
+    async with running(runner, max_num_batched_tokens=64) as engine:
+        await said(await engine.submit(job("a" * 20, max_tokens=1)))
+        runner.before = once(fail)
+        with pytest.raises(EngineFailed):
+            await said(await engine.submit(job("b" * 30)))
+        last = [piece async for piece in await engine.submit(job("a" * 20, max_tokens=1))]
+
+    assert runner.changes == [Forget(0, 0, 20), Forget(1, 0, 30)]
+    assert last[-1].cached_tokens == 0
+
+
+async def test_a_request_that_has_no_text_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def decode(self: fakes.Alphabet, ids: list[int], skip_special_tokens: bool = False) -> str:
         if END_OF_WORLD in ids:
             raise ValueError("no such token")
@@ -284,7 +361,7 @@ async def test_an_answer_that_ends_in_a_failing_step_is_not_forgotten(monkeypatc
     async with running(Counting(num_slots=3, before=gate)) as engine:
         holds = await engine.submit(job("a", max_tokens=1))
         await gate.arrival()  # so that the next two come into one step
-        done = await engine.submit(job("a", max_tokens=1))
+        done = await engine.submit(job("a", max_tokens=2))
         broken = await engine.submit(job("w"))
         gate.open()
         await said(holds)
@@ -292,8 +369,94 @@ async def test_an_answer_that_ends_in_a_failing_step_is_not_forgotten(monkeypatc
         async with asyncio.timeout(PATIENCE):
             with pytest.raises(EngineFailed):
                 await said(broken)
-            with pytest.raises(EngineFailed):
-                await said(done)
+            assert await said(done) == "xx"
+        await settled(engine)
+
+
+async def test_logits_that_are_no_numbers_fail_alone_and_are_wiped_out() -> None:
+    class Breaking(Counting):
+        def run(self, batch: list[Work]) -> torch.Tensor:
+            logits = super().run(batch)
+            for row, work in enumerate(work for work in batch if work.samples):
+                if work.sequence.job.id == "broken" and work.sequence.num_sampled == 1:
+                    logits[row, 3] = torch.nan
+            return logits
+
+    gate = Gate()
+    runner = Breaking(num_slots=3, before=gate)
+    async with running(runner) as engine:
+        first = await engine.submit(job(max_tokens=4))
+        await gate.arrival()
+        broken = await engine.submit(job(name="broken"))
+        last = await engine.submit(job(max_tokens=4))
+        gate.open()
+
+        assert await said(first) == await said(last) == "defg"
+        with pytest.raises(EngineFailed):
+            await said(broken)
+        await settled(engine)
+        assert runner.changes == [Forget(1, 0, 4)]
+
+
+async def test_a_step_that_finds_no_memory_is_tried_again_in_smaller_ones(caplog: pytest.LogCaptureFixture) -> None:
+    def narrow(batch: list[Work]) -> None:
+        if sum(work.num_tokens for work in batch) > 5:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes.")
+
+    async with running(Counting(num_slots=4, before=narrow), max_num_batched_tokens=64) as engine:
+        streams = [await engine.submit(job("a" * length, max_tokens=3)) for length in (40, 3, 7, 11)]
+        texts = await asyncio.gather(*map(said, streams))
+        await settled(engine)
+
+    assert texts == ["bcd"] * 4
+    assert "trying smaller ones" in caplog.text
+
+
+async def test_a_token_for_which_there_is_no_memory_fails() -> None:
+    def none_at_all(batch: list[Work]) -> None:
+        raise torch.OutOfMemoryError
+
+    async with running(Counting(before=none_at_all)) as engine:
+        with pytest.raises(EngineFailed):
+            await said(await engine.submit(job()))
+
+
+async def test_a_cache_too_small_for_all_serves_them_one_after_another() -> None:
+    async with running(Counting(num_slots=3, cache_tokens=56), max_num_batched_tokens=64) as engine:
+        with pytest.raises(PromptTooLong, match="56 tokens"):
+            await engine.submit(job("a" * 60))
+        streams = [await engine.submit(job("a" * 10, max_tokens=20)) for _ in range(3)]
+
+        assert await asyncio.gather(*map(said, streams)) == ["bcdefghijklmnopqrstu"] * 3
+        await settled(engine)
+        assert engine.stats().preemptions > 0
+
+
+@pytest.mark.parametrize("breaks", [SystemExit, KeyboardInterrupt])
+async def test_a_dead_thread_is_replaced(breaks: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+    def die(_: list[Work]) -> None:
+        raise breaks
+
+    async with running(Counting(num_slots=1, before=once(die))) as engine:
+        with pytest.raises(EngineFailed):
+            await said(await engine.submit(job()))
+
+        await the_slot_is_free(engine)
+    assert "another takes over" in caplog.text
+
+
+async def test_an_engine_that_cannot_get_on_says_so(
+    gated: LocalEngine, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = await gated.submit(job(max_tokens=1))
+    await gate.arrival()
+    assert not gated.stats().stalled
+    monkeypatch.setattr("services.engine.local.STALLED", 0)
+    assert gated.stats().stalled
+    gate.open()
+    await said(pieces)
+    await settled(gated)
+    assert not gated.stats().stalled
 
 
 async def test_a_scheduler_that_fails_does_not_end_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,8 +481,10 @@ def test_readers_whose_loop_is_gone_do_not_harm_later_ones() -> None:
     engine = LocalEngine(fakes.loaded(), Counting(before=gate), max_num_batched_tokens=16, max_queue=8)
     engine.start()
 
+    abandoned = []
+
     async def abandon() -> None:
-        await engine.submit(job("abc", max_tokens=3))
+        abandoned.append(await engine.submit(job("abc", max_tokens=3)))
         await gate.arrival()
 
     async def come_later() -> str:
@@ -350,7 +515,7 @@ async def test_stopping_tells_who_runs_and_who_waits(gate: Gate) -> None:
         for stream in streams:
             with pytest.raises(Unavailable):
                 await said(stream)
-        assert engine.stats() == EngineStats(cache_size=64)
+        assert engine.stats() == EngineStats(cache_size=64, prefix_queried=3)
 
 
 async def test_stopping_frees_the_thread_and_the_model() -> None:
@@ -373,7 +538,7 @@ async def test_stopping_frees_the_thread_and_the_model() -> None:
 
 async def test_stopping_twice_waits_twice(gate: Gate) -> None:
     async with running(Counting(before=gate)) as engine:
-        await engine.submit(job())
+        pieces = await engine.submit(job())
         await gate.arrival()
         stops = [asyncio.ensure_future(engine.stop()) for _ in range(2)]
         await asyncio.sleep(0)
@@ -382,16 +547,16 @@ async def test_stopping_twice_waits_twice(gate: Gate) -> None:
         await asyncio.gather(*stops)
 
         assert not engine._thread.is_alive()
+        await pieces.aclose()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_stopping_does_not_wait_for_a_dead_thread(gate: Gate) -> None:
     def die(batch: list[Work]) -> None:
         gate(batch)
         raise SystemExit
 
     async with running(Counting(before=die)) as engine:
-        await engine.submit(job())
+        pieces = await engine.submit(job())
         await gate.arrival()
         stopping = asyncio.ensure_future(engine.stop())
         await asyncio.sleep(0)
@@ -399,6 +564,8 @@ async def test_stopping_does_not_wait_for_a_dead_thread(gate: Gate) -> None:
 
         async with asyncio.timeout(PATIENCE):
             await stopping
+        with pytest.raises(EngineFailed):
+            await said(pieces)
 
 
 async def test_stopping_what_never_started() -> None:
@@ -441,7 +608,7 @@ async def test_stats_count_what_runs_waits_and_is_cached(gated: LocalEngine, gat
     gate.open(1)
     await gate.arrival()
 
-    assert gated.stats() == EngineStats(running=1, waiting=2, cache_used=4, cache_size=64)
+    assert gated.stats() == EngineStats(running=1, waiting=2, cache_used=4, cache_size=64, prefix_queried=6)
     for stream in streams:
         await stream.aclose()
 

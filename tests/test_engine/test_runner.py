@@ -254,11 +254,12 @@ def test_a_sequence_may_fill_its_slot(llama: tuple[Any, Runner]) -> None:
         answer.check()
 
 
-@pytest.mark.parametrize(("slots", "fitting"), [(2, 2), (8, 5)])
-def test_only_as_many_slots_as_fit_into_memory(slots: int, fitting: int) -> None:
+@pytest.mark.parametrize(("slots", "tokens"), [(5, None), (8, 55)])
+def test_slots_are_bounded_by_what_they_hold_together(slots: int, tokens: int | None) -> None:
     token = 2 * 2 * (8 + 8) * 4  # layers x heads x (key + value) x bytes
+    runner = build_runner(build("llama"), num_slots=slots, length=10, budget=5 * 11 * token + 1)
 
-    assert build_runner(build("llama"), num_slots=slots, length=10, budget=5 * 11 * token + 1).num_slots == fitting
+    assert (runner.num_slots, runner.cache_tokens) == (slots, tokens)
 
 
 def test_too_little_memory_for_one_sequence_is_an_error_and_no_fallback() -> None:
