@@ -69,6 +69,7 @@ class ChatMessage(Request):
 class StreamOptions(Request):
     include_usage: bool = False
     include_obfuscation: bool = False
+    continuous_usage_stats: bool = False
 
 
 def _listed(value: object) -> object:
@@ -104,6 +105,7 @@ def _metadata_value(value: object) -> object:
 StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str | int | float, BeforeValidator(_metadata_value)]
+Metadata = dict[MetadataKey, MetadataValue]
 TokenId = Annotated[int, Field(ge=0)]
 
 
@@ -133,17 +135,21 @@ class ChatCompletionRequest(Request):
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: int | None = Field(None, ge=0, description="also inside metadata, as a number")
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20, description="goes with logprobs")
+    n: int = Field(1, ge=1, le=16, description="with a seed, each choice after the first has the next one")
+    return_token_ids: bool = False
+    echo: bool = Field(False, description="begins with the last message, if that is the assistant's")
+    add_generation_prompt: bool | None = Field(None, description="true, unless the final message is continued")
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] = Field({}, max_length=64)
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: str | None = None
-    metadata: dict[MetadataKey, MetadataValue] = Field({}, max_length=16)
+    metadata: Metadata = Field({}, max_length=16)
     conversation: Annotated[str | None, BeforeValidator(_conversation_id)] = Field(
         None, description="id, or an object with the id, of the conversation to continue and to add to"
     )
-
-    @property
-    def wants_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
 
 
 FinishReason = Literal["stop", "length"]
@@ -161,10 +167,29 @@ class AssistantMessage(BaseModel):
     refusal: str | None = None
 
 
+class AssistantTokens(AssistantMessage):
+    token_ids: list[int]
+
+
+class TopToken(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class Token(TopToken):
+    top_logprobs: list[TopToken]
+
+
+class ChoiceLogprobs(BaseModel):
+    content: list[Token]
+    refusal: None = None
+
+
 class Choice(BaseModel):
     index: int
-    message: AssistantMessage
-    logprobs: None = None
+    message: AssistantTokens | AssistantMessage
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason
 
 
@@ -180,7 +205,7 @@ class ChatCompletion(BaseModel):
     choices: list[Choice]
     usage: CompletionUsage
     system_fingerprint: str
-    metadata: dict[str, str | int | float] | None = None
+    metadata: Metadata | None = None
     conversation: ConversationRef | None = None
 
 
@@ -188,13 +213,15 @@ class Delta(BaseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: str | None = None
+    token_ids: list[int] = []
 
 
 class ChunkChoice(BaseModel):
     index: int
     delta: Delta
-    logprobs: None = None
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason | None = None
+    arrival_time: float | None = Field(None, description="seconds since the request arrived")
 
 
 class ChatCompletionChunk(BaseModel):

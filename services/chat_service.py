@@ -9,7 +9,7 @@ import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 from uuid import uuid4
 
@@ -47,14 +47,12 @@ class ChatService:
 
     async def create(self, request: ChatCompletionRequest, owner: str) -> ChatCompletion:
         reply = await self.whole(request, owner)
-        assert reply.head
-        assert reply.finish
-        return encode.completion(reply.head, reply.text, reply.finish, request.metadata)
+        return encode.completion(reply, request.metadata, encode.wanted(request))
 
     async def stream(self, request: ChatCompletionRequest, owner: str) -> AsyncGenerator[ChatCompletionChunk, None]:
         """Refusals are raised by the first step; once a chunk has come, the request was admitted."""
         async with aclosing(self.run(request, owner)) as run:
-            async for chunk in encode.chunks(run, request.wants_usage):
+            async for chunk in encode.chunks(run, encode.wanted(request)):
                 yield chunk
 
     async def whole(self, request: ChatCompletionRequest, owner: str, *, create: bool = False) -> Reply:
@@ -68,15 +66,20 @@ class ChatService:
         self, request: ChatCompletionRequest, owner: str, *, create: bool = False
     ) -> AsyncGenerator[Event, None]:
         """A Head, then what is said. `create`: begin a conversation where the request names none."""
+        arrived = time.perf_counter()
         prompt.check(request)
         self._models.check(request.model, "chat")  # before a load is waited for
         turn = await self._conversations.open(request.conversation, owner, create=create)
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
             job = await self._job(request, turn, model.engine.tokenizer)
-            async with aclosing(await model.engine.submit(job)) as pieces:
+            async with AsyncExitStack() as stack:
+                streams = []
+                for each in prompt.choices(job, request.n):
+                    streams.append(await stack.enter_async_context(aclosing(await model.engine.submit(each))))
                 await turn.begin(_items(request), model.id)
-                said = events(_head(job, turn, model), pieces, prompt_tokens=len(job.prompt))
+                head = _head(job, turn, model, arrived, request.n)
+                said = events(head, streams, prompt.echo(request))
                 async with aclosing(_recorded(turn, timer, said)) as recorded:
                     async for event in recorded:
                         yield event
@@ -84,8 +87,9 @@ class ChatService:
     async def _job(self, request: ChatCompletionRequest, turn: Turn, tokenizer: Tokenizer) -> Job:
         messages = prompt.messages(request, map(_message, turn.history), self._system_prompt)
         params = prompt.sampling(request, self._max_new_tokens)
+        template = prompt.template(request)
         # in a thread: a long prompt takes long enough to render to be felt by every other stream
-        return await asyncio.to_thread(prompt.job, f"chatcmpl-{uuid4().hex}", messages, params, tokenizer)
+        return await asyncio.to_thread(prompt.job, f"chatcmpl-{uuid4().hex}", messages, params, tokenizer, template)
 
 
 async def _recorded(turn: Turn, timer: AnswerTimer, said: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
@@ -133,7 +137,7 @@ def _message(stored: StoredMessage) -> Message:
     return {"role": prompt.role(stored.role), "content": prompt.text(stored.content)}
 
 
-def _head(job: Job, turn: Turn, model: Lease) -> Head:
+def _head(job: Job, turn: Turn, model: Lease, arrived: float, n: int) -> Head:
     return Head(
         id=job.id,
         created=int(time.time()),
@@ -141,6 +145,9 @@ def _head(job: Job, turn: Turn, model: Lease) -> Head:
         fingerprint=_fingerprint(model),
         reply_id=turn.reply_id,
         conversation_id=turn.conversation_id,
+        arrived=arrived,
+        prompt_tokens=len(job.prompt),
+        n=n,
     )
 
 

@@ -71,7 +71,8 @@ class AnswerTimer:
                 self._spoke(now)
             case Finish(reason, prompt_tokens, completion_tokens):
                 self._reason = reason
-                self._metrics._prompt_tokens.labels(self._model).inc(prompt_tokens)
+                if event.index == 0:  # several choices share one prompt
+                    self._metrics._prompt_tokens.labels(self._model).inc(prompt_tokens)
                 self._metrics._generation_tokens.labels(self._model).inc(completion_tokens)
 
     def _spoke(self, now: float) -> None:

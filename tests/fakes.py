@@ -35,7 +35,11 @@ class FakeTokenizer:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _raise
         template = environment.from_string(self.chat_template)
-        return self.encode(template.render(messages=conversation, **kwargs))
+        text = template.render(messages=conversation, **kwargs)
+        if kwargs.get("continue_final_message"):
+            last = conversation[-1]["content"]
+            text = text[: text.rindex(last) + len(last)]
+        return self.encode(text)
 
 
 def _raise(message: str) -> None:

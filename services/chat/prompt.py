@@ -1,6 +1,7 @@
 """A request and the history before it -> a Job: the chat template rendered, the sampling parameters settled."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -13,10 +14,6 @@ from services.errors import InvalidRequest, UnsupportedParameter
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "audio": (),
     "chat_template": (),
-    "chat_template_kwargs": ({},),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
-    "echo": (False,),
     "enable_thinking": (),
     "function_call": ("none",),
     "functions": ([],),
@@ -24,10 +21,8 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "guided_grammar": (),
     "guided_json": (),
     "guided_regex": (),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "moderation": (),
-    "n": (1,),
     "parallel_tool_calls": (),
     "prediction": (),
     "priority": (0,),
@@ -36,17 +31,23 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "prompt_cache_retention": (),
     "reasoning_effort": (),
     "response_format": ({"type": "text"},),
-    "return_token_ids": (False,),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "thinking_token_budget": (),
     "tool_choice": ("none",),
     "tools": ([],),
-    "top_logprobs": (0,),
     "truncate_prompt_tokens": (),
     "verbosity": (),
     "web_search_options": (),
+}
+
+
+# What `apply_chat_template` takes for itself; all else goes to the template.
+RESERVED = {
+    *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
+    *("continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs"),
 }
 
 
@@ -58,6 +59,18 @@ def check(request: ChatCompletionRequest) -> None:
     limit = request.max_completion_tokens or request.max_tokens
     if limit and _min_tokens(request) > limit:
         raise InvalidRequest("'min_tokens' is more than the limit of the answer", param="min_tokens")
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidRequest("'top_logprobs' goes with 'logprobs': true only", param="top_logprobs")
+    if request.n > 1 and request.conversation is not None:
+        raise InvalidRequest("'n' must be 1 in a conversation: one reply continues it", param="n")
+    if request.continue_final_message and request.add_generation_prompt:
+        raise InvalidRequest(
+            "'add_generation_prompt' goes without 'continue_final_message'", param="add_generation_prompt"
+        )
+    for name in RESERVED & set(request.chat_template_kwargs):
+        raise InvalidRequest(
+            f"'chat_template_kwargs.{name}' is no argument of a template", param=f"chat_template_kwargs.{name}"
+        )
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("'stream_options' goes with 'stream': true only", param="stream_options")
     if request.stream_options is not None and request.stream_options.include_obfuscation:
@@ -85,6 +98,7 @@ def sampling(request: ChatCompletionRequest, max_tokens: int | None) -> Sampling
         ignore_eos=request.ignore_eos,
         stop_token_ids=tuple(request.stop_token_ids),
         include_stop=request.include_stop_str_in_output,
+        logprobs=request.top_logprobs if request.logprobs else None,
     )
 
 
@@ -100,8 +114,36 @@ def _min_tokens(request: ChatCompletionRequest) -> int:
     return int(given)
 
 
-def job(id: str, messages: list[Message], params: SamplingParams, tokenizer: Tokenizer) -> Job:
-    return Job(id, tuple(render(messages, tokenizer)), params)
+def job(
+    id: str, messages: list[Message], params: SamplingParams, tokenizer: Tokenizer, template: Mapping[str, Any]
+) -> Job:
+    return Job(id, tuple(render(messages, tokenizer, template)), params)
+
+
+def choices(job: Job, n: int) -> list[Job]:
+    """One job for each choice, all of one prompt. With a seed each has its own: the given one, and those after it."""
+    seed = job.sampling.seed
+    return [job] + [
+        replace(job, sampling=replace(job.sampling, seed=None if seed is None else seed + index))
+        for index in range(1, n)
+    ]
+
+
+def template(request: ChatCompletionRequest) -> dict[str, Any]:
+    """What the chat template is called with, besides the messages."""
+    continues = request.continue_final_message
+    begins = not continues if request.add_generation_prompt is None else request.add_generation_prompt
+    return {
+        "add_generation_prompt": begins,
+        **({"continue_final_message": True} if continues else {}),
+        **request.chat_template_kwargs,
+    }
+
+
+def echo(request: ChatCompletionRequest) -> str:
+    """What the answer begins with."""
+    last = request.messages[-1]
+    return message(last)["content"] if request.echo and last.role == "assistant" else ""
 
 
 def messages(request: ChatCompletionRequest, history: Iterable[Message], system_prompt: str | None) -> list[Message]:
@@ -129,20 +171,20 @@ def text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
     return "".join(part[part["type"]] for part in content)
 
 
-def render(messages: list[Message], tokenizer: Tokenizer) -> list[int]:
+def render(messages: list[Message], tokenizer: Tokenizer, template: Mapping[str, Any]) -> list[int]:
     if not tokenizer.chat_template:
-        return tokenizer.encode(_plain(messages))
+        return tokenizer.encode(_plain(messages, template))
     try:
-        ids: list[int] = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    except TemplateError as error:  # templates refuse, for instance, roles that do not alternate
+        ids: list[int] = tokenizer.apply_chat_template(messages, **template, tokenize=True, return_dict=False)
+    # templates refuse, for instance, roles that do not alternate, and stumble over arguments they do not expect
+    except (TemplateError, TypeError, ValueError) as error:
         raise InvalidRequest(f"The model's chat template refuses these messages: {error}", param="messages") from error
     return ids
 
 
-def _plain(messages: list[Message]) -> str:
+def _plain(messages: list[Message], template: Mapping[str, Any]) -> str:
     """For models that were never taught to chat: a single message as it is, several as a script to be continued."""
     if len(messages) == 1:
         return messages[0]["content"]
-    return "\n".join([*(f"{each['role'].capitalize()}: {each['content']}" for each in messages), "Assistant:"])
+    begun = ["Assistant:"] if template["add_generation_prompt"] else []
+    return "\n".join([*(f"{each['role'].capitalize()}: {each['content']}" for each in messages), *begun])

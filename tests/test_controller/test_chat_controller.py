@@ -60,7 +60,8 @@ def transcript(answer: httpx2.Response) -> list[str]:
     id_, created = re.findall(r'"id":"(chatcmpl-[0-9a-f]{32})".*?"created":(\d{10})', answer.text)[0]
     tail = re.findall(r'"system_fingerprint":"fp_[0-9a-f]{10}"', answer.text)[0]
     head = f'"id":"{id_}","object":"chat.completion.chunk","created":{created},"model":"{MODEL}"'
-    *blocks, nothing = answer.text.replace(head, "HEAD").replace(tail, "TAIL").split("\n\n")
+    text = re.sub(r',"arrival_time":[\d.e-]+', "", answer.text)
+    *blocks, nothing = text.replace(head, "HEAD").replace(tail, "TAIL").split("\n\n")
     assert nothing == ""
     return blocks
 
@@ -164,6 +165,11 @@ class TestParameters:
             ({"max_tokens": 1.5}, "max_tokens"),
             ({"seed": 2**63}, "seed"),
             ({"min_tokens": -1}, "min_tokens"),
+            ({"n": 0}, "n"),
+            ({"n": 17}, "n"),
+            ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+            ({"top_logprobs": 1}, "top_logprobs"),
+            ({"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs.tokenize"),
             ({"min_tokens": 6, "max_tokens": 5}, "min_tokens"),
             ({"metadata": {"min_tokens": 6}, "max_tokens": 5}, "min_tokens"),
             ({"metadata": {"min_tokens": -1}}, "metadata.min_tokens"),

@@ -1,5 +1,7 @@
 """What a request asks of the sampler, from the wire through the real engine and back; the model is the alphabet."""
 
+import json
+import math
 from typing import Any
 
 import httpx2
@@ -82,3 +84,75 @@ async def test_ids_that_are_no_tokens_are_refused(site: Site, stream: bool) -> N
     assert (await ask(site, logit_bias={str(LETTERS - 1): 1}, stream=stream)).status_code == 200
     refused = await ask(site, stop_token_ids=[LETTERS], stream=stream)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stop_token_ids")
+
+
+def told(answer: httpx2.Response) -> list[dict[str, Any]]:
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("stop", [None, "gh", "de", "z"])
+async def test_logprobs_of_a_stream_are_those_of_the_plain_answer(site: Site, stop: str | None) -> None:
+    """Of the model itself, whatever the request makes of it."""
+    asked = {"logprobs": True, "top_logprobs": 2, "stop": stop, "logit_bias": {"9": 5, "3": 5}, "presence_penalty": 2}
+    plain = (await ask(site, **asked)).json()["choices"][0]
+    chunks = [chunk["choices"][0] for chunk in told(await ask(site, **asked, stream=True))]
+    content = plain["logprobs"]["content"]
+
+    assert [token for chunk in chunks for token in (chunk["logprobs"] or {"content": []})["content"]] == content
+    for chunk in chunks:
+        text = "".join(token["token"] for token in (chunk["logprobs"] or {"content": []})["content"])
+        assert text == chunk["delta"].get("content", "")
+    assert "".join(token["token"] for token in content) == plain["message"]["content"]
+    assert all(bytes(token["bytes"]).decode() == token["token"] for token in content)
+    others = math.log(math.e + LETTERS - 1)
+    for token in content:
+        likeliest, second = token["top_logprobs"]
+        assert [likeliest["logprob"], second["logprob"]] == pytest.approx([1 - others, -others], abs=1e-5)
+        assert token["logprob"] == pytest.approx(1 - others if token["token"] == likeliest["token"] else -others)
+
+
+async def test_logprobs_come_without_others_or_not_at_all(site: Site) -> None:
+    alone = (await ask(site, logprobs=True)).json()["choices"][0]
+    assert [token["top_logprobs"] for token in alone["logprobs"]["content"]] == [[]] * 6
+    assert (await ask(site)).json()["choices"][0]["logprobs"] is None
+
+
+async def test_choices_are_in_order_each_with_its_own_seed(site: Site) -> None:
+    asked = {"temperature": 2, "n": 5, "seed": 7}
+    plain = (await ask(site, **asked)).json()
+    texts = [choice["message"]["content"] for choice in plain["choices"]]
+    chunks = told(await ask(site, **asked, stream=True, stream_options={"include_usage": True}))
+
+    assert [choice["index"] for choice in plain["choices"]] == [0, 1, 2, 3, 4]
+    assert len({*texts}) == 5
+    assert [await said(site, temperature=2, seed=7 + index) for index in range(5)] == texts
+    streamed = ["".join(delta(chunk, index) for chunk in chunks) for index in range(5)]
+    assert streamed == texts
+    assert [chunk["choices"][0]["index"] for chunk in chunks[:5]] == [0, 1, 2, 3, 4]
+    assert chunks[-1]["usage"] == plain["usage"]
+    assert plain["usage"]["prompt_tokens"] == 3
+
+
+def delta(chunk: dict[str, Any], index: int) -> str:
+    return "".join(each["delta"].get("content", "") for each in chunk["choices"] if each["index"] == index)
+
+
+async def test_token_ids_and_times(site: Site) -> None:
+    asked = {"return_token_ids": True, "stop": "gh"}
+    plain = (await ask(site, **asked)).json()
+    chunks = [chunk["choices"][0] for chunk in told(await ask(site, **asked, stream=True))]
+
+    assert plain["choices"][0]["message"]["token_ids"] == [3, 4, 5, 6, 7]
+    assert [token for chunk in chunks for token in chunk["delta"].get("token_ids", [])] == [3, 4, 5, 6, 7]
+    times = [chunk["arrival_time"] for chunk in chunks]
+    assert times == sorted(times)
+    assert times[0] >= 0
+    assert "token_ids" not in (await ask(site)).json()["choices"][0]["message"]
+
+
+async def test_last_message_goes_on_and_is_repeated(site: Site) -> None:
+    begun = {"messages": [{"role": "assistant", "content": "abc"}], "continue_final_message": True}
+    assert await said(site, **begun) == "defghi"
+    assert await said(site, **begun, echo=True) == "abcdefghi"

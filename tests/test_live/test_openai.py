@@ -267,3 +267,44 @@ def test_a_plain_caller_who_leaves_does_too(service: Service) -> None:
     with pytest.raises(requests.ReadTimeout):
         requests.post(f"{service.url}/v1/chat/completions", json=asked, timeout=(SECONDS, 1))
     until(lambda: service.gauge("num_requests_running") == 0)
+
+
+def test_logprobs_of_a_stream_are_those_of_the_plain_answer(client: OpenAI) -> None:
+    asked = {"model": CHAT, "messages": user(QUESTION), "temperature": 0, "max_tokens": 12, "logprobs": True}
+    plain = client.chat.completions.create(**asked, top_logprobs=3).choices[0]
+    with client.chat.completions.create(**asked, top_logprobs=3, stream=True) as stream:
+        streamed = [token for chunk in stream for lp in [chunk.choices[0].logprobs] if lp for token in lp.content or []]
+    assert plain.logprobs
+    assert plain.logprobs.content
+    assert [token.model_dump() for token in streamed] == [token.model_dump() for token in plain.logprobs.content]
+    assert b"".join(bytes(token.bytes or []) for token in streamed).decode() == plain.message.content
+    for token in streamed:
+        assert token.token == token.top_logprobs[0].token  # greedy
+        assert 0 < sum(math.exp(each.logprob) for each in token.top_logprobs) <= 1.0001
+
+
+def test_several_choices_are_added_up_by_the_stream_helper(client: OpenAI) -> None:
+    asked = {"model": CHAT, "messages": user(QUESTION), "seed": 3, "n": 3, "logprobs": True, "stop": [".", ","]}
+    plain = client.chat.completions.create(**asked)
+    with client.chat.completions.stream(**asked, extra_body={"return_token_ids": True}) as stream:
+        final = stream.get_final_completion()
+    assert [choice.index for choice in final.choices] == [0, 1, 2]
+    assert [choice.message.content for choice in final.choices] == [each.message.content for each in plain.choices]
+    assert [choice.message.role for choice in final.choices] == ["assistant"] * 3
+    assert plain.usage
+    assert plain.usage.completion_tokens == sum(len(each.message.model_extra["token_ids"]) for each in final.choices)
+
+
+def test_fields_beyond_openais_are_readable(client: OpenAI) -> None:
+    with client.chat.completions.create(
+        model=CHAT,
+        messages=user(QUESTION),
+        max_tokens=4,
+        metadata={"min_tokens": 4},
+        stream=True,
+        extra_body={"return_token_ids": True, "top_k": 5, "min_p": 0.01, "repetition_penalty": 1.1},
+    ) as stream:
+        chunks = list(stream)
+    times = [chunk.choices[0].arrival_time for chunk in chunks]
+    assert times == sorted(times)
+    assert sum(len(chunk.choices[0].delta.model_extra.get("token_ids", [])) for chunk in chunks) == 4

@@ -12,9 +12,11 @@ from database.session import Database
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat_service import ChatService
 from services.conversation_service import ConversationService, StoredMessage
+from services.engine.base import Job
 from services.errors import (
     Conflict,
     EngineFailed,
+    InvalidRequest,
     ModelNotFound,
     NotFound,
     Overloaded,
@@ -25,7 +27,7 @@ from services.errors import (
 from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
 from tests.apps import MODEL
-from tests.fakes import FakeEngine, Pause
+from tests.fakes import FakeEngine, FakeStream, Pause
 
 
 def request(content: str = "hi", **fields: object) -> ChatCompletionRequest:
@@ -133,13 +135,47 @@ class TestAnswers:
         assert engine.stopped
 
 
+class TestChoices:
+    async def test_each_has_a_seed_of_its_own_and_the_prompt_counts_once(
+        self, chat: ChatService, engine: FakeEngine
+    ) -> None:
+        answer = await chat.create(request(n=3, seed=7), "me")
+        assert [(each.index, each.message.content) for each in answer.choices] == [
+            (index, "Hello, world!") for index in range(3)
+        ]
+        assert [job.sampling.seed for job in engine.jobs] == [7, 8, 9]
+        assert len({job.prompt for job in engine.jobs}) == 1
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(engine.jobs[0].prompt), 9)
+
+    async def test_one_that_is_refused_takes_the_others_with_it(
+        self, chat: ChatService, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        submit = engine.submit
+
+        async def submit_two(job: Job) -> FakeStream:
+            if len(engine.running) == 2:
+                raise Overloaded("full")
+            return await submit(job)
+
+        monkeypatch.setattr(engine, "submit", submit_two)
+        with pytest.raises(Overloaded):
+            await chat.create(request(n=3), "me")
+        assert len(engine.jobs) == 2
+        assert not engine.running
+
+    async def test_a_conversation_goes_on_with_one(self, chat: ChatService, memory: Memory) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            await chat.create(request(n=2, conversation=memory.id), "me")
+        assert refused.value.param == "n"
+
+
 class TestRefusals:
     @BOTH
     @pytest.mark.parametrize(
         ("fields", "error"),
         [
             ({"model": "nothing"}, ModelNotFound),
-            ({"n": 2}, UnsupportedParameter),
+            ({"store": True}, UnsupportedParameter),
             ({"conversation": "conv_" + "0" * 32}, NotFound),
             ({"conversation": "nonsense"}, NotFound),
         ],

@@ -1,5 +1,7 @@
 """Requests to jobs, without an engine."""
 
+from typing import ClassVar
+
 import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from pydantic import ValidationError
@@ -8,7 +10,7 @@ from schemas.chat_schema import ChatCompletionRequest
 from services.chat import prompt
 from services.engine.base import Message, SamplingParams
 from services.errors import InvalidRequest, UnsupportedParameter
-from tests.fakes import FakeTokenizer
+from tests.fakes import TEMPLATE, FakeTokenizer
 
 HI = {"messages": [{"role": "user", "content": "hi"}]}
 SERVED = sorted(ChatCompletionRequest.model_fields)
@@ -16,9 +18,7 @@ REFUSED = [
     ("audio", {"voice": "alloy", "format": "wav"}),
     ("function_call", "auto"),
     ("functions", [{"name": "f"}]),
-    ("logprobs", True),
     ("modalities", ["text", "audio"]),
-    ("n", 2),
     ("parallel_tool_calls", True),
     ("reasoning_effort", "low"),
     ("response_format", {"type": "json_object"}),
@@ -26,7 +26,6 @@ REFUSED = [
     ("store", True),
     ("tool_choice", "auto"),
     ("tools", [{"type": "function", "function": {"name": "f"}}]),
-    ("top_logprobs", 3),
     *((name, "anything else") for name in prompt.UNSUPPORTED),
 ]
 NEUTRAL = [(name, value) for name, values in prompt.UNSUPPORTED.items() for value in values]
@@ -80,6 +79,20 @@ class TestParameters:
         assert prompt.unknown_keys(request(zebra=1, apple=2, tools=[], n=1)) == ["apple", "zebra"]
         assert prompt.unknown_keys(request(temperature=0, zebra=None)) == []
 
+    @pytest.mark.parametrize(
+        ("fields", "param"),
+        [
+            ({"top_logprobs": 3}, "top_logprobs"),
+            ({"n": 2, "conversation": "conv_1"}, "n"),
+            ({"continue_final_message": True, "add_generation_prompt": True}, "add_generation_prompt"),
+            ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.tools"),
+        ],
+    )
+    def test_some_go_together_or_not_at_all(self, fields: dict[str, object], param: str) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            prompt.check(request(**fields))
+        assert refused.value.param == param
+
     def test_stream_options_go_with_streams_only(self) -> None:
         with pytest.raises(InvalidRequest) as refused:
             prompt.check(request(stream_options={"include_usage": True}))
@@ -114,6 +127,11 @@ class TestSampling:
         assert prompt.sampling(request(metadata={"min_tokens": 20}), None).min_tokens == 20
         assert prompt.sampling(request(metadata={"min_tokens": 20}, min_tokens=0), None).min_tokens == 0
         assert prompt.sampling(request(metadata={"min_tokens": "20"}), None).min_tokens == 0  # as OpenAI's: a note
+
+    def test_logprobs_are_told_with_as_many_others(self) -> None:
+        assert prompt.sampling(request(), None).logprobs is None
+        assert prompt.sampling(request(logprobs=True), None).logprobs == 0
+        assert prompt.sampling(request(logprobs=True, top_logprobs=4), None).logprobs == 4
 
     def test_one_stop_string_is_a_list_of_one(self) -> None:
         assert prompt.sampling(request(stop="end"), None).stop == ("end",)
@@ -187,19 +205,39 @@ class TestMessages:
 
 
 class TestRender:
-    def render(self, *messages: Message, template: str | None) -> str:
-        return bytes(prompt.render(list(messages), FakeTokenizer(template))).decode()
+    def render(self, *messages: Message, template: str | None, **fields: object) -> str:
+        options = prompt.template(request(**fields))
+        return bytes(prompt.render(list(messages), FakeTokenizer(template), options)).decode()
+
+    ANSWERED: ClassVar[list[Message]] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hel"}]
+
+    def test_final_message_can_be_continued(self) -> None:
+        continued = self.render(*self.ANSWERED, template=TEMPLATE, continue_final_message=True)
+        assert continued == "<user>hi\n<assistant>Hel"
+
+    def test_answer_need_not_be_opened(self) -> None:
+        assert self.render(*self.ANSWERED[:1], template=TEMPLATE, add_generation_prompt=False) == "<user>hi\n"
+        script = self.render(*self.ANSWERED, template=None, continue_final_message=True)
+        assert script == "User: hi\nAssistant: Hel"
+
+    def test_template_has_arguments(self) -> None:
+        template = "{{ messages[0].content }} {{ tone }}"
+        assert self.render(*self.ANSWERED, template=template, chat_template_kwargs={"tone": "dry"}) == "hi dry"
+
+    def test_arguments_that_break_the_template_are_refused(self) -> None:
+        with pytest.raises(InvalidRequest):
+            self.render(*self.ANSWERED, template="{{ 1 + tone }}", chat_template_kwargs={"tone": "dry"})
 
     def test_template_is_followed_and_opens_the_answer(self) -> None:
         asked = prompt.messages(
             request(messages=[{"role": "system", "content": "be brief"}, *HI["messages"]]), (), None
         )
-        job = prompt.job("id", asked, SamplingParams(), FakeTokenizer())
+        job = prompt.job("id", asked, SamplingParams(), FakeTokenizer(), prompt.template(request()))
         assert bytes(job.prompt).decode() == "<system>be brief\n<user>hi\n<assistant>\n"
 
     def test_refusal_of_a_template_names_the_messages(self) -> None:
         with pytest.raises(InvalidRequest, match="an answer cannot come first") as refused:
-            prompt.render([{"role": "assistant", "content": "hi"}], FakeTokenizer())
+            prompt.render([{"role": "assistant", "content": "hi"}], FakeTokenizer(), prompt.template(request()))
         assert refused.value.param == "messages"
 
     def test_single_message_goes_plain_to_a_model_that_cannot_chat(self) -> None:
