@@ -21,7 +21,7 @@ class NotStarted(BaseModel):
 
 
 class Health(BaseModel):
-    status: Literal["ok", "loading", "draining"] = "ok"
+    status: Literal["ok", "loading", "draining", "stalled"] = "ok"
 
 
 class Model(BaseModel):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from services.chat.events import Event, Finish, Text
@@ -29,6 +29,10 @@ class Metrics:
         self._first = self._histogram("time_to_first_token_seconds", "Request to first text", SECONDS)
         self._between = self._histogram("inter_token_latency_seconds", "Between pieces of text", SHORT_SECONDS)
         self._whole = self._histogram("e2e_request_latency_seconds", "Request to end of answer", SECONDS)
+        self._cached = self._counter("prompt_tokens_cached", "Prompt tokens that were in the cache", ["model"])
+        self._queued = self._histogram("request_queue_time_seconds", "Request to its first step", SECONDS)
+        self._prefill = self._histogram("request_prefill_time_seconds", "First step to first token", SECONDS)
+        self._decode = self._histogram("request_decode_time_seconds", "First token to last", SECONDS)
         self._http = self._counter("http_requests", "HTTP requests", ["method", "route", "status"])
 
     def watch(self, stats: Callable[[], Mapping[str, EngineStats]]) -> None:
@@ -46,6 +50,15 @@ class Metrics:
 
     def render(self) -> bytes:
         return generate_latest(self.registry)
+
+    def _finished(self, model: str, finish: Finish) -> None:
+        self._prompt_tokens.labels(model).inc(finish.prompt_tokens)
+        self._generation_tokens.labels(model).inc(finish.completion_tokens)
+        self._cached.labels(model).inc(finish.cached_tokens)
+        if times := finish.times:
+            self._queued.labels(model).observe(times.queued)
+            self._prefill.labels(model).observe(times.prefill)
+            self._decode.labels(model).observe(times.decode)
 
     def _counter(self, name: str, help: str, labels: list[str]) -> Counter:
         return Counter(f"parley_{name}", help, labels, registry=self.registry)
@@ -69,11 +82,9 @@ class AnswerTimer:
         match event:
             case Text():
                 self._spoke(now)
-            case Finish(reason, prompt_tokens, completion_tokens):
-                self._reason = reason
-                if event.index == 0:  # several choices share one prompt
-                    self._metrics._prompt_tokens.labels(self._model).inc(prompt_tokens)
-                self._metrics._generation_tokens.labels(self._model).inc(completion_tokens)
+            case Finish():
+                self._reason = event.reason
+                self._metrics._finished(self._model, event)
 
     def _spoke(self, now: float) -> None:
         if self._last is None:
@@ -87,18 +98,32 @@ class AnswerTimer:
         self._metrics._whole.labels(self._model).observe(time.perf_counter() - self._started)
 
 
+# name, help, and where it is in an engine's stats
+GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
+    ("num_requests_running", "Sequences in the batch", lambda stats: stats.running),
+    ("num_requests_waiting", "Requests in the queue", lambda stats: stats.waiting),
+    (
+        "kv_cache_usage_perc",
+        "Share of the KV cache in use, 0 to 1",
+        lambda stats: stats.cache_used / stats.cache_size if stats.cache_size else 0,
+    ),
+)
+COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
+    ("prefix_cache_queries", "Prompt tokens looked for in the cache", lambda stats: stats.prefix_queried),
+    ("prefix_cache_hits", "Prompt tokens found in the cache", lambda stats: stats.prefix_reused),
+    ("num_preemptions", "Sequences sent back to the queue for want of memory", lambda stats: stats.preemptions),
+)
+
+
 class _EngineGauges(Collector):
     def __init__(self, stats: Callable[[], Mapping[str, EngineStats]]) -> None:
         self._stats = stats
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        running = GaugeMetricFamily("parley_num_requests_running", "Sequences in the batch", labels=["model"])
-        waiting = GaugeMetricFamily("parley_num_requests_waiting", "Requests in the queue", labels=["model"])
-        cache = GaugeMetricFamily(
-            "parley_kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1", labels=["model"]
-        )
-        for model, stats in self._stats().items():
-            running.add_metric([model], stats.running)
-            waiting.add_metric([model], stats.waiting)
-            cache.add_metric([model], stats.cache_used / stats.cache_size if stats.cache_size else 0)
-        return [running, waiting, cache]
+    def collect(self) -> Iterable[Metric]:
+        engines = self._stats()
+        for kind, entries in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
+            for name, help, value in entries:
+                family = kind(f"parley_{name}", help, labels=["model"])
+                for model, stats in engines.items():
+                    family.add_metric([model], value(stats))
+                yield family

@@ -107,6 +107,9 @@ class ModelManager:
     def is_loading(self) -> bool:
         return any(entry.is_loading for entry in self._entries.values())
 
+    def is_stalled(self) -> bool:
+        return any(stats.stalled for stats in self.stats().values())
+
     def stats(self) -> dict[str, EngineStats]:
         return {name: entry.engine.stats() for name, entry in self._entries.items() if entry.engine is not None}
 

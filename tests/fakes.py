@@ -117,6 +117,7 @@ class FakeEngine:
         self.idle = asyncio.Event()
         self.starts = 0
         self.stopped = True
+        self.stalled = False
 
     def start(self) -> None:
         self.starts += 1
@@ -146,7 +147,8 @@ class FakeEngine:
         return stream
 
     def stats(self) -> EngineStats:
-        return EngineStats(running=len(self.running), cache_used=10 * len(self.running), cache_size=100)
+        used = 10 * len(self.running)
+        return EngineStats(running=len(self.running), cache_used=used, cache_size=100, stalled=self.stalled)
 
     @property
     def prompts(self) -> list[str]:

@@ -39,6 +39,9 @@ def serve(
     max_model_len: Annotated[int | None, typer.Option(help="Tokens of prompt and answer together.")] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Answers generated at once.")] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of one step of the engine.")] = None,
+    gpu_memory_utilization: Annotated[float | None, typer.Option(help="Share of a GPU's memory to use.")] = None,
+    cpu_memory_share: Annotated[float | None, typer.Option(help="Share of the free RAM for the KV cache.")] = None,
+    enable_prefix_caching: Annotated[bool | None, typer.Option(help="Reuse what prompts have in common.")] = None,
 ) -> None:
     """Start the server."""
     override(
@@ -48,6 +51,9 @@ def serve(
         PARLEY_ENGINE__MAX_MODEL_LEN=max_model_len,
         PARLEY_ENGINE__MAX_NUM_SEQS=max_num_seqs,
         PARLEY_ENGINE__MAX_NUM_BATCHED_TOKENS=max_num_batched_tokens,
+        PARLEY_ENGINE__GPU_MEMORY_UTILIZATION=gpu_memory_utilization,
+        PARLEY_ENGINE__CPU_MEMORY_SHARE=cpu_memory_share,
+        PARLEY_ENGINE__PREFIX_CACHE=enable_prefix_caching,
     )
     import uvicorn
 
@@ -59,7 +65,7 @@ def serve(
     uvicorn.run("app.main:app", host=server.host, port=server.port, http="h11", log_config=None, access_log=False)
 
 
-def override(**settings: str | int | None) -> None:
+def override(**settings: str | float | None) -> None:
     """The environment is how a setting reaches the app, which builds itself wherever uvicorn imports it."""
     os.environ.update({name: str(value) for name, value in settings.items() if value is not None})
 

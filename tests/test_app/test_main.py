@@ -64,6 +64,9 @@ class TestModels:
             "max_num_seqs": 3,
             "max_num_batched_tokens": 512,
             "max_queue": 4,
+            "gpu_memory_utilization": 0.9,
+            "cpu_memory_share": 0.4,
+            "prefix_cache": True,
         }
 
     async def test_those_to_be_preloaded_are(self, new_site: NewSite) -> None:

@@ -89,7 +89,8 @@ class TestTranscript:
             chunk('{"role":"assistant","content":"","refusal":null}', rest=',"usage":null'),
             chunk('{"content":"你好"}', rest=',"usage":null'),
             chunk("{}", '"stop"', rest=',"usage":null'),
-            'data: {HEAD,"choices":[],TAIL,"usage":{"prompt_tokens":21,"completion_tokens":1,"total_tokens":22}}',
+            'data: {HEAD,"choices":[],TAIL,"usage":{"prompt_tokens":21,"completion_tokens":1,"total_tokens":22,'
+            '"prompt_tokens_details":{"cached_tokens":0}}}',
             "data: [DONE]",
         ]
 
@@ -111,7 +112,12 @@ class TestTranscript:
                     "finish_reason": "stop",
                 }
             ],
-            "usage": {"prompt_tokens": 21, "completion_tokens": 3, "total_tokens": 24},
+            "usage": {
+                "prompt_tokens": 21,
+                "completion_tokens": 3,
+                "total_tokens": 24,
+                "prompt_tokens_details": {"cached_tokens": 0},
+            },
             "metadata": None,
             "conversation": None,
         }

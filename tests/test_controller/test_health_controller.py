@@ -32,6 +32,14 @@ async def test_loading_is_alive_but_not_ready(new_site: NewSite, engine: FakeEng
     assert (await site.client.get("/health/ready")).status_code == 200
 
 
+async def test_a_stalled_engine_is_alive_but_not_ready(site: Site, engine: FakeEngine) -> None:
+    await site.client.post("/v1/chat/completions", json=HI)
+    engine.stalled = True
+    answer = await site.client.get("/health/ready")
+    assert (answer.status_code, answer.json()) == (503, {"status": "stalled"})
+    assert (await site.client.get("/health/live")).status_code == 200
+
+
 async def test_draining_is_alive_but_not_ready(site: Site) -> None:
     site.services.drain.begun = True
     answer = await site.client.get("/health/ready")

@@ -7,7 +7,7 @@ import pytest
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat_service import ChatService
 from services.conversation_service import ConversationService
-from services.engine.base import EngineStats
+from services.engine.base import EngineStats, Piece, Times
 from services.errors import EngineFailed, Overloaded
 from services.metrics_service import Metrics
 from services.model_service import ModelManager
@@ -41,6 +41,15 @@ async def test_answer_is_counted_and_timed(chat: ChatService, metrics: Metrics, 
     assert value(metrics, "e2e_request_latency_seconds_count") == 1
 
 
+async def test_cached_tokens_and_phases_are_counted(chat: ChatService, metrics: Metrics, engine: FakeEngine) -> None:
+    engine.script = (Piece("Hi", (0,), "stop", cached_tokens=7, times=Times(0.5, 1.5, 2.5)),)
+    assert (await chat.create(REQUEST, "me")).usage.prompt_tokens_details.cached_tokens == 7
+    assert value(metrics, "prompt_tokens_cached_total") == 7
+    assert value(metrics, "request_queue_time_seconds_sum") == 0.5
+    assert value(metrics, "request_prefill_time_seconds_sum") == 1.5
+    assert value(metrics, "request_decode_time_seconds_sum") == 2.5
+
+
 async def test_broken_answer_is_counted_as_one(chat: ChatService, metrics: Metrics, engine: FakeEngine) -> None:
     engine.script = ("Hel", EngineFailed("broken"))
     with pytest.raises(EngineFailed):
@@ -57,12 +66,16 @@ async def test_refused_request_is_no_answer(chat: ChatService, metrics: Metrics,
 
 
 def test_engines_are_asked_when_somebody_looks(metrics: Metrics) -> None:
-    stats = {MODEL: EngineStats(running=2, waiting=3, cache_used=25, cache_size=100), "empty": EngineStats()}
+    full = EngineStats(2, 3, cache_used=25, cache_size=100, prefix_queried=50, prefix_reused=40, preemptions=6)
+    stats = {MODEL: full, "empty": EngineStats()}
     metrics.watch(lambda: stats)
     assert value(metrics, "num_requests_running") == 2
     assert value(metrics, "num_requests_waiting") == 3
     assert value(metrics, "kv_cache_usage_perc") == 0.25
     assert value(metrics, "kv_cache_usage_perc", model="empty") == 0
+    assert value(metrics, "prefix_cache_queries_total") == 50
+    assert value(metrics, "prefix_cache_hits_total") == 40
+    assert value(metrics, "num_preemptions_total") == 6
     stats.clear()
     assert value(metrics, "num_requests_running") is None
 
