@@ -52,9 +52,10 @@ class Metrics:
         return generate_latest(self.registry)
 
     def _finished(self, model: str, finish: Finish) -> None:
-        self._prompt_tokens.labels(model).inc(finish.prompt_tokens)
+        if finish.index == 0:  # choices share one prompt
+            self._prompt_tokens.labels(model).inc(finish.prompt_tokens)
+            self._cached.labels(model).inc(finish.cached_tokens)
         self._generation_tokens.labels(model).inc(finish.completion_tokens)
-        self._cached.labels(model).inc(finish.cached_tokens)
         if times := finish.times:
             self._queued.labels(model).observe(times.queued)
             self._prefill.labels(model).observe(times.prefill)

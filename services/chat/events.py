@@ -1,10 +1,11 @@
 """What comes out of a run, and the reply it adds up to."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from services.engine.base import FinishReason, Piece, Times
+from services.engine.base import FinishReason, Piece, Times, TokenLogprob
 from services.errors import EngineFailed
 
 
@@ -18,12 +19,17 @@ class Head:
     fingerprint: str
     reply_id: str
     conversation_id: str | None
+    arrived: float = 0.0  # of the request, by the clock of time.perf_counter
+    prompt_tokens: int = 0
+    n: int = 1  # choices
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
     text: str
     token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    index: int = 0  # of the choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,41 +39,108 @@ class Finish:
     completion_tokens: int
     cached_tokens: int = 0  # of the prompt
     times: Times | None = None
+    token_ids: tuple[int, ...] = ()  # those that ended it without a text of their own
+    index: int = 0
 
 
 Event = Head | Text | Finish
 
 
 @dataclass(slots=True)
-class Reply:
-    """The fold of events: what was said so far, and how it ended."""
+class Said:
+    """The fold of one choice: what was said so far, and how it ended."""
 
-    head: Head | None = None
     text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish | None = None
 
-    def add(self, event: Event) -> None:
+    def add(self, event: Text | Finish) -> None:
+        self.token_ids += event.token_ids
         match event:
-            case Head():
-                self.head = event
             case Text(text):
                 self.text += text
+                self.logprobs += event.logprobs
             case Finish():
                 self.finish = event
 
 
-async def events(head: Head, pieces: AsyncGenerator[Piece, None], prompt_tokens: int) -> AsyncGenerator[Event, None]:
-    completion_tokens = 0
+@dataclass(slots=True)
+class Reply:
+    """The fold of events. Only a reply of one choice goes into a conversation, and is asked for its `text`."""
+
+    head: Head | None = None
+    choices: list[Said] = field(default_factory=lambda: [Said()])
+
+    def add(self, event: Event) -> None:
+        match event:
+            case Head(n=n):
+                self.head = event
+                self.choices = [Said() for _ in range(n)]
+            case Text(index=index) | Finish(index=index):
+                self.choices[index].add(event)
+
+    @property
+    def text(self) -> str:
+        return self.choices[0].text
+
+    @property
+    def finish(self) -> Finish | None:
+        return self.choices[0].finish
+
+
+async def events(
+    head: Head, streams: Sequence[AsyncGenerator[Piece, None]], echo: str = ""
+) -> AsyncGenerator[Event, None]:
+    """The head, then what each stream says, as it comes; `echo` goes in front of each choice."""
     yield head
+    for index in range(len(streams) if echo else 0):
+        yield Text(echo, index=index)
+    choices = [_choice(index, pieces, head.prompt_tokens) for index, pieces in enumerate(streams)]
+    async with aclosing(choices[0] if len(choices) == 1 else _merged(choices)) as run:
+        async for event in run:
+            yield event
+
+
+async def _choice(
+    index: int, pieces: AsyncGenerator[Piece, None], prompt_tokens: int
+) -> AsyncGenerator[Text | Finish, None]:
+    completion_tokens = 0
+    silent: tuple[int, ...] = ()  # tokens that have made no text yet
     async with aclosing(pieces):
         async for piece in pieces:
             completion_tokens += len(piece.token_ids)
-            if piece.text:
-                yield Text(piece.text, piece.token_ids)
+            silent += piece.token_ids
+            if piece.text or piece.logprobs:
+                yield Text(piece.text, silent, piece.logprobs, index)
+                silent = ()
             if piece.finish:
-                yield Finish(piece.finish, prompt_tokens, completion_tokens, piece.cached_tokens, piece.times)
+                yield Finish(
+                    piece.finish, prompt_tokens, completion_tokens, piece.cached_tokens, piece.times, silent, index
+                )
                 return
     raise EngineFailed("The engine ended without finishing its answer")
+
+
+async def _merged(
+    choices: Sequence[AsyncGenerator[Text | Finish, None]],
+) -> AsyncGenerator[Text | Finish, None]:
+    """All at once, each in its own order. The first to fail ends all of them."""
+    waiting = {asyncio.ensure_future(anext(choice, None)): choice for choice in choices}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in waiting if task in done]:  # in the order of their choices
+                choice = waiting.pop(task)
+                if (event := task.result()) is not None:
+                    yield event
+                    waiting[asyncio.ensure_future(anext(choice, None))] = choice
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for choice in choices:
+            await choice.aclose()
 
 
 async def head_of(run: AsyncIterator[Event]) -> Head:
