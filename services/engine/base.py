@@ -1,6 +1,6 @@
 """The seam between the service and whatever makes tokens: plain values and protocols, no tensors."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypedDict
 
@@ -24,6 +24,14 @@ class Tokenizer(Protocol):
     def apply_chat_template(self, conversation: Sequence[Message], **kwargs: Any) -> Any: ...
 
 
+class TokenMask(Protocol):
+    """Which tokens may come next in one answer: the seam of a grammar. Called in the engine's thread."""
+
+    def fill(self, output: Sequence[int], row: Any) -> None:
+        """Sets to True, in a numpy array of one False for each token, what may follow `output`; also the eos."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     max_tokens: int | None = None  # None: up to the model's length
@@ -42,6 +50,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     include_stop: bool = False  # the stop string or token in the text
     logprobs: int | None = None  # how many alternatives are told with each token; None: not even its own logprob
+    mask: Callable[[], TokenMask] | None = None  # makes one for each answer
 
     @property
     def penalises(self) -> bool:
@@ -49,7 +58,7 @@ class SamplingParams:
 
     @property
     def changes_logits(self) -> bool:
-        return bool(self.logit_bias) or self.penalises
+        return self.mask is not None or bool(self.logit_bias) or self.penalises
 
     def ends(self, eos: frozenset[int]) -> frozenset[int]:
         """The tokens that end the answer."""

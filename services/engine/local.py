@@ -26,6 +26,7 @@ from services.engine.runner import Runner, build_runner
 from services.engine.sampler import Weighed, sample, weigh
 from services.engine.scheduler import Scheduler, Work
 from services.engine.sequence import Sequence
+from services.engine.shaping import unmaskable
 from services.engine.slots import MIN_REUSE
 from services.engine.stream import Mailbox, PieceStream
 from services.engine.streamer import RequestStreamer
@@ -288,10 +289,11 @@ class LocalEngine:
             request.started = request.started or time.monotonic()
 
     def _draw(self, sequences: list[Sequence], logits: Tensor) -> None:
-        if broken := _broken(logits):
-            self._fail_alone([sequences[row] for row in broken], "its logits are not numbers")
-            whole = [row for row in range(len(sequences)) if row not in broken]
-            sequences, logits = [sequences[row] for row in whole], logits[whole]
+        for broken, why in ((_broken, "its logits are not numbers"), (unmaskable, "its mask allows no token")):
+            if rows := broken(logits, sequences):
+                self._fail_alone([sequences[row] for row in rows], why)
+                whole = [row for row in range(len(sequences)) if row not in rows]
+                sequences, logits = [sequences[row] for row in whole], logits[whole]
         if sequences:
             tokens = sample(logits, sequences)
             self._advance(sequences, tokens, weigh(logits, sequences, tokens))
@@ -359,7 +361,7 @@ def _hand_over(items: list[tuple[Mailbox, Piece | ServiceError]]) -> None:
         mailbox.put_nowait(item)
 
 
-def _broken(logits: Tensor) -> list[int]:
+def _broken(logits: Tensor, sequences: list[Sequence]) -> list[int]:
     """Rows that nothing can be drawn from."""
     rows: list[int] = logits.amax(-1).isfinite().logical_not().nonzero()[:, 0].tolist()
     return rows

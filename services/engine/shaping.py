@@ -1,9 +1,10 @@
-"""What requests ask to be changed in their logits before a token is drawn: bias, penalties, no early end.
+"""What requests ask to be changed in their logits before a token is drawn: a mask, bias, penalties, no early end.
 
 In vLLM's order and definitions. All changes are sparse, a few hundred of a vocabulary: they are gathered for all rows,
 made at once and scattered back. What a sequence has said is counted as it grows, never again from its beginning.
 """
 
+import logging
 from collections.abc import Iterable
 from itertools import islice
 
@@ -12,7 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from services.engine.base import TokenMask
 from services.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -26,12 +30,20 @@ def _is_short(row: Sequence) -> bool:
     return row.num_sampled < row.job.sampling.min_tokens
 
 
+def unmaskable(logits: Tensor, rows: list[Sequence]) -> list[int]:
+    """Asks the masks of those rows that have one; the rows whose mask fails, or allows nothing."""
+    return [
+        i for i, row in enumerate(rows) if row.job.sampling.mask and not _shaper(row).look_up(row, logits.shape[-1])
+    ]
+
+
 def shape(scores: Tensor, rows: list[Sequence]) -> None:
     """Changes `scores` [rows, vocabulary] in place; they are float32."""
     shapers = [_shaper(row) for row in rows]
+    _mask(scores, shapers)
     _bias(scores, shapers)
     _penalise(scores, [(i, shaper) for i, shaper in enumerate(shapers) if shaper.params.penalises])
-    _go_on(scores, [(i, shaper.ends) for i, shaper in enumerate(shapers) if _is_short(rows[i])])
+    _go_on(scores, [(i, shaper.ends) for i, shaper in enumerate(shapers) if shaper.forbids_end(rows[i])])
 
 
 def _shaper(row: Sequence) -> "Shaper":
@@ -48,6 +60,8 @@ class Shaper:
     def __init__(self, row: Sequence) -> None:
         self.params = row.job.sampling
         self.bias_ids = np.fromiter(self.params.logit_bias.keys(), np.int64)
+        self._mask: TokenMask | None = None
+        self.allowed: NDArray[np.bool_] | None = None
         self.ends = np.fromiter(row.ends, np.int64)
         self.bias = np.fromiter(self.params.logit_bias.values(), np.float32)
         self._num_read = len(row.job.prompt)
@@ -80,10 +94,34 @@ class Shaper:
             self._counts[place] += 1
         self._num_read = len(tokens)
 
+    def look_up(self, row: Sequence, width: int) -> bool:
+        """Whether the mask leaves anything."""
+        assert self.params.mask
+        allowed = np.zeros(width, np.bool_)
+        try:
+            self._mask = self._mask or self.params.mask()
+            self._mask.fill(row.tokens[len(row.job.prompt) :], allowed)
+        except Exception:  # whatever a grammar may throw: it is this request's alone
+            logger.exception("the mask of request %s failed", row.job.id)
+            return False
+        if _is_short(row) and np.delete(allowed, self.ends).any():  # what is complete may end early all the same
+            allowed[self.ends] = False
+        self.allowed = allowed
+        return bool(allowed.any())
+
+    def forbids_end(self, row: Sequence) -> bool:
+        return self._mask is None and _is_short(row)
+
     def subtracted(self) -> Floats:
         params, counts = self.params, self.counts
         less = counts * np.float32(params.frequency_penalty) + (counts > 0) * np.float32(params.presence_penalty)
         return less.astype(np.float32, copy=False)
+
+
+def _mask(scores: Tensor, shapers: list[Shaper]) -> None:
+    for i, shaper in enumerate(shapers):
+        if shaper.allowed is not None:
+            scores[i].masked_fill_(torch.from_numpy(~shaper.allowed).to(scores.device), -torch.inf)
 
 
 def _bias(scores: Tensor, shapers: list[Shaper]) -> None:

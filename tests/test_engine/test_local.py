@@ -16,7 +16,7 @@ from services.engine.scheduler import Batch, Scheduler, Work
 from services.engine.slots import Forget
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from tests.test_engine import fakes
-from tests.test_engine.fakes import PATIENCE, Counting, Gate, job, running, said, settled
+from tests.test_engine.fakes import PATIENCE, Alphabet, Counting, Gate, job, running, said, settled
 from tests.test_engine.tiny_models import build, generate
 from tests.test_engine.tiny_tokenizers import byte_level
 
@@ -396,6 +396,31 @@ async def test_logits_that_are_no_numbers_fail_alone_and_are_wiped_out() -> None
             await said(broken)
         await settled(engine)
         assert runner.changes == [Forget(1, 0, 4)]
+
+
+class UpTo:
+    """Allows the letter that follows, up to one."""
+
+    def __init__(self, last: str) -> None:
+        self.last = last
+
+    def fill(self, output: list[int], row: Any) -> None:
+        if output and Alphabet().decode(output)[-1] == self.last:
+            raise ValueError("there is no more")
+        row[3 + len(output)] = True
+
+
+async def test_a_mask_that_fails_fails_its_request_alone() -> None:
+    async with running(Counting(num_slots=3)) as engine:
+        masked = await engine.submit(job(max_tokens=6, mask=lambda: UpTo("i")))
+        failing = await engine.submit(job(mask=lambda: UpTo("e")))
+        free = await engine.submit(job(max_tokens=6))
+
+        assert await said(masked) == await said(free) == "defghi"
+        with pytest.raises(EngineFailed):
+            await said(failing)
+        assert await said(await engine.submit(job(max_tokens=2))) == "de"
+        await settled(engine)
 
 
 async def test_a_step_that_finds_no_memory_is_tried_again_in_smaller_ones(caplog: pytest.LogCaptureFixture) -> None:

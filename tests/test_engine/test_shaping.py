@@ -1,5 +1,7 @@
 """Bias and penalties against their definitions, written out token by token."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from services.engine.base import Job, SamplingParams
 from services.engine.sampler import sample
 from services.engine.sequence import Sequence
-from services.engine.shaping import shape
+from services.engine.shaping import shape, unmaskable
 
 VOCABULARY = 30
 PENALTY = st.sampled_from([-2.0, -0.5, 0.0, 0.7, 2.0])
@@ -100,3 +102,46 @@ def test_logits_stay_as_they_are() -> None:
     sample(scores, [row(SamplingParams(temperature=0, logit_bias={3: 5.0}), [1], []) for _ in range(2)])
 
     assert scores.equal(before)
+
+
+class Only:
+    """Allows the same tokens each time."""
+
+    def __init__(self, *tokens: int) -> None:
+        self.tokens = list(tokens)
+
+    def fill(self, output: object, row: Any) -> None:
+        row[self.tokens] = True
+
+
+def test_a_mask_comes_before_everything_else() -> None:
+    masked = row(SamplingParams(mask=lambda: Only(3, 5), seed=1, logit_bias={7: 100, 5: 1}), [1], [])
+    free = row(SamplingParams(temperature=0), [1], [])
+    scores = logits(2)
+
+    assert unmaskable(scores, [masked, free]) == []
+    assert {sample(scores, [masked, free])[0] for _ in range(50)} == {3, 5}
+    shape(shaped := scores.clone(), [masked, free])
+
+    assert [token for token in range(VOCABULARY) if shaped[0, token] > -torch.inf] == [3, 5]
+    assert shaped[0, 5] == scores[0, 5] + 1
+    assert shaped[1].equal(scores[1])
+
+
+@pytest.mark.parametrize(("tokens", "drawn"), [((3, 5), 3), ((5,), 5)])
+def test_only_a_mask_that_leaves_nothing_else_ends_an_answer_before_its_time(tokens: list[int], drawn: int) -> None:
+    short = Sequence(
+        Job("job", (1,), SamplingParams(0, 0, min_tokens=4, mask=lambda: Only(*tokens))), 9, frozenset([5])
+    )
+
+    assert unmaskable(logits(1), [short]) == []
+    assert sample(logits(1), [short]) == [drawn]
+
+
+def test_masks_that_fail_or_allow_nothing_are_told() -> None:
+    def fail() -> Only:
+        raise ValueError("no such grammar")
+
+    rows = [row(SamplingParams(mask=mask), [1], []) for mask in (Only, fail, lambda: Only(99), lambda: Only(1))]
+
+    assert unmaskable(logits(4), rows) == [0, 1, 2]
