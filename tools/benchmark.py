@@ -41,7 +41,7 @@ class Unreachable(Exception):
 def bench(
     target: Annotated[list[str], typer.Option(help="NAME=URL or NAME=URL#MODEL, URL ending in /v1; several.")] = [HERE],  # noqa: B006
     streams: Annotated[str, typer.Option(help="Requests at once.")] = "1,8,32",
-    words: Annotated[str, typer.Option(help="Words of a prompt.")] = "30",
+    words: Annotated[str, typer.Option(help="Words of a prompt.")] = "16",
     tokens: Annotated[str, typer.Option(help="Tokens of an answer, at most.")] = "64",
     shared_prefix_words: Annotated[str, typer.Option(help="Words of a system message all prompts share.")] = "0",
     fixed_length: Annotated[bool, typer.Option(help="Ask for answers of exactly --tokens.")] = False,
