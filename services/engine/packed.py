@@ -36,6 +36,21 @@ def pack_linears(model: nn.Module) -> None:
         setattr(module, name, PackedLinear(child))
 
 
+def unpack_linears(model: nn.Module) -> None:
+    """For models that reach for a layer's weight themselves."""
+    packed = [
+        (module, name, child)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if isinstance(child, PackedLinear)
+    ]
+    for module, name, child in packed:
+        linear = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
+        linear.weight = nn.Parameter(child.weight.to_dense(), requires_grad=False)
+        linear.bias = None if child.bias is None else nn.Parameter(child.bias, requires_grad=False)
+        setattr(module, name, linear)
+
+
 def packed_weights(model: nn.Module) -> dict[str, Tensor]:
     """By the path of the module, in the order of the modules."""
     return {name: module.weight for name, module in model.named_modules() if isinstance(module, PackedLinear)}

@@ -14,15 +14,17 @@ from services.engine.attention import NAME, Chunk, Decodes, Group, Probe, Step, 
 from services.engine.base import Job
 from services.engine.compiled import MIN_ROWS, Compilation, CompiledDecode, Plan
 from services.engine.kv_cache import LayerShape, SlotCache, fit
-from services.engine.packed import pack_linears
+from services.engine.packed import pack_linears, unpack_linears
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
 from services.engine.slots import Change, Copy, Forget, Swap
+from services.errors import EngineFailed
 
 logger = logging.getLogger(__name__)
 
 MIN_TOKENS = 16  # less than that is no cache
-CHECK_LENGTH = 8  # tokens of the comparison that each model must pass before it is batched
+CHECK_STEPS = (4, 2, 1, 1)  # a prompt in two chunks, the second too short to make up for a lost past, and two tokens
+CHECK_LENGTH = sum(CHECK_STEPS)  # tokens of the comparison that each model must pass before it is batched
 
 
 class Runner(Protocol):
@@ -85,7 +87,7 @@ class BatchRunner:
         """Takes a compiled step over, if it agrees with the model by itself; from any thread, between two steps."""
         trial = BatchRunner(self._model, SlotCache(self._cache.shapes, 2, self.length, self._model.device), self.check)
         trial._compiled = CompiledDecode.load(file, self._model, trial._cache)
-        _compare(trial)
+        _compare(trial, self.check)
         self._compiled = CompiledDecode.load(file, self._model, self._cache)
         logger.info("steps are compiled from now on")
 
@@ -170,43 +172,63 @@ class SoloRunner:
 
 
 def build_runner(model: Any, *, num_slots: int, length: int, budget: int) -> Runner:
-    """A BatchRunner if the model gives the same answer with it as without, else a SoloRunner.
+    """A BatchRunner if the model gives the same answer with it as without, else a SoloRunner, else a refusal.
 
     `budget`: bytes the key/value cache may take.
     """
+    check = _check(model)
+    pack_linears(model)
     try:
-        return _batch_runner(model, num_slots, length, budget)
-    except _CannotBatch as reason:
+        return _any_runner(model, check, num_slots, length, budget)
+    except _Differs:  # some models reach for a layer's weight themselves and cannot read it packed
+        unpack_linears(model)
+    try:
+        return _any_runner(model, check, num_slots, length, budget)
+    except _Differs as reason:  # and some keep their past elsewhere than where `generate` would look for it
+        raise EngineFailed(f"Models of the kind {type(model).__name__} cannot be served: {reason}") from reason
+
+
+def _any_runner(model: Any, check: "Check", num_slots: int, length: int, budget: int) -> Runner:
+    try:
+        return _batch_runner(model, check, num_slots, length, budget)
+    except _Differs as reason:
         logger.warning("%s runs one sequence at a time: %s", type(model).__name__, reason)
-        return SoloRunner(model, num_slots, length)
+    return _solo_runner(model, check, num_slots, length)
 
 
-class _CannotBatch(Exception): ...
+class _Differs(Exception):
+    """A runner does not say what the model by itself says."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A prompt and the logits that the model by itself gives after it."""
+    """A prompt and the logits that the model by itself gives after each of its tokens."""
 
     tokens: list[int]
-    expected: Tensor  # [vocabulary]
+    expected: Tensor  # [tokens, vocabulary]
 
 
-def _batch_runner(model: Any, num_slots: int, length: int, budget: int) -> BatchRunner:
-    check = _check(model)
-    pack_linears(model)
+def _solo_runner(model: Any, check: Check, num_slots: int, length: int) -> SoloRunner:
+    try:
+        _compare(SoloRunner(model, 2, 2 * CHECK_LENGTH), check)
+    except Exception as error:
+        raise _Differs(_brief(error)) from error
+    return SoloRunner(model, num_slots, length)
+
+
+def _batch_runner(model: Any, check: Check, num_slots: int, length: int, budget: int) -> BatchRunner:
     original = model.config._attn_implementation
     try:
         model.set_attn_implementation(NAME)
         shapes = _probe(model, check.tokens)
         room = _fit(shapes, num_slots, length, budget, model.device)
-        _compare(BatchRunner(model, SlotCache(shapes, 2, 2 * CHECK_LENGTH, model.device), check))
+        _compare(BatchRunner(model, SlotCache(shapes, 2, 2 * CHECK_LENGTH, model.device), check), check)
         return BatchRunner(model, SlotCache(shapes, room.num_slots, length, model.device), check, room.cache_tokens)
     except _NoRoom:
         raise
     except Exception as error:  # whatever an unknown architecture may throw; it is served the slow way instead
         model.set_attn_implementation(original)
-        raise _CannotBatch(f"{type(error).__name__}: {error}") from error
+        raise _Differs(_brief(error)) from error
 
 
 class _NoRoom(ValueError): ...
@@ -216,7 +238,7 @@ def _check(model: Any) -> Check:
     tokens = [(7 * i + 1) % model.config.get_text_config().vocab_size for i in range(CHECK_LENGTH)]
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False).logits
-    return Check(tokens, logits[0, -1])
+    return Check(tokens, logits[0])
 
 
 def _probe(model: Any, tokens: list[int]) -> Mapping[int, LayerShape]:
@@ -225,9 +247,9 @@ def _probe(model: Any, tokens: list[int]) -> Mapping[int, LayerShape]:
     with torch.inference_mode(), running(probe):
         model(input_ids=row, position_ids=torch.arange(len(tokens), device=model.device)[None], use_cache=False)
     if not probe.shapes:
-        raise _CannotBatch("its attention does not go through the attention interface")
+        raise _Differs("its attention does not go through the attention interface")
     if probe.windows - {None} != probe.mask_widths:
-        raise _CannotBatch("its masks hide more than its layers say")
+        raise _Differs("its masks hide more than its layers say")
     return probe.shapes
 
 
@@ -252,22 +274,25 @@ def _fit(shapes: Mapping[int, LayerShape], num_slots: int, length: int, budget: 
     return _Room(slots, None)
 
 
-def _compare(runner: BatchRunner) -> None:
-    """Reads half of the tokens as a prompt and the rest one by one, in company, and compares the last logits."""
-    check = runner.check
-    sequence, other = (Sequence(Job("check", tuple(check.tokens)), 0) for _ in range(2))
-    half = len(check.tokens) // 2
-    runner.run([Work(other, 0, half), Work(sequence, 1, half)])
-    sequence.num_computed = other.num_computed = half
-    for _ in range(half):
-        logits = runner.run([Work(other, 0, 1), Work(sequence, 1, 1)])
-        sequence.num_computed = other.num_computed = sequence.num_computed + 1
-    similarity = torch.cosine_similarity(logits[-1].float(), check.expected.float(), dim=0)
-    if not similarity > 0.99:
-        raise _CannotBatch(f"batched logits differ (cosine {similarity:.3f})")
+def _compare(runner: Runner, check: Check) -> None:
+    """Reads the tokens in several steps, in company, and compares the logits after each: errors may wear off."""
+    sequence, other = (Sequence(Job("check", ()), 0) for _ in range(2))
+    for size in CHECK_STEPS:
+        end = sequence.num_computed + size
+        sequence.tokens = other.tokens = check.tokens[:end]
+        logits = runner.run([Work(other, 0, size), Work(sequence, 1, size)])[-1]
+        similarity = torch.cosine_similarity(logits.float(), check.expected[end - 1].float(), dim=0)
+        if not similarity > (0.9999 if check.expected.dtype == torch.float32 else 0.99):  # halves round
+            raise _Differs(f"its logits differ (cosine {similarity:.3f})")
+        sequence.num_computed = other.num_computed = end
 
 
 def _order(works: list[Work], batch: list[Work]) -> list[int]:
     """Rows of the sampling works, in the order of the batch."""
     row = {id(work.sequence): index for index, work in enumerate(works)}
     return [row[id(work.sequence)] for work in batch if work.samples]
+
+
+def _brief(error: Exception) -> str:
+    """Some of torch's are pages long."""
+    return str(error) if isinstance(error, _Differs) else f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -10,13 +10,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.engine.base import Job
 from services.engine.runner import BatchRunner, Runner, SoloRunner, build_runner
 from services.engine.scheduler import Scheduler
 from services.engine.sequence import Sequence
 from services.engine.slots import MIN_REUSE, Forget
-from tests.test_engine.tiny_models import MODELS, VOCABULARY, build, generate
+from services.errors import EngineFailed
+from tests.test_engine.tiny_models import MODELS, SHAPE, VOCABULARY, build, generate
 
 SOLO = {
     "gemma2": "softcap",
@@ -272,6 +274,54 @@ def test_a_fallback_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None
         build_runner(build("gemma2"), num_slots=1, length=LENGTH, budget=2**30)
 
     assert "Gemma2ForCausalLM runs one sequence at a time: UnsupportedAttention" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("mamba", {"state_size": 8}),
+        ("rwkv", {"context_length": 128, "attention_hidden_size": 32}),
+        ("bamba", {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "attn_layer_indices": [1]}),
+        ("jamba", {"num_experts": 2, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1}),
+    ],
+)
+def test_a_model_whose_past_is_not_kept_is_refused(kind: str, options: dict[str, Any]) -> None:
+    """Wrong answers would be worse than none."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SHAPE, **options}), dtype=torch.float32)
+
+    with pytest.raises(EngineFailed, match=type(model).__name__):
+        build_runner(model.eval(), num_slots=1, length=LENGTH, budget=2**30)
+
+
+def test_a_model_that_reaches_for_its_weights_is_batched_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build("llama")
+    expected = generate(model, prompt(11), 5)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        linear = torch.nn.functional.linear
+        gate = self.act_fn(linear(x, self.gate_proj.weight))
+        return self.down_proj(gate * self.up_proj(x))  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", forward)
+    runner = build_runner(model, num_slots=SLOTS, length=LENGTH, budget=2**30)
+    answer = Answer(prompt(11), *expected)
+    run(runner, [answer], max_tokens=64)
+
+    assert isinstance(runner, BatchRunner)
+    answer.check()
+
+
+def test_what_a_sequence_left_in_a_model_of_its_own_is_freed() -> None:
+    model = build("gemma2")
+    runner = build_runner(model, num_slots=2, length=LENGTH, budget=2**30)
+    assert isinstance(runner, SoloRunner)
+    answers = [Answer(prompt(length), *generate(model, prompt(length), 3)) for length in (3, 6, 11)]
+    scheduler = run(runner, answers, max_tokens=64)
+    runner.change(scheduler.schedule().changes)
+
+    assert not runner._caches
+    for answer in answers:
+        answer.check()
 
 
 def test_numbers_of_half_the_width() -> None:
