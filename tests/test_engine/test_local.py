@@ -13,6 +13,7 @@ from services.engine.base import EngineStats, Job, SamplingParams
 from services.engine.local import LocalEngine
 from services.engine.runner import build_runner
 from services.engine.scheduler import Batch, Scheduler, Work
+from services.engine.sequence import Sequence
 from services.engine.slots import Forget
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from tests.test_engine import fakes
@@ -466,6 +467,17 @@ async def test_a_dead_thread_is_replaced(breaks: type[BaseException], caplog: py
         with pytest.raises(EngineFailed):
             await said(await engine.submit(job()))
 
+        await the_slot_is_free(engine)
+    assert "another takes over" in caplog.text
+
+
+async def test_a_slot_that_has_not_come_home_is_noticed_at_rest(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(Counting(num_slots=2)) as engine:
+        engine._scheduler._slots._slots[1].holder = Sequence(job(), 1)
+        assert await said(await engine.submit(job("w"))) == "xy"
+        await settled(engine)
+
+        assert engine._scheduler._slots.num_free == 2
         await the_slot_is_free(engine)
     assert "another takes over" in caplog.text
 
