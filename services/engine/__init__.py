@@ -12,7 +12,11 @@ ENGINES = {
 def build(kind: str, /, **options: Any) -> Any:
     """Imports and constructs an engine; blocking (weights are read), so call it from a thread."""
     module, _, name = ENGINES[kind].partition(":")
-    return getattr(import_module(module), name).load(**options)
+    engine = getattr(import_module(module), name)
+    try:
+        return engine.load(**options)
+    finally:  # the thread that loads does not compute again
+        import_module("services.engine.threads").release_team()
 
 
 def warm_up() -> None:

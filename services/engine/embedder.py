@@ -28,6 +28,7 @@ from transformers.utils import cached_file
 from services.engine.base import Embeddings, EngineStats, Tokenizer
 from services.engine.device import pick_device, pick_dtype
 from services.engine.loader import ALONE
+from services.engine.threads import release_team
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, ServiceError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -342,6 +343,8 @@ class LocalEmbedder:
         """Drops the calls that are over and adds the new ones, blocking while there is no work. False: stop."""
         pending[:] = [call for call in pending if not call.over]
         while not pending or not self._queue.empty():
+            if self._queue.empty():
+                release_team()
             call = self._queue.get()
             if call is None:
                 return False

@@ -30,6 +30,7 @@ from services.engine.shaping import unmaskable
 from services.engine.slots import MIN_REUSE
 from services.engine.stream import Mailbox, PieceStream
 from services.engine.streamer import RequestStreamer
+from services.engine.threads import release_team
 from services.engine.token_texts import TokenTexts
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, ServiceError, Unavailable
 
@@ -251,6 +252,7 @@ class LocalEngine:
         assert not self._requests
         self._scheduler.check()
         self._settled()
+        release_team()
 
     def _settled(self) -> None:
         for settling in self._settling:
