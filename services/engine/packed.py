@@ -1,8 +1,12 @@
 """Linear layers with their weights laid out once for oneDNN: the CPU's products without a reorder in each of them."""
 
+import threading
+
 import torch
 from torch import Tensor, nn
 
+# layers that models call one after another with the same input, under the names that nearly all of them use
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -21,34 +25,93 @@ class PackedLinear(nn.Module):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
         return out
 
+    def unpacked(self) -> nn.Linear:
+        return _linear(self.weight.to_dense(), self.bias)
+
+
+class FirstOfSiblings(nn.Module):
+    """Computes for itself and for the layers after it, which get the same input: one product instead of three."""
+
+    def __init__(self, linears: list[nn.Linear]) -> None:
+        super().__init__()
+        self.packed = PackedLinear(_joined(linears))
+        self._sizes = [linear.out_features for linear in linears]
+        self._latest = threading.local()  # two threads may run one model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        parts = torch.split(self.packed(inputs), self._sizes, dim=-1)
+        self._latest.inputs, self._latest.parts = inputs, parts
+        first: Tensor = parts[0]
+        return first
+
+    def part(self, index: int, inputs: Tensor) -> Tensor:
+        if self._latest.inputs is not inputs:
+            raise RuntimeError("sibling layers got different inputs")
+        part: Tensor = self._latest.parts[index]
+        if index == len(self._sizes) - 1:
+            del self._latest.inputs, self._latest.parts
+        return part
+
+    def unpacked(self, index: int = 0) -> nn.Linear:
+        bias = None if self.packed.bias is None else torch.split(self.packed.bias, self._sizes)[index]
+        return _linear(torch.split(self.packed.weight.to_dense(), self._sizes)[index].clone(), bias)
+
+
+class Sibling(nn.Module):
+    """What the first one computed for it."""
+
+    def __init__(self, first: FirstOfSiblings, index: int) -> None:
+        super().__init__()
+        self._first = (first,)  # not as a child: it is one already, elsewhere
+        self._index = index
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._first[0].part(self._index, inputs)
+
+    def unpacked(self) -> nn.Linear:
+        return self._first[0].unpacked(self._index)
+
 
 def pack_linears(model: nn.Module) -> None:
-    """Packs every plain `nn.Linear` of a model on the CPU; anywhere else, and without oneDNN, it changes nothing."""
+    """Packs every plain `nn.Linear` of a model on the CPU, siblings together; elsewhere it changes nothing."""
     if not _can_pack(next(model.parameters())):
         return
-    linears = [
-        (module, name, child)
-        for module in model.modules()
-        for name, child in module.named_children()
-        if type(child) is nn.Linear
-    ]
-    for module, name, child in linears:
-        setattr(module, name, PackedLinear(child))
+    for module in list(model.modules()):
+        for names in SIBLINGS:
+            _pack_together(module, names)
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                setattr(module, name, PackedLinear(child))
+
+
+def _pack_together(module: nn.Module, names: tuple[str, ...]) -> None:
+    linears = [child for name in names if type(child := getattr(module, name, None)) is nn.Linear]
+    alike = len({(linear.in_features, linear.bias is None) for linear in linears}) == 1
+    if len(linears) == len(names) and alike:
+        first = FirstOfSiblings(linears)
+        for index, name in enumerate(names):
+            setattr(module, name, Sibling(first, index) if index else first)
 
 
 def unpack_linears(model: nn.Module) -> None:
     """For models that reach for a layer's weight themselves."""
-    packed = [
-        (module, name, child)
-        for module in model.modules()
-        for name, child in module.named_children()
-        if isinstance(child, PackedLinear)
-    ]
-    for module, name, child in packed:
-        linear = nn.Linear(child.in_features, child.out_features, bias=False, device="meta")
-        linear.weight = nn.Parameter(child.weight.to_dense(), requires_grad=False)
-        linear.bias = None if child.bias is None else nn.Parameter(child.bias, requires_grad=False)
-        setattr(module, name, linear)
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, PackedLinear | FirstOfSiblings | Sibling):
+                setattr(module, name, child.unpacked())
+
+
+def _joined(linears: list[nn.Linear]) -> nn.Linear:
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    return _linear(weight, torch.cat(biases) if biases else None)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+    return linear
 
 
 def packed_weights(model: nn.Module) -> dict[str, Tensor]:

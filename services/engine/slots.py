@@ -18,7 +18,7 @@ from services.engine.sequence import Sequence
 
 MIN_REUSE = 16  # tokens; copying fewer, or waiting for them, is not worth its bookkeeping
 MOSTLY = 0.8  # so much of a free slot must be the prefix for it to be taken over; else the rest is worth keeping
-SPARSE = 2  # slots for each running sequence between the lowest and the highest in use
+SPARSE = 1.25  # slots for each running sequence between the lowest and the highest in use
 
 
 @dataclass(frozen=True, slots=True)
