@@ -259,7 +259,7 @@ async def test_a_reader_who_leaves_takes_the_sequence_along(service: Service, as
     )
     async with stream:
         await anext(aiter(stream))
-        assert await asyncio.to_thread(service.gauge, "num_requests_running") == 1
+        await asyncio.to_thread(until, lambda: service.gauge("num_requests_running") == 1)  # its role came before it ran
     await asyncio.to_thread(until, lambda: service.gauge("num_requests_running") == 0)
 
 
