@@ -259,7 +259,8 @@ async def test_a_reader_who_leaves_takes_the_sequence_along(service: Service, as
     )
     async with stream:
         await anext(aiter(stream))
-        await asyncio.to_thread(until, lambda: service.gauge("num_requests_running") == 1)  # its role came before it ran
+        # the role is sent as soon as it is admitted, before it runs
+        await asyncio.to_thread(until, lambda: service.gauge("num_requests_running") == 1)
     await asyncio.to_thread(until, lambda: service.gauge("num_requests_running") == 0)
 
 
