@@ -145,6 +145,7 @@ class ChatCompletionRequest(Request):
     chat_template_kwargs: dict[str, Any] = Field({}, max_length=64)
     stream: bool = False
     stream_options: StreamOptions | None = None
+    priority: int = Field(0, ge=-(2**31), lt=2**31, description="Lower ones run first")
     user: str | None = None
     metadata: Metadata = Field({}, max_length=16)
     conversation: Annotated[str | None, BeforeValidator(_conversation_id)] = Field(

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -89,7 +90,8 @@ class ChatService:
         params = prompt.sampling(request, self._max_new_tokens)
         template = prompt.template(request)
         # in a thread: a long prompt takes long enough to render to be felt by every other stream
-        return await asyncio.to_thread(prompt.job, f"chatcmpl-{uuid4().hex}", messages, params, tokenizer, template)
+        job = await asyncio.to_thread(prompt.job, f"chatcmpl-{uuid4().hex}", messages, params, tokenizer, template)
+        return replace(job, priority=request.priority)
 
 
 async def _recorded(turn: Turn, timer: AnswerTimer, said: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:

@@ -25,7 +25,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "moderation": (),
     "parallel_tool_calls": (),
     "prediction": (),
-    "priority": (0,),
     "prompt_cache_key": (),
     "prompt_cache_options": (),
     "prompt_cache_retention": (),

@@ -169,6 +169,11 @@ class TestChoices:
         assert refused.value.param == "n"
 
 
+async def test_priority_reaches_the_engine_with_every_choice(chat: ChatService, engine: FakeEngine) -> None:
+    await chat.whole(request(priority=-3, n=2), "me")
+    assert [job.priority for job in engine.jobs] == [-3, -3]
+
+
 class TestRefusals:
     @BOTH
     @pytest.mark.parametrize(
