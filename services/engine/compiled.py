@@ -269,7 +269,10 @@ class Compilation:
 
     def _run_worker(self) -> None:
         command = [sys.executable, "-m", __name__, str(self.file), self.plan.to_json()]
-        self._worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        # in a session of its own: a terminal's Ctrl-C is for the server, which then ends the worker
+        self._worker = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
         _, said = self._worker.communicate()
         if self._worker.returncode != 0 and not self._stopped:
             reason = said.decode(errors="replace").strip().splitlines()[-1:] or ["the compiling process failed"]
