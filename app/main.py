@@ -106,7 +106,7 @@ def _services(settings: Settings, conversations: ConversationService, build: Cal
     messages = MessageService(chat, conversations)
     return Services(
         chat=chat,
-        embeddings=EmbeddingService(models),
+        embeddings=EmbeddingService(models, metrics),
         messages=messages,
         models=models,
         metrics=metrics,

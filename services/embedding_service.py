@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from schemas.embeddings_schema import EmbeddingRequest
 from services.engine.base import EmbeddingEngine, Embeddings
 from services.errors import InvalidRequest, PromptTooLong
+from services.metrics_service import Metrics
 from services.model_service import ModelManager
 
 Floats = NDArray[np.float32]
@@ -31,8 +32,9 @@ class BatchTokenizer(Protocol):
 
 
 class EmbeddingService:
-    def __init__(self, models: ModelManager) -> None:
+    def __init__(self, models: ModelManager, metrics: Metrics) -> None:
         self._models = models
+        self._metrics = metrics
 
     async def create(self, request: EmbeddingRequest) -> bytes:
         """The answer as JSON: 2,048 vectors are megabytes, too much for the event loop to write.
@@ -43,7 +45,9 @@ class EmbeddingService:
             _check_limits(request, model.engine)
             inputs = await asyncio.to_thread(tokenise, request, model.engine)
             embeddings = await model.engine.embed(inputs)
-        return await asyncio.to_thread(answer, request, model.name, embeddings, sum(map(len, inputs)))
+        tokens = sum(map(len, inputs))
+        self._metrics.embedded(model.id, tokens)
+        return await asyncio.to_thread(answer, request, model.name, embeddings, tokens)
 
 
 def _check_limits(request: EmbeddingRequest, engine: EmbeddingEngine) -> None:

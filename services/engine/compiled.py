@@ -169,12 +169,17 @@ class CompiledDecode:
             *self._slots(base, rows),
         )
         order = [work.slot - base for work in works]
-        return logits if order == list(range(rows)) else logits[order]
+        return in_order(logits, order)
 
     def _slots(self, base: int, rows: int) -> tuple[list[Tensor], list[Tensor]]:
         if (base, rows) not in self._windows:
             self._windows[base, rows] = _views(self._cache, base, rows)
         return self._windows[base, rows]
+
+
+def in_order(logits: Tensor, order: list[int]) -> Tensor:
+    """Rows of `logits`; itself where that is all of them as they are, because a copy is megabytes in every step."""
+    return logits if order == list(range(len(logits))) else logits[order]
 
 
 def _window(slots: list[int], num_slots: int) -> tuple[int, int]:

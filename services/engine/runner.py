@@ -12,7 +12,7 @@ from torch import Tensor
 
 from services.engine.attention import NAME, Chunk, Decodes, Group, Probe, Step, running
 from services.engine.base import Job
-from services.engine.compiled import MIN_ROWS, Compilation, CompiledDecode, Plan
+from services.engine.compiled import MIN_ROWS, Compilation, CompiledDecode, Plan, in_order
 from services.engine.kv_cache import LayerShape, SlotCache, fit
 from services.engine.packed import pack_linears, unpack_linears
 from services.engine.scheduler import Work
@@ -69,12 +69,12 @@ class BatchRunner:
         decodes = sorted((work for work in batch if work.num_tokens == 1), key=lambda work: work.slot)
         chunks = [work for work in batch if work.num_tokens > 1]
         if self._compiled and not chunks and self._compiled.suits(decodes):
-            return self._compiled.run(decodes)[_order(decodes, batch)]
+            return in_order(self._compiled.run(decodes), _order(decodes, batch))
         works = [*decodes, *chunks]
         groups: list[Group] = [*self._decodes(decodes), *self._chunks(chunks, start=len(decodes))]
         with running(Step(self._cache, groups)):
             logits = self._forward(works)
-        return logits[_order(works, batch)]
+        return in_order(logits, _order(works, batch))
 
     def compilation(self, source: str, folder: Path) -> Compilation | None:
         if self._model.device.type != "cpu" or self.num_slots < MIN_ROWS:

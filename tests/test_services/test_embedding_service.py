@@ -17,6 +17,7 @@ from schemas.embeddings_schema import MAX_INPUTS, EmbeddingRequest
 from services.embedding_service import EmbeddingService, shorten
 from services.engine.base import Embeddings
 from services.errors import InvalidRequest, PromptTooLong, ServiceError
+from services.metrics_service import Metrics
 
 MINILM = Path(__file__).parents[2] / "models" / "all-MiniLM-L6-v2"
 CLS, SEP = 1, 2
@@ -60,7 +61,7 @@ class Models:
     @asynccontextmanager
     async def lease(self, name: str | None, kind: str) -> AsyncIterator[SimpleNamespace]:
         assert kind == "embedding"
-        yield SimpleNamespace(name=name or "default", engine=self.engine)
+        yield SimpleNamespace(id="m", name=name or "default", engine=self.engine)
 
 
 @pytest.fixture
@@ -70,7 +71,14 @@ def engine() -> Engine:
 
 @pytest.fixture
 def service(engine) -> EmbeddingService:
-    return EmbeddingService(Models(engine))  # type: ignore[arg-type]
+    return EmbeddingService(Models(engine), Metrics())  # type: ignore[arg-type]
+
+
+async def test_tokens_are_counted(engine) -> None:
+    metrics = Metrics()
+    answer = await create(EmbeddingService(Models(engine), metrics), input=[[5, 6], [7]])  # type: ignore[arg-type]
+    assert answer["usage"]["prompt_tokens"] == 3
+    assert metrics.registry.get_sample_value("parley_embedding_tokens_total", {"model": "m"}) == 3
 
 
 async def create(service: EmbeddingService, **body: Any) -> dict[str, Any]:
@@ -240,7 +248,7 @@ async def real_service() -> AsyncIterator[EmbeddingService]:
     embedder = LocalEmbedder.load(source=str(MINILM))
     embedder.start()
     try:
-        yield EmbeddingService(Models(embedder))  # type: ignore[arg-type]
+        yield EmbeddingService(Models(embedder), Metrics())  # type: ignore[arg-type]
     finally:
         await embedder.stop()
 
