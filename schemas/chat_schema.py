@@ -49,21 +49,92 @@ def _part(index: int, part: object) -> dict[str, Any]:
 Content = Annotated[str | list[dict[str, Any]], BeforeValidator(_content)]
 
 
+FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+
+class CalledFunction(Request):
+    name: FunctionName
+    arguments: str = Field(description="JSON, as text")
+
+
+class MessageToolCall(Request):
+    id: str = Field(min_length=1, max_length=128)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatMessage(Request):
     """A message without a role is the user's."""
 
     model_config = ConfigDict(extra="forbid")
 
-    role: Literal["developer", "system", "user", "assistant"] = "user"
+    role: Literal["developer", "system", "user", "assistant", "tool"] = "user"
     content: Content | None = None
     name: str | None = Field(None, max_length=64)
     refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[MessageToolCall] = Field([], max_length=128)
+    tool_call_id: str | None = Field(None, max_length=128)
 
     @model_validator(mode="after")
     def _says_something(self) -> "ChatMessage":
-        if self.content is None and self.refusal is None:
+        if self.content is None and self.refusal is None and not self.tool_calls:
             raise ValueError("content is required")
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls are the assistant's")
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise ValueError("a tool's message, and no other, has a tool_call_id")
         return self
+
+
+class Function(Request):
+    name: FunctionName
+    description: str | None = Field(None, max_length=16_384)
+    parameters: dict[str, Any] = Field({}, description="a JSON schema; none: no arguments")
+    strict: bool = False
+
+
+class Tool(Request):
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenFunction(Request):
+    name: FunctionName
+
+
+class ChosenTool(Request):
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+class ToolSet(Request):
+    mode: Literal["auto", "required"]
+    tools: list[ChosenTool] = Field(min_length=1, max_length=128)
+
+
+class AllowedTools(Request):
+    type: Literal["allowed_tools"]
+    allowed_tools: ToolSet
+
+
+def _tool_choice(value: object) -> object:
+    """Decides on the shape first: one short error, not one for each alternative."""
+    if isinstance(value, str):
+        if value not in ("none", "auto", "required"):
+            raise ValueError("must be 'none', 'auto', 'required' or an object")
+        return value
+    kinds: dict[object, type[ChosenTool] | type[AllowedTools]] = {
+        "function": ChosenTool,
+        "allowed_tools": AllowedTools,
+    }
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind not in kinds:
+        raise ValueError("its type must be 'function' or 'allowed_tools'")
+    return kinds[kind].model_validate(value)
+
+
+ToolChoice = Annotated[Literal["none", "auto", "required"] | ChosenTool | AllowedTools, BeforeValidator(_tool_choice)]
 
 
 class StreamOptions(Request):
@@ -146,6 +217,9 @@ class ChatCompletionRequest(Request):
     stream: bool = False
     stream_options: StreamOptions | None = None
     priority: int = Field(0, ge=-(2**31), lt=2**31, description="Lower ones run first")
+    tools: list[Tool] = Field([], max_length=128)
+    tool_choice: ToolChoice | None = Field(None, description="none without tools, else auto")
+    parallel_tool_calls: bool = True
     user: str | None = None
     metadata: Metadata = Field({}, max_length=16)
     conversation: Annotated[str | None, BeforeValidator(_conversation_id)] = Field(
@@ -153,7 +227,7 @@ class ChatCompletionRequest(Request):
     )
 
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class PromptTokensDetails(BaseModel):
@@ -215,10 +289,26 @@ class ChatCompletion(BaseModel):
     conversation: ConversationRef | None = None
 
 
+class FunctionDelta(BaseModel):
+    name: str | None = None
+    arguments: str = ""
+
+
+class ToolCallDelta(BaseModel):
+    """The first of a call has its id, type and name, the others only more of its arguments."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
 class Delta(BaseModel):
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCallDelta] = []
     token_ids: list[int] = []
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Literal
 
 from services.engine.base import FinishReason, Piece, Times, TokenLogprob
 from services.errors import EngineFailed
@@ -33,17 +34,57 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Reasoning:
+    """What a model thinks before it speaks."""
+
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call begins; its arguments follow, as pieces of JSON text."""
+
+    id: str
+    name: str
+    call: int  # its place among the calls of its choice
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    text: str
+    call: int
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
-    reason: FinishReason
+    reason: FinishReason | Literal["tool_calls"]
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0  # of the prompt
     times: Times | None = None
     token_ids: tuple[int, ...] = ()  # those that ended it without a text of their own
     index: int = 0
+    reasoning_tokens: int = 0  # of the completion
 
 
-Event = Head | Text | Finish
+Spoken = Text | Reasoning | ToolCall | Arguments
+Event = Head | Spoken | Finish
+
+
+@dataclass(slots=True)
+class SaidCall:
+    id: str
+    name: str
+    arguments: str = ""
 
 
 @dataclass(slots=True)
@@ -51,18 +92,27 @@ class Said:
     """The fold of one choice: what was said so far, and how it ended."""
 
     text: str = ""
+    reasoning: str = ""
+    calls: list[SaidCall] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish | None = None
 
-    def add(self, event: Text | Finish) -> None:
+    def add(self, event: Spoken | Finish) -> None:
         self.token_ids += event.token_ids
         match event:
-            case Text(text):
-                self.text += text
-                self.logprobs += event.logprobs
             case Finish():
                 self.finish = event
+                return
+            case Text(text):
+                self.text += text
+            case Reasoning(text):
+                self.reasoning += text
+            case ToolCall(id, name):
+                self.calls.append(SaidCall(id, name))
+            case Arguments(text, call):
+                self.calls[call].arguments += text
+        self.logprobs += event.logprobs
 
 
 @dataclass(slots=True)
@@ -77,8 +127,8 @@ class Reply:
             case Head(n=n):
                 self.head = event
                 self.choices = [Said() for _ in range(n)]
-            case Text(index=index) | Finish(index=index):
-                self.choices[index].add(event)
+            case _:
+                self.choices[event.index].add(event)
 
     @property
     def text(self) -> str:

@@ -23,7 +23,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "guided_regex": (),
     "modalities": (["text"],),
     "moderation": (),
-    "parallel_tool_calls": (),
     "prediction": (),
     "prompt_cache_key": (),
     "prompt_cache_options": (),
@@ -34,8 +33,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "thinking_token_budget": (),
-    "tool_choice": ("none",),
-    "tools": ([],),
     "truncate_prompt_tokens": (),
     "verbosity": (),
     "web_search_options": (),
@@ -55,6 +52,12 @@ def check(request: ChatCompletionRequest) -> None:
     for name, value in (request.model_extra or {}).items():
         if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
             raise UnsupportedParameter(name)
+    if request.tools:
+        raise UnsupportedParameter("tools")
+    if request.tool_choice not in (None, "none"):
+        raise UnsupportedParameter("tool_choice")
+    if any(each.tool_calls or each.role == "tool" for each in request.messages):
+        raise UnsupportedParameter("messages")
     limit = request.max_completion_tokens or request.max_tokens
     if limit and _min_tokens(request) > limit:
         raise InvalidRequest("'min_tokens' is more than the limit of the answer", param="min_tokens")
@@ -142,7 +145,7 @@ def template(request: ChatCompletionRequest) -> dict[str, Any]:
 def echo(request: ChatCompletionRequest) -> str:
     """What the answer begins with."""
     last = request.messages[-1]
-    return message(last)["content"] if request.echo and last.role == "assistant" else ""
+    return str(message(last)["content"]) if request.echo and last.role == "assistant" else ""
 
 
 def messages(request: ChatCompletionRequest, history: Iterable[Message], system_prompt: str | None) -> list[Message]:
@@ -184,6 +187,6 @@ def render(messages: list[Message], tokenizer: Tokenizer, template: Mapping[str,
 def _plain(messages: list[Message], template: Mapping[str, Any]) -> str:
     """For models that were never taught to chat: a single message as it is, several as a script to be continued."""
     if len(messages) == 1:
-        return messages[0]["content"]
+        return str(messages[0]["content"])
     begun = ["Assistant:"] if template["add_generation_prompt"] else []
     return "\n".join([*(f"{each['role'].capitalize()}: {each['content']}" for each in messages), *begun])

@@ -2,16 +2,12 @@
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
 
 
-class Message(TypedDict):
-    """One message as chat templates read it."""
-
-    role: str
-    content: str
+Message = dict[str, Any]  # one message as chat templates read it: role, content, tool_calls, ...
 
 
 class Tokenizer(Protocol):
@@ -33,6 +29,15 @@ class TokenMask(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class GrammarSpec:
+    """What an answer must look like. Compiled by the engine that makes its tokens, refused by its `submit`."""
+
+    kind: Literal["json_schema", "regex", "lark"]
+    source: str  # JSON, a regular expression, or a grammar in llguidance's Lark dialect
+    param: str = "response_format"  # the part of the request that it came from
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     max_tokens: int | None = None  # None: up to the model's length
     temperature: float = 1.0  # 0: greedy
@@ -51,6 +56,7 @@ class SamplingParams:
     include_stop: bool = False  # the stop string or token in the text
     logprobs: int | None = None  # how many alternatives are told with each token; None: not even its own logprob
     mask: Callable[[], TokenMask] | None = None  # makes one for each answer
+    grammar: GrammarSpec | None = None
 
     @property
     def penalises(self) -> bool:
