@@ -1,0 +1,141 @@
+"""Items, which responses and conversations are made of, as they go over the wire."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from schemas.chat_schema import FunctionName, Request
+
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class Open(Request):
+    """Keys that are not named here are kept: an item comes back as it was given."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Text(Open):
+    type: str
+    text: str
+
+
+class OutputText(Text):
+    annotations: list[dict[str, Any]] = Field([])
+    logprobs: list[dict[str, Any]] = Field([])
+
+
+class Refusal(Open):
+    type: str
+    refusal: str
+
+
+class InputImage(Open):
+    type: str
+    image_url: str | None = None
+    file_id: str | None = None
+    detail: Literal["auto", "low", "high", "original"] = "auto"
+
+
+class Other(Open):
+    """Kept as it is; only a prompt cannot have it."""
+
+    type: str = Field(min_length=1, max_length=64)
+
+
+PARTS: dict[object, type[Open]] = {
+    "input_text": Text,
+    "text": Text,
+    "output_text": OutputText,
+    "summary_text": Text,
+    "reasoning_text": Text,
+    "refusal": Refusal,
+    "input_image": InputImage,
+}
+
+
+def _part(value: object) -> object:
+    return _known(value, PARTS)
+
+
+def _known(value: object, models: dict[object, type[Open]]) -> dict[str, Any]:
+    """Decides on the type first: errors of that one alone, each with its place in the request."""
+    if not isinstance(value, dict):
+        raise ValueError("must be an object")
+    kind = value.get("type")
+    model = models.get(kind, Other) if isinstance(kind, str) else Other
+    return model.model_validate(value).model_dump(exclude_none=True)
+
+
+Part = Annotated[dict[str, Any], BeforeValidator(_part)]
+CallId = Annotated[str, Field(min_length=1, max_length=128)]
+ItemId = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class Message(Open):
+    type: Literal["message"]
+    id: ItemId | None = None
+    role: Literal["user", "assistant", "system", "developer"]
+    content: list[Part]
+    status: Status | None = None
+
+
+class FunctionCall(Open):
+    type: Literal["function_call"]
+    id: ItemId | None = None
+    call_id: CallId
+    name: FunctionName
+    arguments: str
+    status: Status | None = None
+
+
+def _output(value: object) -> object:
+    if not isinstance(value, str | list):
+        raise ValueError("must be a string or a list of parts")
+    return value if isinstance(value, str) else [_part(each) for each in value]
+
+
+class FunctionCallOutput(Open):
+    type: Literal["function_call_output"]
+    id: ItemId | None = None
+    call_id: CallId
+    output: Annotated[str | list[dict[str, Any]], BeforeValidator(_output)]
+    status: Status | None = None
+
+
+class Reasoning(Open):
+    type: Literal["reasoning"]
+    id: ItemId | None = None
+    summary: list[Part] = Field([])
+    content: list[Part] = Field([])
+    encrypted_content: str | None = None
+    status: Status | None = None
+
+
+class Reference(Open):
+    type: Literal["item_reference"]
+    id: ItemId
+
+
+ITEMS: dict[object, type[Open]] = {
+    "message": Message,
+    "function_call": FunctionCall,
+    "function_call_output": FunctionCallOutput,
+    "reasoning": Reasoning,
+    "item_reference": Reference,
+}
+
+
+def _item(value: object) -> object:
+    """In one form, however it was written: with its type, and a message's content as a list of parts."""
+    if not isinstance(value, dict):
+        raise ValueError("must be an object")
+    if value.get("type") is None:
+        value = value | {"type": "message" if "role" in value else "item_reference"}
+    if value["type"] == "message" and isinstance(value.get("content"), str):
+        kind = "output_text" if value.get("role") == "assistant" else "input_text"
+        value = value | {"content": [{"type": kind, "text": value["content"]}]}
+    return _known(value, ITEMS)
+
+
+Item = Annotated[dict[str, Any], BeforeValidator(_item)]

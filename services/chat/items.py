@@ -1,0 +1,210 @@
+"""Items <-> chat messages.
+
+An item is JSON in the form that `schemas/item_schema.py` gives it. One assistant's message of a chat is several items:
+its reasoning, its text, each of its calls.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from schemas.chat_schema import ChatMessage
+from services.errors import InvalidRequest
+
+Item = dict[str, Any]
+Part = dict[str, Any]
+
+PREFIX = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+
+
+def new_id(item: Item) -> str:
+    return f"{PREFIX.get(item['type'], 'item')}_{uuid4().hex}"
+
+
+def check(items: Iterable[Item], param: str = "input") -> None:
+    """Refuses by name what no prompt can have. References are to be resolved before."""
+    for index, item in enumerate(items):
+        _check(item, f"{param}.{index}")
+
+
+def _check(item: Item, place: str) -> None:
+    kind = item["type"]
+    if kind not in READERS:
+        raise InvalidRequest(f"Items of type '{kind}' are not supported by this server", param=f"{place}.type")
+    name, parts = _parts_of(item)
+    for index, part in enumerate(parts):
+        if (why := _refused(part)) is not None:
+            raise InvalidRequest(why, param=f"{place}.{name}.{index}")
+
+
+def _parts_of(item: Item) -> tuple[str, list[Part]]:
+    name = "output" if item["type"] == "function_call_output" else "content"
+    parts = item.get(name, [])
+    return name, [] if isinstance(parts, str) else parts
+
+
+def _refused(part: Part) -> str | None:
+    if part["type"] not in PART_OF:
+        return f"Parts of type '{part['type']}' are not supported by this server"
+    if part["type"] == "input_image" and not part.get("image_url"):
+        return "An image without 'image_url' is not supported by this server: it keeps no files"
+    return None
+
+
+def messages(items: Sequence[Item]) -> list[ChatMessage]:
+    """What a prompt is made of. Reasoning, text and calls that follow each other are one message of the assistant's."""
+    check(items)
+    script = _Script()
+    for item in items:
+        READERS[item["type"]](script, item)
+    return script.end()
+
+
+class _Script:
+    """Chat messages being written; the assistant's is kept open for what still belongs to it."""
+
+    def __init__(self) -> None:
+        self._messages: list[ChatMessage] = []
+        self._open: dict[str, Any] = {}
+
+    def end(self) -> list[ChatMessage]:
+        if self._open:
+            if not self._open.keys() & {"content", "refusal", "tool_calls"}:
+                self._open["content"] = ""  # it was cut short before it said anything
+            self._add({"role": "assistant", **self._open})
+            self._open = {}
+        return self._messages
+
+    def _add(self, message: dict[str, Any]) -> None:
+        try:
+            self._messages.append(ChatMessage.model_validate(message))
+        except ValidationError as error:
+            why = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise InvalidRequest(f"An item cannot be part of a prompt: {why}", param="input") from error
+
+    def message(self, item: Item) -> None:
+        said = _content(item["content"]) | ({"name": item["name"]} if "name" in item else {})
+        if item["role"] != "assistant":
+            self.end()
+            self._add({"role": item["role"], **said})
+            return
+        if self._open.keys() - {"reasoning_content"}:
+            self.end()
+        self._open |= said
+
+    def reasoning(self, item: Item) -> None:
+        if self._open.keys() - {"reasoning_content"}:
+            self.end()
+        thought = "".join(part["text"] for part in item.get("content") or item.get("summary", []))
+        if thought:
+            self._open["reasoning_content"] = self._open.get("reasoning_content", "") + thought
+
+    def function_call(self, item: Item) -> None:
+        function = {"name": item["name"], "arguments": item["arguments"]}
+        call = {"id": item["call_id"], "type": "function", "function": function}
+        self._open["tool_calls"] = [*self._open.get("tool_calls", []), call]
+
+    def function_call_output(self, item: Item) -> None:
+        self.end()
+        output = item["output"] if isinstance(item["output"], str) else [_as_chat(part) for part in item["output"]]
+        self._add({"role": "tool", "tool_call_id": item["call_id"], "content": output})
+
+
+READERS: dict[str, Callable[[_Script, Item], None]] = {
+    "message": _Script.message,
+    "reasoning": _Script.reasoning,
+    "function_call": _Script.function_call,
+    "function_call_output": _Script.function_call_output,
+}
+
+# An item's part -> the chat's part it is.
+PART_OF = {
+    "input_text": "text",
+    "output_text": "text",
+    "text": "text",
+    "summary_text": "text",
+    "reasoning_text": "text",
+    "refusal": "refusal",
+    "input_image": "image_url",
+}
+
+
+def _content(parts: Sequence[Part]) -> dict[str, Any]:
+    """A single text as a string; a refusal at the end as the field it has in a chat."""
+    said = [_as_chat(part) for part in parts]
+    refusal = {"refusal": said.pop()["refusal"]} if said and said[-1]["type"] == "refusal" else {}
+    if refusal and not said:
+        return refusal
+    if len(said) == 1 and said[0]["type"] == "text":
+        return {"content": said[0]["text"], **refusal}
+    return {"content": said, **refusal}
+
+
+def _as_chat(part: Part) -> Part:
+    match PART_OF[part["type"]]:
+        case "refusal":
+            return {"type": "refusal", "refusal": part["refusal"]}
+        case "image_url":
+            image = {"url": part["image_url"], "detail": part.get("detail", "auto")}
+            return {"type": "image_url", "image_url": image}
+        case _:
+            return {"type": "text", "text": part["text"]}
+
+
+def of_messages(messages: Iterable[ChatMessage]) -> list[Item]:
+    """The items of a chat, without ids."""
+    return [item for message in messages for item in _items(message)]
+
+
+def _items(message: ChatMessage) -> list[Item]:
+    if message.role == "tool":
+        return [_call_output(message)]
+    items = [reasoning(message.reasoning_content)] if message.reasoning_content else []
+    if message.content is not None or message.refusal is not None:
+        items.append(_message_item(message))
+    return items + [function_call(call.id, call.function.name, call.function.arguments) for call in message.tool_calls]
+
+
+def _message_item(message: ChatMessage) -> Item:
+    content = message.content if message.content is not None else []
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    if message.refusal is not None:
+        parts.append({"type": "refusal", "refusal": message.refusal})
+    kind = "output_text" if message.role == "assistant" else "input_text"
+    item = {"type": "message", "role": message.role, "content": [_as_item(part, kind) for part in parts]}
+    return item | ({"name": message.name} if message.name is not None else {})
+
+
+def _call_output(message: ChatMessage) -> Item:
+    content = message.content
+    output = [_as_item(part, "input_text") for part in content] if isinstance(content, list) else content or ""
+    return {"type": "function_call_output", "call_id": message.tool_call_id, "output": output}
+
+
+def _as_item(part: Mapping[str, Any], text_kind: str) -> Part:
+    match part["type"]:
+        case "refusal":
+            return {"type": "refusal", "refusal": part["refusal"]}
+        case "image_url":
+            image = part["image_url"]
+            return {"type": "input_image", "image_url": image["url"], "detail": image.get("detail") or "auto"}
+        case _:
+            return output_text(part["text"]) if text_kind == "output_text" else _input_text(part["text"])
+
+
+def _input_text(text: str) -> Part:
+    return {"type": "input_text", "text": text}
+
+
+def output_text(text: str) -> Part:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def reasoning(text: str) -> Item:
+    return {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": text}]}
+
+
+def function_call(call_id: str, name: str, arguments: str) -> Item:
+    return {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}

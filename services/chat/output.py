@@ -1,0 +1,86 @@
+"""Events -> the items that an answer adds up to."""
+
+from typing import Any, Literal
+
+from services.chat.encode import UNLIKELY
+from services.chat.events import Arguments, Finish, Reasoning, Said, Spoken, Text, ToolCall
+from services.chat.items import PREFIX, Item, function_call, output_text, reasoning
+from services.engine.base import TokenLogprob
+
+
+class Output:
+    """The fold of one choice's events into items, in the order in which they began.
+
+    Their ids follow from the reply's: whoever folds the same events gets the same items.
+    """
+
+    def __init__(self, reply_id: str, *, logprobs: bool = False) -> None:
+        self.items: list[Item] = []
+        self._reply_id = reply_id
+        self._logprobs = logprobs
+        self._calls: list[int] = []  # where each is among the items
+
+    def add(self, event: Spoken) -> int | None:
+        """The item it belongs to; None where there is nothing to show."""
+        match event:
+            case ToolCall(id, name):
+                self._calls.append(self._begin(function_call(id, name, "")))
+                return self._calls[-1]
+            case Arguments(text, call):
+                self.items[self._calls[call]]["arguments"] += text
+                return self._calls[call]
+            case Text(text) | Reasoning(text):
+                return self._say(event) if text or (event.logprobs and self._logprobs) else None
+
+    def _say(self, event: Text | Reasoning) -> int:
+        kind = "message" if isinstance(event, Text) else "reasoning"
+        if not self.items or self.items[-1]["type"] != kind:
+            self._begin(reasoning("") if kind == "reasoning" else _message())
+        part = self.items[-1]["content"][0]
+        part["text"] += event.text
+        if self._logprobs and kind == "message":
+            part["logprobs"] += [logprob(each) for each in event.logprobs]
+        return len(self.items) - 1
+
+    def _begin(self, item: Item) -> int:
+        same = sum(each["type"] == item["type"] for each in self.items)
+        name = f"{PREFIX[item['type']]}_{self._reply_id}" + (f"_{same}" if same else "")
+        self.items.append({"id": name, "status": "in_progress", **item})
+        return len(self.items) - 1
+
+    def end(self, status: Literal["completed", "incomplete"]) -> list[Item]:
+        """What was begun is complete, but perhaps the last; an answer without a word is an empty message."""
+        if not self.items and status == "completed":
+            self._begin(_message())
+        for item in self.items:
+            item["status"] = "completed"
+        if self.items:
+            self.items[-1]["status"] = status
+        return self.items
+
+
+def _message() -> Item:
+    return {"type": "message", "role": "assistant", "content": [output_text("")]}
+
+
+def logprob(token: TokenLogprob) -> dict[str, Any]:
+    return {**_weighed(token), "top_logprobs": [_weighed(each) for each in token.top]}
+
+
+def _weighed(token: TokenLogprob) -> dict[str, Any]:
+    return {"token": token.text, "logprob": max(token.logprob, UNLIKELY), "bytes": list(token.raw)}
+
+
+def of_said(said: Said, reply_id: str) -> list[Item]:
+    """The items of an answer which is there as a whole, or was cut short."""
+    output = Output(reply_id)
+    output.add(Reasoning(said.reasoning))
+    output.add(Text(said.text))
+    for index, call in enumerate(said.calls):
+        output.add(ToolCall(call.id, call.name, index))
+        output.add(Arguments(call.arguments, index))
+    return output.end(status(said.finish))
+
+
+def status(finish: Finish | None) -> Literal["completed", "incomplete"]:
+    return "completed" if finish is not None and finish.reason != "length" else "incomplete"

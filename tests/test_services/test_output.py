@@ -1,0 +1,50 @@
+from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessage, ResponseReasoningItem
+
+from services.chat import output
+from services.chat.events import Arguments, Finish, Reasoning, Said, Text, ToolCall
+from services.engine.base import TokenLogprob
+
+
+def test_events_fold_into_the_items_that_the_official_client_knows() -> None:
+    folded = output.Output("0" * 32)
+    for event in [Reasoning("H"), Reasoning("m"), Text("Let "), Text("me"), ToolCall("c1", "f", 0), Arguments("{", 0)]:
+        folded.add(event)
+    folded.add(Arguments("}", 0))
+    reasoning, text, call = folded.end("completed")
+    assert ResponseReasoningItem(**reasoning).content[0].text == "Hm"  # type: ignore[index]
+    assert ResponseOutputMessage(**text).content[0].text == "Let me"  # type: ignore[union-attr]
+    assert ResponseFunctionToolCall(**call).arguments == "{}"
+    assert [item["id"] for item in (reasoning, text, call)] == [f"{kind}_{'0' * 32}" for kind in ("rs", "msg", "fc")]
+
+
+def test_the_fold_of_events_is_that_of_what_was_said() -> None:
+    said, folded = Said(), output.Output("r")
+    for event in [Reasoning("Hm"), Text("Let me"), ToolCall("c1", "f", 0), Arguments("{}", 0), ToolCall("c2", "g", 1)]:
+        said.add(event)
+        folded.add(event)
+    said.add(Finish("length", 1, 2))
+    assert output.of_said(said, "r") == folded.end("incomplete")
+    assert [item["status"] for item in folded.items] == ["completed", "completed", "completed", "incomplete"]
+
+
+def test_an_answer_without_a_word_is_an_empty_message() -> None:
+    assert [item["content"][0]["text"] for item in output.Output("r").end("completed")] == [""]
+    assert output.Output("r").end("incomplete") == []
+
+
+def test_each_item_of_an_answer_has_its_own_id() -> None:
+    folded = output.Output("r")
+    for event in [Text("a"), ToolCall("c1", "f", 0), Text("b"), ToolCall("c2", "f", 1)]:
+        folded.add(event)
+    assert [item["id"] for item in folded.end("completed")] == ["msg_r", "fc_r", "msg_r_1", "fc_r_1"]
+
+
+def test_logprobs_are_kept_where_they_are_wanted() -> None:
+    token = TokenLogprob("a", b"a", float("-inf"), (TokenLogprob("b", b"b", -1.0),))
+    wanted, unwanted = output.Output("r", logprobs=True), output.Output("r")
+    for folded in (wanted, unwanted):
+        folded.add(Text("a", logprobs=(token,)))
+    told = {"token": "a", "logprob": -9999.0, "bytes": [97]}
+    top = {"token": "b", "logprob": -1.0, "bytes": [98]}
+    assert wanted.items[0]["content"][0]["logprobs"] == [told | {"top_logprobs": [top]}]
+    assert unwanted.items[0]["content"][0]["logprobs"] == []
