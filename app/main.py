@@ -23,6 +23,7 @@ from app.common.settings import ModelSettings, Settings
 from app.common.sse import Sse
 from app.controller import (
     chat_controller,
+    completion_controller,
     embeddings_controller,
     health_controller,
     message_controller,
@@ -31,6 +32,7 @@ from app.controller import (
 )
 from database.session import Database
 from services.chat_service import ChatService
+from services.completion_service import CompletionService
 from services.conversation_service import ConversationService, this_writer
 from services.embedding_service import EmbeddingService
 from services.engine import build, warm_up
@@ -43,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 CONTROLLERS = (
     chat_controller,
+    completion_controller,
     message_controller,
     embeddings_controller,
     model_controller,
@@ -106,6 +109,7 @@ def _services(settings: Settings, conversations: ConversationService, build: Cal
     messages = MessageService(chat, conversations)
     return Services(
         chat=chat,
+        completions=CompletionService(models, metrics),
         embeddings=EmbeddingService(models, metrics),
         messages=messages,
         models=models,

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StringConstraints, model_validator
 from pydantic_core import from_json
 
-from schemas.chat_schema import ChatMessage, Request
+from schemas.chat_schema import ChatMessage
+from schemas.generation_schema import Request
 
 Prompt = Annotated[str, StringConstraints(min_length=1)]
 

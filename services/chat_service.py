@@ -5,22 +5,21 @@ written, so that a refused request (429, 503, a prompt too long) leaves nothing 
 """
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
 from schemas.chat_schema import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
-from services.chat import encode, prompt
+from services.chat import encode, prompt, sampling
 from services.chat.events import Event, Head, Reply, events
 from services.conversation_service import ConversationService, NewItem, StoredMessage, Turn
 from services.engine.base import Job, Message, Tokenizer
 from services.errors import Unavailable
-from services.metrics_service import AnswerTimer, Metrics
+from services.metrics_service import Metrics
 from services.model_service import Lease, ModelManager
 
 logger = logging.getLogger(__name__)
@@ -74,14 +73,11 @@ class ChatService:
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
             job = await self._job(request, turn, model.engine.tokenizer)
-            async with AsyncExitStack() as stack:
-                streams = []
-                for each in prompt.choices(job, request.n):
-                    streams.append(await stack.enter_async_context(aclosing(await model.engine.submit(each))))
+            async with model.answering(sampling.choices(job, request.n)) as streams:
                 await turn.begin(_items(request), model.id)
                 head = _head(job, turn, model, arrived, request.n)
-                said = events(head, streams, prompt.echo(request))
-                async with aclosing(_recorded(turn, timer, said)) as recorded:
+                said = events(head, streams, [prompt.echo(request)] * request.n)
+                async with aclosing(_recorded(turn, timer.follow(said))) as recorded:
                     async for event in recorded:
                         yield event
 
@@ -94,18 +90,16 @@ class ChatService:
         return replace(job, priority=request.priority)
 
 
-async def _recorded(turn: Turn, timer: AnswerTimer, said: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+async def _recorded(turn: Turn, said: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
     """Passes events on, and settles the turn however they end: whole, or with what was said until it broke."""
     reply = Reply()
     try:
         async for event in said:
             reply.add(event)
-            timer.add(event)
             turn.said(reply.text)
             yield event
     finally:
         await said.aclose()
-        timer.end()
         await _unbroken(_settle(turn, reply))
 
 
@@ -144,15 +138,10 @@ def _head(job: Job, turn: Turn, model: Lease, arrived: float, n: int) -> Head:
         id=job.id,
         created=int(time.time()),
         model=model.name,
-        fingerprint=_fingerprint(model),
+        fingerprint=model.fingerprint,
         reply_id=turn.reply_id,
         conversation_id=turn.conversation_id,
         arrived=arrived,
         prompt_tokens=len(job.prompt),
         n=n,
     )
-
-
-def _fingerprint(model: Lease) -> str:
-    """Changes with what a seed's text depends on: the model and how it is run."""
-    return "fp_" + hashlib.sha256(f"{model.id}|{model.engine.device}|{model.engine.dtype}".encode()).hexdigest()[:10]

@@ -1,14 +1,14 @@
 """What is counted and timed, under vLLM's names with our prefix."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.chat.events import Event, Finish, Text
+from services.chat.events import Event, Finish, Head, Text
 from services.engine.base import EngineStats
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody reads
@@ -51,8 +51,8 @@ class Metrics:
     def render(self) -> bytes:
         return generate_latest(self.registry)
 
-    def _finished(self, model: str, finish: Finish) -> None:
-        if finish.index == 0:  # choices share one prompt
+    def _finished(self, model: str, finish: Finish, shares: int) -> None:
+        if finish.index % shares == 0:  # so many choices share one prompt
             self._prompt_tokens.labels(model).inc(finish.prompt_tokens)
             self._cached.labels(model).inc(finish.cached_tokens)
         self._generation_tokens.labels(model).inc(finish.completion_tokens)
@@ -77,15 +77,27 @@ class AnswerTimer:
     _started: float = field(default_factory=time.perf_counter)
     _last: float | None = None
     _reason: str = "abort"
+    _shares: int = 1
+
+    async def follow(self, said: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
+        try:
+            async for event in said:
+                self.add(event)
+                yield event
+        finally:
+            await said.aclose()
+            self.end()
 
     def add(self, event: Event) -> None:
         now = time.perf_counter()
         match event:
+            case Head():
+                self._shares = event.shares
             case Text():
                 self._spoke(now)
             case Finish():
                 self._reason = event.reason
-                self._metrics._finished(self._model, event)
+                self._metrics._finished(self._model, event, self._shares)
 
     def _spoke(self, now: float) -> None:
         if self._last is None:

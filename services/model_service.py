@@ -1,15 +1,16 @@
 """Which models there are, and the one place that loads and frees them."""
 
 import asyncio
+import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from services.engine import build
-from services.engine.base import EngineStats, Tokenizer
+from services.engine.base import EngineStats, Job, Piece, Tokenizer
 from services.errors import EngineFailed, InvalidRequest, ModelNotFound, ServiceError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,17 @@ class Lease:
     id: str  # the model's own name
     name: str  # as the request called it
     engine: Any  # Engine or EmbeddingEngine, by the kind that was asked for
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with what a seed's text depends on: the model and how it is run."""
+        return "fp_" + hashlib.sha256(f"{self.id}|{self.engine.device}|{self.engine.dtype}".encode()).hexdigest()[:10]
+
+    @asynccontextmanager
+    async def answering(self, jobs: Iterable[Job]) -> AsyncIterator[list[AsyncGenerator[Piece, None]]]:
+        """The pieces of each; where one job is refused, none is left running."""
+        async with AsyncExitStack() as stack:
+            yield [await stack.enter_async_context(aclosing(await self.engine.submit(job))) for job in jobs]
 
 
 @dataclass(slots=True, eq=False)

@@ -30,6 +30,9 @@ class FakeTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())
 
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
+        return bytes(token_ids).decode()
+
     def apply_chat_template(self, conversation: Sequence[Message], **kwargs: Any) -> list[int]:
         assert self.chat_template
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)

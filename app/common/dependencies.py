@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from app.common import auth, drain, ignored, sse
 from services.chat_service import ChatService
+from services.completion_service import CompletionService
 from services.embedding_service import EmbeddingService
 from services.message_service import MessageService
 from services.metrics_service import Metrics
@@ -28,6 +29,7 @@ class Services:
     """Built once in `app.main`, kept as `app.state.services`."""
 
     chat: ChatService
+    completions: CompletionService
     embeddings: EmbeddingService
     messages: MessageService
     models: ModelManager
@@ -53,6 +55,7 @@ def _caller(request: Request) -> auth.Caller:
 
 Caller = Annotated[auth.Caller, Depends(_caller)]
 Chat = Annotated[ChatService, Depends(_the("chat"))]
+Completions = Annotated[CompletionService, Depends(_the("completions"))]
 Drain = Annotated[drain.Drain, Depends(_the("drain"))]
 Embedder = Annotated[EmbeddingService, Depends(_the("embeddings"))]
 Keys = Annotated[auth.Keys, Depends(_the("keys"))]

@@ -17,11 +17,12 @@ from schemas.chat_schema import (
     CompletionUsage,
     ConversationRef,
     Delta,
-    Metadata,
     PromptTokensDetails,
     Token,
     TopToken,
 )
+from schemas.completion_schema import CompletionRequest
+from schemas.generation_schema import Metadata
 from services.chat.events import Event, Finish, Head, Reply, Said, Text, head_of
 from services.engine.base import TokenLogprob
 
@@ -38,13 +39,13 @@ class Wanted:
     logprobs: bool = False
 
 
-def wanted(request: ChatCompletionRequest) -> Wanted:
+def wanted(request: ChatCompletionRequest | CompletionRequest) -> Wanted:
     options = request.stream_options
     return Wanted(
         usage=options is not None and options.include_usage,
         usage_so_far=options is not None and options.continuous_usage_stats,
         token_ids=request.return_token_ids,
-        logprobs=request.logprobs,
+        logprobs=request.logprobs is not None and request.logprobs is not False,
     )
 
 
@@ -112,7 +113,7 @@ class _Encoder:
         return self._frame.model_copy(update={"usage": self._usage()})
 
     def _usage(self) -> CompletionUsage:
-        return _usage(self._head.prompt_tokens, self._completion_tokens, self._cached_tokens)
+        return usage(self._head.prompt_tokens, self._completion_tokens, self._cached_tokens)
 
 
 def completion(reply: Reply, metadata: Metadata, wanted: Wanted) -> ChatCompletion:
@@ -125,7 +126,7 @@ def completion(reply: Reply, metadata: Metadata, wanted: Wanted) -> ChatCompleti
         created=head.created,
         model=head.model,
         choices=[_choice(index, said, wanted) for index, said in enumerate(reply.choices)],
-        usage=_usage(head.prompt_tokens, completion_tokens, finishes[0].cached_tokens),
+        usage=usage(head.prompt_tokens, completion_tokens, finishes[0].cached_tokens),
         system_fingerprint=head.fingerprint,
         metadata=metadata or None,
         conversation=_conversation(head),
@@ -173,7 +174,7 @@ def _conversation(head: Head) -> ConversationRef | None:
     return ConversationRef(id=head.conversation_id) if head.conversation_id else None
 
 
-def _usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> CompletionUsage:
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> CompletionUsage:
     """A prompt of several choices is counted once, and so is what of it the first of them found in the cache."""
     return CompletionUsage(
         prompt_tokens=prompt_tokens,

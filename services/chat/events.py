@@ -23,6 +23,15 @@ class Head:
     arrived: float = 0.0  # of the request, by the clock of time.perf_counter
     prompt_tokens: int = 0
     n: int = 1  # choices
+    prompts: tuple[int, ...] = ()  # tokens of each, where there may be several; as many choices for one as for another
+
+    @property
+    def shares(self) -> int:
+        """Choices that one prompt has."""
+        return self.n // max(1, len(self.prompts))
+
+    def prompt_of(self, index: int) -> int:
+        return self.prompts[index // self.shares] if self.prompts else self.prompt_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +149,14 @@ class Reply:
 
 
 async def events(
-    head: Head, streams: Sequence[AsyncGenerator[Piece, None]], echo: str = ""
+    head: Head, streams: Sequence[AsyncGenerator[Piece, None]], echoes: Sequence[str] = ()
 ) -> AsyncGenerator[Event, None]:
-    """The head, then what each stream says, as it comes; `echo` goes in front of each choice."""
+    """The head, then what each stream says, as it comes, each behind its echo."""
     yield head
-    for index in range(len(streams) if echo else 0):
-        yield Text(echo, index=index)
-    choices = [_choice(index, pieces, head.prompt_tokens) for index, pieces in enumerate(streams)]
+    for index, echo in enumerate(echoes):
+        if echo:
+            yield Text(echo, index=index)
+    choices = [_choice(index, pieces, head.prompt_of(index)) for index, pieces in enumerate(streams)]
     async with aclosing(choices[0] if len(choices) == 1 else _merged(choices)) as run:
         async for event in run:
             yield event

@@ -1,12 +1,12 @@
 """A request and the history before it -> a Job: the chat template rendered, the sampling parameters settled."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from jinja2 import TemplateError
 
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage
+from services.chat import sampling as sampled
 from services.engine.base import Job, Message, SamplingParams, Tokenizer
 from services.errors import InvalidRequest, UnsupportedParameter
 
@@ -58,9 +58,7 @@ def check(request: ChatCompletionRequest) -> None:
         raise UnsupportedParameter("tool_choice")
     if any(each.tool_calls or each.role == "tool" for each in request.messages):
         raise UnsupportedParameter("messages")
-    limit = request.max_completion_tokens or request.max_tokens
-    if limit and _min_tokens(request) > limit:
-        raise InvalidRequest("'min_tokens' is more than the limit of the answer", param="min_tokens")
+    sampled.check(request, request.max_completion_tokens or request.max_tokens)
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("'top_logprobs' goes with 'logprobs': true only", param="top_logprobs")
     if request.n > 1 and request.conversation is not None:
@@ -73,10 +71,6 @@ def check(request: ChatCompletionRequest) -> None:
         raise InvalidRequest(
             f"'chat_template_kwargs.{name}' is no argument of a template", param=f"chat_template_kwargs.{name}"
         )
-    if request.stream_options is not None and not request.stream:
-        raise InvalidRequest("'stream_options' goes with 'stream': true only", param="stream_options")
-    if request.stream_options is not None and request.stream_options.include_obfuscation:
-        raise UnsupportedParameter("stream_options.include_obfuscation")
 
 
 def unknown_keys(request: ChatCompletionRequest) -> list[str]:
@@ -84,51 +78,14 @@ def unknown_keys(request: ChatCompletionRequest) -> list[str]:
 
 
 def sampling(request: ChatCompletionRequest, max_tokens: int | None) -> SamplingParams:
-    return SamplingParams(
-        max_tokens=request.max_completion_tokens or request.max_tokens or max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k if request.top_k > 0 else None,
-        seed=request.seed,
-        stop=tuple(request.stop),
-        min_p=request.min_p,
-        repetition_penalty=request.repetition_penalty,
-        frequency_penalty=request.frequency_penalty,
-        presence_penalty=request.presence_penalty,
-        logit_bias=request.logit_bias,
-        min_tokens=_min_tokens(request),
-        ignore_eos=request.ignore_eos,
-        stop_token_ids=tuple(request.stop_token_ids),
-        include_stop=request.include_stop_str_in_output,
-        logprobs=request.top_logprobs if request.logprobs else None,
-    )
-
-
-def _min_tokens(request: ChatCompletionRequest) -> int:
-    """At the top level, or as FastDeploy's clients send it, a number in the metadata."""
-    given = request.metadata.get("min_tokens", 0)
-    if request.min_tokens is not None:
-        return request.min_tokens
-    if isinstance(given, str):  # a note of the client's own
-        return 0
-    if given < 0 or given != int(given):
-        raise InvalidRequest("'metadata.min_tokens' must be a whole number, 0 or more", param="metadata.min_tokens")
-    return int(given)
+    limit = request.max_completion_tokens or request.max_tokens or max_tokens
+    return sampled.params(request, limit, logprobs=request.top_logprobs if request.logprobs else None)
 
 
 def job(
     id: str, messages: list[Message], params: SamplingParams, tokenizer: Tokenizer, template: Mapping[str, Any]
 ) -> Job:
     return Job(id, tuple(render(messages, tokenizer, template)), params)
-
-
-def choices(job: Job, n: int) -> list[Job]:
-    """One job for each choice, all of one prompt. With a seed each has its own: the given one, and those after it."""
-    seed = job.sampling.seed
-    return [job] + [
-        replace(job, sampling=replace(job.sampling, seed=None if seed is None else seed + index))
-        for index in range(1, n)
-    ]
 
 
 def template(request: ChatCompletionRequest) -> dict[str, Any]:

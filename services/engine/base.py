@@ -17,6 +17,8 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> Any: ...
+
     def apply_chat_template(self, conversation: Sequence[Message], **kwargs: Any) -> Any: ...
 
 
@@ -79,6 +81,7 @@ class Job:
     prompt: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     priority: int = 0  # lower ones run first
+    param: str = "messages"  # the part of the request that the prompt is made of
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,10 +152,11 @@ class LocalEngine:
         if self._stopping:
             raise Unavailable("The model is being unloaded")
         if not job.prompt:
-            raise InvalidRequest("The prompt is empty", param="messages")
+            raise InvalidRequest("The prompt is empty", param=job.param)
         room = self.max_length - len(job.prompt)
         if room < 1:
-            raise PromptTooLong(_too_long(job, self.max_length), param="messages")
+            raise PromptTooLong(_too_long(job, self.max_length), param=job.param)
+        self._check_ids(job.param, (min(job.prompt), max(job.prompt)))
         self._check_ids("logit_bias", job.sampling.logit_bias)
         self._check_ids("stop_token_ids", job.sampling.stop_token_ids)
         stats = self.stats()

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from schemas.embeddings_schema import MAX_INPUTS, EmbeddingRequest
+from schemas.embeddings_schema import EmbeddingRequest
+from schemas.input_schema import MAX_INPUTS
 from services.embedding_service import EmbeddingService, shorten
 from services.engine.base import Embeddings
 from services.errors import InvalidRequest, PromptTooLong, ServiceError

@@ -164,7 +164,7 @@ class TestEvents:
         slow.start()
         fast.start()
         seen = []
-        async for event in events(HEAD, [slow.open(), fast.open()], echo="e"):
+        async for event in events(HEAD, [slow.open(), fast.open()], echoes="ee"):
             seen.append(event)
             if isinstance(event, Finish):
                 pause.go.set()

@@ -1,0 +1,29 @@
+"""POST /v1/completions, and the same without /v1."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from app.common.dependencies import Completions, Sse, UnknownKeys
+from app.common.disconnect import while_connected
+from app.common.json_body import JsonRoute
+from schemas.completion_schema import Completion, CompletionRequest
+
+router = APIRouter(tags=["completions"], route_class=JsonRoute)
+
+
+@router.post("/v1/completions", response_model=Completion, response_model_exclude_unset=True)
+@router.post("/completions", response_model=Completion, response_model_exclude_unset=True, include_in_schema=False)
+async def create_completion(
+    body: CompletionRequest,
+    request: Request,
+    response: Response,
+    completions: Completions,
+    sse: Sse,
+    unknown: UnknownKeys,
+) -> Any:
+    ignored = unknown.header(completions.unknown_keys(body))
+    if body.stream:
+        return await sse.openai(completions.stream(body), ignored)
+    response.headers.update(ignored)
+    return await while_connected(request, completions.create(body))

@@ -1,0 +1,61 @@
+"""OpenAI's legacy completion request and answer; a streamed answer's chunks have the same shape as a plain one."""
+
+from functools import partial
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, PlainValidator
+
+from schemas.chat_schema import CompletionUsage
+from schemas.generation_schema import Generation
+from schemas.input_schema import Shape, check_input, inputs_of, is_list
+
+MAX_PROMPTS = 128
+
+Prompt = Annotated[Shape, PlainValidator(partial(check_input, max_inputs=MAX_PROMPTS), json_schema_input_type=Shape)]
+
+
+class CompletionRequest(Generation):
+    """What of the contract is served; `UNSUPPORTED` in `services/chat/completion.py` names the rest."""
+
+    prompt: Prompt
+    max_tokens: int = Field(16, ge=1)
+    best_of: int | None = Field(None, ge=1, le=16, description="so many are drawn, and the n likeliest answered")
+    echo: bool = Field(False, description="begins with the prompt")
+    logprobs: int | None = Field(None, ge=0, le=5, description="alternatives told with each token")
+    add_special_tokens: bool = Field(True, description="those that the tokenizer puts around a text")
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        return inputs_of(self.prompt)
+
+    def name_of(self, index: int) -> str:
+        """What an error about one prompt calls it."""
+        return f"prompt.{index}" if is_list(self.prompt) else "prompt"
+
+
+class CompletionLogprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    text: str
+    index: int
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+    token_ids: list[int] = []
+    arrival_time: float | None = Field(None, description="of a chunk: seconds since the request arrived")
+
+
+class Completion(BaseModel):
+    """Fields that were never set are not sent."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    system_fingerprint: str
+    usage: CompletionUsage | None = None

@@ -1,0 +1,79 @@
+"""What every request for text has in common: how it is to be sampled, and how it is to be sent."""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+
+class Request(BaseModel):
+    """An explicit null equals an absent field."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+
+class StreamOptions(Request):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+    continuous_usage_stats: bool = False
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _bias(value: object) -> object:
+    if isinstance(value, dict) and not all(isinstance(key, str) and TOKEN_ID.fullmatch(key) for key in value):
+        raise ValueError("its keys must be token ids")
+    return value
+
+
+TOKEN_ID = re.compile(r"[0-9]{1,9}")
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+def _metadata_value(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("must be a string or a number")
+    if isinstance(value, str) and len(value) > 512:
+        raise ValueError("must have at most 512 characters")
+    return value
+
+
+StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+MetadataKey = Annotated[str, StringConstraints(max_length=64)]
+MetadataValue = Annotated[str | int | float, BeforeValidator(_metadata_value)]
+Metadata = dict[MetadataKey, MetadataValue]
+TokenId = Annotated[int, Field(ge=0)]
+
+
+class Generation(Request):
+    """Keys outside the contract are kept in `model_extra`, so that they can be named and not just dropped."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1, description="0 and -1: off")
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_bias), Field(max_length=1024)] = {}
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Annotated[list[StopSequence], BeforeValidator(_listed), Field(max_length=4)] = []
+    stop_token_ids: list[TokenId] = Field([], max_length=1024)
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: int | None = Field(None, ge=0, description="also inside metadata, as a number")
+    n: int = Field(1, ge=1, le=16, description="with a seed, each choice after the first has the next one")
+    return_token_ids: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    priority: int = Field(0, ge=-(2**31), lt=2**31, description="Lower ones run first")
+    user: str | None = None
+    metadata: Metadata = Field({}, max_length=16)

@@ -1,0 +1,92 @@
+"""A legacy completion request -> its jobs: prompts as token ids, each with as many choices as are drawn of it."""
+
+from dataclasses import dataclass
+
+from schemas.completion_schema import CompletionRequest
+from services.chat import sampling
+from services.engine.base import Job, SamplingParams, Tokenizer
+from services.errors import InvalidRequest, UnsupportedParameter
+
+MAX_CHOICES = 256  # of all prompts together
+
+# Parts of the contract that are not served (yet), each with the values that ask for nothing.
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "prompt_logprobs": (),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+}
+
+
+def check(request: CompletionRequest) -> None:
+    """Refuses by name what would otherwise be ignored."""
+    for name, value in (request.model_extra or {}).items():
+        if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
+            raise UnsupportedParameter(name)
+    sampling.check(request, request.max_tokens)
+    if request.echo and request.logprobs is not None:
+        raise UnsupportedParameter("logprobs", "is not supported together with 'echo'")
+    _check_best_of(request)
+    if len(request.prompts) * drawn(request) > MAX_CHOICES:
+        raise InvalidRequest(f"'n': prompts and choices make more than {MAX_CHOICES} answers", param="n")
+
+
+def _check_best_of(request: CompletionRequest) -> None:
+    if request.best_of is None or request.best_of == request.n:
+        return
+    if request.best_of < request.n:
+        raise InvalidRequest("'best_of' must not be less than 'n'", param="best_of")
+    if request.stream:
+        raise InvalidRequest("'best_of' cannot be streamed: the best is known when all are whole", param="best_of")
+
+
+def unknown_keys(request: CompletionRequest) -> list[str]:
+    return sorted(set(request.model_extra or {}) - set(UNSUPPORTED))
+
+
+def drawn(request: CompletionRequest) -> int:
+    """Choices of each prompt, those included that are not among the best."""
+    return request.best_of or request.n
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    jobs: list[Job]
+    prompts: tuple[int, ...]  # tokens of each
+    echoes: list[str]  # for each job
+
+
+def jobs(id: str, request: CompletionRequest, tokenizer: Tokenizer) -> Jobs:
+    params = _params(request)
+    tokens = [_tokens(prompt, request, tokenizer) for prompt in request.prompts]
+    made = [
+        Job(id, tuple(ids), params, request.priority, param=request.name_of(index)) for index, ids in enumerate(tokens)
+    ]
+    texts = [_text(prompt, tokenizer) if request.echo else "" for prompt in request.prompts]
+    n = drawn(request)
+    return Jobs(
+        jobs=[choice for job in made for choice in sampling.choices(job, n)],
+        prompts=tuple(map(len, tokens)),
+        echoes=[text for text in texts for _ in range(n)],
+    )
+
+
+def _params(request: CompletionRequest) -> SamplingParams:
+    """Of several answers the likeliest is found by its tokens' logprobs, whether or not these were asked for."""
+    logprobs = 0 if request.logprobs is None and drawn(request) > request.n else request.logprobs
+    return sampling.params(request, request.max_tokens, logprobs=logprobs)
+
+
+def _tokens(prompt: str | list[int], request: CompletionRequest, tokenizer: Tokenizer) -> list[int]:
+    if isinstance(prompt, list):
+        return prompt
+    return tokenizer.encode(prompt, add_special_tokens=request.add_special_tokens)
+
+
+def _text(prompt: str | list[int], tokenizer: Tokenizer) -> str:
+    return prompt if isinstance(prompt, str) else str(tokenizer.decode(prompt))

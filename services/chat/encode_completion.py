@@ -1,0 +1,165 @@
+"""Events -> chunks of a legacy completion, or the one that they add up to."""
+
+import time
+from codecs import getincrementaldecoder
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+
+from schemas.chat_schema import CompletionUsage
+from schemas.completion_schema import Completion, CompletionChoice, CompletionLogprobs
+from services.chat.encode import UNLIKELY, Wanted, usage
+from services.chat.events import Event, Finish, Head, Reply, Said, Text, head_of
+from services.engine.base import TokenLogprob
+
+
+async def chunks(
+    run: AsyncIterator[Event], wanted: Wanted, clock: Callable[[], float] = time.perf_counter
+) -> AsyncGenerator[Completion, None]:
+    """Text, then each finish alone; the usage last, or a null on each but that."""
+    encoder = _Encoder(await head_of(run), wanted, clock)
+    async for event in run:
+        if isinstance(event, Text | Finish):
+            yield encoder.event(event)
+    if wanted.usage and encoder.is_whole:
+        yield encoder.last()
+
+
+class _Encoder:
+    """Of one answer: what its chunks share, and what was used so far."""
+
+    def __init__(self, head: Head, wanted: Wanted, clock: Callable[[], float]) -> None:
+        self._head = head
+        self._wanted = wanted
+        self._clock = clock
+        self._frame = _frame(head)
+        self._offsets: defaultdict[int, _Offsets] = defaultdict(_Offsets)
+        self._completion_tokens = 0
+        self._cached_tokens = 0
+        self._finished = 0
+
+    @property
+    def is_whole(self) -> bool:
+        return self._finished == self._head.n
+
+    def event(self, event: Text | Finish) -> Completion:
+        self._completion_tokens += len(event.token_ids)
+        if isinstance(event, Text):
+            return self._chunk(event, event.text, event.logprobs)
+        self._finished += 1
+        if event.index % self._head.shares == 0:
+            self._cached_tokens += event.cached_tokens
+        return self._chunk(event, "", finish=event)
+
+    def _chunk(
+        self, event: Text | Finish, text: str, logprobs: Sequence[TokenLogprob] = (), finish: Finish | None = None
+    ) -> Completion:
+        offsets = self._offsets[event.index]
+        choice = CompletionChoice(
+            text=text,
+            index=event.index,
+            logprobs=_logprobs(logprobs, offsets) if self._wanted.logprobs and logprobs else None,
+            finish_reason=_reason(finish),
+            arrival_time=round(self._clock() - self._head.arrived, 6),
+        )
+        if self._wanted.token_ids and event.token_ids:
+            choice.token_ids = list(event.token_ids)
+        chunk = self._frame.model_copy(update={"choices": [choice]})
+        if self._wanted.usage_so_far:
+            chunk.usage = self._usage()
+        elif self._wanted.usage:
+            chunk.usage = None  # set, so that it is sent
+        return chunk
+
+    def last(self) -> Completion:
+        return self._frame.model_copy(update={"usage": self._usage()})
+
+    def _usage(self) -> CompletionUsage:
+        return usage(self._head.prompt_tokens, self._completion_tokens, self._cached_tokens)
+
+
+def completion(reply: Reply, wanted: Wanted, n: int) -> Completion:
+    """Of each prompt the `n` likeliest choices, likeliest first, if more than those were drawn."""
+    head = reply.head
+    assert head
+    finishes = [said.finish for said in reply.choices if said.finish]
+    prompts = [reply.choices[start : start + head.shares] for start in range(0, head.n, head.shares)]
+    kept = [said for choices in prompts for said in _likeliest(choices, n)]
+    answer = _frame(head)
+    answer.choices = [_choice(index, said, wanted) for index, said in enumerate(kept)]
+    answer.usage = usage(
+        head.prompt_tokens,
+        sum(finish.completion_tokens for finish in finishes),
+        sum(finish.cached_tokens for finish in finishes[:: head.shares]),
+    )
+    return answer
+
+
+def _likeliest(choices: Sequence[Said], n: int) -> Sequence[Said]:
+    return choices if len(choices) == n else sorted(choices, key=_mean_logprob, reverse=True)[:n]
+
+
+def _mean_logprob(said: Said) -> float:
+    logprobs = [token.logprob for token in said.logprobs]
+    return sum(logprobs) / len(logprobs) if logprobs else 0.0
+
+
+def _choice(index: int, said: Said, wanted: Wanted) -> CompletionChoice:
+    choice = CompletionChoice(
+        text=said.text,
+        index=index,
+        logprobs=_logprobs(said.logprobs, _Offsets()) if wanted.logprobs else None,
+        finish_reason=_reason(said.finish),
+    )
+    if wanted.token_ids:
+        choice.token_ids = said.token_ids
+    return choice
+
+
+def _reason(finish: Finish | None) -> str | None:
+    return finish.reason if finish else None
+
+
+class _Offsets:
+    """Where each token's text begins, in characters; those of one character's bytes begin where it does."""
+
+    def __init__(self) -> None:
+        self._decoder = getincrementaldecoder("utf-8")(errors="replace")
+        self._position = 0
+
+    def next(self, token: TokenLogprob) -> int:
+        start = self._position
+        self._position += len(self._decoder.decode(token.raw))
+        return start
+
+
+def _logprobs(tokens: Iterable[TokenLogprob], offsets: _Offsets) -> CompletionLogprobs:
+    """Among a token's alternatives is also itself, as with OpenAI: one more than asked for, if it is none of them."""
+    tokens = list(tokens)
+    return CompletionLogprobs(
+        tokens=[_name(token) for token in tokens],
+        token_logprobs=[_bounded(token) for token in tokens],
+        top_logprobs=[{_name(each): _bounded(each) for each in (*token.top, token)} for token in tokens],
+        text_offset=[offsets.next(token) for token in tokens],
+    )
+
+
+def _name(token: TokenLogprob) -> str:
+    """The text, or OpenAI's writing of bytes that are none by themselves: the keys of one dict must differ."""
+    if "\ufffd" not in token.text:
+        return token.text
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.raw)
+
+
+def _bounded(token: TokenLogprob) -> float:
+    return max(token.logprob, UNLIKELY)
+
+
+def _frame(head: Head) -> Completion:
+    return Completion(
+        id=head.id,
+        object="text_completion",
+        created=head.created,
+        model=head.model,
+        choices=[],
+        system_fingerprint=head.fingerprint,
+    )

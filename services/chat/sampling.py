@@ -1,0 +1,59 @@
+"""How the tokens of an answer are drawn, whatever kind of request it is for."""
+
+from dataclasses import replace
+
+from schemas.generation_schema import Generation
+from services.engine.base import Job, SamplingParams
+from services.errors import InvalidRequest, UnsupportedParameter
+
+
+def check(request: Generation, limit: int | None) -> None:
+    """What no single field shows; `limit`: tokens that were asked for at most."""
+    if limit and _min_tokens(request) > limit:
+        raise InvalidRequest("'min_tokens' is more than the limit of the answer", param="min_tokens")
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("'stream_options' goes with 'stream': true only", param="stream_options")
+    if request.stream_options is not None and request.stream_options.include_obfuscation:
+        raise UnsupportedParameter("stream_options.include_obfuscation")
+
+
+def params(request: Generation, max_tokens: int | None, *, logprobs: int | None) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k if request.top_k > 0 else None,
+        seed=request.seed,
+        stop=tuple(request.stop),
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        frequency_penalty=request.frequency_penalty,
+        presence_penalty=request.presence_penalty,
+        logit_bias=request.logit_bias,
+        min_tokens=_min_tokens(request),
+        ignore_eos=request.ignore_eos,
+        stop_token_ids=tuple(request.stop_token_ids),
+        include_stop=request.include_stop_str_in_output,
+        logprobs=logprobs,
+    )
+
+
+def _min_tokens(request: Generation) -> int:
+    """At the top level, or as FastDeploy's clients send it, a number in the metadata."""
+    given = request.metadata.get("min_tokens", 0)
+    if request.min_tokens is not None:
+        return request.min_tokens
+    if isinstance(given, str):  # a note of the client's own
+        return 0
+    if given < 0 or given != int(given):
+        raise InvalidRequest("'metadata.min_tokens' must be a whole number, 0 or more", param="metadata.min_tokens")
+    return int(given)
+
+
+def choices(job: Job, n: int) -> list[Job]:
+    """One job for each choice, all of one prompt. With a seed each has its own: the given one, and those after it."""
+    seed = job.sampling.seed
+    return [job] + [
+        replace(job, sampling=replace(job.sampling, seed=None if seed is None else seed + index))
+        for index in range(1, n)
+    ]

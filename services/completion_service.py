@@ -1,0 +1,66 @@
+"""Legacy completions: text that goes on, through the same pipeline as chat, without a template and a history."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from uuid import uuid4
+
+from schemas.completion_schema import Completion, CompletionRequest
+from services.chat import completion, encode_completion
+from services.chat.encode import wanted
+from services.chat.events import Event, Head, Reply, events
+from services.metrics_service import Metrics
+from services.model_service import Lease, ModelManager
+
+
+class CompletionService:
+    def __init__(self, models: ModelManager, metrics: Metrics) -> None:
+        self._models = models
+        self._metrics = metrics
+
+    def unknown_keys(self, request: CompletionRequest) -> list[str]:
+        """Keys that are no part of the contract."""
+        return completion.unknown_keys(request)
+
+    async def create(self, request: CompletionRequest) -> Completion:
+        reply = Reply()
+        async with aclosing(self.run(request)) as run:
+            async for event in run:
+                reply.add(event)
+        return encode_completion.completion(reply, wanted(request), request.n)
+
+    async def stream(self, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
+        """Refusals are raised by the first step; once a chunk has come, the request was admitted."""
+        async with aclosing(self.run(request)) as run:
+            async for chunk in encode_completion.chunks(run, wanted(request)):
+                yield chunk
+
+    async def run(self, request: CompletionRequest) -> AsyncGenerator[Event, None]:
+        """A Head, then what is said."""
+        arrived = time.perf_counter()
+        completion.check(request)
+        async with self._models.lease(request.model) as model:
+            timer = self._metrics.answer(model.id)
+            # in a thread: long prompts take long enough to tokenise to be felt by every other stream
+            made = await asyncio.to_thread(completion.jobs, f"cmpl-{uuid4().hex}", request, model.engine.tokenizer)
+            async with model.answering(made.jobs) as streams:
+                said = timer.follow(events(_head(made, model, arrived), streams, made.echoes))
+                async with aclosing(said):
+                    async for event in said:
+                        yield event
+
+
+def _head(made: completion.Jobs, model: Lease, arrived: float) -> Head:
+    return Head(
+        id=made.jobs[0].id,
+        created=int(time.time()),
+        model=model.name,
+        fingerprint=model.fingerprint,
+        reply_id="",
+        conversation_id=None,
+        arrived=arrived,
+        prompt_tokens=sum(made.prompts),
+        prompts=made.prompts,
+        n=len(made.jobs),
+    )

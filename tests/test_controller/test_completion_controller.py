@@ -1,0 +1,280 @@
+"""POST /v1/completions on the wire, plain and streamed; the model is the alphabet, where its tokens matter."""
+
+import asyncio
+import json
+import math
+import re
+from typing import Any
+
+import httpx2
+import pytest
+
+from services.chat.completion import MAX_CHOICES, UNSUPPORTED
+from services.engine.base import Piece, TokenLogprob
+from services.engine.local import LocalEngine
+from services.errors import EngineFailed, Overloaded
+from tests.apps import MODEL, NewSite, Site
+from tests.fakes import FakeEngine, Pause
+from tests.test_engine.fakes import LETTERS, Counting, loaded, settled
+
+PATH = "/v1/completions"
+BOTH = pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+
+
+async def ask(site: Site, prompt: Any = "abc", *, path: str = PATH, **fields: Any) -> httpx2.Response:
+    return await site.client.post(path, json={"prompt": prompt, **fields})
+
+
+async def choices(site: Site, prompt: Any = "abc", **fields: Any) -> list[dict[str, Any]]:
+    answer = await ask(site, prompt, **{"temperature": 0, "max_tokens": 3, **fields})
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()["choices"]
+    return found
+
+
+def told(answer: httpx2.Response) -> list[dict[str, Any]]:
+    assert answer.status_code == 200, answer.text
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
+
+
+def texts(chunks: list[dict[str, Any]], count: int) -> list[str]:
+    said = [choice for chunk in chunks for choice in chunk["choices"]]
+    return ["".join(each["text"] for each in said if each["index"] == index) for index in range(count)]
+
+
+async def refusal(site: Site, status: int = 400, **fields: Any) -> str | None:
+    answer = await ask(site, **fields)
+    assert answer.status_code == status, answer.text
+    param: str | None = answer.json()["error"]["param"]
+    return param
+
+
+@pytest.fixture
+async def letters(new_site: NewSite) -> Site:
+    def build(kind: str, /, **options: object) -> LocalEngine:
+        return LocalEngine(loaded(), Counting(num_slots=4), max_num_batched_tokens=16, max_queue=30)
+
+    return await new_site(build=build)
+
+
+class TestTranscript:
+    async def test_plain(self, site: Site) -> None:
+        body = (await ask(site, user="somebody")).json()
+        assert re.fullmatch("cmpl-[0-9a-f]{32}", body.pop("id"))
+        assert isinstance(body.pop("created"), int)
+        assert re.fullmatch("fp_[0-9a-f]{10}", body.pop("system_fingerprint"))
+        assert body == {
+            "object": "text_completion",
+            "model": MODEL,
+            "choices": [{"text": "Hello, world!", "index": 0, "logprobs": None, "finish_reason": "stop"}],
+            "usage": {
+                "prompt_tokens": 3,
+                "completion_tokens": 3,
+                "total_tokens": 6,
+                "prompt_tokens_details": {"cached_tokens": 0},
+            },
+        }
+
+    async def test_stream_with_usage(self, site: Site) -> None:
+        answer = await ask(site, stream=True, stream_options={"include_usage": True})
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        chunks = told(answer)
+        assert len({(chunk.pop("id"), chunk.pop("created"), chunk.pop("system_fingerprint")) for chunk in chunks}) == 1
+        assert all((chunk.pop("object"), chunk.pop("model")) == ("text_completion", MODEL) for chunk in chunks)
+        last = chunks.pop()
+        assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 3)
+        times = [choice.pop("arrival_time") for chunk in chunks for choice in chunk["choices"]]
+        assert times == sorted(times)
+        said = [("Hello", None), (", ", None), ("world!", None), ("", "stop")]
+        assert chunks == [
+            {"choices": [{"text": text, "index": 0, "logprobs": None, "finish_reason": reason}], "usage": None}
+            for text, reason in said
+        ]
+
+    async def test_no_usage_unless_asked(self, site: Site) -> None:
+        assert all("usage" not in chunk for chunk in told(await ask(site, stream=True)))
+        so_far = told(await ask(site, stream=True, stream_options={"continuous_usage_stats": True}))
+        assert [chunk["usage"]["completion_tokens"] for chunk in so_far] == [1, 2, 3, 3]
+
+    @BOTH
+    async def test_same_without_v1(self, site: Site, stream: bool) -> None:
+        assert "world!" in (await ask(site, path="/completions", stream=stream)).text
+
+
+class TestPrompt:
+    async def test_every_shape(self, letters: Site) -> None:
+        for prompt in ("abc", ["abc"], [0, 1, 2], [[0, 1, 2]]):
+            assert [choice["text"] for choice in await choices(letters, prompt)] == ["def"]
+
+    @BOTH
+    async def test_several_in_their_order(self, letters: Site, stream: bool) -> None:
+        asked = {"n": 2, "temperature": 0, "max_tokens": 3, "stream": stream}
+        answer = await ask(letters, ["abc", "k", "tu"], **asked)
+        expected = ["def", "def", "lmn", "lmn", "vwx", "vwx"]
+        if stream:
+            assert texts(told(answer), 6) == expected
+        else:
+            assert [choice["text"] for choice in answer.json()["choices"]] == expected
+            assert [choice["index"] for choice in answer.json()["choices"]] == list(range(6))
+
+    async def test_each_is_counted_once(self, letters: Site) -> None:
+        asked = {"n": 2, "temperature": 0, "max_tokens": 3}
+        usage = (await ask(letters, ["abc", "k"], **asked)).json()["usage"]
+        assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (4, 12, 16)
+        chunks = told(await ask(letters, ["abc", "k"], **asked, stream=True, stream_options={"include_usage": True}))
+        assert chunks[-1]["usage"]["total_tokens"] == 16
+        metrics = (await letters.client.get("/metrics")).text
+        assert re.search(r"parley_prompt_tokens_total\{.*\} 8.0", metrics)
+        assert re.search(r"parley_generation_tokens_total\{.*\} 24.0", metrics)
+
+    async def test_default_length_is_sixteen(self, letters: Site) -> None:
+        (choice,) = (await ask(letters, "a", temperature=0, max_tokens=None)).json()["choices"]
+        assert (choice["text"], choice["finish_reason"]) == ("bcdefghijklmnopq", "length")
+
+    @BOTH
+    async def test_what_is_no_prompt(self, letters: Site, stream: bool) -> None:
+        for prompt in (None, [], [""], {}, 5, True, ["a", 1], [[]], [1.5], ["a"] * 129):
+            assert (await refusal(letters, prompt=prompt, stream=stream) or "").startswith("prompt")
+        assert await refusal(letters, prompt="", stream=stream) == "prompt"
+        assert await refusal(letters, prompt=["abc", [0]], stream=stream) == "prompt.1"
+        assert await refusal(letters, prompt=[["a"]], stream=stream) == "prompt.0.0"
+        assert await refusal(letters, prompt=[0, LETTERS], stream=stream) == "prompt"
+        assert await refusal(letters, prompt=[[0], [LETTERS]], stream=stream) == "prompt.1"
+        assert await refusal(letters, prompt=["a", "a" * 65], stream=stream) == "prompt.1"
+
+
+class TestParameters:
+    async def test_echo(self, letters: Site) -> None:
+        assert [each["text"] for each in await choices(letters, ["abc", "k"], echo=True)] == ["abcdef", "klmn"]
+        assert [each["text"] for each in await choices(letters, [0, 1], echo=True)] == ["abcde"]
+        assert texts(
+            told(await ask(letters, ["abc", "k"], echo=True, stream=True, temperature=0, max_tokens=2)), 2
+        ) == [
+            "abcde",
+            "klm",
+        ]
+
+    async def test_logprobs_in_the_legacy_shape(self, letters: Site) -> None:
+        (choice,) = await choices(letters, logprobs=2, logit_bias={"9": 5})
+        others = math.log(math.e + LETTERS - 1)
+        found = choice["logprobs"]
+        assert (choice["text"], found["tokens"], found["text_offset"]) == ("jjj", ["j"] * 3, [0, 1, 2])
+        assert found["token_logprobs"] == pytest.approx([-others] * 3, abs=1e-5)
+        first = found["top_logprobs"][0]
+        assert {name: round(value, 4) for name, value in first.items() if name in "dj"} == {
+            "d": round(1 - others, 4),
+            "j": round(-others, 4),
+        }
+        assert len(first) == 3  # two, and the one that was drawn
+        (alone,) = await choices(letters, logprobs=0)
+        assert [list(each) for each in alone["logprobs"]["top_logprobs"]] == [["d"], ["e"], ["f"]]
+        assert (await choices(letters))[0]["logprobs"] is None
+
+    async def test_streamed_logprobs_are_the_plain_ones(self, letters: Site) -> None:
+        asked = {"logprobs": 1, "stop": "gh", "max_tokens": 9, "temperature": 0}
+        (plain,) = await choices(letters, **asked)
+        parts = [chunk["choices"][0]["logprobs"] for chunk in told(await ask(letters, stream=True, **asked))]
+        for name, values in plain["logprobs"].items():
+            assert [value for part in parts if part for value in part[name]] == values
+        assert plain["logprobs"]["tokens"] == ["d", "e", "f"]
+
+    async def test_tokens_within_a_character(self, site: Site, engine: FakeEngine) -> None:
+        parts = [TokenLogprob("\ufffd", bytes([byte]), -0.5) for byte in "é".encode()]
+        whole = [TokenLogprob("a", b"a", -0.5)]
+        engine.script = (Piece("a", (1,), None, tuple(whole)), Piece("éa", (2, 3, 1), None, (*parts, *whole)))
+        found = (await choices(site, logprobs=0))[0]["logprobs"]
+        assert found["tokens"] == ["a", "bytes:\\xc3", "bytes:\\xa9", "a"]
+        assert found["text_offset"] == [0, 1, 1, 2]
+
+    async def test_best_of_several(self, letters: Site) -> None:
+        asked = {"temperature": 2, "seed": 3, "max_tokens": 4}
+        drawn = await choices(letters, n=6, logprobs=0, **asked)
+        answer = (await ask(letters, n=2, best_of=6, **asked)).json()
+        ranked = sorted(drawn, key=lambda choice: -sum(choice["logprobs"]["token_logprobs"]) / 4)
+        assert [choice["text"] for choice in answer["choices"]] == [choice["text"] for choice in ranked[:2]]
+        assert [choice["index"] for choice in answer["choices"]] == [0, 1]
+        assert [choice["logprobs"] for choice in answer["choices"]] == [None, None]
+        assert answer["usage"]["completion_tokens"] == 24
+
+    async def test_token_ids(self, letters: Site) -> None:
+        (choice,) = await choices(letters, return_token_ids=True)
+        assert choice["token_ids"] == [3, 4, 5]
+        chunks = told(await ask(letters, return_token_ids=True, stream=True, temperature=0, max_tokens=3))
+        assert [token for chunk in chunks for token in chunk["choices"][0].get("token_ids", [])] == [3, 4, 5]
+
+    async def test_what_chat_takes_too(self, letters: Site) -> None:
+        assert (await choices(letters, stop="e"))[0]["text"] == "d"
+        assert (await choices(letters, min_tokens=3, stop_token_ids=[3]))[0]["text"] == "abc"
+        assert (await choices(letters, metadata={"min_tokens": 3}, stop_token_ids=[3]))[0]["text"] == "abc"
+        assert (await choices(letters, logit_bias={"0": 2}, presence_penalty=1.5))[0]["text"] == "abc"
+
+    async def test_refused_by_name(self, letters: Site) -> None:
+        for name in UNSUPPORTED:
+            assert await refusal(letters, **{name: "anything else"}) == name
+        assert await refusal(letters, echo=True, logprobs=1) == "logprobs"
+        assert await refusal(letters, n=3, best_of=2) == "best_of"
+        assert await refusal(letters, best_of=2, stream=True) == "best_of"
+        assert await refusal(letters, min_tokens=17) == "min_tokens"
+        assert await refusal(letters, stream_options={}) == "stream_options"
+        assert await refusal(letters, prompt=["a"] * 20, n=1 + MAX_CHOICES // 20) == "n"
+        for name in ("max_tokens", "best_of", "n", "temperature", "logprobs", "top_p", "seed", "stop", "logit_bias"):
+            assert (await refusal(letters, **{name: [[]]}) or "").startswith(name)
+        assert await refusal(letters, logprobs=6) == "logprobs"
+        assert await refusal(letters, max_tokens=0) == "max_tokens"
+
+    @BOTH
+    async def test_nothing_is_asked_by_null(self, letters: Site, stream: bool) -> None:
+        names = ("best_of", "echo", "logprobs", "n", "stop", "seed", "suffix", "logit_bias", "user", "stream_options")
+        asked: dict[str, Any] = {**dict.fromkeys(names), "temperature": 0, "max_tokens": 2, "stream": stream}
+        answer = await ask(letters, **asked)
+        assert (texts(told(answer), 1) if stream else [answer.json()["choices"][0]["text"]]) == ["de"]
+
+    @BOTH
+    async def test_unknown_keys_are_named(self, letters: Site, stream: bool) -> None:
+        assert (await ask(letters, zebra=1, stream=stream)).headers["x-parley-ignored"] == "zebra"
+
+    async def test_unknown_keys_are_refused_if_strict(self, new_site: NewSite) -> None:
+        assert await refusal(await new_site(strict=True), zebra=1) == "zebra"
+
+
+class TestFailures:
+    @BOTH
+    async def test_before_the_first_byte(self, site: Site, engine: FakeEngine, stream: bool) -> None:
+        assert await refusal(site, 404, model="another", stream=stream) == "model"
+        engine.refusal = Overloaded("The queue is full")
+        answer = await ask(site, stream=stream)
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+
+    async def test_in_the_middle_of_a_stream(self, site: Site, engine: FakeEngine) -> None:
+        engine.script = ("Hel", EngineFailed("It broke"))
+        first, failure = told(await ask(site, stream=True, stream_options={"include_usage": True}))
+        assert first["choices"][0]["text"] == "Hel"
+        assert failure["error"]["message"] == "It broke"
+
+    async def test_one_of_several_prompts_is_refused(self, letters: Site) -> None:
+        assert await refusal(letters, prompt=["abc", "a" * 65]) == "prompt.1"
+        engine = letters.services.models.engine(MODEL)
+        assert engine
+        await settled(engine)
+        assert (engine.stats().running, engine.stats().waiting) == (0, 0)
+
+    async def test_who_leaves_ends_the_work(self, server: Site, engine: FakeEngine) -> None:
+        pause = Pause()
+        engine.script = ("Hel", pause)
+        leaving = asyncio.create_task(ask(server, ["one", "two"]))
+        await pause.reached.wait()
+        leaving.cancel()
+        await engine.idle.wait()
+        assert engine.running == set()
+
+    async def test_who_leaves_a_stream_ends_the_work(self, server: Site, engine: FakeEngine) -> None:
+        pause = Pause()
+        engine.script = ("Hel", pause)
+        body = {"prompt": ["one", "two"], "stream": True}
+        async with server.client.stream("POST", PATH, json=body) as answer:
+            await anext(answer.aiter_lines())
+            await pause.reached.wait()
+        await engine.idle.wait()
+        assert engine.running == set()
