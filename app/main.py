@@ -18,7 +18,8 @@ from app.common.auth import Gate, Keys
 from app.common.dependencies import Facts, Services
 from app.common.drain import Drain
 from app.common.ignored import UnknownKeys
-from app.common.middleware import BodyLimit, DrainGate, RequestLog
+from app.common.middleware import BodyLimit, DrainGate, Options, Protocol, RequestLog
+from app.common.routes import Routes
 from app.common.settings import ModelSettings, Settings
 from app.common.sse import Sse
 from app.controller import (
@@ -30,6 +31,9 @@ from app.controller import (
     model_controller,
     page_controller,
 )
+from app.spec import Server, loading
+from app.spec.predict import PredictSpec
+from app.spec.spec import Spec
 from database.session import Database
 from services.chat_service import ChatService
 from services.completion_service import CompletionService
@@ -81,13 +85,22 @@ def create_app(
         await conversations.stop()
         await database.close()
 
-    app = FastAPI(title="Parley", lifespan=lifespan, middleware=_middleware(settings, services))
+    routes = Routes()
+    app = FastAPI(title="Parley", lifespan=lifespan, middleware=_middleware(settings, services, routes))
     app.state.services = services
     errors.install(app)
     for controller in CONTROLLERS:
         app.include_router(controller.router)
+        routes.add("Parley", controller.router.routes)
     app.mount("/static", StaticFiles(directory=page_controller.STATIC))
+    routes.add("Parley", app.routes)
+    loading.install(app, _specs(settings), Server(services), routes)
     return app
+
+
+def _specs(settings: Settings) -> list[Spec[Any]]:
+    path = settings.server.predict_path
+    return [*([PredictSpec(path)] if path else []), *map(loading.load, settings.specs)]
 
 
 def _services(settings: Settings, conversations: ConversationService, build: Callable[..., Any]) -> Services:
@@ -122,12 +135,14 @@ def _services(settings: Settings, conversations: ConversationService, build: Cal
     )
 
 
-def _middleware(settings: Settings, services: Services) -> list[Middleware]:
+def _middleware(settings: Settings, services: Services, routes: Routes) -> list[Middleware]:
     """Outermost first."""
     cors = settings.cors.origins
     return [
+        Middleware(Protocol, routes=routes),
         Middleware(RequestLog, metrics=services.metrics),
         Middleware(CORSMiddleware, allow_origins=cors, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]),
+        Middleware(Options, routes=routes),
         Middleware(Gate, keys=services.keys, origins=cors),
         Middleware(DrainGate, drain=services.drain),
         Middleware(BodyLimit, max_bytes=settings.server.max_body_bytes),

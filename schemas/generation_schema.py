@@ -44,6 +44,7 @@ def _metadata_value(value: object) -> object:
 
 
 StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+StopSequences = Annotated[list[StopSequence], BeforeValidator(_listed), Field(max_length=4)]
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str | int | float, BeforeValidator(_metadata_value)]
 Metadata = dict[MetadataKey, MetadataValue]
@@ -65,7 +66,7 @@ class Generation(Request):
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     logit_bias: Annotated[dict[int, Bias], BeforeValidator(_bias), Field(max_length=1024)] = {}
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Annotated[list[StopSequence], BeforeValidator(_listed), Field(max_length=4)] = []
+    stop: StopSequences = []
     stop_token_ids: list[TokenId] = Field([], max_length=1024)
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False

@@ -62,7 +62,10 @@ def serve(
     server = Settings().server
     # h11: httptools drops the body of a POST that asks for h2c, as Java's HttpClient does.
     # Logs are the app's own business, access lines included.
-    uvicorn.run("app.main:app", host=server.host, port=server.port, http="h11", log_config=None, access_log=False)
+    # app_dir: a spec of one's own may lie in the working directory, as with the `uvicorn` command.
+    uvicorn.run(
+        "app.main:app", host=server.host, port=server.port, http="h11", log_config=None, access_log=False, app_dir=""
+    )
 
 
 def override(**settings: str | float | None) -> None:

@@ -19,6 +19,10 @@ STREAM = "/chat/stream"  # the one route that browsers call without headers
 ANYBODY = "local"  # the owner of everything where no keys are configured
 
 
+def is_open(path: str) -> bool:
+    return path in OPEN or path.startswith("/static/")
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     owner: str
@@ -78,13 +82,13 @@ class Gate:
             try:
                 scope.setdefault("state", {})["caller"] = self._caller(scope)
             except ServiceError as refused:
-                await problem(refused).response()(scope, receive, send)
+                await problem(refused).response(scope)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
     def _caller(self, scope: Scope) -> Caller | None:
         headers = Headers(scope=scope)
-        if scope["path"] in OPEN or scope["path"].startswith("/static/"):
+        if is_open(scope["path"]):
             return None
         if not self._keys:
             self._refuse_strange_pages(headers)

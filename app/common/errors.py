@@ -1,6 +1,7 @@
 """Our errors as HTTP: the one table and the one body, `{"error": {"message", "type", "param", "code"}}`."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -9,6 +10,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from services import errors
 
@@ -37,6 +39,7 @@ STATUS: dict[type[errors.ServiceError], tuple[int, str, str | None]] = {
 
 TYPE_OF_STATUS = {401: "authentication_error", 403: "permission_error", 404: "invalid_request_error"}
 MESSAGE_LENGTH = 500
+ERROR_BODY = "error_body"  # in a request's state, where its protocol is another than OpenAI's
 PARAM_LENGTH = 200  # keys of the caller's are part of it
 
 
@@ -53,9 +56,14 @@ class Problem:
         """All four fields, always: clients read each of them."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
-    def response(self) -> Response:
+    def response(self, scope: Scope) -> Response:
+        """With the body that readers of this request's path expect."""
+        body: ErrorBody = scope.get("state", {}).get(ERROR_BODY, Problem.body)
         headers = {} if self.retry_after is None else {"Retry-After": f"{self.retry_after:g}"}
-        return JSONResponse(self.body(), self.status, headers)
+        return JSONResponse(body(self), self.status, headers)
+
+
+ErrorBody = Callable[[Problem], dict[str, Any]]
 
 
 def problem(error: Exception) -> Problem:
@@ -75,12 +83,12 @@ def install(app: FastAPI) -> None:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return problem(error).response()
+    return problem(error).response(request.scope)
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return invalid(error.errors()).response()
+    return invalid(error.errors()).response(request.scope)
 
 
 def invalid(found: Any) -> Problem:
@@ -88,7 +96,7 @@ def invalid(found: Any) -> Problem:
     first = found[0]
     if first["type"] == "json_invalid":
         return Problem(400, "The body is not valid JSON", "invalid_request_error", None, "invalid_json")
-    if first["loc"] == ("body",):
+    if first["loc"] == ("body",) and first["type"] != "value_error":
         message = "The body must be a JSON object, sent with Content-Type: application/json"
         return Problem(400, message, "invalid_request_error", None, "invalid_json")
     param = ".".join(map(str, first["loc"][1:]))[:PARAM_LENGTH] or None  # without "body", "query", ...
@@ -102,6 +110,6 @@ async def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{HTTPStatus(error.status_code).phrase}: {request.method} {request.url.path[:200]}"
     found = Problem(error.status_code, message, TYPE_OF_STATUS.get(error.status_code, "invalid_request_error"))
-    response = found.response()
+    response = found.response(request.scope)
     response.headers.update(error.headers or {})
     return response

@@ -7,11 +7,13 @@ from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.common.drain import Drain
-from app.common.errors import problem
+from app.common.errors import ERROR_BODY, problem
 from app.common.log import request_id
+from app.common.routes import Routes
 from services.errors import Unavailable
 from services.metrics_service import Metrics
 
@@ -52,7 +54,7 @@ class RequestLog:
         except Exception as error:
             if status != NOTHING_SENT:
                 raise
-            await problem(error).response()(scope, receive, send_with_id)
+            await problem(error).response(scope)(scope, receive, send_with_id)
         finally:
             self._record(scope, status, time.perf_counter() - started)
 
@@ -106,9 +108,48 @@ class DrainGate:
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self._app(scope, receive, send)
         elif self._drain.begun:
-            refused = problem(Unavailable("The server is shutting down", retry_after=5)).response()
+            refused = problem(Unavailable("The server is shutting down", retry_after=5)).response(scope)
             refused.headers["connection"] = "close"
             await refused(scope, receive, send)
         else:
             with self._drain.answering():
                 await self._app(scope, receive, send)
+
+
+class Protocol:
+    """Marks what is not OpenAI's: refusals have the body, and the request's id the header, that its readers expect."""
+
+    def __init__(self, app: ASGIApp, routes: Routes) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = self._routes.foreign(scope["path"]) if scope["type"] == "http" else None
+        if found is None:
+            await self._app(scope, receive, send)
+            return
+        scope.setdefault("state", {})[ERROR_BODY] = found.error_body
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start" and found.request_id:
+                headers = MutableHeaders(scope=message)
+                headers[found.request_id] = headers["x-request-id"]
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class Options:
+    """OPTIONS tells anybody which methods a path has, and nothing more. Preflights were answered before."""
+
+    def __init__(self, app: ASGIApp, routes: Routes) -> None:
+        self._app = app
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_asked = scope["type"] == "http" and scope["method"] == "OPTIONS"
+        if is_asked and (methods := self._routes.methods(scope["path"])):
+            response = Response(status_code=204, headers={"Allow": ", ".join([*methods, "OPTIONS"])})
+            await response(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)

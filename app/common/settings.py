@@ -63,6 +63,7 @@ class ServerSettings(BaseModel):
     keepalive_s: float = Field(5, gt=0)  # between comments on a silent stream
     send_timeout_s: float = Field(60, gt=0)  # a reader that takes nothing for so long is gone
     token_ttl_s: int = Field(3600, gt=0)  # how long a browser may use its stream token
+    predict_path: str = "/predict"  # empty: none
     drain_s: float = Field(30, ge=0)  # how long running answers may go on after SIGTERM
 
 
@@ -120,4 +121,5 @@ class Settings(BaseSettings):
     cors: CorsSettings = CorsSettings()
     log: LogSettings = LogSettings()
     api_keys: Annotated[list[ApiKey], NoDecode, BeforeValidator(_api_keys)] = []
+    specs: list[str] = []  # further protocols, each "package.module:Class"
     strict: bool = False  # refuse request keys that nobody knows, instead of naming them in a header

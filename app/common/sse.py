@@ -10,6 +10,7 @@ sse-starlette ends all streams on SIGTERM by itself; here running answers may go
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import anyio
@@ -35,6 +36,17 @@ FIRST_WAIT = 2.0
 OVER = "0" * 32 + ":end"  # the last event of no message: a browser that reconnects with it is answered by 204
 
 
+@dataclass(frozen=True, slots=True)
+class Framing(Generic[T]):
+    """How a stream's items, its last words and its silence look on the wire."""
+
+    item: Callable[[T], bytes]
+    error: Callable[[Problem], bytes]
+    end: bytes = b""
+    silence: bytes = b": keep-alive\n\n"
+    media_type: str = "text/event-stream"
+
+
 class Sse:
     """Makes responses; `keepalive` and `send_timeout` in seconds."""
 
@@ -43,33 +55,28 @@ class Sse:
         self._send_timeout = send_timeout
 
     async def openai(self, chunks: AsyncGenerator[BaseModel, None], headers: Mapping[str, str]) -> "Stream":
-        return await self._respond(chunks, _openai_chunk, _openai_error, end=b"data: [DONE]\n\n", headers=headers)
+        return await self.respond(chunks, OPENAI, headers)
 
     async def messages(self, pieces: AsyncGenerator[BaseModel, None]) -> "Stream":
         """Plain `data:` events for readers that know no `[DONE]`: they end with the connection."""
-        return await self._respond(pieces, _openai_chunk, _named_error)
+        return await self.respond(pieces, MESSAGES)
 
     async def browser(self, events: AsyncGenerator[BrowserEvent, None]) -> "Stream":
-        return await self._respond(events, _browser_event, _browser_error)
+        return await self.respond(events, BROWSER)
 
-    async def _respond(
-        self,
-        source: AsyncGenerator[T, None],
-        encode: Callable[[T], bytes],
-        encode_error: Callable[[Problem], bytes],
-        end: bytes = b"",
-        headers: Mapping[str, str] | None = None,
+    async def respond(
+        self, source: AsyncGenerator[T, None], framing: Framing[T], headers: Mapping[str, str] | None = None
     ) -> "Stream":
         primed = Primed(source)
         await primed.wait(FIRST_WAIT)
         return Stream(
             primed,
-            _body(primed, encode, encode_error, end),
+            _body(primed, framing),
             headers=headers,
+            media_type=framing.media_type,
             ping=self._keepalive,
-            ping_message_factory=_keep_alive,
+            ping_message_factory=lambda: framing.silence,
             send_timeout=self._send_timeout,
-            sep="\n",
         )
 
 
@@ -128,16 +135,14 @@ class Stream(EventSourceResponse):
                 await self._source.aclose()
 
 
-async def _body(
-    source: Primed[T], encode: Callable[[T], bytes], encode_error: Callable[[Problem], bytes], end: bytes
-) -> AsyncIterator[bytes]:
+async def _body(source: Primed[T], framing: Framing[T]) -> AsyncIterator[bytes]:
     try:
         async for item in source:
-            yield encode(item)
+            yield framing.item(item)
     except Exception as error:  # the 200 is out: whatever happens now can only be told as an event
-        yield encode_error(problem(error))
-    if end:
-        yield end
+        yield framing.error(problem(error))
+    if framing.end:
+        yield framing.end
 
 
 def _openai_chunk(chunk: BaseModel) -> bytes:
@@ -160,5 +165,6 @@ def _browser_error(found: Problem) -> bytes:
     return _browser_event(BrowserEvent(id=OVER, event="error", data=orjson.dumps(found.body()).decode()))
 
 
-def _keep_alive() -> ServerSentEvent:
-    return ServerSentEvent(comment="keep-alive", sep="\n")
+OPENAI = Framing(_openai_chunk, _openai_error, end=b"data: [DONE]\n\n")
+MESSAGES = Framing(_openai_chunk, _named_error)
+BROWSER = Framing(_browser_event, _browser_error)

@@ -70,3 +70,31 @@ async def test_what_is_no_request_passes_the_body_limit() -> None:
 
     await BodyLimit(inner, max_bytes=1)({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
     assert scopes == [{"type": "lifespan"}]
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("path", "allow"),
+        [
+            (CHAT, "POST, OPTIONS"),
+            ("/chat/completions", "POST, OPTIONS"),
+            ("/v1/embeddings", "POST, OPTIONS"),
+            ("/v1/models", "GET, OPTIONS"),
+            ("/v1/models/owner/name", "GET, OPTIONS"),
+            ("/predict", "POST, OPTIONS"),
+        ],
+    )
+    async def test_says_what_a_path_takes_without_a_key(self, new_site: NewSite, path: str, allow: str) -> None:
+        site = await new_site(api_keys="secret")
+        answer = await site.client.options(path)
+        assert (answer.status_code, answer.headers["allow"], answer.content) == (204, allow, b"")
+
+    async def test_unknown_path_stays_closed(self, new_site: NewSite) -> None:
+        site = await new_site(api_keys="secret")
+        assert (await site.client.options("/no/such/route")).status_code == 401
+        assert (await site.client.options("/no/such/route", headers={"x-api-key": "secret"})).status_code == 404
+
+    async def test_foreign_pages_learn_nothing_by_it(self, site: Site) -> None:
+        answer = await site.client.options(CHAT, headers={"Origin": "https://x"})
+        assert answer.status_code == 204
+        assert "access-control-allow-origin" not in answer.headers

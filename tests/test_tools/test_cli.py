@@ -44,6 +44,7 @@ def test_it_serves_where_the_settings_say(served: dict[str, Any]) -> None:
     parley("serve")
     assert (served["app"], served["host"], served["port"]) == ("app.main:app", "127.0.0.1", 8001)
     assert served["http"] == "h11"
+    assert served["app_dir"] == ""  # specs of one's own are found in the working directory
 
 
 def test_options_become_settings_and_win_over_the_environment(served: dict[str, Any]) -> None:

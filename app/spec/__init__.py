@@ -1,0 +1,64 @@
+"""All that a spec imports: endpoints of your own, in a wire format of your own, on Parley's engine.
+
+    class Shout(Spec[Question]):                          # Question: a pydantic model, the body
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_endpoint("/shout", self.shout, ["POST"])
+
+        async def shout(self, body: Question, request: Request) -> Response:
+            return await self.answer(body, request)
+
+        def decode_request(self, request: Question) -> ChatCompletionRequest:
+            return ChatCompletionRequest.model_validate({"messages": [{"content": request.text}]})
+
+        async def encode_response(self, output: Output[Question]) -> dict[str, Any]:
+            return {"shouted": (await output.whole()).text.upper()}
+
+`PARLEY_SPECS='["my_package.my_spec:Shout"]'` serves it. `examples/shout_spec.py` also streams.
+"""
+
+from fastapi import Request, Response
+
+from app.common.errors import Problem
+from app.common.sse import Framing
+from app.spec.framing import Item, Named, json_lines, server_sent
+from app.spec.server import Output, Server
+from app.spec.spec import Endpoint, Items, Spec
+from schemas.chat_schema import ChatCompletionRequest
+from schemas.embeddings_schema import EmbeddingRequest
+from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Reply, Said, SaidCall, Text, ToolCall
+from services.errors import InvalidRequest, NotFound, ServiceError, UnsupportedParameter
+from services.model_service import ModelCard
+
+__all__ = [
+    "Arguments",
+    "ChatCompletionRequest",
+    "EmbeddingRequest",
+    "Endpoint",
+    "Event",
+    "Finish",
+    "Framing",
+    "Head",
+    "InvalidRequest",
+    "Item",
+    "Items",
+    "ModelCard",
+    "Named",
+    "NotFound",
+    "Output",
+    "Problem",
+    "Reasoning",
+    "Reply",
+    "Request",
+    "Response",
+    "Said",
+    "SaidCall",
+    "Server",
+    "ServiceError",
+    "Spec",
+    "Text",
+    "ToolCall",
+    "UnsupportedParameter",
+    "json_lines",
+    "server_sent",
+]

@@ -1,0 +1,45 @@
+"""POST /predict: `{"input": "…"}` in, `{"output": "…"}` out."""
+
+from collections.abc import Awaitable
+
+from fastapi import Request, Response
+
+from app.common.sse import Framing
+from app.spec.framing import Item, Named, json_lines
+from app.spec.server import Output
+from app.spec.spec import Items, Spec
+from schemas.chat_schema import ChatCompletionRequest
+from schemas.predict_schema import Predicted, Prediction
+from services.chat.events import Text
+
+
+class PredictSpec(Spec[Prediction]):
+    any_content_type = True
+
+    def __init__(self, path: str = "/predict") -> None:
+        super().__init__()
+        self.add_endpoint(path, self.predict, ["POST"], response_model=Predicted, tags=["predict"])
+
+    async def predict(self, body: Prediction, request: Request) -> Response:
+        return await self.answer(body, request)
+
+    def decode_request(self, request: Prediction) -> ChatCompletionRequest:
+        asked = request.model_dump(exclude_unset=True, exclude={"input", "prompt", *(request.model_extra or ())})
+        said = {"role": "user", "content": request.input or request.prompt}
+        return ChatCompletionRequest.model_validate({"messages": [said], **asked})
+
+    def encode_response(self, output: Output[Prediction]) -> Items | Awaitable[Item]:
+        return _pieces(output) if output.request.stream else _whole(output)
+
+    def framing(self) -> Framing[Item | Named]:
+        return json_lines(self.error_body)
+
+
+async def _pieces(output: Output[Prediction]) -> Items:
+    async for event in output:
+        if isinstance(event, Text) and event.text:
+            yield Predicted(output=event.text)
+
+
+async def _whole(output: Output[Prediction]) -> Item:
+    return Predicted(output=(await output.whole()).text)

@@ -1,0 +1,70 @@
+"""What a spec may ask of the service."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from typing import Generic, TypeVar
+
+from fastapi import Request
+
+from app.common.dependencies import Services
+from app.common.sse import Framing, Stream
+from schemas.chat_schema import ChatCompletionRequest
+from schemas.embeddings_schema import EmbeddingRequest
+from services.chat.events import Event, Reply
+from services.model_service import ModelCard
+
+T = TypeVar("T")
+I = TypeVar("I")  # noqa: E741
+
+
+class Output(Generic[T]):
+    """What the model says to one request: its events as they come, or all of them as one Reply."""
+
+    def __init__(self, request: T, run: AsyncGenerator[Event, None]) -> None:
+        self.request = request
+        self._run = run
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self._run
+
+    async def whole(self) -> Reply:
+        reply = Reply()
+        async for event in self._run:
+            reply.add(event)
+        return reply
+
+    async def aclose(self) -> None:
+        """Takes the answer out of the batch if it is not at its end."""
+        await self._run.aclose()
+
+
+class Server:
+    """Admission, drain, disconnects, metrics and limits are the service's own business in all of this."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def run(self, chat: ChatCompletionRequest, owner: str) -> AsyncGenerator[Event, None]:
+        """A Head, then what is said; close it to end it early. Its first step raises what refuses the request."""
+        return self._services.chat.run(chat, owner)
+
+    async def embed(self, request: EmbeddingRequest) -> bytes:
+        """OpenAI's answer, as JSON."""
+        return await self._services.embeddings.create(request)
+
+    def models(self) -> list[ModelCard]:
+        return self._services.models.cards()
+
+    def owner(self, request: Request) -> str:
+        """Whom the answer is for: the same for the same API key."""
+        owner: str = request.state.caller.owner
+        return owner
+
+    def ignored(self, names: Iterable[str]) -> dict[str, str]:
+        """The header that names keys nobody knows; raises InvalidRequest for them if the server is strict."""
+        return self._services.unknown_keys.header(names)
+
+    async def stream(
+        self, items: AsyncGenerator[I, None], framing: Framing[I], headers: Mapping[str, str] | None = None
+    ) -> Stream:
+        """Errors before the first item are raised here, and get a status of their own."""
+        return await self._services.sse.respond(items, framing, headers)

@@ -1,0 +1,106 @@
+"""The class a spec is made from."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ValidationError
+
+from app.common.disconnect import while_connected
+from app.common.errors import Problem, invalid
+from app.common.json_body import JsonRoute, UntypedJsonRoute
+from app.common.sse import Framing
+from app.spec.framing import Item, Named, server_sent, to_json
+from app.spec.server import Output, Server
+from schemas.chat_schema import ChatCompletionRequest
+from services.errors import InvalidRequest
+
+T = TypeVar("T", bound=BaseModel)
+Items = AsyncGenerator[Item | Named, None]
+
+
+class Endpoint(NamedTuple):
+    path: str
+    endpoint: Callable[..., Any]
+    methods: Sequence[str]
+    options: dict[str, Any]
+
+
+class Spec(Generic[T]):
+    """Endpoints of its own, in a wire format of its own, on the same engine as all others.
+
+    An endpoint is a FastAPI path operation. One that asks the model hands its body to `answer`, which asks
+    `decode_request` what to ask it and `encode_response` what to say.
+    """
+
+    any_content_type = False  # read bodies as JSON, whatever they were sent as
+    request_id: str | None = None  # a header that has the request's id, besides x-request-id
+
+    def __init__(self) -> None:
+        self._endpoints: list[Endpoint] = []
+
+    def add_endpoint(self, path: str, endpoint: Callable[..., Any], methods: Sequence[str], **options: Any) -> None:
+        """`options` are those of FastAPI's `add_api_route`: what the OpenAPI document says of it."""
+        self._endpoints.append(Endpoint(path, endpoint, [method.upper() for method in methods], options))
+
+    @property
+    def endpoints(self) -> list[Endpoint]:
+        return self._endpoints.copy()
+
+    def setup(self, server: Server) -> None:
+        """Called once, before any request; endpoints may still be added."""
+        self.server = server
+
+    def decode_request(self, request: T) -> ChatCompletionRequest:
+        raise NotImplementedError(f"{type(self).__name__} has no decode_request")
+
+    def encode_response(self, output: Output[T]) -> Items | Awaitable[Item]:
+        """The answer, or, to stream it, a generator of its items: a subclass writes it with or without `yield`."""
+        raise NotImplementedError(f"{type(self).__name__} has no encode_response")
+
+    def error_body(self, problem: Problem) -> dict[str, Any]:
+        """Of whatever goes wrong on its endpoints, the refusal of a key included."""
+        return problem.body()
+
+    def framing(self) -> Framing[Item | Named]:
+        """Of what it streams: `server_sent` or `json_lines`."""
+        return server_sent(self.error_body)
+
+    def ignored(self, request: T) -> Iterable[str]:
+        """Keys that nobody knows; they are named in a header, or refused by a strict server."""
+        return sorted(request.model_extra or ())
+
+    async def answer(self, body: T, request: Request) -> Response:
+        headers = self.server.ignored(self.ignored(body))
+        output = Output(body, self.server.run(self._decoded(body), self.server.owner(request)))
+        encoded = self.encode_response(output)
+        if isinstance(encoded, AsyncGenerator):
+            return await self.server.stream(_closing(encoded, output), self.framing(), headers)
+        answer = await while_connected(request, _closed(encoded, output))
+        return Response(to_json(answer), headers=headers, media_type="application/json")
+
+    def router(self) -> APIRouter:
+        route = UntypedJsonRoute if self.any_content_type else JsonRoute
+        router = APIRouter(route_class=route, strict_content_type=not self.any_content_type)
+        for path, endpoint, methods, options in self._endpoints:
+            router.add_api_route(path, endpoint, methods=list(methods), **options)
+        return router
+
+    def _decoded(self, body: T) -> ChatCompletionRequest:
+        try:
+            return self.decode_request(body)
+        except ValidationError as error:  # what the spec lets through and the chat does not
+            found = invalid([{**each, "loc": ("body", *each["loc"])} for each in error.errors()])
+            raise InvalidRequest(found.message, param=found.param) from None
+
+
+async def _closing(items: Items, output: Output[T]) -> Items:
+    async with aclosing(output), aclosing(items):
+        async for item in items:
+            yield item
+
+
+async def _closed(answer: Awaitable[Item], output: Output[T]) -> Item:
+    async with aclosing(output):
+        return await answer

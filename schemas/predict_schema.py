@@ -1,0 +1,36 @@
+"""POST /predict: one prompt in, the answer out, for programs that speak no chat protocol."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from schemas.generation_schema import Request, StopSequences
+
+Prompt = Annotated[str, StringConstraints(min_length=1)]
+
+
+class Prediction(Request):
+    """`input`, or as some call it `prompt`. Keys outside of this are kept in `model_extra`, so that they are named."""
+
+    model_config = ConfigDict(extra="allow")
+
+    input: Prompt | None = Field(None, description="What the user says; `prompt` is another name for it")
+    prompt: Prompt | None = None
+    model: str | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=-1, description="0 and -1: off")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: StopSequences = Field([], description="one string or several")
+    stream: bool = Field(False, description="Answer in lines of JSON, each with the next piece as its `output`")
+
+    @model_validator(mode="after")
+    def _has_one(self) -> "Prediction":
+        if (self.input is None) == (self.prompt is None):
+            raise ValueError("one of 'input' and 'prompt' is needed")
+        return self
+
+
+class Predicted(BaseModel):
+    output: str
