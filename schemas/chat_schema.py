@@ -137,6 +137,9 @@ def _conversation_id(value: object) -> object:
     return value["id"]
 
 
+ConversationId = Annotated[str, BeforeValidator(_conversation_id)]
+
+
 class ChatCompletionRequest(Generation):
     """What of the contract is served; `UNSUPPORTED` in `services/chat/prompt.py` names the rest."""
 
@@ -152,7 +155,7 @@ class ChatCompletionRequest(Generation):
     tools: list[Tool] = Field([], max_length=128)
     tool_choice: ToolChoice | None = Field(None, description="none without tools, else auto")
     parallel_tool_calls: bool = True
-    conversation: Annotated[str | None, BeforeValidator(_conversation_id)] = Field(
+    conversation: ConversationId | None = Field(
         None, description="id, or an object with the id, of the conversation to continue and to add to"
     )
 

@@ -38,9 +38,13 @@ class Output:
             self._begin(reasoning("") if kind == "reasoning" else _message())
         part = self.items[-1]["content"][0]
         part["text"] += event.text
-        if self._logprobs and kind == "message":
-            part["logprobs"] += [logprob(each) for each in event.logprobs]
+        if kind == "message":
+            part["logprobs"] += self.logprobs(event)
         return len(self.items) - 1
+
+    def logprobs(self, event: Spoken) -> list[dict[str, Any]]:
+        """Those that are wanted."""
+        return [logprob(each) for each in event.logprobs] if self._logprobs else []
 
     def _begin(self, item: Item) -> int:
         same = sum(each["type"] == item["type"] for each in self.items)

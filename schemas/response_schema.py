@@ -1,0 +1,298 @@
+"""OpenAI's responses: what is asked, what is answered, and the events of a streamed one, as they go over the wire."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from schemas.chat_schema import ConversationId, ConversationRef, FunctionName
+from schemas.generation_schema import MetadataKey, Request
+from schemas.item_schema import Item, Other
+
+
+class FunctionTool(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["function"]
+    name: FunctionName
+    description: str | None = Field(None, max_length=16_384)
+    parameters: dict[str, Any] | None = Field(None, description="a JSON schema; none: no arguments")
+    strict: bool = False
+
+
+class ChosenTool(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["function"]
+    name: FunctionName
+
+
+class AllowedTools(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[ChosenTool] = Field(min_length=1, max_length=128)
+
+
+def _one_of(value: object, models: dict[object, type[Request]]) -> dict[str, Any]:
+    """Decides on the type first; one that is not served is kept, to be refused by name."""
+    if not isinstance(value, dict):
+        raise ValueError("must be an object")
+    kind = value.get("type")
+    model = models.get(kind, Other) if isinstance(kind, str) else Other
+    return model.model_validate(value).model_dump(exclude_none=True)
+
+
+def _tool(value: object) -> object:
+    return _one_of(value, {"function": FunctionTool})
+
+
+def _tool_choice(value: object) -> object:
+    if isinstance(value, str):
+        if value not in ("none", "auto", "required"):
+            raise ValueError("must be 'none', 'auto', 'required' or an object")
+        return value
+    return _one_of(value, {"function": ChosenTool, "allowed_tools": AllowedTools})
+
+
+class PlainFormat(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object"]
+
+
+class SchemaFormat(Request):
+    """As it was given: `schema` is a name that pydantic's models have themselves."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    type: Literal["json_schema"]
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+def _format(value: object) -> object:
+    models: dict[object, type[Request]] = {"text": PlainFormat, "json_object": PlainFormat, "json_schema": SchemaFormat}
+    if not isinstance(value, dict) or value.get("type") not in ("text", "json_object", "json_schema"):
+        raise ValueError("its type must be 'text', 'json_object' or 'json_schema'")
+    return models[value["type"]].model_validate(value).model_dump(exclude_none=True, by_alias=True)
+
+
+class TextConfig(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    format: Annotated[dict[str, Any], BeforeValidator(_format)] = Field({"type": "text"})
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ReasoningConfig(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    effort: str | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    context: Literal["auto", "current_turn", "all_turns"] | None = None
+    mode: str | None = None
+
+
+class StreamOptions(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    include_obfuscation: bool = False
+
+
+def _input(value: object) -> object:
+    return [{"type": "message", "role": "user", "content": value}] if isinstance(value, str) else value
+
+
+INCLUDABLE = (
+    "message.output_text.logprobs",
+    "message.input_image.image_url",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+)
+
+
+def _includable(value: object) -> object:
+    if value not in INCLUDABLE:
+        raise ValueError(f"must be one of {', '.join(INCLUDABLE)}")
+    return value
+
+
+Include = Annotated[str, BeforeValidator(_includable)]
+Label = Annotated[str, StringConstraints(max_length=512)]
+ResponseId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Items = Annotated[list[Item], BeforeValidator(_input), Field(max_length=10_000)]
+
+
+class ResponseInput(Request):
+    """What the prompt of a response is made of."""
+
+    model_config = ConfigDict(extra="allow")
+
+    input: Items = Field([], description="one user's text, or items")
+    model: str | None = None
+    instructions: str | None = None
+    conversation: ConversationId | None = None
+    previous_response_id: ResponseId | None = None
+    tools: list[Annotated[dict[str, Any], BeforeValidator(_tool)]] = Field([], max_length=128)
+    tool_choice: Annotated[str | dict[str, Any], BeforeValidator(_tool_choice)] = "auto"
+    parallel_tool_calls: bool = True
+    text: TextConfig = Field(default_factory=TextConfig)
+    reasoning: ReasoningConfig | None = None
+    truncation: Literal["auto", "disabled"] = "disabled"
+
+
+class ResponseRequest(ResponseInput):
+    """What of the contract is served; `UNSUPPORTED` in `services/chat/responses.py` names the rest."""
+
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    store: bool = True
+    background: bool = False
+    include: list[Include] = Field([], max_length=16)
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_logprobs: int = Field(0, ge=0, le=20)
+    max_output_tokens: int | None = Field(None, ge=1)
+    max_tool_calls: int | None = Field(None, ge=1, description="of built-in tools, of which there are none here")
+    metadata: dict[MetadataKey, Label] = Field({}, max_length=16)
+    service_tier: Literal["auto", "default", "flex", "priority"] = "auto"
+    user: Label | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+
+
+class InputTokensDetails(BaseModel):
+    cached_tokens: int
+    cache_write_tokens: int = 0
+
+
+class OutputTokensDetails(BaseModel):
+    reasoning_tokens: int
+
+
+class ResponseUsage(BaseModel):
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class ResponseError(BaseModel):
+    code: str
+    message: str
+
+
+class IncompleteDetails(BaseModel):
+    reason: str
+
+
+class Response(BaseModel):
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    status: Literal["queued", "in_progress", "completed", "incomplete", "failed", "cancelled"]
+    completed_at: int | None = None
+    background: bool
+    error: ResponseError | None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    max_tool_calls: int | None
+    model: str
+    output: list[dict[str, Any]] = []
+    parallel_tool_calls: bool
+    previous_response_id: str | None
+    conversation: ConversationRef | None = None
+    prompt_cache_key: str | None
+    reasoning: dict[str, Any]
+    safety_identifier: str | None
+    service_tier: str
+    store: bool
+    temperature: float
+    text: dict[str, Any]
+    tool_choice: str | dict[str, Any]
+    tools: list[dict[str, Any]]
+    top_logprobs: int
+    top_p: float
+    truncation: Literal["auto", "disabled"]
+    dropped_items: int = Field(0, description="of the oldest, by truncation: auto")
+    usage: ResponseUsage | None = None
+    user: str | None
+    metadata: dict[str, str]
+
+
+class ResponseEvent(BaseModel):
+    type: str
+    sequence_number: int
+
+
+class LifeEvent(ResponseEvent):
+    response: Response
+
+
+class ItemEvent(ResponseEvent):
+    output_index: int
+    item: dict[str, Any]
+
+
+class CallEvent(ResponseEvent):
+    """A piece of a call's arguments, or all of them."""
+
+    item_id: str
+    output_index: int
+    delta: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+
+
+class PartEvent(ResponseEvent):
+    item_id: str
+    output_index: int
+    content_index: int = 0
+    part: dict[str, Any] | None = None
+    delta: str | None = None
+    text: str | None = None
+    logprobs: list[dict[str, Any]] | None = None
+
+
+class ErrorEvent(ResponseEvent):
+    type: str = "error"
+    code: str | None
+    message: str
+    param: str | None
+
+
+class StreamEvent(BaseModel):
+    """An event as it is kept and sent: `number` says where it stands in its stream."""
+
+    number: int
+    type: str
+    data: str
+
+
+class DeletedResponse(BaseModel):
+    id: str
+    object: Literal["response"] = "response"
+    deleted: Literal[True] = True
+
+
+class InputTokenCount(BaseModel):
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int
+
+
+class ItemList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool

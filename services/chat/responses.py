@@ -1,0 +1,213 @@
+"""A request for a response -> the chat completion it asks for, and the response as it begins."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+
+from schemas.chat_schema import ChatCompletionRequest, ChatMessage, ConversationRef
+from schemas.response_schema import Response, ResponseInput, ResponseRequest
+from services.chat import items
+from services.chat.items import Item
+from services.errors import InvalidRequest, UnsupportedParameter
+
+# Parts of the contract that this server does not serve, each with the values that ask for nothing.
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    "access_programs": (),
+    "context_management": ([],),
+    "image": (),
+    "moderation": (),
+    "personality": (),
+    "prompt": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": ("in_memory",),
+}
+
+LOGPROBS = "message.output_text.logprobs"
+PRIORITY = {"auto": 0, "default": 0, "flex": 1, "priority": -1}  # lower ones run first
+
+# What a chat completion calls it -> what a response calls it.
+NAMES = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "reasoning_effort": "reasoning.effort",
+    "response_format": "text.format",
+    "verbosity": "text.verbosity",
+}
+
+
+def check(request: ResponseInput) -> None:
+    """Refuses by name what would otherwise be ignored."""
+    for name, value in (request.model_extra or {}).items():
+        if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
+            raise UnsupportedParameter(name)
+    if request.conversation is not None and request.previous_response_id is not None:
+        raise InvalidRequest(
+            "'previous_response_id' goes without 'conversation': both name what was said before",
+            param="previous_response_id",
+        )
+    for index, tool in enumerate(request.tools):
+        if tool["type"] != "function":
+            raise UnsupportedParameter(f"tools.{index}.type", f"is '{tool['type']}': only functions are served here")
+    _check_choice(request.tool_choice)
+    _check_reasoning(request)
+    items.check([item for item in request.input if item["type"] != "item_reference"])
+    if isinstance(request, ResponseRequest):
+        _check_answer(request)
+
+
+def _check_choice(choice: str | dict[str, Any]) -> None:
+    if isinstance(choice, dict) and choice["type"] not in ("function", "allowed_tools"):
+        raise UnsupportedParameter("tool_choice.type", f"is '{choice['type']}': only functions are served here")
+
+
+def _check_reasoning(request: ResponseInput) -> None:
+    if (wanted := request.reasoning) is None:
+        return
+    for name, value, nothing in (
+        ("summary", wanted.summary, None),
+        ("generate_summary", wanted.generate_summary, None),
+        ("context", wanted.context, "auto"),
+        ("mode", wanted.mode, "standard"),
+    ):
+        if value not in (None, nothing):
+            raise UnsupportedParameter(f"reasoning.{name}")
+
+
+def _check_answer(request: ResponseRequest) -> None:
+    if not request.input and request.conversation is None and request.previous_response_id is None:
+        raise InvalidRequest("'input' is required", param="input")
+    if request.background and not request.store:
+        raise InvalidRequest("'background' goes with 'store': true only", param="background")
+    if request.top_logprobs and LOGPROBS not in request.include:
+        raise InvalidRequest(f"'top_logprobs' goes with '{LOGPROBS}' in 'include' only", param="top_logprobs")
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("'stream_options' goes with 'stream': true only", param="stream_options")
+    if request.stream_options is not None and request.stream_options.include_obfuscation:
+        raise UnsupportedParameter("stream_options.include_obfuscation")
+    check_include(request.include)
+
+
+def check_include(include: Sequence[str]) -> None:
+    """All others are about tools that are not served here, or are always there."""
+    if "reasoning.encrypted_content" in include:
+        raise UnsupportedParameter("include", "cannot have reasoning.encrypted_content: reasoning is not hidden here")
+
+
+def unknown_keys(request: ResponseInput) -> list[str]:
+    return sorted(set(request.model_extra or {}) - set(UNSUPPORTED))
+
+
+def as_chat(request: ResponseInput, messages: Sequence[ChatMessage]) -> ChatCompletionRequest:
+    """`messages`: all that the prompt has but the instructions."""
+    fields: dict[str, Any] = {
+        "model": request.model,
+        "tools": [_chat_tool(tool) for tool in request.tools],
+        "tool_choice": _chat_choice(request),
+        "parallel_tool_calls": request.parallel_tool_calls,
+        "reasoning_effort": request.reasoning.effort if request.reasoning else None,
+        "response_format": _chat_format(request.text.format),
+        "verbosity": request.text.verbosity if request.text.verbosity != "medium" else None,
+    }
+    if isinstance(request, ResponseRequest):
+        fields |= _sampling(request)
+    instructions = [ChatMessage(role="system", content=request.instructions)] if request.instructions else []
+    try:
+        return ChatCompletionRequest(messages=[*instructions, *messages], **fields)
+    except ValidationError as error:
+        found = error.errors()[0]
+        param = ".".join(map(str, found["loc"]))
+        raise InvalidRequest(f"'{NAMES.get(param, param)}': {found['msg']}", param=NAMES.get(param, param)) from error
+
+
+def _sampling(request: ResponseRequest) -> dict[str, Any]:
+    return {
+        "max_completion_tokens": request.max_output_tokens,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "logprobs": LOGPROBS in request.include,
+        "top_logprobs": request.top_logprobs,
+        "priority": PRIORITY[request.service_tier],
+    }
+
+
+def _chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+
+
+def _chat_choice(request: ResponseInput) -> str | dict[str, Any] | None:
+    choice = request.tool_choice
+    if isinstance(choice, str):
+        return choice if request.tools or choice == "required" else None
+    if choice["type"] == "function":
+        return _chat_tool(choice)
+    allowed = {"mode": choice["mode"], "tools": [_chat_tool(tool) for tool in choice["tools"]]}
+    return {"type": "allowed_tools", "allowed_tools": allowed}
+
+
+def _chat_format(format: Mapping[str, Any]) -> dict[str, Any]:
+    if format["type"] != "json_schema":
+        return dict(format)
+    return {"type": "json_schema", "json_schema": {name: value for name, value in format.items() if name != "type"}}
+
+
+@contextmanager
+def in_its_words() -> Iterator[None]:
+    """Refusals of the chat completion name the parts of the response's request."""
+    try:
+        yield
+    except InvalidRequest as error:
+        first, _, rest = (error.param or "").partition(".")
+        if first not in NAMES:
+            raise
+        error.message = error.message.replace(f"'{first}", f"'{NAMES[first]}")
+        error.param = NAMES[first] + (f".{rest}" if rest else "")
+        raise
+
+
+def begun(request: ResponseRequest, id: str, model: str, created_at: int, conversation_id: str | None) -> Response:
+    return Response(
+        id=id,
+        created_at=created_at,
+        status="queued" if request.background else "in_progress",
+        background=request.background,
+        instructions=request.instructions,
+        max_output_tokens=request.max_output_tokens,
+        max_tool_calls=request.max_tool_calls,
+        model=model,
+        parallel_tool_calls=request.parallel_tool_calls,
+        previous_response_id=request.previous_response_id,
+        conversation=ConversationRef(id=conversation_id) if conversation_id else None,
+        prompt_cache_key=request.prompt_cache_key,
+        reasoning=_reasoning(request),
+        safety_identifier=request.safety_identifier,
+        service_tier="default" if request.service_tier == "auto" else request.service_tier,
+        store=request.store,
+        temperature=request.temperature,
+        text={"format": request.text.format, "verbosity": request.text.verbosity or "medium"},
+        tool_choice=request.tool_choice,
+        tools=request.tools,
+        top_logprobs=request.top_logprobs,
+        top_p=request.top_p,
+        truncation=request.truncation,
+        user=request.user,
+        metadata=request.metadata,
+    )
+
+
+def _reasoning(request: ResponseRequest) -> dict[str, Any]:
+    return {"effort": request.reasoning.effort if request.reasoning else None, "summary": None}
+
+
+def own_items(request: ResponseInput, resolved: Mapping[str, Item]) -> list[Item]:
+    """The request's own, with what it refers to in the place of the references."""
+    found = []
+    for index, item in enumerate(request.input):
+        if item["type"] != "item_reference":
+            found.append(item)
+        elif item["id"] in resolved:
+            found.append(resolved[item["id"]])
+        else:
+            raise InvalidRequest(f"No item with id '{item['id'][:64]}'", param=f"input.{index}.id")
+    return found

@@ -1,0 +1,169 @@
+"""The stream of a response, to the letter of the wire."""
+
+import json
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
+
+from schemas.response_schema import ResponseRequest
+from services.chat import responses
+from services.chat.events import Arguments, Finish, Reasoning, Spoken, Text, ToolCall
+from services.chat.output import Output
+from services.chat.response_events import ResponseEncoder, framed, response_events
+from services.engine.base import TokenLogprob
+
+FINISH = Finish("stop", prompt_tokens=5, completion_tokens=2, cached_tokens=3, reasoning_tokens=1)
+OFFICIAL: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+
+
+def encoder(*, logprobs: bool = False) -> ResponseEncoder:
+    response = responses.begun(ResponseRequest.model_validate({"input": "Hi"}), "resp_1", "a-model", 1700000000, None)
+    return ResponseEncoder(response, Output("r", logprobs=logprobs))
+
+
+async def run(said: Iterable[Spoken | Finish]) -> AsyncIterator[Spoken | Finish]:
+    for event in said:
+        yield event
+
+
+async def transcript(*said: Spoken | Finish, logprobs: bool = False) -> list[dict[str, Any]]:
+    encoding = encoder(logprobs=logprobs)
+    events = [encoding.created(), *[each async for each in response_events(encoding, run(said))]]
+    sent = [framed(event) for event in events]
+    assert [each.number for each in sent] == list(range(len(sent)))
+    data = [json.loads(each.data) for each in sent]
+    assert [(each["type"], each["sequence_number"]) for each in data] == [(each.type, each.number) for each in sent]
+    for each in data:
+        OFFICIAL.validate_python(each)
+    return data
+
+
+def short(event: dict[str, Any]) -> dict[str, Any]:
+    """What of an event is its own."""
+    if "response" in event:
+        kept = {name: event["response"][name] for name in ("status", "output", "usage")}
+        return {"type": event["type"], **kept}
+    return {name: value for name, value in event.items() if name != "sequence_number"}
+
+
+USAGE = {
+    "input_tokens": 5,
+    "input_tokens_details": {"cached_tokens": 3, "cache_write_tokens": 0},
+    "output_tokens": 2,
+    "output_tokens_details": {"reasoning_tokens": 1},
+    "total_tokens": 7,
+}
+
+
+def part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+async def test_a_text_is_told_piece_by_piece_and_then_as_a_whole() -> None:
+    message = {"id": "msg_r", "status": "completed", "type": "message", "role": "assistant", "content": [part("Hello")]}
+    at = {"output_index": 0, "item_id": "msg_r", "content_index": 0}
+    begun = {"status": "in_progress", "output": [], "usage": None}
+    assert [short(event) for event in await transcript(Text("Hel"), Text("lo"), FINISH)] == [
+        {"type": "response.created", **begun},
+        {"type": "response.in_progress", **begun},
+        {
+            "type": "response.output_item.added",
+            "output_index": 0,
+            "item": message | {"status": "in_progress", "content": []},
+        },
+        {"type": "response.content_part.added", **at, "part": part("")},
+        {"type": "response.output_text.delta", **at, "delta": "Hel", "logprobs": []},
+        {"type": "response.output_text.delta", **at, "delta": "lo", "logprobs": []},
+        {"type": "response.output_text.done", **at, "text": "Hello", "logprobs": []},
+        {"type": "response.content_part.done", **at, "part": part("Hello")},
+        {"type": "response.output_item.done", "output_index": 0, "item": message},
+        {"type": "response.completed", "status": "completed", "output": [message], "usage": USAGE},
+    ]
+
+
+async def test_reasoning_text_and_calls_follow_each_other() -> None:
+    said = [Reasoning("Hm"), Text("See"), ToolCall("c1", "f", 0), Arguments("{", 0), Arguments("}", 0)]
+    events = await transcript(*said, ToolCall("c2", "g", 1), FINISH)
+    assert [(event["type"].removeprefix("response."), event.get("output_index")) for event in events[2:-1]] == [
+        ("output_item.added", 0),
+        ("content_part.added", 0),
+        ("reasoning_text.delta", 0),
+        ("reasoning_text.done", 0),
+        ("content_part.done", 0),
+        ("output_item.done", 0),
+        ("output_item.added", 1),
+        ("content_part.added", 1),
+        ("output_text.delta", 1),
+        ("output_text.done", 1),
+        ("content_part.done", 1),
+        ("output_item.done", 1),
+        ("output_item.added", 2),
+        ("function_call_arguments.delta", 2),
+        ("function_call_arguments.delta", 2),
+        ("function_call_arguments.done", 2),
+        ("output_item.done", 2),
+        ("output_item.added", 3),
+        ("function_call_arguments.done", 3),
+        ("output_item.done", 3),
+    ]
+    assert events[14]["item"] == {
+        "id": "fc_r",
+        "status": "in_progress",
+        "type": "function_call",
+        "call_id": "c1",
+        "name": "f",
+        "arguments": "",
+    }
+    assert short(events[17]) == {
+        "type": "response.function_call_arguments.done",
+        "output_index": 2,
+        "item_id": "fc_r",
+        "name": "f",
+        "arguments": "{}",
+    }
+    done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    assert events[-1]["response"]["output"] == done
+
+
+async def test_an_answer_that_met_its_limit_is_incomplete() -> None:
+    *_, item, last = await transcript(Text("Hel"), Finish("length", 5, 1))
+    assert (item["type"], item["item"]["status"]) == ("response.output_item.done", "incomplete")
+    assert last["type"] == "response.incomplete"
+    assert last["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert (last["response"]["status"], last["response"]["completed_at"]) == ("incomplete", None)
+
+
+async def test_an_answer_without_a_word_is_an_empty_message() -> None:
+    events = await transcript(FINISH)
+    assert [event["type"] for event in events[2:]] == [
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+    ]
+    assert events[-1]["response"]["output"][0]["content"] == [part("")]
+
+
+async def test_what_was_said_before_a_failure_stays() -> None:
+    encoding = encoder()
+    list(encoding.said(Text("Hel")))
+    *_, item, last = [json.loads(framed(event).data) for event in encoding.failed("server_error", "It broke")]
+    assert item["item"]["status"] == "incomplete"
+    assert last["response"]["error"] == {"code": "server_error", "message": "It broke"}
+    assert last["response"]["output"][0]["content"][0]["text"] == "Hel"
+
+
+async def test_logprobs_come_with_their_text() -> None:
+    token = TokenLogprob("a", b"a", -0.5, (TokenLogprob("b", b"b", -1.0),))
+    events = await transcript(Text("a", logprobs=(token,)), FINISH, logprobs=True)
+    told = [
+        {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -1.0, "bytes": [98]}]}
+    ]
+    found = {event["type"]: event["logprobs"] for event in events if "logprobs" in event}
+    assert found == {"response.output_text.delta": told, "response.output_text.done": told}
+    assert events[-1]["response"]["output"][0]["content"][0]["logprobs"] == told
+    assert events[3]["part"]["logprobs"] == []

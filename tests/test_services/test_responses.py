@@ -1,0 +1,146 @@
+"""What a request for a response becomes, and what of it is refused."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from schemas.chat_schema import ChatMessage
+from schemas.response_schema import ResponseRequest
+from services.chat import responses
+from services.errors import InvalidRequest
+
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}
+
+
+def request(**fields: Any) -> ResponseRequest:
+    return ResponseRequest.model_validate({"input": "Hi", **fields})
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    asked = responses.as_chat(request(**fields), [ChatMessage(content="Hi")])
+    return asked.model_dump(exclude_unset=True, exclude_none=True)
+
+
+def test_instructions_come_first() -> None:
+    assert chat(instructions="Be brief")["messages"] == [
+        {"role": "system", "content": "Be brief"},
+        {"content": "Hi"},
+    ]
+
+
+def test_the_sampling_is_the_chats() -> None:
+    asked = chat(max_output_tokens=7, temperature=0.5, top_p=0.9, service_tier="flex")
+    assert {"max_completion_tokens": 7, "temperature": 0.5, "top_p": 0.9, "priority": 1}.items() <= asked.items()
+
+
+def test_logprobs_are_asked_for_by_including_them() -> None:
+    asked = chat(include=["message.output_text.logprobs"], top_logprobs=3)
+    assert (asked["logprobs"], asked["top_logprobs"]) == (True, 3)
+
+
+def test_tools_are_the_chats() -> None:
+    asked = chat(tools=[FUNCTION], tool_choice={"type": "function", "name": "f"}, parallel_tool_calls=False)
+    function = {"name": "f", "parameters": {"type": "object"}, "strict": True}
+    assert asked["tools"] == [{"type": "function", "function": function}]
+    assert asked["tool_choice"] == {"type": "function", "function": {"name": "f"}}
+    assert asked["parallel_tool_calls"] is False
+
+
+def test_allowed_tools_are_the_chats() -> None:
+    allowed = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}]}
+    chosen = {"mode": "required", "tools": [{"type": "function", "function": {"name": "f"}}]}
+    found = chat(tools=[FUNCTION], tool_choice=allowed)["tool_choice"]
+    assert found == {"type": "allowed_tools", "allowed_tools": chosen}
+
+
+def test_a_text_format_is_the_chats_response_format() -> None:
+    schema = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
+    asked = responses.as_chat(request(text={"format": schema}), [ChatMessage(content="Hi")])
+    found = asked.model_dump(by_alias=True)["response_format"]
+    assert found["json_schema"]["schema"] == {"type": "object"}
+    assert found["json_schema"]["name"] == "n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input": []}, "input"),
+        ({"moderation": {"model": "m"}}, "moderation"),
+        ({"prompt": {"id": "p"}}, "prompt"),
+        ({"prompt_cache_retention": "24h"}, "prompt_cache_retention"),
+        ({"conversation": "conv_1", "previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tool_choice": {"type": "mcp", "server_label": "s"}}, "tool_choice.type"),
+        ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
+        ({"reasoning": {"mode": "pro"}}, "reasoning.mode"),
+        ({"background": True, "store": False}, "background"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ({"include": ["reasoning.encrypted_content"]}, "include"),
+        ({"input": [{"type": "computer_call", "id": "x"}]}, "input.0.type"),
+    ],
+)
+def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        responses.check(request(**fields))
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt_cache_retention": "in_memory"},
+        {"reasoning": {"context": "auto", "mode": "standard"}},
+        {"include": ["file_search_call.results"]},
+        {"input": [{"type": "item_reference", "id": "msg_1"}]},
+        {"max_tool_calls": 3},
+    ],
+)
+def test_what_asks_for_nothing_is_taken(fields: dict[str, Any]) -> None:
+    responses.check(request(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"input": 5}, ("input",)),
+        ({"tools": [{"type": "function", "name": "a b"}]}, ("tools", 0, "name")),
+        ({"tools": [{"type": "function", "name": "a", "defer_loading": True}]}, ("tools", 0, "defer_loading")),
+        ({"tool_choice": "sometimes"}, ("tool_choice",)),
+        ({"tool_choice": {"type": "function"}}, ("tool_choice", "name")),
+        ({"text": {"format": {"type": "xml"}}}, ("text", "format")),
+        ({"text": {"format": {"type": "json_schema", "name": "n"}}}, ("text", "format", "schema")),
+        ({"truncation": "some"}, ("truncation",)),
+        ({"include": ["everything"]}, ("include", 0)),
+        ({"metadata": {"a": 1}}, ("metadata", "a")),
+        ({"service_tier": "fast"}, ("service_tier",)),
+    ],
+)
+def test_what_is_malformed_names_its_place(fields: dict[str, Any], place: tuple[str | int, ...]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        request(**fields)
+    assert refused.value.errors()[0]["loc"] == place
+
+
+def test_a_chats_refusal_names_the_responses_own_part() -> None:
+    with pytest.raises(InvalidRequest) as refused, responses.in_its_words():
+        raise InvalidRequest("'response_format.json_schema' is odd", param="response_format.json_schema")
+    assert (refused.value.message, refused.value.param) == (
+        "'text.format.json_schema' is odd",
+        "text.format.json_schema",
+    )
+
+
+def test_references_are_replaced_by_what_they_refer_to() -> None:
+    asked = request(input=[{"type": "item_reference", "id": "msg_1"}, {"role": "user", "content": "And?"}])
+    item = {"type": "message", "id": "msg_1", "role": "user", "content": []}
+    assert responses.own_items(asked, {"msg_1": item}) == [item, asked.input[1]]
+    with pytest.raises(InvalidRequest) as refused:
+        responses.own_items(asked, {})
+    assert refused.value.param == "input.0.id"
+
+
+def test_unknown_keys_are_told() -> None:
+    assert responses.unknown_keys(request(colour="red", prompt=None)) == ["colour"]
