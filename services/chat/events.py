@@ -83,6 +83,7 @@ class Finish:
     token_ids: tuple[int, ...] = ()  # those that ended it without a text of their own
     index: int = 0
     reasoning_tokens: int = 0  # of the completion
+    stop: str | None = None  # the stop string that ended it
 
 
 Spoken = Text | Reasoning | ToolCall | Arguments
@@ -176,7 +177,14 @@ async def _choice(
                 silent = ()
             if piece.finish:
                 yield Finish(
-                    piece.finish, prompt_tokens, completion_tokens, piece.cached_tokens, piece.times, silent, index
+                    piece.finish,
+                    prompt_tokens,
+                    completion_tokens,
+                    piece.cached_tokens,
+                    piece.times,
+                    silent,
+                    index,
+                    stop=piece.stop,
                 )
                 return
     raise EngineFailed("The engine ended without finishing its answer")

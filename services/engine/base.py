@@ -113,6 +113,7 @@ class Piece:
     logprobs: tuple[TokenLogprob, ...] = ()  # of those tokens whose text this is, if they were asked for
     cached_tokens: int = 0  # of the prompt, found in the cache; with the last piece
     times: Times | None = None  # with the last piece
+    stop: str | None = None  # the stop string that ended it; with the last piece
 
 
 @dataclass(frozen=True, slots=True)

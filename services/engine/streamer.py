@@ -89,6 +89,7 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
         self._num_read = 0  # characters
         self._num_taken = 0
         self.finish: FinishReason | None = None
+        self._stop: str | None = None  # the one that was found
 
     def put(self, value: int, logprob: TokenLogprob | None = None) -> None:
         self._ids.append(value)
@@ -121,7 +122,7 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
             self._ready += text[: position + len(stop) if self._params.include_stop else position]
             self._held = ""
             self._unread = []
-            self.finish = "stop"
+            self.finish, self._stop = "stop", stop
             return
         keep = 0 if stream_end else _overlap(text, self._params.stop)
         self._ready += text[: len(text) - keep]
@@ -135,7 +136,7 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
         """What there is to say since the last call; None when that is nothing."""
         if not self._ready and not self.finish:
             return None
-        piece = Piece(self._ready, tuple(self._ids), self.finish, self._logprobs())
+        piece = Piece(self._ready, tuple(self._ids), self.finish, self._logprobs(), stop=self._stop)
         self._ready, self._ids = "", []
         return piece
 

@@ -183,6 +183,8 @@ def test_text_ends_before_the_first_stop_string(said: str, stops: list[str]) -> 
         ends = [said.find(stop) + len(stop) for stop in stops if stop in said]
         whole = said[: min(ends)]
         assert text(pieces) == whole[: min(whole.find(stop) for stop in stops if stop in whole)]
+        assert pieces[-1].stop in stops
+        assert whole.startswith(text(pieces) + (pieces[-1].stop or ""))
 
 
 def test_only_what_may_begin_a_stop_string_is_held_back() -> None:
@@ -203,7 +205,7 @@ def test_text_after_a_stop_string_in_the_same_token_is_dropped() -> None:
 
     pieces = stream(streamer(tokenizer, stop=["h"]), [token, token])
 
-    assert pieces == [Piece("t", (token,), "stop")]
+    assert pieces == [Piece("t", (token,), "stop", stop="h")]
 
 
 @pytest.mark.parametrize("speak", SPEAKS)
@@ -236,7 +238,7 @@ def test_a_stop_string_in_the_last_token_is_a_stop() -> None:
         speaker.put(token)
     speaker.end("length")
 
-    assert speaker.take() == Piece("a", tuple(encode(byte_level(), "ab")), "stop")
+    assert speaker.take() == Piece("a", tuple(encode(byte_level(), "ab")), "stop", stop="b")
 
 
 def test_token_ids_wait_for_their_text() -> None:

@@ -158,6 +158,12 @@ class TestEvents:
         engine = FakeEngine("a", Piece("", (7,), "stop"), finish=None)
         assert await self.of(engine) == [HEAD, Text("a", (0,)), Finish("stop", 5, 2, token_ids=(7,))]
 
+    async def test_stop_string_that_ended_it_is_named(self) -> None:
+        engine = FakeEngine("a", Piece("", (7,), "stop", stop="END"), finish=None)
+        *_, finish = await self.of(engine)
+        assert isinstance(finish, Finish)
+        assert finish.stop == "END"
+
     async def test_choices_come_as_they_are_said(self) -> None:
         pause = Pause()
         slow, fast = FakeEngine("a", pause, "b"), FakeEngine("c", "d")
