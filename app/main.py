@@ -43,6 +43,7 @@ from services.engine import build, warm_up
 from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
+from services.tokenize_service import TokenizeService
 from tools import data_migration, fetch_models
 
 logger = logging.getLogger(__name__)
@@ -130,6 +131,7 @@ def _services(settings: Settings, conversations: ConversationService, build: Cal
         keys=Keys(settings.api_keys, settings.server.token_ttl_s),
         drain=Drain(settings.server.drain_s, interrupt=models.stop, is_busy=lambda: messages.num_live > 0),
         sse=Sse(keepalive=settings.server.keepalive_s, send_timeout=settings.server.send_timeout_s),
+        tokenizers=TokenizeService(models, chat),
         unknown_keys=UnknownKeys(strict=settings.strict),
         facts=Facts(settings.chat.max_new_tokens, settings.model.device, settings.chat.system_prompt),
     )

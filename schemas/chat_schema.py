@@ -165,6 +165,7 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 class PromptTokensDetails(BaseModel):
     cached_tokens: int
+    truncated_tokens: int | None = Field(None, exclude_if=lambda count: count is None, description="cut off, as asked")
 
 
 class CompletionUsage(BaseModel):

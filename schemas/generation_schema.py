@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
+from schemas.input_schema import Truncation
+
 
 class Request(BaseModel):
     """An explicit null equals an absent field."""
@@ -72,6 +74,9 @@ class Generation(Request):
     ignore_eos: bool = False
     min_tokens: int | None = Field(None, ge=0, description="also inside metadata, as a number")
     n: int = Field(1, ge=1, le=16, description="with a seed, each choice after the first has the next one")
+    truncate_prompt_tokens: Truncation | None = Field(
+        None, description="the last so many of a longer prompt are read; -1: as many as leave room for the answer"
+    )
     return_token_ids: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None

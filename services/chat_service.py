@@ -17,7 +17,7 @@ from schemas.chat_schema import ChatCompletion, ChatCompletionChunk, ChatComplet
 from services.chat import encode, prompt, sampling
 from services.chat.events import Event, Head, Reply, events
 from services.conversation_service import ConversationService, NewItem, StoredMessage, Turn
-from services.engine.base import Job, Message, Tokenizer
+from services.engine.base import Engine, Job, Message
 from services.errors import Unavailable
 from services.metrics_service import Metrics
 from services.model_service import Lease, ModelManager
@@ -72,7 +72,7 @@ class ChatService:
         turn = await self._conversations.open(request.conversation, owner, create=create)
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
-            job = await self._job(request, turn, model.engine.tokenizer)
+            job = await self._job(request, turn, model.engine)
             async with model.answering(sampling.choices(job, request.n)) as streams:
                 await turn.begin(_items(request), model.id)
                 head = _head(job, turn, model, arrived, request.n)
@@ -81,13 +81,22 @@ class ChatService:
                     async for event in recorded:
                         yield event
 
-    async def _job(self, request: ChatCompletionRequest, turn: Turn, tokenizer: Tokenizer) -> Job:
+    async def prompt_of(self, request: ChatCompletionRequest, owner: str) -> tuple[int, ...]:
+        """The tokens that would be submitted."""
+        prompt.check(request)
+        turn = await self._conversations.open(request.conversation, owner, create=False)
+        async with self._models.lease(request.model) as model:
+            return (await self._job(request, turn, model.engine)).prompt
+
+    async def _job(self, request: ChatCompletionRequest, turn: Turn, engine: Engine) -> Job:
         messages = prompt.messages(request, map(_message, turn.history), self._system_prompt)
         params = prompt.sampling(request, self._max_new_tokens)
         template = prompt.template(request)
         # in a thread: a long prompt takes long enough to render to be felt by every other stream
-        job = await asyncio.to_thread(prompt.job, f"chatcmpl-{uuid4().hex}", messages, params, tokenizer, template)
-        return replace(job, priority=request.priority)
+        job = await asyncio.to_thread(
+            prompt.job, f"chatcmpl-{uuid4().hex}", messages, params, engine.tokenizer, template
+        )
+        return sampling.truncated(replace(job, priority=request.priority), request, engine.max_length)
 
 
 async def _recorded(turn: Turn, said: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
@@ -143,5 +152,6 @@ def _head(job: Job, turn: Turn, model: Lease, arrived: float, n: int) -> Head:
         conversation_id=turn.conversation_id,
         arrived=arrived,
         prompt_tokens=len(job.prompt),
+        truncated=job.truncated,
         n=n,
     )

@@ -43,7 +43,9 @@ class CompletionService:
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
             # in a thread: long prompts take long enough to tokenise to be felt by every other stream
-            made = await asyncio.to_thread(completion.jobs, f"cmpl-{uuid4().hex}", request, model.engine.tokenizer)
+            made = await asyncio.to_thread(
+                completion.jobs, f"cmpl-{uuid4().hex}", request, model.engine.tokenizer, model.engine.max_length
+            )
             async with model.answering(made.jobs) as streams:
                 said = timer.follow(events(_head(made, model, arrived), streams, made.echoes))
                 async with aclosing(said):
@@ -61,6 +63,7 @@ def _head(made: completion.Jobs, model: Lease, arrived: float) -> Head:
         conversation_id=None,
         arrived=arrived,
         prompt_tokens=sum(made.prompts),
+        truncated=made.truncated,
         prompts=made.prompts,
         n=len(made.jobs),
     )

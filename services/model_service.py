@@ -128,8 +128,8 @@ class ModelManager:
     # --- using ---
 
     @asynccontextmanager
-    async def lease(self, name: str | None, kind: Kind = "chat") -> AsyncIterator[Lease]:
-        """The model for the time of a `with`: it is not freed under its user."""
+    async def lease(self, name: str | None, kind: Kind | None = "chat") -> AsyncIterator[Lease]:
+        """The model for the time of a `with`: it is not freed under its user. `kind` None: whichever it is."""
         entry = self._resolve(name, kind)
         engine = await self._loaded(entry)
         entry.users += 1

@@ -31,7 +31,13 @@ class FakeTokenizer:
         return list(text.encode())
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
-        return bytes(token_ids).decode()
+        return bytes(token_ids).decode(errors="replace")
+
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str]:
+        return [chr(token) for token in ids]
+
+    def __len__(self) -> int:
+        return 256
 
     def apply_chat_template(self, conversation: Sequence[Message], **kwargs: Any) -> list[int]:
         assert self.chat_template

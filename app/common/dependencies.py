@@ -13,6 +13,7 @@ from services.embedding_service import EmbeddingService
 from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelManager
+from services.tokenize_service import TokenizeService
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Services:
     keys: auth.Keys
     drain: drain.Drain
     sse: sse.Sse
+    tokenizers: TokenizeService
     unknown_keys: ignored.UnknownKeys
     facts: Facts
 
@@ -64,4 +66,5 @@ Messages = Annotated[MessageService, Depends(_the("messages"))]
 Models = Annotated[ModelManager, Depends(_the("models"))]
 Told = Annotated[Facts, Depends(_the("facts"))]
 Sse = Annotated[sse.Sse, Depends(_the("sse"))]
+Tokenizers = Annotated[TokenizeService, Depends(_the("tokenizers"))]
 UnknownKeys = Annotated[ignored.UnknownKeys, Depends(_the("unknown_keys"))]

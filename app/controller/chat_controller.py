@@ -4,11 +4,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.common.dependencies import Caller, Chat, Drain, Models, Sse, Told, UnknownKeys
+from app.common.dependencies import Caller, Chat, Drain, Models, Sse, Tokenizers, Told, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
 from schemas.chat_schema import ChatCompletion, ChatCompletionRequest
 from schemas.status_schema import NotStarted, Running
+from schemas.tokenize_schema import InputTokens
 
 router = APIRouter(tags=["chat"], route_class=JsonRoute)
 
@@ -29,6 +30,21 @@ async def create_chat_completion(
         return await sse.openai(chat.stream(body, caller.owner), ignored)
     response.headers.update(ignored)
     return await while_connected(request, chat.create(body, caller.owner))
+
+
+@router.post("/v1/chat/completions/input_tokens")
+@router.post("/chat/completions/input_tokens", include_in_schema=False)
+async def count_input_tokens(
+    body: ChatCompletionRequest,
+    response: Response,
+    chat: Chat,
+    tokenizers: Tokenizers,
+    caller: Caller,
+    unknown: UnknownKeys,
+) -> InputTokens:
+    """Of the body of a chat completion, before it is asked for."""
+    response.headers.update(unknown.header(chat.unknown_keys(body)))
+    return await tokenizers.count(body, caller.owner)
 
 
 @router.get("/chat")

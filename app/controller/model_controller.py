@@ -1,12 +1,14 @@
-"""GET /v1/models and the same without /v1."""
+"""GET /v1/models, POST /tokenize and /detokenize, and each of them with or without /v1."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
-from app.common.dependencies import Models
+from app.common.dependencies import Caller, Models, Tokenizers, UnknownKeys
+from app.common.json_body import JsonRoute
 from schemas.status_schema import Model
 from schemas.status_schema import Models as ModelList
+from schemas.tokenize_schema import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=JsonRoute)
 
 
 @router.get("/v1/models")
@@ -20,3 +22,21 @@ async def list_models(models: Models) -> ModelList:
 @router.get("/models/{model:path}", include_in_schema=False)
 async def retrieve_model(model: str, models: Models) -> Model:
     return Model(id=model, created=models.card(model).created)
+
+
+@router.post("/tokenize")
+@router.post("/v1/tokenize", include_in_schema=False)
+async def tokenize(
+    body: TokenizeRequest, response: Response, tokenizers: Tokenizers, caller: Caller, unknown: UnknownKeys
+) -> Tokens:
+    response.headers.update(unknown.header(body.model_extra or ()))
+    return await tokenizers.tokenize(body, caller.owner)
+
+
+@router.post("/detokenize")
+@router.post("/v1/detokenize", include_in_schema=False)
+async def detokenize(
+    body: DetokenizeRequest, response: Response, tokenizers: Tokenizers, unknown: UnknownKeys
+) -> Detokenized:
+    response.headers.update(unknown.header(body.model_extra or ()))
+    return await tokenizers.detokenize(body)

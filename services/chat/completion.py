@@ -18,7 +18,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "prompt_logprobs": (),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
 }
 
@@ -59,20 +58,23 @@ class Jobs:
     jobs: list[Job]
     prompts: tuple[int, ...]  # tokens of each
     echoes: list[str]  # for each job
+    truncated: int | None  # tokens cut off them all, if that was asked for
 
 
-def jobs(id: str, request: CompletionRequest, tokenizer: Tokenizer) -> Jobs:
+def jobs(id: str, request: CompletionRequest, tokenizer: Tokenizer, max_length: int) -> Jobs:
     params = _params(request)
     tokens = [_tokens(prompt, request, tokenizer) for prompt in request.prompts]
-    made = [
+    whole = [
         Job(id, tuple(ids), params, request.priority, param=request.name_of(index)) for index, ids in enumerate(tokens)
     ]
+    made = [sampling.truncated(job, request, max_length) for job in whole]
     texts = [_text(prompt, tokenizer) if request.echo else "" for prompt in request.prompts]
     n = drawn(request)
     return Jobs(
         jobs=[choice for job in made for choice in sampling.choices(job, n)],
-        prompts=tuple(map(len, tokens)),
+        prompts=tuple(len(job.prompt) for job in made),
         echoes=[text for text in texts for _ in range(n)],
+        truncated=None if request.truncate_prompt_tokens is None else sum(job.truncated or 0 for job in made),
     )
 
 

@@ -113,7 +113,7 @@ class _Encoder:
         return self._frame.model_copy(update={"usage": self._usage()})
 
     def _usage(self) -> CompletionUsage:
-        return usage(self._head.prompt_tokens, self._completion_tokens, self._cached_tokens)
+        return usage(self._head, self._completion_tokens, self._cached_tokens)
 
 
 def completion(reply: Reply, metadata: Metadata, wanted: Wanted) -> ChatCompletion:
@@ -126,7 +126,7 @@ def completion(reply: Reply, metadata: Metadata, wanted: Wanted) -> ChatCompleti
         created=head.created,
         model=head.model,
         choices=[_choice(index, said, wanted) for index, said in enumerate(reply.choices)],
-        usage=usage(head.prompt_tokens, completion_tokens, finishes[0].cached_tokens),
+        usage=usage(head, completion_tokens, finishes[0].cached_tokens),
         system_fingerprint=head.fingerprint,
         metadata=metadata or None,
         conversation=_conversation(head),
@@ -174,11 +174,11 @@ def _conversation(head: Head) -> ConversationRef | None:
     return ConversationRef(id=head.conversation_id) if head.conversation_id else None
 
 
-def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> CompletionUsage:
+def usage(head: Head, completion_tokens: int, cached_tokens: int) -> CompletionUsage:
     """A prompt of several choices is counted once, and so is what of it the first of them found in the cache."""
     return CompletionUsage(
-        prompt_tokens=prompt_tokens,
+        prompt_tokens=head.prompt_tokens,
         completion_tokens=completion_tokens,
-        total_tokens=prompt_tokens + completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
+        total_tokens=head.prompt_tokens + completion_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens, truncated_tokens=head.truncated),
     )

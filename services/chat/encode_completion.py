@@ -74,7 +74,7 @@ class _Encoder:
         return self._frame.model_copy(update={"usage": self._usage()})
 
     def _usage(self) -> CompletionUsage:
-        return usage(self._head.prompt_tokens, self._completion_tokens, self._cached_tokens)
+        return usage(self._head, self._completion_tokens, self._cached_tokens)
 
 
 def completion(reply: Reply, wanted: Wanted, n: int) -> Completion:
@@ -87,7 +87,7 @@ def completion(reply: Reply, wanted: Wanted, n: int) -> Completion:
     answer = _frame(head)
     answer.choices = [_choice(index, said, wanted) for index, said in enumerate(kept)]
     answer.usage = usage(
-        head.prompt_tokens,
+        head,
         sum(finish.completion_tokens for finish in finishes),
         sum(finish.cached_tokens for finish in finishes[:: head.shares]),
     )

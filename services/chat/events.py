@@ -22,6 +22,7 @@ class Head:
     conversation_id: str | None
     arrived: float = 0.0  # of the request, by the clock of time.perf_counter
     prompt_tokens: int = 0
+    truncated: int | None = None  # tokens cut off the prompt, if that was asked for
     n: int = 1  # choices
     prompts: tuple[int, ...] = ()  # tokens of each, where there may be several; as many choices for one as for another
 

@@ -33,7 +33,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "service_tier": ("auto", "default"),
     "store": (False,),
     "thinking_token_budget": (),
-    "truncate_prompt_tokens": (),
     "verbosity": (),
     "web_search_options": (),
 }

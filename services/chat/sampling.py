@@ -50,6 +50,16 @@ def _min_tokens(request: Generation) -> int:
     return int(given)
 
 
+def truncated(job: Job, request: Generation, max_length: int) -> Job:
+    """With the last tokens of its prompt, where the request wants no more of them."""
+    keep = request.truncate_prompt_tokens
+    if keep is None:
+        return job
+    if keep == -1:
+        keep = max(1, max_length - (job.sampling.max_tokens or 1))
+    return replace(job, prompt=job.prompt[-keep:], truncated=max(0, len(job.prompt) - keep))
+
+
 def choices(job: Job, n: int) -> list[Job]:
     """One job for each choice, all of one prompt. With a seed each has its own: the given one, and those after it."""
     seed = job.sampling.seed

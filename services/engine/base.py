@@ -19,6 +19,10 @@ class Tokenizer(Protocol):
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> Any: ...
 
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> Any: ...
+
+    def __len__(self) -> int: ...
+
     def apply_chat_template(self, conversation: Sequence[Message], **kwargs: Any) -> Any: ...
 
 
@@ -82,6 +86,7 @@ class Job:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     priority: int = 0  # lower ones run first
     param: str = "messages"  # the part of the request that the prompt is made of
+    truncated: int | None = None  # tokens that were cut off the prompt; None: nobody asked for it
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,26 @@ class TestParameters:
         assert (await choices(letters, metadata={"min_tokens": 3}, stop_token_ids=[3]))[0]["text"] == "abc"
         assert (await choices(letters, logit_bias={"0": 2}, presence_penalty=1.5))[0]["text"] == "abc"
 
+    @BOTH
+    async def test_the_last_tokens_of_a_prompt(self, letters: Site, stream: bool) -> None:
+        asked: dict[str, Any] = {"temperature": 0, "max_tokens": 2, "truncate_prompt_tokens": 2, "stream": stream}
+        options = {"stream_options": {"include_usage": True}} if stream else {}
+        answer = await ask(letters, ["abc", "h", "m" * 65], **asked, **options)
+        said = told(answer) if stream else [answer.json()]
+        assert texts(said, 3) == ["de", "ij", "no"]
+        assert (said[-1]["usage"]["prompt_tokens"], said[-1]["usage"]["prompt_tokens_details"]) == (
+            5,
+            {"cached_tokens": 0, "truncated_tokens": 64},
+        )
+
+    async def test_as_much_of_a_prompt_as_leaves_room(self, letters: Site) -> None:
+        asked = {"temperature": 0, "max_tokens": 4, "truncate_prompt_tokens": -1}
+        answer = (await ask(letters, "m" * 65, **asked)).json()
+        assert answer["choices"][0]["text"] == "nopq"
+        assert answer["usage"]["prompt_tokens"] == 60
+        assert await refusal(letters, prompt="m" * 65, truncate_prompt_tokens=64) == "prompt"
+        assert await refusal(letters, truncate_prompt_tokens=0) == "truncate_prompt_tokens"
+
     async def test_refused_by_name(self, letters: Site) -> None:
         for name in UNSUPPORTED:
             assert await refusal(letters, **{name: "anything else"}) == name

@@ -152,6 +152,17 @@ async def test_token_ids_and_times(site: Site) -> None:
     assert "token_ids" not in (await ask(site)).json()["choices"][0]["message"]
 
 
+@BOTH
+async def test_the_last_tokens_of_a_prompt_are_read(site: Site, stream: bool) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    answer = await ask(site, "a" * 64, truncate_prompt_tokens=3, **options)
+    usage = told(answer)[-1]["usage"] if stream else answer.json()["usage"]
+    assert usage["prompt_tokens"] == 3
+    assert usage["prompt_tokens_details"]["truncated_tokens"] == 61
+    assert (await ask(site, "a" * 64)).status_code == 400
+    assert (await ask(site, "a" * 64, truncate_prompt_tokens=-1, max_tokens=4)).json()["usage"]["prompt_tokens"] == 60
+
+
 async def test_last_message_goes_on_and_is_repeated(site: Site) -> None:
     begun = {"messages": [{"role": "assistant", "content": "abc"}], "continue_final_message": True}
     assert await said(site, **begun) == "defghi"

@@ -1,0 +1,49 @@
+"""Texts and chats as token ids, and back: vLLM's /tokenize and /detokenize, and OpenAI's count of a request's input."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.chat_schema import ChatMessage, Tool
+from schemas.generation_schema import Request, TokenId
+
+MAX_TOKENS = 1_000_000
+
+
+class TokenizeRequest(Request):
+    """Of a text, or of a chat as its model's template writes it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    add_special_tokens: bool = Field(True, description="those that the tokenizer puts around a prompt")
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] = Field({}, max_length=64)
+    tools: list[Tool] = Field([], max_length=128)
+    return_token_strs: bool = False
+
+
+class Tokens(BaseModel):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = Field(None, exclude_if=lambda strs: strs is None)
+
+
+class DetokenizeRequest(Request):
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    tokens: list[TokenId] = Field(max_length=MAX_TOKENS)
+
+
+class Detokenized(BaseModel):
+    prompt: str
+
+
+class InputTokens(BaseModel):
+    object: Literal["response.input_tokens"] = "response.input_tokens"
+    input_tokens: int

@@ -1,0 +1,66 @@
+"""What a tokenizer makes of a text or a chat, and of token ids. What grows with their length runs in threads."""
+
+import asyncio
+
+from schemas.chat_schema import ChatCompletionRequest
+from schemas.tokenize_schema import Detokenized, DetokenizeRequest, InputTokens, TokenizeRequest, Tokens
+from services.chat_service import ChatService
+from services.engine.base import Engine
+from services.errors import InvalidRequest
+from services.model_service import ModelManager
+
+OF_CHATS = {"add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"}
+OF_TEXTS = {"add_special_tokens"}
+
+
+class TokenizeService:
+    def __init__(self, models: ModelManager, chat: ChatService) -> None:
+        self._models = models
+        self._chat = chat
+
+    async def tokenize(self, request: TokenizeRequest, owner: str) -> Tokens:
+        _check(request)
+        async with self._models.lease(request.model, "chat" if request.messages else None) as model:
+            if request.messages:
+                tokens = list(await self._chat.prompt_of(_chat_request(request), owner))
+            else:
+                tokens = await asyncio.to_thread(_encode, request, model.engine)
+            return await asyncio.to_thread(_answer, tokens, request, model.engine)
+
+    async def detokenize(self, request: DetokenizeRequest) -> Detokenized:
+        async with self._models.lease(request.model, None) as model:
+            return Detokenized(prompt=await asyncio.to_thread(_decode, request.tokens, model.engine))
+
+    async def count(self, request: ChatCompletionRequest, owner: str) -> InputTokens:
+        return InputTokens(input_tokens=len(await self._chat.prompt_of(request, owner)))
+
+
+def _check(request: TokenizeRequest) -> None:
+    if (request.prompt is None) == (request.messages is None):
+        raise InvalidRequest("Either 'prompt' or 'messages' is required", param="prompt")
+    kind, others = ("prompt", OF_CHATS) if request.messages is None else ("messages", OF_TEXTS)
+    for name in sorted(others & request.model_fields_set):
+        raise InvalidRequest(f"'{name}' does not go with '{kind}'", param=name)
+
+
+def _chat_request(request: TokenizeRequest) -> ChatCompletionRequest:
+    names = {"model", "messages", *OF_CHATS} & request.model_fields_set
+    return ChatCompletionRequest(**{name: getattr(request, name) for name in names})
+
+
+def _encode(request: TokenizeRequest, engine: Engine) -> list[int]:
+    assert request.prompt is not None
+    return engine.tokenizer.encode(request.prompt, add_special_tokens=request.add_special_tokens)
+
+
+def _answer(tokens: list[int], request: TokenizeRequest, engine: Engine) -> Tokens:
+    strs = engine.tokenizer.convert_ids_to_tokens(tokens) if request.return_token_strs else None
+    return Tokens(count=len(tokens), max_model_len=engine.max_length, tokens=tokens, token_strs=strs)
+
+
+def _decode(tokens: list[int], engine: Engine) -> str:
+    size = len(engine.tokenizer)
+    for index, token in enumerate(tokens):
+        if token >= size:
+            raise InvalidRequest(f"This model's token ids are 0 to {size - 1}", param=f"tokens.{index}")
+    return str(engine.tokenizer.decode(tokens))

@@ -1,0 +1,99 @@
+"""POST /tokenize, /detokenize and /v1/chat/completions/input_tokens."""
+
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.apps import NewSite, Site
+from tests.fakes import FakeEngine
+
+CHAT = [{"role": "user", "content": "hi"}]
+WRITTEN = "<user>hi\n<assistant>\n"
+
+
+async def post(site: Site, path: str, **body: Any) -> dict[str, Any]:
+    answer = await site.client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def refusal(site: Site, path: str, **body: Any) -> str | None:
+    answer = await site.client.post(path, json=body)
+    assert answer.status_code == 400, answer.text
+    param: str | None = answer.json()["error"]["param"]
+    return param
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+async def test_there_and_back(site: Site, prefix: str) -> None:
+    tokens = {"count": 3, "max_model_len": 4096, "tokens": [97, 195, 169]}
+    assert await post(site, f"{prefix}/tokenize", prompt="aé") == tokens
+    assert await post(site, f"{prefix}/detokenize", tokens=tokens["tokens"]) == {"prompt": "aé"}
+
+
+async def test_tokens_as_they_are_written(site: Site) -> None:
+    assert (await post(site, "/tokenize", prompt="ab", return_token_strs=True))["token_strs"] == ["a", "b"]
+
+
+async def test_nothing_is_something(site: Site) -> None:
+    assert (await post(site, "/tokenize", prompt=""))["tokens"] == []
+    assert await post(site, "/detokenize", tokens=[]) == {"prompt": ""}
+
+
+async def test_a_chat_is_what_would_be_submitted(site: Site, engine: FakeEngine) -> None:
+    for fields in (
+        {},
+        {"add_generation_prompt": False},
+        {"continue_final_message": True, "messages": [{"role": "user", "content": "a"}, *CHAT]},
+    ):
+        asked: dict[str, Any] = {"messages": CHAT, **fields}
+        tokens = (await post(site, "/tokenize", **asked))["tokens"]
+        counted = await post(site, "/v1/chat/completions/input_tokens", **asked)
+        await post(site, "/v1/chat/completions", **asked)
+        assert tuple(tokens) == engine.jobs[-1].prompt
+        assert counted == {"object": "response.input_tokens", "input_tokens": len(tokens)}
+    assert bytes((await post(site, "/tokenize", messages=CHAT))["tokens"]).decode() == WRITTEN
+
+
+async def test_a_conversation_is_counted_with_its_history(site: Site) -> None:
+    first = await post(site, "/chat/new/message/", prompt="hi")
+    asked = {"messages": CHAT, "conversation": first["conversation_id"]}
+    counted = await post(site, "/chat/completions/input_tokens", **asked)
+    assert counted["input_tokens"] == len("<user>hi\n<assistant>Hello, world!\n" + WRITTEN)
+    stored = await site.client.get(f"/chat/get/messages/?conversation_id={first['conversation_id']}")
+    assert len(stored.json()["data"]) == 2  # and nothing is added to it
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "prompt"),
+        ("/tokenize", {"prompt": "a", "messages": CHAT}, "prompt"),
+        ("/tokenize", {"prompt": ["a"]}, "prompt"),
+        ("/tokenize", {"prompt": "a", "add_generation_prompt": False}, "add_generation_prompt"),
+        ("/tokenize", {"messages": CHAT, "add_special_tokens": True}, "add_special_tokens"),
+        ("/tokenize", {"messages": []}, "messages"),
+        ("/tokenize", {"messages": [{"role": "assistant", "content": "first"}]}, "messages"),
+        ("/detokenize", {}, "tokens"),
+        ("/detokenize", {"tokens": [1, -1]}, "tokens.1"),
+        ("/detokenize", {"tokens": [1, 256]}, "tokens.1"),
+        ("/detokenize", {"tokens": "a"}, "tokens"),
+        ("/v1/chat/completions/input_tokens", {}, "messages"),
+        ("/v1/chat/completions/input_tokens", {"messages": CHAT, "audio": {}}, "audio"),
+    ],
+    ids=str,
+)
+async def test_what_is_refused(site: Site, path: str, body: dict[str, Any], param: str) -> None:
+    assert await refusal(site, path, **body) == param
+
+
+@pytest.mark.parametrize(("path", "body"), [("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [97]})])
+async def test_of_any_model(new_site: NewSite, path: str, body: dict[str, Any]) -> None:
+    site = await new_site()
+    assert (await post(site, path, model="fake-embedding", **body)) == await post(site, path, **body)
+    missing = await site.client.post(path, json={**body, "model": "another"})
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
+    unknown: httpx2.Response = await site.client.post(path, json={**body, "zebra": 1})
+    assert unknown.headers["x-parley-ignored"] == "zebra"
