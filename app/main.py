@@ -20,7 +20,7 @@ from app.common.drain import Drain
 from app.common.ignored import UnknownKeys
 from app.common.middleware import BodyLimit, DrainGate, Options, Protocol, RequestLog
 from app.common.routes import Routes
-from app.common.settings import ModelSettings, Settings
+from app.common.settings import ImageSettings, ModelSettings, Settings
 from app.common.sse import Sse
 from app.controller import (
     chat_controller,
@@ -40,6 +40,8 @@ from services.completion_service import CompletionService
 from services.conversation_service import ConversationService, this_writer
 from services.embedding_service import EmbeddingService
 from services.engine import build, warm_up
+from services.fetch_service import Fetcher
+from services.image_service import ImageService
 from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
@@ -119,6 +121,7 @@ def _services(settings: Settings, conversations: ConversationService, build: Cal
         metrics,
         system_prompt=settings.chat.system_prompt,
         max_new_tokens=settings.chat.max_new_tokens,
+        images=_images(settings.images),
     )
     messages = MessageService(chat, conversations)
     return Services(
@@ -134,6 +137,16 @@ def _services(settings: Settings, conversations: ConversationService, build: Cal
         tokenizers=TokenizeService(models, chat),
         unknown_keys=UnknownKeys(strict=settings.strict),
         facts=Facts(settings.chat.max_new_tokens, settings.model.device, settings.chat.system_prompt),
+    )
+
+
+def _images(settings: ImageSettings) -> ImageService:
+    fetcher = Fetcher(settings.hosts, max_bytes=settings.max_bytes, timeout_s=settings.timeout_s)
+    return ImageService(
+        max_images=settings.max_images,
+        max_bytes=settings.max_bytes,
+        max_pixels=settings.max_pixels,
+        fetcher=fetcher if settings.hosts else None,
     )
 
 

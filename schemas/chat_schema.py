@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from schemas.generation_schema import Generation, Metadata, Request
 
@@ -17,7 +17,22 @@ class RefusalPart(BaseModel):
     refusal: str
 
 
-PARTS: dict[str, type[TextPart] | type[RefusalPart]] = {"text": TextPart, "refusal": RefusalPart}
+class ImageUrl(Request):
+    url: str
+    detail: Literal["auto", "low", "high", "original"] = "auto"
+
+
+class ImagePart(BaseModel):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+PARTS: dict[str, type[TextPart] | type[RefusalPart] | type[ImagePart]] = {
+    "text": TextPart,
+    "refusal": RefusalPart,
+    "image_url": ImagePart,
+}
+UNSUPPORTED_PARTS = ("input_audio", "file")
 
 
 def _content(value: object) -> object:
@@ -25,17 +40,25 @@ def _content(value: object) -> object:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise ValueError("must be a string or a list of text parts")
+        raise ValueError("must be a string or a list of parts")
     return [_part(index, part) for index, part in enumerate(value)]
 
 
 def _part(index: int, part: object) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
+    if kind in UNSUPPORTED_PARTS:
+        raise ValueError(f"part {index}: '{kind}' is not supported by this server")
     if not isinstance(kind, str) or kind not in PARTS:
-        raise ValueError(f"part {index}: this model takes text parts only")
-    if not isinstance(part, dict) or not isinstance(part.get(kind), str):
-        raise ValueError(f"part {index}: '{kind}' must be a string")
-    return {"type": kind, kind: part[kind]}
+        raise ValueError(f"part {index}: its type must be one of {', '.join(PARTS)}")
+    try:
+        return PARTS[kind].model_validate(part).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ValueError(f"part {index}: '{place}' is missing or not what it must be") from None
+
+
+def _has_image(content: str | list[dict[str, Any]] | None) -> bool:
+    return isinstance(content, list) and any(part["type"] == "image_url" for part in content)
 
 
 Content = Annotated[str | list[dict[str, Any]], BeforeValidator(_content)]
@@ -72,6 +95,8 @@ class ChatMessage(Request):
     def _says_something(self) -> "ChatMessage":
         if self.content is None and self.refusal is None and not self.tool_calls:
             raise ValueError("content is required")
+        if self.role != "user" and _has_image(self.content):
+            raise ValueError("images are the user's")
         if self.tool_calls and self.role != "assistant":
             raise ValueError("tool_calls are the assistant's")
         if (self.role == "tool") != (self.tool_call_id is not None):

@@ -14,11 +14,13 @@ from typing import Any
 from uuid import uuid4
 
 from schemas.chat_schema import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
-from services.chat import encode, prompt, sampling
+from services.chat import contents, encode, prompt, sampling
 from services.chat.events import Event, Head, Reply, events
+from services.chat.images import refs as image_refs
 from services.conversation_service import ConversationService, NewItem, StoredMessage, Turn
 from services.engine.base import Engine, Job, Message
 from services.errors import Unavailable
+from services.image_service import ImageService
 from services.metrics_service import Metrics
 from services.model_service import Lease, ModelManager
 
@@ -34,12 +36,14 @@ class ChatService:
         *,
         system_prompt: str | None = None,
         max_new_tokens: int | None = None,
+        images: ImageService | None = None,
     ) -> None:
         self._models = models
         self._conversations = conversations
         self._metrics = metrics
         self._system_prompt = system_prompt
         self._max_new_tokens = max_new_tokens
+        self._images = images or ImageService()
 
     def unknown_keys(self, request: ChatCompletionRequest) -> list[str]:
         """Keys that are no part of the contract."""
@@ -92,10 +96,10 @@ class ChatService:
         messages = prompt.messages(request, map(_message, turn.history), self._system_prompt)
         params = prompt.sampling(request, self._max_new_tokens)
         template = prompt.template(request)
+        illustration = await self._images.illustration(image_refs(messages, len(request.messages)), engine.images)
+        id = f"chatcmpl-{uuid4().hex}"
         # in a thread: a long prompt takes long enough to render to be felt by every other stream
-        job = await asyncio.to_thread(
-            prompt.job, f"chatcmpl-{uuid4().hex}", messages, params, engine.tokenizer, template
-        )
+        job = await asyncio.to_thread(prompt.job, id, messages, params, engine.tokenizer, template, illustration)
         return sampling.truncated(replace(job, priority=request.priority), request, engine.max_length)
 
 
@@ -139,7 +143,7 @@ def _items(request: ChatCompletionRequest) -> list[NewItem]:
 
 
 def _message(stored: StoredMessage) -> Message:
-    return {"role": prompt.role(stored.role), "content": prompt.text(stored.content)}
+    return {"role": prompt.role(stored.role), "content": contents.kept(stored.content)}
 
 
 def _head(job: Job, turn: Turn, model: Lease, arrived: float, n: int) -> Head:

@@ -26,7 +26,7 @@ from schemas.message_schema import (
     StoredMessages,
     TextPiece,
 )
-from services.chat import prompt
+from services.chat import contents, prompt
 from services.chat.events import Event, Head, Reply, Text, head_of
 from services.chat_service import ChatService
 from services.conversation_service import ConversationService
@@ -61,8 +61,11 @@ class MessageService:
         return NewMessageAnswer(
             response=reply.text,
             history=[
-                *(HistoryItem(role=each.role, content=prompt.text(each.content)) for each in before.history),
-                *(HistoryItem(role=each.role, content=prompt.message(each)["content"]) for each in asked.messages),
+                *(HistoryItem(role=each.role, content=contents.text(each.content)) for each in before.history),
+                *(
+                    HistoryItem(role=each.role, content=contents.text(prompt.message(each)["content"]))
+                    for each in asked.messages
+                ),
                 HistoryItem(role="assistant", content=reply.text),
             ],
             time=datetime.now().strftime("%Y-%m-%d %H:%M:%S"),
@@ -125,7 +128,7 @@ class MessageService:
         while stored.status == "in_progress":  # by another process, or not yet settled after a crash
             await asyncio.sleep(POLL_S)
             stored = await self._conversations.message(message_id, owner)
-        text = prompt.text(stored.content)
+        text = contents.text(stored.content)
         if text[seen:]:
             yield _text(message_id, text, seen)
         if stored.status == "completed":

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from services.engine.base import EngineStats, FinishReason, Job, Message, Piece, Tokenizer
+from services.engine.base import EngineStats, FinishReason, ImageReader, Job, Message, Piece, Tokenizer
 from services.errors import PromptTooLong, ServiceError, Unavailable
 
 TEMPLATE = """\
@@ -39,7 +39,7 @@ class FakeTokenizer:
     def __len__(self) -> int:
         return 256
 
-    def apply_chat_template(self, conversation: Sequence[Message], **kwargs: Any) -> list[int]:
+    def apply_chat_template(self, conversation: Sequence[Message], **kwargs: Any) -> list[int] | str:
         assert self.chat_template
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _raise
@@ -48,7 +48,7 @@ class FakeTokenizer:
         if kwargs.get("continue_final_message"):
             last = conversation[-1]["content"]
             text = text[: text.rindex(last) + len(last)]
-        return self.encode(text)
+        return self.encode(text) if kwargs.get("tokenize", True) else text
 
 
 def _raise(message: str) -> None:
@@ -117,6 +117,7 @@ class FakeEngine:
 
     def __init__(self, *script: Step, finish: FinishReason | None = "stop", max_length: int = 4096) -> None:
         self.tokenizer: Tokenizer = FakeTokenizer()
+        self.images: ImageReader | None = None
         self.script = script
         self.finish = finish
         self.max_length = max_length

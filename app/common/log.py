@@ -23,7 +23,7 @@ def configure(level: str, format: str) -> None:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"  # our own access line knows the request's id
     logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith(NOISE))
-    for chatty in ("httpx", "alembic", "filelock", "asyncio"):
+    for chatty in ("httpx", "httpx2", "alembic", "filelock", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

@@ -51,6 +51,14 @@ class ChatSettings(BaseModel):
     checkpoint_s: float = Field(5, gt=0)  # how often a running answer is saved
 
 
+class ImageSettings(BaseModel):
+    max_images: int = Field(16, ge=1)  # in one request, its conversation included
+    max_bytes: int = Field(10 * 1024 * 1024, ge=1024)  # of each, as it comes
+    max_pixels: int = Field(32 * 1024 * 1024, ge=1024)  # of each
+    hosts: list[str] = []  # whose images are fetched, at public addresses only; ["*"]: anybody's
+    timeout_s: float = Field(10, gt=0)  # for one image, redirects and all
+
+
 class DatabaseSettings(BaseModel):
     url: str = "sqlite+aiosqlite:///parley.db"
     migrate: bool = True  # bring the schema up to date at start
@@ -116,6 +124,7 @@ class Settings(BaseSettings):
     models_dir: Path = Path("models")  # where default models are kept
     engine: EngineSettings = EngineSettings()
     chat: ChatSettings = ChatSettings()
+    images: ImageSettings = ImageSettings()
     database: DatabaseSettings = DatabaseSettings()
     server: ServerSettings = ServerSettings()
     cors: CorsSettings = CorsSettings()

@@ -1,12 +1,14 @@
 """A request and the history before it -> a Job: the chat template rendered, the sampling parameters settled."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jinja2 import TemplateError
 
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage
+from services.chat import contents
 from services.chat import sampling as sampled
+from services.chat.contents import Illustration
 from services.engine.base import Job, Message, SamplingParams, Tokenizer
 from services.errors import InvalidRequest, UnsupportedParameter
 
@@ -82,9 +84,15 @@ def sampling(request: ChatCompletionRequest, max_tokens: int | None) -> Sampling
 
 
 def job(
-    id: str, messages: list[Message], params: SamplingParams, tokenizer: Tokenizer, template: Mapping[str, Any]
+    id: str,
+    messages: list[Message],
+    params: SamplingParams,
+    tokenizer: Tokenizer,
+    template: Mapping[str, Any],
+    illustration: Illustration | None = None,
 ) -> Job:
-    return Job(id, tuple(render(messages, tokenizer, template)), params)
+    ids = render(messages, tokenizer, template, illustration)
+    return Job(id, tuple(ids), params, images=illustration.placed(ids) if illustration else ())
 
 
 def template(request: ChatCompletionRequest) -> dict[str, Any]:
@@ -113,7 +121,7 @@ def messages(request: ChatCompletionRequest, history: Iterable[Message], system_
 
 
 def message(given: ChatMessage) -> Message:
-    content = text(given.content) if given.content is not None else given.refusal or ""
+    content = contents.kept(given.content) if given.content is not None else given.refusal or ""
     return {"role": role(given.role), "content": content}
 
 
@@ -122,22 +130,33 @@ def role(name: str) -> str:
     return "system" if name == "developer" else name
 
 
-def text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
-    """Content as one string, the way chat templates take it."""
-    if content is None or isinstance(content, str):
-        return content or ""
-    return "".join(part[part["type"]] for part in content)
-
-
-def render(messages: list[Message], tokenizer: Tokenizer, template: Mapping[str, Any]) -> list[int]:
+def render(
+    messages: list[Message],
+    tokenizer: Tokenizer,
+    template: Mapping[str, Any],
+    illustration: Illustration | None = None,
+) -> list[int]:
+    """Token ids. Only with images is there a text in between, for them to be put into."""
+    form = contents.form(tokenizer)
+    placeholder = illustration.reader.placeholder if illustration else ""
+    if illustration or not form.strings:
+        messages = contents.shaped(messages, form, placeholder)
     if not tokenizer.chat_template:
-        return tokenizer.encode(_plain(messages, template))
+        text = _plain(messages, template)
+        return tokenizer.encode(illustration.fill(text) if illustration else text)
+    if illustration is None:
+        ids: list[int] = _templated(messages, tokenizer, template, tokenize=True, return_dict=False)
+        return ids
+    text = _templated(messages, tokenizer, template, tokenize=False)
+    return tokenizer.encode(illustration.fill(text), add_special_tokens=False)
+
+
+def _templated(messages: list[Message], tokenizer: Tokenizer, template: Mapping[str, Any], **options: bool) -> Any:
     try:
-        ids: list[int] = tokenizer.apply_chat_template(messages, **template, tokenize=True, return_dict=False)
+        return tokenizer.apply_chat_template(messages, **template, **options)
     # templates refuse, for instance, roles that do not alternate, and stumble over arguments they do not expect
     except (TemplateError, TypeError, ValueError) as error:
         raise InvalidRequest(f"The model's chat template refuses these messages: {error}", param="messages") from error
-    return ids
 
 
 def _plain(messages: list[Message], template: Mapping[str, Any]) -> str:

@@ -57,6 +57,8 @@ def truncated(job: Job, request: Generation, max_length: int) -> Job:
         return job
     if keep == -1:
         keep = max(1, max_length - (job.sampling.max_tokens or 1))
+    if job.images and keep < len(job.prompt):
+        raise InvalidRequest("A prompt with images in it is not truncated", param="truncate_prompt_tokens")
     return replace(job, prompt=job.prompt[-keep:], truncated=max(0, len(job.prompt) - keep))
 
 

@@ -78,6 +78,42 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """Decoded: three bytes a pixel, row after row."""
+
+    width: int
+    height: int
+    rgb: bytes
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """A picture as one model takes it."""
+
+    digest: bytes  # of what is on it
+    text: str  # what its placeholder in a prompt is replaced by
+    num_tokens: int  # of these that stand for what is on it
+    inputs: Mapping[str, Any]  # numpy arrays, as the vision part names them
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PlacedImage:
+    image: Image
+    positions: tuple[int, ...]  # of the prompt, one for each of its tokens
+
+
+class ImageReader(Protocol):
+    """The part of a vision-language model that turns pictures into prompts."""
+
+    placeholder: str  # what a chat template writes for an image
+    token: int  # what its replacement has for each piece of it
+
+    def read(self, picture: Picture) -> Image:
+        """Takes its time: call it from a thread."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """What is submitted: token ids in, text pieces out."""
 
@@ -87,6 +123,7 @@ class Job:
     priority: int = 0  # lower ones run first
     param: str = "messages"  # the part of the request that the prompt is made of
     truncated: int | None = None  # tokens that were cut off the prompt; None: nobody asked for it
+    images: tuple[PlacedImage, ...] = ()  # in the order of their positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +178,7 @@ class Engine(Protocol):
     """
 
     tokenizer: Tokenizer
+    images: ImageReader | None  # None: it takes text only
     max_length: int  # tokens of prompt and answer together
     device: str
     dtype: str

@@ -18,7 +18,7 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
-from services.engine.base import EngineStats, Job, Piece, Times, Tokenizer, TokenLogprob
+from services.engine.base import EngineStats, ImageReader, Job, Piece, Times, Tokenizer, TokenLogprob
 from services.engine.compiled import Compilation
 from services.engine.device import cache_budget
 from services.engine.loader import Loaded, load
@@ -68,6 +68,7 @@ class LocalEngine:
         compilation: Compilation | None = None,
     ) -> None:
         self.tokenizer: Tokenizer = loaded.tokenizer
+        self.images: ImageReader | None = None
         self._cache_size = runner.cache_tokens or runner.num_slots * runner.length
         self.max_length = min(runner.length, self._cache_size)
         self.device = str(loaded.device)

@@ -202,7 +202,10 @@ class TestParameters:
             ({"messages": None}, "messages"),
             ({"messages": [{"role": "user"}]}, "messages.0"),
             ({"messages": [{"content": "hi"}, {"role": "robot", "content": "hi"}]}, "messages.1.role"),
-            ({"messages": [{"content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages.0.content"),
+            (
+                {"messages": [{"content": [{"type": "image_url", "image_url": {"detail": "low"}}]}]},
+                "messages.0.content",
+            ),
             ({"model": 5}, "model"),
         ],
         ids=str,

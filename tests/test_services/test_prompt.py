@@ -188,7 +188,7 @@ class TestMessages:
             ({"role": "robot", "content": "hi"}, ("messages", 0, "role")),
             ({"role": "user"}, ("messages", 0)),
             ({"role": "user", "content": 5}, ("messages", 0, "content")),
-            ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, ("messages", 0, "content")),
+            ({"content": [{"type": "image_url", "image_url": {"detail": "low"}}]}, ("messages", 0, "content")),
             ({"content": [{"type": "text"}]}, ("messages", 0, "content")),
             ({"content": ["hi"]}, ("messages", 0, "content")),
             ({"role": "tool", "content": "hi"}, ("messages", 0)),

@@ -1,0 +1,82 @@
+"""Images of a request: where they are, and what is on them. Blocking where it decodes: call it from a thread."""
+
+import base64
+import binascii
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+from PIL import Image as Pillow
+from PIL import ImageOps
+
+from services.engine.base import Message, Picture
+from services.errors import InvalidRequest
+
+logger = logging.getLogger(__name__)
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+LOW = 512  # pixels of the longer side that `detail: low` asks for
+DATA_URL = re.compile(r"data:image/[a-z.+-]{1,32}(;[a-z0-9=._-]{1,64})*;base64,", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """An image part; `param` is how an error names it."""
+
+    url: str
+    detail: str
+    param: str
+
+
+def refs(messages: Sequence[Message], num_own: int) -> list[ImageRef]:
+    """In order. The last `num_own` messages are the request's own, those before them are its conversation's."""
+    return list(_refs(messages, len(messages) - num_own))
+
+
+def _refs(messages: Sequence[Message], num_before: int) -> Iterator[ImageRef]:
+    for place, message in enumerate(messages):
+        content = message.get("content")
+        for index, part in enumerate(content if isinstance(content, list) else []):
+            if part["type"] == "image_url":
+                own = f"messages.{place - num_before}.content.{index}.image_url.url"
+                image = part["image_url"]
+                yield ImageRef(
+                    image["url"], image.get("detail", "auto"), own if place >= num_before else "conversation"
+                )
+
+
+def from_data_url(ref: ImageRef, max_bytes: int) -> bytes:
+    begin = DATA_URL.match(ref.url)
+    if begin is None:
+        raise InvalidRequest("A data URL of an image begins with data:image/png;base64, or the like", param=ref.param)
+    if len(ref.url) - begin.end() > max_bytes // 3 * 4 + 4:
+        raise too_large(ref, max_bytes)
+    try:
+        return base64.b64decode(ref.url[begin.end() :], validate=True)
+    except (binascii.Error, ValueError):  # the latter for what is not ASCII
+        raise InvalidRequest("The image's data is not valid base64", param=ref.param) from None
+
+
+def too_large(ref: ImageRef, max_bytes: int) -> InvalidRequest:
+    return InvalidRequest(f"The image has more than {max_bytes} bytes", param=ref.param)
+
+
+def decode(data: bytes, ref: ImageRef, max_pixels: int) -> Picture:
+    """The first frame, upright and in RGB. Its size is known, and checked, before any pixel takes memory."""
+    try:
+        with Pillow.open(BytesIO(data), formats=FORMATS) as file:
+            if file.width * file.height > max_pixels:
+                raise InvalidRequest(f"The image has more than {max_pixels} pixels", param=ref.param)
+            image = ImageOps.exif_transpose(file).convert("RGB")
+    except InvalidRequest:
+        raise
+    except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning):
+        raise InvalidRequest(f"The image has more than {max_pixels} pixels", param=ref.param) from None
+    except Exception as error:  # whatever a decoder may throw at what is no image
+        logger.info("an image could not be read: %s", type(error).__name__)
+        raise InvalidRequest("The image is not a readable PNG, JPEG, WebP or GIF", param=ref.param) from None
+    if ref.detail == "low":
+        image.thumbnail((LOW, LOW))
+    return Picture(image.width, image.height, image.tobytes())

@@ -1,0 +1,146 @@
+"""Fetches what a request names by URL, from public addresses only.
+
+A name is resolved once; all that it resolves to is checked, and the connection goes to the checked address itself, so
+that no second answer of the name server can lead elsewhere. Each redirect is checked the same way.
+"""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from functools import cache
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from ssl import SSLContext
+
+import httpx2
+
+from services.errors import InvalidRequest
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+
+MAX_REDIRECTS = 3
+PORTS = {"http": 80, "https": 443}
+ANY_HOST = "*"
+UNICAST = IPv6Network("2000::/3")  # all of IPv6 that is given out
+# parts of those that Python's own table calls global: protocols' own addresses, and relays into IPv4
+NOT_PUBLIC = [ip_network(each) for each in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20")]
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(address[0]) for *_, address in found]
+
+
+def is_public(text: str) -> bool:
+    try:
+        address = ip_address(text)
+    except ValueError:  # an IPv6 address with a zone
+        return False
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    known = isinstance(address, IPv4Address) or address in UNICAST
+    special = address.is_multicast or address.is_reserved or any(address in network for network in NOT_PUBLIC)
+    return known and address.is_global and not special
+
+
+class Fetcher:
+    """`hosts`: those that may be asked, "*" for any that is public. Errors name `param` and never the URL."""
+
+    def __init__(
+        self,
+        hosts: Sequence[str],
+        *,
+        max_bytes: int,
+        timeout_s: float,
+        resolve: Resolve = resolve,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._hosts = {host.lower() for host in hosts}
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._resolve = resolve
+        self._transport = transport
+
+    async def get(self, url: str, param: str) -> bytes:
+        try:
+            async with asyncio.timeout(self._timeout_s), await self._client() as client:
+                return await self._follow(client, _parse(url))
+        except _Refused as error:
+            raise InvalidRequest(f"The URL cannot be fetched: {error}", param=param) from error
+        except TimeoutError as error:
+            raise InvalidRequest("The URL cannot be fetched: it takes too long", param=param) from error
+        except (httpx2.HTTPError, OSError) as error:
+            raise InvalidRequest("The URL cannot be fetched: its server does not answer", param=param) from error
+
+    async def _client(self) -> httpx2.AsyncClient:
+        """One for each fetch: a connection is checked for its host, and serves no other at the same address."""
+        context = await asyncio.to_thread(_ssl_context)
+        # no proxy and no .netrc of the server's own environment
+        return httpx2.AsyncClient(transport=self._transport, verify=context, trust_env=False, timeout=self._timeout_s)
+
+    async def _follow(self, client: httpx2.AsyncClient, url: httpx2.URL) -> bytes:
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await client.send(await self._request(client, url), stream=True)
+            try:
+                if response.status_code == 200:
+                    return await self._body(response)
+                if not response.is_redirect:
+                    raise _Refused(f"its server answers with status {response.status_code}")
+                url = _parse(response.headers.get("location", ""), url)
+            finally:
+                await response.aclose()
+        raise _Refused("it is redirected too often")
+
+    async def _request(self, client: httpx2.AsyncClient, url: httpx2.URL) -> httpx2.Request:
+        if ANY_HOST not in self._hosts and url.host.lower() not in self._hosts:
+            raise _Refused("its host is not among those that this server may ask")
+        address = await self._address(url.host, PORTS[url.scheme])
+        # not compressed: a few bytes could become any number of them
+        headers = {
+            "Host": url.netloc.decode(),
+            "Accept": "image/*",
+            "Accept-Encoding": "identity",
+            "User-Agent": "parley",
+        }
+        return client.build_request(
+            "GET",
+            url.copy_with(host=address, fragment=None),
+            headers=headers,
+            extensions={"sni_hostname": url.raw_host.decode()},
+        )
+
+    async def _address(self, host: str, port: int) -> str:
+        try:
+            addresses = await self._resolve(host, port)
+        except (OSError, UnicodeError) as error:
+            raise _Refused("its host is not known") from error
+        if not addresses or not all(map(is_public, addresses)):
+            raise _Refused("its host has no public address")
+        return addresses[0]
+
+    async def _body(self, response: httpx2.Response) -> bytes:
+        body = bytearray()
+        async for part in response.aiter_raw():
+            body += part
+            if len(body) > self._max_bytes:
+                raise _Refused(f"it has more than {self._max_bytes} bytes")
+        return bytes(body)
+
+
+class _Refused(Exception): ...
+
+
+def _parse(text: str, base: httpx2.URL | None = None) -> httpx2.URL:
+    try:
+        url = base.join(text) if base else httpx2.URL(text)
+    except (httpx2.InvalidURL, ValueError) as error:
+        raise _Refused("it is not a URL") from error
+    if url.scheme not in PORTS or not url.host:
+        raise _Refused("it does not begin with http:// or https:// and a host")
+    if url.userinfo or url.port not in (None, PORTS[url.scheme]):
+        raise _Refused("it names a user or a port")
+    return url
+
+
+@cache
+def _ssl_context() -> SSLContext:
+    return httpx2.create_ssl_context(trust_env=False)

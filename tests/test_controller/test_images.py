@@ -1,0 +1,146 @@
+"""Image parts over HTTP, with an engine that sees without a model."""
+
+from typing import Any
+
+import pytest
+
+from tests.apps import MODEL, NewSite, Site
+from tests.fakes import FakeEngine
+from tests.pictures import RED, FakeReader, data_url, encoded, part
+
+HELLO = {"type": "text", "text": "What is it?"}
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    engine = FakeEngine("red")
+    engine.images = FakeReader()
+    return engine
+
+
+async def ask(site: Site, *content: dict[str, Any], **fields: Any) -> Any:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": [*content]}], **fields}
+    return await site.client.post("/v1/chat/completions", json=body)
+
+
+async def refusal(site: Site, *content: dict[str, Any]) -> dict[str, Any]:
+    answer = await ask(site, *content)
+    assert answer.status_code == 400
+    error: dict[str, Any] = answer.json()["error"]
+    return error
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_image_is_answered(site: Site, engine: FakeEngine, stream: bool) -> None:
+    answer = await ask(site, HELLO, RED, stream=stream)
+
+    assert answer.status_code == 200
+    (job,) = engine.jobs
+    assert engine.prompts == ["<user>What is it?[XXXXXX]\n\n<assistant>\n"]
+    assert [job.prompt[at] for at in job.images[0].positions] == [ord("X")] * 6
+
+
+async def test_its_tokens_count(site: Site, engine: FakeEngine) -> None:
+    answer = (await ask(site, HELLO, RED)).json()
+    assert answer["usage"]["prompt_tokens"] == len(engine.jobs[0].prompt)
+
+
+async def test_a_conversation_keeps_its_images(site: Site, engine: FakeEngine) -> None:
+    first = (await site.client.post("/chat/new/message/", json={"prompt": "Hello"})).json()
+    conversation = first["conversation_id"]
+
+    assert (await ask(site, HELLO, RED, conversation=conversation)).status_code == 200
+    assert (await ask(site, {"type": "text", "text": "And now?"}, conversation=conversation)).status_code == 200
+
+    assert engine.prompts[-1].count("[XXXXXX]") == 1
+    stored = (await site.client.get("/chat/get/messages/", params={"conversation_id": conversation})).json()
+    assert [HELLO, RED] in [each["content"] for each in stored["data"]]
+
+
+async def test_images_of_a_conversation_are_refused_in_its_name(site: Site, engine: FakeEngine) -> None:
+    conversation = (await site.client.post("/chat/new/message/", json={"prompt": "Hello"})).json()["conversation_id"]
+    await ask(site, RED, conversation=conversation)
+    engine.images = None
+
+    answer = await ask(site, HELLO, conversation=conversation)
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "conversation")
+
+
+async def test_a_text_only_model_says_so(site: Site, engine: FakeEngine) -> None:
+    engine.images = None
+    error = await refusal(site, HELLO, RED)
+    assert error["param"] == "messages.0.content.1.image_url.url"
+    assert error["code"] == "unsupported_parameter"
+    assert "text only" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["data:image/png;base64,aGVsbG8=", "data:image/png;base64,?", "hello", "", "https://images.example/secret.png"],
+)
+async def test_bad_images_are_named_and_not_repeated(site: Site, url: str) -> None:
+    error = await refusal(site, HELLO, part(url))
+    assert error["param"] == "messages.0.content.1.image_url.url"
+    assert not url or url not in error["message"]
+
+
+async def test_the_first_one_at_fault(site: Site) -> None:
+    error = await refusal(site, RED, part("data:image/gif;base64,aGVsbG8="), part("data:?"))
+    assert error["param"] == "messages.0.content.1.image_url.url"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"type": "image_url"},
+        {"type": "image_url", "image_url": "data:"},
+        {"type": "image_url", "image_url": {"detail": "low"}},
+        part("data:", detail="best"),
+        {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
+        {"type": "file", "file": {"file_id": "f"}},
+        {"type": "video_url"},
+    ],
+    ids=str,
+)
+async def test_other_parts_are_refused(site: Site, wrong: dict[str, Any]) -> None:
+    error = await refusal(site, HELLO, wrong)
+    assert (error["param"], error["code"]) == ("messages.0.content", "invalid_value")
+    assert "part 1" in error["message"]
+
+
+@pytest.mark.parametrize("kind", ["input_audio", "file"])
+async def test_parts_of_the_contract_are_refused_by_name(site: Site, kind: str) -> None:
+    assert f"'{kind}' is not supported" in (await refusal(site, {"type": kind}))["message"]
+
+
+@pytest.mark.parametrize("role", ["system", "developer", "assistant"])
+async def test_images_are_the_users(site: Site, role: str) -> None:
+    message = {"role": role, "content": [RED]}
+    answer = await site.client.post("/v1/chat/completions", json={"model": MODEL, "messages": [message]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages.0")
+
+
+async def test_limits_of_the_settings(new_site: NewSite) -> None:
+    site = await new_site(images={"max_images": 2, "max_bytes": 2048, "max_pixels": 1024})
+
+    assert (await ask(site, RED, RED)).status_code == 200
+    assert (await refusal(site, RED, RED, RED))["param"] == "messages.0.content.2.image_url.url"
+    assert "pixels" in (await refusal(site, part(data_url(encoded(size=(64, 64))))))["message"]
+    assert "bytes" in (await refusal(site, part(data_url(bytes(4096)))))["message"]
+
+
+async def test_nothing_is_fetched_from_inside(new_site: NewSite) -> None:
+    site = await new_site(images={"hosts": ["*"]})
+    error = await refusal(site, part("http://127.0.0.1/image.png"))
+    assert (error["param"], "public" in error["message"]) == ("messages.0.content.0.image_url.url", True)
+
+
+async def test_a_text_with_the_placeholder_in_it(site: Site) -> None:
+    assert (await refusal(site, {"type": "text", "text": "me@home"}, RED))["param"] == "messages"
+
+
+async def test_a_prompt_with_images_is_not_truncated(site: Site) -> None:
+    answer = await ask(site, HELLO, RED, truncate_prompt_tokens=5)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "truncate_prompt_tokens")
+    assert (await ask(site, HELLO, RED, truncate_prompt_tokens=500)).status_code == 200
