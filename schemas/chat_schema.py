@@ -193,21 +193,31 @@ class PromptTokensDetails(BaseModel):
     truncated_tokens: int | None = Field(None, exclude_if=lambda count: count is None, description="cut off, as asked")
 
 
+class CompletionTokensDetails(BaseModel):
+    reasoning_tokens: int
+
+
 class CompletionUsage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+
+
+def _is_absent(value: object) -> bool:
+    return value is None
 
 
 class AssistantMessage(BaseModel):
+    """What an answer does not have is not sent, but for content and refusal."""
+
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: str | None = None
-
-
-class AssistantTokens(AssistantMessage):
-    token_ids: list[int]
+    reasoning_content: str | None = Field(None, exclude_if=_is_absent)
+    tool_calls: list[MessageToolCall] | None = Field(None, exclude_if=_is_absent)
+    token_ids: list[int] | None = Field(None, exclude_if=_is_absent)
 
 
 class TopToken(BaseModel):
@@ -227,7 +237,7 @@ class ChoiceLogprobs(BaseModel):
 
 class Choice(BaseModel):
     index: int
-    message: AssistantTokens | AssistantMessage
+    message: AssistantMessage
     logprobs: ChoiceLogprobs | None = None
     finish_reason: FinishReason
 

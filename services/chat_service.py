@@ -15,7 +15,8 @@ from uuid import uuid4
 
 from schemas.chat_schema import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from services.chat import contents, encode, prompt, sampling
-from services.chat.events import Event, Head, Reply, events
+from services.chat.channels import events
+from services.chat.events import Event, Head, Reply
 from services.chat.images import refs as image_refs
 from services.conversation_service import ConversationService, NewItem, StoredMessage, Turn
 from services.engine.base import Engine, Job, Message

@@ -8,8 +8,9 @@ from uuid import uuid4
 
 from schemas.completion_schema import Completion, CompletionRequest
 from services.chat import completion, encode_completion
+from services.chat.channels import events
 from services.chat.encode import wanted
-from services.chat.events import Event, Head, Reply, events
+from services.chat.events import Event, Head, Reply
 from services.metrics_service import Metrics
 from services.model_service import Lease, ModelManager
 

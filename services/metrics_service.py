@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.chat.events import Event, Finish, Head, Text
+from services.chat.events import Event, Finish, Head
 from services.engine.base import EngineStats
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody reads
@@ -93,11 +93,11 @@ class AnswerTimer:
         match event:
             case Head():
                 self._shares = event.shares
-            case Text():
-                self._spoke(now)
             case Finish():
                 self._reason = event.reason
                 self._metrics._finished(self._model, event, self._shares)
+            case _:
+                self._spoke(now)
 
     def _spoke(self, now: float) -> None:
         if self._last is None:

@@ -7,23 +7,40 @@ from typing import Any
 
 from schemas.chat_schema import (
     AssistantMessage,
-    AssistantTokens,
+    CalledFunction,
     ChatCompletion,
     ChatCompletionChunk,
     ChatCompletionRequest,
     Choice,
     ChoiceLogprobs,
     ChunkChoice,
+    CompletionTokensDetails,
     CompletionUsage,
     ConversationRef,
     Delta,
+    FunctionDelta,
+    MessageToolCall,
     PromptTokensDetails,
     Token,
+    ToolCallDelta,
     TopToken,
 )
 from schemas.completion_schema import CompletionRequest
 from schemas.generation_schema import Metadata
-from services.chat.events import Event, Finish, Head, Reply, Said, Text, head_of
+from services.chat.events import (
+    Arguments,
+    Event,
+    Finish,
+    Head,
+    Reasoning,
+    Reply,
+    Said,
+    SaidCall,
+    Spoken,
+    Text,
+    ToolCall,
+    head_of,
+)
 from services.engine.base import TokenLogprob
 
 UNLIKELY = -9999.0  # in place of minus infinity, which JSON does not have
@@ -52,13 +69,13 @@ def wanted(request: ChatCompletionRequest | CompletionRequest) -> Wanted:
 async def chunks(
     run: AsyncIterator[Event], wanted: Wanted, clock: Callable[[], float] = time.perf_counter
 ) -> AsyncGenerator[ChatCompletionChunk, None]:
-    """The role of each choice first, then text, then each finish alone; the usage last, or a null on each but that."""
+    """The role of each choice first, then what is said, then each finish alone; the usage last, or null on others."""
     head = await head_of(run)
     encoder = _Encoder(head, wanted, clock)
     for index in range(head.n):
         yield encoder.chunk(index, Delta(role="assistant", content="", refusal=None))
     async for event in run:
-        if isinstance(event, Text | Finish):
+        if not isinstance(event, Head):
             yield encoder.event(event)
     if wanted.usage and encoder.is_whole:
         yield encoder.last()
@@ -73,6 +90,7 @@ class _Encoder:
         self._clock = clock
         self._frame = _frame(head)
         self._completion_tokens = 0
+        self._reasoning_tokens = 0
         self._cached_tokens = 0
         self._finished = 0
 
@@ -80,17 +98,20 @@ class _Encoder:
     def is_whole(self) -> bool:
         return self._finished == self._head.n
 
-    def event(self, event: Text | Finish) -> ChatCompletionChunk:
-        delta = Delta(content=event.text) if isinstance(event, Text) else Delta()
+    def event(self, event: Spoken | Finish) -> ChatCompletionChunk:
+        delta = _delta(event)
         if self._wanted.token_ids and event.token_ids:
             delta.token_ids = list(event.token_ids)
         self._completion_tokens += len(event.token_ids)
-        if isinstance(event, Text):
-            return self.chunk(event.index, delta, logprobs=event.logprobs)
-        self._finished += 1
-        if event.index == 0:
-            self._cached_tokens = event.cached_tokens
-        return self.chunk(event.index, delta, event)
+        match event:
+            case Finish():
+                self._finished += 1
+                if event.index == 0:
+                    self._cached_tokens = event.cached_tokens
+                return self.chunk(event.index, delta, event)
+            case Reasoning():
+                self._reasoning_tokens += len(event.token_ids)
+        return self.chunk(event.index, delta, logprobs=event.logprobs)
 
     def chunk(
         self, index: int, delta: Delta, finish: Finish | None = None, logprobs: Sequence[TokenLogprob] = ()
@@ -113,7 +134,22 @@ class _Encoder:
         return self._frame.model_copy(update={"usage": self._usage()})
 
     def _usage(self) -> CompletionUsage:
-        return usage(self._head, self._completion_tokens, self._cached_tokens)
+        return usage(self._head, self._completion_tokens, self._cached_tokens, self._reasoning_tokens)
+
+
+def _delta(event: Spoken | Finish) -> Delta:
+    match event:
+        case Text(text):
+            return Delta(content=text)
+        case Reasoning(text):
+            return Delta(reasoning_content=text)
+        case ToolCall(id, name, call):  # each once: clients add strings up
+            function = FunctionDelta(name=name, arguments="")
+            return Delta(tool_calls=[ToolCallDelta(index=call, id=id, type="function", function=function)])
+        case Arguments(text, call):
+            return Delta(tool_calls=[ToolCallDelta(index=call, function=FunctionDelta(arguments=text))])
+        case Finish():
+            return Delta()
 
 
 def completion(reply: Reply, metadata: Metadata, wanted: Wanted) -> ChatCompletion:
@@ -121,12 +157,13 @@ def completion(reply: Reply, metadata: Metadata, wanted: Wanted) -> ChatCompleti
     assert head
     finishes = [said.finish for said in reply.choices if said.finish]
     completion_tokens = sum(finish.completion_tokens for finish in finishes)
+    reasoning_tokens = sum(finish.reasoning_tokens for finish in finishes)
     return ChatCompletion(
         id=head.id,
         created=head.created,
         model=head.model,
         choices=[_choice(index, said, wanted) for index, said in enumerate(reply.choices)],
-        usage=usage(head, completion_tokens, finishes[0].cached_tokens),
+        usage=usage(head, completion_tokens, finishes[0].cached_tokens, reasoning_tokens),
         system_fingerprint=head.fingerprint,
         metadata=metadata or None,
         conversation=_conversation(head),
@@ -135,13 +172,27 @@ def completion(reply: Reply, metadata: Metadata, wanted: Wanted) -> ChatCompleti
 
 def _choice(index: int, said: Said, wanted: Wanted) -> Choice:
     assert said.finish
-    plain = AssistantMessage(content=said.text)
     return Choice(
         index=index,
-        message=AssistantTokens(content=said.text, token_ids=said.token_ids) if wanted.token_ids else plain,
+        message=_message(said, wanted),
         logprobs=_logprobs(said.logprobs) if wanted.logprobs else None,
         finish_reason=said.finish.reason,
     )
+
+
+def _message(said: Said, wanted: Wanted) -> AssistantMessage:
+    message = AssistantMessage(content=said.text or (None if said.calls else ""))
+    if said.reasoning:
+        message.reasoning_content = said.reasoning
+    if said.calls:
+        message.tool_calls = [_call(call) for call in said.calls]
+    if wanted.token_ids:
+        message.token_ids = said.token_ids
+    return message
+
+
+def _call(call: SaidCall) -> MessageToolCall:
+    return MessageToolCall(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
 
 
 def _logprobs(tokens: Iterable[TokenLogprob]) -> ChoiceLogprobs:
@@ -174,11 +225,12 @@ def _conversation(head: Head) -> ConversationRef | None:
     return ConversationRef(id=head.conversation_id) if head.conversation_id else None
 
 
-def usage(head: Head, completion_tokens: int, cached_tokens: int) -> CompletionUsage:
+def usage(head: Head, completion_tokens: int, cached_tokens: int, reasoning_tokens: int = 0) -> CompletionUsage:
     """A prompt of several choices is counted once, and so is what of it the first of them found in the cache."""
     return CompletionUsage(
         prompt_tokens=head.prompt_tokens,
         completion_tokens=completion_tokens,
         total_tokens=head.prompt_tokens + completion_tokens,
         prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens, truncated_tokens=head.truncated),
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=reasoning_tokens),
     )

@@ -1,13 +1,10 @@
 """What comes out of a run, and the reply it adds up to."""
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from services.engine.base import FinishReason, Piece, Times, TokenLogprob
-from services.errors import EngineFailed
+from services.engine.base import FinishReason, Times, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,68 +145,6 @@ class Reply:
     @property
     def finish(self) -> Finish | None:
         return self.choices[0].finish
-
-
-async def events(
-    head: Head, streams: Sequence[AsyncGenerator[Piece, None]], echoes: Sequence[str] = ()
-) -> AsyncGenerator[Event, None]:
-    """The head, then what each stream says, as it comes, each behind its echo."""
-    yield head
-    for index, echo in enumerate(echoes):
-        if echo:
-            yield Text(echo, index=index)
-    choices = [_choice(index, pieces, head.prompt_of(index)) for index, pieces in enumerate(streams)]
-    async with aclosing(choices[0] if len(choices) == 1 else _merged(choices)) as run:
-        async for event in run:
-            yield event
-
-
-async def _choice(
-    index: int, pieces: AsyncGenerator[Piece, None], prompt_tokens: int
-) -> AsyncGenerator[Text | Finish, None]:
-    completion_tokens = 0
-    silent: tuple[int, ...] = ()  # tokens that have made no text yet
-    async with aclosing(pieces):
-        async for piece in pieces:
-            completion_tokens += len(piece.token_ids)
-            silent += piece.token_ids
-            if piece.text or piece.logprobs:
-                yield Text(piece.text, silent, piece.logprobs, index)
-                silent = ()
-            if piece.finish:
-                yield Finish(
-                    piece.finish,
-                    prompt_tokens,
-                    completion_tokens,
-                    piece.cached_tokens,
-                    piece.times,
-                    silent,
-                    index,
-                    stop=piece.stop,
-                )
-                return
-    raise EngineFailed("The engine ended without finishing its answer")
-
-
-async def _merged(
-    choices: Sequence[AsyncGenerator[Text | Finish, None]],
-) -> AsyncGenerator[Text | Finish, None]:
-    """All at once, each in its own order. The first to fail ends all of them."""
-    waiting = {asyncio.ensure_future(anext(choice, None)): choice for choice in choices}
-    try:
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in [task for task in waiting if task in done]:  # in the order of their choices
-                choice = waiting.pop(task)
-                if (event := task.result()) is not None:
-                    yield event
-                    waiting[asyncio.ensure_future(anext(choice, None))] = choice
-    finally:
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-        for choice in choices:
-            await choice.aclose()
 
 
 async def head_of(run: AsyncIterator[Event]) -> Head:

@@ -90,7 +90,7 @@ class TestTranscript:
             chunk('{"content":"你好"}', rest=',"usage":null'),
             chunk("{}", '"stop"', rest=',"usage":null'),
             'data: {HEAD,"choices":[],TAIL,"usage":{"prompt_tokens":21,"completion_tokens":1,"total_tokens":22,'
-            '"prompt_tokens_details":{"cached_tokens":0}}}',
+            '"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}}',
             "data: [DONE]",
         ]
 
@@ -117,6 +117,7 @@ class TestTranscript:
                 "completion_tokens": 3,
                 "total_tokens": 24,
                 "prompt_tokens_details": {"cached_tokens": 0},
+                "completion_tokens_details": {"reasoning_tokens": 0},
             },
             "metadata": None,
             "conversation": None,

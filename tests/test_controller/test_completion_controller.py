@@ -74,6 +74,7 @@ class TestTranscript:
                 "completion_tokens": 3,
                 "total_tokens": 6,
                 "prompt_tokens_details": {"cached_tokens": 0},
+                "completion_tokens_details": {"reasoning_tokens": 0},
             },
         }
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from schemas.chat_schema import ChatCompletionChunk
 from services.chat import encode
+from services.chat.channels import events
 from services.chat.encode import Wanted
-from services.chat.events import Event, Finish, Head, Reply, Text, events
+from services.chat.events import Event, Finish, Head, Reply, Text
 from services.engine.base import Piece, TokenLogprob
 from services.errors import EngineFailed
 from tests.fakes import FakeEngine, Pause
@@ -40,6 +41,7 @@ USAGE = {
     "completion_tokens": 2,
     "total_tokens": 7,
     "prompt_tokens_details": {"cached_tokens": 3},
+    "completion_tokens_details": {"reasoning_tokens": 0},
 }
 
 

@@ -1,0 +1,117 @@
+"""Pieces -> events: what is said on each channel of each choice, as it comes."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from services.chat.events import Event, Finish, Head, Reasoning, Spoken, Text
+from services.chat.splitter import Format, Splitter
+from services.engine.base import Piece, TokenLogprob
+from services.errors import EngineFailed
+
+PLAIN = Format()
+
+
+async def events(
+    head: Head, streams: Sequence[AsyncGenerator[Piece, None]], echoes: Sequence[str] = (), format: Format = PLAIN
+) -> AsyncGenerator[Event, None]:
+    """The head, then what each stream says, as it comes, each behind its echo."""
+    yield head
+    for index, echo in enumerate(echoes):
+        if echo:
+            yield Text(echo, index=index)
+    choices = [_said(Choice(format, index, head.prompt_of(index)), pieces) for index, pieces in enumerate(streams)]
+    async with aclosing(choices[0] if len(choices) == 1 else _merged(choices)) as run:
+        async for event in run:
+            yield event
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    start: int  # of their text, in characters of the answer
+    ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+
+
+class Choice:
+    """Hands tokens over with the event that their text is in; those of markers go with the event after."""
+
+    def __init__(self, format: Format, index: int, prompt_tokens: int) -> None:
+        self._splitter = Splitter(format, index)
+        self._index = index
+        self._prompt_tokens = prompt_tokens
+        self._tokens: deque[Tokens] = deque()
+        self._num_read = 0  # characters
+        self._completion_tokens = 0
+        self._reasoning_tokens = 0
+
+    def feed(self, piece: Piece) -> list[Spoken]:
+        self._completion_tokens += len(piece.token_ids)
+        if piece.token_ids or piece.logprobs:
+            self._tokens.append(Tokens(self._num_read, piece.token_ids, piece.logprobs))
+        self._num_read += len(piece.text)
+        return [self._with_tokens(part.event, part.end) for part in self._splitter.feed(piece.text)]
+
+    def finish(self, piece: Piece) -> list[Spoken | Finish]:
+        said: list[Spoken | Finish] = [self._with_tokens(part.event, part.end) for part in self._splitter.finish()]
+        if any(tokens.logprobs for tokens in self._tokens):  # each is told, also of those without a text
+            said.append(self._with_tokens(Text("", index=self._index), self._num_read + 1))
+        assert piece.finish
+        called = self._splitter.num_calls and piece.finish == "stop"
+        finish = Finish(
+            "tool_calls" if called else piece.finish,
+            self._prompt_tokens,
+            self._completion_tokens,
+            piece.cached_tokens,
+            piece.times,
+            tuple(token for tokens in self._tokens for token in tokens.ids),
+            self._index,
+            self._reasoning_tokens,
+            stop=piece.stop,
+        )
+        return [*said, finish]
+
+    def _with_tokens(self, event: Spoken, end: int) -> Spoken:
+        ids: tuple[int, ...] = ()
+        logprobs: tuple[TokenLogprob, ...] = ()
+        while self._tokens and self._tokens[0].start < end:
+            tokens = self._tokens.popleft()
+            ids, logprobs = ids + tokens.ids, logprobs + tokens.logprobs
+        if isinstance(event, Reasoning):
+            self._reasoning_tokens += len(ids)
+        return replace(event, token_ids=ids, logprobs=logprobs) if ids or logprobs else event
+
+
+async def _said(choice: Choice, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Spoken | Finish, None]:
+    async with aclosing(pieces):
+        async for piece in pieces:
+            for event in choice.feed(piece):
+                yield event
+            if piece.finish:
+                for last in choice.finish(piece):
+                    yield last
+                return
+    raise EngineFailed("The engine ended without finishing its answer")
+
+
+async def _merged(
+    choices: Sequence[AsyncGenerator[Spoken | Finish, None]],
+) -> AsyncGenerator[Spoken | Finish, None]:
+    """All at once, each in its own order. The first to fail ends all of them."""
+    waiting = {asyncio.ensure_future(anext(choice, None)): choice for choice in choices}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in waiting if task in done]:  # in the order of their choices
+                choice = waiting.pop(task)
+                if (event := task.result()) is not None:
+                    yield event
+                    waiting[asyncio.ensure_future(anext(choice, None))] = choice
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for choice in choices:
+            await choice.aclose()

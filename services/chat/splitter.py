@@ -1,0 +1,252 @@
+"""The text of one answer, split while it comes into what is thought, what is said and which tools are called."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import uuid4
+
+from services.chat.dialects import Calls, Header, Thinking
+from services.chat.events import Arguments, Reasoning, Spoken, Text, ToolCall
+from services.chat.json_text import JsonEnd
+
+BETWEEN = re.compile(r"[\s\[\],;]")  # around calls
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What there is to be told apart in an answer."""
+
+    thinking: Thinking | None = None
+    begun: bool = False  # the prompt has opened the thinking already
+    calls: Calls | None = None  # None: no tools are offered
+    names: frozenset[str] = frozenset()  # of the tools
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    event: Spoken
+    end: int  # of the characters it was made from, counted from the beginning of the answer
+
+
+class Splitter:
+    """Every character comes out once, but for markers and the white space around them.
+
+    What turns out to be no call is content, markers and all: nothing that was said is lost.
+    """
+
+    def __init__(self, format: Format, index: int = 0) -> None:
+        self._format = format
+        self._index = index
+        self.num_calls = 0
+        self._buffer = ""  # come, and not yet understood
+        self._passed: str | None = ""  # before a call, if it is one; None: one came, what is between is dropped
+        self._object = ""  # perhaps a call, in an unusual order
+        self._is_wrapped = False  # the call, in an object
+        self._num_taken = 0
+        self._is_over = False
+        self._json = JsonEnd()
+        self._parts: list[Part] = []
+        self._step: Callable[[], bool] = self._skip_to_thought if format.begun else self._open
+
+    def feed(self, text: str) -> list[Part]:
+        self._buffer += text
+        return self._run()
+
+    def finish(self) -> list[Part]:
+        self._is_over = True
+        return self._run()
+
+    def _run(self) -> list[Part]:
+        while self._step():
+            pass
+        parts, self._parts = self._parts, []
+        return parts
+
+    # --- steps: each takes what it understands of the buffer, and says whether to go on at once ---
+
+    def _open(self) -> bool:
+        thinking, text = self._format.thinking, self._buffer.lstrip()
+        if thinking and text.startswith(thinking.begin):
+            self._take(len(self._buffer) - len(text) + len(thinking.begin))
+            return self._go(self._skip_to_thought)
+        if thinking and self._may_become(thinking.begin, text):
+            return False
+        return self._go(self._answer)
+
+    def _skip_to_thought(self) -> bool:
+        return self._skip_blank() and self._go(self._think)
+
+    def _think(self) -> bool:
+        assert self._format.thinking
+        return self._say_until(self._format.thinking.end, Reasoning) and self._go(self._skip_to_answer)
+
+    def _skip_to_answer(self) -> bool:
+        return self._skip_blank() and self._go(self._answer)
+
+    def _answer(self) -> bool:
+        calls = self._format.calls
+        return self._go(self._call if calls and calls.bare else self._speak)
+
+    def _speak(self) -> bool:
+        marker = self._format.calls.marker if self._format.calls else ""
+        if self._say_until(marker, Text):
+            self._passed = marker
+            return self._go(self._call)
+        return False
+
+    def _call(self) -> bool:
+        """Where a call begins, or after one."""
+        calls = self._calls
+        markers = [each for each in (calls.marker, calls.end if self._passed is None else "") if each]
+        for marker in markers:
+            if self._buffer.startswith(marker):
+                self._take(len(marker))
+                self._passed = marker if marker == calls.marker else None
+                return True
+        if any(self._may_become(marker, self._buffer) for marker in markers):
+            return False
+        if BETWEEN.match(self._buffer):
+            return self._pass_over()
+        for header in calls.headers:
+            if (found := header.whole.match(self._buffer)) and found["name"] in self._format.names:
+                self._take(found.end())
+                return self._begin_arguments(header, found["name"])
+        if self._may_be_header():
+            return False
+        self._json = JsonEnd()
+        return self._go(self._understand if self._buffer.startswith("{") else self._take_back)
+
+    def _begin_arguments(self, header: Header, name: str) -> bool:
+        self._begin_call(name)
+        self._is_wrapped = header.wrapped
+        return self._go(self._argue)
+
+    def _argue(self) -> bool:
+        """Arguments are passed on as they were written."""
+        end = self._json.feed(self._buffer)
+        self._say(Arguments, len(self._buffer) if end is None else end)
+        return end is not None and self._go(self._close if self._is_wrapped else self._call)
+
+    def _close(self) -> bool:
+        """What is left of the object around the arguments."""
+        if not self._skip_blank():
+            return False
+        self._json = JsonEnd(depth=1)
+        return self._go(self._skip_rest if self._buffer[0] in ",}" else self._call)
+
+    def _skip_rest(self) -> bool:
+        end = self._json.feed(self._buffer)
+        self._take(len(self._buffer) if end is None else end)
+        return end is not None and self._go(self._call)
+
+    def _understand(self) -> bool:
+        """A whole object, of which only then can be said whether it is a call."""
+        end = self._json.feed(self._buffer)
+        self._object += self._take(len(self._buffer) if end is None else end)
+        if end is None and not self._is_over:
+            return False
+        called = _called(self._object)
+        if called is None or called.name not in self._format.names:
+            return self._go(self._take_back)
+        self._object = ""
+        self._begin_call(called.name)
+        self._add(Arguments(called.arguments, self.num_calls - 1, index=self._index))
+        return self._go(self._call)
+
+    def _take_back(self) -> bool:
+        text = (self._passed or "") + self._object
+        self._passed, self._object = "", ""
+        if text:
+            self._add(Text(text, index=self._index))
+        return self._go(self._speak)
+
+    # --- what they are made of ---
+
+    def _go(self, step: Callable[[], bool]) -> bool:
+        self._step = step
+        return True
+
+    def _take(self, size: int) -> str:
+        text, self._buffer = self._buffer[:size], self._buffer[size:]
+        self._num_taken += len(text)
+        return text
+
+    def _add(self, event: Spoken) -> None:
+        self._parts.append(Part(event, self._num_taken))
+
+    def _say(self, kind: type[Text | Reasoning | Arguments], size: int) -> None:
+        text = self._take(size)
+        if not text:
+            return
+        if kind is Arguments:
+            self._add(Arguments(text, self.num_calls - 1, index=self._index))
+        elif kind is Reasoning:
+            self._add(Reasoning(text, index=self._index))
+        else:
+            self._add(Text(text, index=self._index))
+
+    def _say_until(self, marker: str, kind: type[Text | Reasoning]) -> bool:
+        """Whether the marker came. White space in front of it is dropped with it."""
+        text, found, _ = self._buffer.partition(marker) if marker else (self._buffer, "", "")
+        if found:
+            self._say(kind, len(text.rstrip()))
+            self._take(self._buffer.index(marker) + len(marker))
+        else:
+            self._say(kind, len(text) - (self._num_held(marker) if marker else 0))
+        return bool(found)
+
+    def _num_held(self, marker: str) -> int:
+        """Characters at the end of the buffer that may belong to a marker, or to the space in front of it."""
+        if self._is_over:
+            return 0
+        text = self._buffer
+        cut = next((size for size in range(len(marker) - 1, 0, -1) if text.endswith(marker[:size])), 0)
+        return len(text) - len(text[: len(text) - cut].rstrip())
+
+    def _skip_blank(self) -> bool:
+        """Whether something follows."""
+        self._take(len(self._buffer) - len(self._buffer.lstrip()))
+        return bool(self._buffer)
+
+    def _pass_over(self) -> bool:
+        letter = self._take(1)
+        if self._passed is not None:
+            self._passed += letter
+        return True
+
+    def _may_become(self, marker: str, text: str) -> bool:
+        return not self._is_over and marker.startswith(text)
+
+    def _may_be_header(self) -> bool:
+        return not self._is_over and any(each.begun.fullmatch(self._buffer) for each in self._calls.headers)
+
+    def _begin_call(self, name: str) -> None:
+        self._json = JsonEnd()
+        self._add(ToolCall(f"call_{uuid4().hex}", name, self.num_calls, index=self._index))
+        self.num_calls += 1
+        self._passed = None
+
+    @property
+    def _calls(self) -> Calls:
+        assert self._format.calls
+        return self._format.calls
+
+
+@dataclass(frozen=True, slots=True)
+class _Called:
+    name: str
+    arguments: str
+
+
+def _called(text: str) -> _Called | None:
+    """An object as a call, if it is one."""
+    try:
+        given = json.loads(text)
+    except ValueError:
+        return None
+    name = given.get("name")
+    arguments: object = next((given[key] for key in ("arguments", "parameters") if given.get(key) is not None), {})
+    if not isinstance(name, str):
+        return None
+    return _Called(name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))

@@ -1,0 +1,138 @@
+"""What is thought and which tools are called, to the letter of the wire."""
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.chat_schema import ChatCompletionChunk
+from services.chat import encode
+from services.chat.channels import events
+from services.chat.dialects import HERMES, TAGS
+from services.chat.encode import Wanted
+from services.chat.events import Arguments, Event, Finish, Reasoning, Text, ToolCall
+from services.chat.splitter import Format
+from services.engine.base import FinishReason, Piece, TokenLogprob
+from tests.fakes import FakeEngine
+from tests.test_services.test_encode import FIRST, HEAD, chunk, folded, frame, sent
+
+SAID: list[Event] = [
+    HEAD,
+    Reasoning("Hm.", (1, 2)),
+    ToolCall("call_1", "f", 0, (3,)),
+    Arguments('{"a":', 0, (4,)),
+    Arguments(" 1}", 0, (5,)),
+    ToolCall("call_2", "g", 1, (6,)),
+    Arguments("{}", 1, (7,)),
+    Finish("tool_calls", 5, 7, reasoning_tokens=2),
+]
+FORMAT = Format(TAGS, calls=HERMES, names=frozenset({"f"}))
+CALL = '<think>Hm.</think><tool_call>{"name": "f", "arguments": {}}</tool_call>'
+
+
+def called(index: int, function: dict[str, object], **first: object) -> dict[str, object]:
+    return chunk({"tool_calls": [{"index": index, **first, "function": function}]}, usage=None)
+
+
+async def test_chunks_to_the_letter() -> None:
+    chunks = [json.loads(line) for line in await sent(SAID, usage=True)]
+    assert chunks[:-1] == [
+        chunk(FIRST, usage=None),
+        chunk({"reasoning_content": "Hm."}, usage=None),
+        called(0, {"name": "f", "arguments": ""}, id="call_1", type="function"),
+        called(0, {"arguments": '{"a":'}),
+        called(0, {"arguments": " 1}"}),
+        called(1, {"name": "g", "arguments": ""}, id="call_2", type="function"),
+        called(1, {"arguments": "{}"}),
+        chunk({}, "tool_calls", usage=None),
+    ]
+    usage = chunks[-1].pop("usage")
+    assert chunks[-1] == frame([])
+    assert (usage["completion_tokens"], usage["completion_tokens_details"]) == (7, {"reasoning_tokens": 2})
+
+
+def test_message_of_a_plain_answer() -> None:
+    answer = encode.completion(folded(SAID), {}, Wanted())
+    assert answer.model_dump()["choices"][0] == {
+        "index": 0,
+        "message": {
+            "role": "assistant",
+            "content": None,
+            "refusal": None,
+            "reasoning_content": "Hm.",
+            "tool_calls": [
+                {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}},
+                {"id": "call_2", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+            ],
+        },
+        "logprobs": None,
+        "finish_reason": "tool_calls",
+    }
+    assert answer.usage.completion_tokens_details.reasoning_tokens == 2
+
+
+def test_what_was_said_beside_a_call_is_content() -> None:
+    answer = encode.completion(folded([HEAD, Text("Wait."), *SAID[1:]]), {}, Wanted())
+    assert answer.choices[0].message.content == "Wait."
+
+
+@given(said=st.lists(st.sampled_from([Text("a"), Reasoning("b"), ToolCall("i", "f", 0), Arguments("c", 0)])))
+async def test_sum_of_the_deltas_is_the_plain_answer(said: list[Event]) -> None:
+    calls = [each for each in said if isinstance(each, ToolCall)][:1]
+    heard = [HEAD, *calls, *(each for each in said if calls or not isinstance(each, Arguments))]
+    heard = [each for place, each in enumerate(heard) if not isinstance(each, ToolCall) or place == 1]
+    run = [*heard, Finish("stop", 1, 1)]
+    deltas = [ChatCompletionChunk.model_validate_json(line).choices[0].delta for line in await sent(run)]
+    message = encode.completion(folded(run), {}, Wanted()).choices[0].message
+    assert "".join(delta.content or "" for delta in deltas) == (message.content or "")
+    assert "".join(delta.reasoning_content or "" for delta in deltas) == (message.reasoning_content or "")
+    functions = [call.function for delta in deltas for call in delta.tool_calls]
+    assert "".join(each.arguments for each in functions) == "".join(
+        call.function.arguments for call in message.tool_calls or []
+    )
+    assert [each.name for each in functions if each.name] == [call.function.name for call in message.tool_calls or []]
+
+
+class TestChannels:
+    async def of(self, *pieces: Piece, finish: FinishReason | None = None) -> list[Event]:
+        engine = FakeEngine(*pieces, finish=finish)
+        engine.start()
+        return [event async for event in events(HEAD, [engine.open()], format=FORMAT)][1:]
+
+    async def test_tokens_go_with_their_text_and_those_of_markers_with_the_next(self) -> None:
+        texts = [
+            "<think>",
+            "Hm",
+            ".",
+            "</think>",
+            "\n",
+            "<tool",
+            "_call>",
+            '{"name": "f", "arguments": {',
+            "}",
+            "}",
+            "</tool_call>",
+        ]
+        pieces = [Piece(text, (number,)) for number, text in enumerate(texts)]
+        _, _, call, *_, finish = said = await self.of(*pieces, Piece("", (99,), "stop"))
+        assert said[:2] == [Reasoning("Hm", (0, 1)), Reasoning(".", (2,))]
+        assert isinstance(call, ToolCall)
+        assert (call.name, call.token_ids) == ("f", (3, 4, 5, 6, 7))
+        assert said[3:5] == [Arguments("{", 0), Arguments("}", 0, (8,))]
+        assert finish == Finish("tool_calls", 5, 12, token_ids=(9, 10, 99), reasoning_tokens=3)
+
+    async def test_every_logprob_is_told(self) -> None:
+        weighed = [TokenLogprob(letter, letter.encode(), -1.0) for letter in CALL]
+        pieces = [Piece(each.text, (0,), logprobs=(each,)) for each in weighed]
+        said = await self.of(*pieces, finish="stop")
+        assert [each for event in said if not isinstance(event, Finish) for each in event.logprobs] == weighed  # type: ignore[union-attr]
+
+    async def test_answer_that_was_cut_ends_at_its_length_though_it_called(self) -> None:
+        *_, finish = await self.of(Piece(CALL), finish="length")
+        assert isinstance(finish, Finish)
+        assert finish.reason == "length"
+
+    async def test_answer_without_a_call_ends_as_ever(self) -> None:
+        *_, finish = await self.of(Piece("<tool_call>"), finish="stop")
+        assert isinstance(finish, Finish)
+        assert finish.reason == "stop"

@@ -1,0 +1,223 @@
+"""Text to what it means, however it is cut into pieces."""
+
+import json
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import ClassVar
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from services.chat.dialects import BRACKETS, HERMES, JSON, LLAMA, MISTRAL, TAGS, Calls
+from services.chat.events import Said
+from services.chat.splitter import Format, Splitter
+
+NAMES = frozenset({"f", "get_weather"})
+DIALECTS = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "json": JSON}
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    text: str = ""
+    calls: tuple[tuple[str, str], ...] = ()
+    reasoning: str = ""
+
+
+def meaning(format: Format, *pieces: str) -> Meaning:
+    splitter, said = Splitter(format), Said()
+    parts = [part for piece in pieces for part in splitter.feed(piece)] + splitter.finish()
+    assert [part.end for part in parts] == sorted(part.end for part in parts)
+    assert all(part.end <= sum(map(len, pieces)) for part in parts)
+    for part in parts:
+        said.add(part.event)
+    return Meaning(said.text, tuple((call.name, call.arguments) for call in said.calls), said.reasoning)
+
+
+def tools(calls: Calls, text: str) -> Meaning:
+    whole = meaning(Format(calls=calls, names=NAMES), text)
+    assert meaning(Format(calls=calls, names=NAMES), *text) == whole
+    return whole
+
+
+class TestEachDialect:
+    ARGUMENTS: ClassVar[str] = '{"city": "Zürich }]", "n": [1, {"a": "\\"}"}]}'
+    CALL: ClassVar[tuple[str, str]] = ("get_weather", ARGUMENTS)
+
+    @pytest.mark.parametrize(
+        ("calls", "text"),
+        [
+            (HERMES, '<tool_call>\n{"name": "get_weather", "arguments": %s}\n</tool_call>'),
+            (HERMES, '\n<tool_call>{"name":"get_weather","arguments":%s}</tool_call>\n'),
+            (LLAMA, '{"name": "get_weather", "parameters": %s}'),
+            (LLAMA, '<|python_tag|>{"name": "get_weather", "parameters": %s}'),
+            (LLAMA, '{"name": "get_weather", "arguments": %s}'),
+            (MISTRAL, '[TOOL_CALLS][{"name": "get_weather", "arguments": %s}]'),
+            (MISTRAL, '[TOOL_CALLS] [{"name": "get_weather", "arguments": %s, "id": "abcdefghi"}]'),
+            (MISTRAL, "[TOOL_CALLS]get_weather[ARGS]%s"),
+            (JSON, '[{"name": "get_weather", "arguments": %s}]'),
+            (JSON, '{"name": "get_weather", "parameters": %s}'),
+        ],
+    )
+    def test_call_has_its_arguments_to_the_letter(self, calls: Calls, text: str) -> None:
+        assert tools(calls, text % self.ARGUMENTS) == Meaning(calls=(self.CALL,))
+
+    @pytest.mark.parametrize(
+        ("calls", "text"),
+        [
+            (
+                HERMES,
+                '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>\n'
+                '<tool_call>\n{"name": "get_weather", "arguments": {"a": 1}}\n</tool_call>',
+            ),
+            (LLAMA, '{"name": "f", "parameters": {}}; {"name": "get_weather", "parameters": {"a": 1}}'),
+            (
+                MISTRAL,
+                '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"name": "get_weather", "arguments": {"a": 1}}]',
+            ),
+            (MISTRAL, '[TOOL_CALLS]f[ARGS]{}[TOOL_CALLS]get_weather[ARGS]{"a": 1}'),
+            (JSON, '[{"name": "f", "arguments": {}}, {"name": "get_weather", "arguments": {"a": 1}}]'),
+        ],
+    )
+    def test_several_calls(self, calls: Calls, text: str) -> None:
+        assert tools(calls, text) == Meaning(calls=(("f", "{}"), ("get_weather", '{"a": 1}')))
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "Hello, world!",
+            "a < b, <tool",
+            " [TOOL_CALL] <|python",
+            '{"name": "other", "arguments": {}}',
+            '{"answer": 42}',
+            "[1, 2, 3] are numbers",
+            '{"name": "f"',
+            "f[ARGS",
+        ],
+    )
+    @pytest.mark.parametrize("calls", DIALECTS.values(), ids=DIALECTS)
+    def test_what_is_no_call_is_content(self, calls: Calls, said: str) -> None:
+        assert tools(calls, said) == Meaning(said)
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "<tool_call>",
+            "<tool_call>\nI cannot.\n</tool_call>",
+            '<tool_call>\n{"name": "other", "arguments": {}}\n</tool_call>',
+            '<tool_call>\n{"name": "f", "argu',
+            '<tool_call>{"name": "f", "arguments": [}',
+            "<tool_call>\n{'name': 'f'}\n</tool_call> or so",
+        ],
+    )
+    def test_malformed_call_is_content(self, said: str) -> None:
+        assert tools(HERMES, said) == Meaning(said)
+
+    def test_call_after_a_malformed_one(self) -> None:
+        good = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+        assert tools(HERMES, "<tool_call>oh" + good) == Meaning("<tool_call>oh", (("f", "{}"),))
+
+    @pytest.mark.parametrize(
+        ("text", "arguments"),
+        [
+            ('{"arguments": {"a": 1}, "name": "f"}', '{"a": 1}'),
+            ('{"type": "function", "name": "f", "parameters": {"a": "é"}}', '{"a": "é"}'),
+            ('{"name": "f", "arguments": "{\\"a\\": 1}"}', '{"a": 1}'),
+            ('{"name": "f"}', "{}"),
+            ('{"name": "f", "arguments": null}', "{}"),
+        ],
+    )
+    def test_call_in_an_unusual_form(self, text: str, arguments: str) -> None:
+        assert tools(JSON, text) == Meaning(calls=(("f", arguments),))
+        assert tools(HERMES, f"<tool_call>{text}</tool_call>") == Meaning(calls=(("f", arguments),))
+
+    def test_text_around_calls(self) -> None:
+        call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+        assert tools(HERMES, f"Let me see. \n{call}\n\nDone. ") == Meaning("Let me see.Done. ", (("f", "{}"),))
+
+    def test_call_that_was_cut_keeps_what_came_of_its_arguments(self) -> None:
+        assert tools(HERMES, '<tool_call>{"name": "f", "arguments": {"a": "b') == Meaning(calls=(("f", '{"a": "b'),))
+        assert tools(JSON, '[{"name": "f", "arguments": {"a": 1}') == Meaning(calls=(("f", '{"a": 1}'),))
+
+    def test_object_that_is_not_closed_ends_with_its_call(self) -> None:
+        text = '<tool_call>{"name": "f", "arguments": {}</tool_call> Done.'
+        assert tools(HERMES, text) == Meaning("Done.", (("f", "{}"),))
+
+    def test_nothing_is_split_where_no_tools_are_offered(self) -> None:
+        text = '<think>hm</think> <tool_call>{"name": "f", "arguments": {}}</tool_call>'
+        assert meaning(Format(), text) == Meaning(text)
+
+
+class TestThinking:
+    TAGGED: ClassVar[Format] = Format(TAGS, calls=HERMES, names=NAMES)
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("<think>\nHm. \n</think>\n\nHello ", Meaning("Hello ", reasoning="Hm.")),
+            ("\n<think></think>Hello", Meaning("Hello")),
+            ("Hello <think>no</think>", Meaning("Hello <think>no</think>")),
+            ("<think>a < b </thi", Meaning(reasoning="a < b </thi")),
+            ("<thin", Meaning("<thin")),
+            ("", Meaning()),
+            (
+                '<think>call <tool_call>?</think><tool_call>{"name": "f", "arguments": {}}</tool_call>',
+                Meaning(calls=(("f", "{}"),), reasoning="call <tool_call>?"),
+            ),
+        ],
+    )
+    def test_is_told_from_content(self, text: str, expected: Meaning) -> None:
+        assert meaning(self.TAGGED, text) == expected
+        assert meaning(self.TAGGED, *text) == expected
+
+    def test_may_have_begun_in_the_prompt(self) -> None:
+        begun = replace(self.TAGGED, begun=True)
+        assert meaning(begun, *"\nHm.\n</think>\n\nHello") == Meaning("Hello", reasoning="Hm.")
+        assert meaning(begun, *"Hm.") == Meaning(reasoning="Hm.")
+
+    def test_comes_before_a_call_without_a_marker(self) -> None:
+        format = Format(BRACKETS, calls=JSON, names=NAMES)
+        text = '[THINK]Hm.[/THINK][{"name": "f", "arguments": {}}]'
+        assert meaning(format, *text) == Meaning(calls=(("f", "{}"),), reasoning="Hm.")
+
+
+FRAGMENTS = (
+    *("<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>"),
+    *("<", "</", "tool", "[", "]", "{", "}", '"', "\\", ", ", "; ", "\n", " ", "f", "é", "😀", "Hello"),
+    *('{"name": "f", "arguments": {"a": "é}"}}', '{"name": "f", "parameters": {}}', '{"name": "', '{"arguments": {}'),
+    *('<tool_call>\n{"name": "f", "arguments": ', '{"b": [1, 2]}', "}\n</tool_call>", '{"name": "nobody"}'),
+)
+TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=12).map("".join)
+FORMATS = [
+    Format(thinking, begun, calls, NAMES)
+    for calls in (None, *DIALECTS.values())
+    for thinking, begun in ((None, False), (TAGS, False), (TAGS, True))
+]
+
+
+@given(text=TEXTS, cuts=st.lists(st.integers(0, 200)), format=st.sampled_from(FORMATS))
+@example(text='<tool_call>{"name": "f", "arguments": {}}</tool_', cuts=[5], format=FORMATS[3])
+def test_meaning_does_not_depend_on_how_it_is_cut(text: str, cuts: list[int], format: Format) -> None:
+    places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
+    pieces = [text[start:end] for start, end in pairwise(places)]
+    assert meaning(format, *pieces) == meaning(format, text)
+
+
+@given(said=st.text(), arguments=st.dictionaries(st.text(), st.text() | st.lists(st.integers())))
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_arguments_come_out_as_they_were_written(said: str, arguments: dict[str, object], ascii_only: bool) -> None:
+    written = json.dumps(arguments, ensure_ascii=ascii_only)
+    for calls, text in (
+        (HERMES, f'{said}<tool_call>{{"name": "f", "arguments": {written}}}</tool_call>'),
+        (LLAMA, f'{{"name": "f", "parameters": {written}}}'),
+        (MISTRAL, f'{said}[TOOL_CALLS][{{"name": "f", "arguments": {written}}}]'),
+        (MISTRAL, f"{said}[TOOL_CALLS]f[ARGS]{written}"),
+    ):
+        assert meaning(Format(calls=calls, names=NAMES), *text).calls == (("f", written),)
+
+
+@given(text=st.text(st.sampled_from('<tool_cal>{}[]"nme: f,;\\ \n')))
+@pytest.mark.parametrize("calls", DIALECTS.values(), ids=DIALECTS)
+def test_nothing_is_lost_where_no_tool_is_called(calls: Calls, text: str) -> None:
+    said = meaning(Format(calls=calls), *text).text
+    assert said.replace(" ", "").replace("\n", "") == text.replace(" ", "").replace("\n", "")
