@@ -1,6 +1,6 @@
 """The seam between the service and whatever makes tokens: plain values and protocols, no tensors."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -26,21 +26,21 @@ class Tokenizer(Protocol):
     def apply_chat_template(self, conversation: Sequence[Message], **kwargs: Any) -> Any: ...
 
 
-class TokenMask(Protocol):
-    """Which tokens may come next in one answer: the seam of a grammar. Called in the engine's thread."""
-
-    def fill(self, output: Sequence[int], row: Any) -> None:
-        """Sets to True, in a numpy array of one False for each token, what may follow `output`; also the eos."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
-    """What an answer must look like. Compiled by the engine that makes its tokens, refused by its `submit`."""
+    """What an answer must look like. Compiled by the engine that makes its tokens, refused by its `submit`.
+
+    A Lark grammar begins with the rule `start`, holds JSON schemas as `%json {...}`, and names markers as
+    `<tool_call>`, or `<"[TOOL_CALLS]">` where they have no angle brackets of their own: the one token that the
+    tokenizer has for it, else its text. `...<tool_call>` is any text up to that marker and the marker itself. JSON is
+    held to one line. A schema with `"x-guidance": {"lenient": true}` at its top is enforced as far as it can be,
+    instead of refused for a keyword that cannot.
+    """
 
     kind: Literal["json_schema", "regex", "lark"]
-    source: str  # JSON, a regular expression, or a grammar in llguidance's Lark dialect
+    source: str  # JSON, a regular expression, or a grammar in llguidance's Lark dialect or in GBNF
     param: str = "response_format"  # the part of the request that it came from
+    after: str = ""  # a marker, </think> for instance: free text up to it comes before
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,6 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     include_stop: bool = False  # the stop string or token in the text
     logprobs: int | None = None  # how many alternatives are told with each token; None: not even its own logprob
-    mask: Callable[[], TokenMask] | None = None  # makes one for each answer
     grammar: GrammarSpec | None = None
 
     @property
@@ -70,7 +69,7 @@ class SamplingParams:
 
     @property
     def changes_logits(self) -> bool:
-        return self.mask is not None or bool(self.logit_bias) or self.penalises
+        return self.grammar is not None or bool(self.logit_bias) or self.penalises
 
     def ends(self, eos: frozenset[int]) -> frozenset[int]:
         """The tokens that end the answer."""

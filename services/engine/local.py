@@ -21,6 +21,7 @@ from torch import Tensor
 from services.engine.base import EngineStats, ImageReader, Job, Piece, Times, Tokenizer, TokenLogprob
 from services.engine.compiled import Compilation
 from services.engine.device import cache_budget
+from services.engine.grammar import Grammars
 from services.engine.loader import Loaded, load
 from services.engine.runner import Runner, build_runner
 from services.engine.sampler import Weighed, sample, weigh
@@ -76,6 +77,7 @@ class LocalEngine:
         self._eos = loaded.eos
         self._vocabulary = loaded.vocabulary
         self._texts = TokenTexts(loaded.tokenizer)
+        self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary, loaded.eos)
         self._compilation = compilation
         self._runner = runner
         self._scheduler = Scheduler(
@@ -150,8 +152,7 @@ class LocalEngine:
             await asyncio.to_thread(self._join)  # and not an answer, which a dead thread would owe for ever
 
     async def submit(self, job: Job) -> AsyncGenerator[Piece, None]:
-        if self._stopping:
-            raise Unavailable("The model is being unloaded")
+        self._check_room()
         if not job.prompt:
             raise InvalidRequest("The prompt is empty", param=job.param)
         room = self.max_length - len(job.prompt)
@@ -160,15 +161,21 @@ class LocalEngine:
         self._check_ids(job.param, (min(job.prompt), max(job.prompt)))
         self._check_ids("logit_bias", job.sampling.logit_bias)
         self._check_ids("stop_token_ids", job.sampling.stop_token_ids)
-        stats = self.stats()
-        if stats.running + stats.waiting >= self._max_open:
-            raise Overloaded("The queue is full")
-        sequence = Sequence(job, min(job.sampling.max_tokens or room, room), job.sampling.ends(self._eos))
+        matcher = await self._grammars.matcher(job.sampling.grammar) if job.sampling.grammar else None
+        self._check_room()  # nothing is awaited from here on
+        sequence = Sequence(job, min(job.sampling.max_tokens or room, room), job.sampling.ends(self._eos), matcher)
         streamer = RequestStreamer(self.tokenizer, job.prompt, job.sampling, self._eos)
         mailbox = Mailbox()
         self._loop = asyncio.get_running_loop()
         self._inbox.put(_Request(sequence, streamer, mailbox, time.monotonic()))
         return PieceStream(sequence, mailbox)
+
+    def _check_room(self) -> None:
+        if self._stopping:
+            raise Unavailable("The model is being unloaded")
+        stats = self.stats()
+        if stats.running + stats.waiting >= self._max_open:
+            raise Overloaded("The queue is full")
 
     def _check_ids(self, param: str, ids: Iterable[int]) -> None:
         if not all(0 <= token < self._vocabulary for token in ids):
@@ -293,7 +300,7 @@ class LocalEngine:
             request.started = request.started or time.monotonic()
 
     def _draw(self, sequences: list[Sequence], logits: Tensor) -> None:
-        for broken, why in ((_broken, "its logits are not numbers"), (unmaskable, "its mask allows no token")):
+        for broken, why in ((_broken, "its logits are not numbers"), (unmaskable, "its grammar allows no token")):
             if rows := broken(logits, sequences):
                 self._fail_alone([sequences[row] for row in rows], why)
                 whole = [row for row in range(len(sequences)) if row not in rows]
@@ -322,6 +329,10 @@ class LocalEngine:
         sequence, streamer = request.sequence, request.streamer
         sequence.tokens.append(token)
         streamer.put(token, self._named(token, weighed))
+        if sequence.matcher and not streamer.finish:
+            sequence.matcher.advance(token)
+            if sequence.matcher.is_over:
+                streamer.end("stop")
         if sequence.num_sampled >= sequence.max_tokens:
             streamer.end("length")
         sequence.finished = streamer.finish is not None

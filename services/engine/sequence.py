@@ -21,6 +21,7 @@ class Sequence:
     job: Job
     max_tokens: int  # of the answer, never beyond the model's length
     ends: frozenset[int] = frozenset()  # tokens of which each is the answer's last
+    matcher: Any = None  # where its answer stands in its grammar, if it has one
     tokens: list[int] = field(init=False)  # the prompt, then what was sampled
     num_computed: int = 0  # leading tokens whose keys and values are cached
     slot: int | None = None  # its place in the cache, while it runs

@@ -7,6 +7,7 @@ from typing import Any
 from services.engine.base import TokenLogprob
 
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+MARKER = re.compile(r"<\S+>|\[\S+\]")
 
 
 class TokenTexts:
@@ -19,13 +20,19 @@ class TokenTexts:
         self._special = self._backend.get_added_tokens_decoder() if self._backend else {}
         self._known: dict[int, tuple[str, bytes]] = {}
 
+    @property
+    def markers(self) -> dict[str, int]:
+        """Tokens that stand for more than their text: the special ones, and those that only look it, as <think>."""
+        special = {str(each.content): i for i, each in self._special.items() if each.special}
+        return special | {str(each.content): i for i, each in self._special.items() if MARKER.fullmatch(each.content)}
+
     def named(self, token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         if token not in self._known:
-            raw = self._bytes(token)
+            raw = self.raw(token)
             self._known[token] = (raw.decode(errors="replace"), raw)
         return TokenLogprob(*self._known[token], logprob, top)
 
-    def _bytes(self, token: int) -> bytes:
+    def raw(self, token: int) -> bytes:
         """As each form of tokenizer writes its tokens down; one of no known form is asked for the text."""
         if token in self._special:
             return str(self._special[token].content).encode()

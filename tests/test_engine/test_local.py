@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from services.engine.base import EngineStats, Job, SamplingParams
+from services.engine.base import EngineStats, GrammarSpec, Job, SamplingParams
 from services.engine.local import LocalEngine
 from services.engine.runner import build_runner
 from services.engine.scheduler import Batch, Scheduler, Work
@@ -17,7 +17,7 @@ from services.engine.sequence import Sequence
 from services.engine.slots import Forget
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from tests.test_engine import fakes
-from tests.test_engine.fakes import PATIENCE, Alphabet, Counting, Gate, job, running, said, settled
+from tests.test_engine.fakes import END, PATIENCE, Counting, Gate, job, running, said, settled
 from tests.test_engine.tiny_models import build, generate
 from tests.test_engine.tiny_tokenizers import byte_level
 
@@ -399,29 +399,54 @@ async def test_logits_that_are_no_numbers_fail_alone_and_are_wiped_out() -> None
         assert runner.changes == [Forget(1, 0, 4)]
 
 
-class UpTo:
-    """Allows the letter that follows, up to one."""
-
-    def __init__(self, last: str) -> None:
-        self.last = last
-
-    def fill(self, output: list[int], row: Any) -> None:
-        if output and Alphabet().decode(output)[-1] == self.last:
-            raise ValueError("there is no more")
-        row[3 + len(output)] = True
+def regex(pattern: str) -> GrammarSpec:
+    return GrammarSpec("regex", pattern, "guided_regex")
 
 
-async def test_a_mask_that_fails_fails_its_request_alone() -> None:
+@pytest.mark.parametrize(
+    ("pattern", "params", "text", "finish", "tokens"),
+    [
+        ("def|deh", {}, "def", "stop", 3),  # and no token more, not even the one that says so
+        ("defghij", {"max_tokens": 3}, "def", "length", 3),
+        ("def", {"max_tokens": 3}, "def", "stop", 3),
+        ("xyb?", {"logit_bias": {END: 100}}, "xy", "stop", 3),
+        ("xyb?", {"logit_bias": {END: 100}, "ignore_eos": True}, "xyb", "stop", 3),
+        ("[d-h]*", {"logit_bias": {END: 100}, "min_tokens": 4}, "defg", "stop", 5),
+        ("d|de", {"min_tokens": 3}, "de", "stop", 2),
+        ("defg", {"stop": ("f",)}, "de", "stop", 3),
+        ("defg", {"stop_token_ids": (5,)}, "de", "stop", 3),
+    ],
+)
+async def test_an_answer_ends_with_its_grammar(
+    engine: LocalEngine, pattern: str, params: dict[str, Any], text: str, finish: str, tokens: int
+) -> None:
+    pieces = [piece async for piece in await engine.submit(job(grammar=regex(pattern), **params))]
+
+    assert "".join(piece.text for piece in pieces) == text
+    assert pieces[-1].finish == finish
+    assert sum(len(piece.token_ids) for piece in pieces) == tokens
+    await settled(engine)
+
+
+async def test_a_grammar_that_cannot_go_on_fails_its_request_alone() -> None:
     async with running(Counting(num_slots=3)) as engine:
-        masked = await engine.submit(job(max_tokens=6, mask=lambda: UpTo("i")))
-        failing = await engine.submit(job(mask=lambda: UpTo("e")))
+        whole = await engine.submit(job(grammar=regex("defghi")))
+        failing = await engine.submit(job(grammar=regex("de!|de\\?")))
         free = await engine.submit(job(max_tokens=6))
 
-        assert await said(masked) == await said(free) == "defghi"
+        assert await said(whole) == await said(free) == "defghi"
         with pytest.raises(EngineFailed):
             await said(failing)
         assert await said(await engine.submit(job(max_tokens=2))) == "de"
         await settled(engine)
+
+
+async def test_a_grammar_that_cannot_be_compiled_is_refused(engine: LocalEngine) -> None:
+    with pytest.raises(InvalidRequest, match="look-around") as refusal:
+        await engine.submit(job(grammar=regex("(?=a)b")))
+
+    assert refusal.value.param == "guided_regex"
+    await settled(engine)
 
 
 async def test_a_step_that_finds_no_memory_is_tried_again_in_smaller_ones(caplog: pytest.LogCaptureFixture) -> None:

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.engine.base import Job, SamplingParams
+from services.engine.base import GrammarSpec, Job, SamplingParams
 from services.engine.sampler import sample
 from services.engine.sequence import Sequence
 from services.engine.shaping import shape, unmaskable
@@ -105,18 +106,28 @@ def test_logits_stay_as_they_are() -> None:
 
 
 class Only:
-    """Allows the same tokens each time."""
+    """A grammar that allows the same tokens each time, and ends with the last of them."""
 
     def __init__(self, *tokens: int) -> None:
-        self.tokens = list(tokens)
+        self._tokens = list(tokens)
+        self.ends = np.array(tokens[-1:], np.int64)
 
-    def fill(self, output: object, row: Any) -> None:
-        row[self.tokens] = True
+    def allowed(self) -> Any:
+        bits = np.zeros(32, np.bool_)
+        bits[self._tokens] = True
+        return np.packbits(bits, bitorder="little")
 
 
-def test_a_mask_comes_before_everything_else() -> None:
-    masked = row(SamplingParams(mask=lambda: Only(3, 5), seed=1, logit_bias={7: 100, 5: 1}), [1], [])
-    free = row(SamplingParams(temperature=0), [1], [])
+def held(matcher: Only, **params: Any) -> Sequence:
+    return Sequence(Job("job", (1,), SamplingParams(grammar=ANY, **params)), 9, frozenset([5]), matcher)
+
+
+ANY = GrammarSpec("regex", ".*")
+
+
+def test_a_grammar_comes_before_everything_else() -> None:
+    masked = held(Only(3, 5), seed=1, logit_bias={7: 100, 5: 1})
+    free = row(SamplingParams(temperature=0, logit_bias={7: 1}), [1], [])
     scores = logits(2)
 
     assert unmaskable(scores, [masked, free]) == []
@@ -125,23 +136,21 @@ def test_a_mask_comes_before_everything_else() -> None:
 
     assert [token for token in range(VOCABULARY) if shaped[0, token] > -torch.inf] == [3, 5]
     assert shaped[0, 5] == scores[0, 5] + 1
-    assert shaped[1].equal(scores[1])
+    assert shaped[1, :7].equal(scores[1, :7])
 
 
 @pytest.mark.parametrize(("tokens", "drawn"), [((3, 5), 3), ((5,), 5)])
-def test_only_a_mask_that_leaves_nothing_else_ends_an_answer_before_its_time(tokens: list[int], drawn: int) -> None:
-    short = Sequence(
-        Job("job", (1,), SamplingParams(0, 0, min_tokens=4, mask=lambda: Only(*tokens))), 9, frozenset([5])
-    )
+@pytest.mark.parametrize("params", [{"min_tokens": 4}, {"ignore_eos": True}])
+def test_only_a_grammar_that_leaves_nothing_else_ends_an_answer_before_its_time(
+    tokens: list[int], drawn: int, params: dict[str, Any]
+) -> None:
+    short = held(Only(*tokens), temperature=0, logit_bias={5: 100}, **params)
 
     assert unmaskable(logits(1), [short]) == []
     assert sample(logits(1), [short]) == [drawn]
 
 
-def test_masks_that_fail_or_allow_nothing_are_told() -> None:
-    def fail() -> Only:
-        raise ValueError("no such grammar")
+def test_grammars_that_allow_nothing_are_told() -> None:
+    rows = [held(Only()), row(SamplingParams(), [1], []), held(Only(1)), held(Only())]
 
-    rows = [row(SamplingParams(mask=mask), [1], []) for mask in (Only, fail, lambda: Only(99), lambda: Only(1))]
-
-    assert unmaskable(logits(4), rows) == [0, 1, 2]
+    assert unmaskable(logits(4), rows) == [0, 3]

@@ -1,0 +1,129 @@
+"""What an answer may look like, held to token by token. llguidance does the work; nobody who asks for none pays.
+
+Its masks take a few microseconds a token (docs/structured-output.md): they are made in the engine's thread, in turn.
+"""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from numpy.typing import NDArray
+
+from services.engine.base import GrammarSpec
+from services.engine.lark import NoGrammar, lark
+from services.engine.token_texts import TokenTexts
+from services.errors import InvalidRequest
+
+CACHED = 64  # compiled grammars of one engine
+MAX_SOURCE = 250_000  # characters; the library bounds what it makes of them
+LIMITS = LLParserLimits(verbose_errors=False)  # so that no error holds a whole grammar
+
+Bits = NDArray[np.uint8]
+
+
+class Matcher:
+    """One grammar on its way through one answer."""
+
+    def __init__(self, matcher: LLMatcher, ends: NDArray[np.int64]) -> None:
+        self._matcher = matcher
+        self.ends = ends  # the tokens that say an answer is complete
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing can follow."""
+        return self._matcher.is_stopped()
+
+    def advance(self, token: int) -> None:
+        if not self._matcher.consume_token(token):
+            raise ValueError("the grammar does not go on with this token")
+
+    def allowed(self) -> Bits:
+        """A bit for each token, the lowest of a byte first; none where the grammar cannot go on within its limits."""
+        mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        return mask[:0] if self._matcher.is_error() else mask
+
+
+class Grammars:
+    """Compiles for one tokenizer, in a thread of its own: the same one twice at once is compiled once."""
+
+    def __init__(self, tokenizer: Any, vocabulary: int, eos: frozenset[int]) -> None:
+        self._texts = TokenTexts(tokenizer)
+        self._vocabulary = vocabulary
+        self._ends = np.array(sorted(token for token in eos if token < vocabulary), np.int64)
+        self._worker = ThreadPoolExecutor(1, "grammar")
+        self.compiled = lru_cache(CACHED)(self._compile)
+
+    async def matcher(self, spec: GrammarSpec) -> Matcher:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._worker, self._begin, replace(spec, param=""))
+        except NoGrammar as error:
+            raise InvalidRequest(f"'{spec.param}': {error}", param=spec.param) from error
+
+    def _begin(self, spec: GrammarSpec) -> Matcher:
+        return Matcher(self.compiled(spec).deep_copy(), self._ends)
+
+    def _compile(self, spec: GrammarSpec) -> LLMatcher:
+        if len(spec.source) > MAX_SOURCE:
+            raise NoGrammar(f"it is longer than {MAX_SOURCE} characters")
+        try:
+            grammar = LLMatcher.grammar_from_lark(lark(spec, self._texts.markers))
+        except UnicodeError:  # half of a surrogate pair
+            raise NoGrammar("it is no text") from None
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # what can never be said is noticed here
+        if matcher.is_error():
+            raise NoGrammar(_why(matcher.get_error()))
+        return matcher
+
+    @cached_property
+    def _tokenizer(self) -> LLTokenizer:
+        eos = self._ends.tolist()
+        return LLTokenizer(_Tokens(self._texts, self._vocabulary, eos), eos_token=eos or None)  # type: ignore[arg-type]
+
+
+class _Tokens:
+    """A tokenizer as the library reads it: the bytes of each token, and which stand for more than these."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, texts: TokenTexts, vocabulary: int, eos: Sequence[int]) -> None:
+        self.tokens = [texts.raw(token) for token in range(vocabulary)]
+        self.special_token_ids = sorted({*eos, *texts.markers.values()} & {*range(vocabulary)})
+        self.eos_token_id = eos[0] if eos else None
+
+    def __call__(self, text: bytes) -> list[int]:
+        """Only asked where tokens are forced, which none are; and without it the library finds tokens itself."""
+        return []
+
+
+REASONS = {
+    r'Unimplemented keys: \["([^"]+)"': "'{}' is not supported in a JSON schema",
+    r"Unknown format": "'format' names none of the formats that are supported",
+    r"oneOf constraints": "'oneOf' is supported only where no two of its schemas can both hold",
+    r"min/maxProperties": "'minProperties' and 'maxProperties' are supported only where all properties are required",
+    r"Pointer '.*' does not exist": "'$ref' points to nothing",
+    r"Resource '.*' is not present": "'$ref' and '$schema' must not lead outside the schema",
+    r"too (?:big|large)|precomputation failed": "it is too large, or takes too long",
+    r"NoExtension": "nothing can be said that fulfils it",
+    r"regex parse error:.*\nerror: ([^\n]+)": "its regular expression is not supported: {}",
+    r"(look-?arounds?) not supported": "its regular expression is not supported: {}",
+    r"Invalid type": "'type' names none of JSON's types",
+    r"^(?:at )?\d+\(\d+\): (?:failed to compile JSON schema: )?([^\n]{,80}?)(?:, got|\(at|\n|$)": "{}",
+}
+
+
+def _why(error: str) -> str:
+    """The library's reason without the caller's own text, which it quotes."""
+    for pattern, said in REASONS.items():
+        if found := re.search(pattern, error, re.DOTALL):
+            return said.format(*found.groups())
+    return "it is no grammar that is supported"

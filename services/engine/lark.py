@@ -1,0 +1,161 @@
+"""A GrammarSpec as one text in llguidance's Lark dialect: markers resolved for a tokenizer, JSON kept compact."""
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from decimal import Decimal
+from math import lcm
+from typing import Any
+
+from llguidance import regex_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
+
+from services.engine.base import GrammarSpec
+
+# The library would else force the tokenizer's own tokens for text that is certain, and where that text reads like a
+# special token force this one, which it then refuses. A model finds its usual tokens by itself.
+HEAD = '%llguidance {"no_forcing": true}\n'
+
+# At most one space after a separator: a small model, left to itself, goes on with white space for ever.
+COMPACT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+OPTIONS = "x-guidance"  # where a schema itself says how it is compiled; only "lenient" is heard
+
+MAX_PROPERTIES = 5000
+MAX_MULTIPLE = 100_000
+ANSWER = "the-answer"  # what "start" is called where something comes before it
+
+PARTS = re.compile(
+    r"""
+      "(?:\\.|[^"\\])*" | //[^\n]* | \#[^\n]* | /(?:\\.|[^/\\])+/
+    | (?P<json> %json\s*(?=\{) )
+    | (?P<until> \.\.\.\s*)? <(?: (?P<quoted> "(?:\\.|[^"\\])+" ) | (?P<bare> [^<>\s\["][^<>\s]* ) )>
+    | (?P<start> (?<![\w@%-]) start (?![\w-]) )
+    """,
+    re.VERBOSE,
+)
+
+
+class NoGrammar(ValueError):
+    """Says why, in words for whoever sent it."""
+
+
+def lark(spec: GrammarSpec, markers: Mapping[str, int]) -> str:
+    """`markers`: the tokens that are more than their text."""
+    text = _source(spec)
+    if not spec.after:
+        return HEAD + _resolve(text, markers)
+    first = f"start: ...<{json.dumps(spec.after)}> {ANSWER}\n"
+    return HEAD + _resolve(first, markers) + "\n" + _resolve(text, markers, start=ANSWER)
+
+
+def _source(spec: GrammarSpec) -> str:
+    match spec.kind:
+        case "json_schema":
+            schema, end = _json(spec.source)
+            if spec.source[end:].strip():
+                raise NoGrammar("more than one JSON value")
+            return f"start: %json {json.dumps({} if schema is True else schema)}"
+        case "regex":
+            pattern = regex_to_lark(spec.source, "d")
+            return f"start: /{pattern}/" if pattern else 'start: ""'
+        case "lark":
+            return _from_gbnf(spec.source) if _is_gbnf(spec.source) else spec.source
+
+
+def _is_gbnf(text: str) -> bool:
+    return "::=" in text and not is_lark_syntax(text)
+
+
+def _from_gbnf(text: str) -> str:
+    try:
+        return gbnf_to_lark(text)
+    except Exception as error:  # the converter raises whatever it stumbles over
+        raise NoGrammar("as GBNF it cannot be read") from error
+
+
+def _resolve(text: str, markers: Mapping[str, int], start: str = "start") -> str:
+    parts: list[str] = []
+    rules: list[str] = []
+    at = 0
+    while found := PARTS.search(text, at):
+        parts.append(text[at : found.start()])
+        at = found.end()
+        if found["json"]:
+            schema, at = _json(text, at)
+            parts.append(f"%json {json.dumps(_compact(schema))}")
+        elif found["start"]:
+            parts.append(start)
+        elif (name := _marker(found)) is None:
+            parts.append(found[0])
+        elif found["until"]:
+            rules.append(_until(f"before-{start}-{len(rules)}", name, markers))
+            parts.append(f"before-{start}-{len(rules) - 1}")
+        else:
+            parts.append(_said(name, markers))
+    return "\n".join(["".join(parts) + text[at:], *rules])
+
+
+def _marker(found: re.Match[str]) -> str | None:
+    if found["quoted"]:
+        return str(_json(found["quoted"])[0])
+    return f"<{found['bare']}>" if found["bare"] else None
+
+
+def _said(marker: str, markers: Mapping[str, int]) -> str:
+    return f"<[{markers[marker]}]>" if marker in markers else json.dumps(marker, ensure_ascii=False)
+
+
+def _until(rule: str, marker: str, markers: Mapping[str, int]) -> str:
+    said = _said(marker, markers)
+    return f"{rule}: /(?s:.*)/ {said}" if marker in markers else f"{rule}[suffix={said}]: /(?s:.*)/"
+
+
+def _json(text: str, at: int = 0) -> tuple[Any, int]:
+    """A value, and where it ends."""
+    try:
+        return DECODER.raw_decode(text, at)
+    except RecursionError:
+        raise NoGrammar("its JSON is nested too deeply") from None
+    except ValueError as error:
+        raise NoGrammar("its JSON cannot be read") from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def _compact(schema: dict[str, Any]) -> dict[str, Any]:
+    _check_size(schema)
+    said = schema.get(OPTIONS)
+    lenient = isinstance(said, dict) and said.get("lenient") is True
+    return {**schema, OPTIONS: {**COMPACT, "lenient": lenient}}
+
+
+def _check_size(schema: dict[str, Any]) -> None:
+    """Refuses what the library would take minutes over: it bounds itself everywhere else."""
+    parts = list(_objects(schema))
+    if sum(len(part["properties"]) for part in parts if isinstance(part.get("properties"), dict)) > MAX_PROPERTIES:
+        raise NoGrammar(f"a JSON schema has at most {MAX_PROPERTIES} 'properties' in all")
+    steps = {Decimal(str(part["multipleOf"])) for part in parts if type(part.get("multipleOf")) in (int, float)}
+    if any(not 0 < step < MAX_MULTIPLE for step in steps) or _common_multiple(steps) > MAX_MULTIPLE:
+        raise NoGrammar(f"'multipleOf' is supported up to {MAX_MULTIPLE} of the smallest unit")
+
+
+def _objects(value: object) -> Iterator[dict[str, Any]]:
+    left = [value]
+    while left:
+        match left.pop():
+            case dict() as found:
+                yield found
+                left.extend(found.values())
+            case list() as found:
+                left.extend(found)
+
+
+def _common_multiple(steps: Collection[Decimal]) -> int:
+    """In units of the last decimal place: the states of an automaton that counts them all at once."""
+    places = max((-int(step.as_tuple().exponent) for step in steps), default=0)
+    return lcm(*(int(step.scaleb(places)) for step in steps))
