@@ -165,6 +165,10 @@ def _conversation_id(value: object) -> object:
 ConversationId = Annotated[str, BeforeValidator(_conversation_id)]
 
 
+ServiceTier = Literal["auto", "default", "flex", "priority", "fast"]
+ServedTier = Literal["default", "flex", "priority"]
+
+
 class ChatCompletionRequest(Generation):
     """What of the contract is served; `UNSUPPORTED` in `services/chat/prompt.py` names the rest."""
 
@@ -177,6 +181,9 @@ class ChatCompletionRequest(Generation):
     add_generation_prompt: bool | None = Field(None, description="true, unless the final message is continued")
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] = Field({}, max_length=64)
+    service_tier: ServiceTier | None = Field(None, description="flex: after the others; priority and fast: before them")
+    prompt_cache_key: str | None = Field(None, description="a hint that is not needed: equal beginnings are found")
+    safety_identifier: str | None = Field(None, max_length=128, description="kept nowhere and reported to nobody")
     tools: list[Tool] = Field([], max_length=128)
     tool_choice: ToolChoice | None = Field(None, description="none without tools, else auto")
     parallel_tool_calls: bool = True
@@ -254,6 +261,7 @@ class ChatCompletion(BaseModel):
     choices: list[Choice]
     usage: CompletionUsage
     system_fingerprint: str
+    service_tier: ServedTier | None = Field(None, exclude_if=lambda tier: tier is None)
     metadata: Metadata | None = None
     conversation: ConversationRef | None = None
 
@@ -298,5 +306,7 @@ class ChatCompletionChunk(BaseModel):
     model: str
     choices: list[ChunkChoice]
     system_fingerprint: str
+    service_tier: ServedTier | None = None
+    obfuscation: str | None = None
     usage: CompletionUsage | None = None
     conversation: ConversationRef | None = None

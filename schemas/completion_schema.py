@@ -58,4 +58,5 @@ class Completion(BaseModel):
     model: str
     choices: list[CompletionChoice]
     system_fingerprint: str
+    obfuscation: str | None = None
     usage: CompletionUsage | None = None

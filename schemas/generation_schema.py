@@ -19,7 +19,7 @@ class Request(BaseModel):
 
 class StreamOptions(Request):
     include_usage: bool = False
-    include_obfuscation: bool = False
+    include_obfuscation: bool = Field(False, description="makes chunks equally long with random letters")
     continuous_usage_stats: bool = False
 
 
@@ -81,5 +81,5 @@ class Generation(Request):
     stream: bool = False
     stream_options: StreamOptions | None = None
     priority: int = Field(0, ge=-(2**31), lt=2**31, description="Lower ones run first")
-    user: str | None = None
+    user: str | None = Field(None, description="kept nowhere and reported to nobody")
     metadata: Metadata = Field({}, max_length=16)

@@ -80,7 +80,7 @@ class ChatService:
             job = await self._job(request, turn, model.engine)
             async with model.answering(sampling.choices(job, request.n)) as streams:
                 await turn.begin(_items(request), model.id)
-                head = _head(job, turn, model, arrived, request.n)
+                head = _head(job, turn, model, arrived, request)
                 said = events(head, streams, [prompt.echo(request)] * request.n)
                 async with aclosing(_recorded(turn, timer.follow(said))) as recorded:
                     async for event in recorded:
@@ -101,7 +101,7 @@ class ChatService:
         id = f"chatcmpl-{uuid4().hex}"
         # in a thread: a long prompt takes long enough to render to be felt by every other stream
         job = await asyncio.to_thread(prompt.job, id, messages, params, engine.tokenizer, template, illustration)
-        return sampling.truncated(replace(job, priority=request.priority), request, engine.max_length)
+        return sampling.truncated(replace(job, priority=prompt.priority(request)), request, engine.max_length)
 
 
 async def _recorded(turn: Turn, said: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
@@ -147,7 +147,7 @@ def _message(stored: StoredMessage) -> Message:
     return {"role": prompt.role(stored.role), "content": contents.kept(stored.content)}
 
 
-def _head(job: Job, turn: Turn, model: Lease, arrived: float, n: int) -> Head:
+def _head(job: Job, turn: Turn, model: Lease, arrived: float, request: ChatCompletionRequest) -> Head:
     return Head(
         id=job.id,
         created=int(time.time()),
@@ -158,5 +158,6 @@ def _head(job: Job, turn: Turn, model: Lease, arrived: float, n: int) -> Head:
         arrived=arrived,
         prompt_tokens=len(job.prompt),
         truncated=job.truncated,
-        n=n,
+        service_tier=prompt.served_tier(request),
+        n=request.n,
     )

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from schemas.completion_schema import CompletionRequest
-from services.chat import sampling
+from services.chat import refusals, sampling
+from services.chat.refusals import refuse
 from services.engine.base import Job, SamplingParams, Tokenizer
 from services.errors import InvalidRequest, UnsupportedParameter
 
@@ -24,9 +25,7 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
 
 def check(request: CompletionRequest) -> None:
     """Refuses by name what would otherwise be ignored."""
-    for name, value in (request.model_extra or {}).items():
-        if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
-            raise UnsupportedParameter(name)
+    refuse(request, UNSUPPORTED)
     sampling.check(request, request.max_tokens)
     if request.echo and request.logprobs is not None:
         raise UnsupportedParameter("logprobs", "is not supported together with 'echo'")
@@ -45,7 +44,7 @@ def _check_best_of(request: CompletionRequest) -> None:
 
 
 def unknown_keys(request: CompletionRequest) -> list[str]:
-    return sorted(set(request.model_extra or {}) - set(UNSUPPORTED))
+    return refusals.unknown_keys(request, UNSUPPORTED)
 
 
 def drawn(request: CompletionRequest) -> int:

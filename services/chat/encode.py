@@ -41,6 +41,7 @@ from services.chat.events import (
     ToolCall,
     head_of,
 )
+from services.chat.padding import padding
 from services.engine.base import TokenLogprob
 
 UNLIKELY = -9999.0  # in place of minus infinity, which JSON does not have
@@ -54,6 +55,7 @@ class Wanted:
     usage_so_far: bool = False  # in each
     token_ids: bool = False
     logprobs: bool = False
+    padding: bool = False
 
 
 def wanted(request: ChatCompletionRequest | CompletionRequest) -> Wanted:
@@ -63,6 +65,7 @@ def wanted(request: ChatCompletionRequest | CompletionRequest) -> Wanted:
         usage_so_far=options is not None and options.continuous_usage_stats,
         token_ids=request.return_token_ids,
         logprobs=request.logprobs is not None and request.logprobs is not False,
+        padding=options is not None and options.include_obfuscation,
     )
 
 
@@ -128,6 +131,8 @@ class _Encoder:
             chunk.usage = self._usage()
         elif self._wanted.usage:
             chunk.usage = None  # set, so that it is sent
+        if self._wanted.padding:
+            chunk.obfuscation = padding(choice)
         return chunk
 
     def last(self) -> ChatCompletionChunk:
@@ -165,6 +170,7 @@ def completion(reply: Reply, metadata: Metadata, wanted: Wanted) -> ChatCompleti
         choices=[_choice(index, said, wanted) for index, said in enumerate(reply.choices)],
         usage=usage(head, completion_tokens, finishes[0].cached_tokens, reasoning_tokens),
         system_fingerprint=head.fingerprint,
+        service_tier=head.service_tier,
         metadata=metadata or None,
         conversation=_conversation(head),
     )
@@ -216,6 +222,8 @@ def _frame(head: Head) -> ChatCompletionChunk:
         choices=[],
         system_fingerprint=head.fingerprint,
     )
+    if head.service_tier:
+        frame.service_tier = head.service_tier
     if head.conversation_id:
         frame.conversation = _conversation(head)
     return frame

@@ -9,6 +9,7 @@ from schemas.chat_schema import CompletionUsage
 from schemas.completion_schema import Completion, CompletionChoice, CompletionLogprobs
 from services.chat.encode import UNLIKELY, Wanted, usage
 from services.chat.events import Event, Finish, Head, Reply, Said, Text, head_of
+from services.chat.padding import padding
 from services.engine.base import TokenLogprob
 
 
@@ -68,6 +69,8 @@ class _Encoder:
             chunk.usage = self._usage()
         elif self._wanted.usage:
             chunk.usage = None  # set, so that it is sent
+        if self._wanted.padding:
+            chunk.obfuscation = padding(choice)
         return chunk
 
     def last(self) -> Completion:

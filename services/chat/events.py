@@ -20,6 +20,7 @@ class Head:
     arrived: float = 0.0  # of the request, by the clock of time.perf_counter
     prompt_tokens: int = 0
     truncated: int | None = None  # tokens cut off the prompt, if that was asked for
+    service_tier: Literal["default", "flex", "priority"] | None = None  # if one was asked for
     n: int = 1  # choices
     prompts: tuple[int, ...] = ()  # tokens of each, where there may be several; as many choices for one as for another
 

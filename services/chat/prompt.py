@@ -5,10 +5,11 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from schemas.chat_schema import ChatCompletionRequest, ChatMessage
-from services.chat import contents
+from schemas.chat_schema import ChatCompletionRequest, ChatMessage, ServedTier
+from services.chat import contents, refusals
 from services.chat import sampling as sampled
 from services.chat.contents import Illustration
+from services.chat.refusals import refuse
 from services.engine.base import Job, Message, SamplingParams, Tokenizer
 from services.errors import InvalidRequest, UnsupportedParameter
 
@@ -26,16 +27,13 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
-    "prompt_cache_key": (),
-    "prompt_cache_options": (),
-    "prompt_cache_retention": (),
+    "prompt_cache_options": ({}, {"mode": "implicit"}),
+    "prompt_cache_retention": ("in_memory",),
     "reasoning_effort": (),
     "response_format": ({"type": "text"},),
-    "safety_identifier": (),
-    "service_tier": ("auto", "default"),
     "store": (False,),
     "thinking_token_budget": (),
-    "verbosity": (),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
 
@@ -50,9 +48,7 @@ RESERVED = {
 
 def check(request: ChatCompletionRequest) -> None:
     """Refuses by name what would otherwise be ignored."""
-    for name, value in (request.model_extra or {}).items():
-        if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
-            raise UnsupportedParameter(name)
+    refuse(request, UNSUPPORTED)
     if request.tools:
         raise UnsupportedParameter("tools")
     if request.tool_choice not in (None, "none"):
@@ -75,7 +71,7 @@ def check(request: ChatCompletionRequest) -> None:
 
 
 def unknown_keys(request: ChatCompletionRequest) -> list[str]:
-    return sorted(set(request.model_extra or {}) - set(UNSUPPORTED))
+    return refusals.unknown_keys(request, UNSUPPORTED)
 
 
 def sampling(request: ChatCompletionRequest, max_tokens: int | None) -> SamplingParams:
@@ -93,6 +89,20 @@ def job(
 ) -> Job:
     ids = render(messages, tokenizer, template, illustration)
     return Job(id, tuple(ids), params, images=illustration.placed(ids) if illustration else ())
+
+
+def priority(request: ChatCompletionRequest) -> int:
+    return request.priority + {"flex": 1, "priority": -1, "fast": -1}.get(request.service_tier or "", 0)
+
+
+def served_tier(request: ChatCompletionRequest) -> ServedTier | None:
+    match request.service_tier:
+        case "auto":
+            return "default"
+        case "fast":
+            return "priority"
+        case tier:
+            return tier
 
 
 def template(request: ChatCompletionRequest) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from schemas.generation_schema import Generation
 from services.engine.base import Job, SamplingParams
-from services.errors import InvalidRequest, UnsupportedParameter
+from services.errors import InvalidRequest
 
 
 def check(request: Generation, limit: int | None) -> None:
@@ -13,8 +13,6 @@ def check(request: Generation, limit: int | None) -> None:
         raise InvalidRequest("'min_tokens' is more than the limit of the answer", param="min_tokens")
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("'stream_options' goes with 'stream': true only", param="stream_options")
-    if request.stream_options is not None and request.stream_options.include_obfuscation:
-        raise UnsupportedParameter("stream_options.include_obfuscation")
 
 
 def params(request: Generation, max_tokens: int | None, *, logprobs: int | None) -> SamplingParams:

@@ -144,6 +144,33 @@ class TestParameters:
         assert engine.jobs[0].sampling == SamplingParams(9, 0.5, 0.9, 5, 7, ("end",))
 
     @BOTH
+    async def test_the_tier_that_served_is_told(self, site: Site, engine: FakeEngine, stream: bool) -> None:
+        answer = await ask(site, stream=stream, service_tier="flex")
+        told = [line for line in answer.text.split("\n\n") if line.startswith(("{", "data: {"))]
+        assert all('"service_tier":"flex"' in line for line in told)
+        assert engine.jobs[0].priority == 1
+        assert "service_tier" not in (await ask(site, stream=stream)).text
+        assert error(await ask(site, stream=stream, service_tier="scale"))["param"] == "service_tier"
+
+    async def test_who_counts_bytes_learns_no_words(self, site: Site, engine: FakeEngine) -> None:
+        engine.script = ("a", "a longer word", "你好")
+        answer = await ask(site, stream=True, stream_options={"include_obfuscation": True, "include_usage": True})
+        *chunks, usage = [json.loads(line[6:]) for line in answer.text.split("\n\n")[:-2]]
+        sizes = [len(re.sub(r'"usage":.*', "", line).encode()) for line in answer.text.split("\n\n")[:-3]]
+        assert {size % 64 for size in sizes} == {sizes[0] % 64}
+        assert len({*sizes[1:4]}) == 1
+        assert all(isinstance(chunk["obfuscation"], str) for chunk in chunks)
+        assert "obfuscation" not in usage
+        assert '"obfuscation"' not in (await ask(site, stream=True)).text
+
+    @BOTH
+    async def test_hints_are_taken(self, site: Site, stream: bool) -> None:
+        hints = {"prompt_cache_key": "k", "safety_identifier": "s", "user": "u", "verbosity": "medium"}
+        answer = await ask(site, stream=stream, **hints)
+        assert (answer.status_code, "x-parley-ignored" in answer.headers) == (200, False)
+        assert error(await ask(site, stream=stream, safety_identifier="s" * 129))["param"] == "safety_identifier"
+
+    @BOTH
     async def test_unsupported_ones(self, site: Site, stream: bool) -> None:
         for name in UNSUPPORTED:
             refused = await ask(site, stream=stream, **{name: "anything else"})

@@ -231,6 +231,12 @@ class TestParameters:
         assert await refusal(letters, prompt="m" * 65, truncate_prompt_tokens=64) == "prompt"
         assert await refusal(letters, truncate_prompt_tokens=0) == "truncate_prompt_tokens"
 
+    async def test_chunks_are_made_equally_long(self, site: Site, engine: FakeEngine) -> None:
+        engine.script = ("a", "longer")
+        chunks = told(await ask(site, stream=True, stream_options={"include_obfuscation": True}))
+        one, other, _ = (len(json.dumps(chunk)) for chunk in chunks)
+        assert one == other
+
     async def test_refused_by_name(self, letters: Site) -> None:
         for name in UNSUPPORTED:
             assert await refusal(letters, **{name: "anything else"}) == name

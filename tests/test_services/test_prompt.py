@@ -7,7 +7,8 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsStr
 from pydantic import ValidationError
 
 from schemas.chat_schema import ChatCompletionRequest
-from services.chat import prompt
+from services.chat import completion, prompt
+from services.chat.refusals import REASONS
 from services.engine.base import Message, SamplingParams
 from services.errors import InvalidRequest, UnsupportedParameter
 from tests.fakes import TEMPLATE, FakeTokenizer
@@ -21,7 +22,9 @@ REFUSED = [
     ("modalities", ["text", "audio"]),
     ("reasoning_effort", "low"),
     ("response_format", {"type": "json_object"}),
-    ("service_tier", "flex"),
+    ("prediction", {"type": "content", "content": "hi"}),
+    ("prompt_cache_retention", "24h"),
+    ("verbosity", "low"),
     ("store", True),
     ("tool_choice", "auto"),
     ("tools", [{"type": "function", "function": {"name": "f"}}]),
@@ -98,10 +101,22 @@ class TestParameters:
         assert refused.value.param == "stream_options"
         prompt.check(request(stream_options={"include_usage": True}, stream=True))
 
-    def test_obfuscation_is_refused(self) -> None:
-        with pytest.raises(UnsupportedParameter) as refused:
-            prompt.check(request(stream_options={"include_obfuscation": True}, stream=True))
-        assert refused.value.param == "stream_options.include_obfuscation"
+    def test_every_reason_is_of_something_refused(self) -> None:
+        assert set(REASONS) - set(prompt.UNSUPPORTED) - set(completion.UNSUPPORTED) == set()
+
+    @pytest.mark.parametrize(
+        ("fields", "priority", "served"),
+        [
+            ({}, 0, None),
+            ({"service_tier": "auto"}, 0, "default"),
+            ({"service_tier": "default", "priority": 5}, 5, "default"),
+            ({"service_tier": "flex"}, 1, "flex"),
+            ({"service_tier": "priority", "priority": 5}, 4, "priority"),
+            ({"service_tier": "fast"}, -1, "priority"),
+        ],
+    )
+    def test_a_tier_is_a_priority(self, fields: dict[str, object], priority: int, served: str | None) -> None:
+        assert (prompt.priority(request(**fields)), prompt.served_tier(request(**fields))) == (priority, served)
 
 
 class TestSampling:
