@@ -47,6 +47,10 @@ class Server:
         """A Head, then what is said; close it to end it early. Its first step raises what refuses the request."""
         return self._services.chat.run(chat, owner)
 
+    async def count(self, chat: ChatCompletionRequest, owner: str) -> int:
+        """Tokens of the prompt that this chat would have."""
+        return len(await self._services.chat.prompt_of(chat, owner))
+
     async def embed(self, request: EmbeddingRequest) -> bytes:
         """OpenAI's answer, as JSON."""
         return await self._services.embeddings.create(request)

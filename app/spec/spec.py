@@ -1,6 +1,6 @@
 """The class a spec is made from."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -16,6 +16,7 @@ from app.spec.server import Output, Server
 from schemas.chat_schema import ChatCompletionRequest
 from services.errors import InvalidRequest
 
+B = TypeVar("B", bound=BaseModel)
 T = TypeVar("T", bound=BaseModel)
 Items = AsyncGenerator[Item | Named, None]
 
@@ -73,11 +74,14 @@ class Spec(Generic[T]):
 
     async def answer(self, body: T, request: Request) -> Response:
         headers = self.server.ignored(self.ignored(body))
-        output = Output(body, self.server.run(self._decoded(body), self.server.owner(request)))
+        chat = self.decoded(self.decode_request, body)
+        output = Output(body, self.server.run(chat, self.server.owner(request)))
         encoded = self.encode_response(output)
         if isinstance(encoded, AsyncGenerator):
             return await self.server.stream(_closing(encoded, output), self.framing(), headers)
-        answer = await while_connected(request, _closed(encoded, output))
+        return self.respond(await while_connected(request, _closed(encoded, output)), headers)
+
+    def respond(self, answer: Item, headers: Mapping[str, str]) -> Response:
         return Response(to_json(answer), headers=headers, media_type="application/json")
 
     def router(self) -> APIRouter:
@@ -87,9 +91,10 @@ class Spec(Generic[T]):
             router.add_api_route(path, endpoint, methods=list(methods), **options)
         return router
 
-    def _decoded(self, body: T) -> ChatCompletionRequest:
+    def decoded(self, decode: Callable[[B], ChatCompletionRequest], body: B) -> ChatCompletionRequest:
+        """Raises InvalidRequest for what the chat does not take."""
         try:
-            return self.decode_request(body)
+            return decode(body)
         except ValidationError as error:  # what the spec lets through and the chat does not
             found = invalid([{**each, "loc": ("body", *each["loc"])} for each in error.errors()])
             raise InvalidRequest(found.message, param=found.param) from None

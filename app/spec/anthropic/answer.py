@@ -1,0 +1,161 @@
+"""What the model says -> the events of Anthropic's stream, or the one message they add up to."""
+
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
+
+from pydantic_core import from_json
+
+from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, ToolCall
+from schemas.anthropic_schema import (
+    BlockDelta,
+    BlockPart,
+    BlockStart,
+    BlockStop,
+    Ending,
+    InputDelta,
+    MessageDelta,
+    MessageEvent,
+    MessageStart,
+    MessageStop,
+    SaidBlock,
+    SaidMessage,
+    SaidText,
+    SaidThinking,
+    SaidToolUse,
+    SignatureDelta,
+    StopReason,
+    TextDelta,
+    ThinkingDelta,
+    ThinkingTokens,
+    Usage,
+)
+
+SIGNATURE = "unsigned"  # some clients hand a thinking block back only if it has one
+
+
+async def events(said: AsyncIterable[Event], max_tokens: int, *, thoughts: bool) -> AsyncIterator[MessageEvent]:
+    """`thoughts`: whether what the model thinks is told."""
+    encoder = _Encoder(max_tokens)
+    async for event in said:
+        if thoughts or not isinstance(event, Reasoning):
+            for each in encoder.events(event):
+                yield each
+
+
+class _Encoder:
+    """Of one answer: which block is open."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens = max_tokens
+        self._index = -1
+        self._open: SaidBlock | None = None
+        self._has_calls = False
+
+    def events(self, event: Event) -> Iterator[MessageEvent]:
+        match event:
+            case Head():
+                yield MessageStart(message=_message(event))
+            case Text(text) if text:
+                yield from self._said(SaidText(), TextDelta(text=text))
+            case Reasoning(text) if text:
+                yield from self._said(SaidThinking(), ThinkingDelta(thinking=text))
+            case ToolCall(id, name):
+                self._has_calls = True
+                yield from self._begin(SaidToolUse(id=id, name=name))
+            case Arguments(text) if text:
+                yield self._delta(InputDelta(partial_json=text))
+            case Finish():
+                yield from self._end()
+                yield MessageDelta(delta=self._ending(event), usage=_usage(event))
+                yield MessageStop()
+
+    def _said(self, block: SaidBlock, delta: BlockPart) -> Iterator[MessageEvent]:
+        if type(self._open) is not type(block):
+            yield from self._begin(block)
+        yield self._delta(delta)
+
+    def _begin(self, block: SaidBlock) -> Iterator[MessageEvent]:
+        yield from self._end()
+        self._open = block
+        self._index += 1
+        yield BlockStart(index=self._index, content_block=block)
+
+    def _delta(self, delta: BlockPart) -> BlockDelta:
+        return BlockDelta(index=self._index, delta=delta)
+
+    def _end(self) -> Iterator[MessageEvent]:
+        if isinstance(self._open, SaidThinking):
+            yield self._delta(SignatureDelta(signature=SIGNATURE))
+        if self._open:
+            yield BlockStop(index=self._index)
+        self._open = None
+
+    def _ending(self, finish: Finish) -> Ending:
+        return Ending(stop_reason=self._reason(finish), stop_sequence=finish.stop)
+
+    def _reason(self, finish: Finish) -> StopReason:
+        if finish.reason == "length":
+            return "max_tokens" if finish.completion_tokens >= self._max_tokens else "model_context_window_exceeded"
+        if finish.stop is not None:
+            return "stop_sequence"
+        # a chat's answer to a tool that was forced is said to "stop"
+        return "tool_use" if self._has_calls else "end_turn"
+
+
+def _message(head: Head) -> SaidMessage:
+    id = "msg_" + head.id.rpartition("-")[2]
+    return SaidMessage(id=id, model=head.model, usage=Usage(input_tokens=head.prompt_tokens))
+
+
+def _usage(finish: Finish) -> Usage:
+    return Usage(
+        input_tokens=finish.prompt_tokens - finish.cached_tokens,
+        cache_read_input_tokens=finish.cached_tokens,
+        output_tokens=finish.completion_tokens,
+        output_tokens_details=ThinkingTokens(thinking_tokens=finish.reasoning_tokens),
+    )
+
+
+async def message(events: AsyncIterator[MessageEvent]) -> SaidMessage:
+    """The sum of a stream, made the way Anthropic's own clients make it."""
+    said: SaidMessage | None = None
+    inputs: dict[int, str] = {}
+    async for event in events:
+        match event:
+            case MessageStart(message=message):
+                said = message
+            case BlockStart(content_block=block):
+                assert said
+                said.content.append(block)
+            case BlockDelta(index=index, delta=InputDelta(partial_json=text)):
+                inputs[index] = inputs.get(index, "") + text
+            case BlockDelta(index=index, delta=delta):
+                assert said
+                _add(said.content[index], delta)
+            case MessageDelta(delta=ending, usage=usage):
+                assert said
+                said.stop_reason, said.stop_sequence, said.usage = ending.stop_reason, ending.stop_sequence, usage
+    assert said
+    for index, text in inputs.items():
+        _take_input(said.content[index], text)
+    return said
+
+
+def _add(block: SaidBlock, delta: BlockPart) -> None:
+    match block, delta:
+        case SaidText(), TextDelta(text=text):
+            block.text += text
+        case SaidThinking(), ThinkingDelta(thinking=thinking):
+            block.thinking += thinking
+        case SaidThinking(), SignatureDelta(signature=signature):
+            block.signature = signature
+
+
+def _take_input(block: SaidBlock, text: str) -> None:
+    """An answer that was cut has as much of its input as came."""
+    assert isinstance(block, SaidToolUse)
+    try:
+        found = from_json(text, allow_partial=True)
+    except ValueError:
+        return
+    if isinstance(found, dict):
+        block.input = found

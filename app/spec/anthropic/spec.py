@@ -1,0 +1,74 @@
+"""Anthropic's Messages API as a spec."""
+
+from collections.abc import AsyncIterator, Awaitable, Iterable
+from typing import Any
+
+from app.common.log import request_id
+from app.spec import (
+    ChatCompletionRequest,
+    Framing,
+    Item,
+    Items,
+    Named,
+    Output,
+    Problem,
+    Request,
+    Response,
+    Spec,
+    server_sent,
+)
+from app.spec.anthropic.answer import events, message
+from app.spec.anthropic.request import chat, unknown_keys
+from schemas.anthropic_schema import CountRequest, MessageEvent, MessagesRequest, SaidMessage, TokenCount
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+
+
+class AnthropicSpec(Spec[MessagesRequest]):
+    request_id = "request-id"
+
+    def __init__(self) -> None:
+        super().__init__()
+        documented: dict[str, Any] = {"tags": ["anthropic"]}
+        self.add_endpoint("/v1/messages", self.create, ["POST"], response_model=SaidMessage, **documented)
+        self.add_endpoint("/v1/messages/count_tokens", self.count, ["POST"], response_model=TokenCount, **documented)
+
+    async def create(self, body: MessagesRequest, request: Request) -> Response:
+        return await self.answer(body, request)
+
+    async def count(self, body: CountRequest, request: Request) -> Response:
+        found = await self.server.count(self.decoded(chat, body), self.server.owner(request))
+        return self.respond(TokenCount(input_tokens=found), self.server.ignored(unknown_keys(body)))
+
+    def decode_request(self, request: MessagesRequest) -> ChatCompletionRequest:
+        return chat(request)
+
+    def encode_response(self, output: Output[MessagesRequest]) -> Items | Awaitable[Item]:
+        asked = output.request
+        thoughts = asked.thinking is not None and asked.thinking.shows
+        said = events(output, asked.max_tokens, thoughts=thoughts)
+        return _named(said) if asked.stream else message(said)
+
+    def error_body(self, problem: Problem) -> dict[str, Any]:
+        kind = TYPES.get(problem.status, "invalid_request_error" if problem.status < 500 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": problem.message}, "request_id": request_id.get()}
+
+    def framing(self) -> Framing[Item | Named]:
+        return server_sent(self.error_body, silence=PING)
+
+    def ignored(self, request: MessagesRequest) -> Iterable[str]:
+        return unknown_keys(request)
+
+
+async def _named(events: AsyncIterator[MessageEvent]) -> Items:
+    async for event in events:
+        yield Named(event.type, event)

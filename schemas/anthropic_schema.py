@@ -1,0 +1,293 @@
+"""Anthropic's Messages as they go over the wire: request, answer, and the events of a stream.
+
+`cache_control` is taken everywhere and changes nothing: whatever prompts have in common is computed once anyway.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
+
+from schemas.generation_schema import Request, StopSequence
+
+
+class Block(Request):
+    """What it does not know it refuses, so that nothing is passed over."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cache_control: dict[str, Any] | None = None
+
+
+class TextBlock(Block):
+    type: Literal["text"]
+    text: str
+    citations: list[Any] = Field([], max_length=0)
+
+
+class Base64Source(Request):
+    type: Literal["base64"]
+    media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
+    data: str = Field(min_length=1)
+
+
+class UrlSource(Request):
+    type: Literal["url"]
+    url: str = Field(min_length=1)
+
+
+def _one_of(*kinds: str) -> Discriminator:
+    """One short error for a type that nobody knows, without the input in it."""
+    known = ", ".join(f"'{kind}'" for kind in kinds)
+    return Discriminator("type", custom_error_type="type", custom_error_message=f"its type must be one of {known}")
+
+
+class ImageBlock(Block):
+    type: Literal["image"]
+    source: Annotated[Base64Source | UrlSource, _one_of("base64", "url")]
+
+
+class ThinkingBlock(Block):
+    type: Literal["thinking"]
+    thinking: str
+    signature: str = ""
+
+
+class DirectCaller(Request):
+    type: Literal["direct"]
+
+
+class ToolUseBlock(Block):
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+    caller: DirectCaller | None = None
+
+
+def _blocks(value: object) -> object:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+Shown = Annotated[TextBlock | ImageBlock, _one_of("text", "image")]
+Texts = Annotated[list[TextBlock], BeforeValidator(_blocks, json_schema_input_type=str | list[TextBlock])]
+
+
+class ToolResultBlock(Block):
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: Annotated[list[Shown], BeforeValidator(_blocks, json_schema_input_type=str | list[Shown])] = Field([])
+    is_error: bool = False
+
+
+Said = Annotated[
+    TextBlock | ImageBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock,
+    _one_of("text", "image", "thinking", "tool_use", "tool_result"),
+]
+
+
+class Message(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["user", "assistant", "system"]
+    content: Annotated[list[Said], BeforeValidator(_blocks, json_schema_input_type=str | list[Said])]
+
+
+class Tool(Block):
+    """One that the client runs; those that run at Anthropic have another type."""
+
+    type: Literal["custom"] = "custom"
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any]
+    strict: bool = False
+    eager_input_streaming: bool = True
+
+
+class ToolChoice(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = Field(None, description="of the one tool, with type 'tool'")
+    disable_parallel_tool_use: bool = False
+
+
+class Thinking(Request):
+    """Without it, or disabled, a model whose template can be told to is told not to think."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = Field(None, ge=1)
+    display: Literal["summarized", "omitted"] = "summarized"
+
+    @property
+    def shows(self) -> bool:
+        return self.type != "disabled" and self.display != "omitted"
+
+
+class OutputFormat(Request):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    format: OutputFormat | None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+
+
+class Asker(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    user_id: str | None = None
+
+
+class CountRequest(Request):
+    """Keys that are not named here are kept in `model_extra`, so that they can be named and not just dropped."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    messages: list[Message] = Field(min_length=1)
+    system: Texts = Field([])
+    tools: list[Tool] = Field([], max_length=128)
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    cache_control: dict[str, Any] | None = None
+
+
+class MessagesRequest(CountRequest):
+    max_tokens: int = Field(ge=1)
+    temperature: float = Field(1.0, ge=0, le=1)
+    top_k: int = Field(0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    stop_sequences: list[StopSequence] = Field([], max_length=4)
+    metadata: Asker | None = None
+    stream: bool = False
+
+
+# --- answers ---
+
+
+class SaidText(BaseModel):
+    type: Literal["text"] = "text"
+    text: str = ""
+    citations: None = None
+
+
+class SaidThinking(BaseModel):
+    type: Literal["thinking"] = "thinking"
+    thinking: str = ""
+    signature: str = Field("", description="Nothing is signed: it is taken back as it is")
+
+
+class SaidToolUse(BaseModel):
+    type: Literal["tool_use"] = "tool_use"
+    id: str
+    name: str
+    input: dict[str, Any] = {}
+
+
+SaidBlock = SaidText | SaidThinking | SaidToolUse
+
+
+class ThinkingTokens(BaseModel):
+    thinking_tokens: int
+
+
+class Usage(BaseModel):
+    """`input_tokens` are those that were not found in the cache, which only the end of an answer tells."""
+
+    input_tokens: int
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    output_tokens: int = 0
+    output_tokens_details: ThinkingTokens | None = None
+
+
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
+
+
+class SaidMessage(BaseModel):
+    id: str
+    type: Literal["message"] = "message"
+    role: Literal["assistant"] = "assistant"
+    model: str
+    content: list[SaidBlock] = []
+    stop_reason: StopReason | None = None
+    stop_sequence: str | None = None
+    usage: Usage
+
+
+class TokenCount(BaseModel):
+    input_tokens: int
+
+
+# --- events of a stream ---
+
+
+class MessageStart(BaseModel):
+    type: Literal["message_start"] = "message_start"
+    message: SaidMessage
+
+
+class BlockStart(BaseModel):
+    type: Literal["content_block_start"] = "content_block_start"
+    index: int
+    content_block: SaidBlock
+
+
+class TextDelta(BaseModel):
+    type: Literal["text_delta"] = "text_delta"
+    text: str
+
+
+class ThinkingDelta(BaseModel):
+    type: Literal["thinking_delta"] = "thinking_delta"
+    thinking: str
+
+
+class SignatureDelta(BaseModel):
+    type: Literal["signature_delta"] = "signature_delta"
+    signature: str
+
+
+class InputDelta(BaseModel):
+    type: Literal["input_json_delta"] = "input_json_delta"
+    partial_json: str
+
+
+BlockPart = TextDelta | ThinkingDelta | SignatureDelta | InputDelta
+
+
+class BlockDelta(BaseModel):
+    type: Literal["content_block_delta"] = "content_block_delta"
+    index: int
+    delta: BlockPart
+
+
+class BlockStop(BaseModel):
+    type: Literal["content_block_stop"] = "content_block_stop"
+    index: int
+
+
+class Ending(BaseModel):
+    stop_reason: StopReason
+    stop_sequence: str | None = None
+
+
+class MessageDelta(BaseModel):
+    type: Literal["message_delta"] = "message_delta"
+    delta: Ending
+    usage: Usage
+
+
+class MessageStop(BaseModel):
+    type: Literal["message_stop"] = "message_stop"
+
+
+MessageEvent = MessageStart | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop

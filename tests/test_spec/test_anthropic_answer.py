@@ -1,0 +1,100 @@
+"""Events -> Anthropic's stream and message."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, ToolCall
+from app.spec.anthropic import answer
+
+HEAD = Head("chatcmpl-1", 0, "m", "fp", "r", None, prompt_tokens=5)
+FINISH = Finish("tool_calls", 5, 9, reasoning_tokens=2)
+THOUGHT = (Reasoning("hm"), Reasoning("m"))
+CALLS: tuple[Event, ...] = (
+    ToolCall("a", "weather", 0),
+    Arguments('{"city": "Pa', 0),
+    Arguments('ris"}', 0),
+    ToolCall("b", "time", 1),
+)
+
+
+async def _each(events: tuple[Event, ...]) -> AsyncIterator[Event]:
+    for event in events:
+        yield event
+
+
+async def streamed(*said: Event, thoughts: bool = True) -> list[dict[str, Any]]:
+    events = answer.events(_each((HEAD, *said)), 100, thoughts=thoughts)
+    return [event.model_dump() async for event in events]
+
+
+async def whole(*said: Event, thoughts: bool = True) -> Any:
+    return await answer.message(answer.events(_each((HEAD, *said)), 100, thoughts=thoughts))
+
+
+def blocks(message: Any) -> list[dict[str, Any]]:
+    return [block.model_dump(exclude={"citations"}) for block in message.content]
+
+
+async def test_each_kind_is_a_block_of_its_own() -> None:
+    found = await streamed(*THOUGHT, Text("Let me "), Text("see"), *CALLS, FINISH)
+    kinds = [(each["type"].removeprefix("content_block_"), each.get("index")) for each in found]
+    assert kinds == [
+        ("message_start", None),
+        *[("start", 0), ("delta", 0), ("delta", 0), ("delta", 0), ("stop", 0)],  # with its signature
+        *[("start", 1), ("delta", 1), ("delta", 1), ("stop", 1)],
+        *[("start", 2), ("delta", 2), ("delta", 2), ("stop", 2)],
+        *[("start", 3), ("stop", 3)],
+        ("message_delta", None),
+        ("message_stop", None),
+    ]
+    assert found[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
+    assert found[-2]["usage"]["output_tokens_details"] == {"thinking_tokens": 2}
+
+
+async def test_whole_message() -> None:
+    message = await whole(*THOUGHT, Text("Let me see"), *CALLS, FINISH)
+    assert blocks(message) == [
+        {"type": "thinking", "thinking": "hmm", "signature": answer.SIGNATURE},
+        {"type": "text", "text": "Let me see"},
+        {"type": "tool_use", "id": "a", "name": "weather", "input": {"city": "Paris"}},
+        {"type": "tool_use", "id": "b", "name": "time", "input": {}},
+    ]
+    assert message.stop_reason == "tool_use"
+
+
+async def test_thoughts_nobody_asked_for_are_not_told() -> None:
+    message = await whole(*THOUGHT, Text("Yes"), FINISH, thoughts=False)
+    assert blocks(message) == [{"type": "text", "text": "Yes"}]
+    assert message.usage.output_tokens_details.thinking_tokens == 2
+
+
+async def test_call_that_was_cut_has_what_came_of_its_input() -> None:
+    message = await whole(*CALLS[:2], Arguments('ris", "unit', 0), Finish("length", 5, 100))
+    assert blocks(message) == [{"type": "tool_use", "id": "a", "name": "weather", "input": {"city": "Paris"}}]
+    assert message.stop_reason == "max_tokens"
+
+
+async def test_forced_call_that_is_said_to_stop_is_a_use_of_a_tool() -> None:
+    assert (await whole(*CALLS, Finish("stop", 5, 9))).stop_reason == "tool_use"
+
+
+async def test_nothing_said_is_no_block() -> None:
+    assert (await whole(Text(""), Finish("stop", 5, 1))).content == []
+
+
+@given(st.lists(st.sampled_from([Text("a"), Text(""), Text("é"), Reasoning("b"), Reasoning("")]), max_size=12))
+async def test_whole_message_is_the_sum_of_the_stream(said: list[Event]) -> None:
+    found = await streamed(*said, FINISH)
+    message = await whole(*said, FINISH)
+    deltas = [each for each in found if each["type"] == "content_block_delta"]
+    for index, block in enumerate(message.content):
+        parts = [each["delta"] for each in deltas if each["index"] == index]
+        assert "".join(part.get("text") or part.get("thinking") or "" for part in parts) == (
+            getattr(block, "text", "") or getattr(block, "thinking", "")
+        )
+    assert [each["index"] for each in found if each["type"] == "content_block_stop"] == list(
+        range(len(message.content))
+    )
