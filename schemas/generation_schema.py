@@ -1,20 +1,13 @@
 """What every request for text has in common: how it is to be sampled, and how it is to be sent."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 
 from schemas.input_schema import Truncation
-
-
-class Request(BaseModel):
-    """An explicit null equals an absent field."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, data: Any) -> Any:
-        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+from schemas.request_schema import Request as Request
+from schemas.structure_schema import Choices, ResponseFormat, Schema, Source, StructuredOutputs
 
 
 class StreamOptions(Request):
@@ -66,14 +59,20 @@ class Generation(Request):
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
-    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_bias), Field(max_length=1024)] = {}
+    logit_bias: Annotated[dict[int, Bias], BeforeValidator(_bias)] = Field({}, max_length=1024)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: StopSequences = []
+    stop: StopSequences = Field([])
     stop_token_ids: list[TokenId] = Field([], max_length=1024)
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: int | None = Field(None, ge=0, description="also inside metadata, as a number")
     n: int = Field(1, ge=1, le=16, description="with a seed, each choice after the first has the next one")
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = Field(None, description="as vLLM's clients say it")
+    guided_json: Schema | None = Field(None, description="a schema, also as text")
+    guided_regex: Source | None = None
+    guided_choice: Choices | None = Field(None, description="the answer is one of these")
+    guided_grammar: Source | None = Field(None, description="Lark or GBNF")
     truncate_prompt_tokens: Truncation | None = Field(
         None, description="the last so many of a longer prompt are read; -1: as many as leave room for the answer"
     )

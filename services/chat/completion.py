@@ -12,12 +12,7 @@ MAX_CHOICES = 256  # of all prompts together
 
 # Parts of the contract that are not served (yet), each with the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "prompt_logprobs": (),
-    "response_format": ({"type": "text"},),
     "suffix": ("",),
     "use_beam_search": (False,),
 }

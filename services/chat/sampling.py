@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 from schemas.generation_schema import Generation
+from services.chat import structure
 from services.engine.base import Job, SamplingParams
 from services.errors import InvalidRequest
 
 
 def check(request: Generation, limit: int | None) -> None:
     """What no single field shows; `limit`: tokens that were asked for at most."""
+    structure.grammar(request)
     if limit and _min_tokens(request) > limit:
         raise InvalidRequest("'min_tokens' is more than the limit of the answer", param="min_tokens")
     if request.stream_options is not None and not request.stream:
@@ -33,6 +35,7 @@ def params(request: Generation, max_tokens: int | None, *, logprobs: int | None)
         stop_token_ids=tuple(request.stop_token_ids),
         include_stop=request.include_stop_str_in_output,
         logprobs=logprobs,
+        grammar=structure.grammar(request),
     )
 
 

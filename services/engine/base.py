@@ -40,7 +40,7 @@ class GrammarSpec:
     kind: Literal["json_schema", "regex", "lark"]
     source: str  # JSON, a regular expression, or a grammar in llguidance's Lark dialect or in GBNF
     param: str = "response_format"  # the part of the request that it came from
-    after: str = ""  # a marker, </think> for instance: free text up to it comes before
+    before: str = ""  # in Lark, what may or must come first: `...<"</think>">`
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,10 +42,9 @@ class NoGrammar(ValueError):
 def lark(spec: GrammarSpec, markers: Mapping[str, int]) -> str:
     """`markers`: the tokens that are more than their text."""
     text = _source(spec)
-    if not spec.after:
+    if not spec.before:
         return HEAD + _resolve(text, markers)
-    first = f"start: ...<{json.dumps(spec.after)}> {ANSWER}\n"
-    return HEAD + _resolve(first, markers) + "\n" + _resolve(text, markers, start=ANSWER)
+    return HEAD + _resolve(f"start: {spec.before} {ANSWER}\n", markers) + "\n" + _resolve(text, markers, start=ANSWER)
 
 
 def _source(spec: GrammarSpec) -> str:
@@ -102,7 +101,7 @@ def _marker(found: re.Match[str]) -> str | None:
 
 
 def _said(marker: str, markers: Mapping[str, int]) -> str:
-    return f"<[{markers[marker]}]>" if marker in markers else json.dumps(marker, ensure_ascii=False)
+    return f"<[{markers[marker]}]>" if marker in markers else json.dumps(marker)
 
 
 def _until(rule: str, marker: str, markers: Mapping[str, int]) -> str:

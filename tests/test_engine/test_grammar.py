@@ -63,7 +63,7 @@ async def test_a_marker_is_its_one_token_and_its_text_is_none(make: Any) -> None
 @pytest.mark.parametrize("marker", [TOOL, "</then>"])
 async def test_an_answer_begins_after_its_marker(make: Any, marker: str) -> None:
     tokenizer = make()
-    matcher = await grammars(tokenizer).matcher(GrammarSpec("regex", "yes|no", after=marker))
+    matcher = await grammars(tokenizer).matcher(GrammarSpec("regex", "yes|no", before=f"...<{json.dumps(marker)}>"))
     thought = tokenizer.encode("the fox <said>", add_special_tokens=False)
     ids = (
         [tokenizer.convert_tokens_to_ids(TOOL)]

@@ -14,8 +14,8 @@ from services.engine.lark import HEAD, MAX_MULTIPLE, MAX_PROPERTIES, lark
 MARKERS = {"<tool>": 7, "[CALL]": 8}
 
 
-def written(source: str, after: str = "") -> str:
-    return lark(GrammarSpec("lark", source, after=after), MARKERS).removeprefix(HEAD)
+def written(source: str, before: str = "") -> str:
+    return lark(GrammarSpec("lark", source, before=before), MARKERS).removeprefix(HEAD)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_marker_is_a_token_where_the_tokenizer_has_it_else_its_text(source: st
 
 
 def test_what_comes_after_a_marker_keeps_its_own_words() -> None:
-    text = written('start: restart "start" start\nrestart: "a" %json {"const": "start"}', after="<tool>")
+    text = written('start: restart "start" start\nrestart: "a" %json {"const": "start"}', before="...<tool>")
 
     first, _, rest = text.partition("\nthe-answer: ")
     assert first.startswith("start: before-start-0 the-answer\n")
@@ -85,4 +85,4 @@ def test_gbnf_that_cannot_be_read_is_refused(source: str) -> None:
 @given(st.text(alphabet='<>"\\/.{}%json start:\n#ab[]', max_size=60))
 def test_any_text_is_written_or_refused(text: str) -> None:
     with suppress(ValueError):
-        written(text, after="<tool>")
+        written(text, before="...<tool>")

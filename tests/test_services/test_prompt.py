@@ -21,7 +21,6 @@ REFUSED = [
     ("functions", [{"name": "f"}]),
     ("modalities", ["text", "audio"]),
     ("reasoning_effort", "low"),
-    ("response_format", {"type": "json_object"}),
     ("prediction", {"type": "content", "content": "hi"}),
     ("prompt_cache_retention", "24h"),
     ("verbosity", "low"),

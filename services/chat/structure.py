@@ -1,0 +1,74 @@
+"""What an answer is to look like -> the grammar that holds it to that."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from schemas.generation_schema import Generation
+from schemas.structure_schema import ResponseFormat, StructuredOutputs
+from services.chat.dialects import Thinking
+from services.engine.base import GrammarSpec
+from services.errors import InvalidRequest
+
+OBJECT = {"type": "object"}
+
+
+def grammar(request: Generation) -> GrammarSpec | None:
+    """The one that the request asks for; there is no way to hold an answer to two."""
+    asked = list(_asked(request))
+    if len(asked) > 1:
+        first, second = asked[0].param, asked[1].param
+        raise InvalidRequest(f"'{second}' does not go with '{first}'", param=second)
+    return asked[0] if asked else None
+
+
+def after_thinking(spec: GrammarSpec, thinking: Thinking | None, *, begun: bool) -> GrammarSpec:
+    """The same, after what is thought; `begun`: the prompt has opened that already, else it may be left out."""
+    if thinking is None:
+        return spec
+    rest = f"...<{json.dumps(thinking.end)}> /\\n{{0,2}}/"
+    return replace(spec, before=rest if begun else f"(<{json.dumps(thinking.begin)}> {rest})?")
+
+
+def _asked(request: Generation) -> Iterator[GrammarSpec]:
+    if spec := _of_format(request.response_format):
+        yield spec
+    if spec := _of_outputs(request.structured_outputs):
+        yield spec
+    if request.guided_json is not None:
+        yield _schema(request.guided_json, "guided_json")
+    if request.guided_regex is not None:
+        yield GrammarSpec("regex", request.guided_regex, "guided_regex")
+    if request.guided_choice is not None:
+        yield _choice(request.guided_choice, "guided_choice")
+    if request.guided_grammar is not None:
+        yield GrammarSpec("lark", request.guided_grammar, "guided_grammar")
+
+
+def _of_format(format: ResponseFormat | None) -> GrammarSpec | None:
+    if format is None or format.type == "text":
+        return None
+    return _schema(format.json_schema.schema_ if format.json_schema else OBJECT, "response_format")
+
+
+def _of_outputs(outputs: StructuredOutputs | None) -> GrammarSpec | None:
+    match outputs:
+        case StructuredOutputs(regex=str(pattern)):
+            return GrammarSpec("regex", pattern, "structured_outputs")
+        case StructuredOutputs(grammar=str(source)):
+            return GrammarSpec("lark", source, "structured_outputs")
+        case StructuredOutputs(choice=list(texts)):
+            return _choice(texts, "structured_outputs")
+        case StructuredOutputs(json_=schema):
+            return _schema(OBJECT if schema is None else schema, "structured_outputs")
+        case None:
+            return None
+
+
+def _schema(schema: Mapping[str, Any], param: str) -> GrammarSpec:
+    return GrammarSpec("json_schema", json.dumps(schema), param)
+
+
+def _choice(texts: list[str], param: str) -> GrammarSpec:
+    return GrammarSpec("lark", "start: " + " | ".join(map(json.dumps, texts)), param)
