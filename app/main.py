@@ -30,6 +30,7 @@ from app.controller import (
     message_controller,
     model_controller,
     page_controller,
+    rerank_controller,
 )
 from app.spec import Server, loading
 from app.spec.predict import PredictSpec
@@ -45,6 +46,7 @@ from services.image_service import ImageService
 from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
+from services.rerank_service import RerankService
 from services.tokenize_service import TokenizeService
 from tools import data_migration, fetch_models
 
@@ -55,6 +57,7 @@ CONTROLLERS = (
     completion_controller,
     message_controller,
     embeddings_controller,
+    rerank_controller,
     model_controller,
     health_controller,
     page_controller,
@@ -134,6 +137,7 @@ def _services(settings: Settings, conversations: ConversationService, build: Cal
         keys=Keys(settings.api_keys, settings.server.token_ttl_s),
         drain=Drain(settings.server.drain_s, interrupt=models.stop, is_busy=lambda: messages.num_live > 0),
         sse=Sse(keepalive=settings.server.keepalive_s, send_timeout=settings.server.send_timeout_s),
+        reranker=RerankService(models, metrics),
         tokenizers=TokenizeService(models, chat),
         unknown_keys=UnknownKeys(strict=settings.strict),
         facts=Facts(settings.chat.max_new_tokens, settings.model.device, settings.chat.system_prompt),

@@ -2,7 +2,7 @@
 
 import asyncio
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from typing import Protocol, cast
 
@@ -11,7 +11,7 @@ import orjson
 from numpy.typing import NDArray
 
 from schemas.embeddings_schema import EmbeddingRequest
-from services.engine.base import EmbeddingEngine, Embeddings
+from services.engine.base import EmbeddingEngine, Embeddings, Pair
 from services.errors import InvalidRequest, PromptTooLong
 from services.metrics_service import Metrics
 from services.model_service import ModelManager
@@ -27,7 +27,13 @@ class BatchTokenizer(Protocol):
     def __len__(self) -> int: ...
 
     def __call__(
-        self, text: Sequence[str], *, return_attention_mask: bool, return_token_type_ids: bool, verbose: bool
+        self,
+        text: Sequence[str],
+        text_pair: Sequence[str] | None = None,
+        *,
+        return_attention_mask: bool,
+        return_token_type_ids: bool | None = None,
+        verbose: bool,
     ) -> Mapping[str, list[list[int]]]: ...
 
 
@@ -42,41 +48,56 @@ class EmbeddingService:
         Raises PromptTooLong and InvalidRequest for the first input at fault, and what the engine raises.
         """
         async with self._models.lease(request.model, "embedding") as model:
-            _check_limits(request, model.engine)
-            inputs = await asyncio.to_thread(tokenise, request, model.engine)
+            _check_limit("dimensions", request.dimensions, model.engine.dimensions)
+            inputs = await asyncio.to_thread(
+                rows_of, request.inputs, model.engine, request.truncate_prompt_tokens, request.name_of
+            )
             embeddings = await model.engine.embed(inputs)
         tokens = sum(map(len, inputs))
         self._metrics.embedded(model.id, tokens)
         return await asyncio.to_thread(answer, request, model.name, embeddings, tokens)
 
 
-def _check_limits(request: EmbeddingRequest, engine: EmbeddingEngine) -> None:
-    for param, limit in (("dimensions", engine.dimensions), ("truncate_prompt_tokens", engine.max_length)):
-        asked = getattr(request, param)
-        if asked is not None and asked > limit:
-            raise InvalidRequest(f"'{param}' is {asked}, at most {limit} with this model", param=param)
+def _check_limit(param: str, asked: int | None, limit: int) -> None:
+    if asked is not None and asked > limit:
+        raise InvalidRequest(f"'{param}' is {asked}, at most {limit} with this model", param=param)
 
 
-def tokenise(request: EmbeddingRequest, engine: EmbeddingEngine) -> list[list[int]]:
+def rows_of(
+    inputs: list[str] | list[list[int]], engine: EmbeddingEngine, limit: int | None, name_of: Callable[[int], str]
+) -> list[list[int]]:
+    """Token ids, cut to `limit` of them, -1 for as many as the model takes; `name_of` an input in errors."""
     # engines load transformers' tokenizers, which do more than the seam asks of them
     tokenizer = cast(BatchTokenizer, engine.tokenizer)
-    rows = _token_ids(request, tokenizer)
-    if asked := request.truncate_prompt_tokens:
-        limit = engine.max_length if asked == -1 else asked
+    _check_limit("truncate_prompt_tokens", limit, engine.max_length)
+    rows = _token_ids(inputs, tokenizer)
+    if limit:
         special = frozenset(tokenizer.all_special_ids)
-        rows = [shorten(row, limit, special) for row in rows]
+        rows = [shorten(row, engine.max_length if limit == -1 else limit, special) for row in rows]
     vocabulary = len(tokenizer)
     for index, row in enumerate(rows):
-        _check(row, request.name_of(index), engine.max_length, vocabulary)
+        _check(row, name_of(index), engine.max_length, vocabulary)
     return rows
 
 
-def _token_ids(request: EmbeddingRequest, tokenizer: BatchTokenizer) -> list[list[int]]:
-    if not isinstance(request.inputs[0], str):
-        return request.inputs  # the schema lets no mixture through
+def _token_ids(inputs: list[str] | list[list[int]], tokenizer: BatchTokenizer) -> list[list[int]]:
+    if not isinstance(inputs[0], str):
+        return inputs  # the schema lets no mixture through
     # what is switched off would be built for nothing, or be a warning in the log about a text we refuse ourselves
-    encoded = tokenizer(request.inputs, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+    encoded = tokenizer(inputs, return_attention_mask=False, return_token_type_ids=False, verbose=False)
     return encoded["input_ids"]
+
+
+def pairs_of(
+    texts: Sequence[tuple[str, str]], engine: EmbeddingEngine, limit: int | None, name_of: Callable[[int], str]
+) -> list[Pair]:
+    """As rows_of, for a cross-encoder: the second text of each comes last, and is what is cut."""
+    tokenizer = cast(BatchTokenizer, engine.tokenizer)
+    first, second = map(list, zip(*texts, strict=True))
+    encoded = tokenizer(first, second, return_attention_mask=False, verbose=False)
+    all_types = encoded.get("token_type_ids") or [[0] * len(row) for row in encoded["input_ids"]]
+    rows = rows_of(encoded["input_ids"], engine, limit, name_of)
+    return [Pair(row, types[: len(row)]) for row, types in zip(rows, all_types, strict=True)]
 
 
 def shorten(tokens: list[int], limit: int, special: frozenset[int]) -> list[int]:

@@ -15,8 +15,8 @@ from services.errors import EngineFailed, InvalidRequest, ModelNotFound, Service
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["chat", "embedding"]
-ENGINE_OF: dict[Kind, str] = {"chat": "local", "embedding": "embedding"}
+Kind = Literal["chat", "embedding", "reranker"]
+ENGINE_OF: dict[Kind, str] = {"chat": "local", "embedding": "embedding", "reranker": "reranker"}
 SHOWN = 200  # characters of a name in an error
 
 

@@ -13,6 +13,7 @@ from services.embedding_service import EmbeddingService
 from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelManager
+from services.rerank_service import RerankService
 from services.tokenize_service import TokenizeService
 
 
@@ -38,6 +39,7 @@ class Services:
     keys: auth.Keys
     drain: drain.Drain
     sse: sse.Sse
+    reranker: RerankService
     tokenizers: TokenizeService
     unknown_keys: ignored.UnknownKeys
     facts: Facts
@@ -65,6 +67,7 @@ Measured = Annotated[Metrics, Depends(_the("metrics"))]
 Messages = Annotated[MessageService, Depends(_the("messages"))]
 Models = Annotated[ModelManager, Depends(_the("models"))]
 Told = Annotated[Facts, Depends(_the("facts"))]
+Reranker = Annotated[RerankService, Depends(_the("reranker"))]
 Sse = Annotated[sse.Sse, Depends(_the("sse"))]
 Tokenizers = Annotated[TokenizeService, Depends(_the("tokenizers"))]
 UnknownKeys = Annotated[ignored.UnknownKeys, Depends(_the("unknown_keys"))]

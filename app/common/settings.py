@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 from pydantic_core import from_json
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -22,12 +22,18 @@ def _split(value: object) -> object:
 class ModelSettings(BaseModel):
     name: str = "default"  # folder, hub name, GGUF file, or "default"
     id: str | None = None  # what requests call it; None: made from the name
-    kind: Literal["chat", "embedding"] = "chat"
+    kind: Literal["chat", "embedding", "reranker"] = "chat"
     device: str = "auto"  # cuda where there is one
     dtype: str = "auto"  # bfloat16 where the hardware has it
     preload: bool = False  # at start, instead of at the first request
     pinned: bool = False  # never freed
     ttl_s: float | None = Field(None, gt=0)  # idle seconds until it is freed; unset: never
+
+    @model_validator(mode="after")
+    def _is_named(self) -> "ModelSettings":
+        if self.kind == "reranker" and self.name == "default":
+            raise ValueError("there is no default model for reranking: give its name")
+        return self
 
 
 class DefaultModelSettings(ModelSettings):

@@ -6,6 +6,7 @@ from typing import Any
 ENGINES = {
     "local": "services.engine.local:LocalEngine",
     "embedding": "services.engine.embedder:LocalEmbedder",
+    "reranker": "services.engine.reranker:LocalReranker",
 }
 
 

@@ -204,6 +204,17 @@ class Embeddings:
         return [view[start : start + width] for start in range(0, len(view), width)]
 
 
+class Pair(tuple[int, ...]):
+    """Two texts as one input of a cross-encoder; `types` tell to which of them each token belongs."""
+
+    types: Sequence[int]
+
+    def __new__(cls, tokens: Sequence[int], types: Sequence[int]) -> "Pair":
+        pair = super().__new__(cls, tokens)
+        pair.types = types
+        return pair
+
+
 class EmbeddingEngine(Protocol):
     """What turns token ids into vectors; `embed` may be called concurrently and never blocks the event loop."""
 

@@ -142,20 +142,21 @@ class Encoder:
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[Tokens]) -> Floats:
-        ids, mask = self._padded(rows)
+        ids = torch.from_numpy(padded(rows, self._pad)).to(self.device)
+        mask = torch.from_numpy(padded([[1] * len(row) for row in rows], 0)).to(self.device)
         hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         weights = mask.unsqueeze(-1).float()
         vectors = torch.cat([POOLINGS[name](hidden, weights) for name in self._recipe.poolings], dim=-1)
         result: Floats = (normalize(vectors, dim=-1) if self._recipe.normalise else vectors).cpu().numpy()
         return result
 
-    def _padded(self, rows: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
-        ids = np.full((len(rows), max(map(len, rows))), self._pad, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, tokens in enumerate(rows):
-            ids[row, : len(tokens)] = tokens
-            mask[row, : len(tokens)] = 1
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+
+def padded(rows: Sequence[Tokens], filler: int) -> NDArray[np.int64]:
+    """On the right, to the longest."""
+    whole = np.full((len(rows), max(map(len, rows))), filler, dtype=np.int64)
+    for row, values in enumerate(rows):
+        whole[row, : len(values)] = values
+    return whole
 
 
 class Call:

@@ -89,6 +89,7 @@ def test_owner_says_nothing_of_the_key(monkeypatch: Environment) -> None:
         ("PARLEY_LOG__FORMAT", "xml"),
         ("PARLEY_MODEL__TTL_S", "0"),
         ("PARLEY_SERVER__MAX_BODY_BYTES", "1"),
+        ("PARLEY_MODELS", '[{"kind": "reranker"}]'),  # of which there is no default one
     ],
 )
 def test_nonsense_is_refused(monkeypatch: Environment, name: str, value: str) -> None:

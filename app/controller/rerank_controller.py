@@ -1,0 +1,28 @@
+"""POST /v1/rerank and /v1/score, and the same without /v1."""
+
+from fastapi import APIRouter, Request, Response
+
+from app.common.dependencies import Reranker, UnknownKeys
+from app.common.disconnect import while_connected
+from app.common.json_body import JsonRoute
+from schemas.rerank_schema import RerankList, RerankRequest, ScoreList, ScoreRequest
+
+router = APIRouter(tags=["rerank"], route_class=JsonRoute)
+
+
+@router.post("/v1/rerank")
+@router.post("/rerank", include_in_schema=False)
+async def rerank(
+    body: RerankRequest, request: Request, response: Response, reranker: Reranker, unknown: UnknownKeys
+) -> RerankList:
+    response.headers.update(unknown.header(body.model_extra or ()))
+    return await while_connected(request, reranker.rerank(body))
+
+
+@router.post("/v1/score")
+@router.post("/score", include_in_schema=False)
+async def score(
+    body: ScoreRequest, request: Request, response: Response, reranker: Reranker, unknown: UnknownKeys
+) -> ScoreList:
+    response.headers.update(unknown.header(body.model_extra or ()))
+    return await while_connected(request, reranker.score(body))

@@ -1,0 +1,140 @@
+"""How well texts answer each other: by a cross-encoder, or where none is configured by how near their vectors are."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+from uuid import uuid4
+
+import numpy as np
+
+from schemas.embeddings_schema import EmbeddingUsage
+from schemas.rerank_schema import (
+    Method,
+    RankedDocument,
+    RerankList,
+    RerankRequest,
+    RerankResult,
+    Score,
+    ScoreList,
+    ScoreRequest,
+)
+from services.embedding_service import pairs_of, resize, rows_of
+from services.engine.base import EmbeddingEngine, Embeddings
+from services.errors import InvalidRequest
+from services.metrics_service import Metrics
+from services.model_service import ModelManager
+
+METHODS: dict[Literal["reranker", "embedding"], Method] = {"reranker": "cross-encoder", "embedding": "embedding"}
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+    name: str  # what an error about it says
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    scores: list[float]
+    model: str
+    method: Method
+    usage: EmbeddingUsage
+
+
+class RerankService:
+    def __init__(self, models: ModelManager, metrics: Metrics) -> None:
+        self._models = models
+        self._metrics = metrics
+
+    async def rerank(self, request: RerankRequest) -> RerankList:
+        query = Text(request.query, "query")
+        pairs = [(query, Text(text, f"documents.{index}")) for index, text in enumerate(request.documents)]
+        compared = await self._compare(request, pairs)
+        best = sorted(enumerate(compared.scores), key=lambda item: -item[1])[: request.top_n]
+        return RerankList(
+            id=f"rerank-{uuid4().hex}",
+            model=compared.model,
+            results=[_result(request, index, score) for index, score in best],
+            usage=compared.usage,
+            method=compared.method,
+        )
+
+    async def score(self, request: ScoreRequest) -> ScoreList:
+        compared = await self._compare(request, _pairs(request))
+        return ScoreList(
+            id=f"score-{uuid4().hex}",
+            created=int(time.time()),
+            model=compared.model,
+            data=[Score(index=index, score=score) for index, score in enumerate(compared.scores)],
+            usage=compared.usage,
+            method=compared.method,
+        )
+
+    async def _compare(self, request: RerankRequest | ScoreRequest, pairs: Sequence[tuple[Text, Text]]) -> Compared:
+        kind = self._kind(request.model)
+        compare = _by_cross_encoder if kind == "reranker" else _by_embedding
+        async with self._models.lease(request.model, kind) as model:
+            scores, tokens = await compare(model.engine, pairs, request.truncate_prompt_tokens)
+        self._metrics.embedded(model.id, tokens)
+        usage = EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
+        return Compared(scores, model.name, METHODS[kind], usage)
+
+    def _kind(self, name: str | None) -> Literal["reranker", "embedding"]:
+        """Of the model that is named; of none, or of one for chats, the best there is, which the lease may refuse."""
+        match self._models.card(name).kind if name else None:
+            case "reranker" | "embedding" as kind:
+                return kind
+            case _:
+                return "reranker" if any(card.kind == "reranker" for card in self._models.cards()) else "embedding"
+
+
+def _pairs(request: ScoreRequest) -> list[tuple[Text, Text]]:
+    first, second = _texts(request.text_1, "text_1"), _texts(request.text_2, "text_2")
+    if len(first) == 1:
+        first *= len(second)
+    if len(first) != len(second):
+        raise InvalidRequest(f"'text_1' has {len(first)} texts: one, or as many as 'text_2'", param="text_1")
+    return list(zip(first, second, strict=True))
+
+
+def _texts(given: str | list[str], name: str) -> list[Text]:
+    if isinstance(given, str):
+        return [Text(given, name)]
+    return [Text(text, f"{name}.{index}") for index, text in enumerate(given)]
+
+
+def _result(request: RerankRequest, index: int, score: float) -> RerankResult:
+    document = RankedDocument(text=request.documents[index]) if request.return_documents else None
+    return RerankResult(index=index, relevance_score=score, document=document)
+
+
+async def _by_cross_encoder(
+    engine: EmbeddingEngine, pairs: Sequence[tuple[Text, Text]], limit: int | None
+) -> tuple[list[float], int]:
+    texts = [(first.text, second.text) for first, second in pairs]
+    inputs = await asyncio.to_thread(pairs_of, texts, engine, limit, lambda index: pairs[index][1].name)
+    scores = await engine.embed(inputs)
+    return np.frombuffer(scores.data, dtype="<f4").tolist(), sum(map(len, inputs))
+
+
+async def _by_embedding(
+    engine: EmbeddingEngine, pairs: Sequence[tuple[Text, Text]], limit: int | None
+) -> tuple[list[float], int]:
+    """Each text is read once, however many it is compared with."""
+    names = {text.text: text.name for pair in reversed(pairs) for text in pair}
+    texts = list(names)
+    inputs = await asyncio.to_thread(rows_of, texts, engine, limit, lambda index: names[texts[index]])
+    embeddings = await engine.embed(inputs)
+    place = {text: index for index, text in enumerate(texts)}
+    places = [(place[first.text], place[second.text]) for first, second in pairs]
+    return await asyncio.to_thread(_cosines, embeddings, places), sum(map(len, inputs))
+
+
+def _cosines(embeddings: Embeddings, places: list[tuple[int, int]]) -> list[float]:
+    vectors = resize(embeddings, None)
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    first, second = np.array(places).T
+    cosines: list[float] = (unit[first] * unit[second]).sum(axis=1).tolist()
+    return cosines
