@@ -38,7 +38,7 @@ from app.spec.spec import Spec
 from database.session import Database
 from services.chat_service import ChatService
 from services.completion_service import CompletionService
-from services.conversation_service import ConversationService, this_writer
+from services.conversation_service import ConversationService
 from services.embedding_service import EmbeddingService
 from services.engine import build, warm_up
 from services.fetch_service import Fetcher
@@ -48,6 +48,7 @@ from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
 from services.rerank_service import RerankService
 from services.tokenize_service import TokenizeService
+from services.turn_service import TurnService, this_writer
 from tools import data_migration, fetch_models
 
 logger = logging.getLogger(__name__)
@@ -71,14 +72,14 @@ def create_app(
     """`build` makes the engines, as `services.engine.build` does; `warm_up` runs beside the first requests."""
     log.configure(settings.log.level, settings.log.format)
     database = Database(settings.database.url)
-    conversations = ConversationService(database, writer=this_writer(), checkpoint_s=settings.chat.checkpoint_s)
-    services = _services(settings, conversations, build)
+    turns = TurnService(database, writer=this_writer(), checkpoint_s=settings.chat.checkpoint_s)
+    services = _services(settings, turns, ConversationService(database), build)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if settings.database.migrate:
             await data_migration.upgrade(settings.database.url)
-        await conversations.start()
+        await turns.start()
         services.models.start(preload=[_config(each, settings).name for each in _models(settings) if each.preload])
         services.drain.install()
         warming = asyncio.ensure_future(asyncio.to_thread(warm_up))
@@ -88,7 +89,7 @@ def create_app(
         await warming
         await services.messages.stop()
         await services.models.stop()
-        await conversations.stop()
+        await turns.stop()
         await database.close()
 
     routes = Routes()
@@ -109,7 +110,9 @@ def _specs(settings: Settings) -> list[Spec[Any]]:
     return [*([PredictSpec(path)] if path else []), *map(loading.load, settings.specs)]
 
 
-def _services(settings: Settings, conversations: ConversationService, build: Callable[..., Any]) -> Services:
+def _services(
+    settings: Settings, turns: TurnService, conversations: ConversationService, build: Callable[..., Any]
+) -> Services:
     metrics = Metrics()
     models = ModelManager(
         [_config(each, settings) for each in _models(settings)],
@@ -120,13 +123,13 @@ def _services(settings: Settings, conversations: ConversationService, build: Cal
     metrics.watch(models.stats)
     chat = ChatService(
         models,
-        conversations,
+        turns,
         metrics,
         system_prompt=settings.chat.system_prompt,
         max_new_tokens=settings.chat.max_new_tokens,
         images=_images(settings.images),
     )
-    messages = MessageService(chat, conversations)
+    messages = MessageService(chat, turns, conversations)
     return Services(
         chat=chat,
         completions=CompletionService(models, metrics),

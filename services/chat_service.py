@@ -11,19 +11,19 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
-from uuid import uuid4
 
 from schemas.chat_schema import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
-from services.chat import contents, encode, prompt, sampling
+from services.chat import encode, items, prompt, sampling
 from services.chat.channels import events
 from services.chat.events import Event, Head, Reply
 from services.chat.images import refs as image_refs
-from services.conversation_service import ConversationService, NewItem, StoredMessage, Turn
-from services.engine.base import Engine, Job, Message
-from services.errors import Unavailable
+from services.engine.base import Engine, Job
+from services.errors import ServiceError, Unavailable
+from services.history.turn import Opening, Turn
 from services.image_service import ImageService
 from services.metrics_service import Metrics
 from services.model_service import Lease, ModelManager
+from services.turn_service import TurnService
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class ChatService:
     def __init__(
         self,
         models: ModelManager,
-        conversations: ConversationService,
+        turns: TurnService,
         metrics: Metrics,
         *,
         system_prompt: str | None = None,
@@ -40,7 +40,7 @@ class ChatService:
         images: ImageService | None = None,
     ) -> None:
         self._models = models
-        self._conversations = conversations
+        self._turns = turns
         self._metrics = metrics
         self._system_prompt = system_prompt
         self._max_new_tokens = max_new_tokens
@@ -60,27 +60,27 @@ class ChatService:
             async for chunk in encode.chunks(run, encode.wanted(request)):
                 yield chunk
 
-    async def whole(self, request: ChatCompletionRequest, owner: str, *, create: bool = False) -> Reply:
+    async def whole(self, request: ChatCompletionRequest, owner: str, turn: Turn | None = None) -> Reply:
         reply = Reply()
-        async with aclosing(self.run(request, owner, create=create)) as run:
+        async with aclosing(self.run(request, owner, turn)) as run:
             async for event in run:
                 reply.add(event)
         return reply
 
     async def run(
-        self, request: ChatCompletionRequest, owner: str, *, create: bool = False
+        self, request: ChatCompletionRequest, owner: str, turn: Turn | None = None
     ) -> AsyncGenerator[Event, None]:
-        """A Head, then what is said. `create`: begin a conversation where the request names none."""
+        """A Head, then what is said. Who has opened a turn for it says what is remembered, else the request does."""
         arrived = time.perf_counter()
         prompt.check(request)
         self._models.check(request.model, "chat")  # before a load is waited for
-        turn = await self._conversations.open(request.conversation, owner, create=create)
+        turn = turn or await self._turns.open(_opening(request, owner))
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
             job = await self._job(request, turn, model.engine)
             async with model.answering(sampling.choices(job, request.n)) as streams:
-                await turn.begin(_items(request), model.id)
                 head = _head(job, turn, model, arrived, request)
+                await turn.begin(head)
                 said = events(head, streams, [prompt.echo(request)] * request.n)
                 async with aclosing(_recorded(turn, timer.follow(said))) as recorded:
                     async for event in recorded:
@@ -89,43 +89,40 @@ class ChatService:
     async def prompt_of(self, request: ChatCompletionRequest, owner: str) -> tuple[int, ...]:
         """The tokens that would be submitted."""
         prompt.check(request)
-        turn = await self._conversations.open(request.conversation, owner, create=False)
+        turn = await self._turns.open(_opening(request, owner))
         async with self._models.lease(request.model) as model:
             return (await self._job(request, turn, model.engine)).prompt
 
     async def _job(self, request: ChatCompletionRequest, turn: Turn, engine: Engine) -> Job:
-        messages = prompt.messages(request, map(_message, turn.history), self._system_prompt)
+        messages = prompt.messages(request, map(prompt.message, turn.history), self._system_prompt)
         params = prompt.sampling(request, self._max_new_tokens)
         template = prompt.template(request)
         illustration = await self._images.illustration(image_refs(messages, len(request.messages)), engine.images)
-        id = f"chatcmpl-{uuid4().hex}"
         # in a thread: a long prompt takes long enough to render to be felt by every other stream
-        job = await asyncio.to_thread(prompt.job, id, messages, params, engine.tokenizer, template, illustration)
+        job = await asyncio.to_thread(prompt.job, turn.id, messages, params, engine.tokenizer, template, illustration)
         return sampling.truncated(replace(job, priority=prompt.priority(request)), request, engine.max_length)
 
 
 async def _recorded(turn: Turn, said: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
     """Passes events on, and settles the turn however they end: whole, or with what was said until it broke."""
-    reply = Reply()
+    error: ServiceError | None = None
     try:
         async for event in said:
-            reply.add(event)
-            turn.said(reply.text)
+            turn.add(event)
             yield event
+    except ServiceError as raised:
+        error = raised
+        raise
     finally:
         await said.aclose()
-        await _unbroken(_settle(turn, reply))
+        await _unbroken(_settle(turn, error))
 
 
-async def _settle(turn: Turn, reply: Reply) -> None:
+async def _settle(turn: Turn, error: ServiceError | None) -> None:
     try:
-        if finish := reply.finish:
-            usage = {"prompt_tokens": finish.prompt_tokens, "completion_tokens": finish.completion_tokens}
-            await turn.finish(status="completed", finish_reason=finish.reason, usage=usage, text=reply.text)
-        else:
-            await turn.finish(status="incomplete", finish_reason=None, usage=None, text=reply.text)
-    except Unavailable as error:  # the answer was given; the turn keeps its outcome until it can be written
-        logger.warning("%s; reply %s will be stored later", error.message, turn.reply_id)
+        await turn.finish(error)
+    except Unavailable as unavailable:  # the answer was given; the turn keeps its outcome until it can be written
+        logger.warning("%s; answer %s will be stored later", unavailable.message, turn.id)
 
 
 async def _unbroken(write: Coroutine[Any, Any, None]) -> None:
@@ -139,21 +136,16 @@ async def _unbroken(write: Coroutine[Any, Any, None]) -> None:
 _writes: set[asyncio.Future[None]] = set()  # the event loop itself holds its tasks only weakly
 
 
-def _items(request: ChatCompletionRequest) -> list[NewItem]:
-    return [NewItem(each.role, each.content if each.content is not None else each.refusal) for each in request.messages]
-
-
-def _message(stored: StoredMessage) -> Message:
-    return {"role": prompt.role(stored.role), "content": contents.kept(stored.content)}
+def _opening(request: ChatCompletionRequest, owner: str) -> Opening:
+    return Opening(owner=owner, input=items.of_messages(request.messages), conversation=request.conversation)
 
 
 def _head(job: Job, turn: Turn, model: Lease, arrived: float, request: ChatCompletionRequest) -> Head:
     return Head(
-        id=job.id,
-        created=int(time.time()),
+        id=turn.id,
+        created=int(turn.created_at),
         model=model.name,
         fingerprint=model.fingerprint,
-        reply_id=turn.reply_id,
         conversation_id=turn.conversation_id,
         arrived=arrived,
         prompt_tokens=len(job.prompt),

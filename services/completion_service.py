@@ -60,7 +60,6 @@ def _head(made: completion.Jobs, model: Lease, arrived: float) -> Head:
         created=int(time.time()),
         model=model.name,
         fingerprint=model.fingerprint,
-        reply_id="",
         conversation_id=None,
         arrived=arrived,
         prompt_tokens=sum(made.prompts),

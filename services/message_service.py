@@ -26,11 +26,13 @@ from schemas.message_schema import (
     StoredMessages,
     TextPiece,
 )
-from services.chat import contents, prompt
+from services.chat import contents, items
 from services.chat.events import Event, Head, Reply, Text, head_of
 from services.chat_service import ChatService
 from services.conversation_service import ConversationService
 from services.errors import EngineFailed, InvalidRequest, ServiceError, Unavailable
+from services.history.turn import Opening, Turn
+from services.turn_service import TurnService
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +43,9 @@ INTERRUPTED = "The answer was interrupted"
 
 
 class MessageService:
-    def __init__(self, chat: ChatService, conversations: ConversationService) -> None:
+    def __init__(self, chat: ChatService, turns: TurnService, conversations: ConversationService) -> None:
         self._chat = chat
+        self._turns = turns
         self._conversations = conversations
         self._live: dict[str, LiveReply] = {}
 
@@ -52,39 +55,35 @@ class MessageService:
 
     async def new(self, request: NewMessage, owner: str) -> NewMessageAnswer:
         asked = _as_chat(request)
-        # read before, not after: an answer that was given is not lost to a database that has gone meanwhile
-        before = await self._conversations.open(request.conversation_id, owner)
-        reply = await self._chat.whole(asked, owner, create=True)
+        turn = await self._open(asked, owner)
+        reply = await self._chat.whole(asked, owner, turn)
         head = reply.head
         assert head is not None
         assert head.conversation_id is not None
         return NewMessageAnswer(
             response=reply.text,
             history=[
-                *(HistoryItem(role=each.role, content=contents.text(each.content)) for each in before.history),
-                *(
-                    HistoryItem(role=each.role, content=contents.text(prompt.message(each)["content"]))
-                    for each in asked.messages
-                ),
+                *(_history_item(each) for each in [*turn.history, *asked.messages]),
                 HistoryItem(role="assistant", content=reply.text),
             ],
             time=datetime.now().strftime("%Y-%m-%d %H:%M:%S"),
-            message_id=head.reply_id,
+            message_id=head.id,
             conversation_id=head.conversation_id,
         )
 
     async def stream(self, request: NewMessage, owner: str) -> AsyncGenerator[TextPiece, None]:
-        async with aclosing(self._chat.run(_as_chat(request), owner, create=True)) as run:
+        async with aclosing(self._run(_as_chat(request), owner)) as run:
             head = await head_of(run)
             async for event in run:
                 if isinstance(event, Text):
-                    yield TextPiece(text=event.text, message_id=head.reply_id)
+                    yield TextPiece(text=event.text, message_id=head.id)
 
     async def whole(self, request: NewMessage, owner: str) -> AsyncGenerator[TextPiece, None]:
         """The answer as one piece, for readers of event streams that did not ask for several."""
-        reply = await self._chat.whole(_as_chat(request), owner, create=True)
+        asked = _as_chat(request)
+        reply = await self._chat.whole(asked, owner, await self._open(asked, owner))
         assert reply.head is not None
-        yield TextPiece(text=reply.text, message_id=reply.head.reply_id)
+        yield TextPiece(text=reply.text, message_id=reply.head.id)
 
     async def messages(self, owner: str, conversation: str | None, limit: int, after: str | None) -> StoredMessages:
         found = await self._conversations.messages(owner, conversation, limit=limit + 1, after=after)
@@ -100,10 +99,10 @@ class MessageService:
         """A new answer, written whether or not its reader stays. The first event has its id, before any text."""
         if not question.prompt:
             raise InvalidRequest("'prompt' is required", param="prompt")
-        live = LiveReply(self._chat.run(_as_chat(question), owner, create=True), owner)
+        live = LiveReply(self._run(_as_chat(question), owner), owner)
         head = await live.start()
-        self._live[head.reply_id] = live
-        live.when_over(lambda: self._live.pop(head.reply_id, None))
+        self._live[head.id] = live
+        live.when_over(lambda: self._live.pop(head.id, None))
         async with aclosing(live.follow(0)) as events:
             yield _start(head)
             async for event in events:
@@ -120,21 +119,37 @@ class MessageService:
         live = self._live.get(message_id)
         if live is not None and live.owner == owner:
             return live.follow(int(seen))
-        await self._conversations.message(message_id, owner)  # NotFound before the stream begins
+        await self._turns.answer(message_id, owner, "message")  # NotFound before the stream begins
         return self._stored_rest(message_id, int(seen), owner)
 
     async def _stored_rest(self, message_id: str, seen: int, owner: str) -> AsyncGenerator[BrowserEvent, None]:
-        stored = await self._conversations.message(message_id, owner)
-        while stored.status == "in_progress":  # by another process, or not yet settled after a crash
+        stored = await self._turns.answer(message_id, owner, "message")
+        while not stored.is_over:  # by another process, or not yet settled after a crash
             await asyncio.sleep(POLL_S)
-            stored = await self._conversations.message(message_id, owner)
-        text = contents.text(stored.content)
+            stored = await self._turns.answer(message_id, owner, "message")
+        text = items.text(stored.output[0])
         if text[seen:]:
             yield _text(message_id, text, seen)
         if stored.status == "completed":
-            yield _done(message_id, stored.conversation_id, stored.finish_reason)
+            yield _done(message_id, stored.conversation_id, stored.choices[0]["finish_reason"])
         else:
             yield _error(message_id, INTERRUPTED)
+
+    async def _run(self, asked: ChatCompletionRequest, owner: str) -> AsyncGenerator[Event, None]:
+        async with aclosing(self._chat.run(asked, owner, await self._open(asked, owner))) as run:
+            async for event in run:
+                yield event
+
+    async def _open(self, asked: ChatCompletionRequest, owner: str) -> Turn:
+        return await self._turns.open(
+            Opening(
+                owner=owner,
+                kind="message",
+                input=items.of_messages(asked.messages),
+                conversation=asked.conversation,
+                create=True,
+            )
+        )
 
     async def stop(self) -> None:
         for live in list(self._live.values()):
@@ -177,7 +192,7 @@ class LiveReply:
             if not over:
                 text = text.removesuffix("\r")  # perhaps half a line break, which an event cannot end in
             if text[seen:]:
-                yield _text(head.reply_id, text, seen)
+                yield _text(head.id, text, seen)
                 seen = len(text)
             elif over:
                 break
@@ -213,8 +228,12 @@ class LiveReply:
 
     def _end(self, head: Head) -> BrowserEvent:
         if finish := self._reply.finish:
-            return _done(head.reply_id, head.conversation_id, finish.reason)
-        return _error(head.reply_id, self._error.message if self._error else INTERRUPTED)
+            return _done(head.id, head.conversation_id, finish.reason)
+        return _error(head.id, self._error.message if self._error else INTERRUPTED)
+
+
+def _history_item(message: ChatMessage) -> HistoryItem:
+    return HistoryItem(role=message.role, content=contents.text(message.content or message.refusal))
 
 
 def _as_chat(question: Question) -> ChatCompletionRequest:
@@ -235,8 +254,8 @@ def _text(message_id: str, text: str, seen: int) -> BrowserEvent:
 
 
 def _start(head: Head) -> BrowserEvent:
-    facts = {"message_id": head.reply_id, "conversation_id": head.conversation_id}
-    return BrowserEvent(id=f"{head.reply_id}:0", event="start", data=orjson.dumps(facts).decode(), retry=RETRY_MS)
+    facts = {"message_id": head.id, "conversation_id": head.conversation_id}
+    return BrowserEvent(id=f"{head.id}:0", event="start", data=orjson.dumps(facts).decode(), retry=RETRY_MS)
 
 
 def _done(message_id: str, conversation_id: str | None, reason: str | None) -> BrowserEvent:

@@ -24,6 +24,7 @@ from services.chat_service import ChatService
 from services.conversation_service import ConversationService
 from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
+from services.turn_service import TurnService
 from tests.databases import free_port
 from tests.fakes import FakeEngine
 
@@ -56,10 +57,20 @@ def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def conversations(sqlite_url: str) -> AsyncIterator[ConversationService]:
+async def store(sqlite_url: str) -> AsyncIterator[Database]:
     database = Database(sqlite_url)
-    yield ConversationService(database, writer="a-host:1")
+    yield database
     await database.close()
+
+
+@pytest.fixture
+def turns(store: Database) -> TurnService:
+    return TurnService(store, writer="a-host:1")
+
+
+@pytest.fixture
+def conversations(store: Database) -> ConversationService:
+    return ConversationService(store)
 
 
 @pytest.fixture
@@ -70,8 +81,8 @@ async def models(engine: FakeEngine) -> AsyncIterator[ModelManager]:
 
 
 @pytest.fixture
-def chat(models: ModelManager, conversations: ConversationService) -> ChatService:
-    return ChatService(models, conversations, Metrics())
+def chat(models: ModelManager, turns: TurnService) -> ChatService:
+    return ChatService(models, turns, Metrics())
 
 
 @pytest.fixture

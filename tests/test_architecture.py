@@ -29,9 +29,10 @@ RULES = [
     Rule(r"services\.errors"),
     Rule(r"services\.engine", may=r"services\.(errors|engine)", never=WEB),
     Rule(r"services\.chat", may=r"schemas|services\.(errors|chat|engine\.base)", never=f"torch|{WEB}"),
+    Rule(r"services\.history", may=r"schemas|database|services\.(errors|chat|history)", never=f"torch|{WEB}"),
     Rule(
         r"services\.\w+_service",
-        may=r"schemas|database|services\.(errors|chat|\w+_service|engine\.(base|build))",
+        may=r"schemas|database|services\.(errors|chat|history|\w+_service|engine\.(base|build))",
         never=WEB,
     ),
     Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|\w+_service)|app\.common", never="torch"),

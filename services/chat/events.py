@@ -15,7 +15,6 @@ class Head:
     created: int  # epoch seconds
     model: str  # as the client named it
     fingerprint: str
-    reply_id: str
     conversation_id: str | None
     arrived: float = 0.0  # of the request, by the clock of time.perf_counter
     prompt_tokens: int = 0

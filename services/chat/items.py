@@ -153,6 +153,18 @@ def _as_chat(part: Part) -> Part:
             return {"type": "text", "text": part["text"]}
 
 
+def shown(parts: Sequence[Part]) -> str | list[Part]:
+    """A message's content the way a chat has it; parts that a chat knows not are as they are."""
+    said = [_as_chat(part) if part["type"] in PART_OF else part for part in parts]
+    return said[0]["text"] if len(said) == 1 and said[0]["type"] == "text" else said
+
+
+def text(items: Iterable[Item]) -> str:
+    """What was said in messages, without what was thought."""
+    parts = [part for item in items if item["type"] == "message" for part in item["content"]]
+    return "".join(part["text"] for part in parts if part["type"] == "output_text")
+
+
 def of_messages(messages: Iterable[ChatMessage]) -> list[Item]:
     """The items of a chat, without ids."""
     return [item for message in messages for item in _items(message)]

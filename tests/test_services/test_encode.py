@@ -25,7 +25,6 @@ HEAD = Head(
     1700000000,
     "a-model",
     "fp_1",
-    reply_id="0" * 32,
     conversation_id=None,
     arrived=1.0,
     prompt_tokens=5,

@@ -12,12 +12,14 @@ from sqlalchemy import text
 
 from database.session import Database
 from schemas.message_schema import BrowserEvent, NewMessage, Question
+from services.chat import items
 from services.chat_service import ChatService
 from services.conversation_service import ConversationService
 from services.errors import EngineFailed, InvalidRequest, NotFound, Overloaded
 from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
+from services.turn_service import TurnService
 from tests.apps import MODEL
 from tests.fakes import FakeEngine, Pause
 
@@ -25,8 +27,10 @@ ASKED = Question(prompt="hi")
 
 
 @pytest.fixture
-async def messages(chat: ChatService, conversations: ConversationService) -> AsyncIterator[MessageService]:
-    messages = MessageService(chat, conversations)
+async def messages(
+    chat: ChatService, turns: TurnService, conversations: ConversationService
+) -> AsyncIterator[MessageService]:
+    messages = MessageService(chat, turns, conversations)
     yield messages
     await messages.stop()
 
@@ -72,7 +76,7 @@ class TestAsk:
         assert messages.num_live == 0
 
     async def test_answer_goes_on_without_its_reader(
-        self, messages: MessageService, engine: FakeEngine, conversations: ConversationService
+        self, messages: MessageService, engine: FakeEngine, turns: TurnService
     ) -> None:
         pause = Pause()
         engine.script = ("Hel", pause, "lo")
@@ -83,11 +87,11 @@ class TestAsk:
         assert messages.num_live == 1
         pause.go.set()
         await all_of(await messages.resume(first.id, "me"))
-        stored = await conversations.message(first.id.partition(":")[0], "me")
-        assert (stored.content, stored.status) == ("Hello", "completed")
+        stored = await turns.answer(first.id.partition(":")[0], "me", "message")
+        assert (items.text(stored.output[0]), stored.status) == ("Hello", "completed")
 
     async def test_reader_that_leaves_before_it_was_admitted_takes_the_request_along(
-        self, conversations: ConversationService, engine: FakeEngine
+        self, turns: TurnService, conversations: ConversationService, engine: FakeEngine
     ) -> None:
         begun, gate = threading.Event(), threading.Event()
 
@@ -97,7 +101,7 @@ class TestAsk:
             return engine
 
         models = ModelManager([ModelConfig(MODEL, MODEL)], build=build)
-        messages = MessageService(ChatService(models, conversations, Metrics()), conversations)
+        messages = MessageService(ChatService(models, turns, Metrics()), turns, conversations)
         asking = asyncio.create_task(anext(messages.ask(ASKED, "me")))
         await asyncio.to_thread(begun.wait)
         asking.cancel()
@@ -109,7 +113,7 @@ class TestAsk:
         await models.stop()
 
     async def test_failure_midway_is_the_last_event(
-        self, messages: MessageService, engine: FakeEngine, conversations: ConversationService
+        self, messages: MessageService, engine: FakeEngine, turns: TurnService
     ) -> None:
         engine.script = ("Hel", EngineFailed("The engine failed on this request"))
         *rest, last = await all_of(messages.ask(ASKED, "me"))
@@ -123,8 +127,8 @@ class TestAsk:
             "param": None,
             "code": None,
         }
-        stored = await conversations.message(last.id.partition(":")[0], "me")
-        assert (stored.content, stored.status) == ("Hel", "incomplete")
+        stored = await turns.answer(last.id.partition(":")[0], "me", "message")
+        assert (items.text(stored.output[0]), stored.status) == ("Hel", "failed")
 
     async def test_unexpected_failure_is_told_without_its_text(
         self, messages: MessageService, engine: FakeEngine
@@ -135,7 +139,7 @@ class TestAsk:
         assert "secret" not in (last.data or "")
 
     async def test_stop_ends_it_with_an_error_and_stores_what_was_said(
-        self, messages: MessageService, engine: FakeEngine, conversations: ConversationService
+        self, messages: MessageService, engine: FakeEngine, turns: TurnService
     ) -> None:
         pause = Pause()
         engine.script = ("Hel", pause)
@@ -145,8 +149,8 @@ class TestAsk:
         reading = asyncio.create_task(all_of(events))
         await messages.stop()
         assert (await reading)[-1].event == "error"
-        stored = await conversations.message(first.id.partition(":")[0], "me")
-        assert (stored.content, stored.status) == ("Hel", "incomplete")
+        stored = await turns.answer(first.id.partition(":")[0], "me", "message")
+        assert (items.text(stored.output[0]), stored.status) == ("Hel", "incomplete")
 
 
 class TestResume:
@@ -246,7 +250,7 @@ class TestNew:
         assert [each.content for each in second.history] == ["one", "Hello, world!", "two", "Hello, world!"]
 
     async def test_answer_is_given_though_the_database_has_gone_meanwhile(
-        self, messages: MessageService, conversations: ConversationService, engine: FakeEngine, sqlite_url: str
+        self, messages: MessageService, turns: TurnService, engine: FakeEngine, sqlite_url: str
     ) -> None:
         pause = Pause()
         engine.script = ("Hel", pause, "lo")
@@ -254,19 +258,20 @@ class TestNew:
         await pause.reached.wait()
         other = Database(sqlite_url)
         async with other.write() as session:
-            await session.execute(text("ALTER TABLE messages RENAME TO away"))
+            await session.execute(text("ALTER TABLE turns RENAME TO away"))
         pause.go.set()
         assert (await answering).response == "Hello"
         async with other.write() as session:
-            await session.execute(text("ALTER TABLE away RENAME TO messages"))
+            await session.execute(text("ALTER TABLE away RENAME TO turns"))
         await other.close()
-        await conversations.checkpoint()
-        assert (await conversations.message((await answering).message_id, "me")).content == "Hello"
+        await turns.keeper.checkpoint()
+        stored = await turns.answer((await answering).message_id, "me", "message")
+        assert items.text(stored.output[0]) == "Hello"
 
-    async def test_it_is_stored(self, messages: MessageService, conversations: ConversationService) -> None:
+    async def test_it_is_stored(self, messages: MessageService, turns: TurnService) -> None:
         answer = await messages.new(NewMessage(prompt="hi"), "me")
-        stored = await conversations.message(answer.message_id, "me")
-        assert (stored.content, stored.conversation_id) == ("Hello, world!", answer.conversation_id)
+        stored = await turns.answer(answer.message_id, "me", "message")
+        assert (items.text(stored.output[0]), stored.conversation_id) == ("Hello, world!", answer.conversation_id)
 
     async def test_pieces_joined_are_the_answer(self, messages: MessageService) -> None:
         pieces = [piece async for piece in messages.stream(NewMessage(prompt="hi", stream=True), "me")]

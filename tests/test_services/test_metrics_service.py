@@ -6,11 +6,11 @@ import pytest
 
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat_service import ChatService
-from services.conversation_service import ConversationService
 from services.engine.base import EngineStats, Piece, Times
 from services.errors import EngineFailed, Overloaded
 from services.metrics_service import Metrics
 from services.model_service import ModelManager
+from services.turn_service import TurnService
 from tests.apps import MODEL
 from tests.fakes import FakeEngine
 
@@ -23,8 +23,8 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def chat(models: ModelManager, conversations: ConversationService, metrics: Metrics) -> ChatService:
-    return ChatService(models, conversations, metrics)
+def chat(models: ModelManager, turns: TurnService, metrics: Metrics) -> ChatService:
+    return ChatService(models, turns, metrics)
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float | None:

@@ -1,0 +1,69 @@
+"""Every statement about items. The caller's session decides where a transaction ends."""
+
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from database.models import Item
+
+Order = Literal["asc", "desc"]
+
+
+class ItemRepository:
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def add(self, items: Sequence[Item]) -> None:
+        """In this order: a parent comes before its children."""
+        self._session.add_all(items)
+        await self._session.flush()
+
+    async def get(self, conversation_id: str, item_id: str) -> Item | None:
+        query = select(Item).where(Item.conversation_id == conversation_id, Item.id == item_id)
+        return await self._session.scalar(query)
+
+    async def newest(self, conversation_id: str) -> Item | None:
+        query = select(Item).where(Item.conversation_id == conversation_id)
+        return await self._session.scalar(query.order_by(Item.seq.desc()).limit(1))
+
+    async def page(
+        self,
+        conversation_id: str,
+        *,
+        order: Order = "asc",
+        after: Item | None = None,
+        limit: int | None = None,
+        kind: str | None = None,
+    ) -> Sequence[Item]:
+        query = select(Item).where(Item.conversation_id == conversation_id)
+        if kind is not None:
+            query = query.where(Item.type == kind)
+        if after is not None:
+            query = query.where(Item.seq > after.seq if order == "asc" else Item.seq < after.seq)
+        return (
+            await self._session.scalars(query.order_by(Item.seq if order == "asc" else Item.seq.desc()).limit(limit))
+        ).all()
+
+    async def of_turn(self, turn_id: str) -> Sequence[Item]:
+        return (await self._session.scalars(select(Item).where(Item.turn_id == turn_id).order_by(Item.seq))).all()
+
+    async def known(self, conversation_id: str, ids: Collection[str]) -> Sequence[Item]:
+        """Those of the ids that the conversation has already."""
+        query = select(Item).where(Item.conversation_id == conversation_id, Item.id.in_(ids))
+        return (await self._session.scalars(query)).all()
+
+    async def delete(self, items: Sequence[Item]) -> None:
+        """What went on from one of them goes on from what that one went on from."""
+        parents = {item.id: item.parent_id for item in items}
+        for item in items:
+            parent = item.parent_id
+            while parent in parents:
+                parent = parents[parent]
+            children = update(Item).where(
+                Item.conversation_id == item.conversation_id, Item.parent_id == item.id, Item.id.not_in(parents)
+            )
+            await self._session.execute(children.values(parent_id=parent))
+        for item in reversed(items):  # children first
+            await self._session.execute(delete(Item).where(Item.seq == item.seq))

@@ -1,0 +1,20 @@
+"""The repositories of one session."""
+
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from database.conversation_repository import ConversationRepository
+from database.item_repository import ItemRepository
+from database.turn_repository import TurnRepository
+
+
+@dataclass(frozen=True, slots=True)
+class Repositories:
+    conversations: ConversationRepository
+    items: ItemRepository
+    turns: TurnRepository
+
+
+def of(session: AsyncSession) -> Repositories:
+    return Repositories(ConversationRepository(session), ItemRepository(session), TurnRepository(session))

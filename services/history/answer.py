@@ -1,0 +1,68 @@
+"""What is stored of a turn, as it is shown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from database.models import Item as ItemRow
+from database.models import Turn as Row
+from services.chat.items import Item
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    id: str
+    kind: str
+    owner: str
+    conversation_id: str | None  # None where it is in no conversation that its owner could name
+    previous_id: str | None
+    status: str
+    background: bool
+    model: str
+    request: dict[str, Any]
+    metadata: dict[str, Any]
+    fingerprint: str | None
+    input: tuple[Item, ...]
+    output: tuple[tuple[Item, ...], ...]  # by choice; while it is being written, what the last checkpoint saved
+    choices: tuple[dict[str, Any], ...]  # how each ended: finish_reason, and logprobs where they were asked for
+    usage: dict[str, int] | None
+    error: dict[str, Any] | None
+    created_at: float
+    completed_at: float | None
+
+    @property
+    def is_over(self) -> bool:
+        return self.completed_at is not None
+
+
+def answer(turn: Row, rows: Sequence[ItemRow], *, listed: bool) -> Answer:
+    return Answer(
+        id=turn.id,
+        kind=turn.kind,
+        owner=turn.owner,
+        conversation_id=turn.conversation_id if listed else None,
+        previous_id=turn.previous_id,
+        status=turn.status,
+        background=turn.background,
+        model=turn.model,
+        request=turn.request,
+        metadata=turn.metadata_,
+        fingerprint=turn.fingerprint,
+        input=tuple(row.data for row in rows if row.choice is None),
+        output=_output(turn, rows),
+        choices=tuple(turn.choices or ()),
+        usage=turn.usage,
+        error=turn.error,
+        created_at=turn.created_at,
+        completed_at=turn.completed_at,
+    )
+
+
+def _output(turn: Row, rows: Sequence[ItemRow]) -> tuple[tuple[Item, ...], ...]:
+    if turn.completed_at is None:
+        return tuple(tuple(items) for items in turn.said or [])
+    by_choice: list[list[Item]] = [[] for _ in range(len(turn.choices or ()) or 1)]
+    for row in rows:
+        if row.choice is not None:
+            by_choice[row.choice].append(row.data)
+    return tuple(map(tuple, by_choice))

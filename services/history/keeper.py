@@ -1,0 +1,119 @@
+"""Keeps what is being written: checkpoints of our own turns, an end for those that nobody writes any more."""
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+from database.models import INCOMPLETE
+from database.models import Turn as Row
+from services.errors import Unavailable
+from services.history.store import Store
+from services.history.turn import StoredTurn, give_up
+
+logger = logging.getLogger(__name__)
+
+
+class Keeper:
+    """One per process: `writer` says which process, and turns of that name which it does not know are from an earlier
+    life."""
+
+    def __init__(self, store: Store, running: dict[str, StoredTurn], *, writer: str, checkpoint_s: float) -> None:
+        self._store = store
+        self._running = running
+        self._writer = writer
+        self._checkpoint_s = checkpoint_s
+        # far more than clocks of replicas may differ
+        self._silence_s = max(3 * checkpoint_s, 15.0)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await _attempt(self.settle)
+        self._task = asyncio.create_task(self._keep(), name="history keeper")
+
+    async def stop(self) -> None:
+        """Writes once more what could not be written before."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+        await _attempt(self.checkpoint)
+
+    async def _keep(self) -> None:
+        for beat in itertools.count(1):
+            await asyncio.sleep(self._checkpoint_s)
+            await _attempt(self.checkpoint)
+            if beat % 3 == 0:
+                await _attempt(self.settle)
+
+    async def checkpoint(self) -> None:
+        """What this process is writing, in one transaction; outcomes that could not be written earlier come along."""
+        ended = {turn: turn.outcome for turn in self._running.values() if turn.outcome is not None}
+        going = {turn.id: turn for turn in self._running.values() if turn.has_begun and not turn.outcome}
+        if not ended and not going:
+            return
+        async with self._store.writing() as repositories:
+            if going:
+                said = {turn.id: turn.said for turn in going.values()}
+                await repositories.turns.checkpoint(said, self._writer, time.time())
+                for stopped in await repositories.turns.stopped(list(going)):
+                    going[stopped].stopped.set()
+            for turn, outcome in ended.items():
+                await turn.write_outcome(repositories, outcome)
+        for turn in ended:
+            self._running.pop(turn.id, None)
+
+    async def settle(self) -> None:
+        """Turns that nobody is writing any more become incomplete, with what their last checkpoint saved."""
+        async with self._store.reading() as repositories:
+            running = await repositories.turns.running()
+        # Looked up after the read: a turn of ours is in `_running` before anybody can read it.
+        abandoned = [turn.id for turn in running if self._is_abandoned(turn)]
+        if not abandoned:
+            return
+        async with self._store.writing() as repositories:
+            settled = await repositories.turns.still_running(abandoned)
+            for turn in settled:
+                await give_up(repositories, turn, INCOMPLETE)
+        logger.warning("%d answers were left unfinished, they are incomplete now", len(settled))
+
+    def _is_abandoned(self, turn: Row) -> bool:
+        if turn.id in self._running:
+            return False
+        return time.time() - turn.updated_at > self._silence_s or _is_gone(turn.writer, self._writer)
+
+
+def this_writer() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _is_gone(writer: str | None, me: str) -> bool:
+    """Known for processes of this machine only; our own name, met from outside, is from before a restart."""
+    if writer is None or writer == me:
+        return True
+    host, _, pid = writer.rpartition(":")
+    return host == me.rpartition(":")[0] and pid.isdigit() and not _is_alive(int(pid))
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":  # elsewhere signal 0 is not a question
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+async def _attempt(step: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await step()
+    except Unavailable as error:
+        logger.warning("%s: %s", error.message, error.__cause__)
+    except Exception:
+        logger.exception("Keeping the history failed, trying again at the next checkpoint")

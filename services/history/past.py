@@ -1,0 +1,68 @@
+"""What a turn goes on from: a conversation, or an answer that was stored by itself."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from database.models import IN_PROGRESS, QUEUED, Conversation
+from database.models import Item as Row
+from database.repositories import Repositories
+from services.errors import Conflict, NotFound
+from services.history.store import busy, no_conversation
+
+CONVERSATION_ID = re.compile(r"conv_[0-9a-f]{32}")
+TURN_ID = re.compile(r"(chatcmpl-|resp_)?[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """`head` is the newest item of the conversation: nobody may have added to it when the turn begins. None of it where
+    answers branch freely. `copied`: the branch goes on in a conversation of its own."""
+
+    conversation_id: str
+    branch: tuple[Row, ...] = ()  # oldest first; the turn hangs on the last
+    head: int | None = None
+    is_alone: bool = True
+    copied: bool = False
+
+
+async def of_conversation(repositories: Repositories, conversation: str, owner: str) -> Past:
+    await existing(repositories, conversation, owner)
+    if await repositories.turns.running_in(conversation) is not None:
+        raise busy()
+    rows = await repositories.items.page(conversation)
+    if not rows:
+        return Past(conversation)
+    return Past(conversation, _branch(rows, rows[-1]), rows[-1].seq)
+
+
+async def of_answer(repositories: Repositories, previous: str, owner: str, kind: str) -> Past:
+    """All that was said up to the end of this answer."""
+    turn = await repositories.turns.get(previous, owner, kind) if TURN_ID.fullmatch(previous) else None
+    if turn is None or not turn.stored:
+        raise NotFound(f"No {kind} with id '{previous[:64]}'", param="previous_response_id")
+    if turn.status in (QUEUED, IN_PROGRESS):
+        raise Conflict("That answer is still being written", param="previous_response_id")
+    conversation = await repositories.conversations.get(turn.conversation_id, owner)
+    assert conversation is not None
+    rows = await repositories.items.page(turn.conversation_id)
+    own = [row for row in rows if row.turn_id == turn.id and not row.choice]
+    branch = _branch(rows, own[-1]) if own else ()
+    return Past(turn.conversation_id, branch, is_alone=False, copied=conversation.listed)
+
+
+async def existing(repositories: Repositories, conversation: str, owner: str) -> Conversation:
+    if CONVERSATION_ID.fullmatch(conversation):
+        found = await repositories.conversations.get(conversation, owner)
+        if found is not None and found.listed:
+            return found
+    raise no_conversation(conversation)
+
+
+def _branch(rows: Sequence[Row], tip: Row) -> tuple[Row, ...]:
+    """From an item up its parents."""
+    by_id = {row.id: row for row in rows}
+    branch = [tip]
+    while (parent := branch[-1].parent_id) is not None:
+        branch.append(by_id[parent])
+    return tuple(reversed(branch))

@@ -1,0 +1,73 @@
+"""Items as rows of the database."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from database import terms
+from database.models import Item as Row
+from services.chat.items import Item, new_id
+
+# These show how far they are; they are complete when they are given.
+HAVE_STATUS = ("message", "function_call", "function_call_output")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where rows go."""
+
+    owner: str
+    conversation_id: str
+    created_at: float
+    parent_id: str | None = None
+    turn_id: str | None = None
+    choice: int | None = None
+
+
+def whole(item: Item) -> Item:
+    """With the id and the status that it may have come without."""
+    status = {"status": "completed"} if item["type"] in HAVE_STATUS else {}
+    return {"id": new_id(item), **status, **{key: value for key, value in item.items() if value is not None}}
+
+
+def chain(items: Iterable[Item], place: Place) -> list[Row]:
+    """Each goes on from the one before it."""
+    rows: list[Row] = []
+    for item in items:
+        rows.append(
+            Row(
+                id=item["id"],
+                owner=place.owner,
+                conversation_id=place.conversation_id,
+                parent_id=rows[-1].id if rows else place.parent_id,
+                turn_id=place.turn_id,
+                choice=place.choice,
+                type=item["type"],
+                data=item,
+                terms=terms.indexed(place.owner, text(item)),
+                created_at=place.created_at,
+            )
+        )
+    return rows
+
+
+def copies(rows: Sequence[Row], conversation_id: str, created_at: float) -> list[Row]:
+    return chain([row.data for row in rows], Place(rows[0].owner, conversation_id, created_at)) if rows else []
+
+
+def text(item: Mapping[str, Any]) -> str:
+    """What a person would read of it."""
+    said: list[str] = []
+    for name in ("content", "summary", "output"):
+        parts = item.get(name)
+        if isinstance(parts, str):
+            said.append(parts)
+        elif isinstance(parts, list):
+            said += [_of_part(part) for part in parts if isinstance(part, dict)]
+    said += [value for name in ("name", "arguments", "input", "code") if isinstance(value := item.get(name), str)]
+    return "\n".join(filter(None, said))
+
+
+def _of_part(part: Mapping[str, Any]) -> str:
+    found = part.get("text") or part.get("refusal")
+    return found if isinstance(found, str) else ""

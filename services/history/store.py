@@ -1,0 +1,48 @@
+"""Repositories on short sessions; the one place where the database's errors become ours."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from database import repositories
+from database.repositories import Repositories
+from database.session import Database, is_away
+from services.errors import Conflict, NotFound, Unavailable
+
+
+class Store:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Repositories]:
+        with in_our_words():
+            async with self._database.read() as session:
+                yield repositories.of(session)
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[Repositories]:
+        with in_our_words():
+            async with self._database.write() as session:
+                yield repositories.of(session)
+
+    async def ping(self) -> None:
+        with in_our_words():
+            await self._database.ping()
+
+
+@contextmanager
+def in_our_words() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_away(error):
+            raise
+        raise Unavailable("The conversation store is not reachable", retry_after=5) from error
+
+
+def no_conversation(conversation: str) -> NotFound:
+    return NotFound(f"No conversation with id '{conversation[:64]}'", param="conversation")
+
+
+def busy() -> Conflict:
+    return Conflict("Another request is writing to this conversation", param="conversation")
