@@ -54,7 +54,8 @@ async def test_a_conversation_keeps_its_images(site: Site, engine: FakeEngine) -
 
     assert engine.prompts[-1].count("[XXXXXX]") == 1
     stored = (await site.client.get("/chat/get/messages/", params={"conversation_id": conversation})).json()
-    assert [HELLO, RED] in [each["content"] for each in stored["data"]]
+    image = {"type": "image_url", "image_url": {"detail": "auto"} | RED["image_url"]}
+    assert [HELLO, image] in [each["content"] for each in stored["data"]]
 
 
 async def test_images_of_a_conversation_are_refused_in_its_name(site: Site, engine: FakeEngine) -> None:
