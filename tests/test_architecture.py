@@ -37,7 +37,11 @@ RULES = [
     ),
     Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|\w+_service)|app\.common", never="torch"),
     # a spec encodes events itself: what controllers are spared by services.chat.encode
-    Rule(r"app\.spec", may=r"schemas|services\.(errors|chat\.events|\w+_service)|app\.(common|spec)", never="torch"),
+    Rule(
+        r"app\.spec",
+        may=r"schemas|services\.(errors|chat\.events|engine\.base|\w+_service)|app\.(common|spec)",
+        never="torch",
+    ),
     Rule(r"app\.main", may=r"app\.(common|controller|spec)|services|schemas|database|tools"),
     Rule("tools", may=r"tools|services|schemas|database|app\.common\.settings"),
     Rule("(app|services)$"),  # the two __init__ files

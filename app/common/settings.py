@@ -136,5 +136,8 @@ class Settings(BaseSettings):
     cors: CorsSettings = CorsSettings()
     log: LogSettings = LogSettings()
     api_keys: Annotated[list[ApiKey], NoDecode, BeforeValidator(_api_keys)] = []
-    specs: list[str] = ["anthropic"]  # further protocols: shipped ones, and your own as "package.module:Class"
+    specs: list[str] = [
+        "anthropic",
+        "ollama",
+    ]  # further protocols: shipped ones, and your own as "package.module:Class"
     strict: bool = False  # refuse request keys that nobody knows, instead of naming them in a header

@@ -19,14 +19,17 @@
 
 from fastapi import Request, Response
 
+from app.common.disconnect import while_connected
 from app.common.errors import Problem
 from app.common.sse import Framing
+from app.spec.arguments import as_object
 from app.spec.framing import Item, Named, json_lines, server_sent
 from app.spec.server import Output, Server
-from app.spec.spec import Endpoint, Items, Spec
+from app.spec.spec import Endpoint, Items, Spec, decoded
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.embeddings_schema import EmbeddingRequest
 from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Reply, Said, SaidCall, Text, ToolCall
+from services.engine.base import TokenLogprob
 from services.errors import InvalidRequest, NotFound, ServiceError, UnsupportedParameter
 from services.model_service import ModelCard
 
@@ -57,8 +60,12 @@ __all__ = [
     "ServiceError",
     "Spec",
     "Text",
+    "TokenLogprob",
     "ToolCall",
     "UnsupportedParameter",
+    "as_object",
+    "decoded",
     "json_lines",
     "server_sent",
+    "while_connected",
 ]

@@ -11,7 +11,7 @@ from app.common.routes import Routes
 from app.spec.server import Server
 from app.spec.spec import Spec
 
-SHIPPED = {"anthropic": "app.spec.anthropic.spec:AnthropicSpec"}
+SHIPPED = {"anthropic": "app.spec.anthropic.spec:AnthropicSpec", "ollama": "app.spec.ollama.spec:OllamaSpec"}
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 

@@ -58,6 +58,18 @@ class Server:
     def models(self) -> list[ModelCard]:
         return self._services.models.cards()
 
+    def model(self, name: str | None) -> ModelCard:
+        """Raises ModelNotFound."""
+        return self._services.models.card(name or "default")
+
+    def context_length(self, card: ModelCard) -> int | None:
+        """Tokens of prompt and answer together, once the model is loaded."""
+        engine = self._services.models.engine(card.id)
+        return engine.max_length if engine else None
+
+    async def load(self, name: str | None) -> None:
+        await self._services.models.get_model(name)
+
     def owner(self, request: Request) -> str:
         """Whom the answer is for: the same for the same API key."""
         owner: str = request.state.caller.owner

@@ -17,6 +17,7 @@ from schemas.chat_schema import ChatCompletionRequest
 from services.errors import InvalidRequest
 
 B = TypeVar("B", bound=BaseModel)
+R = TypeVar("R")
 T = TypeVar("T", bound=BaseModel)
 Items = AsyncGenerator[Item | Named, None]
 
@@ -74,7 +75,7 @@ class Spec(Generic[T]):
 
     async def answer(self, body: T, request: Request) -> Response:
         headers = self.server.ignored(self.ignored(body))
-        chat = self.decoded(self.decode_request, body)
+        chat = decoded(self.decode_request, body)
         output = Output(body, self.server.run(chat, self.server.owner(request)))
         encoded = self.encode_response(output)
         if isinstance(encoded, AsyncGenerator):
@@ -91,13 +92,14 @@ class Spec(Generic[T]):
             router.add_api_route(path, endpoint, methods=list(methods), **options)
         return router
 
-    def decoded(self, decode: Callable[[B], ChatCompletionRequest], body: B) -> ChatCompletionRequest:
-        """Raises InvalidRequest for what the chat does not take."""
-        try:
-            return decode(body)
-        except ValidationError as error:  # what the spec lets through and the chat does not
-            found = invalid([{**each, "loc": ("body", *each["loc"])} for each in error.errors()])
-            raise InvalidRequest(found.message, param=found.param) from None
+
+def decoded(decode: Callable[[B], R], body: B) -> R:
+    """Raises InvalidRequest for what a spec lets through and the service does not take."""
+    try:
+        return decode(body)
+    except ValidationError as error:
+        found = invalid([{**each, "loc": ("body", *each["loc"])} for each in error.errors()])
+        raise InvalidRequest(found.message, param=found.param) from None
 
 
 async def _closing(items: Items, output: Output[T]) -> Items:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, ToolCall
 from app.spec.anthropic import answer
 
-HEAD = Head("chatcmpl-1", 0, "m", "fp", "r", None, prompt_tokens=5)
+HEAD = Head("chatcmpl-1", 0, "m", "fp", None, prompt_tokens=5)
 FINISH = Finish("tool_calls", 5, 9, reasoning_tokens=2)
 THOUGHT = (Reasoning("hm"), Reasoning("m"))
 CALLS: tuple[Event, ...] = (

@@ -2,9 +2,7 @@
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 
-from pydantic_core import from_json
-
-from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, ToolCall
+from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, ToolCall, as_object
 from schemas.anthropic_schema import (
     BlockDelta,
     BlockPart,
@@ -136,7 +134,9 @@ async def message(events: AsyncIterator[MessageEvent]) -> SaidMessage:
                 said.stop_reason, said.stop_sequence, said.usage = ending.stop_reason, ending.stop_sequence, usage
     assert said
     for index, text in inputs.items():
-        _take_input(said.content[index], text)
+        block = said.content[index]
+        assert isinstance(block, SaidToolUse)
+        block.input = as_object(text)
     return said
 
 
@@ -148,14 +148,3 @@ def _add(block: SaidBlock, delta: BlockPart) -> None:
             block.thinking += thinking
         case SaidThinking(), SignatureDelta(signature=signature):
             block.signature = signature
-
-
-def _take_input(block: SaidBlock, text: str) -> None:
-    """An answer that was cut has as much of its input as came."""
-    assert isinstance(block, SaidToolUse)
-    try:
-        found = from_json(text, allow_partial=True)
-    except ValueError:
-        return
-    if isinstance(found, dict):
-        block.input = found

@@ -15,6 +15,7 @@ from app.spec import (
     Request,
     Response,
     Spec,
+    decoded,
     server_sent,
 )
 from app.spec.anthropic.answer import events, message
@@ -46,7 +47,7 @@ class AnthropicSpec(Spec[MessagesRequest]):
         return await self.answer(body, request)
 
     async def count(self, body: CountRequest, request: Request) -> Response:
-        found = await self.server.count(self.decoded(chat, body), self.server.owner(request))
+        found = await self.server.count(decoded(chat, body), self.server.owner(request))
         return self.respond(TokenCount(input_tokens=found), self.server.ignored(unknown_keys(body)))
 
     def decode_request(self, request: MessagesRequest) -> ChatCompletionRequest:

@@ -1,0 +1,121 @@
+"""What the model says -> Ollama's lines, or the one that they add up to."""
+
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, TokenLogprob, ToolCall, as_object
+from schemas.ollama_schema import (
+    NANOSECONDS,
+    ChatLine,
+    Ending,
+    GenerateLine,
+    SaidCall,
+    SaidFunction,
+    SaidMessage,
+    Token,
+    TopToken,
+)
+
+UNLIKELY = -9999.0  # in place of minus infinity, which JSON does not have
+
+
+@dataclass(slots=True)
+class Part:
+    """Of an answer, or all of it."""
+
+    text: str = ""
+    thinking: str = ""
+    calls: list[SaidCall] = field(default_factory=list)
+    logprobs: list[Token] = field(default_factory=list)
+    ending: Ending | None = None
+
+    def __add__(self, other: "Part") -> "Part":
+        return Part(
+            self.text + other.text,
+            self.thinking + other.thinking,
+            self.calls + other.calls,
+            self.logprobs + other.logprobs,
+            other.ending,
+        )
+
+    def chat_line(self, model: str) -> ChatLine:
+        message = SaidMessage(content=self.text, thinking=self.thinking or None, tool_calls=self.calls or None)
+        return ChatLine(message=message, **self._frame(model))
+
+    def generate_line(self, model: str) -> GenerateLine:
+        return GenerateLine(response=self.text, thinking=self.thinking or None, **self._frame(model))
+
+    def _frame(self, model: str) -> dict[str, Any]:
+        ending = self.ending.model_dump() if self.ending else {}
+        return {
+            "model": model,
+            "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            "done": self.ending is not None,
+            "logprobs": self.logprobs or None,
+            **ending,
+        }
+
+
+async def whole(parts: AsyncIterator[Part]) -> Part:
+    said = Part()
+    async for part in parts:
+        said += part
+    return said
+
+
+async def parts(said: AsyncIterable[Event], clock: Callable[[], float] = time.perf_counter) -> AsyncIterator[Part]:
+    """A call is one part, once all of its arguments are there."""
+    arrived = clock()
+    call: ToolCall | None = None
+    arguments = ""
+    async for event in said:
+        if call and not isinstance(event, Arguments):
+            yield Part(calls=[_call(call, arguments)])
+            call, arguments = None, ""
+        match event:
+            case Head():
+                arrived = event.arrived
+            case Text(text, logprobs=logprobs) if text or logprobs:
+                yield Part(text, logprobs=_tokens(logprobs))
+            case Reasoning(text, logprobs=logprobs) if text or logprobs:
+                yield Part(thinking=text, logprobs=_tokens(logprobs))
+            case ToolCall():
+                call = event
+            case Arguments(text):
+                arguments += text
+            case Finish():
+                yield Part(ending=_ending(event, clock() - arrived))
+
+
+def _call(call: ToolCall, arguments: str) -> SaidCall:
+    function = SaidFunction(name=call.name, arguments=as_object(arguments), index=call.call)
+    return SaidCall(id=call.id, function=function)
+
+
+def _ending(finish: Finish, seconds: float) -> Ending:
+    ending = Ending(
+        done_reason="length" if finish.reason == "length" else "stop",
+        total_duration=_nanoseconds(seconds),
+        prompt_eval_count=finish.prompt_tokens,
+        eval_count=finish.completion_tokens,
+    )
+    if times := finish.times:
+        ending.prompt_eval_duration = _nanoseconds(times.prefill)
+        ending.eval_duration = _nanoseconds(times.decode)
+        ending.load_duration = _nanoseconds(seconds - times.queued - times.prefill - times.decode)
+    return ending
+
+
+def _nanoseconds(seconds: float) -> int:
+    return max(0, round(seconds * NANOSECONDS))
+
+
+def _tokens(logprobs: Sequence[TokenLogprob]) -> list[Token]:
+    return [Token(**_weighed(each), top_logprobs=[TopToken(**_weighed(top)) for top in each.top]) for each in logprobs]
+
+
+def _weighed(token: TokenLogprob) -> dict[str, Any]:
+    return {"token": token.text, "logprob": max(token.logprob, UNLIKELY), "bytes": list(token.raw)}

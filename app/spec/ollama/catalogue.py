@@ -1,0 +1,49 @@
+"""What Ollama's clients are told of the models and of the server."""
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Any
+
+from app.spec import ModelCard, Server
+from app.spec.ollama.request import model
+from schemas.ollama_schema import Listed, Loaded, Processes, Shown, ShowRequest, Tags, Version
+
+FOLLOWED = "0.33.0"  # the Ollama whose routes these are: clients ask before they use a newer one
+CAPABILITIES = {"chat": ["completion", "tools"], "embedding": ["embedding"]}
+
+
+class Catalogue:
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def tags(self) -> Tags:
+        return Tags(models=[_listed(card) for card in self._server.models()])
+
+    async def processes(self) -> Processes:
+        return Processes(models=[self._loaded(card) for card in self._server.models() if card.loaded])
+
+    async def show(self, body: ShowRequest) -> Shown:
+        card = self._server.model(model(body.model or body.name))
+        length = self._server.context_length(card)
+        info: dict[str, Any] = {"general.basename": card.id, "general.architecture": "unknown"}
+        info |= {"unknown.context_length": length} if length else {}
+        return Shown(modified_at=_time(card.created), model_info=info, capabilities=CAPABILITIES.get(card.kind, []))
+
+    async def version(self) -> Version:
+        return Version(version=FOLLOWED)
+
+    def _loaded(self, card: ModelCard) -> Loaded:
+        length = self._server.context_length(card)
+        return Loaded(name=card.id, model=card.id, digest=_digest(card), context_length=length)
+
+
+def _listed(card: ModelCard) -> Listed:
+    return Listed(name=card.id, model=card.id, modified_at=_time(card.created), digest=_digest(card))
+
+
+def _digest(card: ModelCard) -> str:
+    return hashlib.sha256(card.id.encode()).hexdigest()
+
+
+def _time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,54 @@
+"""Ollama's two routes for embeddings."""
+
+import asyncio
+import time
+from typing import Any
+
+import orjson
+
+from app.spec import EmbeddingRequest, Request, Response, Server, decoded, while_connected
+from app.spec.framing import to_json
+from app.spec.ollama.request import model
+from schemas.ollama_schema import NANOSECONDS, Embedding, Embeddings, EmbeddingsRequest, EmbedRequest
+
+
+class Embedder:
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    async def embed(self, body: EmbedRequest, request: Request) -> Response:
+        began = time.perf_counter()
+        headers = self._server.ignored(_ignored(body))
+        answer = await while_connected(request, self._vectors(decoded(_asked, body)))
+        found = Embeddings(
+            model=body.model or "default",
+            embeddings=[each["embedding"] for each in answer["data"]],
+            total_duration=round((time.perf_counter() - began) * NANOSECONDS),
+            prompt_eval_count=answer["usage"]["prompt_tokens"],
+        )
+        return Response(await asyncio.to_thread(to_json, found), headers=headers, media_type="application/json")
+
+    async def embed_one(self, body: EmbeddingsRequest, request: Request) -> Response:
+        headers = self._server.ignored(_ignored(body))
+        answer = await while_connected(request, self._vectors(decoded(_asked_for_one, body)))
+        found = Embedding(embedding=answer["data"][0]["embedding"])
+        return Response(to_json(found), headers=headers, media_type="application/json")
+
+    async def _vectors(self, asked: EmbeddingRequest) -> dict[str, Any]:
+        answer = await self._server.embed(asked)
+        vectors: dict[str, Any] = await asyncio.to_thread(orjson.loads, answer)  # may be megabytes
+        return vectors
+
+
+def _asked(body: EmbedRequest) -> EmbeddingRequest:
+    asked = {"model": model(body.model), "input": body.input, "dimensions": body.dimensions}
+    return EmbeddingRequest.model_validate(asked | ({"truncate_prompt_tokens": -1} if body.truncate else {}))
+
+
+def _asked_for_one(body: EmbeddingsRequest) -> EmbeddingRequest:
+    asked = {"model": model(body.model), "input": body.prompt, "truncate_prompt_tokens": -1}
+    return EmbeddingRequest.model_validate(asked)
+
+
+def _ignored(body: EmbedRequest | EmbeddingsRequest) -> list[str]:
+    return sorted([*(body.model_extra or ()), *(f"options.{name}" for name in body.options)])

@@ -1,0 +1,124 @@
+"""Ollama's API as a spec. Its models are the operator's: they are listed and asked, not pulled, made or deleted."""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any
+
+from pydantic import BaseModel
+
+from app.spec import (
+    ChatCompletionRequest,
+    Framing,
+    Item,
+    Items,
+    Named,
+    Output,
+    Problem,
+    Request,
+    Response,
+    Server,
+    Spec,
+    UnsupportedParameter,
+    json_lines,
+)
+from app.spec.ollama import request as requests
+from app.spec.ollama.answer import Part, parts, whole
+from app.spec.ollama.catalogue import Catalogue
+from app.spec.ollama.embeddings import Embedder
+from schemas.ollama_schema import (
+    NANOSECONDS,
+    ChatLine,
+    ChatRequest,
+    Embedding,
+    Embeddings,
+    Ending,
+    GenerateLine,
+    GenerateRequest,
+    Generation,
+    Processes,
+    Shown,
+    Tags,
+    Version,
+)
+
+ToLine = Callable[[Part, str], ChatLine | GenerateLine]
+NOT_SERVED = {
+    "/api/pull": "POST",
+    "/api/push": "POST",
+    "/api/create": "POST",
+    "/api/copy": "POST",
+    "/api/delete": "DELETE",
+}
+
+
+class OllamaSpec(Spec[Generation]):
+    any_content_type = True
+
+    def setup(self, server: Server) -> None:
+        super().setup(server)
+        self._add("/api/chat", self.chat, ChatLine)
+        self._add("/api/generate", self.generate, GenerateLine)
+        embedder, catalogue = Embedder(server), Catalogue(server)
+        self._add("/api/embed", embedder.embed, Embeddings)
+        self._add("/api/embeddings", embedder.embed_one, Embedding)
+        self._add("/api/show", catalogue.show, Shown)
+        self._add("/api/tags", catalogue.tags, Tags, "GET")
+        self._add("/api/ps", catalogue.processes, Processes, "GET")
+        self._add("/api/version", catalogue.version, Version, "GET")
+        for path, method in NOT_SERVED.items():
+            self.add_endpoint(path, self.refuse, [method], include_in_schema=False)
+
+    def _add(self, path: str, endpoint: Callable[..., Any], answer: type[BaseModel], method: str = "POST") -> None:
+        self.add_endpoint(path, endpoint, [method], response_model=answer, tags=["ollama"])
+
+    async def chat(self, body: ChatRequest, request: Request) -> Response:
+        return await (self.answer(body, request) if body.messages else self._load(body))
+
+    async def generate(self, body: GenerateRequest, request: Request) -> Response:
+        return await (self.answer(body, request) if body.prompt else self._load(body))
+
+    async def refuse(self, request: Request) -> None:
+        raise UnsupportedParameter(request.url.path, "is not served: models are configured by the operator")
+
+    async def _load(self, body: Generation) -> Response:
+        """What clients ask for by saying nothing."""
+        headers = self.server.ignored(self.ignored(body))
+        began = time.perf_counter()
+        await self.server.load(requests.model(body.model))
+        seconds = time.perf_counter() - began
+        loaded = Part(ending=Ending(done_reason="load", total_duration=round(seconds * NANOSECONDS)))
+        return self.respond(_line(body)(loaded, _name(body)), headers)
+
+    def decode_request(self, request: Generation) -> ChatCompletionRequest:
+        return requests.chat(request)
+
+    def encode_response(self, output: Output[Generation]) -> Items | Awaitable[Item]:
+        asked = output.request
+        to_line, said = _line(asked), parts(output)
+        return _lines(said, to_line, _name(asked)) if asked.stream else _one(said, to_line, _name(asked))
+
+    def error_body(self, problem: Problem) -> dict[str, Any]:
+        return {"error": problem.message}
+
+    def framing(self) -> Framing[Item | Named]:
+        return json_lines(self.error_body)
+
+    def ignored(self, request: Generation) -> Iterable[str]:
+        return requests.ignored(request)
+
+
+def _line(asked: Generation) -> ToLine:
+    return Part.chat_line if isinstance(asked, ChatRequest) else Part.generate_line
+
+
+def _name(asked: Generation) -> str:
+    return asked.model or "default"
+
+
+async def _lines(said: AsyncIterator[Part], to_line: ToLine, model: str) -> Items:
+    async for part in said:
+        yield to_line(part, model)
+
+
+async def _one(said: AsyncIterator[Part], to_line: ToLine, model: str) -> Item:
+    return to_line(await whole(said), model)

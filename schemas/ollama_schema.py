@@ -1,0 +1,246 @@
+"""Ollama's API as it goes over the wire."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from schemas.generation_schema import Request, StopSequences
+
+NANOSECONDS = 1_000_000_000
+
+
+class Asked(Request):
+    """Keys that are not named here are kept in `model_extra`, so that they can be named and not just dropped."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+
+
+class Options(Asked):
+    """Where a request says nothing, Ollama's own temperature, top_k and top_p hold, but no penalty."""
+
+    num_predict: int = Field(-1, ge=-2, description="negative: up to the model's length")
+    temperature: float = Field(0.8, ge=0, le=2)
+    top_k: int = Field(40, ge=0, description="0: off")
+    top_p: float = Field(0.9, gt=0, le=1)
+    min_p: float = Field(0.0, ge=0, le=1)
+    seed: int = Field(-1, ge=-1, lt=2**63, description="-1: another one each time")
+    stop: StopSequences = Field([])
+    repeat_penalty: float = Field(1.0, ge=0.01, le=100)
+    repeat_last_n: int | None = Field(None, ge=-1, description="0: no penalty, -1: over all of it; no other window")
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    tfs_z: Annotated[float, Field(ge=1, le=1)] = 1
+    typical_p: Annotated[float, Field(ge=1, le=1)] = 1
+    mirostat: Literal[0] = 0
+
+
+def _format(value: object) -> object:
+    if value in ("", "json") or isinstance(value, dict):
+        return value
+    raise ValueError("must be 'json' or a JSON schema")
+
+
+class Generation(Asked):
+    stream: bool = True
+    options: Options = Options()
+    format: Annotated[str | dict[str, Any], BeforeValidator(_format)] = ""
+    think: bool | Literal["low", "medium", "high"] | None = None
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+
+
+class CalledFunction(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    arguments: dict[str, Any] = Field({})
+    index: int | None = None
+    description: str | None = None
+
+
+class CallOfTool(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Message(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str = ""
+    thinking: str | None = None
+    images: list[str] = Field([], description="in base64")
+    tool_calls: list[CallOfTool] = Field([], max_length=128)
+    tool_name: str | None = Field(None, description="of a tool's result: the first call of it that has none yet")
+    tool_call_id: str | None = None
+
+
+class Function(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] = Field({})
+
+
+class Tool(Request):
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class ChatRequest(Generation):
+    messages: list[Message] = Field([], description="none: the model is loaded, nothing is said")
+    tools: list[Tool] = Field([], max_length=128)
+
+
+class GenerateRequest(Generation):
+    prompt: str = Field("", description="none: the model is loaded, nothing is said")
+    system: str | None = None
+    images: list[str] = Field([], description="in base64")
+    raw: Literal[False] = Field(False, description="prompts without a template: see /v1/completions")
+    suffix: Literal[""] = ""
+    template: Literal[""] = ""
+
+
+class EmbedRequest(Asked):
+    input: str | list[str]
+    truncate: bool = Field(True, description="to the model's length, instead of a refusal")
+    dimensions: int | None = Field(None, ge=1)
+    options: dict[str, Any] = Field({}, description="none of them is of use here")
+
+
+class EmbeddingsRequest(Asked):
+    prompt: str
+    options: dict[str, Any] = Field({}, description="none of them is of use here")
+
+
+class ShowRequest(Asked):
+    name: str | None = Field(None, description="an older name of `model`")
+
+
+# --- answers: fields that are None are not sent ---
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class SaidFunction(BaseModel):
+    name: str
+    arguments: dict[str, Any]
+    index: int
+
+
+class SaidCall(BaseModel):
+    id: str
+    function: SaidFunction
+
+
+class SaidMessage(BaseModel):
+    role: Literal["assistant"] = "assistant"
+    content: str
+    thinking: str | None = Field(None, exclude_if=_is_none)
+    tool_calls: list[SaidCall] | None = Field(None, exclude_if=_is_none)
+
+
+class TopToken(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class Token(TopToken):
+    top_logprobs: list[TopToken]
+
+
+class Ending(BaseModel):
+    """With the last line of an answer. Durations in nanoseconds."""
+
+    done_reason: Literal["stop", "length", "load"] | None = Field(None, exclude_if=_is_none)
+    total_duration: int | None = Field(None, exclude_if=_is_none)
+    load_duration: int | None = Field(None, exclude_if=_is_none, description="until the model could be asked")
+    prompt_eval_count: int | None = Field(None, exclude_if=_is_none)
+    prompt_eval_duration: int | None = Field(None, exclude_if=_is_none)
+    eval_count: int | None = Field(None, exclude_if=_is_none)
+    eval_duration: int | None = Field(None, exclude_if=_is_none)
+
+
+class Line(Ending):
+    model: str
+    created_at: str
+    done: bool
+    logprobs: list[Token] | None = Field(None, exclude_if=_is_none)
+
+
+class ChatLine(Line):
+    message: SaidMessage
+
+
+class GenerateLine(Line):
+    response: str
+    thinking: str | None = Field(None, exclude_if=_is_none)
+
+
+class Embeddings(BaseModel):
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    prompt_eval_count: int
+
+
+class Embedding(BaseModel):
+    embedding: list[float]
+
+
+class Details(BaseModel):
+    """What a model's files say of it; this server does not look there."""
+
+    parent_model: str = ""
+    format: str = ""
+    family: str = ""
+    families: list[str] = []
+    parameter_size: str = ""
+    quantization_level: str = ""
+
+
+class Listed(BaseModel):
+    name: str
+    model: str
+    modified_at: str
+    size: int = 0
+    digest: str = Field(description="of the name; weights are not read for it")
+    details: Details = Details()
+
+
+class Tags(BaseModel):
+    models: list[Listed]
+
+
+class Loaded(BaseModel):
+    name: str
+    model: str
+    digest: str
+    details: Details = Details()
+    context_length: int | None = Field(None, exclude_if=_is_none)
+
+
+class Processes(BaseModel):
+    models: list[Loaded]
+
+
+class Shown(BaseModel):
+    modified_at: str
+    details: Details = Details()
+    model_info: dict[str, Any]
+    capabilities: list[str]
+
+
+class Version(BaseModel):
+    version: str

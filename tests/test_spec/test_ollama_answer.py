@@ -1,0 +1,116 @@
+"""Requests that reach a chat, and events that become Ollama's lines."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, TokenLogprob, ToolCall
+from app.spec.ollama import answer, request
+from schemas.ollama_schema import ChatRequest, GenerateRequest
+
+HEAD = Head("chatcmpl-1", 0, "m", "fp", None, arrived=1.0, prompt_tokens=5)
+FINISH = Finish("tool_calls", 5, 9)
+CALLS: tuple[Event, ...] = (
+    ToolCall("a", "weather", 0),
+    Arguments('{"city": "Pa', 0),
+    Arguments('ris"}', 0),
+    ToolCall("b", "time", 1),
+)
+PNG = "iVBORw0KGgo="
+
+
+async def _each(events: tuple[Event, ...]) -> AsyncIterator[Event]:
+    for event in events:
+        yield event
+
+
+def parts(*said: Event) -> AsyncIterator[answer.Part]:
+    return answer.parts(_each((HEAD, *said)), clock=lambda: 3.0)
+
+
+async def lines(*said: Event) -> list[dict[str, Any]]:
+    return [part.chat_line("m").model_dump(exclude={"created_at", "model"}) async for part in parts(*said)]
+
+
+CALL_A = {"id": "a", "function": {"name": "weather", "arguments": {"city": "Paris"}, "index": 0}}
+CALL_B = {"id": "b", "function": {"name": "time", "arguments": {}, "index": 1}}
+
+
+async def test_a_call_is_one_line() -> None:
+    *said, last = await lines(Reasoning("hm"), Text("Well"), *CALLS, FINISH)
+    assert [line["message"] for line in said] == [
+        {"role": "assistant", "content": "", "thinking": "hm"},
+        {"role": "assistant", "content": "Well"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL_A]},
+        {"role": "assistant", "content": "", "tool_calls": [CALL_B]},
+    ]
+    assert (last["done_reason"], last["total_duration"]) == ("stop", 2_000_000_000)
+
+
+async def test_whole_answer_is_their_sum() -> None:
+    whole = await answer.whole(parts(Reasoning("h"), Reasoning("m"), Text("We"), Text("ll"), *CALLS, FINISH))
+    message = whole.chat_line("m").model_dump()["message"]
+    assert message == {
+        "role": "assistant",
+        "content": "Well",
+        "thinking": "hm",
+        "tool_calls": [CALL_A, CALL_B],
+    }
+    assert whole.generate_line("m").response == "Well"
+
+
+async def test_logprobs() -> None:
+    token = TokenLogprob("é", "é".encode(), -0.5, (TokenLogprob("e", b"e", -float("inf")),))
+    ((line), _) = await lines(Text("é", logprobs=(token,)), Finish("stop", 5, 1))
+    top = [{"token": "e", "logprob": answer.UNLIKELY, "bytes": [101]}]
+    assert line["logprobs"] == [{"token": "é", "logprob": -0.5, "bytes": [195, 169], "top_logprobs": top}]
+
+
+def chat(**fields: Any) -> Any:
+    return request.chat(ChatRequest.model_validate({"messages": [{"role": "user", "content": "hi"}], **fields}))
+
+
+def calls(*names: str) -> dict[str, Any]:
+    return {"role": "assistant", "tool_calls": [{"function": {"name": name, "arguments": {"x": 1}}} for name in names]}
+
+
+def result(**fields: Any) -> dict[str, Any]:
+    return {"role": "tool", "content": "7", **fields}
+
+
+@pytest.mark.parametrize(
+    ("messages", "answered"),
+    [
+        ([calls("f", "g"), result(tool_name="g"), result(tool_name="f")], ["call_1", "call_0"]),
+        ([calls("f", "f"), result(tool_name="f"), result(tool_name="f")], ["call_0", "call_1"]),
+        ([calls("f", "g"), result(), result()], ["call_0", "call_1"]),
+        ([calls("f"), result(), calls("f"), result()], ["call_0", "call_1"]),
+    ],
+)
+def test_results_find_their_calls(messages: list[dict[str, Any]], answered: list[str]) -> None:
+    asked = chat(messages=messages)
+    assert [each.tool_call_id for each in asked.messages if each.role == "tool"] == answered
+    assert asked.messages[0].tool_calls[0].function.arguments == '{"x": 1}'
+
+
+def test_ids_that_are_given_are_kept() -> None:
+    begun = calls("f")
+    begun["tool_calls"][0]["id"] = "mine"
+    asked = chat(messages=[begun, result(tool_call_id="mine")])
+    assert asked.messages[0].tool_calls[0].id == asked.messages[1].tool_call_id == "mine"
+
+
+def test_format_and_thinking() -> None:
+    schema = {"type": "object"}
+    assert chat(format="json").response_format.type == "json_object"
+    assert chat(format=schema).response_format.json_schema.schema_ == schema
+    assert chat(think=False).chat_template_kwargs == {"enable_thinking": False}
+    assert chat().chat_template_kwargs == {}
+
+
+def test_images() -> None:
+    asked = request.chat(GenerateRequest(prompt="what is it?", images=[PNG]))
+    image, text = asked.messages[0].content
+    assert image["image_url"]["url"] == f"data:image/png;base64,{PNG}"
+    assert text["text"] == "what is it?"
