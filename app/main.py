@@ -184,6 +184,7 @@ def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
         kind=model.kind,
         pinned=model.pinned,
         idle_ttl=model.ttl_s,
+        dialect=model.dialect,
         options=options | _engine_options(settings) if model.kind == "chat" else options,
     )
 

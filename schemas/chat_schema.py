@@ -165,6 +165,7 @@ def _conversation_id(value: object) -> object:
 ConversationId = Annotated[str, BeforeValidator(_conversation_id)]
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 ServiceTier = Literal["auto", "default", "flex", "priority", "fast"]
 ServedTier = Literal["default", "flex", "priority"]
 
@@ -187,6 +188,9 @@ class ChatCompletionRequest(Generation):
     tools: list[Tool] = Field([], max_length=128)
     tool_choice: ToolChoice | None = Field(None, description="none without tools, else auto")
     parallel_tool_calls: bool = True
+    reasoning_effort: Effort | None = Field(None, description="none: no thinking, if the model can do without")
+    enable_thinking: bool | None = None
+    thinking_token_budget: int | None = Field(None, ge=0, description="after so many tokens thinking is ended")
     conversation: ConversationId | None = Field(
         None, description="id, or an object with the id, of the conversation to continue and to add to"
     )

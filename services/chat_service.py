@@ -14,7 +14,9 @@ from typing import Any
 
 from schemas.chat_schema import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
 from services.chat import encode, items, prompt, sampling
+from services.chat.asked import Asked, Model, asked
 from services.chat.channels import events
+from services.chat.dialects import dialect_of
 from services.chat.events import Event, Head, Reply
 from services.chat.images import refs as image_refs
 from services.engine.base import Engine, Job
@@ -77,11 +79,12 @@ class ChatService:
         turn = turn or await self._turns.open(_opening(request, owner))
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
-            job = await self._job(request, turn, model.engine)
+            ready = await self._asked(request, turn, model)
+            job = ready.job
             async with model.answering(sampling.choices(job, request.n)) as streams:
                 head = _head(job, turn, model, arrived, request)
                 await turn.begin(head)
-                said = events(head, streams, [prompt.echo(request)] * request.n)
+                said = events(head, streams, [prompt.echo(request)] * request.n, ready.format)
                 async with aclosing(_recorded(turn, timer.follow(said))) as recorded:
                     async for event in recorded:
                         yield event
@@ -91,16 +94,18 @@ class ChatService:
         prompt.check(request)
         turn = await self._turns.open(_opening(request, owner))
         async with self._models.lease(request.model) as model:
-            return (await self._job(request, turn, model.engine)).prompt
+            return (await self._asked(request, turn, model)).job.prompt
 
-    async def _job(self, request: ChatCompletionRequest, turn: Turn, engine: Engine) -> Job:
+    async def _asked(self, request: ChatCompletionRequest, turn: Turn, model: Lease) -> Asked:
         messages = prompt.messages(request, map(prompt.message, turn.history), self._system_prompt)
         params = prompt.sampling(request, self._max_new_tokens)
-        template = prompt.template(request)
+        engine: Engine = model.engine
+        target = Model(engine.tokenizer, dialect_of(engine.tokenizer.chat_template, model.dialect))
         illustration = await self._images.illustration(image_refs(messages, len(request.messages)), engine.images)
         # in a thread: a long prompt takes long enough to render to be felt by every other stream
-        job = await asyncio.to_thread(prompt.job, turn.id, messages, params, engine.tokenizer, template, illustration)
-        return sampling.truncated(replace(job, priority=prompt.priority(request)), request, engine.max_length)
+        ready = await asyncio.to_thread(asked, turn.id, request, messages, params, target, illustration)
+        job = sampling.truncated(replace(ready.job, priority=prompt.priority(request)), request, engine.max_length)
+        return replace(ready, job=job)
 
 
 async def _recorded(turn: Turn, said: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:

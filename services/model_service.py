@@ -27,6 +27,7 @@ class ModelConfig:
     kind: Kind = "chat"
     pinned: bool = False  # never freed
     idle_ttl: float | None = None  # seconds without a user until it is freed; None: never
+    dialect: str | None = None  # the format of its tool calls; None: as its chat template shows
     options: Mapping[str, Any] = field(default_factory=dict)  # the engine's own
 
 
@@ -43,6 +44,7 @@ class Lease:
     id: str  # the model's own name
     name: str  # as the request called it
     engine: Any  # Engine or EmbeddingEngine, by the kind that was asked for
+    dialect: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -134,7 +136,7 @@ class ModelManager:
         engine = await self._loaded(entry)
         entry.users += 1
         try:
-            yield Lease(entry.config.name, name or entry.config.name, engine)
+            yield Lease(entry.config.name, name or entry.config.name, engine, entry.config.dialect)
         finally:
             entry.users -= 1
             entry.last_used = self._clock()

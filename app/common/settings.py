@@ -28,6 +28,8 @@ class ModelSettings(BaseModel):
     preload: bool = False  # at start, instead of at the first request
     pinned: bool = False  # never freed
     ttl_s: float | None = Field(None, gt=0)  # idle seconds until it is freed; unset: never
+    # how it writes tool calls; unset: as its chat template shows
+    dialect: Literal["hermes", "llama", "mistral", "mistral-args", "json"] | None = None
 
     @model_validator(mode="after")
     def _is_named(self) -> "ModelSettings":

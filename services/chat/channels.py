@@ -39,6 +39,7 @@ class Choice:
     """Hands tokens over with the event that their text is in; those of markers go with the event after."""
 
     def __init__(self, format: Format, index: int, prompt_tokens: int) -> None:
+        self._format = format
         self._splitter = Splitter(format, index)
         self._index = index
         self._prompt_tokens = prompt_tokens
@@ -46,32 +47,42 @@ class Choice:
         self._num_read = 0  # characters
         self._completion_tokens = 0
         self._reasoning_tokens = 0
+        self._cached_tokens = 0
 
     def feed(self, piece: Piece) -> list[Spoken]:
         self._completion_tokens += len(piece.token_ids)
         if piece.token_ids or piece.logprobs:
             self._tokens.append(Tokens(self._num_read, piece.token_ids, piece.logprobs))
         self._num_read += len(piece.text)
-        return [self._with_tokens(part.event, part.end) for part in self._splitter.feed(piece.text)]
+        self._cached_tokens = max(self._cached_tokens, piece.cached_tokens)
+        parts = self._splitter.feed(piece.text, may_stop=self._completion_tokens > self._format.min_tokens)
+        return [self._with_tokens(part.event, part.end) for part in parts]
 
-    def finish(self, piece: Piece) -> list[Spoken | Finish]:
+    @property
+    def is_over(self) -> bool:
+        """A stop string came, of which the engine does not know."""
+        return self._splitter.stopped_by is not None
+
+    def finish(self, last: Piece) -> list[Spoken | Finish]:
         said: list[Spoken | Finish] = [self._with_tokens(part.event, part.end) for part in self._splitter.finish()]
-        if any(tokens.logprobs for tokens in self._tokens):  # each is told, also of those without a text
-            said.append(self._with_tokens(Text("", index=self._index), self._num_read + 1))
-        assert piece.finish
-        called = self._splitter.num_calls and piece.finish == "stop"
-        finish = Finish(
-            "tool_calls" if called else piece.finish,
+        if any(tokens.logprobs for tokens in self._tokens) and not self.is_over:
+            said.append(self._with_tokens(Text("", index=self._index), self._num_read + 1))  # each is told
+        return [*said, self._finish(last)]
+
+    def _finish(self, last: Piece) -> Finish:
+        reason = "stop" if self.is_over else last.finish
+        assert reason
+        return Finish(
+            "tool_calls" if self._splitter.num_calls and reason == "stop" else reason,
             self._prompt_tokens,
             self._completion_tokens,
-            piece.cached_tokens,
-            piece.times,
+            self._cached_tokens,
+            last.times,
             tuple(token for tokens in self._tokens for token in tokens.ids),
             self._index,
             self._reasoning_tokens,
-            stop=piece.stop,
+            stop=self._splitter.stopped_by or last.stop,
         )
-        return [*said, finish]
 
     def _with_tokens(self, event: Spoken, end: int) -> Spoken:
         ids: tuple[int, ...] = ()
@@ -89,7 +100,7 @@ async def _said(choice: Choice, pieces: AsyncGenerator[Piece, None]) -> AsyncGen
         async for piece in pieces:
             for event in choice.feed(piece):
                 yield event
-            if piece.finish:
+            if piece.finish or choice.is_over:
                 for last in choice.finish(piece):
                     yield last
                 return

@@ -1,23 +1,23 @@
 """A request and the history before it -> a Job: the chat template rendered, the sampling parameters settled."""
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jinja2 import TemplateError
 
-from schemas.chat_schema import ChatCompletionRequest, ChatMessage, ServedTier
-from services.chat import contents, refusals
+from schemas.chat_schema import ChatCompletionRequest, ChatMessage, MessageToolCall, ServedTier
+from services.chat import contents, refusals, tools
 from services.chat import sampling as sampled
 from services.chat.contents import Illustration
 from services.chat.refusals import refuse
 from services.engine.base import Job, Message, SamplingParams, Tokenizer
-from services.errors import InvalidRequest, UnsupportedParameter
+from services.errors import InvalidRequest
 
 # Parts of the contract that this server does not serve (yet), each with the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "audio": (),
     "chat_template": (),
-    "enable_thinking": (),
     "function_call": ("none",),
     "functions": ([],),
     "modalities": (["text"],),
@@ -25,9 +25,7 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "prediction": (),
     "prompt_cache_options": ({}, {"mode": "implicit"}),
     "prompt_cache_retention": ("in_memory",),
-    "reasoning_effort": (),
     "store": (False,),
-    "thinking_token_budget": (),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -44,12 +42,7 @@ RESERVED = {
 def check(request: ChatCompletionRequest) -> None:
     """Refuses by name what would otherwise be ignored."""
     refuse(request, UNSUPPORTED)
-    if request.tools:
-        raise UnsupportedParameter("tools")
-    if request.tool_choice not in (None, "none"):
-        raise UnsupportedParameter("tool_choice")
-    if any(each.tool_calls or each.role == "tool" for each in request.messages):
-        raise UnsupportedParameter("messages")
+    tools.check(request)
     sampled.check(request, request.max_completion_tokens or request.max_tokens)
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("'top_logprobs' goes with 'logprobs': true only", param="top_logprobs")
@@ -100,13 +93,14 @@ def served_tier(request: ChatCompletionRequest) -> ServedTier | None:
             return tier
 
 
-def template(request: ChatCompletionRequest) -> dict[str, Any]:
-    """What the chat template is called with, besides the messages."""
+def template(request: ChatCompletionRequest, **more: object) -> dict[str, Any]:
+    """What the chat template is called with, besides the messages; what the request says itself comes before `more`."""
     continues = request.continue_final_message
     begins = not continues if request.add_generation_prompt is None else request.add_generation_prompt
     return {
         "add_generation_prompt": begins,
         **({"continue_final_message": True} if continues else {}),
+        **more,
         **request.chat_template_kwargs,
     }
 
@@ -120,6 +114,7 @@ def echo(request: ChatCompletionRequest) -> str:
 def messages(request: ChatCompletionRequest, history: Iterable[Message], system_prompt: str | None) -> list[Message]:
     """History, then the request's own messages; the server's system prompt in front where neither has one."""
     said = [*history, *(message(each) for each in request.messages)]
+    tools.check_results(said)
     if system_prompt and all(each["role"] != "system" for each in said):
         said.insert(0, {"role": "system", "content": system_prompt})
     return said
@@ -127,7 +122,28 @@ def messages(request: ChatCompletionRequest, history: Iterable[Message], system_
 
 def message(given: ChatMessage) -> Message:
     content = contents.kept(given.content) if given.content is not None else given.refusal or ""
-    return {"role": role(given.role), "content": content}
+    said: Message = {"role": role(given.role), "content": content}
+    if given.reasoning_content:
+        said["reasoning_content"] = given.reasoning_content
+    if given.tool_calls:
+        said["tool_calls"] = [_call(each) for each in given.tool_calls]
+    if given.tool_call_id is not None:
+        said["tool_call_id"] = given.tool_call_id
+    return said
+
+
+def _call(given: MessageToolCall) -> dict[str, Any]:
+    function = {"name": given.function.name, "arguments": _arguments(given.function.arguments)}
+    return {"id": given.id, "type": "function", "function": function}
+
+
+def _arguments(text: str) -> object:
+    """An object, as templates expect it; what is none stays as it was said."""
+    try:
+        read = json.loads(text)
+    except ValueError:
+        return text
+    return read if isinstance(read, dict) else text
 
 
 def role(name: str) -> str:

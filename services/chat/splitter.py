@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from services.chat.dialects import Calls, Header, Thinking
 from services.chat.events import Arguments, Reasoning, Spoken, Text, ToolCall
-from services.chat.json_text import JsonEnd
+from services.chat.json_text import JsonEnd, overlap
 
 BETWEEN = re.compile(r"[\s\[\],;]")  # around calls
 
@@ -21,6 +21,13 @@ class Format:
     begun: bool = False  # the prompt has opened the thinking already
     calls: Calls | None = None  # None: no tools are offered
     names: frozenset[str] = frozenset()  # of the tools
+    stop: tuple[str, ...] = ()  # strings that end it, in what is said
+    include_stop: bool = False
+    min_tokens: int = 0  # in these no stop string is looked for
+
+    @property
+    def is_plain(self) -> bool:
+        return self.thinking is None and self.calls is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,8 @@ class Splitter:
         self._format = format
         self._index = index
         self.num_calls = 0
+        self.stopped_by: str | None = None
+        self._stops: tuple[str, ...] = ()  # that are looked for now
         self._buffer = ""  # come, and not yet understood
         self._passed: str | None = ""  # before a call, if it is one; None: one came, what is between is dropped
         self._object = ""  # perhaps a call, in an unusual order
@@ -49,8 +58,9 @@ class Splitter:
         self._parts: list[Part] = []
         self._step: Callable[[], bool] = self._skip_to_thought if format.begun else self._open
 
-    def feed(self, text: str) -> list[Part]:
+    def feed(self, text: str, *, may_stop: bool = True) -> list[Part]:
         self._buffer += text
+        self._stops = self._format.stop if may_stop else ()
         return self._run()
 
     def finish(self) -> list[Part]:
@@ -79,7 +89,8 @@ class Splitter:
 
     def _think(self) -> bool:
         assert self._format.thinking
-        return self._say_until(self._format.thinking.end, Reasoning) and self._go(self._skip_to_answer)
+        end = self._format.thinking.end
+        return self._say_until(end, Reasoning) == end and self._go(self._skip_to_answer)
 
     def _skip_to_answer(self) -> bool:
         return self._skip_blank() and self._go(self._answer)
@@ -90,9 +101,13 @@ class Splitter:
 
     def _speak(self) -> bool:
         marker = self._format.calls.marker if self._format.calls else ""
-        if self._say_until(marker, Text):
+        found = self._say_until(marker, Text, self._stops)
+        if found and found == marker:
             self._passed = marker
             return self._go(self._call)
+        return found is not None and self._go(self._stop)
+
+    def _stop(self) -> bool:
         return False
 
     def _call(self) -> bool:
@@ -155,10 +170,12 @@ class Splitter:
         return self._go(self._call)
 
     def _take_back(self) -> bool:
+        """It was no call: all of it is content, and the marker by itself, not to be found again."""
         text = (self._passed or "") + self._object
         self._passed, self._object = "", ""
-        if text:
-            self._add(Text(text, index=self._index))
+        self._buffer, self._num_taken = text + self._buffer, self._num_taken - len(text)
+        if self._calls.marker and text.startswith(self._calls.marker):
+            self._say(Text, len(self._calls.marker))
         return self._go(self._speak)
 
     # --- what they are made of ---
@@ -186,23 +203,28 @@ class Splitter:
         else:
             self._add(Text(text, index=self._index))
 
-    def _say_until(self, marker: str, kind: type[Text | Reasoning]) -> bool:
-        """Whether the marker came. White space in front of it is dropped with it."""
-        text, found, _ = self._buffer.partition(marker) if marker else (self._buffer, "", "")
-        if found:
-            self._say(kind, len(text.rstrip()))
-            self._take(self._buffer.index(marker) + len(marker))
+    def _say_until(self, marker: str, kind: type[Text | Reasoning], stops: tuple[str, ...] = ()) -> str | None:
+        """The marker or the stop string that came first, if one did. White space in front of a marker is dropped."""
+        places = [(self._buffer.find(each), len(each), each) for each in (marker, *stops) if each]
+        start, size, found = min((each for each in places if each[0] >= 0), default=(0, 0, None))
+        if found is None:
+            self._say(kind, len(self._buffer) - self._num_held(marker, stops))
+        elif found == marker:
+            self._say(kind, len(self._buffer[:start].rstrip()))
+            self._take(self._buffer.index(marker) + size)
         else:
-            self._say(kind, len(text) - (self._num_held(marker) if marker else 0))
-        return bool(found)
+            self.stopped_by = found
+            self._say(kind, start + (size if self._format.include_stop else 0))
+        return found
 
-    def _num_held(self, marker: str) -> int:
-        """Characters at the end of the buffer that may belong to a marker, or to the space in front of it."""
+    def _num_held(self, marker: str, stops: tuple[str, ...]) -> int:
+        """Characters at the end of the buffer that may belong to one of them, or to the space before the marker."""
         if self._is_over:
             return 0
-        text = self._buffer
-        cut = next((size for size in range(len(marker) - 1, 0, -1) if text.endswith(marker[:size])), 0)
-        return len(text) - len(text[: len(text) - cut].rstrip())
+        before = (
+            self._buffer[: len(self._buffer) - overlap(self._buffer, [marker])].rstrip() if marker else self._buffer
+        )
+        return max(len(self._buffer) - len(before), overlap(self._buffer, stops))
 
     def _skip_blank(self) -> bool:
         """Whether something follows."""

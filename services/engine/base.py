@@ -44,6 +44,15 @@ class GrammarSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ThinkingLimit:
+    """An answer that begins with thinking ends that after so many tokens, if it has not before."""
+
+    tokens: int
+    end: int  # the token that ends it
+    begin: int | None = None  # the answer's first token, if it thinks at all; None: the prompt has begun it
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     max_tokens: int | None = None  # None: up to the model's length
     temperature: float = 1.0  # 0: greedy
@@ -62,6 +71,7 @@ class SamplingParams:
     include_stop: bool = False  # the stop string or token in the text
     logprobs: int | None = None  # how many alternatives are told with each token; None: not even its own logprob
     grammar: GrammarSpec | None = None
+    thinking: ThinkingLimit | None = None
 
     @property
     def penalises(self) -> bool:
@@ -152,7 +162,7 @@ class Piece:
     token_ids: tuple[int, ...] = ()
     finish: FinishReason | None = None  # None: more to come
     logprobs: tuple[TokenLogprob, ...] = ()  # of those tokens whose text this is, if they were asked for
-    cached_tokens: int = 0  # of the prompt, found in the cache; with the last piece
+    cached_tokens: int = 0  # of the prompt, found in the cache; with the first piece and the last
     times: Times | None = None  # with the last piece
     stop: str | None = None  # the stop string that ended it; with the last piece
 

@@ -49,6 +49,7 @@ class _Request:
     submitted: float
     started: float = 0.0  # its first step; 0: not yet
     spoke: float = 0.0  # its first token
+    told: bool = False  # a piece of it
 
     def times(self, now: float) -> Times:
         return Times(self.started - self.submitted, self.spoke - self.started, now - self.spoke)
@@ -306,7 +307,8 @@ class LocalEngine:
                 whole = [row for row in range(len(sequences)) if row not in rows]
                 sequences, logits = [sequences[row] for row in whole], logits[whole]
         if sequences:
-            tokens = sample(logits, sequences)
+            drawn = sample(logits, sequences)
+            tokens = [sequence.insist(token) for sequence, token in zip(sequences, drawn, strict=True)]
             self._advance(sequences, tokens, weigh(logits, sequences, tokens))
 
     def _advance(self, sequences: list[Sequence], tokens: list[int], weighed: dict[Sequence, Weighed]) -> None:
@@ -339,8 +341,10 @@ class LocalEngine:
         now = time.monotonic()
         request.spoke = request.spoke or now
         piece = streamer.take()
-        if piece and piece.finish:
-            return replace(piece, cached_tokens=sequence.num_reused or 0, times=request.times(now))
+        if piece and (piece.finish or not request.told):
+            request.told = True
+            times = request.times(now) if piece.finish else None
+            return replace(piece, cached_tokens=sequence.num_reused or 0, times=times)
         return piece
 
     def _named(self, token: int, weighed: Weighed | None) -> TokenLogprob | None:

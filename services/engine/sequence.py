@@ -31,6 +31,7 @@ class Sequence:
     patience: int = 8  # times that it will begin such a wait, or see the other stand still
     cancelled: bool = False  # the one thing written from another thread
     finished: bool = False
+    has_thought: bool = False  # and needs no limit any more
     random: Random = field(init=False)  # its own, so that a seed gives the same text in any company
     shaper: Any = None  # what the sampler remembers of it, made when it is first asked for
 
@@ -41,6 +42,19 @@ class Sequence:
     @property
     def num_sampled(self) -> int:
         return len(self.tokens) - len(self.job.prompt)
+
+    def insist(self, drawn: int) -> int:
+        """The next token: what was drawn, or the end of thinking that has taken too long."""
+        limit = self.job.sampling.thinking
+        if limit is None or self.has_thought:
+            return drawn
+        if limit.begin is not None and self.num_sampled == 0:
+            self.has_thought = drawn != limit.begin
+            return drawn
+        num_thought = self.num_sampled - (limit.begin is not None)
+        token = limit.end if num_thought >= limit.tokens else drawn
+        self.has_thought = token == limit.end
+        return token
 
     @property
     def num_pending(self) -> int:

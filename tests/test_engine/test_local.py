@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from services.engine.base import EngineStats, GrammarSpec, Job, SamplingParams
+from services.engine.base import EngineStats, GrammarSpec, Job, SamplingParams, ThinkingLimit
 from services.engine.local import LocalEngine
 from services.engine.runner import build_runner
 from services.engine.scheduler import Batch, Scheduler, Work
@@ -51,6 +51,33 @@ async def test_pieces_carry_text_and_tokens(engine: LocalEngine) -> None:
         ("d", (3,), None),
         ("e", (4,), "length"),
     ]
+
+
+@pytest.mark.parametrize(("tokens", "expected"), [(0, "klm"), (2, "bck"), (3, "bcd")])
+async def test_thinking_that_takes_too_long_is_ended(engine: LocalEngine, tokens: int, expected: str) -> None:
+    params = SamplingParams(max_tokens=3, temperature=0, thinking=ThinkingLimit(tokens, end=10))
+    pieces = [piece async for piece in await engine.submit(Job("id", (0,), params))]
+    assert "".join(piece.text for piece in pieces) == expected
+
+
+@pytest.mark.parametrize(("begin", "expected"), [(1, "bck"), (2, "bcd")])
+async def test_answer_that_does_not_begin_with_thinking_has_no_limit(
+    engine: LocalEngine, begin: int, expected: str
+) -> None:
+    params = SamplingParams(max_tokens=3, temperature=0, thinking=ThinkingLimit(1, end=10, begin=begin))
+    pieces = [piece async for piece in await engine.submit(Job("id", (0,), params))]
+    assert "".join(piece.text for piece in pieces) == expected
+
+
+async def test_thinking_that_ended_by_itself_is_not_ended_again(engine: LocalEngine) -> None:
+    params = SamplingParams(max_tokens=5, temperature=0, thinking=ThinkingLimit(2, end=2))
+    pieces = [piece async for piece in await engine.submit(Job("id", (0,), params))]
+    assert "".join(piece.text for piece in pieces) == "bcdef"
+
+
+async def test_the_first_piece_says_what_was_cached(engine: LocalEngine) -> None:
+    pieces = [[piece async for piece in await engine.submit(job("a" * length, max_tokens=3))] for length in (20, 30)]
+    assert [each.cached_tokens for each in pieces[1]] == [20, 0, 20]
 
 
 async def test_the_last_piece_says_what_was_cached_and_how_long_it_took(engine: LocalEngine) -> None:

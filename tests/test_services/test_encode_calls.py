@@ -136,3 +136,20 @@ class TestChannels:
         *_, finish = await self.of(Piece("<tool_call>"), finish="stop")
         assert isinstance(finish, Finish)
         assert finish.reason == "stop"
+
+    async def test_stop_string_of_the_content_ends_the_answer(self) -> None:
+        engine = FakeEngine(Piece("a", (1,), cached_tokens=3), Piece("b", (2,)), Piece("c", (3,)), "d")
+        engine.start()
+        format = Format(TAGS, stop=("b",), min_tokens=0)
+        said = [event async for event in events(HEAD, [engine.open()], format=format)][1:]
+        assert said == [Text("a", (1,)), Finish("stop", 5, 2, cached_tokens=3, token_ids=(2,), stop="b")]
+        assert not engine.running
+
+    async def test_no_stop_string_is_looked_for_in_the_first_tokens(self) -> None:
+        engine = FakeEngine(Piece("ab", (1, 2)), Piece("b", (3,)))
+        engine.start()
+        format = Format(TAGS, stop=("b",), min_tokens=2)
+        said = [event async for event in events(HEAD, [engine.open()], format=format)][1:]
+        assert said[0] == Text("ab", (1, 2))
+        assert isinstance(said[1], Finish)
+        assert (said[1].reason, said[1].completion_tokens) == ("stop", 3)

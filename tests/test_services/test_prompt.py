@@ -20,13 +20,10 @@ REFUSED = [
     ("function_call", "auto"),
     ("functions", [{"name": "f"}]),
     ("modalities", ["text", "audio"]),
-    ("reasoning_effort", "low"),
     ("prediction", {"type": "content", "content": "hi"}),
     ("prompt_cache_retention", "24h"),
     ("verbosity", "low"),
     ("store", True),
-    ("tool_choice", "auto"),
-    ("tools", [{"type": "function", "function": {"name": "f"}}]),
     *((name, "anything else") for name in prompt.UNSUPPORTED),
 ]
 NEUTRAL = [(name, value) for name, values in prompt.UNSUPPORTED.items() for value in values]

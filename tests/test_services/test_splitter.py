@@ -181,6 +181,38 @@ class TestThinking:
         assert meaning(format, *text) == Meaning(calls=(("f", "{}"),), reasoning="Hm.")
 
 
+class TestStops:
+    CALL: ClassVar[str] = '<tool_call>{"name": "f", "arguments": {"a": "stop"}}</tool_call>'
+    FORMAT: ClassVar[Format] = Format(TAGS, calls=HERMES, names=NAMES, stop=("stop", "\n\n", "top!"))
+
+    @pytest.mark.parametrize(
+        ("text", "expected", "stop"),
+        [
+            ("Hello stop it", Meaning("Hello "), "stop"),
+            ("Hello sto", Meaning("Hello sto"), None),
+            ("a top! b stop", Meaning("a "), "top!"),
+            ("<think>stop\n\nit</think>\n\nHi\n\nyou", Meaning("Hi", reasoning="stop\n\nit"), "\n\n"),
+            (CALL, Meaning(calls=(("f", '{"a": "stop"}'),)), None),
+            (f"Well, {CALL}", Meaning("Well,", (("f", '{"a": "stop"}'),)), None),
+            (f"stop {CALL}", Meaning(), "stop"),
+            ('<tool_call>{"stop": 1}', Meaning('<tool_call>{"'), "stop"),
+        ],
+    )
+    def test_end_the_content_only(self, text: str, expected: Meaning, stop: str | None) -> None:
+        assert meaning(self.FORMAT, text) == meaning(self.FORMAT, *text) == expected
+        splitter = Splitter(self.FORMAT)
+        splitter.feed(text)
+        splitter.finish()
+        assert splitter.stopped_by == stop
+
+    def test_may_be_kept(self) -> None:
+        assert meaning(replace(self.FORMAT, include_stop=True), *"Hello stop it") == Meaning("Hello stop")
+
+    def test_are_found_in_what_was_taken_for_a_call(self) -> None:
+        format = Format(calls=JSON, names=NAMES, stop=("1",))
+        assert meaning(format, *"[1, 2]") == Meaning("[")
+
+
 FRAGMENTS = (
     *("<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>"),
     *("<", "</", "tool", "[", "]", "{", "}", '"', "\\", ", ", "; ", "\n", " ", "f", "é", "😀", "Hello"),
@@ -189,7 +221,8 @@ FRAGMENTS = (
 )
 TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=12).map("".join)
 FORMATS = [
-    Format(thinking, begun, calls, NAMES)
+    Format(thinking, begun, calls, NAMES, stop=stop)
+    for stop in ((), ("ll", "\n ", "é"))
     for calls in (None, *DIALECTS.values())
     for thinking, begun in ((None, False), (TAGS, False), (TAGS, True))
 ]

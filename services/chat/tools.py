@@ -1,0 +1,221 @@
+"""The tools of a request: which may be called, and how models are told of them whose templates show none."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from schemas.chat_schema import AllowedTools, ChatCompletionRequest, ChosenTool, Function, Tool
+from services.chat.dialects import Calls, Dialect
+from services.engine.base import Message
+from services.errors import InvalidRequest
+
+TYPES = {"array", "boolean", "integer", "null", "number", "object", "string"}
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What an answer may call."""
+
+    tools: tuple[Tool, ...]  # shown to the model
+    callable: tuple[Function, ...]
+    must: bool
+    parallel: bool
+    params: tuple[str, ...]  # where the schema of each that may be called is in the request
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(each.name for each in self.callable)
+
+
+def offer(request: ChatCompletionRequest) -> Offer | None:
+    """None: nothing may be called, and the model is told of no tools."""
+    choice = request.tool_choice or "auto"
+    if not request.tools or choice == "none":
+        return None
+    names = _chosen(choice)
+    may = [(place, tool) for place, tool in enumerate(request.tools) if names is None or tool.function.name in names]
+    # of the allowed ones only is the model told, that it calls no other where nothing forces it
+    shown = [tool for _, tool in may] if isinstance(choice, AllowedTools) else request.tools
+    return Offer(
+        tools=tuple(shown),
+        callable=tuple(tool.function for _, tool in may),
+        must=choice == "required" or isinstance(choice, ChosenTool) or _is_required(choice),
+        parallel=request.parallel_tool_calls and not isinstance(choice, ChosenTool),
+        params=tuple(f"tools.{place}.function.parameters" for place, _ in may),
+    )
+
+
+def _chosen(choice: str | ChosenTool | AllowedTools) -> set[str] | None:
+    match choice:
+        case ChosenTool():
+            return {choice.function.name}
+        case AllowedTools():
+            return {each.function.name for each in choice.allowed_tools.tools}
+        case _:
+            return None
+
+
+def _is_required(choice: str | ChosenTool | AllowedTools) -> bool:
+    return isinstance(choice, AllowedTools) and choice.allowed_tools.mode == "required"
+
+
+# --- what is wrong with a request ---
+
+
+def check(request: ChatCompletionRequest) -> None:
+    if request.tool_choice not in (None, "none", "auto") and not request.tools:
+        raise InvalidRequest("'tool_choice' goes with 'tools' only", param="tool_choice")
+    names: set[str] = set()
+    for place, tool in enumerate(request.tools):
+        if tool.function.name in names:
+            param = f"tools.{place}.function.name"
+            raise InvalidRequest(f"'{param}': two tools have the same name", param=param)
+        names.add(tool.function.name)
+        check_parameters(tool.function.parameters, f"tools.{place}.function.parameters")
+    if not (_chosen(request.tool_choice or "auto") or set()) <= names:
+        raise InvalidRequest("'tool_choice' names a tool that is not among 'tools'", param="tool_choice")
+
+
+def check_parameters(schema: Mapping[str, Any], param: str) -> None:
+    """As far as it can be seen without a grammar."""
+    if schema.get("type", "object") != "object":
+        raise InvalidRequest(f"'{param}': the schema of arguments has the type 'object'", param=param)
+    wrong = next(_flaws(schema), None)
+    if wrong:
+        raise InvalidRequest(f"'{param}' is no JSON schema: '{wrong}' is not what it must be", param=param)
+
+
+def _flaws(schema: object) -> Iterator[str]:
+    """Keywords whose values can be none."""
+    left = [schema]
+    while left:
+        match left.pop():
+            case bool():
+                continue
+            case dict() as found:
+                yield from (key for key, is_one in KEYWORDS.items() if key in found and not is_one(found[key]))
+                for key in ("properties", "$defs", "definitions", "patternProperties"):
+                    if isinstance(found.get(key), dict):
+                        left.extend(found[key].values())
+                for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
+                    if isinstance(found.get(key), list):
+                        left.extend(found[key])
+                left.extend(found[key] for key in ("items", "not", "additionalProperties") if key in found)
+            case list() as found:  # items, as drafts before 2020 have them
+                left.extend(found)
+            case _:
+                yield "schema"
+
+
+def _is_type(value: object) -> bool:
+    named = value if isinstance(value, list) else [value]
+    return bool(named) and all(isinstance(each, str) and each in TYPES for each in named)
+
+
+KEYWORDS: dict[str, Callable[[object], bool]] = {
+    "type": _is_type,
+    "properties": lambda value: isinstance(value, dict),
+    "required": lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
+    "enum": lambda value: isinstance(value, list),
+    "anyOf": lambda value: isinstance(value, list),
+    "oneOf": lambda value: isinstance(value, list),
+    "allOf": lambda value: isinstance(value, list),
+    "$ref": lambda value: isinstance(value, str),
+    "pattern": lambda value: isinstance(value, str),
+}
+
+
+def check_results(messages: Iterable[Message]) -> None:
+    """Each result is of a call that was made."""
+    called: set[str] = set()
+    for place, message in enumerate(messages):
+        called |= {call["id"] for call in message.get("tool_calls", ())}
+        if message["role"] == "tool" and message.get("tool_call_id") not in called:
+            param = f"messages.{place}.tool_call_id"
+            raise InvalidRequest(f"'{param}' is the id of no call that an assistant's message before has", param=param)
+
+
+# --- what the model is told ---
+
+
+def declared(tools: Iterable[Tool]) -> list[dict[str, Any]]:
+    """As chat templates, and models, read them."""
+    return [{"type": "function", "function": _declaration(tool.function)} for tool in tools]
+
+
+def _declaration(function: Function) -> dict[str, Any]:
+    said = {"name": function.name, "description": function.description or "", "parameters": function.parameters}
+    return said if function.parameters else {**said, "parameters": {"type": "object", "properties": {}}}
+
+
+def told(messages: list[Message], offer: Offer | None, dialect: Dialect) -> list[Message]:
+    """For a template that shows tools the messages as they are, for another one with all of it put into words."""
+    if dialect.shows_tools:
+        return [_with_short_ids(each) for each in messages] if dialect.calls.short_ids else messages
+    said = list(_without_tools(messages, dialect.calls))
+    return _introduced(said, _introduction(offer, dialect.calls), dialect) if offer else said
+
+
+def _introduction(offer: Offer, calls: Calls) -> str:
+    tools = "\n".join(json.dumps(each["function"], ensure_ascii=False) for each in declared(offer.tools))
+    example = calls.write([("NAME", '{"PARAMETER": VALUE}')])
+    again = " Several can be called at once." if offer.parallel and calls.between else ""
+    return (
+        f"You can call these functions, described with JSON schemas of their parameters:\n{tools}\n\n"
+        f"To call a function, answer with nothing but this, and its result will be given to you:\n{example}\n"
+        f"{'Call one now.' if offer.must else 'Call one only if it helps to answer.'}{again}"
+    )
+
+
+def _introduced(messages: list[Message], text: str, dialect: Dialect) -> list[Message]:
+    role = "system" if dialect.takes_system else "user"
+    if messages and messages[0]["role"] == role and isinstance(messages[0]["content"], str):
+        first, *rest = messages
+        return [{**first, "content": f"{first['content']}\n\n{text}"}, *rest]
+    return [{"role": role, "content": text}, *messages]
+
+
+def _without_tools(messages: Iterable[Message], calls: Calls) -> Iterator[Message]:
+    """Calls as the assistant wrote them; results as the user's, those of one turn in one message."""
+    results: list[str] = []
+    names: dict[str, str] = {}
+    for message in messages:
+        if message["role"] == "tool":
+            results.append(f"Result of {names.get(message['tool_call_id'], 'the function')}:\n{message['content']}")
+            continue
+        if results:
+            yield {"role": "user", "content": "\n\n".join(results)}
+            results = []
+        names |= {call["id"]: call["function"]["name"] for call in message.get("tool_calls", ())}
+        yield _with_calls_as_text(message, calls)
+    if results:
+        yield {"role": "user", "content": "\n\n".join(results)}
+
+
+def _with_calls_as_text(message: Message, calls: Calls) -> Message:
+    if not message.get("tool_calls"):
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    text = calls.write([(each["name"], _as_text(each["arguments"])) for each in functions])
+    rest = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**rest, "content": f"{message['content']}\n{text}" if message["content"] else text}
+
+
+def _as_text(arguments: object) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _with_short_ids(message: Message) -> Message:
+    """The same nine letters for the same id, whoever made it."""
+    said = dict(message)
+    if "tool_call_id" in said:
+        said["tool_call_id"] = _short(said["tool_call_id"])
+    if "tool_calls" in said:
+        said["tool_calls"] = [{**call, "id": _short(call["id"])} for call in said["tool_calls"]]
+    return said
+
+
+def _short(id: str) -> str:
+    return hashlib.sha256(id.encode()).hexdigest()[:9]

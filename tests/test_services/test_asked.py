@@ -1,0 +1,148 @@
+"""Requests for models that think, or are to call: what is asked, and how the answer is to be read."""
+
+import pytest
+
+from schemas.chat_schema import ChatCompletionRequest
+from services.chat import prompt
+from services.chat.asked import Asked, Model, asked
+from services.chat.dialects import HERMES, dialect_of
+from services.engine.base import ThinkingLimit
+from services.errors import InvalidRequest, UnsupportedParameter
+from tests.fakes import TEMPLATE, FakeTokenizer
+
+THINKS = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% if enable_thinking is false %}<think></think>{% endif %}{% endif %}"
+)
+OPENS = THINKS.replace("enable_thinking is false", "0").replace("assistant: ", "assistant: <think>\n")
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "string"}}}}}
+
+
+class Tokenizer(FakeTokenizer):
+    """The marks of thinking are tokens."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode().replace(b"</think>", b"\xff").replace(b"<think>", b"\xfe"))
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
+        return bytes(token_ids).replace(b"\xff", b"</think>").replace(b"\xfe", b"<think>").decode(errors="replace")
+
+
+def ask(template: str, **fields: object) -> Asked:
+    request = ChatCompletionRequest.model_validate({"messages": [{"content": "hi"}], **fields})
+    prompt.check(request)
+    model = Model(Tokenizer(template), dialect_of(template))
+    return asked("id", request, prompt.messages(request, (), None), prompt.sampling(request, None), model)
+
+
+def text(ready: Asked) -> str:
+    return Tokenizer().decode(list(ready.job.prompt))
+
+
+class TestThinking:
+    def test_goes_on_as_the_template_has_it(self) -> None:
+        assert text(ask(THINKS)) == "user: hi\nassistant: "
+        assert not ask(THINKS).format.begun
+        assert ask(OPENS).format.begun
+        assert ask(TEMPLATE).format.is_plain
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"enable_thinking": False},
+            {"reasoning_effort": "none"},
+            {"chat_template_kwargs": {"enable_thinking": False}},
+            {"reasoning_effort": "high", "enable_thinking": False},
+        ],
+    )
+    def test_can_be_turned_off(self, fields: dict[str, object]) -> None:
+        assert text(ask(THINKS, **fields, tools=[TOOL], tool_choice="required")).endswith("<think></think>")
+        assert not ask(THINKS, **fields).format.begun
+
+    @pytest.mark.parametrize(
+        ("template", "fields", "param"),
+        [
+            (OPENS, {"enable_thinking": False}, "enable_thinking"),
+            (OPENS, {"reasoning_effort": "none"}, "reasoning_effort"),
+            (TEMPLATE, {"enable_thinking": True}, "enable_thinking"),
+            (TEMPLATE, {"reasoning_effort": "low"}, "reasoning_effort"),
+        ],
+    )
+    def test_refused_where_the_model_cannot(self, template: str, fields: dict[str, object], param: str) -> None:
+        with pytest.raises(UnsupportedParameter) as refused:
+            ask(template, **fields)
+        assert refused.value.param == param
+
+    def test_model_that_does_not_think_need_not_be_kept_from_it(self) -> None:
+        assert ask(TEMPLATE, enable_thinking=False, reasoning_effort="none", thinking_token_budget=5).format.is_plain
+
+    def test_template_that_knows_levels_has_them(self) -> None:
+        template = "{{ reasoning_effort }}{% if 0 %}</think>{% endif %}"
+        assert text(ask(template, reasoning_effort="xhigh")) == "xhigh"
+        assert ask(template, reasoning_effort="low").job.sampling.thinking is None
+
+    def test_elsewhere_levels_are_budgets(self) -> None:
+        assert ask(OPENS, reasoning_effort="low").job.sampling.thinking == ThinkingLimit(2048, 255)
+        assert ask(OPENS, reasoning_effort="high").job.sampling.thinking is None
+        assert ask(OPENS, reasoning_effort="low", thinking_token_budget=7).job.sampling.thinking == ThinkingLimit(
+            7, 255
+        )
+
+    def test_is_limited_once_it_has_begun(self) -> None:
+        assert ask(THINKS, thinking_token_budget=7).job.sampling.thinking == ThinkingLimit(7, 255, begin=254)
+        assert ask(THINKS, thinking_token_budget=7, enable_thinking=False).job.sampling.thinking is None
+
+    def test_budget_needs_a_token(self) -> None:
+        with pytest.raises(UnsupportedParameter) as refused:
+            ask("{{ messages[0].content }}[THINK]{# [/THINK] #}", thinking_token_budget=7)
+        assert refused.value.param == "thinking_token_budget"
+
+
+class TestTools:
+    TOOLS = THINKS.replace("{% for", '{% if tools %}{{ tools }}{% endif %}{# <tool_call> "arguments" #}{% for', 1)
+
+    def test_template_that_shows_tools_has_them(self) -> None:
+        ready = ask(self.TOOLS, tools=[TOOL])
+        assert text(ready).startswith("[{'type': 'function', 'function': {'name': 'f'")
+        assert (ready.format.calls, ready.format.names) == (HERMES, {"f"})
+        assert ready.job.sampling.grammar is None
+
+    def test_they_are_hidden_where_none_may_be_called(self) -> None:
+        ready = ask(self.TOOLS, tools=[TOOL], tool_choice="none")
+        assert text(ready) == text(ask(self.TOOLS))
+        assert ready.format.calls is None
+
+    @pytest.mark.parametrize(
+        ("template", "before"),
+        [
+            (TOOLS, r'(<"<think>"> ...<"</think>"> /\n{0,2}/)?'),
+            (OPENS, r'...<"</think>"> /\n{0,2}/'),
+            (TEMPLATE, ""),
+        ],
+    )
+    def test_call_is_forced_after_free_thinking(self, template: str, before: str) -> None:
+        ready = ask(template, tools=[TOOL], tool_choice="required")
+        grammar = ready.job.sampling.grammar
+        assert grammar
+        assert (grammar.kind, grammar.before, grammar.param) == ("lark", before, "tools.0.function.parameters")
+        structured = ask(template, response_format={"type": "json_object"}).job.sampling.grammar
+        assert structured
+        assert structured.before == before
+
+    def test_call_is_forced_at_once_where_thinking_is_off(self) -> None:
+        grammar = ask(self.TOOLS, tools=[TOOL], tool_choice="required", enable_thinking=False).job.sampling.grammar
+        assert grammar
+        assert grammar.before == ""
+
+    def test_kind_of_answer_that_cannot_go_with_calls_is_refused(self) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            ask(TEMPLATE, tools=[TOOL], guided_regex="a")
+        assert refused.value.param == "guided_regex"
+
+
+def test_stop_strings_are_the_contents_where_there_is_more() -> None:
+    ready = ask(THINKS, stop=["\n"], min_tokens=3)
+    assert ready.job.sampling.stop == ()
+    assert (ready.format.stop, ready.format.min_tokens) == (("\n",), 3)
+    plain = ask(TEMPLATE, stop=["\n"])
+    assert (plain.job.sampling.stop, plain.format.stop) == (("\n",), ())

@@ -1,0 +1,187 @@
+"""Which tools may be called, what is wrong with a request for them, and what models are told."""
+
+from typing import Any, ClassVar
+
+import pytest
+
+from schemas.chat_schema import ChatCompletionRequest
+from services.chat import prompt, tools
+from services.chat.dialects import HERMES, JSON, MISTRAL, Dialect
+from services.engine.base import Message
+from services.errors import InvalidRequest
+
+
+def tool(name: str, **function: object) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **function}}
+
+
+def chosen(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [chosen(name) for name in names]}}
+
+
+def request(*names: str, **fields: object) -> ChatCompletionRequest:
+    asked = {"messages": [{"content": "hi"}], "tools": [tool(name) for name in names], **fields}
+    return ChatCompletionRequest.model_validate(asked)
+
+
+class TestOffer:
+    @pytest.mark.parametrize(
+        ("choice", "shown", "callable", "must", "parallel"),
+        [
+            (None, "fg", "fg", False, True),
+            ("auto", "fg", "fg", False, True),
+            ("required", "fg", "fg", True, True),
+            (chosen("g"), "fg", "g", True, False),
+            (allowed("auto", "g"), "g", "g", False, True),
+            (allowed("required", "g", "f"), "fg", "fg", True, True),
+        ],
+    )
+    def test_follows_the_choice(self, choice: object, shown: str, callable: str, must: bool, parallel: bool) -> None:
+        offer = tools.offer(request("f", "g", tool_choice=choice))
+        assert offer
+        assert "".join(each.function.name for each in offer.tools) == shown
+        assert "".join(each.name for each in offer.callable) == callable
+        assert (offer.must, offer.parallel) == (must, parallel)
+
+    def test_is_of_one_call_where_they_may_not_be_parallel(self) -> None:
+        offer = tools.offer(request("f", parallel_tool_calls=False))
+        assert offer
+        assert not offer.parallel
+
+    @pytest.mark.parametrize("asked", [request(), request("f", tool_choice="none")])
+    def test_there_is_none(self, asked: ChatCompletionRequest) -> None:
+        tools.check(asked)
+        assert tools.offer(asked) is None
+
+
+class TestCheck:
+    @pytest.mark.parametrize(
+        ("asked", "param"),
+        [
+            (request(tool_choice="required"), "tool_choice"),
+            (request(tool_choice=chosen("f")), "tool_choice"),
+            (request("f", tool_choice=chosen("g")), "tool_choice"),
+            (request("f", tool_choice=allowed("auto", "f", "g")), "tool_choice"),
+            (request("f", "g", "f"), "tools.2.function.name"),
+        ],
+    )
+    def test_refusal_names_what_is_wrong(self, asked: ChatCompletionRequest, param: str) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            prompt.check(asked)
+        assert refused.value.param == param
+
+    @pytest.mark.parametrize(
+        "schema",
+        [
+            {"type": "string"},
+            {"type": "objekt"},
+            {"properties": []},
+            {"properties": {"a": {"type": "text"}}},
+            {"properties": {"a": 5}},
+            {"properties": {"a": {"type": "array", "items": {"required": "b"}}}},
+            {"$defs": {"a": {"anyOf": [{"type": 1}]}}},
+            {"anyOf": {}},
+        ],
+    )
+    def test_parameters_that_are_no_schema_are_refused(self, schema: dict[str, object]) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            prompt.check(request(tools=[tool("f"), tool("g", parameters=schema)]))
+        assert refused.value.param == "tools.1.function.parameters"
+
+    @pytest.mark.parametrize(
+        "schema",
+        [
+            {},
+            {"type": "object"},
+            {"properties": {"type": {"type": ["string", "null"]}, "required": True, "items": {"enum": [1]}}},
+            {"type": "object", "properties": {"a": {"items": [{"type": "string"}]}}, "additionalProperties": False},
+        ],
+    )
+    def test_parameters_that_are_one_are_not(self, schema: dict[str, object]) -> None:
+        prompt.check(request(tools=[tool("f", parameters=schema)]))
+
+
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+
+
+def said(*messages: dict[str, object]) -> list[Message]:
+    return prompt.messages(ChatCompletionRequest.model_validate({"messages": messages}), (), None)
+
+
+class TestMessages:
+    def test_calls_and_results_are_as_templates_read_them(self) -> None:
+        broken = {**CALL, "id": "call_2", "function": {"name": "f", "arguments": '{"a": '}}
+        assert said(
+            {"role": "assistant", "tool_calls": [CALL, broken], "reasoning_content": "Hm."},
+            {"role": "tool", "tool_call_id": "call_1", "content": "2"},
+        ) == [
+            {
+                "role": "assistant",
+                "content": "",
+                "reasoning_content": "Hm.",
+                "tool_calls": [
+                    {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}},
+                    {"id": "call_2", "type": "function", "function": {"name": "f", "arguments": '{"a": '}},
+                ],
+            },
+            {"role": "tool", "content": "2", "tool_call_id": "call_1"},
+        ]
+
+    def test_result_without_its_call_is_refused(self) -> None:
+        with pytest.raises(InvalidRequest) as refused:
+            said({"content": "hi"}, {"role": "tool", "tool_call_id": "call_1", "content": "2"})
+        assert refused.value.param == "messages.1.tool_call_id"
+
+
+class TestTold:
+    MESSAGES: ClassVar[list[Message]] = said(
+        {"content": "Twice one?"},
+        {"role": "assistant", "content": "Well.", "tool_calls": [CALL, {**CALL, "id": "call_2"}]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "2"},
+        {"role": "tool", "tool_call_id": "call_2", "content": "two"},
+    )
+
+    def test_template_that_shows_tools_has_the_messages_as_they_are(self) -> None:
+        told = tools.told(self.MESSAGES, tools.offer(request("f")), Dialect(HERMES, shows_tools=True))
+        assert told == self.MESSAGES
+
+    def test_another_one_has_calls_and_results_as_text(self) -> None:
+        calls = '[{"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": {"a": 1}}]'
+        assert tools.told(self.MESSAGES, None, Dialect(JSON)) == [
+            {"role": "user", "content": "Twice one?"},
+            {"role": "assistant", "content": f"Well.\n{calls}"},
+            {"role": "user", "content": "Result of f:\n2\n\nResult of f:\ntwo"},
+        ]
+
+    @pytest.mark.parametrize(
+        ("messages", "dialect", "role", "begin"),
+        [
+            ([{"content": "hi"}], Dialect(JSON), "system", "You can call"),
+            ([{"role": "system", "content": "Be brief."}, {"content": "hi"}], Dialect(JSON), "system", "Be brief.\n\n"),
+            ([{"content": "hi"}], Dialect(JSON, takes_system=False), "user", "hi\n\nYou can call"),
+        ],
+    )
+    def test_and_is_introduced_to_the_tools(
+        self, messages: list[dict[str, object]], dialect: Dialect, role: str, begin: str
+    ) -> None:
+        offer = tools.offer(
+            request(tools=[tool("get_weather", description="Tells it.", parameters={"type": "object"})])
+        )
+        first = tools.told(said(*messages), offer, dialect)[0]
+        assert first["role"] == role
+        assert first["content"].startswith(begin)
+        assert (
+            '{"name": "get_weather", "description": "Tells it.", "parameters": {"type": "object"}}' in first["content"]
+        )
+        assert '[{"name": "NAME", "arguments": {"PARAMETER": VALUE}}]' in first["content"]
+
+    def test_ids_are_made_short_where_the_template_wants_them_so(self) -> None:
+        told = tools.told(self.MESSAGES, None, Dialect(MISTRAL, shows_tools=True))
+        ids = [call["id"] for call in told[1]["tool_calls"]]
+        assert [len(id) for id in ids] == [9, 9]
+        assert [each["tool_call_id"] for each in told[2:]] == ids
+        assert self.MESSAGES[1]["tool_calls"][0]["id"] == "call_1"
