@@ -42,6 +42,7 @@ def serve(
     gpu_memory_utilization: Annotated[float | None, typer.Option(help="Share of a GPU's memory to use.")] = None,
     cpu_memory_share: Annotated[float | None, typer.Option(help="Share of the free RAM for the KV cache.")] = None,
     enable_prefix_caching: Annotated[bool | None, typer.Option(help="Reuse what prompts have in common.")] = None,
+    enable_mm: Annotated[bool | None, typer.Option(help="Images: insist on them, or refuse them.")] = None,
 ) -> None:
     """Start the server."""
     override(
@@ -54,6 +55,7 @@ def serve(
         PARLEY_ENGINE__GPU_MEMORY_UTILIZATION=gpu_memory_utilization,
         PARLEY_ENGINE__CPU_MEMORY_SHARE=cpu_memory_share,
         PARLEY_ENGINE__PREFIX_CACHE=enable_prefix_caching,
+        PARLEY_ENGINE__ENABLE_MM=enable_mm,
     )
     import uvicorn
 

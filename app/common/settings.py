@@ -50,6 +50,7 @@ class EngineSettings(BaseModel):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)  # of a GPU's memory, weights and all
     cpu_memory_share: float = Field(0.4, gt=0, le=1)  # of the free RAM, for keys and values
     prefix_cache: bool = True  # off: no answer's timing tells what others have asked
+    enable_mm: bool | None = None  # images; unset: where the model takes them
     max_queue: int = Field(256, ge=0)  # requests that may wait beyond those in the batch
 
 

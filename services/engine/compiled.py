@@ -33,6 +33,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from services.engine.attention import NAME, running, visible
 from services.engine.kv_cache import LayerShape, SlotCache
 from services.engine.packed import pack_linears, packed_weights
+from services.engine.parts import language_part
 from services.engine.scheduler import Work
 
 logger = logging.getLogger(__name__)
@@ -293,7 +294,7 @@ def main(file: str, plan: str) -> None:
     given = Plan.from_json(plan)
     model = load(given.source, "cpu", given.dtype).model
     pack_linears(model)
-    model.set_attn_implementation(NAME)
+    language_part(model).set_attn_implementation(NAME)
     compile_to(Path(file), model, given)
 
 

@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GgufConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from services.engine.device import pick_device, pick_dtype
+from services.engine.pictures import PictureReader, read_processor, refuse_images
 
 transformers_logging.disable_progress_bar()  # a server's log is no terminal
 
@@ -28,19 +36,45 @@ class Loaded:
     device: torch.device
     dtype: torch.dtype
     vocabulary: int  # tokens that the logits speak of
+    reader: PictureReader | None = None  # of a model that also sees
 
 
-def load(source: str, device: str = "auto", dtype: str = "auto") -> Loaded:
+def load(source: str, device: str = "auto", dtype: str = "auto", enable_mm: bool | None = None) -> Loaded:
+    """`enable_mm`: images too; None: where the model takes them."""
     place = pick_device(device)
     numbers = pick_dtype(dtype, place)
     folder, options = _where(source)
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    config = None if options else AutoConfig.from_pretrained(folder)
+    kind = AutoModelForImageTextToText if _sees(config, enable_mm) else AutoModelForCausalLM
     if options:
         options["quantization_config"] = GgufConfig(dequantize=True)  # left packed, each product unpacks it again
     with ALONE:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=numbers, **options).to(place).eval()
+        model = kind.from_pretrained(folder, dtype=numbers, **options).to(place).eval()
     vocabulary = int(model.config.get_text_config().vocab_size)
-    return Loaded(model, tokenizer, _eos(model, tokenizer), _max_length(model, tokenizer), place, numbers, vocabulary)
+    reader = _reader(folder, model, tokenizer, enable_mm)
+    eos, length = _eos(model, tokenizer), _max_length(model, tokenizer)
+    return Loaded(model, tokenizer, eos, length, place, numbers, vocabulary, reader)
+
+
+def _sees(config: Any, enable_mm: bool | None) -> bool:
+    """Some kinds come with and without: the latter is all that is needed for text."""
+    speaks = config is None or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and (bool(enable_mm) or not speaks)
+
+
+def _reader(folder: str, model: Any, tokenizer: Any, enable_mm: bool | None) -> PictureReader | None:
+    if type(model.config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        if enable_mm:
+            refuse_images(type(model).__name__, "they take text only", required=True)
+        return None
+    try:
+        processor = read_processor(folder, model.config, tokenizer)
+        tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
+        return None if enable_mm is False else PictureReader(processor)
+    except Exception as error:  # whatever an unknown processor may lack
+        refuse_images(type(model).__name__, error, required=bool(enable_mm))
+    return None
 
 
 def _where(source: str) -> tuple[str, dict[str, Any]]:

@@ -28,11 +28,14 @@ from services.engine.sampler import Weighed, sample, weigh
 from services.engine.scheduler import Scheduler, Work
 from services.engine.sequence import Sequence
 from services.engine.shaping import unmaskable
+from services.engine.sight import give as give_sight
+from services.engine.sight import sight_of
 from services.engine.slots import MIN_REUSE
 from services.engine.stream import Mailbox, PieceStream
 from services.engine.streamer import RequestStreamer
 from services.engine.threads import release_team
 from services.engine.token_texts import TokenTexts
+from services.engine.vision import Vision
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, ServiceError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -70,7 +73,7 @@ class LocalEngine:
         compilation: Compilation | None = None,
     ) -> None:
         self.tokenizer: Tokenizer = loaded.tokenizer
-        self.images: ImageReader | None = None
+        self.images: ImageReader | None = runner.vision.reader if runner.vision else None
         self._cache_size = runner.cache_tokens or runner.num_slots * runner.length
         self.max_length = min(runner.length, self._cache_size)
         self.device = str(loaded.device)
@@ -111,12 +114,15 @@ class LocalEngine:
         cpu_memory_share: float = 0.4,
         prefix_cache: bool = True,
         compile_dir: str | None = None,
+        enable_mm: bool | None = None,
     ) -> "LocalEngine":
         """`compile_dir`: where compiled steps are kept; None: steps stay eager."""
-        loaded = load(source, device, dtype)
+        loaded = load(source, device, dtype, enable_mm)
+        sight = sight_of(loaded.model, loaded.reader, required=bool(enable_mm))
         length = min(max_model_len or loaded.max_length, loaded.max_length)
         budget = cache_budget(loaded.device, gpu_memory_utilization, cpu_memory_share)
         runner = build_runner(loaded.model, num_slots=max_num_seqs, length=length, budget=budget)
+        give_sight(sight, runner, required=bool(enable_mm))
         logger.info(
             "%s on %s in %s: %d sequences of %d tokens, %s together, %s",
             type(loaded.model).__name__,
@@ -156,6 +162,8 @@ class LocalEngine:
         self._check_room()
         if not job.prompt:
             raise InvalidRequest("The prompt is empty", param=job.param)
+        if job.images and self.images is None:
+            raise InvalidRequest("This model takes text only", param=job.param)
         room = self.max_length - len(job.prompt)
         if room < 1:
             raise PromptTooLong(_too_long(job, self.max_length), param=job.param)
@@ -275,15 +283,28 @@ class LocalEngine:
         self._runner.change(batch.changes)
         if not batch.works:
             return
-        self._note_start(batch.works)
-        logits = self._try(batch.works)
+        works = batch.works if self._runner.vision is None else self._seen(batch.works, self._runner.vision)
+        self._note_start(works)
+        logits = self._try(works) if works else None
         if logits is None:
             return
-        sampling = [work.sequence for work in batch.works if work.samples]
-        for work in batch.works:
+        sampling = [work.sequence for work in works if work.samples]
+        for work in works:
             work.sequence.num_computed += work.num_tokens
         if sampling:
             self._draw(sampling, logits)
+
+    def _seen(self, works: list[Work], vision: Vision) -> list[Work]:
+        """Those whose images could be looked at: one that cannot must not cost the others their step."""
+        blind = []
+        for work in works:
+            try:
+                vision.look(work)
+            except Exception:
+                logger.exception("an image of request %s could not be looked at", work.sequence.job.id)
+                blind.append(work.sequence)
+        self._fail_alone(blind, "its images cannot be seen")
+        return [work for work in works if work.sequence not in blind]
 
     def _try(self, works: list[Work]) -> Tensor | None:
         """A step's logits; None where it found no memory, and is tried again in smaller ones."""

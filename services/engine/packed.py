@@ -5,6 +5,8 @@ import threading
 import torch
 from torch import Tensor, nn
 
+from services.engine.parts import language_modules
+
 # layers that models call one after another with the same input, under the names that nearly all of them use
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 DTYPES = (torch.float32, torch.bfloat16)
@@ -73,10 +75,10 @@ class Sibling(nn.Module):
 
 
 def pack_linears(model: nn.Module) -> None:
-    """Packs every plain `nn.Linear` of a model on the CPU, siblings together; elsewhere it changes nothing."""
+    """Packs every plain `nn.Linear` that speaks, on the CPU, siblings together; elsewhere it changes nothing."""
     if not _can_pack(next(model.parameters())):
         return
-    for module in list(model.modules()):
+    for module in language_modules(model):
         for names in SIBLINGS:
             _pack_together(module, names)
         for name, child in module.named_children():

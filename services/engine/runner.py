@@ -15,9 +15,11 @@ from services.engine.base import Job
 from services.engine.compiled import MIN_ROWS, Compilation, CompiledDecode, Plan, in_order
 from services.engine.kv_cache import LayerShape, SlotCache, fit
 from services.engine.packed import pack_linears, unpack_linears
+from services.engine.parts import language_part
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
 from services.engine.slots import Change, Copy, Forget, Swap
+from services.engine.vision import Vision
 from services.errors import EngineFailed
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ class Runner(Protocol):
     length: int  # tokens a slot can hold
     cache_tokens: int | None  # tokens all slots together can hold; None: each may be full
     reuses: bool  # whether what a slot holds can serve another sequence
+    vision: Vision | None  # None: it takes text only
 
     def change(self, changes: list[Change]) -> None:
         """To be followed, in this order, before the next step."""
@@ -51,8 +54,16 @@ class BatchRunner:
 
     reuses = True
 
-    def __init__(self, model: Any, cache: SlotCache, check: "Check", cache_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        cache: SlotCache,
+        check: "Check",
+        cache_tokens: int | None = None,
+        vision: Vision | None = None,
+    ) -> None:
         self.check = check
+        self.vision = vision
         self.cache_tokens = cache_tokens
         self._model = model
         self._cache = cache
@@ -68,7 +79,7 @@ class BatchRunner:
     def run(self, batch: list[Work]) -> Tensor:
         decodes = sorted((work for work in batch if work.num_tokens == 1), key=lambda work: work.slot)
         chunks = [work for work in batch if work.num_tokens > 1]
-        if self._compiled and not chunks and self._compiled.suits(decodes):
+        if self._compiled and not chunks and self._compiled.suits(decodes) and not self._sees(decodes):
             return in_order(self._compiled.run(decodes), _order(decodes, batch))
         works = [*decodes, *chunks]
         groups: list[Group] = [*self._decodes(decodes), *self._chunks(chunks, start=len(decodes))]
@@ -79,27 +90,39 @@ class BatchRunner:
     def compilation(self, source: str, folder: Path) -> Compilation | None:
         if self._model.device.type != "cpu" or self.num_slots < MIN_ROWS:
             return None
+        if hasattr(self._model.base_model, "get_rope_index"):
+            return None  # its positions bring tensors of their own into the step, which nobody could give it
         dtype = str(self._model.dtype).removeprefix("torch.")
         plan = Plan(source, dtype, self.num_slots, self.length, self._cache.shapes)
         return Compilation(plan.file(folder, self._model), plan, self.adopt)
 
     def adopt(self, file: Path) -> None:
         """Takes a compiled step over, if it agrees with the model by itself; from any thread, between two steps."""
-        trial = BatchRunner(self._model, SlotCache(self._cache.shapes, 2, self.length, self._model.device), self.check)
+        trial = self.another(self.length)
         trial._compiled = CompiledDecode.load(file, self._model, trial._cache)
-        _compare(trial, self.check)
+        compare(trial, self.check)
         self._compiled = CompiledDecode.load(file, self._model, self._cache)
         logger.info("steps are compiled from now on")
+
+    def another(self, length: int, vision: Vision | None = None) -> "BatchRunner":
+        """With the same model and a small memory of its own, to try something."""
+        cache = SlotCache(self._cache.shapes, 2, length, self._model.device)
+        return BatchRunner(self._model, cache, self.check, vision=vision)
+
+    def _sees(self, works: list[Work]) -> bool:
+        return self.vision is not None and self.vision.concerns(works)
 
     def _forward(self, works: list[Work]) -> Tensor:
         """Logits of the last token of each work."""
         ids = self._row([token for work in works for token in work.sequence.tokens[work.start : work.end]])
         positions = self._row([position for work in works for position in range(work.start, work.end)])
         last = torch.tensor([work.num_tokens for work in works], device=ids.device).cumsum(0) - 1
+        given = {"input_ids": ids, "position_ids": positions}
+        if self.vision is not None and self.vision.concerns(works):
+            given = self.vision.inputs(works, ids, positions)
         if self._keeps:
-            out = self._model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=last)
-            return out.logits[0]  # type: ignore[no-any-return]
-        return self._model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, last]  # type: ignore[no-any-return]
+            return self._model(**given, use_cache=False, logits_to_keep=last).logits[0]  # type: ignore[no-any-return]
+        return self._model(**given, use_cache=False).logits[0, last]  # type: ignore[no-any-return]
 
     def _decodes(self, works: list[Work]) -> list[Decodes]:
         if not works:
@@ -136,6 +159,7 @@ class SoloRunner:
 
     reuses = False
     cache_tokens: int | None = None
+    vision: Vision | None = None
 
     def __init__(self, model: Any, num_slots: int, length: int) -> None:
         self._model = model
@@ -202,32 +226,34 @@ class _Differs(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A prompt and the logits that the model by itself gives after each of its tokens."""
+    """A prompt that is read in several steps, and the logits that the model by itself gives after each of them."""
 
-    tokens: list[int]
-    expected: Tensor  # [tokens, vocabulary]
+    job: Job
+    steps: tuple[int, ...]  # tokens
+    expected: Tensor  # [steps, vocabulary]
 
 
 def _solo_runner(model: Any, check: Check, num_slots: int, length: int) -> SoloRunner:
     try:
-        _compare(SoloRunner(model, 2, 2 * CHECK_LENGTH), check)
+        compare(SoloRunner(model, 2, 2 * CHECK_LENGTH), check)
     except Exception as error:
         raise _Differs(_brief(error)) from error
     return SoloRunner(model, num_slots, length)
 
 
 def _batch_runner(model: Any, check: Check, num_slots: int, length: int, budget: int) -> BatchRunner:
-    original = model.config._attn_implementation
+    speaks = language_part(model)
+    original = speaks.config._attn_implementation
     try:
-        model.set_attn_implementation(NAME)
-        shapes = _probe(model, check.tokens)
+        speaks.set_attn_implementation(NAME)
+        shapes = _probe(model, check.job.prompt)
         room = _fit(shapes, num_slots, length, budget, model.device)
-        _compare(BatchRunner(model, SlotCache(shapes, 2, 2 * CHECK_LENGTH, model.device), check), check)
+        compare(BatchRunner(model, SlotCache(shapes, 2, 2 * CHECK_LENGTH, model.device), check), check)
         return BatchRunner(model, SlotCache(shapes, room.num_slots, length, model.device), check, room.cache_tokens)
     except _NoRoom:
         raise
     except Exception as error:  # whatever an unknown architecture may throw; it is served the slow way instead
-        model.set_attn_implementation(original)
+        speaks.set_attn_implementation(original)
         raise _Differs(_brief(error)) from error
 
 
@@ -238,10 +264,10 @@ def _check(model: Any) -> Check:
     tokens = [(7 * i + 1) % model.config.get_text_config().vocab_size for i in range(CHECK_LENGTH)]
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False).logits
-    return Check(tokens, logits[0])
+    return Check(Job("check", tuple(tokens)), CHECK_STEPS, logits[0, torch.tensor(CHECK_STEPS).cumsum(0) - 1])
 
 
-def _probe(model: Any, tokens: list[int]) -> Mapping[int, LayerShape]:
+def _probe(model: Any, tokens: tuple[int, ...]) -> Mapping[int, LayerShape]:
     probe = Probe()
     row = torch.tensor([tokens], device=model.device)
     with torch.inference_mode(), running(probe):
@@ -274,15 +300,15 @@ def _fit(shapes: Mapping[int, LayerShape], num_slots: int, length: int, budget: 
     return _Room(slots, None)
 
 
-def _compare(runner: Runner, check: Check) -> None:
+def compare(runner: Runner, check: Check) -> None:
     """Reads the tokens in several steps, in company, and compares the logits after each: errors may wear off."""
-    sequence, other = (Sequence(Job("check", ()), 0) for _ in range(2))
-    for size in CHECK_STEPS:
+    sequence, other = (Sequence(check.job, 0) for _ in range(2))
+    for size, expected in zip(check.steps, check.expected, strict=True):
         end = sequence.num_computed + size
-        sequence.tokens = other.tokens = check.tokens[:end]
+        sequence.tokens = other.tokens = list(check.job.prompt[:end])
         logits = runner.run([Work(other, 0, size), Work(sequence, 1, size)])[-1]
-        similarity = torch.cosine_similarity(logits.float(), check.expected[end - 1].float(), dim=0)
-        if not similarity > (0.9999 if check.expected.dtype == torch.float32 else 0.99):  # halves round
+        similarity = torch.cosine_similarity(logits.float(), expected.float(), dim=0)
+        if not similarity > (0.9999 if expected.dtype == torch.float32 else 0.99):  # halves round
             raise _Differs(f"its logits differ (cosine {similarity:.3f})")
         sequence.num_computed = other.num_computed = end
 

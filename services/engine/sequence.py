@@ -1,6 +1,9 @@
 """A job on its way through the scheduler. Plain Python: no tensors."""
 
+import os
+from array import array
 from dataclasses import dataclass, field
+from hashlib import shake_128
 from random import Random
 from typing import Any
 
@@ -33,11 +36,21 @@ class Sequence:
     finished: bool = False
     has_thought: bool = False  # and needs no limit any more
     random: Random = field(init=False)  # its own, so that a seed gives the same text in any company
+    places: Any = None  # its positions, where a model with images counts them otherwise
     shaper: Any = None  # what the sampler remembers of it, made when it is first asked for
+
+    _prompt_keys: list[int] = field(init=False)  # with images only
 
     def __post_init__(self) -> None:
         self.tokens = list(self.job.prompt)
+        self._prompt_keys = _keys(self.job) if self.job.images else []
         self.random = Random(self.job.sampling.seed)
+
+    def keys(self, start: int = 0, end: int | None = None) -> list[int]:
+        """What tells its tokens from others: themselves, but what is on an image instead of its placeholders."""
+        if not self.job.images:
+            return self.tokens[start:end]
+        return (self._prompt_keys + self.tokens[len(self._prompt_keys) :])[start:end]
 
     @property
     def num_sampled(self) -> int:
@@ -64,3 +77,16 @@ class Sequence:
     @property
     def is_over(self) -> bool:
         return self.cancelled or self.finished
+
+
+SALT = os.urandom(16)  # nobody can look for two images with the same keys
+
+
+def _keys(job: Job) -> list[int]:
+    """Negative ones for images, each of its tokens with its own: no token is like them, and 31 bits add up."""
+    keys = list(job.prompt)
+    for placed in job.images:
+        digest = shake_128(SALT + placed.image.digest).digest(4 * len(placed.positions))
+        for position, key in zip(placed.positions, array("I", digest), strict=True):
+            keys[position] = -1 - (key >> 1)
+    return keys

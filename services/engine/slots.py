@@ -105,7 +105,7 @@ class Slots:
         """All that is worth reusing for a sequence; never its last token, which must be computed to be answered."""
         if self._min_reuse is None or len(sequence.tokens) <= self._min_reuse:
             return
-        wanted = array("i", sequence.tokens[:-1])
+        wanted = array("i", sequence.keys(0, -1))
         for slot in self._slots:
             length = later = common_prefix(wanted, slot.tokens, self._min_reuse)
             if slot.holder and (length == len(slot.tokens) or not length):
@@ -124,13 +124,13 @@ class Slots:
                 self._copy(prefix.slot, slot, prefix.length)
         length = prefix.length if prefix else 0
         del slot.tokens[length:]
-        slot.ahead = array("i", sequence.tokens)
+        slot.ahead = array("i", sequence.keys())
         slot.holder, sequence.slot, sequence.num_computed = sequence, slot.index, length
 
     def advance(self, sequence: Sequence, end: int) -> None:
         """What is computed by now, and how far the next step will write."""
         slot = self._of(sequence)
-        slot.tokens.extend(sequence.tokens[len(slot.tokens) : sequence.num_computed])
+        slot.tokens.extend(sequence.keys(len(slot.tokens), sequence.num_computed))
         slot.written = max(slot.written, end)
         slot.reach = max(slot.reach, end)
 

@@ -45,6 +45,7 @@ class Counting:
     changes: list[Change] = field(default_factory=list)
     reuses: bool = True
     cache_tokens: int | None = None
+    vision: Any = None
 
     def change(self, changes: list[Change]) -> None:
         self.changes += changes

@@ -43,7 +43,7 @@ class FakeTokenizer:
 
 @dataclass
 class Hub:
-    """In place of transformers' two readers; notes what each was asked for."""
+    """In place of transformers' readers; notes what those of tokenizer and model were asked for."""
 
     model: FakeModel = field(default_factory=FakeModel)
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
@@ -61,6 +61,7 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub = Hub()
+    monkeypatch.setattr(loader, "AutoConfig", SimpleNamespace(from_pretrained=lambda name: SimpleNamespace()))
     monkeypatch.setattr(loader, "AutoTokenizer", SimpleNamespace(from_pretrained=hub.read_tokenizer))
     monkeypatch.setattr(loader, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=hub.read_model))
     return hub

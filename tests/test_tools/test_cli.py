@@ -50,12 +50,13 @@ def test_it_serves_where_the_settings_say(served: dict[str, Any]) -> None:
 def test_options_become_settings_and_win_over_the_environment(served: dict[str, Any]) -> None:
     os.environ["PARLEY_SERVER__PORT"] = "8001"
     parley("serve", "--port", "8002", "--host", "0.0.0.0", "--model", "folder", "--max-model-len", "512")
-    parley("serve", "--cpu-memory-share", "0.25", "--no-enable-prefix-caching")
+    parley("serve", "--cpu-memory-share", "0.25", "--no-enable-prefix-caching", "--no-enable-mm")
     assert (served["host"], served["port"]) == ("0.0.0.0", 8002)
     assert os.environ["PARLEY_MODEL__NAME"] == "folder"
     assert os.environ["PARLEY_ENGINE__MAX_MODEL_LEN"] == "512"
     assert os.environ["PARLEY_ENGINE__CPU_MEMORY_SHARE"] == "0.25"
     assert os.environ["PARLEY_ENGINE__PREFIX_CACHE"] == "False"
+    assert os.environ["PARLEY_ENGINE__ENABLE_MM"] == "False"
     assert "PARLEY_ENGINE__MAX_NUM_SEQS" not in os.environ
 
 

@@ -1,0 +1,17 @@
+"""The parts of a model that speaks and perhaps sees, by the names that `transformers` has for them."""
+
+from typing import Any
+
+from torch import nn
+
+
+def language_part(model: Any) -> Any:
+    """All of a model that only speaks; of one that also sees, its decoder, without the language head."""
+    config = getattr(model, "config", None)
+    return model if config is None or config is config.get_text_config() else model.get_decoder()
+
+
+def language_modules(model: nn.Module) -> list[nn.Module]:
+    """Those whose children a text goes through."""
+    part = language_part(model)
+    return list(model.modules()) if part is model else [model, *part.modules()]
