@@ -39,7 +39,7 @@ class Unreachable(Exception):
 
 @app.command()
 def bench(
-    target: Annotated[list[str], typer.Option(help="NAME=URL or NAME=URL#MODEL, URL ending in /v1; several.")] = [HERE],  # noqa: B006
+    target: Annotated[list[str], typer.Option(help="NAME=URL[#MODEL[+store]], URL ending in /v1; several.")] = [HERE],  # noqa: B006
     streams: Annotated[str, typer.Option(help="Requests at once.")] = "1,8,32",
     words: Annotated[str, typer.Option(help="Words of a prompt.")] = "16",
     tokens: Annotated[str, typer.Option(help="Tokens of an answer, at most.")] = "64",
@@ -79,10 +79,13 @@ def numbers(text: str, least: int = 1) -> list[int]:
 
 def parse(text: str) -> Target:
     name, _, address = text.partition("=")
-    url, model = urldefrag(address)
+    url, fragment = urldefrag(address)
+    model, _, option = fragment.partition("+")
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"{text!r} is not NAME=URL, such as {HERE}")
-    return Target(name, url.rstrip("/"), model or "default")
+    if option not in ("", "store"):
+        raise typer.BadParameter(f"'+{option}' is not +store")
+    return Target(name, url.rstrip("/"), model or "default", store=option == "store")
 
 
 def measure(plan: Plan, output: Path, console: Console) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
@@ -22,6 +23,7 @@ from tools.bench.exchange import Arrival, Exchange
 from tools.bench.figures import add_up, percentile
 from tools.bench.load import ChatLoad, EmbeddingLoad, Load
 from tools.bench.rounds import Plan, Round, Target, run
+from tools.benchmark import parse
 
 ROOT = Path(cli.__file__).parent.parent
 CHAT = ChatLoad(streams=1, requests=2, words=20, tokens=4)
@@ -79,6 +81,14 @@ def test_texts_come_in_batches_and_in_all_lengths() -> None:
     assert [len(batch) for batch in batches] == [16, 16, 8]  # type: ignore[arg-type]
     lengths = [len(each.split()) for each in load.inputs(0, 1)]
     assert 5 <= min(lengths) < 40 < 80 < max(lengths) <= 120
+
+
+async def test_a_target_may_be_asked_to_store_its_answers(peer: Peer) -> None:
+    targets = [parse(f"{each}={peer.at(each)}#default{option}") for each, option in (("a", ""), ("b", "+store"))]
+    await measured(Plan(targets, [CHAT], rounds=1, seconds=60, seed=0))
+    assert {asked.target: asked.body.get("store") for asked in peer.asked} == {"a": None, "b": True}
+    with pytest.raises(typer.BadParameter, match="stone"):
+        parse("a=http://127.0.0.1#default+stone")
 
 
 # What an answer says

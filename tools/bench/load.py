@@ -87,5 +87,6 @@ class EmbeddingLoad:
 Load = ChatLoad | EmbeddingLoad
 
 
-def encoded(load: Load, model: str, seed: int, number: int) -> list[bytes]:
-    return [orjson.dumps({"model": model} | body) for body in load.bodies(seed, number)]
+def encoded(load: Load, model: str, seed: int, number: int, *, store: bool = False) -> list[bytes]:
+    about: Body = {"model": model, **({"store": True} if store else {})}
+    return [orjson.dumps(about | body) for body in load.bodies(seed, number)]

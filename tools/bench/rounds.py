@@ -17,6 +17,7 @@ class Target:
     name: str
     url: str  # up to and with /v1
     model: str
+    store: bool = False  # each answer, in the server's database
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ async def run(plan: Plan) -> AsyncGenerator[Round]:
 
 
 async def play(plan: Plan, target: Target, load: Load, number: int) -> Round:
-    bodies = encoded(load, target.model, plan.seed, number)
+    bodies = encoded(load, target.model, plan.seed, number, store=target.store)
     deadline = asyncio.get_running_loop().time() + plan.seconds
     async with (
         session() as client

@@ -1,0 +1,70 @@
+"""Rounds of `kill -9` under load, and what was still there after each restart."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from aiohttp import ClientSession, ClientTimeout, TCPConnector
+
+from tools.faults.ledger import Ledger, broken
+from tools.faults.server import Server
+from tools.faults.writers import STORING, resend, without_end
+
+WRITERS_OF_A_KIND = 2
+LOAD_S = (0.05, 3.0)  # between the first request and the kill
+
+
+@dataclass(slots=True)
+class CrashReport:
+    rounds: int = 0
+    acknowledged: int = 0
+    refused: dict[int, int] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    unfinished: int = 0  # answers in the database that nobody writes and nobody has given up
+    repeated: int = 0  # requests sent again with their key
+    doubled: int = 0  # of those, stored twice
+
+
+async def crash_rounds(
+    server: Server, rounds: int, unfinished: Callable[[], Awaitable[int]], note: Callable[[CrashReport], None]
+) -> CrashReport:
+    """`unfinished` counts answers in progress, in the database itself."""
+    report = CrashReport()
+    server.start()
+    for _ in range(rounds):
+        ledger = await _load_and_kill(server)
+        server.start()
+        report.unfinished += await unfinished()
+        await _check(server, ledger, report)
+        report.rounds += 1
+        report.acknowledged += ledger.num_acknowledged
+        for status, times in ledger.num_refused.items():
+            report.refused[status] = report.refused.get(status, 0) + times
+        note(report)
+    server.kill()
+    return report
+
+
+async def _load_and_kill(server: Server) -> Ledger:
+    ledger = Ledger()
+    async with session(server.url) as client:
+        async with asyncio.TaskGroup() as group:
+            for writer in STORING * WRITERS_OF_A_KIND:
+                group.create_task(without_end(writer, client, ledger))
+            await asyncio.sleep(random.uniform(*LOAD_S))
+            await asyncio.to_thread(server.kill)
+    return ledger
+
+
+async def _check(server: Server, ledger: Ledger, report: CrashReport) -> None:
+    async with session(server.url) as client:
+        report.broken += await broken(ledger, client)
+        for repeat in ledger.repeats[-WRITERS_OF_A_KIND * 2 :]:
+            report.repeated += 1
+            report.doubled += await resend(repeat, client) != 1
+
+
+def session(url: str) -> ClientSession:
+    """Every request has a connection of its own, as every request may meet another life of the server."""
+    return ClientSession(url, connector=TCPConnector(limit=0, force_close=True), timeout=ClientTimeout(total=120))

@@ -1,0 +1,96 @@
+"""A database that goes away under load and comes back, and what the clients noticed of it."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from aiohttp import ClientError, ClientSession
+
+from tools.faults.crash import session
+from tools.faults.ledger import Ledger, broken
+from tools.faults.postgres import PostgresServer
+from tools.faults.server import Server
+from tools.faults.writers import STORING, Refused, Writer, stored_completions, unstored
+
+SETTLE_S = 60.0  # after which everything must have recovered
+
+
+@dataclass(slots=True)
+class OutageReport:
+    seconds: float
+    unstored_during: int = 0  # answers without storing, while the database was away
+    unstored_failed: int = 0
+    refused_during: dict[int, int] = field(default_factory=dict)  # storing calls, by status
+    without_retry_after: int = 0
+    recovered_after: float | None = None  # seconds from the database's return to the first stored answer
+    acknowledged: int = 0
+    broken: list[str] = field(default_factory=list)
+    unfinished: int = 0
+
+
+async def outage(
+    server: Server, postgres: PostgresServer, seconds: float, unfinished: Callable[[], Awaitable[int]]
+) -> OutageReport:
+    report = OutageReport(seconds)
+    stored, chat = Ledger(), Ledger()
+    server.start()
+    async with session(server.url) as client:
+        tasks = [asyncio.create_task(_through(each, client, stored)) for each in STORING]
+        tasks += [asyncio.create_task(_through(unstored, client, chat)) for _ in range(2)]
+        await asyncio.sleep(5)
+        await asyncio.to_thread(postgres.stop)
+        before, refused = (chat.num_acknowledged, sum(chat.num_refused.values())), dict(stored.num_refused)
+        await asyncio.sleep(seconds / 2)
+        report.without_retry_after = await _without_retry_after(client)
+        await asyncio.sleep(seconds / 2)
+        report.unstored_during = chat.num_acknowledged - before[0]
+        report.unstored_failed = sum(chat.num_refused.values()) - before[1]
+        report.refused_during = {status: times - refused.get(status, 0) for status, times in stored.num_refused.items()}
+        await asyncio.to_thread(postgres.start)
+        report.recovered_after = await _until_stored(client)
+        await asyncio.sleep(10)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(10)  # what was being written is given up or written by now
+        report.unfinished = await unfinished()
+        report.acknowledged = stored.num_acknowledged
+        report.broken = await broken(stored, client)
+    server.kill()
+    return report
+
+
+async def _through(writer: Writer, client: ClientSession, ledger: Ledger) -> None:
+    """Refused or cut off, it tries again, as clients do."""
+    while True:
+        try:
+            await writer(client, ledger)
+        except Refused as refused:
+            ledger.refused(refused.status)
+            await asyncio.sleep(0.2)
+        except (ClientError, OSError, ValueError):
+            ledger.refused(0)
+            await asyncio.sleep(0.2)
+
+
+async def _without_retry_after(client: ClientSession) -> int:
+    """Of a few storing calls those that were not told when to come back."""
+    missing = 0
+    for _ in range(5):
+        body = {"messages": [{"role": "user", "content": "Hello"}], "store": True, "max_tokens": 4}
+        async with client.post("/v1/chat/completions", json=body) as response:
+            missing += response.status != 503 or "Retry-After" not in response.headers
+    return missing
+
+
+async def _until_stored(client: ClientSession) -> float | None:
+    began = time.monotonic()
+    while (waited := time.monotonic() - began) < SETTLE_S:
+        try:
+            await stored_completions(client, Ledger())
+        except Refused:
+            await asyncio.sleep(0.1)
+        else:
+            return waited
+    return None

@@ -1,0 +1,88 @@
+"""A PostgreSQL of one's own: in a folder, on a free port, gone afterwards."""
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+
+DEBIAN = "/usr/lib/postgresql"  # Debian keeps the server's programs off the PATH
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresServer:
+    pg_ctl: Path
+    folder: Path
+    port: int
+    user: str | None  # whose process it is; None: ours
+    sync: bool  # to the disk
+
+    def url(self, database: str) -> str:
+        return f"postgresql://parley@127.0.0.1:{self.port}/{database}"
+
+    async def execute(self, statement: str, database: str = "postgres") -> None:
+        connection = await asyncpg.connect(self.url(database))
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    def start(self) -> None:
+        options = f"-p {self.port} -h 127.0.0.1 -c unix_socket_directories=''"
+        self._control("start", f"--options={options}{'' if self.sync else ' -F'}")
+
+    def stop(self) -> None:
+        """At once, as a crash would."""
+        self._control("stop", "--mode=immediate")
+
+    def _control(self, *arguments: str) -> None:
+        command = [str(self.pg_ctl), f"--pgdata={self.folder}/data", f"--log={self.folder}/log", "--wait", *arguments]
+        subprocess.run(command, user=self.user, cwd=self.folder, check=True, stdout=subprocess.DEVNULL)
+
+
+@contextmanager
+def postgres_server(*, sync: bool = True) -> Iterator[PostgresServer]:
+    """Raises FileNotFoundError where PostgreSQL's server programs are not installed."""
+    pg_ctl = _program("pg_ctl")
+    user = _server_user()
+    with tempfile.TemporaryDirectory(prefix="parley-postgres-") as folder:
+        if user:
+            shutil.chown(folder, user)
+        server = PostgresServer(pg_ctl, Path(folder), free_port(), user, sync)
+        server._control("init", "--options=--auth=trust --username=parley --encoding=UTF8 --no-sync")
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+def _program(name: str) -> Path:
+    if found := shutil.which(name):
+        return Path(found).resolve()  # it looks for its siblings next to itself
+    found_here = max(Path(DEBIAN).glob(f"*/bin/{name}"), default=None)
+    if found_here is None:
+        raise FileNotFoundError("PostgreSQL's server programs (initdb, pg_ctl) are not installed")
+    return found_here
+
+
+def _server_user() -> str | None:
+    """PostgreSQL refuses to run as root; None: we are not root."""
+    if os.geteuid() != 0:
+        return None
+    names = {entry.pw_name for entry in pwd.getpwall()}
+    return next(name for name in ("postgres", "nobody") if name in names)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,66 @@
+"""The server as an operator runs it: a process of its own, which may be killed and started again."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import requests
+
+from tools.faults.postgres import free_port
+
+START_S = 120.0
+
+
+@dataclass(slots=True)
+class Server:
+    """Stays on its port from one life to the next, so that a client finds it again."""
+
+    folder: Path
+    database_url: str
+    model: Path
+    port: int = field(default_factory=free_port)
+    settings: dict[str, str] = field(default_factory=dict)
+    _process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Returns when it is ready to answer."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PARLEY_")}
+        environment |= {
+            "PARLEY_DATABASE__URL": self.database_url,
+            "PARLEY_MODEL__NAME": str(self.model),
+            "PARLEY_MODEL__PRELOAD": "true",
+            "PARLEY_ENGINE__COMPILE": "false",
+            "PARLEY_SERVER__PORT": str(self.port),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])),
+            **self.settings,
+        }
+        command = [sys.executable, "-m", "tools.cli", "serve"]
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        assert self._process
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                if requests.get(f"{self.url}/health/ready", timeout=5).ok:
+                    return
+            except requests.RequestException:
+                pass
+            time.sleep(0.05)
+        raise RuntimeError(f"The server did not become ready, see {self.folder / 'server.log'}")
+
+    def kill(self) -> None:
+        """SIGKILL: nothing of it gets to say good-bye."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None

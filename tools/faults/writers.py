@@ -1,0 +1,179 @@
+"""Clients that write without end, each in its own way, and note in the ledger what was acknowledged."""
+
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+import orjson
+from aiohttp import ClientError, ClientResponse, ClientSession
+
+from tools.faults.ledger import Body, Ledger, Repeat
+
+Writer = Callable[[ClientSession, Ledger], Awaitable[None]]
+
+TOKENS = 24
+ITEMS = "/v1/conversations/{}/items?limit=100&order=asc"
+
+
+class Refused(Exception):
+    def __init__(self, status: int) -> None:
+        self.status = status
+
+
+async def stored_completions(client: ClientSession, ledger: Ledger) -> None:
+    body = _chat(store=True)
+    answer = await _post(client, "/v1/chat/completions", body)
+    said = answer["choices"][0]["message"]["content"]
+    ledger.promise(
+        "stored completion",
+        f"/v1/chat/completions/{answer['id']}",
+        lambda found: bool(found["choices"][0]["message"]["content"] == said),
+    )
+
+
+async def streamed_turns(client: ClientSession, ledger: Ledger) -> None:
+    """The question is durable before the first chunk, the answer before the last."""
+    conversation = (await _post(client, "/v1/conversations", {}))["id"]
+    path = ITEMS.format(conversation)
+    for number in range(3):
+        body = _chat(conversation=conversation, stream=True)
+        question, said = body["messages"][0]["content"], ""
+        async for chunk in _events(client, "/v1/chat/completions", body):
+            ledger.promise("question", path, _says(question))
+            said += chunk["choices"][0]["delta"].get("content") or ""
+        ledger.promise(f"turn {number}", path, _says(question, said))
+
+
+async def responses(client: ClientSession, ledger: Ledger) -> None:
+    body = {"input": _marked("Say it."), "stream": True, "max_output_tokens": TOKENS}
+    async for event in _events(client, "/v1/responses", body):
+        match event:
+            case {"type": "response.created", "response": {"id": id}}:
+                ledger.promise("response", f"/v1/responses/{id}", _is_over)
+            case {"type": "response.completed" | "response.incomplete", "response": {"id": id, "output": output}}:
+                ledger.promise("response", f"/v1/responses/{id}", _has_output(output))
+
+
+async def background_responses(client: ClientSession, ledger: Ledger) -> None:
+    body = {"input": _marked("Say it later."), "background": True, "max_output_tokens": TOKENS}
+    answer = await _post(client, "/v1/responses", body)
+    ledger.promise("background response", f"/v1/responses/{answer['id']}", _is_over)
+
+
+async def items(client: ClientSession, ledger: Ledger) -> None:
+    conversation = (await _post(client, "/v1/conversations", {}))["id"]
+    for _ in range(5):
+        text = _marked("An item.")
+        item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+        answer = await _post(client, f"/v1/conversations/{conversation}/items", {"items": [item]})
+        path = f"/v1/conversations/{conversation}/items/{answer['data'][0]['id']}"
+        ledger.promise("item", path, lambda found, text=text: bool(found["content"][0]["text"] == text))
+
+
+async def changes(client: ClientSession, ledger: Ledger) -> None:
+    """Metadata that counts up, and a deletion at the end."""
+    conversation = (await _post(client, "/v1/conversations", {"metadata": {"count": "0"}}))["id"]
+    path = f"/v1/conversations/{conversation}"
+    for count in range(1, 5):
+        await _post(client, path, {"metadata": {"count": str(count)}})
+        # a later change may have been made without having been acknowledged
+        ledger.promise("change", path, lambda found, count=count: int(found["metadata"]["count"]) >= count)
+    ledger.promises.pop(path, None)  # from here on either is right
+    async with client.delete(path) as response:
+        await _whole(response)
+    ledger.promise("deletion", path, None)
+
+
+async def repeats(client: ClientSession, ledger: Ledger) -> None:
+    """Each request has a key; the one that the crash leaves without an answer is sent again afterwards."""
+    repeat = Repeat("/v1/chat/completions", _chat(store=True, metadata={"once": uuid4().hex}), uuid4().hex)
+    ledger.repeats.append(repeat)
+    await _post(client, repeat.path, repeat.body, repeat.key)
+
+
+async def unstored(client: ClientSession, ledger: Ledger) -> None:
+    """Needs no database, and must not notice that there is none."""
+    await _post(client, "/v1/chat/completions", _chat())
+    ledger.num_acknowledged += 1
+
+
+STORING: tuple[Writer, ...] = (
+    stored_completions,
+    streamed_turns,
+    responses,
+    background_responses,
+    items,
+    changes,
+    repeats,
+)
+
+
+async def without_end(writer: Writer, client: ClientSession, ledger: Ledger) -> None:
+    """Until the connection breaks."""
+    while True:
+        try:
+            await writer(client, ledger)
+        except Refused as refused:
+            ledger.refused(refused.status)
+        except (ClientError, OSError, ValueError):  # cut off in the middle of an answer
+            return
+
+
+async def resend(repeat: Repeat, client: ClientSession) -> int:
+    """How often the request is in the store after it was sent once more."""
+    await _post(client, repeat.path, repeat.body, repeat.key)
+    once = repeat.body["metadata"]["once"]
+    async with client.get(f"/v1/chat/completions?metadata[once]={once}") as response:
+        return len((await _whole(response))["data"])
+
+
+async def _post(client: ClientSession, path: str, body: Body, key: str | None = None) -> Body:
+    async with client.post(path, json=body, headers={"Idempotency-Key": key} if key else {}) as response:
+        return await _whole(response)
+
+
+async def _whole(response: ClientResponse) -> Body:
+    if response.status != 200:
+        raise Refused(response.status)
+    found: Body = await response.json()
+    return found
+
+
+async def _events(client: ClientSession, path: str, body: Body) -> AsyncIterator[Body]:
+    async with client.post(path, json=body) as response:
+        if response.status != 200:
+            raise Refused(response.status)
+        async for line in response.content:
+            if line.startswith(b"data: {"):
+                event: Body = orjson.loads(line.removeprefix(b"data: "))
+                if "error" in event and "choices" not in event and "type" not in event:
+                    raise Refused(503)
+                yield event
+
+
+_numbers = itertools.count()
+
+
+def _marked(text: str) -> str:
+    return f"{text} {next(_numbers)} {uuid4().hex}"
+
+
+def _chat(**more: Any) -> Body:
+    return {"messages": [{"role": "user", "content": _marked("Say something.")}], "max_tokens": TOKENS, **more}
+
+
+def _says(*texts: str) -> Callable[[Body], bool]:
+    def kept(found: Body) -> bool:
+        there = ["".join(part.get("text", "") for part in item["content"]) for item in found["data"]]
+        return all(text in there for text in texts)
+
+    return kept
+
+
+def _is_over(found: Body) -> bool:
+    return found["status"] not in ("queued", "in_progress")
+
+
+def _has_output(output: object) -> Callable[[Body], bool]:
+    return lambda found: bool(found["output"] == output)

@@ -1,0 +1,104 @@
+"""What the store survives: `parley reliability crash | outage`, with a server and databases of their own.
+
+Everything runs in a temporary folder and on loopback, on a model with random weights, and is gone afterwards. Crashes
+and outages are judged from outside: what clients were told is stored must be there, whole, when the server is back.
+"""
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from database.session import Database
+from database.turn_repository import TurnRepository
+from tools.data_migration import upgrade
+from tools.faults import tiny_model
+from tools.faults.crash import CrashReport, crash_rounds
+from tools.faults.outage import OutageReport, outage
+from tools.faults.postgres import PostgresServer, postgres_server
+from tools.faults.server import Server
+from tools.fetch_models import DEFAULT_CHAT, fetch
+
+Backend = Literal["sqlite", "postgresql"]
+MODELS = Annotated[Path, typer.Option(help="Where default models are kept.")]
+OUTPUT = Annotated[Path, typer.Option(help="Where the figures go, as JSON.")]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    server: Server
+    postgres: PostgresServer | None
+
+    async def unfinished(self) -> int:
+        """Answers that are neither ended nor given up, read from the database itself."""
+        database = Database(self.server.database_url)
+        try:
+            async with database.read() as session:
+                return len(await TurnRepository(session).running())
+        finally:
+            await database.close()
+
+
+@contextmanager
+def site(backend: Backend, models_dir: Path) -> Iterator[Site]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="parley-reliability-")))
+        postgres = stack.enter_context(postgres_server()) if backend == "postgresql" else None
+        url = postgres.url("postgres") if postgres else f"sqlite:///{folder}/parley.db"
+        asyncio.run(upgrade(url))
+        model = tiny_model.make(folder / "tiny", fetch(DEFAULT_CHAT, models_dir))
+        server = Server(folder, url, model)
+        stack.callback(server.kill)
+        yield Site(server, postgres)
+
+
+@app.command()
+def crash(
+    rounds: Annotated[int, typer.Option(min=1, help="Kills.")] = 100,
+    database: Annotated[
+        Backend, typer.Option(help="sqlite or postgresql (its server programs must be installed).")
+    ] = "sqlite",
+    models_dir: MODELS = Path("models"),
+    output: OUTPUT = Path("build/crash.json"),
+) -> None:
+    """Kill -9 the server at random moments under load, and look for what it had acknowledged."""
+    with site(database, models_dir) as place, Progress(console=Console()) as progress:
+        task = progress.add_task("killing", total=rounds)
+
+        def note(report: CrashReport) -> None:
+            progress.update(task, completed=report.rounds, description=f"{report.acknowledged} writes acknowledged")
+
+        report = asyncio.run(crash_rounds(place.server, rounds, place.unfinished, note))
+    finish(report, output, failed=bool(report.broken or report.unfinished or report.doubled))
+
+
+@app.command("outage")
+def outage_command(
+    seconds: Annotated[float, typer.Option(min=1, help="How long PostgreSQL is away.")] = 30,
+    models_dir: MODELS = Path("models"),
+    output: OUTPUT = Path("build/outage.json"),
+) -> None:
+    """Stop PostgreSQL under load and start it again."""
+    with site("postgresql", models_dir) as place:
+        assert place.postgres
+        report = asyncio.run(outage(place.server, place.postgres, seconds, place.unfinished))
+    failed = bool(report.broken or report.unfinished or report.unstored_failed or report.without_retry_after)
+    finish(report, output, failed=failed or report.recovered_after is None)
+
+
+def finish(report: CrashReport | OutageReport, output: Path, *, failed: bool) -> None:
+    found = asdict(report)
+    Console().print_json(json.dumps(found))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(found, indent=2))
+    raise typer.Exit(int(failed))
