@@ -101,6 +101,16 @@ def bench(context: typer.Context) -> None:
     benchmark.app(context.args, prog_name="parley bench")
 
 
+@app.command(context_settings=HANDED_OVER)
+def reliability(context: typer.Context) -> None:
+    """Kill the server and its database under load, and fill a large history: what survives, how fast it is."""
+    try:
+        from tools import reliability
+    except ModuleNotFoundError as missing:
+        sys.exit(f"Error: this needs {missing.name}: pip install 'parley[bench]'")
+    reliability.app(context.args, prog_name="parley reliability")
+
+
 def main() -> None:
     app()
 

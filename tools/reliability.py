@@ -1,4 +1,4 @@
-"""What the store survives: `parley reliability crash | outage`, with a server and databases of their own.
+"""What the store survives: `parley reliability crash | outage | scale`, with a server and databases of their own.
 
 Everything runs in a temporary folder and on loopback, on a model with random weights, and is gone afterwards. Crashes
 and outages are judged from outside: what clients were told is stored must be there, whole, when the server is back.
@@ -24,11 +24,13 @@ from tools.faults import tiny_model
 from tools.faults.crash import CrashReport, crash_rounds
 from tools.faults.outage import OutageReport, outage
 from tools.faults.postgres import PostgresServer, postgres_server
+from tools.faults.scale import ITEMS_EACH, ScaleReport, fill, measure
 from tools.faults.server import Server
 from tools.fetch_models import DEFAULT_CHAT, fetch
 
 Backend = Literal["sqlite", "postgresql"]
 MODELS = Annotated[Path, typer.Option(help="Where default models are kept.")]
+DATABASE = Annotated[Backend, typer.Option(help="For postgresql its server programs must be installed.")]
 OUTPUT = Annotated[Path, typer.Option(help="Where the figures go, as JSON.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
@@ -96,7 +98,26 @@ def outage_command(
     finish(report, output, failed=failed or report.recovered_after is None)
 
 
-def finish(report: CrashReport | OutageReport, output: Path, *, failed: bool) -> None:
+@app.command()
+def scale(
+    conversations: Annotated[int, typer.Option(min=1, help="Each of 20 items.")] = 100_000,
+    database: DATABASE = "sqlite",
+    models_dir: MODELS = Path("models"),
+    output: OUTPUT = Path("build/scale.json"),
+) -> None:
+    """Fill a history, and time how it is listed, opened and searched."""
+    with site(database, models_dir) as place:
+        with Progress(console=Console()) as progress:
+            task = progress.add_task("filling", total=conversations)
+            url = place.server.database_url
+            seconds = asyncio.run(fill(url, conversations, lambda done: progress.update(task, completed=done)))
+        report = ScaleReport(conversations, ITEMS_EACH * conversations, round(seconds, 1))
+        place.server.start()
+        measure(place.server.url, report)
+    finish(report, output, failed=False)
+
+
+def finish(report: CrashReport | OutageReport | ScaleReport, output: Path, *, failed: bool) -> None:
     found = asdict(report)
     Console().print_json(json.dumps(found))
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -48,12 +48,11 @@ async def crash_rounds(
 
 async def _load_and_kill(server: Server) -> Ledger:
     ledger = Ledger()
-    async with session(server.url) as client:
-        async with asyncio.TaskGroup() as group:
-            for writer in STORING * WRITERS_OF_A_KIND:
-                group.create_task(without_end(writer, client, ledger))
-            await asyncio.sleep(random.uniform(*LOAD_S))
-            await asyncio.to_thread(server.kill)
+    async with session(server.url) as client, asyncio.TaskGroup() as group:
+        for writer in STORING * WRITERS_OF_A_KIND:
+            group.create_task(without_end(writer, client, ledger))
+        await asyncio.sleep(random.uniform(*LOAD_S))
+        await asyncio.to_thread(server.kill)
     return ledger
 
 

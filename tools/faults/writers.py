@@ -68,7 +68,7 @@ async def items(client: ClientSession, ledger: Ledger) -> None:
         item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
         answer = await _post(client, f"/v1/conversations/{conversation}/items", {"items": [item]})
         path = f"/v1/conversations/{conversation}/items/{answer['data'][0]['id']}"
-        ledger.promise("item", path, lambda found, text=text: bool(found["content"][0]["text"] == text))
+        ledger.promise("item", path, _has_text(text))
 
 
 async def changes(client: ClientSession, ledger: Ledger) -> None:
@@ -78,7 +78,7 @@ async def changes(client: ClientSession, ledger: Ledger) -> None:
     for count in range(1, 5):
         await _post(client, path, {"metadata": {"count": str(count)}})
         # a later change may have been made without having been acknowledged
-        ledger.promise("change", path, lambda found, count=count: int(found["metadata"]["count"]) >= count)
+        ledger.promise("change", path, _counts_to(count))
     ledger.promises.pop(path, None)  # from here on either is right
     async with client.delete(path) as response:
         await _whole(response)
@@ -169,6 +169,14 @@ def _says(*texts: str) -> Callable[[Body], bool]:
         return all(text in there for text in texts)
 
     return kept
+
+
+def _has_text(text: str) -> Callable[[Body], bool]:
+    return lambda found: bool(found["content"][0]["text"] == text)
+
+
+def _counts_to(count: int) -> Callable[[Body], bool]:
+    return lambda found: int(found["metadata"]["count"]) >= count
 
 
 def _is_over(found: Body) -> bool:
