@@ -31,6 +31,7 @@ from app.controller import (
     model_controller,
     page_controller,
     rerank_controller,
+    stored_completion_controller,
 )
 from app.spec import Server, loading
 from app.spec.predict import PredictSpec
@@ -47,6 +48,7 @@ from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
 from services.rerank_service import RerankService
+from services.stored_completion_service import StoredCompletionService
 from services.tokenize_service import TokenizeService
 from services.turn_service import TurnService, this_writer
 from tools import data_migration, fetch_models
@@ -62,6 +64,7 @@ CONTROLLERS = (
     model_controller,
     health_controller,
     page_controller,
+    stored_completion_controller,
 )
 DEFAULT_OF = {"chat": fetch_models.DEFAULT_CHAT, "embedding": fetch_models.DEFAULT_EMBEDDING}
 
@@ -95,6 +98,7 @@ def create_app(
     routes = Routes()
     app = FastAPI(title="Parley", lifespan=lifespan, middleware=_middleware(settings, services, routes))
     app.state.services = services
+    app.state.routes = routes
     errors.install(app)
     for controller in CONTROLLERS:
         app.include_router(controller.router)
@@ -135,6 +139,7 @@ def _services(
         completions=CompletionService(models, metrics),
         embeddings=EmbeddingService(models, metrics),
         messages=messages,
+        stored_completions=StoredCompletionService(turns),
         models=models,
         metrics=metrics,
         keys=Keys(settings.api_keys, settings.server.token_ttl_s),

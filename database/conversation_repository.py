@@ -1,6 +1,6 @@
 """Every statement about conversations. The caller's session decides where a transaction ends."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import delete, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -16,6 +16,11 @@ class ConversationRepository:
         """`lock`: nobody else writes to it until the transaction ends (on SQLite every writer is alone anyway)."""
         query = select(Conversation).where(Conversation.id == conversation_id, Conversation.owner == owner)
         return await self._session.scalar(query.with_for_update() if lock else query)
+
+    async def listed(self, conversation_ids: Collection[str]) -> set[str]:
+        """Those of them that were begun as conversations."""
+        query = select(Conversation.id).where(Conversation.id.in_(conversation_ids), Conversation.listed)
+        return set((await self._session.scalars(query)).all())
 
     async def latest(self, owner: str) -> Conversation | None:
         return next(iter(await self.page(owner, limit=1)), None)

@@ -49,6 +49,9 @@ class ItemRepository:
     async def of_turn(self, turn_id: str) -> Sequence[Item]:
         return (await self._session.scalars(select(Item).where(Item.turn_id == turn_id).order_by(Item.seq))).all()
 
+    async def of_turns(self, turn_ids: Collection[str]) -> Sequence[Item]:
+        return (await self._session.scalars(select(Item).where(Item.turn_id.in_(turn_ids)).order_by(Item.seq))).all()
+
     async def known(self, conversation_id: str, ids: Collection[str]) -> Sequence[Item]:
         """Those of the ids that the conversation has already."""
         query = select(Item).where(Item.conversation_id == conversation_id, Item.id.in_(ids))

@@ -4,10 +4,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, delete, literal_column, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, literal_column, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import load_only
 
+from database.item_repository import Order
+from database.json_text import json_text
 from database.models import CANCELLED, RUNNING, Turn
 
 # spelt out, not bound: only then both databases see that the partial index answers it
@@ -36,6 +38,30 @@ class TurnRepository:
     async def get(self, turn_id: str, owner: str, kind: str | None = None) -> Turn | None:
         query = select(Turn).where(Turn.id == turn_id, Turn.owner == owner)
         return await self._session.scalar(query.where(Turn.kind == kind) if kind is not None else query)
+
+    async def page(
+        self,
+        owner: str,
+        kind: str,
+        *,
+        order: Order,
+        limit: int,
+        after: Turn | None = None,
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Sequence[Turn]:
+        """Of the stored ones, those that are over."""
+        query = select(Turn).where(Turn.owner == owner, Turn.kind == kind, Turn.stored, Turn.completed_at.is_not(None))
+        if model is not None:
+            query = query.where(Turn.model == model)
+        for key, value in (metadata or {}).items():
+            query = query.where(json_text(Turn.metadata_, key) == value)
+        place = tuple_(Turn.created_at, Turn.id)
+        if after is not None:
+            mark = tuple_(after.created_at, after.id)
+            query = query.where(place > mark if order == "asc" else place < mark)
+        by = (Turn.created_at, Turn.id) if order == "asc" else (Turn.created_at.desc(), Turn.id.desc())
+        return (await self._session.scalars(query.order_by(*by).limit(limit))).all()
 
     async def running_in(self, conversation_id: str) -> Turn | None:
         query = select(Turn).where(Turn.conversation_id == conversation_id, IS_RUNNING)

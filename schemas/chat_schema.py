@@ -191,6 +191,7 @@ class ChatCompletionRequest(Generation):
     reasoning_effort: Effort | None = Field(None, description="none: no thinking, if the model can do without")
     enable_thinking: bool | None = None
     thinking_token_budget: int | None = Field(None, ge=0, description="after so many tokens thinking is ended")
+    store: bool = Field(False, description="keep it, to be found again by its id")
     conversation: ConversationId | None = Field(
         None, description="id, or an object with the id, of the conversation to continue and to add to"
     )

@@ -35,12 +35,14 @@ def _metadata_value(value: object) -> object:
         raise ValueError("must be a string or a number")
     if isinstance(value, str) and len(value) > 512:
         raise ValueError("must have at most 512 characters")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("must not contain the NUL character")
     return value
 
 
 StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 StopSequences = Annotated[list[StopSequence], BeforeValidator(_listed), Field(max_length=4)]
-MetadataKey = Annotated[str, StringConstraints(max_length=64)]
+MetadataKey = Annotated[str, StringConstraints(max_length=64, pattern=r"^[^\x00]*$")]
 MetadataValue = Annotated[str | int | float, BeforeValidator(_metadata_value)]
 Metadata = dict[MetadataKey, MetadataValue]
 TokenId = Annotated[int, Field(ge=0)]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from schemas.chat_schema import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
-from services.chat import encode, items, prompt, sampling
+from services.chat import encode, items, prompt, sampling, stored
 from services.chat.asked import Asked, Model, asked
 from services.chat.channels import events
 from services.chat.dialects import dialect_of
@@ -142,7 +142,14 @@ _writes: set[asyncio.Future[None]] = set()  # the event loop itself holds its ta
 
 
 def _opening(request: ChatCompletionRequest, owner: str) -> Opening:
-    return Opening(owner=owner, input=items.of_messages(request.messages), conversation=request.conversation)
+    return Opening(
+        owner=owner,
+        input=items.of_messages(request.messages),
+        conversation=request.conversation,
+        stored=request.store,
+        request=stored.asked(request),
+        metadata=request.metadata,
+    )
 
 
 def _head(job: Job, turn: Turn, model: Lease, arrived: float, request: ChatCompletionRequest) -> Head:

@@ -1,19 +1,37 @@
 """Turns: opened for whoever answers, kept while they run, and found again by their answer's id."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from database.item_repository import Order
 from database.models import CANCELLED
+from database.models import Item as ItemRow
 from database.models import Turn as Row
 from database.repositories import Repositories
 from database.session import Database
-from services.errors import Conflict, NotFound
+from services.errors import Conflict, InvalidRequest, NotFound
 from services.history.answer import Answer, answer
 from services.history.keeper import Keeper
 from services.history.keeper import this_writer as this_writer
 from services.history.past import TURN_ID, of_answer, of_conversation
 from services.history.store import Store
 from services.history.turn import Kind, Opening, StoredTurn, Turn, UnstoredTurn, give_up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """Which of the stored answers."""
+
+    limit: int
+    order: Order = "asc"
+    after: str | None = None
+    model: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def with_one_more(self) -> "Query":
+        """Which tells whether there is more."""
+        return replace(self, limit=self.limit + 1)
 
 
 class TurnService:
@@ -49,6 +67,29 @@ class TurnService:
     async def answer(self, turn_id: str, owner: str, kind: Kind) -> Answer:
         async with self._store.reading() as repositories:
             return await _whole(repositories, await _existing(repositories, turn_id, owner, kind))
+
+    async def finished(self, turn_id: str, owner: str, kind: Kind) -> Answer:
+        """Not found as long as it is being written."""
+        found = await self.answer(turn_id, owner, kind)
+        if not found.is_over:
+            raise _no_turn(turn_id, kind)
+        return found
+
+    async def page(self, owner: str, kind: Kind, query: Query) -> list[Answer]:
+        async with self._store.reading() as repositories:
+            after = None
+            if query.after is not None:
+                after = await _cursor(repositories, query.after, owner, kind)
+            turns = await repositories.turns.page(
+                owner,
+                kind,
+                order=query.order,
+                limit=query.limit,
+                after=after,
+                model=query.model,
+                metadata=query.metadata,
+            )
+            return await _all(repositories, turns)
 
     async def describe(self, turn_id: str, owner: str, kind: Kind, metadata: Mapping[str, Any]) -> Answer:
         """Gives it other metadata."""
@@ -87,10 +128,27 @@ async def _existing(repositories: Repositories, turn_id: str, owner: str, kind: 
         turn = await repositories.turns.get(turn_id, owner, kind)
         if turn is not None and (turn.stored or kind == "message"):
             return turn
-    raise NotFound(f"No {kind} with id '{turn_id[:64]}'")
+    raise _no_turn(turn_id, kind)
+
+
+def _no_turn(turn_id: str, kind: Kind) -> NotFound:
+    return NotFound(f"No {kind} with id '{turn_id[:64]}'")
+
+
+async def _cursor(repositories: Repositories, after: str, owner: str, kind: Kind) -> Row:
+    try:
+        return await _existing(repositories, after, owner, kind)
+    except NotFound:
+        raise InvalidRequest("'after' is none of those that are listed", param="after") from None
 
 
 async def _whole(repositories: Repositories, turn: Row) -> Answer:
-    conversation = await repositories.conversations.get(turn.conversation_id, turn.owner)
-    assert conversation is not None
-    return answer(turn, await repositories.items.of_turn(turn.id), listed=conversation.listed)
+    return (await _all(repositories, [turn]))[0]
+
+
+async def _all(repositories: Repositories, turns: Sequence[Row]) -> list[Answer]:
+    listed = await repositories.conversations.listed({turn.conversation_id for turn in turns})
+    items: dict[str | None, list[ItemRow]] = {}
+    for row in await repositories.items.of_turns([turn.id for turn in turns]):
+        items.setdefault(row.turn_id, []).append(row)
+    return [answer(turn, items.get(turn.id, []), listed=turn.conversation_id in listed) for turn in turns]

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from openai import AsyncOpenAI
 
 from app.common.dependencies import Services
 from app.common.settings import Settings
@@ -121,6 +122,14 @@ async def site(new_site: NewSite) -> Site:
 @pytest.fixture
 async def server(new_server: NewSite) -> Site:
     return await new_server()
+
+
+@pytest.fixture
+async def openai(new_server: NewSite, database_url: str) -> AsyncIterator[AsyncOpenAI]:
+    """The official client, of a server with one database or the other."""
+    site = await new_server(database={"url": database_url, "migrate": False})
+    async with AsyncOpenAI(base_url=f"{site.client.base_url}/v1", api_key="any", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture

@@ -29,7 +29,9 @@ RULES = [
     Rule(r"services\.errors"),
     Rule(r"services\.engine", may=r"services\.(errors|engine)", never=WEB),
     Rule(r"services\.chat", may=r"schemas|services\.(errors|chat|engine\.base)", never=f"torch|{WEB}"),
-    Rule(r"services\.history", may=r"schemas|database|services\.(errors|chat|history)", never=f"torch|{WEB}"),
+    Rule(
+        r"services\.history", may=r"schemas|database|services\.(errors|chat|history|engine\.base)", never=f"torch|{WEB}"
+    ),
     Rule(
         r"services\.\w+_service",
         may=r"schemas|database|services\.(errors|chat|history|\w+_service|engine\.(base|build))",

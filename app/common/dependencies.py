@@ -14,6 +14,7 @@ from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelManager
 from services.rerank_service import RerankService
+from services.stored_completion_service import StoredCompletionService
 from services.tokenize_service import TokenizeService
 
 
@@ -34,6 +35,7 @@ class Services:
     completions: CompletionService
     embeddings: EmbeddingService
     messages: MessageService
+    stored_completions: StoredCompletionService
     models: ModelManager
     metrics: Metrics
     keys: auth.Keys
@@ -66,6 +68,7 @@ Keys = Annotated[auth.Keys, Depends(_the("keys"))]
 Measured = Annotated[Metrics, Depends(_the("metrics"))]
 Messages = Annotated[MessageService, Depends(_the("messages"))]
 Models = Annotated[ModelManager, Depends(_the("models"))]
+StoredCompletions = Annotated[StoredCompletionService, Depends(_the("stored_completions"))]
 Told = Annotated[Facts, Depends(_the("facts"))]
 Reranker = Annotated[RerankService, Depends(_the("reranker"))]
 Sse = Annotated[sse.Sse, Depends(_the("sse"))]

@@ -112,4 +112,6 @@ async def _on_http(request: Request, error: Exception) -> Response:
     found = Problem(error.status_code, message, TYPE_OF_STATUS.get(error.status_code, "invalid_request_error"))
     response = found.response(request.scope)
     response.headers.update(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # Starlette names those of one route, a path has several
+        response.headers["Allow"] = ", ".join(request.app.state.routes.methods(request.url.path))
     return response

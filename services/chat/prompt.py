@@ -25,7 +25,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "prediction": (),
     "prompt_cache_options": ({}, {"mode": "implicit"}),
     "prompt_cache_retention": ("in_memory",),
-    "store": (False,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }

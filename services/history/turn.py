@@ -277,6 +277,7 @@ def _usage(reply: Reply) -> dict[str, int]:
     return {
         "prompt_tokens": finishes[0].prompt_tokens,
         "cached_tokens": finishes[0].cached_tokens,
+        **({"truncated_tokens": reply.head.truncated} if reply.head and reply.head.truncated is not None else {}),
         "completion_tokens": sum(finish.completion_tokens for finish in finishes),
         "reasoning_tokens": sum(finish.reasoning_tokens for finish in finishes),
     }

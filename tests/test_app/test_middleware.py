@@ -31,7 +31,7 @@ class TestRequestId:
             await site.client.get("/"),
             await site.client.get("/static/nothing"),
             await site.client.get("/no/such/route", headers=key),
-            await site.client.get(CHAT, headers=key),
+            await site.client.put(CHAT, headers=key),
             await site.client.post(CHAT, headers=key),
             await site.client.post(CHAT),
             await site.client.post(CHAT, json=HI, headers=key),
@@ -76,8 +76,8 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("path", "allow"),
         [
-            (CHAT, "POST, OPTIONS"),
-            ("/chat/completions", "POST, OPTIONS"),
+            (CHAT, "GET, POST, OPTIONS"),
+            ("/chat/completions", "GET, POST, OPTIONS"),
             ("/v1/embeddings", "POST, OPTIONS"),
             ("/v1/models", "GET, OPTIONS"),
             ("/v1/models/owner/name", "GET, OPTIONS"),

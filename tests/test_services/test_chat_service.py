@@ -187,7 +187,7 @@ class TestRefusals:
         ("fields", "error"),
         [
             ({"model": "nothing"}, ModelNotFound),
-            ({"store": True}, UnsupportedParameter),
+            ({"moderation": True}, UnsupportedParameter),
             ({"conversation": "conv_" + "0" * 32}, NotFound),
             ({"conversation": "nonsense"}, NotFound),
         ],

@@ -23,7 +23,6 @@ REFUSED = [
     ("prediction", {"type": "content", "content": "hi"}),
     ("prompt_cache_retention", "24h"),
     ("verbosity", "low"),
-    ("store", True),
     *((name, "anything else") for name in prompt.UNSUPPORTED),
 ]
 NEUTRAL = [(name, value) for name, values in prompt.UNSUPPORTED.items() for value in values]

@@ -1,0 +1,73 @@
+"""An answer that was stored, as the events it was made of: what was said once is said again."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Reply, Text, ToolCall
+from services.chat.items import Item
+from services.engine.base import TokenLogprob
+from services.history.answer import Answer
+
+
+def reply(answer: Answer) -> Reply:
+    folded = Reply()
+    for event in events(answer):
+        folded.add(event)
+    return folded
+
+
+def events(answer: Answer) -> Iterator[Event]:
+    usage = answer.usage or {}
+    yield Head(
+        id=answer.id,
+        created=int(answer.created_at),
+        model=answer.model,
+        fingerprint=answer.fingerprint or "",
+        conversation_id=answer.conversation_id,
+        prompt_tokens=usage.get("prompt_tokens", 0),
+        truncated=usage.get("truncated_tokens"),
+        service_tier=answer.request.get("service_tier"),
+        n=len(answer.output),
+    )
+    for index, said in enumerate(answer.output):
+        yield from _said(said, index, _logprobs(answer.choices[index]))
+    for index, choice in enumerate(answer.choices):
+        yield _finish(answer, choice, index)
+
+
+def _said(items: tuple[Item, ...], index: int, logprobs: tuple[TokenLogprob, ...]) -> Iterator[Event]:
+    call = 0
+    for item in items:
+        match item["type"]:
+            case "message":
+                text = "".join(part["text"] for part in item["content"] if part["type"] == "output_text")
+                yield Text(text, logprobs=logprobs, index=index)
+                logprobs = ()
+            case "reasoning":
+                yield Reasoning("".join(part["text"] for part in item["content"]), index=index)
+            case "function_call":
+                yield ToolCall(item["call_id"], item["name"], call, index=index)
+                yield Arguments(item["arguments"], call, index=index)
+                call += 1
+
+
+def _logprobs(choice: dict[str, Any]) -> tuple[TokenLogprob, ...]:
+    return tuple(_logprob(each, tuple(map(_logprob, each["top_logprobs"]))) for each in choice.get("logprobs", ()))
+
+
+def _logprob(token: dict[str, Any], top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+    return TokenLogprob(token["token"], bytes(token["bytes"]), token["logprob"], top)
+
+
+def _finish(answer: Answer, choice: dict[str, Any], index: int) -> Finish:
+    """What all choices have used together is told of the first. One that was cut short had no reason to end."""
+    usage = answer.usage or {}
+    used = usage if index == 0 else {}
+    return Finish(
+        cast("Any", choice["finish_reason"] or "length"),
+        usage.get("prompt_tokens", 0),
+        used.get("completion_tokens", 0),
+        used.get("cached_tokens", 0),
+        reasoning_tokens=used.get("reasoning_tokens", 0),
+        index=index,
+    )
