@@ -13,7 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from app.common import errors, log
+from app.common import errors, log, openapi
 from app.common.auth import Gate, Keys
 from app.common.dependencies import Facts, Services
 from app.common.drain import Drain
@@ -106,6 +106,7 @@ def create_app(
     app.mount("/static", StaticFiles(directory=page_controller.STATIC))
     routes.add("Parley", app.routes)
     loading.install(app, _specs(settings), Server(services), routes)
+    openapi.describe(app, routes, guarded=bool(settings.api_keys))
     return app
 
 

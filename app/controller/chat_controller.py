@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from app.common.dependencies import Caller, Chat, Drain, Models, Sse, Tokenizers, Told, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
+from app.common.openapi import EVENTS
 from schemas.chat_schema import ChatCompletion, ChatCompletionRequest
 from schemas.status_schema import NotStarted, Running
 from schemas.tokenize_schema import InputTokens
@@ -14,7 +15,7 @@ from schemas.tokenize_schema import InputTokens
 router = APIRouter(tags=["chat"], route_class=JsonRoute)
 
 
-@router.post("/v1/chat/completions", response_model=ChatCompletion)
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=EVENTS)
 @router.post("/chat/completions", response_model=ChatCompletion, include_in_schema=False)
 async def create_chat_completion(
     body: ChatCompletionRequest,

@@ -7,12 +7,13 @@ from fastapi import APIRouter, Request, Response
 from app.common.dependencies import Completions, Sse, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
+from app.common.openapi import EVENTS
 from schemas.completion_schema import Completion, CompletionRequest
 
 router = APIRouter(tags=["completions"], route_class=JsonRoute)
 
 
-@router.post("/v1/completions", response_model=Completion, response_model_exclude_unset=True)
+@router.post("/v1/completions", response_model=Completion, response_model_exclude_unset=True, responses=EVENTS)
 @router.post("/completions", response_model=Completion, response_model_exclude_unset=True, include_in_schema=False)
 async def create_completion(
     body: CompletionRequest,

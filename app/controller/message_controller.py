@@ -7,12 +7,13 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from app.common.dependencies import Caller, Keys, Messages, Sse
 from app.common.disconnect import while_connected
 from app.common.json_body import UntypedJsonRoute
+from app.common.openapi import EVENTS
 from schemas.message_schema import BrowserQuestion, NewMessage, NewMessageAnswer, StoredMessages, StreamToken
 
 router = APIRouter(tags=["messages"], strict_content_type=False, route_class=UntypedJsonRoute)
 
 
-@router.post("/chat/new/message/", response_model=NewMessageAnswer)
+@router.post("/chat/new/message/", response_model=NewMessageAnswer, responses=EVENTS)
 async def new_message(
     body: NewMessage,
     request: Request,
@@ -39,7 +40,11 @@ async def get_messages(
     return await messages.messages(caller.owner, conversation_id, limit, after)
 
 
-@router.get("/chat/stream", responses={204: {"description": "Nothing more to come: do not reconnect"}})
+@router.get(
+    "/chat/stream",
+    response_class=Response,
+    responses={**EVENTS, 204: {"description": "Nothing more to come: do not reconnect"}},
+)
 async def stream(
     question: Annotated[BrowserQuestion, Query()],
     messages: Messages,

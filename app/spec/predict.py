@@ -1,6 +1,7 @@
 """POST /predict: `{"input": "…"}` in, `{"output": "…"}` out."""
 
 from collections.abc import Awaitable
+from typing import Any
 
 from fastapi import Request, Response
 
@@ -12,13 +13,15 @@ from schemas.chat_schema import ChatCompletionRequest
 from schemas.predict_schema import Predicted, Prediction
 from services.chat.events import Text
 
+LINES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/x-ndjson": {}}}}
+
 
 class PredictSpec(Spec[Prediction]):
     any_content_type = True
 
     def __init__(self, path: str = "/predict") -> None:
         super().__init__()
-        self.add_endpoint(path, self.predict, ["POST"], response_model=Predicted, tags=["predict"])
+        self.add_endpoint(path, self.predict, ["POST"], response_model=Predicted, responses=LINES, tags=["predict"])
 
     async def predict(self, body: Prediction, request: Request) -> Response:
         return await self.answer(body, request)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterable
 from typing import Any
 
 from app.common.log import request_id
+from app.common.openapi import EVENTS
 from app.spec import (
     ChatCompletionRequest,
     Framing,
@@ -40,7 +41,9 @@ class AnthropicSpec(Spec[MessagesRequest]):
     def __init__(self) -> None:
         super().__init__()
         documented: dict[str, Any] = {"tags": ["anthropic"]}
-        self.add_endpoint("/v1/messages", self.create, ["POST"], response_model=SaidMessage, **documented)
+        self.add_endpoint(
+            "/v1/messages", self.create, ["POST"], response_model=SaidMessage, responses=EVENTS, **documented
+        )
         self.add_endpoint("/v1/messages/count_tokens", self.count, ["POST"], response_model=TokenCount, **documented)
 
     async def create(self, body: MessagesRequest, request: Request) -> Response:

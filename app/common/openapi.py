@@ -1,0 +1,80 @@
+"""The OpenAPI document, completed by what FastAPI cannot know: how every operation refuses, and whom it lets in."""
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+
+from app.common.auth import STREAM, is_open
+from app.common.errors import Problem
+from app.common.routes import Routes
+from schemas.error_schema import ErrorBody
+
+# For routes that stream if they are asked to: beside the JSON of a plain answer.
+EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+
+REF = "#/components/schemas/"
+FASTAPIS_OWN = ("HTTPValidationError", "ValidationError")  # its errors, which ours replace
+KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    "token": {"type": "apiKey", "in": "query", "name": "token", "description": "from POST /chat/token"},
+}
+
+
+def describe(app: FastAPI, routes: Routes, *, guarded: bool) -> None:
+    """`guarded`: callers need a key."""
+    fastapis = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _completed(fastapis(), routes, guarded)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # as its documentation says
+
+
+def _completed(document: dict[str, Any], routes: Routes, guarded: bool) -> dict[str, Any]:
+    components = document["components"]
+    for name in FASTAPIS_OWN:
+        components["schemas"].pop(name, None)
+    own = ErrorBody.model_json_schema(ref_template=REF + "{model}")
+    components["schemas"] |= own.pop("$defs") | {"ErrorBody": own}
+    if guarded:
+        components["securitySchemes"] = KEYS
+    for path, item in document["paths"].items():
+        if not is_open(path):
+            schema = {"$ref": f"{REF}ErrorBody"} if _is_ours(routes, path) else {"type": "object"}
+            for operation in item.values():
+                _complete(operation, path, schema)
+                if guarded:
+                    operation["security"] = [{"bearer": []}, {"header": []}, *([{"token": []}] * (path == STREAM))]
+    return document
+
+
+def _is_ours(routes: Routes, path: str) -> bool:
+    """Whether its errors look as OpenAI's do: a spec may have a body of its own."""
+    sample = Problem(HTTPStatus.BAD_REQUEST, "", "")
+    found = routes.foreign(path)
+    return not (found and found.error_body) or found.error_body(sample) == sample.body()
+
+
+def _complete(operation: dict[str, Any], path: str, schema: dict[str, Any]) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)
+    for status in _refusals(operation):
+        error = {"description": status.phrase, "content": {"application/json": {"schema": schema}}}
+        if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+            error["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "number"}}}
+        responses.setdefault(str(status.value), error)
+
+
+def _refusals(operation: dict[str, Any]) -> Iterator[HTTPStatus]:
+    """Any may come without a key, from a strange page, during the drain, or with a fault of ours."""
+    if operation.get("parameters") or "requestBody" in operation:
+        yield from (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS)
+    if "requestBody" in operation:
+        yield HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    yield from (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+    yield from (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE)

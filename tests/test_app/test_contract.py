@@ -1,0 +1,91 @@
+"""What the OpenAPI document says of an operation holds, whatever it is sent: no fault of ours, nothing undocumented."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.failures import Failure, FailureGroup
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from services.engine import build
+from tests.apps import NewSite, Site
+from tests.fakes import FakeEngine
+from tests.test_engine import tiny_encoders
+
+EXAMPLES = 12  # for each operation, of what it should take and as many of what it should not
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+
+
+@pytest.fixture
+async def site(new_site: NewSite, engine: FakeEngine, tmp_path: Path) -> Site:
+    tiny_encoders.save_embedder(tmp_path)
+
+    def build_most(kind: str, /, **options: Any) -> Any:
+        return engine if kind == "local" else build(kind, **options)
+
+    embedding = {"name": str(tmp_path), "kind": "embedding", "device": "cpu"}
+    return await new_site(build=build_most, specs=["anthropic"], embedding=embedding)
+
+
+def cases(operation: Any, mode: GenerationMode) -> list[Case]:
+    """The same in every run."""
+    found = []
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=[*HealthCheck],
+    )
+    @given(operation.as_strategy(generation_mode=mode))
+    def collect(case: Case) -> None:
+        found.append(case)
+
+    with suppress(Unsatisfiable):  # an operation that takes nothing cannot be sent anything wrong
+        collect()
+    return found
+
+
+async def send(client: httpx2.AsyncClient, case: Case) -> httpx2.Response:
+    asked = case.as_transport_kwargs(base_url=str(client.base_url))
+    # in ASCII, so that any text there is can be sent
+    content = json.dumps(asked["json"]).encode() if "json" in asked else asked.get("data")
+    headers = {name: value.encode() for name, value in asked["headers"].items()}
+    return await client.request(asked["method"], asked["url"], params=asked["params"], headers=headers, content=content)
+
+
+async def faults(site: Site, case: Case) -> list[str]:
+    answer = await send(site.client, case)
+    try:
+        case.validate_response(answer, checks=CHECKS)
+    except (Failure, FailureGroup) as fault:
+        return [str(fault)]
+    return []
+
+
+@pytest.mark.parametrize("mode", GenerationMode)
+async def test_whatever_is_sent(site: Site, mode: GenerationMode) -> None:
+    operations = [result.ok() for result in schemathesis.openapi.from_dict(site.app.openapi()).get_all_operations()]
+    sent = [case for operation in operations for case in cases(operation, mode)]
+    assert len(sent) > 150
+    assert [fault for case in sent for fault in await faults(site, case)] == []

@@ -1,0 +1,89 @@
+"""The OpenAPI document, and the errors that every operation in it has in common."""
+
+from typing import Any
+
+import pytest
+
+from schemas.error_schema import ErrorBody
+from tests.apps import NewSite, Site
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture
+async def site(new_site: NewSite) -> Site:
+    """Without other protocols, whose errors are their own."""
+    return await new_site(specs=[])
+
+
+def operations(site: Site) -> list[tuple[str, str, dict[str, Any]]]:
+    paths = site.app.openapi()["paths"]
+    return [(method, path, found) for path, item in paths.items() for method, found in item.items()]
+
+
+def with_body(site: Site) -> list[str]:
+    found = [path for _, path, operation in operations(site) if "requestBody" in operation]
+    assert len(found) > 8
+    return found
+
+
+def test_every_operation_says_how_it_refuses(site: Site) -> None:
+    for _, path, operation in operations(site):
+        if path.startswith("/health"):
+            continue
+        assert {"401", "403", "500", "503"} <= set(operation["responses"]), path
+        assert ("413" in operation["responses"]) == ("requestBody" in operation), path
+        assert "422" not in operation["responses"], path
+        schema = operation["responses"]["500"]["content"]["application/json"]["schema"]
+        assert schema == {"$ref": "#/components/schemas/ErrorBody"}
+    schemas = site.app.openapi()["components"]["schemas"]
+    assert set(schemas["ErrorBody"]["properties"]) == {"error"}
+    assert not {"HTTPValidationError", "ValidationError"} & set(schemas)
+
+
+def test_streams_are_told_of(site: Site) -> None:
+    paths = site.app.openapi()["paths"]
+    for path in ("/v1/chat/completions", "/v1/completions", "/chat/new/message/"):
+        assert set(paths[path]["post"]["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+    assert set(paths["/chat/stream"]["get"]["responses"]["200"]["content"]) == {"text/event-stream"}
+
+
+async def test_keys_are_told_of_where_they_are_needed(new_site: NewSite) -> None:
+    guarded = await new_site(api_keys="secret")
+    assert set(guarded.app.openapi()["components"]["securitySchemes"]) == {"bearer", "header", "token"}
+    for _, path, operation in operations(guarded):
+        assert ("security" in operation) == (not path.startswith("/health")), path
+    anybody = await new_site()
+    assert "securitySchemes" not in anybody.app.openapi()["components"]
+    assert not any("security" in operation for _, _, operation in operations(anybody))
+
+
+async def test_other_protocols_have_errors_of_their_own(new_site: NewSite) -> None:
+    site = await new_site(specs=["anthropic"])
+    responses = site.app.openapi()["paths"]["/v1/messages"]["post"]["responses"]
+    assert responses["400"]["content"]["application/json"]["schema"] == {"type": "object"}
+    assert "text/event-stream" in responses["200"]["content"]
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"\xff", b""])
+async def test_malformed_bodies(site: Site, body: bytes) -> None:
+    for path in with_body(site):
+        answer = await site.client.post(path, content=body, headers=JSON)
+        assert answer.status_code == 400, path
+        assert ErrorBody.model_validate(answer.json()).error.type == "invalid_request_error"
+
+
+async def test_wrong_methods(site: Site) -> None:
+    paths = site.app.openapi()["paths"]
+    for path in paths:
+        answer = await site.client.patch(path)
+        assert answer.status_code == 405, path
+        assert ErrorBody.model_validate(answer.json()).error.message
+        assert answer.headers["allow"]
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/nothing", "/v1/engines/x/completions", "/%00"])
+async def test_unknown_routes(site: Site, path: str) -> None:
+    answer = await site.client.post(path, json={})
+    assert answer.status_code == 404
+    ErrorBody.model_validate(answer.json())
