@@ -25,6 +25,7 @@ from app.common.sse import Sse
 from app.controller import (
     chat_controller,
     completion_controller,
+    conversation_controller,
     embeddings_controller,
     health_controller,
     message_controller,
@@ -44,6 +45,7 @@ from services.embedding_service import EmbeddingService
 from services.engine import build, warm_up
 from services.fetch_service import Fetcher
 from services.image_service import ImageService
+from services.item_service import ItemService
 from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
@@ -58,6 +60,7 @@ logger = logging.getLogger(__name__)
 CONTROLLERS = (
     chat_controller,
     completion_controller,
+    conversation_controller,
     message_controller,
     embeddings_controller,
     rerank_controller,
@@ -76,7 +79,7 @@ def create_app(
     log.configure(settings.log.level, settings.log.format)
     database = Database(settings.database.url)
     turns = TurnService(database, writer=this_writer(), checkpoint_s=settings.chat.checkpoint_s)
-    services = _services(settings, turns, ConversationService(database), build)
+    services = _services(settings, turns, database, build)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -115,9 +118,7 @@ def _specs(settings: Settings) -> list[Spec[Any]]:
     return [*([PredictSpec(path)] if path else []), *map(loading.load, settings.specs)]
 
 
-def _services(
-    settings: Settings, turns: TurnService, conversations: ConversationService, build: Callable[..., Any]
-) -> Services:
+def _services(settings: Settings, turns: TurnService, database: Database, build: Callable[..., Any]) -> Services:
     metrics = Metrics()
     models = ModelManager(
         [_config(each, settings) for each in _models(settings)],
@@ -134,6 +135,7 @@ def _services(
         max_new_tokens=settings.chat.max_new_tokens,
         images=_images(settings.images),
     )
+    conversations = ConversationService(database)
     messages = MessageService(chat, turns, conversations)
     return Services(
         chat=chat,
@@ -141,6 +143,8 @@ def _services(
         embeddings=EmbeddingService(models, metrics),
         messages=messages,
         stored_completions=StoredCompletionService(turns),
+        conversations=conversations,
+        items=ItemService(database),
         models=models,
         metrics=metrics,
         keys=Keys(settings.api_keys, settings.server.token_ttl_s),

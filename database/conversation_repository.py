@@ -1,6 +1,6 @@
 """Every statement about conversations. The caller's session decides where a transaction ends."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import delete, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -42,14 +42,6 @@ class ConversationRepository:
         await self._session.execute(
             update(Conversation).where(Conversation.id == conversation_id).values(updated_at=now)
         )
-
-    async def describe(
-        self, conversation_id: str, owner: str, metadata: Mapping[str, object], now: float
-    ) -> Conversation | None:
-        found = await self.get(conversation_id, owner, lock=True)
-        if found is not None:
-            found.metadata_, found.updated_at = dict(metadata), now
-        return found
 
     async def delete(self, conversation_id: str) -> None:
         """With all that was said in it."""

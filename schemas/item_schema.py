@@ -70,7 +70,7 @@ def _known(value: object, models: dict[object, type[Open]]) -> dict[str, Any]:
 
 Part = Annotated[dict[str, Any], BeforeValidator(_part)]
 CallId = Annotated[str, Field(min_length=1, max_length=128)]
-ItemId = Annotated[str, Field(min_length=1, max_length=128)]
+ItemId = Annotated[str, Field(pattern=r"^[^\x00]{1,128}$")]
 
 
 class Message(Open):

@@ -1,8 +1,11 @@
 """Conversations, and what was said in them."""
 
 import re
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
+from uuid import uuid4
 
 from database.models import COMPLETED, INCOMPLETE
 from database.models import Conversation as Row
@@ -10,11 +13,14 @@ from database.models import Item as ItemRow
 from database.models import Turn as TurnRow
 from database.repositories import Repositories
 from database.session import Database
+from schemas.conversation_schema import Conversation, DeletedConversation
+from schemas.page_schema import Page, page
 from services.chat import items
 from services.chat.items import Item
-from services.errors import InvalidRequest
+from services.errors import InvalidRequest, NotFound
 from services.history.past import existing
 from services.history.store import Store
+from services.item_service import shown, write
 
 OURS = re.compile(r"msg_([0-9a-f]{32})")
 
@@ -37,6 +43,52 @@ class ConversationService:
     def __init__(self, database: Database) -> None:
         self._store = Store(database)
 
+    async def create(
+        self, owner: str, given: Sequence[Item], metadata: Mapping[str, Any], title: str | None
+    ) -> Conversation:
+        now = time.time()
+        new = Row(
+            id=f"conv_{uuid4().hex}",
+            owner=owner,
+            title=title,
+            metadata_=dict(metadata),
+            created_at=now,
+            updated_at=now,
+        )
+        async with self._store.writing() as repositories:
+            await repositories.conversations.add(new)
+            if given:
+                await write(repositories, new, given)
+        return shown(new)
+
+    async def get(self, conversation_id: str, owner: str) -> Conversation:
+        async with self._store.reading() as repositories:
+            return shown(await existing(repositories, conversation_id, owner))
+
+    async def page(self, owner: str, *, limit: int, after: str | None = None) -> Page[Conversation]:
+        """The one used last first."""
+        async with self._store.reading() as repositories:
+            start = None if after is None else await _conversation(repositories, after, owner)
+            found = await repositories.conversations.page(owner, limit=limit + 1, after=start)
+        return page([shown(row) for row in found], [row.id for row in found], limit)
+
+    async def describe(
+        self, conversation_id: str, owner: str, metadata: Mapping[str, Any] | None, title: str | None
+    ) -> Conversation:
+        """What is None stays as it is."""
+        async with self._store.writing() as repositories:
+            found = await existing(repositories, conversation_id, owner, lock=True)
+            found.metadata_ = found.metadata_ if metadata is None else dict(metadata)
+            found.title = found.title if title is None else title
+            return shown(found)
+
+    async def delete(self, conversation_id: str, owner: str) -> DeletedConversation:
+        """With all that was said in it, and the answers that were stored."""
+        async with self._store.writing() as repositories:
+            await existing(repositories, conversation_id, owner, lock=True)
+            await repositories.conversations.delete(conversation_id)
+        return DeletedConversation(id=conversation_id)
+
     async def messages(
         self, owner: str, conversation: str | None, *, limit: int, after: str | None = None
     ) -> list[StoredMessage]:
@@ -56,9 +108,16 @@ class ConversationService:
         return [*messages, *([_being_written(running)] if running else [])]
 
 
+async def _conversation(repositories: Repositories, after: str, owner: str) -> Row:
+    try:
+        return await existing(repositories, after, owner)
+    except NotFound:
+        raise InvalidRequest("'after' is none of your conversations", param="after") from None
+
+
 async def _message(repositories: Repositories, conversation: Row, message_id: str) -> ItemRow:
     for item_id in (f"msg_{message_id}", message_id):
-        if (row := await repositories.items.get(conversation.id, item_id[:128])) is not None:
+        if "\0" not in item_id and (row := await repositories.items.get(conversation.id, item_id)) is not None:
             return row
     raise InvalidRequest("'after' is not a message of this conversation", param="after")
 

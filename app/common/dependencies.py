@@ -9,7 +9,9 @@ from fastapi import Depends, Request
 from app.common import auth, drain, ignored, sse
 from services.chat_service import ChatService
 from services.completion_service import CompletionService
+from services.conversation_service import ConversationService
 from services.embedding_service import EmbeddingService
+from services.item_service import ItemService
 from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelManager
@@ -36,6 +38,8 @@ class Services:
     embeddings: EmbeddingService
     messages: MessageService
     stored_completions: StoredCompletionService
+    conversations: ConversationService
+    items: ItemService
     models: ModelManager
     metrics: Metrics
     keys: auth.Keys
@@ -62,6 +66,8 @@ def _caller(request: Request) -> auth.Caller:
 Caller = Annotated[auth.Caller, Depends(_caller)]
 Chat = Annotated[ChatService, Depends(_the("chat"))]
 Completions = Annotated[CompletionService, Depends(_the("completions"))]
+Conversations = Annotated[ConversationService, Depends(_the("conversations"))]
+Items = Annotated[ItemService, Depends(_the("items"))]
 Drain = Annotated[drain.Drain, Depends(_the("drain"))]
 Embedder = Annotated[EmbeddingService, Depends(_the("embeddings"))]
 Keys = Annotated[auth.Keys, Depends(_the("keys"))]

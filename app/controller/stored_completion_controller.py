@@ -34,7 +34,7 @@ async def list_chat_completions(
     stored: StoredCompletions,
     caller: Caller,
     metadata: Annotated[dict[str, str], Depends(_metadata)],
-    model: Annotated[str | None, InQuery(max_length=256)] = None,
+    model: Annotated[str | None, InQuery(max_length=256, pattern=r"^[^\x00]*$")] = None,
     after: After = None,
     limit: Limit = 20,
     order: Order = "asc",

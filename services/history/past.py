@@ -51,9 +51,9 @@ async def of_answer(repositories: Repositories, previous: str, owner: str, kind:
     return Past(turn.conversation_id, branch, is_alone=False, copied=conversation.listed)
 
 
-async def existing(repositories: Repositories, conversation: str, owner: str) -> Conversation:
+async def existing(repositories: Repositories, conversation: str, owner: str, *, lock: bool = False) -> Conversation:
     if CONVERSATION_ID.fullmatch(conversation):
-        found = await repositories.conversations.get(conversation, owner)
+        found = await repositories.conversations.get(conversation, owner, lock=lock)
         if found is not None and found.listed:
             return found
     raise no_conversation(conversation)

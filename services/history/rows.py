@@ -9,7 +9,12 @@ from database.models import Item as Row
 from services.chat.items import Item, new_id
 
 # These show how far they are; they are complete when they are given.
-HAVE_STATUS = ("message", "function_call", "function_call_output")
+HAVE_STATUS = {
+    *("message", "function_call", "function_call_output", "file_search_call", "web_search_call", "shell_call"),
+    *("image_generation_call", "computer_call", "computer_call_output", "tool_search_call", "tool_search_output"),
+    *("program_output", "code_interpreter_call", "local_shell_call", "shell_call_output"),
+    *("apply_patch_call", "apply_patch_call_output"),
+}
 
 
 @dataclass(frozen=True, slots=True)
