@@ -163,6 +163,7 @@ def _images(settings: ImageSettings) -> ImageService:
         max_images=settings.max_images,
         max_bytes=settings.max_bytes,
         max_pixels=settings.max_pixels,
+        max_held_bytes=settings.max_held_bytes,
         fetcher=fetcher if settings.hosts else None,
     )
 

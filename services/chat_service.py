@@ -101,7 +101,7 @@ class ChatService:
         params = prompt.sampling(request, self._max_new_tokens)
         engine: Engine = model.engine
         target = Model(engine.tokenizer, dialect_of(engine.tokenizer.chat_template, model.dialect))
-        illustration = await self._images.illustration(image_refs(messages, len(request.messages)), engine.images)
+        illustration = await self._images.illustration(image_refs(messages, len(request.messages)), engine)
         # in a thread: a long prompt takes long enough to render to be felt by every other stream
         ready = await asyncio.to_thread(asked, turn.id, request, messages, params, target, illustration)
         job = sampling.truncated(replace(ready.job, priority=prompt.priority(request)), request, engine.max_length)

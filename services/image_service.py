@@ -1,20 +1,25 @@
 """Images of a request, read for the model that answers it."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
+from weakref import WeakSet
 
 from services.chat import images
 from services.chat.contents import Illustration
 from services.chat.images import ImageRef
-from services.engine.base import Image, ImageReader
-from services.errors import InvalidRequest, UnsupportedParameter
+from services.engine.base import Engine, Image, ImageReader
+from services.errors import InvalidRequest, Overloaded, PromptTooLong, UnsupportedParameter
 from services.fetch_service import Fetcher
+
+logger = logging.getLogger(__name__)
 
 AT_ONCE = 2  # decoded pictures are large
 
 
 class ImageService:
-    """`fetcher`: None: images come in the request itself only."""
+    """`fetcher`: None: images come in the request itself only. `max_held_bytes`: of all that models have been given and
+    are not done with."""
 
     def __init__(
         self,
@@ -22,28 +27,41 @@ class ImageService:
         max_images: int = 16,
         max_bytes: int = 10 * 1024 * 1024,
         max_pixels: int = 32 * 1024 * 1024,
+        max_held_bytes: int = 1024 * 1024 * 1024,
         fetcher: Fetcher | None = None,
     ) -> None:
         self._max_images = max_images
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
+        self._max_held_bytes = max_held_bytes
         self._fetcher = fetcher
         self._turns = asyncio.Semaphore(AT_ONCE)
+        self._held: WeakSet[Image] = WeakSet()
 
-    async def illustration(self, refs: Sequence[ImageRef], reader: ImageReader | None) -> Illustration | None:
+    async def illustration(self, refs: Sequence[ImageRef], engine: Engine) -> Illustration | None:
         """Refuses the first one at fault by its name."""
         if not refs:
             return None
+        reader = engine.images
         if reader is None:
             raise UnsupportedParameter(refs[0].param, "is an image, and this model takes text only")
         if len(refs) > self._max_images:
             raise InvalidRequest(f"There are more than {self._max_images} images", param=refs[self._max_images].param)
-        return Illustration([await self._read(ref, reader) for ref in refs], reader)
+        read: list[Image] = []
+        for ref in refs:
+            await self._read(ref, reader, read)
+            if sum(image.num_tokens for image in read) >= engine.max_length:  # before the next one takes memory
+                raise PromptTooLong(f"The images alone fill the model's {engine.max_length} tokens", param=ref.param)
+        return Illustration(read, reader)
 
-    async def _read(self, ref: ImageRef, reader: ImageReader) -> Image:
+    async def _read(self, ref: ImageRef, reader: ImageReader, own: list[Image]) -> None:
         fetched = None if ref.url[:5].lower() == "data:" else await self._fetch(ref)
         async with self._turns:
-            return await asyncio.to_thread(self._open, fetched, ref, reader)
+            if sum(image.num_bytes for image in self._held if image not in own) >= self._max_held_bytes:
+                raise Overloaded("Too many images are waiting to be answered")
+            # not as the thread's result: its future goes in circles and would keep it for a while
+            await asyncio.to_thread(lambda: own.append(self._open(fetched, ref, reader)))
+        self._held.add(own[-1])
 
     async def _fetch(self, ref: ImageRef) -> bytes:
         if self._fetcher is None:
@@ -54,4 +72,8 @@ class ImageService:
 
     def _open(self, fetched: bytes | None, ref: ImageRef, reader: ImageReader) -> Image:
         data = images.from_data_url(ref, self._max_bytes) if fetched is None else fetched
-        return reader.read(images.decode(data, ref, self._max_pixels))
+        try:
+            return reader.read(images.decode(data, ref, self._max_pixels))
+        except ValueError as error:  # a processor's words: no wider than so, no narrower than so
+            logger.info("a picture is not to the model's liking: %s", error)
+            raise InvalidRequest("The model cannot take an image of this shape", param=ref.param) from error

@@ -64,6 +64,7 @@ class ImageSettings(BaseModel):
     max_images: int = Field(16, ge=1)  # in one request, its conversation included
     max_bytes: int = Field(10 * 1024 * 1024, ge=1024)  # of each, as it comes
     max_pixels: int = Field(32 * 1024 * 1024, ge=1024)  # of each
+    max_held_bytes: int = Field(1024 * 1024 * 1024, ge=1024)  # of all that are being answered, as models take them
     hosts: list[str] = []  # whose images are fetched, at public addresses only; ["*"]: anybody's
     timeout_s: float = Field(10, gt=0)  # for one image, redirects and all
 

@@ -9,8 +9,6 @@ from itertools import chain, islice, zip_longest
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError
-
 from services.engine.base import Image, ImageReader, Message, PlacedImage, Tokenizer
 from services.errors import InvalidRequest
 
@@ -43,7 +41,7 @@ def form(tokenizer: Tokenizer) -> Form:
 def _shows(tokenizer: Tokenizer, content: object) -> bool:
     try:
         text = str(tokenizer.apply_chat_template([{"role": "user", "content": content}], tokenize=False))
-    except (TemplateError, TypeError, ValueError):
+    except Exception:  # whatever a template may throw at what it does not expect
         return False
     return PROBE in text and "'text'" not in text  # a list that is only printed is not understood
 
@@ -69,10 +67,12 @@ def shaped(messages: Sequence[Message], taken: Form, placeholder: str = "") -> l
 def _shaped(content: str | Sequence[Part] | None, taken: Form, placeholder: str) -> object:
     if content is None or (isinstance(content, str) and taken.strings):
         return content
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    parts: Sequence[Part] = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if taken.parts:
-        return [part if part["type"] == "text" else {"type": "image"} for part in parts]
-    return "".join(part["text"] if part["type"] == "text" else f"{placeholder}\n" for part in parts)
+        return [
+            {"type": "text", "text": text([part])} if part["type"] in TEXTS else {"type": "image"} for part in parts
+        ]
+    return "".join(text([part]) if part["type"] in TEXTS else f"{placeholder}\n" for part in parts)
 
 
 @dataclass(frozen=True, slots=True)

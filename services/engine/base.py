@@ -95,7 +95,7 @@ class Picture:
     rgb: bytes
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Image:
     """A picture as one model takes it."""
 
@@ -103,6 +103,10 @@ class Image:
     text: str  # what its placeholder in a prompt is replaced by
     num_tokens: int  # of these that stand for what is on it
     inputs: Mapping[str, Any]  # numpy arrays, as the vision part names them
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(array.nbytes for array in self.inputs.values())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,7 +122,7 @@ class ImageReader(Protocol):
     token: int  # what its replacement has for each piece of it
 
     def read(self, picture: Picture) -> Image:
-        """Takes its time: call it from a thread."""
+        """Takes its time: call it from a thread. Raises ValueError for what the model cannot take."""
         ...
 
 

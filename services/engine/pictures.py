@@ -61,7 +61,7 @@ def read_processor(source: str, config: Any, tokenizer: Any) -> Any:
 
 def refuse_images(kind: str, why: Exception | str, required: bool) -> None:
     """A model whose images cannot be served is served without them, unless somebody insists on them."""
-    reason = f"{type(why).__name__}: {why}".splitlines()[0][:200] if isinstance(why, Exception) else why
+    reason = " ".join(f"{type(why).__name__}: {why}".split())[:200] if isinstance(why, Exception) else why
     if required:
         raise EngineFailed(f"Images cannot be served with models of the kind {kind}: {reason}")
     logger.warning("%s takes text only: %s", kind, reason)

@@ -27,7 +27,7 @@ from tests.test_engine.test_compiled import made, needs_compiler
 from tests.test_engine.tiny_models import build
 from tests.test_engine.tiny_vision import IMAGE, KINDS, write
 
-SEES = [name for name in KINDS if name != "qwen3_vl"]
+SEES = [name for name in KINDS if name not in ("gemma3", "qwen3_vl")]
 TOKENS = 8
 ONE = f"look at <|vision_start|>{IMAGE}<|vision_end|> and say"
 TWO = f"<|vision_start|>{IMAGE}<|vision_end|> or <|vision_start|>{IMAGE}<|vision_end|>?"
@@ -88,7 +88,7 @@ def read(folder: str) -> Loaded:
 
 def runner_of(loaded: Loaded, budget: int = 2**30) -> BatchRunner:
     sight = sight_of(loaded.model, loaded.reader, required=True)
-    runner = build_runner(loaded.model, num_slots=4, length=160, budget=budget)
+    runner = build_runner(loaded.model, num_slots=4, length=250, budget=budget)
     give(sight, runner, required=True)
     assert isinstance(runner, BatchRunner)
     return runner
@@ -252,14 +252,24 @@ def _last(runner: BatchRunner, job: Job) -> Work:
 
 
 class TestWhatCannotBeServed:
-    def test_images_that_reach_deeper_layers(self, folders: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
-        engine = LocalEngine.load(source=folders["qwen3_vl"], max_num_seqs=2)
+    @pytest.mark.parametrize("name", ["qwen3_vl", "gemma3"])
+    def test_a_model_that_sees_otherwise_takes_text(
+        self, folders: dict[str, str], name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        engine = LocalEngine.load(source=folders[name], max_num_seqs=2)
         assert engine.images is None
-        assert "Qwen3VLForConditionalGeneration takes text only: CannotSee: its images reach deeper" in caplog.text
+        assert "ForConditionalGeneration takes text only: CannotSee: its images" in caplog.text
 
-    def test_where_somebody_insists_on_them(self, folders: dict[str, str]) -> None:
-        with pytest.raises(EngineFailed, match="Qwen3VLForConditionalGeneration"):
-            LocalEngine.load(source=folders["qwen3_vl"], max_num_seqs=2, enable_mm=True)
+    @pytest.mark.parametrize(
+        ("name", "why"),
+        [
+            ("qwen3_vl", "Qwen3VLForConditionalGeneration: CannotSee: its images reach deeper layers"),
+            ("gemma3", "Gemma3ForConditionalGeneration: CannotSee: its images' tokens look at those behind them"),
+        ],
+    )
+    def test_where_somebody_insists_on_them(self, folders: dict[str, str], name: str, why: str) -> None:
+        with pytest.raises(EngineFailed, match=why):
+            LocalEngine.load(source=folders[name], max_num_seqs=2, enable_mm=True)
 
     def test_images_of_a_model_without_eyes(self, tmp_path: Path, folders: dict[str, str]) -> None:
         build("llama").save_pretrained(tmp_path)
@@ -272,7 +282,7 @@ class TestWhatCannotBeServed:
         loaded = read(folders["llava"])
         sight = sight_of(loaded.model, loaded.reader, required=True)
         assert sight
-        runner = build_runner(loaded.model, num_slots=4, length=160, budget=2**30)
+        runner = build_runner(loaded.model, num_slots=4, length=250, budget=2**30)
         other = replace(sight, check=replace(sight.check, expected=-sight.check.expected))
         with pytest.raises(EngineFailed, match="its logits differ"):
             give(other, runner, required=True)

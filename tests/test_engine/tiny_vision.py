@@ -12,7 +12,9 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     CLIPImageProcessorPil,
+    Gemma3ImageProcessorPil,
     Idefics3ImageProcessorPil,
+    LlavaNextImageProcessorPil,
     PreTrainedTokenizerFast,
     Qwen2VLImageProcessorPil,
 )
@@ -34,7 +36,12 @@ def tokenizer() -> PreTrainedTokenizerFast:
     made.decoder = decoders.ByteLevel()
     made.add_special_tokens(known[: known.index("!")])
     # under the names that some kinds have for them
-    names = {"image_token": IMAGE, "video_token": "<video>", "boi_token": "<|vision_start|>"}
+    names = {
+        "image_token": IMAGE,
+        "video_token": "<video>",
+        "boi_token": "<|vision_start|>",
+        "eoi_token": "<|vision_end|>",
+    }
     return PreTrainedTokenizerFast(
         tokenizer_object=made,
         eos_token=END,
@@ -78,6 +85,7 @@ QWEN = {
     "vision_end_token_id": ID["<|vision_end|>"],
 }
 QWEN_PIXELS = {"patch_size": 4, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 1024}}
+PINPOINTS = [[16, 32], [32, 16]]
 TILED = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}}
 
 
@@ -99,6 +107,24 @@ KINDS = {
         {"image_token_index": ID[IMAGE], "vision_feature_layer": -1},
         CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
         {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
+    ),
+    "llava_next": Kind(
+        "llava_next",
+        {"model_type": "llama", **TEXT},
+        {"model_type": "clip_vision_model", **EYE},
+        {"image_token_index": ID[IMAGE], "vision_feature_layer": -1, "image_grid_pinpoints": PINPOINTS},
+        LlavaNextImageProcessorPil(
+            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, image_grid_pinpoints=PINPOINTS
+        ),
+        {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1},
+    ),
+    "gemma3": Kind(
+        "gemma3",
+        TEXT,
+        {"model_type": "siglip_vision_model", **EYE},
+        {"image_token_id": ID[IMAGE], "mm_tokens_per_image": 4},
+        Gemma3ImageProcessorPil(size={"height": 16, "width": 16}),
+        {"image_seq_length": 4},
     ),
     "idefics3": Kind(
         "idefics3",

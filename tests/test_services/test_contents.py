@@ -34,14 +34,16 @@ def test_the_form_is_found_by_trying(template: str | None, found: Form) -> None:
 
 
 def test_each_form() -> None:
-    said = [TEXT, ILLUSTRATED]
+    refused = {"role": "user", "content": [{"type": "refusal", "refusal": "no"}, RED]}
+    said = [TEXT, ILLUSTRATED, refused]
+    no = {"type": "text", "text": "no"}
 
     def contents(strings: bool, parts: bool) -> list[object]:
         return [each["content"] for each in shaped(said, Form(strings, parts), "@")]
 
-    assert contents(strings=True, parts=False) == ["hi", "hello@\n"]
-    assert contents(strings=True, parts=True) == ["hi", [HELLO, {"type": "image"}]]
-    assert contents(strings=False, parts=True) == [[{"type": "text", "text": "hi"}], [HELLO, {"type": "image"}]]
+    assert contents(strings=True, parts=False) == ["hi", "hello@\n", "no@\n"]
+    assert contents(strings=True, parts=True) == ["hi", [HELLO, {"type": "image"}], [no, {"type": "image"}]]
+    assert contents(strings=False, parts=True)[:2] == [[{"type": "text", "text": "hi"}], [HELLO, {"type": "image"}]]
 
 
 def test_a_message_without_content_stays_without() -> None:
