@@ -11,11 +11,7 @@ from services.errors import InvalidRequest, UnsupportedParameter
 MAX_CHOICES = 256  # of all prompts together
 
 # Parts of the contract that are not served (yet), each with the values that ask for nothing.
-UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "prompt_logprobs": (),
-    "suffix": ("",),
-    "use_beam_search": (False,),
-}
+UNSUPPORTED: dict[str, tuple[object, ...]] = {**refusals.OF_ALL, "suffix": ("",)}
 
 
 def check(request: CompletionRequest) -> None:

@@ -16,6 +16,7 @@ from services.errors import InvalidRequest
 
 # Parts of the contract that this server does not serve (yet), each with the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
+    **refusals.OF_ALL,
     "audio": (),
     "chat_template": (),
     "function_call": ("none",),

@@ -7,6 +7,13 @@ from services.errors import UnsupportedParameter
 
 Unsupported = Mapping[str, tuple[object, ...]]  # name -> the values that ask for nothing
 
+# vLLM's, of no single kind of request.
+OF_ALL: dict[str, tuple[object, ...]] = {
+    "prompt_embeds": (),
+    "prompt_logprobs": (),
+    "use_beam_search": (False,),
+}
+
 REASONS = {
     "audio": "is not supported: answers are text",
     "chat_template": "is not supported: the model's own is used, and 'chat_template_kwargs' reach it",

@@ -1,5 +1,6 @@
 """The official client's legacy completions, and the tokenizer's routes, against the real default model."""
 
+import re
 from typing import Any
 
 import openai
@@ -113,6 +114,17 @@ def test_refusals_are_named(client: OpenAI) -> None:
         client.completions.create(model="another", prompt=PROMPT)
 
 
+def test_the_text_has_the_form_that_is_asked_for(client: OpenAI) -> None:
+    asked = {**GREEDY, "prompt": [PROMPT, "Two and two is"], "n": 2}
+    for shape, form in (
+        ({"guided_regex": " [A-Z][a-z]{2,5}\\."}, r" [A-Z][a-z]{2,5}\."),
+        ({"guided_choice": [" London", " Paris"]}, " (London|Paris)"),
+    ):
+        choices = client.completions.create(**asked, extra_body=shape).choices
+        assert len(choices) == 4
+        assert all(re.fullmatch(form, choice.text) and choice.finish_reason == "stop" for choice in choices)
+
+
 def test_who_leaves_ends_the_work(client: OpenAI, service: Service) -> None:
     with client.completions.create(model=CHAT, prompt=ENDLESS, max_tokens=4000, temperature=0, stream=True) as stream:
         next(iter(stream))
@@ -137,6 +149,10 @@ def test_a_chat_is_counted_as_it_is_answered(client: OpenAI, service: Service) -
     messages = [{"role": "user", "content": "Hello"}]
     counted = post(service, "/v1/chat/completions/input_tokens", model=CHAT, messages=messages)
     tokens = post(service, "/tokenize", messages=messages)
+    tools = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}}]
+    with_tools = post(service, "/tokenize", messages=messages, tools=tools)
+    assert with_tools["count"] > tokens["count"]
+    assert "now" in post(service, "/detokenize", tokens=with_tools["tokens"])["prompt"]
     answer = client.chat.completions.create(model=CHAT, messages=messages, max_tokens=1)
     assert answer.usage
     assert counted["input_tokens"] == tokens["count"] == answer.usage.prompt_tokens
