@@ -50,6 +50,7 @@ from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
 from services.rerank_service import RerankService
+from services.search_service import SearchService
 from services.stored_completion_service import StoredCompletionService
 from services.tokenize_service import TokenizeService
 from services.turn_service import TurnService, this_writer
@@ -145,6 +146,7 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
         stored_completions=StoredCompletionService(turns),
         conversations=conversations,
         items=ItemService(database),
+        search=SearchService(database),
         models=models,
         metrics=metrics,
         keys=Keys(settings.api_keys, settings.server.token_ttl_s),

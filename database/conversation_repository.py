@@ -2,10 +2,13 @@
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import delete, select, tuple_, update
+from sqlalchemy import ColumnElement, delete, literal_column, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from database.models import Conversation
+
+# spelt out as in the partial index: only then SQLite sees that it answers
+IS_LISTED: ColumnElement[bool] = literal_column("conversations.listed")
 
 
 class ConversationRepository:
@@ -27,7 +30,7 @@ class ConversationRepository:
 
     async def page(self, owner: str, *, limit: int, after: Conversation | None = None) -> Sequence[Conversation]:
         """The one used last first."""
-        query = select(Conversation).where(Conversation.owner == owner, Conversation.listed)
+        query = select(Conversation).where(Conversation.owner == owner, IS_LISTED)
         place = tuple_(Conversation.updated_at, Conversation.id)
         if after is not None:
             query = query.where(place < tuple_(after.updated_at, after.id))

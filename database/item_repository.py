@@ -50,7 +50,8 @@ class ItemRepository:
         return (await self._session.scalars(select(Item).where(Item.turn_id == turn_id).order_by(Item.seq))).all()
 
     async def of_turns(self, turn_ids: Collection[str]) -> Sequence[Item]:
-        return (await self._session.scalars(select(Item).where(Item.turn_id.in_(turn_ids)).order_by(Item.seq))).all()
+        found = await self._session.scalars(select(Item).where(Item.turn_id.in_(turn_ids)))
+        return sorted(found, key=lambda item: item.seq)
 
     async def known(self, conversation_id: str, ids: Collection[str]) -> Sequence[Item]:
         """Those of the ids that the conversation has already."""

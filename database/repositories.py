@@ -6,6 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from database.conversation_repository import ConversationRepository
 from database.item_repository import ItemRepository
+from database.search_repository import SearchRepository
 from database.turn_repository import TurnRepository
 
 
@@ -14,7 +15,10 @@ class Repositories:
     conversations: ConversationRepository
     items: ItemRepository
     turns: TurnRepository
+    search: SearchRepository
 
 
 def of(session: AsyncSession) -> Repositories:
-    return Repositories(ConversationRepository(session), ItemRepository(session), TurnRepository(session))
+    return Repositories(
+        ConversationRepository(session), ItemRepository(session), TurnRepository(session), SearchRepository(session)
+    )

@@ -36,3 +36,11 @@ def plain(text: str) -> str:
 def phrases(query: str) -> list[str]:
     """What is to be found, all of it: the words of the query, or phrases where it has no spaces."""
     return [" ".join(found) for part in query.split() if (found := list(words(part)))]
+
+
+def snippet(text: str, query: str, before: int = 60, after: int = 140) -> str:
+    """What stands around the first of the words that are looked for."""
+    wanted = {phrase.partition(" ")[0] for phrase in phrases(query)}
+    found = next((match.start() for match in WORD.finditer(text) if plain(match[0])[:WORD_LENGTH] in wanted), 0)
+    start, end = max(0, found - before), found + after
+    return f"{'…' if start else ''}{text[start:end]}{'…' if len(text) > end else ''}"

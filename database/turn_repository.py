@@ -12,7 +12,8 @@ from database.item_repository import Order
 from database.json_text import json_text
 from database.models import CANCELLED, RUNNING, Turn
 
-# spelt out, not bound: only then both databases see that the partial index answers it
+# spelt out as in the partial indexes: only then both databases see that those answer
+IS_STORED: ColumnElement[bool] = literal_column("turns.stored")
 IS_RUNNING: ColumnElement[bool] = literal_column(f"({RUNNING})")
 
 
@@ -51,7 +52,7 @@ class TurnRepository:
         metadata: Mapping[str, str] | None = None,
     ) -> Sequence[Turn]:
         """Of the stored ones, those that are over."""
-        query = select(Turn).where(Turn.owner == owner, Turn.kind == kind, Turn.stored, Turn.completed_at.is_not(None))
+        query = select(Turn).where(Turn.owner == owner, Turn.kind == kind, IS_STORED, Turn.completed_at.is_not(None))
         if model is not None:
             query = query.where(Turn.model == model)
         for key, value in (metadata or {}).items():

@@ -16,6 +16,7 @@ from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelManager
 from services.rerank_service import RerankService
+from services.search_service import SearchService
 from services.stored_completion_service import StoredCompletionService
 from services.tokenize_service import TokenizeService
 
@@ -40,6 +41,7 @@ class Services:
     stored_completions: StoredCompletionService
     conversations: ConversationService
     items: ItemService
+    search: SearchService
     models: ModelManager
     metrics: Metrics
     keys: auth.Keys
@@ -68,6 +70,7 @@ Chat = Annotated[ChatService, Depends(_the("chat"))]
 Completions = Annotated[CompletionService, Depends(_the("completions"))]
 Conversations = Annotated[ConversationService, Depends(_the("conversations"))]
 Items = Annotated[ItemService, Depends(_the("items"))]
+Search = Annotated[SearchService, Depends(_the("search"))]
 Drain = Annotated[drain.Drain, Depends(_the("drain"))]
 Embedder = Annotated[EmbeddingService, Depends(_the("embeddings"))]
 Keys = Annotated[auth.Keys, Depends(_the("keys"))]

@@ -4,13 +4,14 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from app.common.dependencies import Caller, Conversations, Items, UnknownKeys
+from app.common.dependencies import Caller, Conversations, Items, Search, UnknownKeys
 from app.common.json_body import JsonRoute
 from schemas.conversation_schema import (
     AddedItems,
     Conversation,
     ConversationUpdate,
     DeletedConversation,
+    Found,
     Includable,
     ItemPage,
     NewConversation,
@@ -48,6 +49,19 @@ async def create_conversation(
 ) -> Conversation:
     response.headers.update(unknown.header(body.model_extra or ()))
     return await conversations.create(caller.owner, body.items, body.metadata, body.title)
+
+
+@router.get("/v1/conversations/search")
+@router.get("/conversations/search", include_in_schema=False)
+async def search(
+    search: Search,
+    caller: Caller,
+    query: Annotated[str, Query(min_length=1, max_length=256)],
+    limit: Limit = 20,
+    after: Annotated[str | None, Query(max_length=256)] = None,
+) -> Page[Found]:
+    """In all that was said to models and by them. No conversation's id is `search`."""
+    return await search.find(caller.owner, query, limit=limit, after=after)
 
 
 @router.get("/v1/conversations/{conversation_id}")

@@ -224,3 +224,11 @@ async def test_include_is_honoured(openai: AsyncOpenAI) -> None:
     made = await openai.conversations.create(items=[message("Hi", "assistant")])
     listed = await openai.conversations.items.list(made.id, include=["message.output_text.logprobs"])
     assert listed.data[0].content[0].logprobs == []  # type: ignore[union-attr]
+
+
+async def test_ones_own_history_is_searched(site: Site) -> None:
+    made = (await site.client.post("/v1/conversations", json={"items": [message("The sea is wide")]})).json()
+    found = (await site.client.get("/v1/conversations/search", params={"query": "wide sea"})).json()
+    assert [(each["conversation_id"], each["snippet"]) for each in found["data"]] == [(made["id"], "The sea is wide")]
+    answer = await site.client.get("/conversations/search", params={"query": "?!"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "query")

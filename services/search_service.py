@@ -1,0 +1,46 @@
+"""Full-text search over one's own history."""
+
+from database import terms
+from database.models import Item as Row
+from database.repositories import Repositories
+from database.session import Database
+from schemas.conversation_schema import Found
+from schemas.page_schema import Page, page
+from services.errors import InvalidRequest
+from services.history.rows import text
+from services.history.store import Store
+
+
+class SearchService:
+    def __init__(self, database: Database) -> None:
+        self._store = Store(database)
+
+    async def find(self, owner: str, query: str, *, limit: int, after: str | None = None) -> Page[Found]:
+        """The newest first."""
+        phrases = terms.phrases(query)
+        if not phrases:
+            raise InvalidRequest("'query' has no word to look for", param="query")
+        async with self._store.reading() as repositories:
+            before = None if after is None else await _place(repositories, after, owner)
+            rows = await repositories.search.find(owner, phrases, limit=limit + 1, before=before)
+            listed = await repositories.conversations.listed({row.conversation_id for row in rows})
+        found = [_found(row, query, is_listed=row.conversation_id in listed) for row in rows]
+        return page(found, [f"{row.conversation_id}:{row.id}" for row in rows], limit)
+
+
+async def _place(repositories: Repositories, after: str, owner: str) -> int:
+    conversation_id, _, item_id = after.partition(":")
+    row = await repositories.items.get(conversation_id, item_id) if "\0" not in after else None
+    if row is None or row.owner != owner:
+        raise InvalidRequest("'after' is none of what was found", param="after")
+    return row.seq
+
+
+def _found(row: Row, query: str, *, is_listed: bool) -> Found:
+    return Found(
+        conversation_id=row.conversation_id if is_listed else None,
+        answer_id=None if is_listed else row.turn_id,
+        item=row.data,
+        snippet=terms.snippet(text(row.data), query),
+        created_at=int(row.created_at),
+    )

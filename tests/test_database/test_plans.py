@@ -1,0 +1,82 @@
+"""That every query has its index, as the databases themselves say: a history of millions is as quick as one of ten."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text
+
+from database import repositories
+from database.models import Conversation, Item, Turn
+from database.repositories import Repositories
+from database.session import Database
+
+EXPLAIN = {"sqlite": "EXPLAIN QUERY PLAN", "postgresql": "EXPLAIN"}
+IDS = [f"i{n}" for n in range(3)]
+THREAD = Conversation(id="c", owner="me", created_at=0.0, updated_at=0.0)
+ITEM = Item(id="i", owner="me", conversation_id="c", parent_id=None, type="message", data={}, terms="", created_at=0.0)
+ITEM.seq = 7
+TURN = Turn(
+    id="t",
+    kind="response",
+    owner="me",
+    conversation_id="c",
+    status="completed",
+    stored=True,
+    model="m",
+    created_at=0.0,
+    updated_at=0.0,
+)
+
+Query = Callable[[Repositories], Coroutine[Any, Any, object]]
+QUERIES: dict[str, tuple[Query, str]] = {
+    "conversation": (lambda r: r.conversations.get("c", "me"), "conversations"),
+    "conversations": (lambda r: r.conversations.page("me", limit=20), "ix_conversations_listed"),
+    "more conversations": (
+        lambda r: r.conversations.page("me", limit=20, after=THREAD),
+        "ix_conversations_listed",
+    ),
+    "item": (lambda r: r.items.get("c", "i"), "items"),
+    "newest item": (lambda r: r.items.newest("c"), "ix_items_conversation_id_seq"),
+    "items": (lambda r: r.items.page("c", limit=20, order="desc", after=ITEM), "ix_items_conversation_id_seq"),
+    "items of a turn": (lambda r: r.items.of_turn("t"), "ix_items_turn_id"),
+    "items of turns": (lambda r: r.items.of_turns(IDS), "ix_items_turn_id"),
+    "known items": (lambda r: r.items.known("c", IDS), "items"),
+    "search": (lambda r: r.search.find("me", ["sea"], limit=20), "items_found|ix_items_terms|ix_items_owner_seq"),
+    "turn": (lambda r: r.turns.get("t", "me"), "turns"),
+    "turns": (
+        lambda r: r.turns.page("me", "response", order="asc", limit=20, metadata={"a": "b"}),
+        "ix_turns_stored",
+    ),
+    "more turns": (
+        lambda r: r.turns.page("me", "response", order="desc", limit=20, after=TURN),
+        "ix_turns_stored",
+    ),
+    "turns of a conversation": (lambda r: r.turns.of_conversation("c"), "ix_turns_conversation_id"),
+    "running in a conversation": (lambda r: r.turns.running_in("c"), "ix_turns_conversation_id|ix_turns_running"),
+    "running": (lambda r: r.turns.running(), "ix_turns_running"),
+}
+
+
+@pytest.mark.parametrize("name", QUERIES)
+async def test_a_query_reads_an_index(database: Database, backend: str, name: str) -> None:
+    query, index = QUERIES[name]
+    seen: list[tuple[str, Any]] = []
+
+    def note(connection: object, cursor: object, statement: str, parameters: Any, *rest: object) -> None:
+        seen.append((statement, parameters))
+
+    async with database.read() as session:
+        connection = await session.connection()
+        if backend == "postgresql":
+            await session.execute(text("SET LOCAL enable_seqscan = off"))  # the table is too small to be worth an index
+        event.listen(connection.sync_connection, "before_cursor_execute", note)
+        await query(repositories.of(session))
+        event.remove(connection.sync_connection, "before_cursor_execute", note)
+        statement, parameters = seen[0]
+        plan = await connection.exec_driver_sql(f"{EXPLAIN[backend]} {statement}", parameters)
+        steps = [str(row) for row in plan]
+    told = "\n".join(steps)
+    assert not [step for step in steps if "Seq Scan" in step or ("SCAN" in step and "INDEX" not in step)], told
+    assert any(each in told for each in index.split("|")), told
+    assert "TEMP B-TREE" not in told  # in the order of its index: only what is shown is read
