@@ -20,6 +20,10 @@ HEAD = '%llguidance {"no_forcing": true}\n'
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 OPTIONS = "x-guidance"  # where a schema itself says how it is compiled; only "lenient" is heard
 
+DATA = {"const", "enum", "default", "examples"}  # keywords that hold no schemas
+EXACT = 2**53 - 1
+NO_LEAP_SECOND = r"\d:\d\d:[0-5]"  # which the format has, and next to no reader of it
+
 MAX_PROPERTIES = 5000
 MAX_MULTIPLE = 100_000
 ANSWER = "the-answer"  # what "start" is called where something comes before it
@@ -130,7 +134,18 @@ def _compact(schema: dict[str, Any]) -> dict[str, Any]:
     _check_size(schema)
     said = schema.get(OPTIONS)
     lenient = isinstance(said, dict) and said.get("lenient") is True
+    for part in _objects(schema, but=DATA):
+        if part.get("type") == "integer":
+            _bound(part)
+        if part.get("format") in ("time", "date-time"):
+            part.setdefault("pattern", NO_LEAP_SECOND)
     return {**schema, OPTIONS: {**COMPACT, "lenient": lenient}}
+
+
+def _bound(integer: dict[str, Any]) -> None:
+    """To what every reader of JSON keeps exact: a small model, left to itself, goes on with digits for ever."""
+    if not {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"} & set(integer):
+        integer |= {"minimum": -EXACT, "maximum": EXACT}
 
 
 def _check_size(schema: dict[str, Any]) -> None:
@@ -143,13 +158,14 @@ def _check_size(schema: dict[str, Any]) -> None:
         raise NoGrammar(f"'multipleOf' is supported up to {MAX_MULTIPLE} of the smallest unit")
 
 
-def _objects(value: object) -> Iterator[dict[str, Any]]:
+def _objects(value: object, but: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """All that are in it, at any depth; `but` not in what has one of these names."""
     left = [value]
     while left:
         match left.pop():
             case dict() as found:
                 yield found
-                left.extend(found.values())
+                left.extend(part for name, part in found.items() if name not in but)
             case list() as found:
                 left.extend(found)
 

@@ -54,6 +54,17 @@ def test_json_is_kept_on_one_line_whatever_a_schema_asks() -> None:
     assert schema["x-guidance"] | {"whitespace_flexible": False, "lenient": True} == schema["x-guidance"]
 
 
+def test_integers_without_bounds_stay_exact() -> None:
+    free, bound = {"type": "integer"}, {"type": "integer", "minimum": 0}
+    schema = {"properties": {"a": free, "b": {"items": bound}}, "const": free, "x-guidance": {}}
+    text = lark(GrammarSpec("json_schema", json.dumps(schema)), {})
+
+    kept, _ = json.JSONDecoder().raw_decode(text.removeprefix(HEAD), len("start: %json "))
+    bounds = {"minimum": -(2**53) + 1, "maximum": 2**53 - 1}
+    assert kept["properties"] == {"a": free | bounds, "b": {"items": bound}}
+    assert kept["const"] == free
+
+
 @pytest.mark.parametrize(
     ("schema", "why"),
     [

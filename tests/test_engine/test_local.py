@@ -1,6 +1,7 @@
 """The engine thread: whoever leaves, whatever breaks, everything comes home and everyone is told."""
 
 import asyncio
+import re
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from services.engine.base import EngineStats, GrammarSpec, Job, SamplingParams, ThinkingLimit
 from services.engine.local import LocalEngine
@@ -465,6 +468,39 @@ async def test_a_grammar_that_cannot_go_on_fails_its_request_alone() -> None:
         with pytest.raises(EngineFailed):
             await said(failing)
         assert await said(await engine.submit(job(max_tokens=2))) == "de"
+        await settled(engine)
+
+
+@given(
+    lives=st.lists(st.tuples(st.sampled_from(["[a-y]{24}", "[d-g]{5}(x|y)"]), st.integers(0, 30)), max_size=8),
+    room=st.sampled_from([56, 200]),
+)
+@settings(max_examples=25, deadline=None)
+async def test_a_grammar_is_held_to_whoever_comes_or_leaves(lives: list[tuple[str, int]], room: int) -> None:
+    """A life: a grammar, and the tokens after which its reader leaves."""
+
+    async def read(pattern: str, patience: int) -> None:
+        said = ""
+        async with aclosing(await engine.submit(job(grammar=regex(pattern), max_tokens=30, temperature=1))) as answer:
+            async for piece in answer:
+                said += piece.text
+                if piece.finish == "stop":
+                    assert re.fullmatch(pattern, said)
+                if len(said) >= patience:
+                    return
+
+    async with running(Counting(num_slots=3, cache_tokens=room), max_num_batched_tokens=4) as engine:
+        await asyncio.gather(*(read(*life) for life in lives))
+        await settled(engine)
+
+
+async def test_a_preempted_answer_goes_on_in_its_grammar(gate: Gate) -> None:
+    async with running(Counting(cache_tokens=56, before=gate)) as engine:
+        answers = [await engine.submit(job("a" * 10, grammar=regex("[b-p]{15}x[a-c]{14}y"))) for _ in range(2)]
+        gate.open()
+
+        assert [await said(answer) for answer in answers] == ["bcdefghijklmnopx" + "abcabcabcabcab" + "y"] * 2
+        assert engine.stats().preemptions
         await settled(engine)
 
 
