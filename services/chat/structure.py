@@ -2,12 +2,10 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from schemas.generation_schema import Generation
 from schemas.structure_schema import ResponseFormat, StructuredOutputs
-from services.chat.dialects import Thinking
 from services.engine.base import GrammarSpec
 from services.errors import InvalidRequest
 
@@ -21,14 +19,6 @@ def grammar(request: Generation) -> GrammarSpec | None:
         first, second = asked[0].param, asked[1].param
         raise InvalidRequest(f"'{second}' does not go with '{first}'", param=second)
     return asked[0] if asked else None
-
-
-def after_thinking(spec: GrammarSpec, thinking: Thinking | None, *, begun: bool) -> GrammarSpec:
-    """The same, after what is thought; `begun`: the prompt has opened that already, else it may be left out."""
-    if thinking is None:
-        return spec
-    rest = f"...<{json.dumps(thinking.end)}> /\\n{{0,2}}/"
-    return replace(spec, before=rest if begun else f"(<{json.dumps(thinking.begin)}> {rest})?")
 
 
 def _asked(request: Generation) -> Iterator[GrammarSpec]:

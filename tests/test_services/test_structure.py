@@ -8,8 +8,7 @@ from pydantic import ValidationError
 
 from app.common.errors import invalid
 from schemas.chat_schema import ChatCompletionRequest
-from services.chat.dialects import Thinking
-from services.chat.structure import after_thinking, grammar
+from services.chat.structure import grammar
 from services.engine.base import GrammarSpec
 from services.errors import InvalidRequest
 
@@ -104,11 +103,3 @@ def test_a_fault_is_named_by_its_place(fields: dict[str, object], param: str) ->
 
     found = invalid([{**error, "loc": ("body", *error["loc"])} for error in refusal.value.errors()])
     assert (found.status, found.param) == (400, param)
-
-
-def test_the_answer_begins_after_what_is_thought() -> None:
-    spec, thinking = GrammarSpec("regex", "a"), Thinking("<think>", "</think>")
-
-    assert after_thinking(spec, None, begun=False) == spec
-    assert after_thinking(spec, thinking, begun=True).before == r'...<"</think>"> /\n{0,2}/'
-    assert after_thinking(spec, thinking, begun=False).before == r'(<"<think>"> ...<"</think>"> /\n{0,2}/)?'
