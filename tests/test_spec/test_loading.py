@@ -25,7 +25,7 @@ def adding(path: str, *methods: str) -> type[Spec]:
 
 
 Chat = adding("/v1/chat/completions", "POST")
-ChatGet = adding("/v1/chat/completions", "GET")
+ChatPut = adding("/v1/chat/completions", "PUT")
 AnyModel = adding("/v1/models/mine", "GET")
 File = adding("/static/mine.js", "GET")
 Docs = adding("/docs", "GET")
@@ -74,8 +74,8 @@ def test_bad_names(new_app: NewApp, name: str) -> None:
 
 
 async def test_another_method_of_a_known_path_is_no_clash(new_site: NewSite) -> None:
-    site = await new_site(specs=[f"{__name__}:{each}" for each in ("ChatGet", "Mine", "AnInstance")])
-    assert (await site.client.get("/v1/chat/completions")).json() == {}
+    site = await new_site(specs=[f"{__name__}:{each}" for each in ("ChatPut", "Mine", "AnInstance")])
+    assert (await site.client.put("/v1/chat/completions")).json() == {}
     assert (await site.client.get("/mine/7")).json() == {}
     assert (await site.client.put("/mine/7")).json() == {}
 
