@@ -32,12 +32,14 @@ from app.controller import (
     model_controller,
     page_controller,
     rerank_controller,
+    response_controller,
     stored_completion_controller,
 )
 from app.spec import Server, loading
 from app.spec.predict import PredictSpec
 from app.spec.spec import Spec
 from database.session import Database
+from services.browser_service import BrowserService
 from services.chat_service import ChatService
 from services.completion_service import CompletionService
 from services.conversation_service import ConversationService
@@ -50,8 +52,10 @@ from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
 from services.rerank_service import RerankService
+from services.response_service import ResponseService
 from services.search_service import SearchService
 from services.stored_completion_service import StoredCompletionService
+from services.stream_service import StreamService
 from services.tokenize_service import TokenizeService
 from services.turn_service import TurnService, this_writer
 from tools import data_migration, fetch_models
@@ -69,6 +73,7 @@ CONTROLLERS = (
     health_controller,
     page_controller,
     stored_completion_controller,
+    response_controller,
 )
 DEFAULT_OF = {"chat": fetch_models.DEFAULT_CHAT, "embedding": fetch_models.DEFAULT_EMBEDDING}
 
@@ -80,7 +85,8 @@ def create_app(
     log.configure(settings.log.level, settings.log.format)
     database = Database(settings.database.url)
     turns = TurnService(database, writer=this_writer(), checkpoint_s=settings.chat.checkpoint_s)
-    services = _services(settings, turns, database, build)
+    streams = StreamService(database)
+    services = _services(settings, turns, streams, database, build)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -94,7 +100,7 @@ def create_app(
             logger.warning("no PARLEY_API_KEYS: everybody who reaches this server may use it")
         yield
         await warming
-        await services.messages.stop()
+        await streams.close()
         await services.models.stop()
         await turns.stop()
         await database.close()
@@ -119,7 +125,9 @@ def _specs(settings: Settings) -> list[Spec[Any]]:
     return [*([PredictSpec(path)] if path else []), *map(loading.load, settings.specs)]
 
 
-def _services(settings: Settings, turns: TurnService, database: Database, build: Callable[..., Any]) -> Services:
+def _services(
+    settings: Settings, turns: TurnService, streams: StreamService, database: Database, build: Callable[..., Any]
+) -> Services:
     metrics = Metrics()
     models = ModelManager(
         [_config(each, settings) for each in _models(settings)],
@@ -139,6 +147,7 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
     conversations = ConversationService(database)
     messages = MessageService(chat, turns, conversations)
     return Services(
+        browser=BrowserService(messages, turns, streams),
         chat=chat,
         completions=CompletionService(models, metrics),
         embeddings=EmbeddingService(models, metrics),
@@ -150,9 +159,11 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
         models=models,
         metrics=metrics,
         keys=Keys(settings.api_keys, settings.server.token_ttl_s),
-        drain=Drain(settings.server.drain_s, interrupt=models.stop, is_busy=lambda: messages.num_live > 0),
+        drain=Drain(settings.server.drain_s, interrupt=models.stop, is_busy=lambda: streams.num_live > 0),
         sse=Sse(keepalive=settings.server.keepalive_s, send_timeout=settings.server.send_timeout_s),
         reranker=RerankService(models, metrics),
+        responses=ResponseService(chat, turns, streams),
+        streams=streams,
         tokenizers=TokenizeService(models, chat),
         unknown_keys=UnknownKeys(strict=settings.strict),
         facts=Facts(settings.chat.max_new_tokens, settings.model.device, settings.chat.system_prompt),

@@ -58,6 +58,11 @@ class ItemRepository:
         query = select(Item).where(Item.conversation_id == conversation_id, Item.id.in_(ids))
         return (await self._session.scalars(query)).all()
 
+    async def of_owner(self, owner: str, ids: Collection[str]) -> Sequence[Item]:
+        """Oldest first: where an id is there twice, the newer one counts."""
+        query = select(Item).where(Item.owner == owner, Item.id.in_(ids))
+        return (await self._session.scalars(query.order_by(Item.seq))).all()
+
     async def delete(self, items: Sequence[Item]) -> None:
         """What went on from one of them goes on from what that one went on from."""
         parents = {item.id: item.parent_id for item in items}

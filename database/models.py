@@ -136,6 +136,7 @@ class Item(Base):
         Index(None, "conversation_id", "parent_id"),  # a delete looks here for children
         Index(None, "turn_id"),
         Index(None, "owner", "seq"),
+        Index(None, "owner", "id"),
     )
 
     seq: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, init=False)
@@ -149,3 +150,13 @@ class Item(Base):
     created_at: Mapped[float] = mapped_column(Double)
     turn_id: Mapped[str | None] = mapped_column(ForeignKey("turns.id", ondelete="SET NULL"), default=None)
     choice: Mapped[int | None] = mapped_column(default=None)  # of the turn's answer; none: it was given, not said
+
+
+class StreamBatch(Base):
+    """Some events of a turn that goes on without a reader, as JSON; `number` is the last one's."""
+
+    __tablename__ = "stream_batches"
+
+    turn_id: Mapped[str] = mapped_column(ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    events: Mapped[str] = mapped_column(Text)

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from database.conversation_repository import ConversationRepository
 from database.item_repository import ItemRepository
 from database.search_repository import SearchRepository
+from database.stream_repository import StreamRepository
 from database.turn_repository import TurnRepository
 
 
@@ -16,9 +17,14 @@ class Repositories:
     items: ItemRepository
     turns: TurnRepository
     search: SearchRepository
+    streams: StreamRepository
 
 
 def of(session: AsyncSession) -> Repositories:
     return Repositories(
-        ConversationRepository(session), ItemRepository(session), TurnRepository(session), SearchRepository(session)
+        ConversationRepository(session),
+        ItemRepository(session),
+        TurnRepository(session),
+        SearchRepository(session),
+        StreamRepository(session),
     )

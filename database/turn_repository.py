@@ -10,7 +10,7 @@ from sqlalchemy.orm import load_only
 
 from database.item_repository import Order
 from database.json_text import json_text
-from database.models import CANCELLED, RUNNING, Turn
+from database.models import CANCELLED, IN_PROGRESS, QUEUED, RUNNING, Turn
 
 # spelt out as in the partial indexes: only then both databases see that those answer
 IS_STORED: ColumnElement[bool] = literal_column("turns.stored")
@@ -63,6 +63,17 @@ class TurnRepository:
             query = query.where(place > mark if order == "asc" else place < mark)
         by = (Turn.created_at, Turn.id) if order == "asc" else (Turn.created_at.desc(), Turn.id.desc())
         return (await self._session.scalars(query.order_by(*by).limit(limit))).all()
+
+    async def admit(self, turn_id: str, model: str, fingerprint: str, now: float) -> bool:
+        """Whether it was still waiting."""
+        waiting = update(Turn).where(Turn.id == turn_id, Turn.status == QUEUED)
+        values = {"status": IN_PROGRESS, "model": model, "fingerprint": fingerprint, "updated_at": now}
+        return await self._session.scalar(waiting.values(**values).returning(Turn.id)) is not None
+
+    async def status(self, turn_ids: Collection[str]) -> dict[str, str]:
+        """Of those that there are."""
+        rows = await self._session.execute(select(Turn.id, Turn.status).where(Turn.id.in_(turn_ids)))
+        return {each.id: each.status for each in rows}
 
     async def running_in(self, conversation_id: str) -> Turn | None:
         query = select(Turn).where(Turn.conversation_id == conversation_id, IS_RUNNING)

@@ -85,6 +85,13 @@ class BrowserEvent(BaseModel):
     retry: int | None = Field(None, description="milliseconds until the browser reconnects")
 
 
+class StoppedMessage(BaseModel):
+    """An answer that was over keeps the status it had."""
+
+    message_id: str
+    status: str
+
+
 class StreamToken(BaseModel):
     """For `EventSource`, which cannot send headers: goes into the query as `token`."""
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from schemas.chat_schema import ConversationId, ConversationRef, FunctionName
+from schemas.chat_schema import ConversationId, ConversationRef, FunctionName, ServiceTier
 from schemas.generation_schema import MetadataKey, Request
 from schemas.item_schema import Item, Other
 
@@ -163,10 +163,21 @@ class ResponseRequest(ResponseInput):
     max_output_tokens: int | None = Field(None, ge=1)
     max_tool_calls: int | None = Field(None, ge=1, description="of built-in tools, of which there are none here")
     metadata: dict[MetadataKey, Label] = Field({}, max_length=16)
-    service_tier: Literal["auto", "default", "flex", "priority"] = "auto"
+    service_tier: ServiceTier = "auto"
     user: Label | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
+
+
+class Retrieval(BaseModel):
+    """The query of a response that is read once more. Lists come with brackets from the official client."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include: list[Include] = Field([], max_length=16, alias="include[]")
+    stream: bool = False
+    starting_after: int | None = Field(None, ge=0, lt=2**31, description="goes with stream")
+    include_obfuscation: bool = False
 
 
 class InputTokensDetails(BaseModel):
@@ -224,7 +235,7 @@ class Response(BaseModel):
     top_logprobs: int
     top_p: float
     truncation: Literal["auto", "disabled"]
-    dropped_items: int = Field(0, description="of the oldest, by truncation: auto")
+    dropped_messages: int = Field(0, description="of the oldest, by truncation: auto")
     usage: ResponseUsage | None = None
     user: str | None
     metadata: dict[str, str]
@@ -277,6 +288,7 @@ class StreamEvent(BaseModel):
     number: int
     type: str
     data: str
+    last: bool = False
 
 
 class DeletedResponse(BaseModel):
@@ -288,11 +300,3 @@ class DeletedResponse(BaseModel):
 class InputTokenCount(BaseModel):
     object: Literal["response.input_tokens"] = "response.input_tokens"
     input_tokens: int
-
-
-class ItemList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[dict[str, Any]]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool

@@ -74,8 +74,7 @@ class ChatService:
     ) -> AsyncGenerator[Event, None]:
         """A Head, then what is said. Who has opened a turn for it says what is remembered, else the request does."""
         arrived = time.perf_counter()
-        prompt.check(request)
-        self._models.check(request.model, "chat")  # before a load is waited for
+        self.check(request)
         turn = turn or await self._turns.open(_opening(request, owner))
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
@@ -88,6 +87,21 @@ class ChatService:
                 async with aclosing(_recorded(turn, timer.follow(said))) as recorded:
                     async for event in recorded:
                         yield event
+
+    def check(self, request: ChatCompletionRequest) -> None:
+        """Refuses what can be told without a model, before a load is waited for."""
+        prompt.check(request)
+        self._models.check(request.model, "chat")
+
+    def model_name(self, name: str | None) -> str:
+        """As an answer will call it; raises ModelNotFound."""
+        self._models.check(name, "chat")
+        return name or self._models.default().name
+
+    async def max_length(self, name: str | None) -> int:
+        """Tokens of prompt and answer together."""
+        async with self._models.lease(name) as model:
+            return int(model.engine.max_length)
 
     async def prompt_of(self, request: ChatCompletionRequest, owner: str) -> tuple[int, ...]:
         """The tokens that would be submitted."""
@@ -120,10 +134,15 @@ async def _recorded(turn: Turn, said: AsyncGenerator[Event, None]) -> AsyncGener
         raise
     finally:
         await said.aclose()
-        await _unbroken(_settle(turn, error))
+        await settle(turn, error)
 
 
-async def _settle(turn: Turn, error: ServiceError | None) -> None:
+async def settle(turn: Turn, error: ServiceError | None) -> None:
+    """Its end, whoever is cancelled meanwhile; nothing where it has had one."""
+    await _unbroken(_finish(turn, error))
+
+
+async def _finish(turn: Turn, error: ServiceError | None) -> None:
     try:
         await turn.finish(error)
     except Unavailable as unavailable:  # the answer was given; the turn keeps its outcome until it can be written

@@ -11,6 +11,7 @@ ServiceError
 ├─ Conflict                  two writers on one conversation
 ├─ Overloaded                the queue is full, try again in `retry_after` seconds
 ├─ Unavailable               loading, draining, or the database is away
+├─ Stopped                   the answer's end was asked for
 └─ EngineFailed
 """
 
@@ -62,6 +63,9 @@ class Overloaded(TryLater): ...
 
 
 class Unavailable(TryLater): ...
+
+
+class Stopped(ServiceError): ...
 
 
 class EngineFailed(ServiceError): ...

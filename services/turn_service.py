@@ -1,6 +1,6 @@
 """Turns: opened for whoever answers, kept while they run, and found again by their answer's id."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from database.models import Item as ItemRow
 from database.models import Turn as Row
 from database.repositories import Repositories
 from database.session import Database
+from services.chat.items import Item
 from services.errors import Conflict, InvalidRequest, NotFound
 from services.history.answer import Answer, answer
 from services.history.keeper import Keeper
@@ -53,8 +54,6 @@ class TurnService:
 
     async def open(self, opening: Opening) -> Turn:
         """Reads only: a request that is refused later on leaves nothing behind."""
-        if not opening.is_remembered:
-            return UnstoredTurn(opening.kind)
         past = None
         if opening.conversation is not None:
             async with self._store.reading() as repositories:
@@ -62,6 +61,8 @@ class TurnService:
         elif opening.previous is not None:
             async with self._store.reading() as repositories:
                 past = await of_answer(repositories, opening.previous, opening.owner, opening.kind)
+        if not opening.is_remembered:
+            return UnstoredTurn(opening.kind, past)
         return StoredTurn(self._store, self._running, self._writer, opening, past)
 
     async def answer(self, turn_id: str, owner: str, kind: Kind) -> Answer:
@@ -91,6 +92,11 @@ class TurnService:
             )
             return await _all(repositories, turns)
 
+    async def referred(self, ids: Collection[str], owner: str) -> dict[str, Item]:
+        """What has been stored under these ids."""
+        async with self._store.reading() as repositories:
+            return {row.id: row.data for row in await repositories.items.of_owner(owner, ids)}
+
     async def describe(self, turn_id: str, owner: str, kind: Kind, metadata: Mapping[str, Any]) -> Answer:
         """Gives it other metadata."""
         async with self._store.writing() as repositories:
@@ -99,12 +105,15 @@ class TurnService:
             return await _whole(repositories, turn)
 
     async def cancel(self, turn_id: str, owner: str, kind: Kind) -> Answer:
-        """Whoever writes it, here or elsewhere, sees it at the next checkpoint; what is over stays as it is."""
+        """Whoever writes it, here or elsewhere, sees it within a second; what is over stays as it is."""
         async with self._store.writing() as repositories:
             turn = await _existing(repositories, turn_id, owner, kind)
             for running in await repositories.turns.still_running([turn.id]):
                 await give_up(repositories, running, CANCELLED)
-            return await _whole(repositories, turn)
+            stopped = await _whole(repositories, turn)
+        if turn_id in self._running:
+            self._running[turn_id].stopped.set()
+        return stopped
 
     async def delete(self, turn_id: str, owner: str, kind: Kind) -> None:
         """With what was said in it, but for what belongs to a conversation."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from app.common import auth, drain, ignored, sse
+from services.browser_service import BrowserService
 from services.chat_service import ChatService
 from services.completion_service import CompletionService
 from services.conversation_service import ConversationService
@@ -16,8 +17,10 @@ from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelManager
 from services.rerank_service import RerankService
+from services.response_service import ResponseService
 from services.search_service import SearchService
 from services.stored_completion_service import StoredCompletionService
+from services.stream_service import StreamService
 from services.tokenize_service import TokenizeService
 
 
@@ -34,6 +37,7 @@ class Facts:
 class Services:
     """Built once in `app.main`, kept as `app.state.services`."""
 
+    browser: BrowserService
     chat: ChatService
     completions: CompletionService
     embeddings: EmbeddingService
@@ -48,6 +52,8 @@ class Services:
     drain: drain.Drain
     sse: sse.Sse
     reranker: RerankService
+    responses: ResponseService
+    streams: StreamService
     tokenizers: TokenizeService
     unknown_keys: ignored.UnknownKeys
     facts: Facts
@@ -65,6 +71,7 @@ def _caller(request: Request) -> auth.Caller:
     return caller
 
 
+Browser = Annotated[BrowserService, Depends(_the("browser"))]
 Caller = Annotated[auth.Caller, Depends(_caller)]
 Chat = Annotated[ChatService, Depends(_the("chat"))]
 Completions = Annotated[CompletionService, Depends(_the("completions"))]
@@ -80,6 +87,7 @@ Models = Annotated[ModelManager, Depends(_the("models"))]
 StoredCompletions = Annotated[StoredCompletionService, Depends(_the("stored_completions"))]
 Told = Annotated[Facts, Depends(_the("facts"))]
 Reranker = Annotated[RerankService, Depends(_the("reranker"))]
+Responses = Annotated[ResponseService, Depends(_the("responses"))]
 Sse = Annotated[sse.Sse, Depends(_the("sse"))]
 Tokenizers = Annotated[TokenizeService, Depends(_the("tokenizers"))]
 UnknownKeys = Annotated[ignored.UnknownKeys, Depends(_the("unknown_keys"))]

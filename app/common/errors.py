@@ -32,6 +32,7 @@ STATUS: dict[type[errors.ServiceError], tuple[int, str, str | None]] = {
     errors.Conflict: (409, "conflict_error", None),
     errors.Overloaded: (429, "rate_limit_error", "overloaded"),
     errors.Unavailable: (503, "service_unavailable_error", None),
+    errors.Stopped: (400, "invalid_request_error", "stopped"),
     errors.EngineFailed: (500, "server_error", None),
     ClientGone: (499, "client_closed_request", None),
     errors.ServiceError: (500, "server_error", None),

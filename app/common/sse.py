@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.common.errors import Problem, problem
 from schemas.message_schema import BrowserEvent
+from schemas.response_schema import ErrorEvent, StreamEvent
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,10 @@ class Sse:
 
     async def openai(self, chunks: AsyncGenerator[BaseModel, None], headers: Mapping[str, str]) -> "Stream":
         return await self.respond(chunks, OPENAI, headers)
+
+    async def responses(self, events: AsyncGenerator[StreamEvent, None], headers: Mapping[str, str]) -> "Stream":
+        """Named events, whose data say their names once more; the connection ends with the last."""
+        return await self.respond(events, RESPONSES, headers)
 
     async def messages(self, pieces: AsyncGenerator[BaseModel, None]) -> "Stream":
         """Plain `data:` events for readers that know no `[DONE]`: they end with the connection."""
@@ -153,6 +158,15 @@ def _openai_error(found: Problem) -> bytes:
     return b"data: " + orjson.dumps(found.body()) + b"\n\n"
 
 
+def _stream_event(event: StreamEvent) -> bytes:
+    return f"event: {event.type}\ndata: {event.data}\n\n".encode()
+
+
+def _response_error(found: Problem) -> bytes:
+    told = ErrorEvent(sequence_number=0, code=found.code, message=found.message, param=found.param)
+    return b"event: error\ndata: " + told.model_dump_json().encode() + b"\n\n"
+
+
 def _named_error(found: Problem) -> bytes:
     return b"event: error\n" + _openai_error(found)
 
@@ -166,5 +180,6 @@ def _browser_error(found: Problem) -> bytes:
 
 
 OPENAI = Framing(_openai_chunk, _openai_error, end=b"data: [DONE]\n\n")
+RESPONSES = Framing(_stream_event, _response_error)
 MESSAGES = Framing(_openai_chunk, _named_error)
 BROWSER = Framing(_browser_event, _browser_error)

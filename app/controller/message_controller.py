@@ -1,14 +1,22 @@
-"""The simple routes: POST /chat/new/message/, GET /chat/get/messages/, GET /chat/stream for `EventSource`."""
+"""The simple routes: POST /chat/new/message/, GET /chat/get/messages/, GET /chat/stream for `EventSource`, and
+the end of an answer."""
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from app.common.dependencies import Caller, Keys, Messages, Sse
+from app.common.dependencies import Browser, Caller, Keys, Messages, Sse
 from app.common.disconnect import while_connected
 from app.common.json_body import UntypedJsonRoute
 from app.common.openapi import EVENTS
-from schemas.message_schema import BrowserQuestion, NewMessage, NewMessageAnswer, StoredMessages, StreamToken
+from schemas.message_schema import (
+    BrowserQuestion,
+    NewMessage,
+    NewMessageAnswer,
+    StoppedMessage,
+    StoredMessages,
+    StreamToken,
+)
 
 router = APIRouter(tags=["messages"], strict_content_type=False, route_class=UntypedJsonRoute)
 
@@ -47,15 +55,20 @@ async def get_messages(
 )
 async def stream(
     question: Annotated[BrowserQuestion, Query()],
-    messages: Messages,
+    browser: Browser,
     caller: Caller,
     sse: Sse,
     last_event_id: Annotated[str | None, Header(max_length=64)] = None,
 ) -> Response:
     if last_event_id is None:
-        return await sse.browser(messages.ask(question, caller.owner))
-    rest = await messages.resume(last_event_id, caller.owner)
+        return await sse.browser(browser.ask(question, caller.owner))
+    rest = await browser.resume(last_event_id, caller.owner)
     return await sse.browser(rest) if rest is not None else Response(status_code=204)
+
+
+@router.post("/chat/stop/{message_id}")
+async def stop(message_id: str, browser: Browser, caller: Caller) -> StoppedMessage:
+    return await browser.stop(message_id, caller.owner)
 
 
 @router.post("/chat/token")

@@ -9,8 +9,8 @@ const $ = (id) => document.getElementById(id);
 const [log, scroll, form, field, status] = ["log", "scroll", "ask", "prompt", "status"].map($);
 const LOST = "The connection is lost. Trying again …";
 const WAITING = "Still waiting for the first word. A model that has not been used yet is loaded first.";
-const STOPPED = "You stopped reading. The server finishes this answer and stores it.";
-const STOPPED_EARLY = "You stopped before the answer began. The server may still write and store one.";
+const STOPPED = "Stopped: you ended the answer here.";
+const STOPPED_EARLY = "Stopped before the answer began.";
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const conversation = () => decodeURIComponent(location.hash.slice(1));
@@ -98,8 +98,8 @@ class Message {
     this.element.setAttribute("aria-busy", on); // also keeps screen readers from reading every piece
   }
 
-  note(text, button) {
-    keepingPlace(() => this.noteElement.replaceChildren(text, ...(button ? [button] : [])));
+  note(text) {
+    keepingPlace(() => (this.noteElement.textContent = text));
   }
 
   append(text) {
@@ -115,7 +115,8 @@ class Message {
   end(status, reason) {
     this.busy = false;
     this.render();
-    if (status === "incomplete") this.note("Incomplete: the answer broke off here.");
+    if (status === "cancelled" || reason === "cancelled") this.note(STOPPED);
+    else if (status === "incomplete") this.note("Incomplete: the answer broke off here.");
     else if (reason === "length") this.note("Cut off: the longest answer allowed was reached.");
   }
 
@@ -274,8 +275,11 @@ async function ask(signal) {
 // The rest of an answer that was begun earlier. The prompt is not looked at: the header says which answer.
 const resume = (answer) => (signal) => read(answer, signal, () => byFetch("chat/stream?prompt=-", answer, signal));
 
+let reading = null;
+
 async function read(answer, signal, task) {
   busy(true);
+  reading = answer;
   answer.note("");
   answer.busy = true;
   answer.patience = setTimeout(say, 3000, WAITING);
@@ -284,16 +288,17 @@ async function read(answer, signal, task) {
   } finally {
     clearTimeout(answer.patience);
     answer.busy = false;
-    if (signal.aborted) stopped(answer);
+    if (signal.aborted && !answer.lastId) answer.note(STOPPED_EARLY);
   }
 }
 
-function stopped(answer) {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.textContent = "Read on";
-  button.onclick = () => run(resume(answer));
-  answer.note(answer.lastId ? STOPPED : STOPPED_EARLY, answer.lastId && button);
+// An answer that has begun ends on the server, and its stream with it; one that has not is given up by leaving.
+async function stop() {
+  const id = reading?.lastId?.split(":")[0];
+  if (!id) return activity.abort();
+  $("stop").disabled = true;
+  await api(`chat/stop/${id}`, { method: "POST" }).catch((error) => say(sentence(error), true));
+  $("stop").disabled = false;
 }
 
 // The stream names its conversation only at the end, and a refresh may come before: the latest one it is, or none.
@@ -335,7 +340,7 @@ field.onkeydown = (event) => {
 };
 form.addEventListener("invalid", (event) => ($("settings").open ||= event.target !== field), true);
 $("stop").onclick = () => {
-  activity.abort();
+  stop();
   say("");
   field.focus();
 };

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from schemas.generation_schema import Generation
+from pydantic import BaseModel
+
 from services.errors import UnsupportedParameter
 
 Unsupported = Mapping[str, tuple[object, ...]]  # name -> the values that ask for nothing
@@ -30,7 +31,7 @@ REASONS = {
 }
 
 
-def refuse(request: Generation, unsupported: Unsupported) -> None:
+def refuse(request: BaseModel, unsupported: Unsupported) -> None:
     for name, value in (request.model_extra or {}).items():
         if name in unsupported and value not in unsupported[name]:
             raise _refusal(name)
@@ -40,6 +41,6 @@ def _refusal(name: str) -> UnsupportedParameter:
     return UnsupportedParameter(name, REASONS[name]) if name in REASONS else UnsupportedParameter(name)
 
 
-def unknown_keys(request: Generation, unsupported: Unsupported) -> list[str]:
+def unknown_keys(request: BaseModel, unsupported: Unsupported) -> list[str]:
     """Those outside the contract."""
     return sorted(set(request.model_extra or {}) - set(unsupported))

@@ -1,7 +1,7 @@
 """Events -> the events of a streamed response; the plain answer is the `response` of the last of them."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -19,22 +19,36 @@ from schemas.response_schema import (
     ResponseUsage,
     StreamEvent,
 )
-from services.chat.events import Arguments, Finish, Reasoning, Spoken, Text
+from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Spoken, Text
 from services.chat.items import Item
 from services.chat.output import Output, status
+from services.errors import InvalidRequest, Overloaded, ServiceError, Stopped, Unavailable
 
-OVER = ("response.completed", "response.incomplete", "response.failed")
+INTERRUPTED = "interrupted"
+
+# What the event is called that a response ends with, by its status.
+TYPE = {
+    "completed": "response.completed",
+    "incomplete": "response.incomplete",
+    "failed": "response.failed",
+    "cancelled": "response.incomplete",  # the contract has no event of that name
+}
 SAYS = {"message": "response.output_text", "reasoning": "response.reasoning_text"}
 
 
 class ResponseEncoder:
     """Of one response: numbers its events, and keeps it as it stands."""
 
-    def __init__(self, response: Response, output: Output) -> None:
+    def __init__(self, response: Response, output: Output, clock: Callable[[], float] = time.time) -> None:
         self.response = response
         self._output = output
+        self._clock = clock
         self._open: int | None = None
         self._number = -1
+
+    @property
+    def has_begun(self) -> bool:
+        return self._number >= 0
 
     def created(self) -> ResponseEvent:
         return self._life("response.created")
@@ -67,10 +81,17 @@ class ResponseEncoder:
             self.response.incomplete_details = IncompleteDetails(reason="max_output_tokens")
             yield from self._end("incomplete")
 
-    def failed(self, code: str, message: str) -> Iterator[ResponseEvent]:
+    def broken(self, error: ServiceError) -> Iterator[ResponseEvent]:
         """What was said so far stays."""
-        self.response.error = ResponseError(code=code, message=message)
-        yield from self._end("failed")
+        match error:
+            case Stopped():
+                yield from self._end("cancelled")
+            case Unavailable():
+                self.response.incomplete_details = IncompleteDetails(reason=INTERRUPTED)
+                yield from self._end("incomplete")
+            case _:
+                self.response.error = ResponseError(code=code_of(error), message=error.message)
+                yield from self._end("failed")
 
     def _end(self, how: str) -> Iterator[ResponseEvent]:
         known = len(self._output.items)
@@ -81,8 +102,8 @@ class ResponseEncoder:
         self.response.output = deepcopy(self._output.items)
         self.response.status = how  # type: ignore[assignment]  # one of its values
         if how == "completed":
-            self.response.completed_at = int(time.time())
-        yield self._life(f"response.{how}")
+            self.response.completed_at = int(self._clock())
+        yield self._life(TYPE[how])
 
     def _begin(self, index: int) -> Iterator[ResponseEvent]:
         self._open = index
@@ -137,20 +158,37 @@ class ResponseEncoder:
         return LifeEvent(type=type, sequence_number=self._number, response=self.response.model_copy())
 
 
-async def response_events(
-    encoder: ResponseEncoder, said: AsyncIterator[Spoken | Finish]
-) -> AsyncGenerator[ResponseEvent, None]:
+async def response_events(encoder: ResponseEncoder, said: AsyncIterator[Event]) -> AsyncGenerator[ResponseEvent, None]:
     """From where the request is admitted."""
     yield encoder.in_progress()
+    finish: Finish | None = None
     async for event in said:
-        for each in encoder.finished(event) if isinstance(event, Finish) else encoder.said(event):
+        if isinstance(event, Finish):
+            finish = event
+            continue
+        if not isinstance(event, Head):
+            for each in encoder.said(event):
+                yield each
+    if finish is not None:  # it is told when all of it is stored
+        for each in encoder.finished(finish):
             yield each
 
 
 def framed(event: ResponseEvent) -> StreamEvent:
     """As it is kept and sent. A response is told with all its fields, of all else only what there is."""
     data = event.model_dump_json(exclude_none=not isinstance(event, LifeEvent))
-    return StreamEvent(number=event.sequence_number, type=event.type, data=data)
+    last = event.type in TYPE.values()
+    return StreamEvent(number=event.sequence_number, type=event.type, data=data, last=last)
+
+
+def code_of(error: ServiceError) -> str:
+    match error:
+        case Overloaded():
+            return "rate_limit_exceeded"
+        case InvalidRequest():
+            return "invalid_prompt"
+        case _:
+            return "server_error"
 
 
 def _emptied(item: Item) -> Item:

@@ -6,10 +6,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from schemas.chat_schema import ChatCompletionRequest, ChatMessage, ConversationRef
-from schemas.response_schema import Response, ResponseInput, ResponseRequest
-from services.chat import items
+from schemas.chat_schema import ChatCompletionRequest, ChatMessage
+from schemas.response_schema import Response, ResponseInput, ResponseRequest, Retrieval
+from services.chat import items, refusals
 from services.chat.items import Item
+from services.chat.refusals import refuse
 from services.errors import InvalidRequest, UnsupportedParameter
 
 # Parts of the contract that this server does not serve, each with the values that ask for nothing.
@@ -20,12 +21,11 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "moderation": (),
     "personality": (),
     "prompt": (),
-    "prompt_cache_options": (),
+    "prompt_cache_options": ({}, {"mode": "implicit"}),
     "prompt_cache_retention": ("in_memory",),
 }
 
 LOGPROBS = "message.output_text.logprobs"
-PRIORITY = {"auto": 0, "default": 0, "flex": 1, "priority": -1}  # lower ones run first
 
 # What a chat completion calls it -> what a response calls it.
 NAMES = {
@@ -37,11 +37,17 @@ NAMES = {
 }
 
 
+# What of a response is what was asked for, and not how it was answered.
+ASKED = {
+    *("background", "instructions", "max_output_tokens", "max_tool_calls", "parallel_tool_calls", "prompt_cache_key"),
+    *("reasoning", "safety_identifier", "service_tier", "store", "temperature", "text", "tool_choice", "tools"),
+    *("top_logprobs", "top_p", "truncation", "user"),
+}
+
+
 def check(request: ResponseInput) -> None:
     """Refuses by name what would otherwise be ignored."""
-    for name, value in (request.model_extra or {}).items():
-        if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
-            raise UnsupportedParameter(name)
+    refuse(request, UNSUPPORTED)
     if request.conversation is not None and request.previous_response_id is not None:
         raise InvalidRequest(
             "'previous_response_id' goes without 'conversation': both name what was said before",
@@ -95,8 +101,16 @@ def check_include(include: Sequence[str]) -> None:
         raise UnsupportedParameter("include", "cannot have reasoning.encrypted_content: reasoning is not hidden here")
 
 
+def check_retrieval(asked: Retrieval) -> None:
+    check_include(asked.include)
+    if asked.include_obfuscation:
+        raise UnsupportedParameter("include_obfuscation")
+    if asked.starting_after is not None and not asked.stream:
+        raise InvalidRequest("'starting_after' goes with 'stream': true only", param="starting_after")
+
+
 def unknown_keys(request: ResponseInput) -> list[str]:
-    return sorted(set(request.model_extra or {}) - set(UNSUPPORTED))
+    return refusals.unknown_keys(request, UNSUPPORTED)
 
 
 def as_chat(request: ResponseInput, messages: Sequence[ChatMessage]) -> ChatCompletionRequest:
@@ -128,7 +142,7 @@ def _sampling(request: ResponseRequest) -> dict[str, Any]:
         "top_p": request.top_p,
         "logprobs": LOGPROBS in request.include,
         "top_logprobs": request.top_logprobs,
-        "priority": PRIORITY[request.service_tier],
+        "service_tier": request.service_tier,
     }
 
 
@@ -166,10 +180,11 @@ def in_its_words() -> Iterator[None]:
         raise
 
 
-def begun(request: ResponseRequest, id: str, model: str, created_at: int, conversation_id: str | None) -> Response:
+def begun(request: ResponseRequest, model: str) -> Response:
+    """As it is before it has an id."""
     return Response(
-        id=id,
-        created_at=created_at,
+        id="",
+        created_at=0,
         status="queued" if request.background else "in_progress",
         background=request.background,
         instructions=request.instructions,
@@ -178,11 +193,10 @@ def begun(request: ResponseRequest, id: str, model: str, created_at: int, conver
         model=model,
         parallel_tool_calls=request.parallel_tool_calls,
         previous_response_id=request.previous_response_id,
-        conversation=ConversationRef(id=conversation_id) if conversation_id else None,
         prompt_cache_key=request.prompt_cache_key,
         reasoning=_reasoning(request),
         safety_identifier=request.safety_identifier,
-        service_tier="default" if request.service_tier == "auto" else request.service_tier,
+        service_tier="default",
         store=request.store,
         temperature=request.temperature,
         text={"format": request.text.format, "verbosity": request.text.verbosity or "medium"},

@@ -8,13 +8,15 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 
-from database.models import INCOMPLETE
+from database.models import FAILED, INCOMPLETE, QUEUED
 from database.models import Turn as Row
 from services.errors import Unavailable
 from services.history.store import Store
 from services.history.turn import StoredTurn, give_up
 
 logger = logging.getLogger(__name__)
+
+WATCH_S = 1.0  # between looks at what was stopped elsewhere
 
 
 class Keeper:
@@ -28,18 +30,21 @@ class Keeper:
         self._checkpoint_s = checkpoint_s
         # far more than clocks of replicas may differ
         self._silence_s = max(3 * checkpoint_s, 15.0)
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         await _attempt(self.settle)
-        self._task = asyncio.create_task(self._keep(), name="history keeper")
+        self._tasks = {
+            asyncio.create_task(self._keep(), name="history keeper"),
+            asyncio.create_task(self._watch(), name="history watcher"),
+        }
 
     async def stop(self) -> None:
         """Writes once more what could not be written before."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            self._task = None
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
         await _attempt(self.checkpoint)
 
     async def _keep(self) -> None:
@@ -48,6 +53,20 @@ class Keeper:
             await _attempt(self.checkpoint)
             if beat % 3 == 0:
                 await _attempt(self.settle)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            await _attempt(self.look)
+
+    async def look(self) -> None:
+        """Tells our turns what others have cancelled or deleted."""
+        going = {turn.id: turn for turn in self._running.values() if turn.has_begun and not turn.outcome}
+        if not going:
+            return
+        async with self._store.reading() as repositories:
+            for stopped in await repositories.turns.stopped(list(going)):
+                going[stopped].stopped.set()
 
     async def checkpoint(self) -> None:
         """What this process is writing, in one transaction; outcomes that could not be written earlier come along."""
@@ -59,15 +78,14 @@ class Keeper:
             if going:
                 said = {turn.id: turn.said for turn in going.values()}
                 await repositories.turns.checkpoint(said, self._writer, time.time())
-                for stopped in await repositories.turns.stopped(list(going)):
-                    going[stopped].stopped.set()
             for turn, outcome in ended.items():
                 await turn.write_outcome(repositories, outcome)
         for turn in ended:
             self._running.pop(turn.id, None)
 
     async def settle(self) -> None:
-        """Turns that nobody is writing any more become incomplete, with what their last checkpoint saved."""
+        """Turns that nobody is writing any more become incomplete, with what their last checkpoint saved. Those that
+        were still waiting have failed: nobody else would take them up."""
         async with self._store.reading() as repositories:
             running = await repositories.turns.running()
         # Looked up after the read: a turn of ours is in `_running` before anybody can read it.
@@ -77,7 +95,7 @@ class Keeper:
         async with self._store.writing() as repositories:
             settled = await repositories.turns.still_running(abandoned)
             for turn in settled:
-                await give_up(repositories, turn, INCOMPLETE)
+                await give_up(repositories, turn, FAILED if turn.status == QUEUED else INCOMPLETE)
         logger.warning("%d answers were left unfinished, they are incomplete now", len(settled))
 
     def _is_abandoned(self, turn: Row) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 from uuid import uuid4
 
-from database.models import COMPLETED, FAILED, IN_PROGRESS, INCOMPLETE, Conversation
+from database.models import COMPLETED, FAILED, IN_PROGRESS, INCOMPLETE, QUEUED, Conversation
 from database.models import Turn as Row
 from database.repositories import Repositories
 from database.turn_repository import Outcome
@@ -21,7 +21,8 @@ from services.chat.events import Event, Finish, Head, Reply
 from services.chat.items import Item
 from services.chat.output import Output, logprob
 from services.chat.output import status as item_status
-from services.errors import EngineFailed, ServiceError
+from services.chat.response_events import code_of
+from services.errors import EngineFailed, ServiceError, Stopped
 from services.history import rows
 from services.history.past import Past
 from services.history.rows import Place
@@ -29,6 +30,7 @@ from services.history.store import Store, busy, no_conversation
 
 Kind = Literal["chat.completion", "response", "message"]
 PREFIX: dict[Kind, str] = {"chat.completion": "chatcmpl-", "response": "resp_", "message": ""}
+STOPPED = "The answer was stopped"
 End = Literal["completed", "incomplete", "failed", "cancelled"]
 
 
@@ -44,6 +46,7 @@ class Opening:
     create: bool = False  # a conversation, where none is named
     stored: bool = False  # to be found again by its id
     background: bool = False
+    logprobs: bool = False  # in the items of its answer
     request: Mapping[str, Any] = field(default_factory=dict)  # what is shown of it later
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -70,9 +73,12 @@ class Turn(Protocol):
     def conversation_id(self) -> str | None:
         """None where the answer is in no conversation that its owner could name."""
 
-    @property
-    def history(self) -> Sequence[ChatMessage]:
-        """The active branch, oldest first."""
+    completed_at: float | None
+    history: Sequence[ChatMessage]
+    """The active branch, oldest first. Who makes the whole prompt himself takes it from here."""
+
+    async def queue(self, model: str) -> None:
+        """Begins it before it is admitted: from now on it is found, and nobody else adds to its conversation."""
 
     async def begin(self, head: Head) -> None:
         """Durable when it returns; raises Conflict where somebody else has written since the history was read."""
@@ -87,12 +93,15 @@ class Turn(Protocol):
 class UnstoredTurn:
     """A turn nobody asked to remember."""
 
-    def __init__(self, kind: Kind = "chat.completion") -> None:
+    def __init__(self, kind: Kind = "chat.completion", past: Past | None = None) -> None:
         self.reply_id = uuid4().hex
         self.id = PREFIX[kind] + self.reply_id
         self.created_at = time.time()
+        self.completed_at: float | None = None
         self.conversation_id: str | None = None
-        self.history: Sequence[ChatMessage] = ()
+        self.history: Sequence[ChatMessage] = _history(past) if past else ()
+
+    async def queue(self, model: str) -> None: ...
 
     async def begin(self, head: Head) -> None: ...
 
@@ -119,20 +128,34 @@ class StoredTurn:
         self.reply_id = uuid4().hex
         self.id = PREFIX[opening.kind] + self.reply_id
         self.created_at = time.time()
+        self.completed_at: float | None = None  # once that is durable
         self.conversation_id = self._thread_id if opening.create or opening.conversation else None
         self.input = [rows.whole(item) for item in opening.input]
-        self.history = chat_items.messages([row.data for row in self._past.branch])
+        self.history: Sequence[ChatMessage] = _history(self._past)
         self.has_begun = False
         self.outcome: Outcome | None = None
         self.stopped = asyncio.Event()  # somebody else has cancelled or deleted it
 
+    async def queue(self, model: str) -> None:
+        await self._write(QUEUED, model, None)
+
     async def begin(self, head: Head) -> None:
+        if not self.has_begun:
+            await self._write(IN_PROGRESS, head.model, head.fingerprint)
+            return
+        async with self._store.writing() as repositories:
+            if not await repositories.turns.admit(self.id, head.model, head.fingerprint, time.time()):
+                raise Stopped(STOPPED)
+
+    async def _write(self, status: str, model: str, fingerprint: str | None) -> None:
         self._running[self.id] = self  # before the commit: settle() spares what it finds here
         try:
             async with self._store.writing() as repositories:
                 parent_id = await self._claim(repositories)
                 given = rows.chain(self.input, replace(self._place, parent_id=parent_id))
-                await repositories.turns.add(self._row(head, given[-1].id if given else parent_id))
+                row = self._row(status, given[-1].id if given else parent_id)
+                row.model, row.fingerprint = model, fingerprint
+                await repositories.turns.add(row)
                 await repositories.items.add(given)
         except BaseException:
             del self._running[self.id]
@@ -170,7 +193,7 @@ class StoredTurn:
         if await repositories.turns.running_in(self._thread_id) is not None:
             raise busy()
 
-    def _row(self, head: Head, parent_id: str | None) -> Row:
+    def _row(self, status: str, parent_id: str | None) -> Row:
         opening = self._opening
         return Row(
             id=self.id,
@@ -179,25 +202,26 @@ class StoredTurn:
             conversation_id=self._thread_id,
             previous_id=opening.previous,
             parent_id=parent_id,
-            status=IN_PROGRESS,
+            status=status,
             stored=opening.stored,
             background=opening.background,
-            model=head.model,
+            model="",
             request=dict(opening.request),
             metadata_=dict(opening.metadata),
-            fingerprint=head.fingerprint,
             writer=self._writer,
             created_at=self.created_at,
             updated_at=self.created_at,
         )
 
     def add(self, event: Event) -> None:
+        if self.stopped.is_set():
+            raise Stopped(STOPPED)
         self._reply.add(event)
         match event:
             case Head(n=n):
                 # one choice's ids are made of the answer's, those of further ones must not be the same
                 names = [self.reply_id, *(f"{self.reply_id}c{index}" for index in range(1, n))]
-                self._outputs = [Output(name) for name in names]
+                self._outputs = [Output(name, logprobs=self._opening.logprobs) for name in names]
             case Finish():
                 pass
             case _:
@@ -213,7 +237,7 @@ class StoredTurn:
             return
         self.outcome = self.outcome or self._outcome(error, status)
         async with self._store.writing() as repositories:
-            await self.write_outcome(repositories, self.outcome)
+            self.completed_at = await self.write_outcome(repositories, self.outcome)
         self._running.pop(self.id, None)
 
     def _outcome(self, error: ServiceError | None, status: End | None) -> Outcome:
@@ -223,14 +247,19 @@ class StoredTurn:
             error = None  # the reader left, or was lost, after the end
         said = [output.end(item_status(end)) for output, end in zip(self._outputs, finishes, strict=False)]
         return Outcome(
-            status=status or (COMPLETED if is_whole else FAILED if isinstance(error, EngineFailed) else INCOMPLETE),
+            status=status or (COMPLETED if is_whole else self._broken(error)),
             said=said,
             choices=[_choice(self._reply, index) for index in range(len(self._outputs))],
             usage=_usage(self._reply) if is_whole else None,
-            error={"code": "server_error", "message": error.message} if error else None,
+            error={"code": code_of(error), "message": error.message} if error else None,
         )
 
-    async def write_outcome(self, repositories: Repositories, outcome: Outcome) -> None:
+    def _broken(self, error: ServiceError | None) -> str:
+        """What was never admitted has failed; what was cut short is there in part."""
+        was_admitted = self._reply.head is not None
+        return INCOMPLETE if was_admitted and not isinstance(error, EngineFailed) else FAILED
+
+    async def write_outcome(self, repositories: Repositories, outcome: Outcome) -> float:
         now = time.time()
         await repositories.conversations.touch(self._thread_id, now)  # locks it: what is said comes in one piece
         turn = await repositories.turns.mine(self.id, self._writer)
@@ -238,6 +267,7 @@ class StoredTurn:
             was_settled = turn.completed_at is not None
             await repositories.turns.finish(turn, outcome, now)
             await write_output(repositories, turn, outcome.said, was_settled=was_settled)
+        return now
 
 
 async def give_up(repositories: Repositories, turn: Row, status: End) -> None:
@@ -245,6 +275,10 @@ async def give_up(repositories: Repositories, turn: Row, status: End) -> None:
     said = turn.said or []
     await repositories.turns.give_up(turn, status, time.time())
     await write_output(repositories, turn, [_cut_short(items) for items in said])
+
+
+def _history(past: Past) -> list[ChatMessage]:
+    return chat_items.messages([row.data for row in past.branch])
 
 
 def _cut_short(items: Sequence[Item]) -> list[Item]:

@@ -13,13 +13,14 @@ from services.chat.events import Arguments, Finish, Reasoning, Spoken, Text, Too
 from services.chat.output import Output
 from services.chat.response_events import ResponseEncoder, framed, response_events
 from services.engine.base import TokenLogprob
+from services.errors import EngineFailed
 
 FINISH = Finish("stop", prompt_tokens=5, completion_tokens=2, cached_tokens=3, reasoning_tokens=1)
 OFFICIAL: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
 def encoder(*, logprobs: bool = False) -> ResponseEncoder:
-    response = responses.begun(ResponseRequest.model_validate({"input": "Hi"}), "resp_1", "a-model", 1700000000, None)
+    response = responses.begun(ResponseRequest.model_validate({"input": "Hi"}), "a-model")
     return ResponseEncoder(response, Output("r", logprobs=logprobs))
 
 
@@ -151,7 +152,7 @@ async def test_an_answer_without_a_word_is_an_empty_message() -> None:
 async def test_what_was_said_before_a_failure_stays() -> None:
     encoding = encoder()
     list(encoding.said(Text("Hel")))
-    *_, item, last = [json.loads(framed(event).data) for event in encoding.failed("server_error", "It broke")]
+    *_, item, last = [json.loads(framed(event).data) for event in encoding.broken(EngineFailed("It broke"))]
     assert item["item"]["status"] == "incomplete"
     assert last["response"]["error"] == {"code": "server_error", "message": "It broke"}
     assert last["response"]["output"][0]["content"][0]["text"] == "Hel"

@@ -20,7 +20,7 @@ from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Text
 from services.chat.items import Item
 from services.conversation_service import ConversationService, StoredMessage
 from services.engine.base import TokenLogprob
-from services.errors import Conflict, EngineFailed, NotFound, Unavailable
+from services.errors import Conflict, EngineFailed, NotFound, Stopped, Unavailable
 from services.history import rows
 from services.history.answer import Answer
 from services.history.rows import Place
@@ -328,9 +328,11 @@ class TestAnswers:
         await service.keeper.checkpoint()
         cancelled = await replica(database).cancel(turn.id, "me", "response")
         assert (cancelled.status, items.text(cancelled.output[0])) == ("cancelled", "Hi")
-        await service.keeper.checkpoint()
-        assert turn.stopped.is_set()  # type: ignore[attr-defined]
-        await finish(turn, Text(" there"))
+        turn.add(Text(" there"))
+        await service.keeper.look()
+        with pytest.raises(Stopped):
+            turn.add(Text("!"))
+        await turn.finish()
         stored = await service.answer(turn.id, "me", "response")
         assert (stored.status, items.text(stored.output[0])) == ("cancelled", "Hi there")
 

@@ -1,0 +1,84 @@
+"""/v1/responses, and the same without /v1."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi import Response as HttpResponse
+
+from app.common.dependencies import Caller, Responses, Sse, UnknownKeys
+from app.common.disconnect import while_connected
+from app.common.json_body import JsonRoute
+from app.common.openapi import EVENTS
+from schemas.page_schema import Order, Page
+from schemas.response_schema import (
+    DeletedResponse,
+    InputTokenCount,
+    Response,
+    ResponseInput,
+    ResponseRequest,
+    Retrieval,
+)
+
+router = APIRouter(tags=["responses"], route_class=JsonRoute)
+
+
+@router.post("/v1/responses", response_model=Response, responses=EVENTS)
+@router.post("/responses", response_model=Response, include_in_schema=False)
+async def create_response(
+    body: ResponseRequest,
+    request: Request,
+    response: HttpResponse,
+    responses: Responses,
+    caller: Caller,
+    sse: Sse,
+    unknown: UnknownKeys,
+) -> Any:
+    ignored = unknown.header(responses.unknown_keys(body))
+    if body.stream:
+        return await sse.responses(responses.stream(body, caller.owner), ignored)
+    response.headers.update(ignored)
+    return await while_connected(request, responses.create(body, caller.owner))
+
+
+@router.post("/v1/responses/input_tokens")
+@router.post("/responses/input_tokens", include_in_schema=False)
+async def count_input_tokens(
+    body: ResponseInput, response: HttpResponse, responses: Responses, caller: Caller, unknown: UnknownKeys
+) -> InputTokenCount:
+    response.headers.update(unknown.header(responses.unknown_keys(body)))
+    return await responses.count(body, caller.owner)
+
+
+@router.get("/v1/responses/{response_id}", response_model=Response, responses=EVENTS)
+@router.get("/responses/{response_id}", response_model=Response, include_in_schema=False)
+async def retrieve_response(
+    response_id: str, asked: Annotated[Retrieval, Query()], responses: Responses, caller: Caller, sse: Sse
+) -> Any:
+    if asked.stream:
+        return await sse.responses(await responses.resume(response_id, caller.owner, asked), {})
+    return await responses.retrieve(response_id, caller.owner, asked)
+
+
+@router.delete("/v1/responses/{response_id}")
+@router.delete("/responses/{response_id}", include_in_schema=False)
+async def delete_response(response_id: str, responses: Responses, caller: Caller) -> DeletedResponse:
+    return await responses.delete(response_id, caller.owner)
+
+
+@router.post("/v1/responses/{response_id}/cancel")
+@router.post("/responses/{response_id}/cancel", include_in_schema=False)
+async def cancel_response(response_id: str, responses: Responses, caller: Caller) -> Response:
+    return await responses.cancel(response_id, caller.owner)
+
+
+@router.get("/v1/responses/{response_id}/input_items")
+@router.get("/responses/{response_id}/input_items", include_in_schema=False)
+async def list_input_items(
+    response_id: str,
+    responses: Responses,
+    caller: Caller,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Order = "desc",
+    after: Annotated[str | None, Query(max_length=128)] = None,
+) -> Page[dict[str, Any]]:
+    return await responses.input_items(response_id, caller.owner, limit=limit, order=order, after=after)

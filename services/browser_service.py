@@ -1,0 +1,159 @@
+"""Answers for a browser's `EventSource`, which go on when their reader leaves.
+
+It reconnects by itself and says which event it saw last. Event ids are `<message id>:<offset>`, the offset counting the
+characters sent so far: the rest of the answer can be cut from the text alone, which is in memory and in the database
+while it is being written, by this process or another, and afterwards in the stored message. `<message id>:end` is the
+last event.
+"""
+
+import re
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import orjson
+
+from schemas.message_schema import BrowserEvent, BrowserQuestion, StoppedMessage
+from schemas.response_schema import StreamEvent
+from services.chat import items
+from services.chat.events import Event, Finish, Head, Text, head_of
+from services.errors import InvalidRequest, ServiceError, Stopped
+from services.history.answer import Answer
+from services.history.live import INTERRUPTED, Live
+from services.history.turn import Kind
+from services.message_service import MessageService
+from services.stream_service import StreamService
+from services.turn_service import TurnService
+
+EVENT_ID = re.compile(r"([0-9a-f]{32}):(\d{1,9}|end)")
+RETRY_MS = 1000
+CANCELLED = "cancelled"
+KIND: Kind = "message"
+
+
+class BrowserService:
+    def __init__(self, messages: MessageService, turns: TurnService, streams: StreamService) -> None:
+        self._messages = messages
+        self._turns = turns
+        self._streams = streams
+
+    async def ask(self, question: BrowserQuestion, owner: str) -> AsyncGenerator[BrowserEvent, None]:
+        """A new answer, written whether or not its reader stays. The first event has its id, before any text."""
+        if not question.prompt:
+            raise InvalidRequest("'prompt' is required", param="prompt")
+        turn, run = await self._messages.begin(question, owner)
+        told = _Told(run)
+        live = Live(told.events(), owner, told.ended, passing=True)
+        await live.started()
+        self._streams.keep(turn.id, live)
+        async with aclosing(self._follow(turn.id, owner, -1)) as events:
+            async for event in events:
+                yield event
+
+    async def resume(self, last_event_id: str, owner: str) -> AsyncGenerator[BrowserEvent, None] | None:
+        """What came after that event; None when nothing did, and never a second answer."""
+        match = EVENT_ID.fullmatch(last_event_id)
+        if match is None:
+            raise InvalidRequest("The last event id is not one of this server's", param="Last-Event-ID")
+        message_id, seen = match.groups()
+        if seen == "end":
+            return None
+        if not self._streams.is_here(message_id, owner):
+            await self._turns.answer(message_id, owner, KIND)  # NotFound before the stream begins
+        return self._follow(message_id, owner, int(seen))
+
+    async def stop(self, message_id: str, owner: str) -> StoppedMessage:
+        """Its readers get the end of it, wherever they are; what was said so far stays."""
+        stopped = await self._turns.cancel(message_id, owner, KIND)
+        await self._streams.stop(message_id)
+        return StoppedMessage(message_id=message_id, status=stopped.status)
+
+    async def _follow(self, message_id: str, owner: str, seen: int) -> AsyncGenerator[BrowserEvent, None]:
+        reader = _Reader(message_id, seen)
+        async with aclosing(self._streams.follow(message_id, seen)) as batches:
+            async for batch in batches:
+                for event in reader.take(batch):
+                    yield event
+                if batch[-1].last:
+                    return
+        for event in reader.rest(await self._turns.answer(message_id, owner, KIND)):
+            yield event
+
+
+@dataclass(slots=True)
+class _Told:
+    """An answer as events whose numbers are offsets in its text."""
+
+    run: AsyncGenerator[Event, None]
+    head: Head | None = None
+
+    async def events(self) -> AsyncGenerator[StreamEvent, None]:
+        async with aclosing(self.run) as run:
+            self.head = await head_of(run)
+            yield StreamEvent(number=0, type="start", data=_facts(self.head.id, self.head.conversation_id))
+            offset, reason = 0, ""
+            async for event in run:
+                if isinstance(event, Text) and event.text:
+                    offset += len(event.text)
+                    yield StreamEvent(number=offset, type="text", data=event.text)
+                elif isinstance(event, Finish):
+                    reason = event.reason
+        yield self._done(offset + 1, reason)
+
+    def ended(self, error: ServiceError, number: int) -> list[StreamEvent]:
+        if isinstance(error, Stopped):
+            return [self._done(number, CANCELLED)]
+        return [StreamEvent(number=number, type="error", data=_trouble(error.message), last=True)]
+
+    def _done(self, number: int, reason: str) -> StreamEvent:
+        assert self.head is not None
+        facts = _facts(self.head.id, self.head.conversation_id, finish_reason=reason)
+        return StreamEvent(number=number, type="done", data=facts, last=True)
+
+
+@dataclass(slots=True)
+class _Reader:
+    """One reader of an answer. What there is of the text goes out as one event."""
+
+    message_id: str
+    seen: int  # characters; -1: not even the start
+    held: str = ""  # a carriage return: perhaps half a line break, which an event cannot end in
+
+    def take(self, batch: list[StreamEvent]) -> Iterable[BrowserEvent]:
+        if batch[0].type == "start":
+            self.seen = 0
+            yield BrowserEvent(id=f"{self.message_id}:0", event="start", data=batch[0].data, retry=RETRY_MS)
+        at = self.seen + len(self.held)
+        text = self.held
+        for event in batch:
+            if event.type == "text":
+                text += event.data[max(0, at - (event.number - len(event.data))) :]
+        self.held = "\r" if text.endswith("\r") and not batch[-1].last else ""
+        yield from self._text(text.removesuffix(self.held) if self.held else text)
+        if batch[-1].last:
+            yield self._end(batch[-1].type, batch[-1].data)
+
+    def rest(self, stored: Answer) -> Iterable[BrowserEvent]:
+        """Nobody writes it any more."""
+        yield from self._text(items.text(stored.output[0] if stored.output else ())[max(0, self.seen) :])
+        if stored.status in ("completed", CANCELLED):
+            reason = stored.choices[0]["finish_reason"] if stored.status == "completed" else CANCELLED
+            yield self._end("done", _facts(stored.id, stored.conversation_id, finish_reason=reason))
+        else:
+            yield self._end("error", _trouble(INTERRUPTED))
+
+    def _text(self, text: str) -> Iterable[BrowserEvent]:
+        if text:
+            self.seen += len(text)
+            yield BrowserEvent(id=f"{self.message_id}:{self.seen}", data=text)
+
+    def _end(self, name: str, data: str) -> BrowserEvent:
+        return BrowserEvent(id=f"{self.message_id}:end", event=name, data=data)
+
+
+def _facts(message_id: str, conversation_id: str | None, **more: str | None) -> str:
+    return orjson.dumps({"message_id": message_id, "conversation_id": conversation_id, **more}).decode()
+
+
+def _trouble(message: str) -> str:
+    return orjson.dumps({"error": {"message": message, "type": "server_error", "param": None, "code": None}}).decode()

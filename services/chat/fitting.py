@@ -1,0 +1,35 @@
+"""Which of the oldest messages are left out so that a prompt fits its model."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from schemas.chat_schema import ChatMessage
+
+Chat = Sequence[ChatMessage]
+
+
+async def shortened(messages: Chat, fits: Callable[[Chat], Awaitable[bool]]) -> Chat | None:
+    """Without as few of the oldest as possible; None where not even the newest fit.
+
+    Instructions stay, what is left begins with something of the user's, and calls stay with what they returned.
+    """
+    if await fits(messages):
+        return messages
+    cuts = _cuts(messages)
+    low, high = 0, len(cuts)
+    while low < high:
+        middle = (low + high) // 2
+        if await fits(_without(messages, cuts[middle])):
+            high = middle
+        else:
+            low = middle + 1
+    return _without(messages, cuts[low]) if low < len(cuts) else None
+
+
+def _cuts(messages: Chat) -> list[int]:
+    """Where what is left may begin."""
+    return [index for index, message in enumerate(messages) if message.role == "user" and index > 0]
+
+
+def _without(messages: Chat, cut: int) -> Chat:
+    instructions = [each for each in messages[:cut] if each.role in ("system", "developer")]
+    return [*instructions, *messages[cut:]]

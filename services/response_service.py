@@ -1,0 +1,312 @@
+"""Responses: one pipeline with chat, of which the stream is the truth and the plain answer its last event."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from schemas.chat_schema import ChatCompletionRequest, ConversationRef
+from schemas.page_schema import Order, Page, page
+from schemas.response_schema import (
+    DeletedResponse,
+    IncompleteDetails,
+    InputTokenCount,
+    InputTokensDetails,
+    LifeEvent,
+    OutputTokensDetails,
+    Response,
+    ResponseError,
+    ResponseEvent,
+    ResponseInput,
+    ResponseRequest,
+    ResponseUsage,
+    Retrieval,
+    StreamEvent,
+)
+from services.chat import items, responses
+from services.chat.events import Event, head_of
+from services.chat.fitting import Chat, shortened
+from services.chat.items import Item
+from services.chat.output import Output
+from services.chat.response_events import INTERRUPTED, TYPE, ResponseEncoder, framed, response_events
+from services.chat_service import ChatService, settle
+from services.errors import InvalidRequest, Overloaded, PromptTooLong, ServiceError
+from services.history.answer import Answer
+from services.history.live import Live
+from services.history.turn import Kind, Opening, Turn
+from services.stream_service import StreamService
+from services.turn_service import TurnService
+
+KIND: Kind = "response"
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request on its way to its answer."""
+
+    request: ResponseRequest
+    owner: str
+    turn: Turn
+    messages: Chat
+    encoder: ResponseEncoder
+
+    def chat(self) -> ChatCompletionRequest:
+        return responses.as_chat(self.request, self.messages)
+
+
+class ResponseService:
+    def __init__(self, chat: ChatService, turns: TurnService, streams: StreamService) -> None:
+        self._chat = chat
+        self._turns = turns
+        self._streams = streams
+
+    def unknown_keys(self, request: ResponseInput) -> list[str]:
+        """Keys that are no part of the contract."""
+        return responses.unknown_keys(request)
+
+    # --- asking ---
+
+    async def create(self, request: ResponseRequest, owner: str) -> Response:
+        asked = await self._open(request, owner)
+        if request.background:
+            return await self._begin(asked)
+        async with aclosing(self._events(asked)) as events:
+            async for _ in events:
+                pass
+        return asked.encoder.response
+
+    async def stream(self, request: ResponseRequest, owner: str) -> AsyncGenerator[StreamEvent, None]:
+        """Refusals are raised by the first step; what breaks after it is told by the last event."""
+        asked = await self._open(request, owner)
+        if request.background:
+            await self._begin(asked)
+        events = self._follow(asked.turn.id, owner, -1) if request.background else self._told(asked)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def _open(self, request: ResponseRequest, owner: str) -> Asked:
+        """Checks all that can be told before a model is asked."""
+        responses.check(request)
+        model = self._chat.model_name(request.model)
+        begun = responses.begun(request, model)
+        own = await self._own_items(request, owner)
+        opening = Opening(
+            owner=owner,
+            kind=KIND,
+            input=own,
+            conversation=request.conversation,
+            previous=request.previous_response_id,
+            stored=request.store,
+            background=request.background,
+            logprobs=responses.LOGPROBS in request.include,
+            request=begun.model_dump(include=responses.ASKED),
+            metadata=request.metadata,
+        )
+        turn = await self._turns.open(opening)
+        begun.id, begun.created_at, begun.conversation = turn.id, int(turn.created_at), _ref(turn.conversation_id)
+        output = Output(turn.reply_id, logprobs=responses.LOGPROBS in request.include)
+        messages = [*turn.history, *items.messages(own)]
+        turn.history = ()  # it is part of the messages, and cut with them
+        encoder = ResponseEncoder(begun, output, clock=lambda: turn.completed_at or time.time())
+        asked = Asked(request, owner, turn, messages, encoder)
+        with responses.in_its_words():
+            self._chat.check(asked.chat())
+        return asked
+
+    async def _own_items(self, request: ResponseInput, owner: str) -> list[Item]:
+        ids = [item["id"] for item in request.input if item["type"] == "item_reference"]
+        return responses.own_items(request, await self._turns.referred(ids, owner) if ids else {})
+
+    # --- answering ---
+
+    async def _events(self, asked: Asked) -> AsyncGenerator[ResponseEvent, None]:
+        async with aclosing(self._run(asked)) as run:
+            head = await head_of(run)
+            asked.encoder.response.model = head.model
+            asked.encoder.response.service_tier = head.service_tier or "default"
+            if not asked.encoder.has_begun:
+                yield asked.encoder.created()
+            async for event in response_events(asked.encoder, run):
+                yield event
+
+    async def _run(self, asked: Asked) -> AsyncGenerator[Event, None]:
+        with responses.in_its_words():
+            if asked.request.truncation == "auto":
+                await self._shorten(asked)
+            async with aclosing(self._chat.run(asked.chat(), asked.owner, asked.turn)) as run:
+                async for event in run:
+                    yield event
+
+    async def _shorten(self, asked: Asked) -> None:
+        """Leaves a quarter of the context to the answer, or what was asked for it."""
+        length = await self._chat.max_length(asked.request.model)
+        room = min(asked.request.max_output_tokens or length // 4, length // 2)
+
+        async def fits(messages: Chat) -> bool:
+            chat = responses.as_chat(asked.request, messages)
+            return len(await self._chat.prompt_of(chat, asked.owner)) + room <= length
+
+        if (kept := await shortened(asked.messages, fits)) is None:
+            raise PromptTooLong(f"The newest message alone is more than the model's {length} tokens", param="input")
+        asked.encoder.response.dropped_messages = len(asked.messages) - len(kept)
+        asked.messages = kept
+
+    async def _told(self, asked: Asked) -> AsyncGenerator[StreamEvent, None]:
+        try:
+            async with aclosing(self._events(asked)) as events:
+                async for event in events:
+                    yield framed(event)
+        except ServiceError as error:
+            if not asked.encoder.has_begun:
+                raise
+            for event in asked.encoder.broken(error):
+                yield framed(event)
+
+    # --- answering in the background ---
+
+    async def _begin(self, asked: Asked) -> Response:
+        queued = asked.encoder.response.model_copy()
+        await asked.turn.queue(queued.model)
+
+        def ended(error: ServiceError, number: int) -> Iterator[StreamEvent]:
+            return map(framed, asked.encoder.broken(error))
+
+        self._streams.keep(asked.turn.id, Live(self._background(asked), asked.owner, ended))
+        return queued
+
+    async def _background(self, asked: Asked) -> AsyncGenerator[StreamEvent, None]:
+        yield framed(asked.encoder.created())
+        yield framed(asked.encoder.queued())
+        error: ServiceError | None = None
+        try:
+            async with aclosing(self._patiently(asked)) as events:
+                async for event in events:
+                    yield framed(event)
+        except ServiceError as raised:
+            error = raised
+            raise
+        finally:
+            await settle(asked.turn, error)  # where it was never admitted
+
+    async def _patiently(self, asked: Asked) -> AsyncGenerator[ResponseEvent, None]:
+        """Waits until there is room: a request in the background is not refused for want of it."""
+        while True:
+            try:
+                async with aclosing(self._events(asked)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except Overloaded as busy:
+                await asyncio.sleep(busy.retry_after)
+
+    async def _follow(self, id: str, owner: str, after: int) -> AsyncGenerator[StreamEvent, None]:
+        async with aclosing(self._streams.follow(id, after)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event
+                if batch[-1].last:
+                    return
+        last = await self._streams.last(id)
+        if last is None or (not last.last and after <= last.number):  # whoever wrote it is gone
+            response = await self._stored(id, owner)
+            number = last.number + 1 if last else 0
+            yield framed(LifeEvent(type=TYPE[response.status], sequence_number=number, response=response))
+
+    # --- what is stored ---
+
+    async def retrieve(self, id: str, owner: str, asked: Retrieval) -> Response:
+        responses.check_retrieval(asked)
+        return await self._stored(id, owner)
+
+    async def _stored(self, id: str, owner: str) -> Response:
+        return _response(await self._turns.answer(id, owner, KIND))
+
+    async def resume(self, id: str, owner: str, asked: Retrieval) -> AsyncGenerator[StreamEvent, None]:
+        """What comes after that event."""
+        responses.check_retrieval(asked)
+        after = -1 if asked.starting_after is None else asked.starting_after
+        if not (await self._turns.answer(id, owner, KIND)).background:
+            raise InvalidRequest(
+                "Only a response that was made in the background can be streamed again", param="stream"
+            )
+        return self._follow(id, owner, after)
+
+    async def cancel(self, id: str, owner: str) -> Response:
+        """What was said so far stays; a response that is over stays as it is."""
+        if not (await self._turns.answer(id, owner, KIND)).background:
+            raise InvalidRequest("Only a response that is made in the background can be cancelled", param="response_id")
+        await self._turns.cancel(id, owner, KIND)
+        await self._streams.stop(id)
+        return await self._stored(id, owner)
+
+    async def delete(self, id: str, owner: str) -> DeletedResponse:
+        if self._streams.is_here(id, owner):
+            await self._turns.cancel(id, owner, KIND)
+            await self._streams.stop(id)
+        await self._turns.delete(id, owner, KIND)
+        return DeletedResponse(id=id)
+
+    async def input_items(self, id: str, owner: str, *, limit: int, order: Order, after: str | None) -> Page[Item]:
+        given = (await self._turns.answer(id, owner, KIND)).input
+        found = list(given if order == "asc" else reversed(given))
+        if after is not None:
+            place = next((index for index, item in enumerate(found) if item["id"] == after), None)
+            if place is None:
+                raise InvalidRequest("'after' is not an item of this response", param="after")
+            found = found[place + 1 :]
+        return page(found, [item["id"] for item in found], limit)
+
+    async def count(self, request: ResponseInput, owner: str) -> InputTokenCount:
+        responses.check(request)
+        own = await self._own_items(request, owner)
+        opening = Opening(
+            owner=owner, kind=KIND, conversation=request.conversation, previous=request.previous_response_id
+        )
+        history = (await self._turns.open(opening)).history
+        with responses.in_its_words():
+            chat = responses.as_chat(request, [*history, *items.messages(own)])
+            return InputTokenCount(input_tokens=len(await self._chat.prompt_of(chat, owner)))
+
+
+def _response(answer: Answer) -> Response:
+    response = Response.model_validate(
+        {
+            **answer.request,
+            "id": answer.id,
+            "created_at": int(answer.created_at),
+            "model": answer.model,
+            "status": answer.status,
+            "conversation": _ref(answer.conversation_id),
+            "previous_response_id": answer.previous_id,
+            "metadata": answer.metadata,
+            "output": list(answer.output[0]) if answer.output else [],
+        }
+    )
+    if answer.usage:
+        response.usage = _usage(answer.usage)
+    if answer.status == "completed" and answer.choices[0]["finish_reason"] == "length":
+        response.status = "incomplete"
+        response.incomplete_details = IncompleteDetails(reason="max_output_tokens")
+    elif answer.status == "incomplete":
+        response.incomplete_details = IncompleteDetails(reason=INTERRUPTED)
+    elif answer.status == "failed" and answer.error:
+        response.error = ResponseError.model_validate(answer.error)
+    if response.status == "completed" and answer.completed_at is not None:
+        response.completed_at = int(answer.completed_at)
+    return response
+
+
+def _usage(used: dict[str, int]) -> ResponseUsage:
+    return ResponseUsage(
+        input_tokens=used["prompt_tokens"],
+        input_tokens_details=InputTokensDetails(cached_tokens=used["cached_tokens"]),
+        output_tokens=used["completion_tokens"],
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=used["reasoning_tokens"]),
+        total_tokens=used["prompt_tokens"] + used["completion_tokens"],
+    )
+
+
+def _ref(conversation_id: str | None) -> ConversationRef | None:
+    return ConversationRef(id=conversation_id) if conversation_id else None
