@@ -21,7 +21,11 @@ setup(
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11",
     packages=find_packages(include=[f"{name}{rest}" for name in PACKAGES for rest in ("", ".*")]),
-    package_data={"app": ["static/**/*"], "database": ["migrations/**/*.py", "migrations/**/*.mako"]},
+    package_data={
+        "services": ["engine/*.cpp"],
+        "app": ["static/**/*"],
+        "database": ["migrations/**/*.py", "migrations/**/*.mako"],
+    },
     install_requires=requirements("requirements.txt"),
     extras_require={
         "bench": requirements("requirements-bench.txt"),

@@ -124,6 +124,8 @@ GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
 COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("prefix_cache_queries", "Prompt tokens looked for in the cache", lambda stats: stats.prefix_queried),
     ("prefix_cache_hits", "Prompt tokens found in the cache", lambda stats: stats.prefix_reused),
+    ("spec_decode_num_draft_tokens", "Tokens that were guessed", lambda stats: stats.drafted),
+    ("spec_decode_num_accepted_tokens", "Guessed tokens that were right", lambda stats: stats.accepted),
     ("num_preemptions", "Sequences sent back to the queue for want of memory", lambda stats: stats.preemptions),
 )
 

@@ -47,6 +47,7 @@ class EngineSettings(BaseModel):
     max_num_seqs: int = Field(32, ge=1)  # sequences in the batch
     max_num_batched_tokens: int = Field(512, ge=1)  # tokens computed in one step
     compile: bool = True  # on the CPU, in the background, kept under models_dir
+    speculation: bool = True  # guess how answers go on and check several tokens in one step; no other text for it
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)  # of a GPU's memory, weights and all
     cpu_memory_share: float = Field(0.4, gt=0, le=1)  # of the free RAM, for keys and values
     prefix_cache: bool = True  # off: no answer's timing tells what others have asked

@@ -179,6 +179,8 @@ class EngineStats:
     cache_size: int = 0  # tokens it can hold
     prefix_queried: int = 0  # prompt tokens looked for in the cache, ever
     prefix_reused: int = 0  # and found there
+    drafted: int = 0  # tokens that were guessed, ever
+    accepted: int = 0  # and right
     preemptions: int = 0  # sequences sent back to the queue for want of memory, ever
     stalled: bool = False  # it has been at one step for too long
 

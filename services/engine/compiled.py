@@ -1,24 +1,18 @@
-"""The decode step as one native function, made ahead of time and kept on disk.
+"""A step as one native function, made ahead of time and kept on disk.
 
-Eager steps pay for some thousand small operators; compiled, a step of an unmodified model is one call. Serving begins
-eagerly at once. A process of its own, at the lowest priority, exports the step and compiles it (AOTInductor), and the
-runner takes it over when it is ready; the next start finds it on disk and loads it in milliseconds. The package holds
-no weights: it is given the model's own, so nothing is in memory twice. Without a C++ compiler steps stay eager.
-
-The function sees a window of neighbouring slots, `rows` of them: those between the lowest and the highest that decode.
-A row that does not take part writes to its slot's last position, which is kept free for that.
+Eager steps pay for some thousand small operators; compiled, a step of an unmodified model is one call, whatever mix of
+prompts and answers is in it. Serving begins eagerly at once. A process of its own exports the step and compiles it
+(AOTInductor), and the runner takes it over when it is ready; the next start finds it on disk and loads it in
+milliseconds. The package holds no weights: it is given the model's own, so nothing is in memory twice. Without a C++
+compiler steps stay eager.
 """
 
 import hashlib
+import inspect
 import json
-import logging
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,21 +20,17 @@ from typing import Any
 
 import torch
 import transformers
-from filelock import FileLock, Timeout
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from services.engine.attention import NAME, running, visible
+from services.engine import kernel
+from services.engine.attention import running
 from services.engine.kv_cache import LayerShape, SlotCache
-from services.engine.packed import pack_linears, packed_weights
-from services.engine.parts import language_part
+from services.engine.packed import packed_weights
 from services.engine.scheduler import Work
 
-logger = logging.getLogger(__name__)
-
 CONSTANT = "_tensor_constant"  # how AOTInductor numbers the tensors that are no parameters, in the order of the modules
-SPARSE = 2  # at most so many rows of a window for each that takes part
 MIN_ROWS = 2  # torch.export specialises on 1
+MAX_ROWS = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +57,7 @@ class Plan:
             "source": None,  # the same architecture shares a step
             "config": model.config.to_dict() | {"_name_or_path": None},
             "versions": (torch.__version__, transformers.__version__),
-            "machine": (torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()),
+            "machine": (kernel.machine(), torch.get_num_threads()),
             "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in _sources()],
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
@@ -79,33 +69,46 @@ def _shape(dtype: str, **sizes: int) -> LayerShape:
 
 
 def _sources() -> list[Path]:
-    return [Path(__file__).with_name(f"{name}.py") for name in ("attention", "compiled", "packed")]
+    names = ("attend.cpp", "attention.py", "compiled.py", "packed.py")
+    return [Path(__file__).with_name(name) for name in names]
 
 
-class DecodeStep(nn.Module):
-    """What is exported. `ids` and `positions` [rows], `writes` [rows], `span` [length so far] = 0, 1, 2, …"""
+class PackedStep(nn.Module):
+    """What is exported: the tokens of any mix of prompts and answers in one row.
+
+    `ids`, `positions`, `writes` (where keys and values go) and `slots` [tokens]; `asked` [logits]: whose are wanted.
+    """
 
     def __init__(self, model: nn.Module, layers: list[int]) -> None:
         super().__init__()
         self.model = model
         self._layers = layers
+        self._keeps = keeps_logits(model)
 
     def forward(
-        self, ids: Tensor, positions: Tensor, writes: Tensor, span: Tensor, keys: list[Tensor], values: list[Tensor]
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        writes: Tensor,
+        slots: Tensor,
+        asked: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
     ) -> Tensor:
-        rows = _Rows(positions, writes, span, dict(zip(self._layers, zip(keys, values, strict=True), strict=True)))
-        with running(rows):
-            out = self.model(input_ids=ids[None], position_ids=positions[None], use_cache=False)
-        return out.logits[0]  # type: ignore[no-any-return]
+        layers = dict(zip(self._layers, zip(keys, values, strict=True), strict=True))
+        options = {"logits_to_keep": asked} if self._keeps else {}
+        with running(_Packed(positions, writes, slots, layers)):
+            out = self.model(input_ids=ids[None], position_ids=positions[None], use_cache=False, **options)
+        return out.logits[0] if self._keeps else out.logits[0, asked]  # type: ignore[no-any-return]
 
 
 @dataclass(slots=True)
-class _Rows:
-    """Attention of a DecodeStep: row i of the queries is row i of the window."""
+class _Packed:
+    """Attention of a PackedStep."""
 
     positions: Tensor
     writes: Tensor
-    span: Tensor
+    slots: Tensor
     layers: dict[int, tuple[Tensor, Tensor]]
 
     def attend(
@@ -114,84 +117,70 @@ class _Rows:
         cached_keys, cached_values = self.layers[layer]
         self._write(cached_keys, keys)
         self._write(cached_values, values)
-        length = self.span.shape[0]
-        grouped = queries.reshape(queries.shape[0], keys.shape[1], -1, queries.shape[2])
-        out = scaled_dot_product_attention(
-            grouped,
-            cached_keys[:, :, :length],
-            cached_values[:, :, :length],
-            attn_mask=visible(self.positions[:, None], length, window)[:, None, None],
-            scale=scale,
-        )
-        return out.reshape(queries.shape[0], queries.shape[1], -1)
+        ends = self.positions + 1
+        begins = torch.zeros_like(ends) if window is None else (ends - window).clamp(min=0)
+        scale = queries.shape[-1] ** -0.5 if scale is None else scale
+        return kernel.attend(queries, cached_keys, cached_values, self.slots, begins, ends, scale)
 
     def _write(self, cache: Tensor, new: Tensor) -> None:
-        rows = torch.arange(new.shape[0])[:, None]
         heads = torch.arange(new.shape[1])[None]
-        cache.index_put_((rows, heads, self.writes[:, None]), new)
+        cache.index_put_((self.slots[:, None], heads, self.writes[:, None]), new)
 
 
-class CompiledDecode:
+class CompiledStep:
     """A loaded package with a model's weights in it."""
 
     def __init__(self, package: Any, cache: SlotCache) -> None:
         self._package = package
-        self._cache = cache
-        self._span = torch.arange(cache.length)
-        self._windows: dict[tuple[int, int], tuple[list[Tensor], list[Tensor]]] = {}
+        self._spare = cache.length
+        self._keys, self._values = _tensors(cache)
 
     @classmethod
-    def load(cls, file: Path, model: nn.Module, cache: SlotCache) -> "CompiledDecode":
+    def load(cls, file: Path, model: nn.Module, cache: SlotCache) -> "CompiledStep":
+        kernel.load(kernel.file(file.parent))
         package = torch._inductor.aoti_load_package(str(file), run_single_threaded=True)
         names = package.get_constant_fqns()
         package.load_constants(_constants(model, names), check_full_update=True, user_managed=True)
         return cls(package, cache)
 
-    def suits(self, works: list[Work]) -> bool:
-        """Whether the slots lie close enough together for a window over them to be no waste."""
-        _, rows = _window([work.slot for work in works], self._cache.num_slots)
-        return rows <= SPARSE * len(works) + 1
-
     @torch.inference_mode()
     def run(self, works: list[Work]) -> Tensor:
-        """One new token each -> logits [works, vocabulary]."""
-        base, rows = _window([work.slot for work in works], self._cache.num_slots)
-        ids, positions, writes = [0] * rows, [0] * rows, [self._cache.length] * rows
-        for work in works:
-            row = work.slot - base
-            ids[row] = work.sequence.tokens[work.start]
-            positions[row] = writes[row] = work.start
-        length = max(MIN_ROWS, *(work.end for work in works))
+        """Logits `[rows, vocabulary]`, as a runner's."""
+        ids = [token for work in works for token in work.tokens]
+        positions = [position for work in works for position in range(work.start, work.end)]
+        slots = [work.slot for work in works for _ in range(work.num_tokens)]
+        asked = asked_of(works)
+        surplus = max(0, MIN_ROWS - len(ids))
         logits: Tensor = self._package(
-            torch.tensor(ids),
-            torch.tensor(positions),
-            torch.tensor(writes),
-            self._span[:length],
-            *self._slots(base, rows),
+            torch.tensor(ids + [0] * surplus),
+            torch.tensor(positions + [0] * surplus),
+            torch.tensor(positions + [self._spare] * surplus),
+            torch.tensor(slots + slots[:1] * surplus),
+            torch.tensor(asked + [0] * (MIN_ROWS - len(asked))),
+            self._keys,
+            self._values,
         )
-        order = [work.slot - base for work in works]
-        return in_order(logits, order)
-
-    def _slots(self, base: int, rows: int) -> tuple[list[Tensor], list[Tensor]]:
-        if (base, rows) not in self._windows:
-            self._windows[base, rows] = _views(self._cache, base, rows)
-        return self._windows[base, rows]
+        return logits[: len(asked)]
 
 
-def in_order(logits: Tensor, order: list[int]) -> Tensor:
-    """Rows of `logits`; itself where that is all of them as they are, because a copy is megabytes in every step."""
-    return logits if order == list(range(len(logits))) else logits[order]
+def asked_of(works: list[Work]) -> list[int]:
+    """Which of the packed tokens' logits are wanted."""
+    asked: list[int] = []
+    start = 0
+    for work in works:
+        start += work.num_tokens
+        asked += range(start - work.num_logits, start)
+    return asked
 
 
-def _window(slots: list[int], num_slots: int) -> tuple[int, int]:
-    base = min(slots)
-    rows = max(MIN_ROWS, max(slots) + 1 - base)
-    return min(base, num_slots - rows), rows
+def keeps_logits(model: nn.Module) -> bool:
+    """Whether it can be told whose logits are wanted."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
-def _views(cache: SlotCache, base: int, rows: int) -> tuple[list[Tensor], list[Tensor]]:
+def _tensors(cache: SlotCache) -> tuple[list[Tensor], list[Tensor]]:
     layers = cache.layers.values()
-    return [layer.keys[base : base + rows] for layer in layers], [layer.values[base : base + rows] for layer in layers]
+    return [layer.keys for layer in layers], [layer.values for layer in layers]
 
 
 def _constants(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
@@ -203,16 +192,20 @@ def _constants(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
 
 def compile_to(file: Path, model: nn.Module, plan: Plan) -> None:
     """Exports and compiles; a minute or so. The file appears whole or not at all."""
-    cache = SlotCache(plan.shapes, 2 * MIN_ROWS, plan.length, torch.device("cpu"))
-    step = DecodeStep(model, list(plan.shapes)).eval()
-    rows, length = 2 * MIN_ROWS, min(128, plan.length - 1)
-    example = (*(torch.zeros(rows, dtype=torch.int64) for _ in range(3)), torch.arange(length), *_views(cache, 0, rows))
-    any_rows = torch.export.Dim("rows", min=MIN_ROWS, max=plan.num_slots)
-    any_length = torch.export.Dim("length", min=2, max=plan.length)
-    each_layer = [{0: any_rows}] * len(plan.shapes)
-    dynamic = ({0: any_rows}, {0: any_rows}, {0: any_rows}, {0: any_length}, each_layer, each_layer)
+    attend = kernel.file(file.parent)
+    if not attend.exists():
+        kernel.build(attend)
+    kernel.load(attend)
+    kernel.describe()
+    cache = SlotCache(plan.shapes, plan.num_slots, plan.length, torch.device("cpu"))
+    step = PackedStep(model, list(plan.shapes)).eval()
+    example = (*(torch.zeros(2 * MIN_ROWS, dtype=torch.int64) for _ in range(4)), torch.arange(MIN_ROWS))
+    tokens = torch.export.Dim("tokens", min=MIN_ROWS, max=MAX_ROWS)
+    logits = torch.export.Dim("logits", min=MIN_ROWS, max=MAX_ROWS)
+    as_it_is: list[None] = [None] * len(plan.shapes)
+    dynamic = (*[{0: tokens}] * 4, {0: logits}, as_it_is, as_it_is)
     with torch.no_grad(), _workshop(file) as folder:
-        program = torch.export.export(step, example, dynamic_shapes=dynamic)
+        program = torch.export.export(step, (*example, *_tensors(cache)), dynamic_shapes=dynamic)
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(folder / file.name),
@@ -232,71 +225,3 @@ def _workshop(file: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-class Compilation:
-    """Gets a compiled step from the disk or from a process that makes one, and hands it to `ready`, from a thread."""
-
-    def __init__(self, file: Path, plan: Plan, ready: Callable[[Path], None]) -> None:
-        self.file = file
-        self.plan = plan
-        self._ready = ready
-        self._worker: subprocess.Popen[bytes] | None = None
-        self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="compilation", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped = True
-        if self._worker is not None:
-            self._worker.terminate()
-
-    def join(self) -> None:
-        self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            if not self.file.exists():
-                self._make()
-            if not self._stopped and self.file.exists():
-                self._ready(self.file)
-        except Exception:
-            logger.exception("steps stay eager: the compiled one cannot be used")
-
-    def _make(self) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(f"{self.file}.lock", timeout=0):
-                self._run_worker()
-        except Timeout:
-            logger.info("another process is compiling this model; steps stay eager in this one")
-
-    def _run_worker(self) -> None:
-        command = [sys.executable, "-m", __name__, str(self.file), self.plan.to_json()]
-        # in a session of its own: a terminal's Ctrl-C is for the server, which then ends the worker
-        self._worker = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-        )
-        _, said = self._worker.communicate()
-        if self._worker.returncode != 0 and not self._stopped:
-            reason = said.decode(errors="replace").strip().splitlines()[-1:] or ["the compiling process failed"]
-            logger.warning("steps stay eager: %s", reason[0])
-
-
-def main(file: str, plan: str) -> None:
-    """The process of its own: reads the model again, compiles its step, leaves."""
-    from services.engine.loader import load
-
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaving tidily
-    os.nice(19)  # whoever is being served comes first
-    given = Plan.from_json(plan)
-    model = load(given.source, "cpu", given.dtype).model
-    pack_linears(model)
-    language_part(model).set_attn_implementation(NAME)
-    compile_to(Path(file), model, given)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import accumulate, count
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from services.engine.base import EngineStats, ImageReader, Job, Piece, Times, Tokenizer, TokenLogprob
-from services.engine.compiled import Compilation
+from services.engine.compilation import Compilation
 from services.engine.device import cache_budget
 from services.engine.grammar import Grammars
 from services.engine.loader import Loaded, load
@@ -70,6 +71,7 @@ class LocalEngine:
         max_num_batched_tokens: int,
         max_queue: int,
         prefix_cache: bool = True,
+        speculation: bool = True,
         compilation: Compilation | None = None,
     ) -> None:
         self.tokenizer: Tokenizer = loaded.tokenizer
@@ -89,6 +91,7 @@ class LocalEngine:
             max_num_batched_tokens,
             cache_tokens=runner.cache_tokens,
             min_reuse=MIN_REUSE if prefix_cache and runner.reuses else None,
+            speculates=speculation and runner.speculates,
         )
         self._max_open = runner.num_slots + max_queue
         self._inbox: SimpleQueue[_Request | Future[None] | _Stop] = SimpleQueue()
@@ -113,6 +116,7 @@ class LocalEngine:
         gpu_memory_utilization: float = 0.9,
         cpu_memory_share: float = 0.4,
         prefix_cache: bool = True,
+        speculation: bool = True,
         compile_dir: str | None = None,
         enable_mm: bool | None = None,
     ) -> "LocalEngine":
@@ -140,6 +144,7 @@ class LocalEngine:
             max_num_batched_tokens=max_num_batched_tokens,
             max_queue=max_queue,
             prefix_cache=prefix_cache,
+            speculation=speculation,
             compilation=compilation,
         )
 
@@ -199,6 +204,8 @@ class LocalEngine:
             cache_size=self._cache_size,
             prefix_queried=self._scheduler.num_queried,
             prefix_reused=self._scheduler.num_reused,
+            drafted=self._scheduler.num_drafted,
+            accepted=self._scheduler.num_accepted,
             preemptions=self._scheduler.num_preemptions,
             stalled=self._is_stalled(),
         )
@@ -288,11 +295,12 @@ class LocalEngine:
         logits = self._try(works) if works else None
         if logits is None:
             return
-        sampling = [work.sequence for work in works if work.samples]
+        sampling = [work for work in works if work.samples]
+        rows = list(accumulate((work.num_logits for work in sampling), initial=0))
         for work in works:
-            work.sequence.num_computed += work.num_tokens
+            work.sequence.num_computed += work.num_tokens - len(work.draft)
         if sampling:
-            self._draw(sampling, logits)
+            self._draw_drafts(list(zip(sampling, rows, strict=False)), logits)
 
     def _seen(self, works: list[Work], vision: Vision) -> list[Work]:
         """Those whose images could be looked at: one that cannot must not cost the others their step."""
@@ -320,6 +328,21 @@ class LocalEngine:
     def _note_start(self, works: list[Work]) -> None:
         for request in (self._requests[work.sequence] for work in works):
             request.started = request.started or time.monotonic()
+
+    def _draw_drafts(self, drawing: list[tuple[Work, int]], logits: Tensor) -> None:
+        """Works with the first of their rows: one token each, then those behind it, as if each had a step of its own,
+        as long as the draft was right."""
+        for depth in count():
+            rows = [row + depth for _, row in drawing]
+            self._draw([work.sequence for work, _ in drawing], logits if len(rows) == len(logits) else logits[rows])
+            for work, _ in drawing:
+                if work.draft and not _was_right(work, depth):
+                    self._scheduler.judge(work, depth)
+            drawing = [(work, row) for work, row in drawing if _was_right(work, depth)]
+            for work, _ in drawing:
+                work.sequence.num_computed += 1
+            if not drawing:
+                return
 
     def _draw(self, sequences: list[Sequence], logits: Tensor) -> None:
         for broken, why in ((_broken, "its logits are not numbers"), (unmaskable, "its grammar allows no token")):
@@ -399,6 +422,12 @@ class LocalEngine:
 def _hand_over(items: list[tuple[Mailbox, Piece | ServiceError]]) -> None:
     for mailbox, item in items:
         mailbox.put_nowait(item)
+
+
+def _was_right(work: Work, depth: int) -> bool:
+    """Whether the token just drawn was guessed, so that the one behind it can be drawn from the same step."""
+    guessed = depth < len(work.draft) and work.draft[depth] == work.sequence.tokens[-1]
+    return guessed and not work.sequence.finished
 
 
 def _broken(logits: Tensor, sequences: list[Sequence]) -> list[int]:

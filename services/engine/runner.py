@@ -1,6 +1,5 @@
 """The only place that calls the model."""
 
-import inspect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,8 @@ from torch import Tensor
 
 from services.engine.attention import NAME, Chunk, Decodes, Group, Probe, Step, running
 from services.engine.base import Job
-from services.engine.compiled import MIN_ROWS, Compilation, CompiledDecode, Plan, in_order
+from services.engine.compilation import Compilation
+from services.engine.compiled import CompiledStep, Plan, asked_of, keeps_logits
 from services.engine.kv_cache import LayerShape, SlotCache, fit
 from services.engine.packed import pack_linears, unpack_linears
 from services.engine.parts import language_part
@@ -35,6 +35,7 @@ class Runner(Protocol):
     cache_tokens: int | None  # tokens all slots together can hold; None: each may be full
     reuses: bool  # whether what a slot holds can serve another sequence
     vision: Vision | None  # None: it takes text only
+    speculates: bool  # whether it takes drafts
 
     def change(self, changes: list[Change]) -> None:
         """To be followed, in this order, before the next step."""
@@ -45,7 +46,8 @@ class Runner(Protocol):
         ...
 
     def run(self, batch: list[Work]) -> Tensor:
-        """One step -> logits `[rows, vocabulary]` of those works that sample, in the order of the batch."""
+        """One step -> logits `[rows, vocabulary]` of those works that sample, in the order of the batch: one row for
+        the last known token, and one for each of the draft behind it."""
         ...
 
 
@@ -53,6 +55,7 @@ class BatchRunner:
     """All sequences of a step in one forward pass, for models whose attention goes through `AttentionInterface`."""
 
     reuses = True
+    speculates = True
 
     def __init__(
         self,
@@ -67,8 +70,8 @@ class BatchRunner:
         self.cache_tokens = cache_tokens
         self._model = model
         self._cache = cache
-        self._compiled: CompiledDecode | None = None
-        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._compiled: CompiledStep | None = None
+        self._keeps = keeps_logits(model)
         self.num_slots = cache.num_slots
         self.length = cache.length
 
@@ -77,18 +80,18 @@ class BatchRunner:
 
     @torch.inference_mode()
     def run(self, batch: list[Work]) -> Tensor:
+        if self._compiled and not self._sees(batch):
+            return self._compiled.run(batch)
         decodes = sorted((work for work in batch if work.num_tokens == 1), key=lambda work: work.slot)
         chunks = [work for work in batch if work.num_tokens > 1]
-        if self._compiled and not chunks and self._compiled.suits(decodes) and not self._sees(decodes):
-            return in_order(self._compiled.run(decodes), _order(decodes, batch))
         works = [*decodes, *chunks]
         groups: list[Group] = [*self._decodes(decodes), *self._chunks(chunks, start=len(decodes))]
         with running(Step(self._cache, groups)):
             logits = self._forward(works)
-        return in_order(logits, _order(works, batch))
+        return _in_order(logits, works, batch)
 
     def compilation(self, source: str, folder: Path) -> Compilation | None:
-        if self._model.device.type != "cpu" or self.num_slots < MIN_ROWS:
+        if self._model.device.type != "cpu":
             return None
         if hasattr(self._model.base_model, "get_rope_index"):
             return None  # its positions bring tensors of their own into the step, which nobody could give it
@@ -99,9 +102,9 @@ class BatchRunner:
     def adopt(self, file: Path) -> None:
         """Takes a compiled step over, if it agrees with the model by itself; from any thread, between two steps."""
         trial = self.another(self.length)
-        trial._compiled = CompiledDecode.load(file, self._model, trial._cache)
+        trial._compiled = CompiledStep.load(file, self._model, trial._cache)
         compare(trial, self.check)
-        self._compiled = CompiledDecode.load(file, self._model, self._cache)
+        self._compiled = CompiledStep.load(file, self._model, self._cache)
         logger.info("steps are compiled from now on")
 
     def another(self, length: int, vision: Vision | None = None) -> "BatchRunner":
@@ -113,16 +116,16 @@ class BatchRunner:
         return self.vision is not None and self.vision.concerns(works)
 
     def _forward(self, works: list[Work]) -> Tensor:
-        """Logits of the last token of each work."""
-        ids = self._row([token for work in works for token in work.sequence.tokens[work.start : work.end]])
+        """Logits of the tokens that are asked for."""
+        ids = self._row([token for work in works for token in work.tokens])
         positions = self._row([position for work in works for position in range(work.start, work.end)])
-        last = torch.tensor([work.num_tokens for work in works], device=ids.device).cumsum(0) - 1
+        asked = self._row(asked_of(works) or [0])[0]  # no product likes to be empty
         given = {"input_ids": ids, "position_ids": positions}
         if self.vision is not None and self.vision.concerns(works):
             given = self.vision.inputs(works, ids, positions)
         if self._keeps:
-            return self._model(**given, use_cache=False, logits_to_keep=last).logits[0]  # type: ignore[no-any-return]
-        return self._model(**given, use_cache=False).logits[0, last]  # type: ignore[no-any-return]
+            return self._model(**given, use_cache=False, logits_to_keep=asked).logits[0]  # type: ignore[no-any-return]
+        return self._model(**given, use_cache=False).logits[0, asked]  # type: ignore[no-any-return]
 
     def _decodes(self, works: list[Work]) -> list[Decodes]:
         if not works:
@@ -158,6 +161,7 @@ class SoloRunner:
     """
 
     reuses = False
+    speculates = False
     cache_tokens: int | None = None
     vision: Vision | None = None
 
@@ -313,10 +317,16 @@ def compare(runner: Runner, check: Check) -> None:
         sequence.num_computed = other.num_computed = end
 
 
-def _order(works: list[Work], batch: list[Work]) -> list[int]:
-    """Rows of the sampling works, in the order of the batch."""
-    row = {id(work.sequence): index for index, work in enumerate(works)}
-    return [row[id(work.sequence)] for work in batch if work.samples]
+def _in_order(logits: Tensor, works: list[Work], batch: list[Work]) -> Tensor:
+    """From the order in which they were computed to that of the batch."""
+    rows: dict[int, range] = {}
+    start = 0
+    for work in works:
+        rows[id(work)] = range(start, start := start + work.num_logits)
+    order = [row for work in batch for row in rows[id(work)]]
+    return (
+        logits[: len(order)] if order == list(range(len(order))) else logits[order]
+    )  # a copy is megabytes in every step
 
 
 def _brief(error: Exception) -> str:

@@ -4,6 +4,7 @@ from bisect import insort
 from dataclasses import dataclass
 from itertools import count
 
+from services.engine.drafts import FULL, LONGEST
 from services.engine.sequence import Sequence, Wait
 from services.engine.slots import MIN_REUSE, Change, Prefix, Slots
 
@@ -13,11 +14,15 @@ RECOVERY = 256  # steps after which a budget that was halved for want of memory 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The next `num_tokens` tokens of a sequence. Reading a prompt and writing an answer differ in nothing else."""
+    """The next `num_tokens` tokens of a sequence. Reading a prompt and writing an answer differ in nothing else.
+
+    The last of them may be a `draft`: guesses how the answer goes on, to be kept as far as they are right.
+    """
 
     sequence: Sequence
     slot: int
     num_tokens: int
+    draft: tuple[int, ...] = ()
 
     @property
     def start(self) -> int:
@@ -30,7 +35,15 @@ class Work:
     @property
     def samples(self) -> bool:
         """Whether the step reaches the last known token, so that a new one is drawn."""
-        return self.end == len(self.sequence.tokens)
+        return self.end - len(self.draft) == len(self.sequence.tokens)
+
+    @property
+    def num_logits(self) -> int:
+        return 1 + len(self.draft) if self.samples else 0
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.sequence.tokens[self.start : self.end], *self.draft]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +67,13 @@ class Scheduler:
         *,
         cache_tokens: int | None = None,
         min_reuse: int | None = MIN_REUSE,
+        speculates: bool = False,
     ) -> None:
         self._limit = max(max_tokens, num_slots)  # every running sequence may always write its next token
         self._max_tokens = self._limit
         self._cache_tokens = cache_tokens
         self._min_reuse = min_reuse or 0
+        self._speculates = speculates
         self._slots = Slots(num_slots, min_reuse)
         self._waiting: list[Sequence] = []  # in the order in which they will run
         self._running: list[Sequence] = []
@@ -68,6 +83,8 @@ class Scheduler:
         self.num_preemptions = 0
         self.num_queried = 0  # prompt tokens that were looked for among the slots
         self.num_reused = 0  # and found
+        self.num_drafted = 0  # tokens that were guessed
+        self.num_accepted = 0  # and right
 
     @property
     def num_running(self) -> int:
@@ -99,6 +116,12 @@ class Scheduler:
         if self._cache_tokens is not None:
             self._slots.make_room(self._slots.num_written - self._cache_tokens)
         return Batch(self._slots.changes(), works)
+
+    def judge(self, work: Work, num_right: int) -> None:
+        """How many tokens of a draft were right."""
+        self.num_drafted += len(work.draft)
+        self.num_accepted += num_right
+        work.sequence.drafter.learn(num_right, len(work.sequence.tokens))
 
     def fail(self, sequence: Sequence) -> None:
         """Ends a running sequence whose keys and values are not to be trusted."""
@@ -238,16 +261,28 @@ class Scheduler:
         self._recover()
         writing = [sequence for sequence in self._running if sequence.num_pending == 1]
         reading = sorted((sequence for sequence in self._running if sequence.num_pending > 1), key=_rank)
-        works = [self._work(sequence, 1) for sequence in writing]
+        works = self._write(writing) if writing and not reading else [self._work(each, 1) for each in writing]
         left = self._max_tokens - len(works)
         shares = _shares(reading, left)
         works += [self._work(sequence, shares[sequence]) for sequence in reading if shares[sequence]]
         self._step_tokens = sum(work.num_tokens for work in works)
         return works
 
-    def _work(self, sequence: Sequence, num_tokens: int) -> Work:
+    def _write(self, writing: list[Sequence]) -> list[Work]:
+        """A token each, and guesses how they go on, as long as the step takes hardly longer for them."""
+        room = min(FULL, self._max_tokens) - len(writing)
+        if self._cache_tokens is not None:
+            room = min(room, self._cache_tokens - self._num_claimed)
+        most = min(LONGEST, room // len(writing)) if self._speculates else 0
+        return [self._guess(sequence, min(most, sequence.num_left - 1)) for sequence in writing]
+
+    def _guess(self, sequence: Sequence, most: int) -> Work:
+        draft = sequence.drafter.draft(sequence.tokens, most)
+        return self._work(sequence, 1 + len(draft), draft)
+
+    def _work(self, sequence: Sequence, num_tokens: int, draft: tuple[int, ...] = ()) -> Work:
         assert sequence.slot is not None
-        work = Work(sequence, sequence.slot, num_tokens)
+        work = Work(sequence, sequence.slot, num_tokens, draft)
         self._slots.advance(sequence, work.end)
         return work
 

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from services.engine.base import Job
+from services.engine.drafts import Drafter
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +38,7 @@ class Sequence:
     has_thought: bool = False  # and needs no limit any more
     random: Random = field(init=False)  # its own, so that a seed gives the same text in any company
     places: Any = None  # its positions, where a model with images counts them otherwise
+    drafter: Drafter = field(default_factory=Drafter)
     shaper: Any = None  # what the sampler remembers of it, made when it is first asked for
 
     _prompt_keys: list[int] = field(init=False)  # with images only
@@ -68,6 +70,11 @@ class Sequence:
         token = limit.end if num_thought >= limit.tokens else drawn
         self.has_thought = token == limit.end
         return token
+
+    @property
+    def num_left(self) -> int:
+        """Tokens that the answer may still have."""
+        return self.max_tokens - self.num_sampled
 
     @property
     def num_pending(self) -> int:

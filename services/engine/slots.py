@@ -60,6 +60,7 @@ class Slot:
     used: int = 0  # when it was last of use; 0: it holds nothing worth keeping
     written: int = 0  # positions that may hold something: what it costs
     reach: int = 0  # positions that were ever written
+    end: int = 0  # positions that its holder's step writes
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,7 @@ class Slots:
         slot.tokens.extend(sequence.keys(len(slot.tokens), sequence.num_computed))
         slot.written = max(slot.written, end)
         slot.reach = max(slot.reach, end)
+        slot.end = end
 
     def give_back(self, sequence: Sequence) -> None:
         slot = self._of(sequence)
@@ -164,7 +166,7 @@ class Slots:
                 surplus -= slot.written
                 self._forget(slot)
         for slot in self._slots:
-            needed = len(slot.holder.tokens) if slot.holder else 0
+            needed = max(len(slot.holder.tokens), slot.end) if slot.holder else 0
             if surplus > 0 and slot.written > needed:
                 surplus -= slot.written - needed
                 self._forget(slot, needed)

@@ -67,6 +67,8 @@ class TestModels:
             "gpu_memory_utilization": 0.9,
             "cpu_memory_share": 0.4,
             "prefix_cache": True,
+            "speculation": True,
+            "enable_mm": None,
         }
 
     async def test_those_to_be_preloaded_are(self, new_site: NewSite) -> None:

@@ -44,6 +44,7 @@ class Counting:
     steps: list[list[str]] = field(default_factory=list)  # the ids of the jobs in each
     changes: list[Change] = field(default_factory=list)
     reuses: bool = True
+    speculates: bool = False
     cache_tokens: int | None = None
     vision: Any = None
 
@@ -53,7 +54,8 @@ class Counting:
     def run(self, batch: list[Work]) -> Tensor:
         self.steps.append([work.sequence.job.id for work in batch])
         self.before(batch)
-        following = [work.sequence.tokens[-1] + 1 for work in batch if work.samples]
+        asked = [token for work in batch if work.samples for token in work.tokens[-work.num_logits :]]
+        following = [token + 1 for token in asked]
         return torch.nn.functional.one_hot(torch.tensor(following, dtype=torch.long) % LETTERS, LETTERS).float()
 
 

@@ -1,29 +1,24 @@
-"""The decode step made ahead of time: the same logits as eager ones, and nothing lost where it cannot be made."""
+"""The step made ahead of time: the same logits as eager ones, and nothing lost where it cannot be made."""
 
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from shutil import which
 
 import pytest
 import torch
+from torch import Tensor
 
-from services.engine import compiled
+from services.engine import compiled, kernel
 from services.engine.base import Job
-from services.engine.compiled import Compilation, CompiledDecode, Plan
+from services.engine.compilation import Compilation
+from services.engine.compiled import CompiledStep, Plan
 from services.engine.runner import BatchRunner, build_runner
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
+from tests.test_engine.compilers import needs_compiler
 from tests.test_engine.tiny_models import build
 
 SLOTS, LENGTH = 6, 48
-
-
-# what torch's own compiler does while it is imported and run is not ours to mend
-def needs_compiler(test: Callable[..., None]) -> Callable[..., None]:
-    quiet = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-    return pytest.mark.skipif(which("g++") is None, reason="no C++ compiler")(quiet(test))
 
 
 def runner_of(name: str) -> BatchRunner:
@@ -32,20 +27,15 @@ def runner_of(name: str) -> BatchRunner:
     return runner
 
 
-def read(runner: BatchRunner, slots: list[int]) -> list[Work]:
-    """Prompts of different lengths in these slots, up to their last token, and the step that decodes it."""
+def read(runner: BatchRunner, lengths: dict[int, int]) -> list[Work]:
+    """Prompts in these slots, of which the cache has all but the last so many tokens; and the step that reads these."""
     works = []
-    for slot in slots:
-        sequence = Sequence(Job(f"{slot}", tuple(range(5, 10 + 3 * slot))), 9)
-        runner.run([Work(sequence, slot, len(sequence.tokens) - 1)])
-        sequence.num_computed = len(sequence.tokens) - 1
-        works.append(Work(sequence, slot, 1))
+    for slot, left in lengths.items():
+        sequence = Sequence(Job(f"{slot}", tuple(range(5, 10 + left + 3 * slot))), 9)
+        runner.run([Work(sequence, slot, len(sequence.tokens) - left)])
+        sequence.num_computed = len(sequence.tokens) - left
+        works.append(Work(sequence, slot, left))
     return works
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("compiled")
 
 
 def made(runner: BatchRunner, folder: Path) -> Path:
@@ -56,43 +46,50 @@ def made(runner: BatchRunner, folder: Path) -> Path:
     return compilation.file
 
 
+def close(said: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(said, expected, atol=1e-4, rtol=1e-4)
+
+
 @needs_compiler
-@pytest.mark.parametrize("name", ["llama", "mistral"])  # with a window, too
-def test_compiled_steps_say_what_eager_ones_say(name: str, folder: Path) -> None:
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])  # with a window, and with biases
+def test_compiled_steps_say_what_eager_ones_say(name: str, folder: Path, native_kernel: None) -> None:
     runner = runner_of(name)
-    file = made(runner, folder)
-    for slots in ([0], [SLOTS - 1], [0, 1], [2, 4], [0, 1, 2, 3, 4, 5], [3, 2]):
-        works = read(runner, slots)
-        eager = runner.run(works)
-        step = CompiledDecode.load(file, runner._model, runner._cache)
-        assert step.suits(sorted(works, key=lambda work: work.slot))
-        torch.testing.assert_close(step.run(works), eager, atol=1e-4, rtol=1e-4)
+    step = CompiledStep.load(made(runner, folder), runner._model, runner._cache)
+    for lengths in ({0: 1}, {5: 1}, {0: 1, 1: 1}, {3: 1, 2: 1}, {4: 9}, {0: 1, 5: 1, 2: 7, 1: 1}, {1: 12, 3: 3, 0: 5}):
+        works = read(runner, lengths)
+        close(step.run(works), runner.run(works))
 
 
 @needs_compiler
-def test_a_row_that_takes_no_part_keeps_what_it_holds(folder: Path) -> None:
+def test_no_logits_of_prompts_that_go_on(folder: Path, native_kernel: None) -> None:
     runner = runner_of("llama")
-    step = CompiledDecode.load(made(runner, folder), runner._model, runner._cache)
-    works = read(runner, [0, 1, 2])
+    step = CompiledStep.load(made(runner, folder), runner._model, runner._cache)
+    reading, writing = read(runner, {0: 9, 1: 1})
+    part = Work(reading.sequence, 0, 4)
+    assert step.run([part]).shape[0] == runner.run([part]).shape[0] == 0
+    close(step.run([part, writing]), runner.run([part, writing]))
+
+
+@needs_compiler
+def test_a_step_touches_nothing_but_its_own_tokens(folder: Path, native_kernel: None) -> None:
+    runner = runner_of("llama")
+    step = CompiledStep.load(made(runner, folder), runner._model, runner._cache)
+    works = read(runner, {0: 1, 1: 1, 2: 1})
     layers = runner._cache.layers.values()
-    before = [layer.keys[1, :, :LENGTH].clone() for layer in layers]
-    step.run([works[0], works[2]])
-    assert all(torch.equal(old, layer.keys[1, :, :LENGTH]) for old, layer in zip(before, layers, strict=True))
+    before = [layer.keys[:, :, :LENGTH].clone() for layer in layers]
+    step.run(works[1:2])
+    for old, layer in zip(before, layers, strict=True):
+        changed = (old != layer.keys[:, :, :LENGTH]).any(-1).any(1).nonzero().tolist()
+        assert changed == [[1, works[1].start]]
 
 
 @needs_compiler
-def test_the_runner_goes_on_with_it_once_it_is_there(folder: Path) -> None:
+def test_the_runner_goes_on_with_it_once_it_is_there(folder: Path, native_kernel: None) -> None:
     runner = runner_of("llama")
-    eager = runner.run(read(runner, [0, 1]))
+    eager = runner.run(read(runner, {0: 1, 1: 4}))
     runner.adopt(made(runner, folder))
     assert runner._compiled is not None
-    torch.testing.assert_close(runner.run(read(runner, [0, 1])), eager, atol=1e-4, rtol=1e-4)
-
-
-def test_slots_far_apart_are_no_window() -> None:
-    runner = runner_of("llama")
-    step = CompiledDecode(None, runner._cache)
-    assert not step.suits([Work(Sequence(Job("a", (1,)), 1), slot, 1) for slot in (0, 5)])
+    close(runner.run(read(runner, {0: 1, 1: 4})), eager)
 
 
 def test_the_file_changes_with_what_the_step_depends_on(tmp_path: Path) -> None:
@@ -104,6 +101,16 @@ def test_the_file_changes_with_what_the_step_depends_on(tmp_path: Path) -> None:
     assert Plan("a", "float32", SLOTS, LENGTH + 1, shapes).file(tmp_path, runner._model) != file
     assert plan.file(tmp_path, runner_of("mistral")._model) != file
     assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_another_processor_gets_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders are shared by machines that cannot run each other's code."""
+    runner = runner_of("llama")
+    plan = Plan("a", "float32", SLOTS, LENGTH, runner._cache.shapes)
+    here = plan.file(tmp_path, runner._model), kernel.file(tmp_path)
+    monkeypatch.setattr(kernel, "machine", lambda: "x86_64 sse2")
+    there = plan.file(tmp_path, runner._model), kernel.file(tmp_path)
+    assert not {*here} & {*there}
 
 
 def test_steps_stay_eager_where_the_worker_fails(

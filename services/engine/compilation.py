@@ -1,0 +1,92 @@
+"""Gets a step compiled: from the disk, or by a process of its own, at the lowest priority, while others are served."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from services.engine import kernel
+from services.engine.attention import NAME
+from services.engine.compiled import Plan, compile_to
+from services.engine.packed import pack_linears
+from services.engine.parts import language_part
+
+logger = logging.getLogger(__name__)
+
+
+class Compilation:
+    """Gets a compiled step from the disk or from a process that makes one, and hands it to `ready`, from a thread."""
+
+    def __init__(self, file: Path, plan: Plan, ready: Callable[[Path], None]) -> None:
+        self.file = file
+        self.plan = plan
+        self._ready = ready
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="compilation", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._worker is not None:
+            self._worker.terminate()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            if not self._is_made:
+                self._make()
+            if not self._stopped and self._is_made:
+                self._ready(self.file)
+        except Exception:
+            logger.exception("steps stay eager: the compiled one cannot be used")
+
+    @property
+    def _is_made(self) -> bool:
+        return self.file.exists() and kernel.file(self.file.parent).exists()
+
+    def _make(self) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(f"{self.file}.lock", timeout=0):
+                self._run_worker()
+        except Timeout:
+            logger.info("another process is compiling this model; steps stay eager in this one")
+
+    def _run_worker(self) -> None:
+        command = [sys.executable, "-m", __name__, str(self.file), self.plan.to_json()]
+        # in a session of its own: a terminal's Ctrl-C is for the server, which then ends the worker
+        self._worker = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
+        _, said = self._worker.communicate()
+        if self._worker.returncode != 0 and not self._stopped:
+            reason = said.decode(errors="replace").strip().splitlines()[-1:] or ["the compiling process failed"]
+            logger.warning("steps stay eager: %s", reason[0])
+
+
+def main(file: str, plan: str) -> None:
+    """The process of its own: reads the model again, compiles its step, leaves."""
+    from services.engine.loader import load
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaving tidily
+    os.nice(19)  # whoever is being served comes first
+    given = Plan.from_json(plan)
+    model = load(given.source, "cpu", given.dtype).model
+    pack_linears(model)
+    language_part(model).set_attn_implementation(NAME)
+    compile_to(Path(file), model, given)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

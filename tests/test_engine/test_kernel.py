@@ -1,0 +1,91 @@
+"""Our own attention says what torch's says, for any mix of tokens."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from services.engine import kernel
+from tests.test_engine.compilers import needs_compiler
+
+SLOTS, LENGTH = 4, 700  # longer than the scores that are held at once
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def expected(queries: Tensor, keys: Tensor, values: Tensor, seen: list[tuple[int, int, int]], scale: float) -> Tensor:
+    rows = []
+    for query, (slot, begin, end) in zip(queries, seen, strict=True):
+        mine = keys[slot, :, begin:end].float(), values[slot, :, begin:end].float()
+        rows.append(scaled_dot_product_attention(query[:, None].float(), *mine, scale=scale, enable_gqa=True)[:, 0])
+    return torch.stack(rows)
+
+
+def check(queries: Tensor, keys: Tensor, values: Tensor, seen: list[tuple[int, int, int]]) -> None:
+    slots, begins, ends = torch.tensor(seen).T
+    said = kernel.attend(queries, keys, values, slots, begins, ends, 0.3)
+    tolerance = TOLERANCE[queries.dtype]
+    assert said.dtype == queries.dtype
+    torch.testing.assert_close(said.float(), expected(queries, keys, values, seen, 0.3), atol=tolerance, rtol=tolerance)
+
+
+MIXED = [
+    (2, 0, 1),
+    (0, 0, 300),
+    *((3, 0, 255 + i) for i in range(30)),
+    *((1, 40 + i, 90 + i) for i in range(9)),
+    (2, 5, 6),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [8, 64, 80, 128, 256])
+def test_any_mix_in_any_numbers(native_kernel: None, dtype: torch.dtype, size: int) -> None:
+    keys, values = (random(SLOTS, 2, LENGTH, size, dtype=dtype) for _ in range(2))
+    check(random(len(MIXED), 6, size, dtype=dtype), keys, values, MIXED)
+
+
+@needs_compiler
+def test_values_narrower_than_keys_and_heads_that_lie_first(native_kernel: None) -> None:
+    queries = random(4, len(MIXED), 40).transpose(0, 1)
+    check(queries, random(SLOTS, 1, LENGTH, 40), random(SLOTS, 1, LENGTH, 24), MIXED)
+
+
+@needs_compiler
+def test_what_is_not_to_be_seen_may_be_anything(native_kernel: None) -> None:
+    keys, values = random(SLOTS, 2, LENGTH, 16), random(SLOTS, 2, LENGTH, 16)
+    for tensor in (keys, values):
+        tensor[:, :, 50:] = torch.nan
+        tensor[:, :, :3] = torch.nan
+    check(random(9, 4, 16), keys, values, [(i % 2, 3, 50 - i) for i in range(9)])
+
+
+@needs_compiler
+@given(data=st.data(), heads=st.sampled_from([(1, 1), (1, 5), (3, 3), (2, 1), (1, 30)]))
+@settings(max_examples=40, deadline=None)
+def test_any_ranges(native_kernel: None, data: st.DataObject, heads: tuple[int, int]) -> None:
+    of_keys, group = heads
+    slots = data.draw(st.lists(st.integers(0, SLOTS - 1), min_size=1, max_size=30))
+    seen = []
+    for slot, tokens in itertools.groupby(slots):
+        for _ in tokens:
+            begin = data.draw(st.integers(0, LENGTH - 1))
+            seen.append((slot, begin, data.draw(st.integers(begin + 1, LENGTH))))
+    keys, values = random(SLOTS, of_keys, LENGTH, 16), random(SLOTS, of_keys, LENGTH, 16)
+    check(random(len(seen), of_keys * group, 16), keys, values, seen)
+
+
+@needs_compiler
+def test_the_library_appears_whole(native_kernel: None, folder: Path) -> None:
+    assert kernel.is_loaded()
+    assert [path.name for path in folder.glob("attend*")] == [kernel.file(folder).name]
