@@ -37,6 +37,20 @@ class ConversationRepository:
         order = Conversation.updated_at.desc(), Conversation.id.desc()
         return (await self._session.scalars(query.order_by(*order).limit(limit))).all()
 
+    async def all_of(self, owner: str, *, after: str, limit: int = 100) -> Sequence[Conversation]:
+        """Also those that are not listed; in the order of their ids."""
+        query = select(Conversation).where(Conversation.owner == owner, Conversation.id > after)
+        return (await self._session.scalars(query.order_by(Conversation.id).limit(limit))).all()
+
+    async def owners(self, conversation_ids: Collection[str]) -> dict[str, str]:
+        """Of those that there are."""
+        query = select(Conversation.id, Conversation.owner).where(Conversation.id.in_(conversation_ids))
+        return {row.id: row.owner for row in await self._session.execute(query)}
+
+    async def delete_all_of(self, owner: str) -> int:
+        gone = delete(Conversation).where(Conversation.owner == owner).returning(Conversation.id)
+        return len((await self._session.scalars(gone)).all())
+
     async def add(self, conversation: Conversation) -> None:
         self._session.add(conversation)
         await self._session.flush()

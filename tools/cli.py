@@ -83,6 +83,14 @@ def migrate(context: typer.Context) -> None:
     data_migration.app(context.args, prog_name="parley migrate")
 
 
+@app.command(context_settings=HANDED_OVER)
+def history(context: typer.Context) -> None:
+    """Export, import, search and delete what was said."""
+    from tools import history
+
+    history.app(context.args, prog_name="parley history")
+
+
 @app.command()
 def fetch() -> None:
     """Download the default models; does nothing where they are there."""

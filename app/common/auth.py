@@ -11,12 +11,11 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.common.errors import problem
-from app.common.settings import ApiKey
+from app.common.settings import ANYBODY, ApiKey
 from services.errors import Forbidden, NotAuthenticated, ServiceError
 
 OPEN = ("/", "/static/", "/health", "/health/live", "/health/ready")
 STREAM = "/chat/stream"  # the one route that browsers call without headers
-ANYBODY = "local"  # the owner of everything where no keys are configured
 
 
 def is_open(path: str) -> bool:

@@ -95,6 +95,9 @@ class LogSettings(BaseModel):
     format: Literal["text", "json"] = "text"
 
 
+ANYBODY = "local"  # the owner of everything where no keys are configured
+
+
 class ApiKey(BaseModel):
     """Kept as a hash. `owner` is what its conversations belong to: the same for the same key, wherever it is used."""
 
@@ -106,10 +109,10 @@ class ApiKey(BaseModel):
 
 
 def _api_keys(value: object) -> object:
-    return [_api_key(each) if isinstance(each, str) else each for each in (_split(value) or [])]  # type: ignore[attr-defined]
+    return [api_key(each) if isinstance(each, str) else each for each in (_split(value) or [])]  # type: ignore[attr-defined]
 
 
-def _api_key(text: str) -> ApiKey:
+def api_key(text: str) -> ApiKey:
     """A key itself, or `sha256:` and its digest in hexadecimal."""
     scheme, _, digest = text.partition(":")
     if scheme == "sha256":

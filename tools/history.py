@@ -1,0 +1,160 @@
+"""A history as files: `parley history export | import | search | delete`."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn, TextIO, TypeVar
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from app.common import settings
+from database.session import Database
+from schemas.conversation_schema import Found
+from services.conversation_service import ConversationService
+from services.errors import ServiceError
+from services.history.store import Store
+from services.search_service import SearchService
+from tools import archive, chatgpt
+from tools.archive import ArchivedConversation
+
+T = TypeVar("T")
+
+app = typer.Typer(help="What was said, as files.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+Url = Annotated[
+    str | None, typer.Option("--database-url", envvar="PARLEY_DATABASE__URL", help="Default: the settings'.")
+]
+Key = Annotated[str | None, typer.Option(help="The API key whose history it is; none: that of a server without keys.")]
+
+
+@app.command("export")
+def export(
+    output: Annotated[Path | None, typer.Argument(help="A file of JSON Lines; none: the standard output.")] = None,
+    key: Key = None,
+    database_url: Url = None,
+) -> None:
+    """Writes a history as JSON Lines, a conversation each."""
+    with output.open("w", encoding="utf-8") if output else _standard_output() as file:
+        count = _run(_export(_url(database_url), owner_of(key), file))
+    typer.echo(f"{count} conversations", err=True)
+
+
+@app.command("import")
+def import_(source: Annotated[Path, typer.Argument(exists=True)], key: Key = None, database_url: Url = None) -> None:
+    """Reads what `export` wrote, or ChatGPT's conversations.json. What is there already stays as it is."""
+    added, known = _run(_import(_url(database_url), owner_of(key), read(source)))
+    typer.echo(f"{added} conversations added, {known} were there already", err=True)
+
+
+@app.command("search")
+def search(
+    query: Annotated[list[str], typer.Argument()],
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    key: Key = None,
+    database_url: Url = None,
+) -> None:
+    """Finds what has all of the words, the newest first."""
+    found = _run(_search(_url(database_url), owner_of(key), " ".join(query), limit))
+    table = Table("Where", "Who", "What", box=None)
+    for each in found:
+        table.add_row(each.conversation_id or each.answer_id, each.item.get("role", each.item["type"]), each.snippet)
+    Console().print(table)
+
+
+@app.command("delete")
+def delete(
+    conversations: Annotated[list[str] | None, typer.Argument(help="Their ids.")] = None,
+    all: Annotated[bool, typer.Option("--all", help="The whole history of the key.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+    key: Key = None,
+    database_url: Url = None,
+) -> None:
+    """Deletes conversations, with all that was said in them."""
+    if bool(conversations) == all:
+        _fail("name conversations, or say --all")
+    if all and not yes:
+        typer.confirm("Delete the whole history? It cannot be brought back.", abort=True)
+    count = _run(_delete(_url(database_url), owner_of(key), conversations))
+    typer.echo(f"{count} conversations deleted", err=True)
+
+
+def read(source: Path) -> Iterator[ArchivedConversation]:
+    with source.open(encoding="utf-8") as file:
+        first = file.readline()
+        file.seek(0)
+        if first.lstrip().startswith("["):
+            exports = TypeAdapter(list[chatgpt.Export]).validate_json(file.read())
+            yield from map(chatgpt.conversation, exports)
+        else:
+            yield from (ArchivedConversation.model_validate_json(line) for line in file if line.strip())
+
+
+async def _export(url: str, owner: str, file: TextIO) -> int:
+    count = 0
+    async with _opened(url) as database:
+        async for conversation in archive.export(database, owner):
+            file.write(conversation.model_dump_json(by_alias=True, exclude_defaults=True) + "\n")
+            count += 1
+    return count
+
+
+async def _import(url: str, owner: str, conversations: Iterable[ArchivedConversation]) -> tuple[int, int]:
+    async with _opened(url) as database:
+        added = [await archive.restore(database, owner, each) for each in conversations]
+    return sum(added), len(added) - sum(added)
+
+
+async def _search(url: str, owner: str, query: str, limit: int) -> list[Found]:
+    async with _opened(url) as database:
+        return (await SearchService(database).find(owner, query, limit=limit)).data
+
+
+async def _delete(url: str, owner: str, conversations: list[str] | None) -> int:
+    async with _opened(url) as database:
+        if conversations is None:
+            async with Store(database).writing() as repositories:
+                return await repositories.conversations.delete_all_of(owner)
+        for each in conversations:
+            await ConversationService(database).delete(each, owner)
+    return len(conversations)
+
+
+@asynccontextmanager
+async def _opened(url: str) -> AsyncIterator[Database]:
+    database = Database(url)
+    try:
+        yield database
+    finally:
+        await database.close()
+
+
+@contextmanager
+def _standard_output() -> Iterator[TextIO]:
+    yield sys.stdout
+
+
+def _run(work: Coroutine[None, None, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except ServiceError as error:
+        _fail(error.message)
+    except ValidationError as error:
+        _fail(f"the file is neither an export of parley's nor ChatGPT's: {error.errors()[0]['msg']}")
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def _url(given: str | None) -> str:
+    return given if given is not None else settings.Settings().database.url
+
+
+def owner_of(key: str | None) -> str:
+    return settings.api_key(key).owner if key else settings.ANYBODY
