@@ -10,6 +10,7 @@ from transformers import AutoImageProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from services.engine.base import Image, Picture
+from services.engine.threads import release_team
 from services.errors import EngineFailed
 
 logger = logging.getLogger(__name__)
@@ -24,19 +25,24 @@ class PictureReader:
         self.placeholder: str = processor.image_token
         self.token = int(processor.tokenizer.convert_tokens_to_ids(self.placeholder))
 
-    def tokens(self, image: Image) -> list[int]:
-        ids: list[int] = self._processor.tokenizer.encode(image.text, add_special_tokens=False)
-        return ids
-
-    def read(self, picture: Picture) -> Image:
-        image = Pillow.frombytes("RGB", (picture.width, picture.height), picture.rgb)
-        found = self._processor(
+    def _processed(self, image: Pillow.Image) -> Any:
+        return self._processor(
             images=[image],
             text=[self.placeholder],
             add_special_tokens=False,
             return_tensors="np",
             return_text_replacement_offsets=True,
         )
+
+    def tokens(self, image: Image) -> list[int]:
+        ids: list[int] = self._processor.tokenizer.encode(image.text, add_special_tokens=False)
+        return ids
+
+    def read(self, picture: Picture) -> Image:
+        try:
+            found = self._processed(Pillow.frombytes("RGB", (picture.width, picture.height), picture.rgb))
+        finally:
+            release_team()  # where torchvision is installed, processors compute with torch
         ((replaced,),) = found["text_replacement_offsets"]
         return Image(
             digest=hashlib.sha256(b"%d %d %b" % (picture.width, picture.height, picture.rgb)).digest(),

@@ -7,7 +7,7 @@ is kept for a while, so that a prompt that is read in several steps looks once.
 import inspect
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,34 @@ import torch
 from torch import Tensor
 
 from services.engine.base import Image, Job, Picture, PlacedImage
+from services.engine.parts import language_part
 from services.engine.pictures import PictureReader
 from services.engine.scheduler import Work
 
 KEPT_TOKENS = 16_384  # of images that were seen
 IMAGE = 1  # as `mm_token_type_ids` say it
+DEEPER = "parley_deeper"  # an argument that goes through the whole model, to be taken by its language part
 
 
 class CannotSee(Exception):
     """Images of this model cannot be served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an image is to the model, for each of its tokens."""
+
+    embeddings: Tensor  # [tokens, width]
+    deeper: tuple[Tensor, ...] = ()  # added behind each of the first layers, in models with a DeepStack
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A part of an image that a step computes, and its rows among the step's tokens."""
+
+    seen: Seen
+    part: slice
+    rows: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +59,12 @@ class Vision:
         self.reader = reader
         self.model = model
         self._part = model.base_model
-        self._seen: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._kept: OrderedDict[bytes, Seen] = OrderedDict()
         _refuse_what_looks_ahead(model)
         self._inputs = _parameters(self._part.get_image_features)
         self._counts = getattr(self._part, "get_rope_index", None)
+        if "deepstack_visual_embeds" in _parameters(language_part(model).forward):
+            language_part(model).register_forward_pre_hook(_take_deeper, with_kwargs=True)
 
     def example(self) -> Job:
         """A prompt with an image in it, to compare with what the model by itself says."""
@@ -55,13 +76,7 @@ class Vision:
 
     def whole(self, job: Job) -> dict[str, Tensor]:
         """All that the model itself is called with for a job."""
-        given = {"input_ids": torch.tensor([job.prompt], device=self.model.device), "mm_token_type_ids": _types(job)}
-        given |= self._given([placed.image for placed in job.images])
-        return {
-            name: tensor.to(self.model.device)
-            for name, tensor in given.items()
-            if name in _parameters(self.model.forward)
-        }
+        return self._arguments(job, _parameters(self.model.forward))
 
     def concerns(self, works: Sequence[Work]) -> bool:
         """Whether a step is not the same as with text only."""
@@ -79,58 +94,72 @@ class Vision:
         if sequence.job.images and self._counts and sequence.places is None:
             sequence.places = self._places(sequence.job)
 
-    def inputs(self, works: Sequence[Work], ids: Tensor, positions: Tensor) -> dict[str, Tensor]:
+    def inputs(self, works: Sequence[Work], ids: Tensor, positions: Tensor) -> dict[str, Any]:
         """What the model is called with instead of `ids` and `positions` [1, tokens], the works' one after another."""
         embeddings = self.model.get_input_embeddings()(ids)
-        positions = positions if self._counts is None else positions.expand(3, 1, -1).clone()
+        shown = list(self._shown(works))
+        for each in shown:
+            embeddings[0, each.rows] = each.seen.embeddings[each.part]
+        given = {"inputs_embeds": embeddings, "position_ids": self._moved(works, positions)}
+        return given | (_deeper(shown, ids) if shown and shown[0].seen.deeper else {})
+
+    def _shown(self, works: Sequence[Work]) -> Iterator[Shown]:
         begin = 0
         for work in works:
-            self._fill(embeddings[0, begin : begin + work.num_tokens], work)
-            if self._counts is not None:
-                self._move(positions[:, 0, begin : begin + work.num_tokens], work)
+            for placed in work.sequence.job.images:
+                if part := _part(placed, work):
+                    rows = [begin + position - work.start for position in placed.positions[part]]
+                    yield Shown(self._see(placed.image), part, rows)
             begin += work.num_tokens
-        return {"inputs_embeds": embeddings, "position_ids": positions}
 
-    def _fill(self, embeddings: Tensor, work: Work) -> None:
-        for placed in work.sequence.job.images:
-            if part := _part(placed, work):
-                rows = [position - work.start for position in placed.positions[part]]
-                embeddings[rows] = self._see(placed.image)[part]
-
-    def _move(self, positions: Tensor, work: Work) -> None:
-        """`positions` [3, tokens] become those of a sequence with images."""
-        if work.sequence.job.images:
-            places = work.sequence.places or self._places(work.sequence.job)
-            known = max(0, places.prompt.shape[1] - work.start)
-            positions[:, :known] = places.prompt[:, work.start : work.end]
-            positions[:, known:] += places.shift
+    def _moved(self, works: Sequence[Work], positions: Tensor) -> Tensor:
+        """In three dimensions, where the model counts so: [3, 1, tokens]."""
+        if self._counts is None:
+            return positions
+        moved = positions.expand(3, 1, -1).clone()
+        begin = 0
+        for work in works:
+            if work.sequence.job.images:
+                places = work.sequence.places or self._places(work.sequence.job)
+                own = moved[:, 0, begin : begin + work.num_tokens]
+                known = max(0, places.prompt.shape[1] - work.start)
+                own[:, :known] = places.prompt[:, work.start : work.end]
+                own[:, known:] += places.shift
+            begin += work.num_tokens
+        return moved
 
     @torch.inference_mode()
-    def _see(self, image: Image) -> Tensor:
-        """[tokens, width]"""
-        if image.digest not in self._seen:
-            self._seen[image.digest] = self._features(image)
-        self._seen.move_to_end(image.digest)
-        while len(self._seen) > 1 and sum(map(len, self._seen.values())) > KEPT_TOKENS:
-            self._seen.popitem(last=False)
-        return self._seen[image.digest]
+    def _see(self, image: Image) -> Seen:
+        if image.digest not in self._kept:
+            self._kept[image.digest] = self._features(image)
+        self._kept.move_to_end(image.digest)
+        while len(self._kept) > 1 and sum(len(seen.embeddings) for seen in self._kept.values()) > KEPT_TOKENS:
+            self._kept.popitem(last=False)
+        return self._kept[image.digest]
 
-    def _features(self, image: Image) -> Tensor:
+    def _features(self, image: Image) -> Seen:
         given = {name: tensor for name, tensor in self._given([image]).items() if name in self._inputs}
         out = self._part.get_image_features(**given, return_dict=True)
-        if getattr(out, "deepstack_features", None) is not None:
-            raise CannotSee("its images reach deeper layers, too")
-        features = torch.cat([each.flatten(end_dim=-2) for each in out.pooler_output])
-        if len(features) != image.num_tokens:
-            raise CannotSee(f"{len(features)} features for {image.num_tokens} tokens")
-        return features.to(self.model.dtype)
+        embeddings = self._joined(out.pooler_output)
+        deeper = tuple(self._joined(layer) for layer in getattr(out, "deepstack_features", None) or ())
+        for features in (embeddings, *deeper):
+            if len(features) != image.num_tokens:
+                raise CannotSee(f"{len(features)} features for {image.num_tokens} tokens")
+        return Seen(embeddings, deeper)
+
+    def _joined(self, parts: Iterable[Tensor]) -> Tensor:
+        """An image's tiles one after another."""
+        return torch.cat([each.flatten(end_dim=-2) for each in parts]).to(self.model.dtype)
 
     def _places(self, job: Job) -> Places:
         assert self._counts
-        wanted = _parameters(self._counts)
-        given = {name: tensor for name, tensor in self.whole(job).items() if name in wanted}
-        positions, shift = self._counts(**given)
+        positions, shift = self._counts(**self._arguments(job, _parameters(self._counts)))
         return Places(positions[:, 0], int(shift))
+
+    def _arguments(self, job: Job, wanted: set[str]) -> dict[str, Tensor]:
+        given = {"input_ids": torch.tensor([job.prompt]), "mm_token_type_ids": _types(job)}
+        given |= self._given([placed.image for placed in job.images])
+        return {name: tensor.to(self.model.device) for name, tensor in given.items() if name in wanted}
 
     def _given(self, images: Sequence[Image]) -> dict[str, Tensor]:
         names = images[0].inputs
@@ -145,6 +174,18 @@ def _part(placed: PlacedImage, work: Work) -> slice | None:
     """Which of an image's tokens a step computes."""
     first, last = (bisect_left(placed.positions, end) for end in (work.start, work.end))
     return slice(first, last) if first < last else None
+
+
+def _deeper(shown: list[Shown], ids: Tensor) -> dict[str, Any]:
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    mask[0, [row for each in shown for row in each.rows]] = True
+    layers = zip(*([layer[each.part] for layer in each.seen.deeper] for each in shown), strict=True)
+    return {DEEPER: {"visual_pos_masks": mask, "deepstack_visual_embeds": [torch.cat(layer) for layer in layers]}}
+
+
+def _take_deeper(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A model hands to its language part what it has seen itself; this comes in between."""
+    return args, kwargs | kwargs.pop(DEEPER, {})
 
 
 def _types(job: Job) -> Tensor:

@@ -27,7 +27,7 @@ from tests.test_engine.test_compiled import made, needs_compiler
 from tests.test_engine.tiny_models import build
 from tests.test_engine.tiny_vision import IMAGE, KINDS, write
 
-SEES = [name for name in KINDS if name not in ("gemma3", "qwen3_vl")]
+SEES = [name for name in KINDS if name != "gemma3"]
 TOKENS = 8
 ONE = f"look at <|vision_start|>{IMAGE}<|vision_end|> and say"
 TWO = f"<|vision_start|>{IMAGE}<|vision_end|> or <|vision_start|>{IMAGE}<|vision_end|>?"
@@ -187,7 +187,7 @@ async def test_a_prompt_in_many_steps_is_looked_at_once(tiny: Tiny, monkeypatch:
     looked = []
     features = vision._features
     monkeypatch.setattr(vision, "_features", lambda image: looked.append(image) or features(image))
-    vision._seen.clear()
+    vision._kept.clear()
     async with serving(tiny, max_num_batched_tokens=4, prefix_cache=False) as engine:
         await said(engine, tiny.job(ASKS[2]))
     assert len(looked) == 2
@@ -237,9 +237,9 @@ def test_steps_of_which_an_image_is_part(tiny: Tiny) -> None:
     assert vision is not None
     assert vision.concerns([Work(sequence, 0, 1)])
     sequence.num_computed = len(sequence.tokens)
-    assert vision.concerns([Work(sequence, 0, 1)]) is tiny.name.startswith("qwen2")
+    assert vision.concerns([Work(sequence, 0, 1)]) is tiny.name.startswith("qwen")
     assert not vision.concerns([Work(Running(tiny.job(ASKS[4]), 9), 0, 1)])
-    assert (tiny.runner.compilation("nowhere", Path()) is None) is tiny.name.startswith("qwen2")
+    assert (tiny.runner.compilation("nowhere", Path()) is None) is tiny.name.startswith("qwen")
 
 
 def _last(runner: BatchRunner, job: Job) -> Work:
@@ -252,24 +252,16 @@ def _last(runner: BatchRunner, job: Job) -> Work:
 
 
 class TestWhatCannotBeServed:
-    @pytest.mark.parametrize("name", ["qwen3_vl", "gemma3"])
-    def test_a_model_that_sees_otherwise_takes_text(
-        self, folders: dict[str, str], name: str, caplog: pytest.LogCaptureFixture
+    def test_a_model_whose_images_look_ahead_takes_text(
+        self, folders: dict[str, str], caplog: pytest.LogCaptureFixture
     ) -> None:
-        engine = LocalEngine.load(source=folders[name], max_num_seqs=2)
+        engine = LocalEngine.load(source=folders["gemma3"], max_num_seqs=2)
         assert engine.images is None
-        assert "ForConditionalGeneration takes text only: CannotSee: its images" in caplog.text
+        assert "Gemma3ForConditionalGeneration takes text only: CannotSee: its images' tokens look" in caplog.text
 
-    @pytest.mark.parametrize(
-        ("name", "why"),
-        [
-            ("qwen3_vl", "Qwen3VLForConditionalGeneration: CannotSee: its images reach deeper layers"),
-            ("gemma3", "Gemma3ForConditionalGeneration: CannotSee: its images' tokens look at those behind them"),
-        ],
-    )
-    def test_where_somebody_insists_on_them(self, folders: dict[str, str], name: str, why: str) -> None:
-        with pytest.raises(EngineFailed, match=why):
-            LocalEngine.load(source=folders[name], max_num_seqs=2, enable_mm=True)
+    def test_where_somebody_insists_on_them(self, folders: dict[str, str]) -> None:
+        with pytest.raises(EngineFailed, match="Gemma3ForConditionalGeneration: CannotSee: its images' tokens look"):
+            LocalEngine.load(source=folders["gemma3"], max_num_seqs=2, enable_mm=True)
 
     def test_images_of_a_model_without_eyes(self, tmp_path: Path, folders: dict[str, str]) -> None:
         build("llama").save_pretrained(tmp_path)
