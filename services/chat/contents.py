@@ -14,6 +14,7 @@ from services.errors import InvalidRequest
 
 TEXTS = ("text", "refusal")
 PROBE = "parley"
+PLACEHOLDER = "A text contains what stands for an image in this model's prompts"
 
 Part = Mapping[str, Any]
 
@@ -86,12 +87,15 @@ class Illustration:
         """With each placeholder replaced by what stands for its image."""
         pieces = text.split(self.reader.placeholder)
         if len(pieces) - 1 > len(self.images):
-            raise InvalidRequest("A text contains what stands for an image in this model's prompts", param="messages")
+            raise InvalidRequest(PLACEHOLDER, param="messages")
         if len(pieces) - 1 < len(self.images):
             raise InvalidRequest("The model's chat template leaves out images of these messages", param="messages")
         return "".join(chain.from_iterable(zip_longest(pieces, (image.text for image in self.images), fillvalue="")))
 
     def placed(self, ids: Sequence[int]) -> tuple[PlacedImage, ...]:
         """Which of the tokens stand for which image."""
-        positions = iter([position for position, token in enumerate(ids) if token == self.reader.token])
+        found = [position for position, token in enumerate(ids) if token == self.reader.token]
+        if len(found) != sum(image.num_tokens for image in self.images):  # a tokenizer may read more as that token
+            raise InvalidRequest(PLACEHOLDER, param="messages")
+        positions = iter(found)
         return tuple(PlacedImage(image, tuple(islice(positions, image.num_tokens))) for image in self.images)

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 LOW = 512  # pixels of the longer side that `detail: low` asks for
-DATA_URL = re.compile(r"data:image/[a-z.+-]{1,32}(;[a-z0-9=._-]{1,64})*;base64,", re.IGNORECASE)
+DATA_URL = re.compile(r"data:image/[a-z.+-]{1,32}(;[a-z0-9=._-]{1,64}){0,8};base64,", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ async def test_it_is_asked_about_an_image(new_site: NewSite, tmp_path: Path, nam
     options = {"max_num_seqs": 2, "compile": False, "max_num_batched_tokens": 16}
     site = await new_site(build=build, model={"name": folder, "id": "eyes", "dtype": "float32"}, engine=options)
 
-    async def ask(*content: object) -> tuple[str, int, int]:
+    async def ask(*content: object, n: int = 1) -> tuple[str, int, int]:
         body = {
             "model": "eyes",
             "messages": [{"role": "system", "content": "Look."}, {"role": "user", "content": list(content)}],
@@ -26,11 +26,12 @@ async def test_it_is_asked_about_an_image(new_site: NewSite, tmp_path: Path, nam
             "max_tokens": 8,
             "ignore_eos": True,
             "return_token_ids": True,
+            "n": n,
         }
         answer = await site.client.post("/v1/chat/completions", json=body)
         assert answer.status_code == 200, answer.text
         usage = answer.json()["usage"]
-        said = str(answer.json()["choices"][0]["message"]["token_ids"])
+        (said,) = {str(choice["message"]["token_ids"]) for choice in answer.json()["choices"]}
         return said, usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]
 
     red = part(data_url(encoded(size=(24, 16), colour="red")))
@@ -38,4 +39,5 @@ async def test_it_is_asked_about_an_image(new_site: NewSite, tmp_path: Path, nam
     first, again, other, text = [await ask(*each) for each in ([HELLO, red], [HELLO, red], [HELLO, blue], [HELLO])]
     assert first[0] == again[0] != other[0]
     assert first[1] == other[1] > text[1] + 1
+    assert (await ask(HELLO, blue, red, n=3))[1] > first[1]
     assert again[2] == first[1] - 1 > other[2]

@@ -76,3 +76,9 @@ def test_as_many_places_as_images(written: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         Illustration([image(1)], FakeReader()).fill(written)
     assert refused.value.param == "messages"
+
+
+def test_a_text_that_becomes_the_token_of_an_image() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        Illustration([image(2)], FakeReader()).placed(list(b"[XX] and X"))
+    assert refused.value.param == "messages"

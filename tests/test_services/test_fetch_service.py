@@ -192,3 +192,50 @@ async def test_too_slow() -> None:
 
     server = Server(**{"images.example": httpx2.Response(200, content=slow())})
     assert "too long" in await refusal(fetcher(server, timeout_s=0.05))
+
+
+class Rerouted(httpx2.AsyncHTTPTransport):
+    """To a server of this machine, whatever address was asked for."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(trust_env=False)
+        self._port = port
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        assert request.url.host == PUBLIC
+        request.url = request.url.copy_with(host="127.0.0.1", port=self._port)
+        return await super().handle_async_request(request)
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nimage", b"image"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nimage\r\n0\r\n\r\n", b"image"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\nimage", "does not answer"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n" + bytes(50), "more than 10 bytes"),
+        (b"HTTP/1.1 301 Moved\r\nLocation: http://inside.example/\r\n\r\n", "no public address"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "does not answer"),
+        (b"no HTTP", "does not answer"),
+        (b"", "does not answer"),
+    ],
+)
+async def test_over_a_real_connection(answer: bytes, found: bytes | str) -> None:
+    heads = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(answer)
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(serve, "127.0.0.1") as server:
+        transport = Rerouted(server.sockets[0].getsockname()[1])
+        fetch = Fetcher(["*"], max_bytes=10, timeout_s=20, resolve=Names(), transport=transport)
+        if isinstance(found, bytes):
+            assert await fetch.get("http://images.example/a.png?b", "p") == found
+        else:
+            assert found in await refusal(fetch)
+
+    assert heads[0].startswith(b"GET /a.png")
+    assert b"\r\nHost: images.example\r\n" in heads[0]

@@ -56,6 +56,7 @@ class TestDataUrl:
             "data:,hello",
             "data:text/html;base64,aGk=",
             "data:image/png,aGk=",
+            "data:image/png" + ";a" * 100_000,
             "data:image/png;base64,a",
             "data:image/png;base64,aGk=\n",
             "data:image/png;base64,é",
