@@ -7,9 +7,11 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from wsgiref.simple_server import WSGIServer
 
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
+from prometheus_client import start_http_server
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -20,7 +22,7 @@ from app.common.drain import Drain
 from app.common.ignored import UnknownKeys
 from app.common.middleware import BodyLimit, DrainGate, Options, Protocol, RequestLog
 from app.common.routes import Routes
-from app.common.settings import ImageSettings, ModelSettings, Settings
+from app.common.settings import ImageSettings, ModelSettings, ServerSettings, Settings
 from app.common.sse import Sse
 from app.controller import (
     chat_controller,
@@ -95,11 +97,15 @@ def create_app(
         await turns.start()
         services.models.start(preload=[_config(each, settings).name for each in _models(settings) if each.preload])
         services.drain.install()
+        exporter = _exporter(settings.server, services.metrics)
         warming = asyncio.ensure_future(asyncio.to_thread(warm_up))
         if not settings.api_keys:
             logger.warning("no PARLEY_API_KEYS: everybody who reaches this server may use it")
         yield
         await warming
+        if exporter:
+            await asyncio.to_thread(exporter.shutdown)
+            exporter.server_close()
         await streams.close()
         await services.models.stop()
         await turns.stop()
@@ -118,6 +124,13 @@ def create_app(
     loading.install(app, _specs(settings), Server(services), routes)
     openapi.describe(app, routes, guarded=bool(settings.api_keys))
     return app
+
+
+def _exporter(settings: ServerSettings, metrics: Metrics) -> WSGIServer | None:
+    """/metrics on a port of its own, for who scrapes and is not to see the rest."""
+    if settings.metrics_port is None:
+        return None
+    return start_http_server(settings.metrics_port, settings.host, metrics.registry)[0]
 
 
 def _specs(settings: Settings) -> list[Spec[Any]]:
@@ -214,7 +227,7 @@ def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
 
 
 def _engine_options(settings: Settings) -> dict[str, Any]:
-    options = settings.engine.model_dump(exclude={"compile"})
+    options = settings.engine.model_dump(exclude={"compile", "tensor_parallel_size"})
     return options | {"compile_dir": str(settings.models_dir / "compiled") if settings.engine.compile else None}
 
 

@@ -36,12 +36,20 @@ def serve(
     model: Annotated[str | None, typer.Option(help="A local folder, a GGUF file or a hub name.")] = None,
     host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="The port to listen on.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="A port of its own for /metrics, without keys.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes, each with its own models; needs PostgreSQL.")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Tokens of prompt and answer together.")] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Answers generated at once.")] = None,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of one step of the engine.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens by which the KV cache is counted and shared.")] = None,
+    num_gpu_blocks_override: Annotated[int | None, typer.Option(help="Blocks of the KV cache.")] = None,
+    kv_cache_ratio: Annotated[float | None, typer.Option(help="Share of the KV cache for prompts to begin in.")] = None,
     gpu_memory_utilization: Annotated[float | None, typer.Option(help="Share of a GPU's memory to use.")] = None,
     cpu_memory_share: Annotated[float | None, typer.Option(help="Share of the free RAM for the KV cache.")] = None,
     enable_prefix_caching: Annotated[bool | None, typer.Option(help="Reuse what prompts have in common.")] = None,
+    speculation: Annotated[bool | None, typer.Option(help="Guess how answers go on, check several at once.")] = None,
+    use_warmup: Annotated[bool | None, typer.Option(help="Run a full step when a model is loaded.")] = None,
+    tensor_parallel_size: Annotated[int | None, typer.Option(help="1: a model is on one device.")] = None,
     enable_mm: Annotated[bool | None, typer.Option(help="Images: insist on them, or refuse them.")] = None,
 ) -> None:
     """Start the server."""
@@ -49,25 +57,48 @@ def serve(
         PARLEY_MODEL__NAME=model,
         PARLEY_SERVER__HOST=host,
         PARLEY_SERVER__PORT=port,
+        PARLEY_SERVER__METRICS_PORT=metrics_port,
+        PARLEY_SERVER__WORKERS=workers,
         PARLEY_ENGINE__MAX_MODEL_LEN=max_model_len,
         PARLEY_ENGINE__MAX_NUM_SEQS=max_num_seqs,
         PARLEY_ENGINE__MAX_NUM_BATCHED_TOKENS=max_num_batched_tokens,
+        PARLEY_ENGINE__BLOCK_SIZE=block_size,
+        PARLEY_ENGINE__NUM_GPU_BLOCKS_OVERRIDE=num_gpu_blocks_override,
+        PARLEY_ENGINE__KV_CACHE_RATIO=kv_cache_ratio,
         PARLEY_ENGINE__GPU_MEMORY_UTILIZATION=gpu_memory_utilization,
         PARLEY_ENGINE__CPU_MEMORY_SHARE=cpu_memory_share,
         PARLEY_ENGINE__PREFIX_CACHE=enable_prefix_caching,
+        PARLEY_ENGINE__SPECULATION=speculation,
+        PARLEY_ENGINE__USE_WARMUP=use_warmup,
+        PARLEY_ENGINE__TENSOR_PARALLEL_SIZE=tensor_parallel_size,
         PARLEY_ENGINE__ENABLE_MM=enable_mm,
     )
     import uvicorn
+    from pydantic import ValidationError
 
     from app.common.settings import Settings
 
-    server = Settings().server
+    try:
+        server = Settings().server
+    except ValidationError as wrong:
+        sys.exit("\n".join(f"Error: {_setting(each['loc'])}{each['msg']}" for each in wrong.errors()))
     # h11: httptools drops the body of a POST that asks for h2c, as Java's HttpClient does.
     # Logs are the app's own business, access lines included.
     # app_dir: a spec of one's own may lie in the working directory, as with the `uvicorn` command.
     uvicorn.run(
-        "app.main:app", host=server.host, port=server.port, http="h11", log_config=None, access_log=False, app_dir=""
+        "app.main:app",
+        host=server.host,
+        port=server.port,
+        workers=server.workers,
+        http="h11",
+        log_config=None,
+        access_log=False,
+        app_dir="",
     )
+
+
+def _setting(path: tuple[int | str, ...]) -> str:
+    return "PARLEY_" + "__".join(str(part).upper() for part in path) + ": " if path else ""
 
 
 def override(**settings: str | float | None) -> None:

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import from_json
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -50,9 +50,21 @@ class EngineSettings(BaseModel):
     speculation: bool = True  # guess how answers go on and check several tokens in one step; no other text for it
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)  # of a GPU's memory, weights and all
     cpu_memory_share: float = Field(0.4, gt=0, le=1)  # of the free RAM, for keys and values
+    num_gpu_blocks_override: int | None = Field(None, ge=1)  # blocks of the cache, whatever the memory would allow
+    block_size: int = Field(1, ge=1)  # tokens by which the cache is counted and shared
+    kv_cache_ratio: float = Field(1, gt=0, le=1)  # of the cache, that may be taken when a prompt is let in
     prefix_cache: bool = True  # off: no answer's timing tells what others have asked
+    use_warmup: bool = False  # a full step at load, so that no request pays for what is done at first use
+    tensor_parallel_size: int = 1
     enable_mm: bool | None = None  # images; unset: where the model takes them
     max_queue: int = Field(256, ge=0)  # requests that may wait beyond those in the batch
+
+    @field_validator("tensor_parallel_size")
+    @classmethod
+    def _is_one(cls, value: int) -> int:
+        if value != 1:
+            raise ValueError("a model is not split over several devices; run an instance for each, behind one address")
+        return value
 
 
 class ChatSettings(BaseModel):
@@ -78,6 +90,8 @@ class DatabaseSettings(BaseModel):
 class ServerSettings(BaseModel):
     host: str = "127.0.0.1"
     port: int = 8000
+    metrics_port: int | None = Field(None, ge=1, le=65535)  # of its own for /metrics, without keys; unset: none
+    workers: int = Field(1, ge=1)  # processes, each with models of its own; several need PostgreSQL
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
     keepalive_s: float = Field(5, gt=0)  # between comments on a silent stream
     send_timeout_s: float = Field(60, gt=0)  # a reader that takes nothing for so long is gone
@@ -149,3 +163,11 @@ class Settings(BaseSettings):
         "ollama",
     ]  # further protocols: shipped ones, and your own as "package.module:Class"
     strict: bool = False  # refuse request keys that nobody knows, instead of naming them in a header
+
+    @model_validator(mode="after")
+    def _can_be_several(self) -> "Settings":
+        if self.server.workers > 1 and self.database.url.startswith("sqlite"):
+            raise ValueError("several workers share one history: PARLEY_SERVER__WORKERS > 1 needs PostgreSQL")
+        if self.server.workers > 1 and self.server.metrics_port is not None:
+            raise ValueError("several workers cannot share PARLEY_SERVER__METRICS_PORT")
+        return self

@@ -37,6 +37,7 @@ from services.engine.streamer import RequestStreamer
 from services.engine.threads import release_team
 from services.engine.token_texts import TokenTexts
 from services.engine.vision import Vision
+from services.engine.warming import warm_up
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, ServiceError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ class LocalEngine:
         max_queue: int,
         prefix_cache: bool = True,
         speculation: bool = True,
+        block_size: int = 1,
+        kv_cache_ratio: float = 1,
         compilation: Compilation | None = None,
     ) -> None:
         self.tokenizer: Tokenizer = loaded.tokenizer
@@ -92,6 +95,8 @@ class LocalEngine:
             cache_tokens=runner.cache_tokens,
             min_reuse=MIN_REUSE if prefix_cache and runner.reuses else None,
             speculates=speculation and runner.speculates,
+            block_size=block_size,
+            prompt_share=kv_cache_ratio,
         )
         self._max_open = runner.num_slots + max_queue
         self._inbox: SimpleQueue[_Request | Future[None] | _Stop] = SimpleQueue()
@@ -117,6 +122,10 @@ class LocalEngine:
         cpu_memory_share: float = 0.4,
         prefix_cache: bool = True,
         speculation: bool = True,
+        block_size: int = 1,
+        num_gpu_blocks_override: int | None = None,
+        kv_cache_ratio: float = 1,
+        use_warmup: bool = False,
         compile_dir: str | None = None,
         enable_mm: bool | None = None,
     ) -> "LocalEngine":
@@ -125,7 +134,8 @@ class LocalEngine:
         sight = sight_of(loaded.model, loaded.reader, required=bool(enable_mm))
         length = min(max_model_len or loaded.max_length, loaded.max_length)
         budget = cache_budget(loaded.device, gpu_memory_utilization, cpu_memory_share)
-        runner = build_runner(loaded.model, num_slots=max_num_seqs, length=length, budget=budget)
+        tokens = num_gpu_blocks_override and num_gpu_blocks_override * block_size
+        runner = build_runner(loaded.model, num_slots=max_num_seqs, length=length, budget=budget, cache_tokens=tokens)
         give_sight(sight, runner, required=bool(enable_mm))
         logger.info(
             "%s on %s in %s: %d sequences of %d tokens, %s together, %s",
@@ -137,6 +147,8 @@ class LocalEngine:
             runner.cache_tokens or "full",
             type(runner).__name__,
         )
+        if use_warmup:
+            warm_up(runner, max_num_batched_tokens)
         compilation = runner.compilation(source, Path(compile_dir)) if compile_dir else None
         return cls(
             loaded,
@@ -145,6 +157,8 @@ class LocalEngine:
             max_queue=max_queue,
             prefix_cache=prefix_cache,
             speculation=speculation,
+            block_size=block_size,
+            kv_cache_ratio=kv_cache_ratio,
             compilation=compilation,
         )
 

@@ -199,29 +199,40 @@ class SoloRunner:
         return out.logits[0, -1]  # type: ignore[no-any-return]
 
 
-def build_runner(model: Any, *, num_slots: int, length: int, budget: int) -> Runner:
+def build_runner(model: Any, *, num_slots: int, length: int, budget: int, cache_tokens: int | None = None) -> Runner:
     """A BatchRunner if the model gives the same answer with it as without, else a SoloRunner, else a refusal.
 
-    `budget`: bytes the key/value cache may take.
+    `budget`: bytes the key/value cache may take; `cache_tokens`: what it holds, whatever the budget is.
     """
     check = _check(model)
+    size = _Size(num_slots, length, budget, cache_tokens)
     pack_linears(model)
     try:
-        return _any_runner(model, check, num_slots, length, budget)
+        return _any_runner(model, check, size)
     except _Differs:  # some models reach for a layer's weight themselves and cannot read it packed
         unpack_linears(model)
     try:
-        return _any_runner(model, check, num_slots, length, budget)
+        return _any_runner(model, check, size)
     except _Differs as reason:  # and some keep their past elsewhere than where `generate` would look for it
         raise EngineFailed(f"Models of the kind {type(model).__name__} cannot be served: {reason}") from reason
 
 
-def _any_runner(model: Any, check: "Check", num_slots: int, length: int, budget: int) -> Runner:
+@dataclass(frozen=True, slots=True)
+class _Size:
+    num_slots: int
+    length: int  # tokens
+    budget: int  # bytes
+    cache_tokens: int | None  # instead of the budget
+
+
+def _any_runner(model: Any, check: "Check", size: _Size) -> Runner:
     try:
-        return _batch_runner(model, check, num_slots, length, budget)
+        return _batch_runner(model, check, size)
     except _Differs as reason:
         logger.warning("%s runs one sequence at a time: %s", type(model).__name__, reason)
-    return _solo_runner(model, check, num_slots, length)
+    if size.cache_tokens is not None:
+        raise EngineFailed("'num_gpu_blocks_override': this model keeps its past itself, in no blocks")
+    return _solo_runner(model, check, size.num_slots, size.length)
 
 
 class _Differs(Exception):
@@ -245,15 +256,16 @@ def _solo_runner(model: Any, check: Check, num_slots: int, length: int) -> SoloR
     return SoloRunner(model, num_slots, length)
 
 
-def _batch_runner(model: Any, check: Check, num_slots: int, length: int, budget: int) -> BatchRunner:
+def _batch_runner(model: Any, check: Check, size: _Size) -> BatchRunner:
     speaks = language_part(model)
     original = speaks.config._attn_implementation
     try:
         speaks.set_attn_implementation(NAME)
         shapes = _probe(model, check.job.prompt)
-        room = _fit(shapes, num_slots, length, budget, model.device)
+        room = _fit(shapes, size, model.device)
         compare(BatchRunner(model, SlotCache(shapes, 2, 2 * CHECK_LENGTH, model.device), check), check)
-        return BatchRunner(model, SlotCache(shapes, room.num_slots, length, model.device), check, room.cache_tokens)
+        cache = SlotCache(shapes, room.num_slots, size.length, model.device)
+        return BatchRunner(model, cache, check, room.cache_tokens)
     except _NoRoom:
         raise
     except Exception as error:  # whatever an unknown architecture may throw; it is served the slow way instead
@@ -289,17 +301,18 @@ class _Room:
     cache_tokens: int | None
 
 
-def _fit(shapes: Mapping[int, LayerShape], num_slots: int, length: int, budget: int, device: torch.device) -> _Room:
+def _fit(shapes: Mapping[int, LayerShape], size: _Size, device: torch.device) -> _Room:
     """On the CPU a slot costs what is written into it, so there may be more of them than could ever be full."""
-    slots = fit(shapes, num_slots, length, budget)
-    if slots == num_slots:
-        return _Room(num_slots, None)
-    tokens = budget // sum(shape.num_bytes for shape in shapes.values())
+    of_a_token = sum(shape.num_bytes for shape in shapes.values())
+    tokens = size.budget // of_a_token if size.cache_tokens is None else size.cache_tokens
+    slots = fit(shapes, size.num_slots, size.length, tokens * of_a_token)
+    if slots == size.num_slots:
+        return _Room(slots, None)
     if device.type == "cpu" and tokens >= MIN_TOKENS:
-        return _Room(num_slots, tokens)
+        return _Room(size.num_slots, tokens)
     if slots == 0:
         raise _NoRoom(
-            f"a cache for one sequence of {length} tokens does not fit into memory: set a smaller max_model_len"
+            f"a cache for one sequence of {size.length} tokens does not fit into memory: set a smaller max_model_len"
         )
     return _Room(slots, None)
 

@@ -57,7 +57,8 @@ class Batch:
 class Scheduler:
     """By priority, then first come, first served; running sequences before waiting ones, under one token budget a step.
 
-    `cache_tokens`: what all slots together may hold; None: each may be full.
+    `cache_tokens`: what all slots together may hold, counted in blocks; None: each may be full. `prompt_share` of it
+    may be taken when a sequence comes in; the rest is for them to grow.
     """
 
     def __init__(
@@ -68,13 +69,17 @@ class Scheduler:
         cache_tokens: int | None = None,
         min_reuse: int | None = MIN_REUSE,
         speculates: bool = False,
+        block_size: int = 1,
+        prompt_share: float = 1,
     ) -> None:
         self._limit = max(max_tokens, num_slots)  # every running sequence may always write its next token
         self._max_tokens = self._limit
-        self._cache_tokens = cache_tokens
+        self._cache_tokens = cache_tokens and cache_tokens // block_size * block_size
         self._min_reuse = min_reuse or 0
         self._speculates = speculates
-        self._slots = Slots(num_slots, min_reuse)
+        self._block_size = block_size
+        self._prompt_share = prompt_share
+        self._slots = Slots(num_slots, min_reuse, block_size)
         self._waiting: list[Sequence] = []  # in the order in which they will run
         self._running: list[Sequence] = []
         self._arrivals = count()
@@ -191,7 +196,10 @@ class Scheduler:
     @property
     def _num_claimed(self) -> int:
         """What is held once every prompt is read."""
-        return sum(len(sequence.tokens) for sequence in self._running)
+        return sum(map(self._claim, self._running))
+
+    def _claim(self, sequence: Sequence) -> int:
+        return -(-len(sequence.tokens) // self._block_size) * self._block_size
 
     def _admit_waiting(self) -> None:
         """In order. Who waits for a prefix keeps its place and a slot, so that nobody who comes later takes it."""
@@ -199,7 +207,7 @@ class Scheduler:
         claimed = self._num_claimed
         waiting = []
         for index, sequence in enumerate(self._waiting):
-            claimed += len(sequence.tokens)
+            claimed += self._claim(sequence)
             if free <= 0 or not self._fits(claimed, alone=not self._running):
                 waiting += self._waiting[index:]
                 break
@@ -209,9 +217,10 @@ class Scheduler:
         self._waiting = waiting
 
     def _fits(self, claimed: int, *, alone: bool) -> bool:
-        return (
-            self._cache_tokens is None or alone or claimed + HEADROOM * (len(self._running) + 1) <= self._cache_tokens
-        )
+        if self._cache_tokens is None or alone:
+            return True
+        headroom = HEADROOM * (len(self._running) + 1)
+        return claimed <= min(self._prompt_share * self._cache_tokens, self._cache_tokens - headroom)
 
     def _admit(self, sequence: Sequence) -> bool:
         if self._still_waits(sequence):

@@ -78,11 +78,15 @@ class Prefix:
 
 
 class Slots:
-    """`min_reuse`: tokens that are worth reusing; None: slots are forgotten as soon as they are given back."""
+    """`min_reuse`: tokens that are worth reusing; None: slots are forgotten as soon as they are given back.
 
-    def __init__(self, num_slots: int, min_reuse: int | None = MIN_REUSE) -> None:
+    What is reused is a multiple of `block_size`.
+    """
+
+    def __init__(self, num_slots: int, min_reuse: int | None = MIN_REUSE, block_size: int = 1) -> None:
         self._slots = [Slot(index) for index in range(num_slots)]
         self._min_reuse = min_reuse
+        self._block_size = block_size
         self._ticks = count(1)
         self._changes: list[Change] = []
 
@@ -108,11 +112,15 @@ class Slots:
             return
         wanted = array("i", sequence.keys(0, -1))
         for slot in self._slots:
-            length = later = common_prefix(wanted, slot.tokens, self._min_reuse)
+            length = later = self._common(wanted, slot.tokens)
             if slot.holder and (length == len(slot.tokens) or not length):
-                later = max(length, common_prefix(wanted, slot.ahead, self._min_reuse))
+                later = max(length, self._common(wanted, slot.ahead))
             if later:
                 yield Prefix(slot, length, later)
+
+    def _common(self, wanted: "array[int]", held: "array[int]") -> int:
+        assert self._min_reuse is not None
+        return common_prefix(wanted, held, self._min_reuse) // self._block_size * self._block_size
 
     def take(self, sequence: Sequence, prefix: Prefix | None) -> None:
         """Gives a sequence a slot, and in it what is already known of its tokens."""

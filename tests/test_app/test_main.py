@@ -1,9 +1,11 @@
 """The app as it is put together."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx2
 import pytest
 from fastapi import FastAPI
 
@@ -64,6 +66,10 @@ class TestModels:
             "max_num_seqs": 3,
             "max_num_batched_tokens": 512,
             "max_queue": 4,
+            "block_size": 1,
+            "num_gpu_blocks_override": None,
+            "kv_cache_ratio": 1,
+            "use_warmup": False,
             "gpu_memory_utilization": 0.9,
             "cpu_memory_share": 0.4,
             "prefix_cache": True,
@@ -112,3 +118,14 @@ class TestLife:
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
 async def test_documentation_is_there(site: Site, path: str) -> None:
     assert (await site.client.get(path)).status_code == 200
+
+
+async def test_metrics_have_a_port_of_their_own_while_the_service_runs(new_site: NewSite) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    site = await new_site(server={"metrics_port": port}, api_keys=["secret"])
+    assert (await site.client.get("/metrics")).status_code == 401
+    async with httpx2.AsyncClient() as client:
+        answer = await client.get(f"http://127.0.0.1:{port}/metrics")
+    assert "parley_num_requests_running" in answer.text

@@ -86,6 +86,9 @@ def test_owner_says_nothing_of_the_key(monkeypatch: Environment) -> None:
     [
         ("PARLEY_ENGINE__MAX_NUM_SEQS", "0"),
         ("PARLEY_SERVER__KEEPALIVE_S", "0"),
+        ("PARLEY_ENGINE__TENSOR_PARALLEL_SIZE", "2"),
+        ("PARLEY_ENGINE__KV_CACHE_RATIO", "1.5"),
+        ("PARLEY_SERVER__WORKERS", "2"),  # of one SQLite file
         ("PARLEY_LOG__FORMAT", "xml"),
         ("PARLEY_MODEL__TTL_S", "0"),
         ("PARLEY_SERVER__MAX_BODY_BYTES", "1"),
@@ -95,6 +98,15 @@ def test_owner_says_nothing_of_the_key(monkeypatch: Environment) -> None:
 def test_nonsense_is_refused(monkeypatch: Environment, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
+        read()
+
+
+def test_several_workers_need_a_database_and_cannot_share_a_port(monkeypatch: Environment) -> None:
+    monkeypatch.setenv("PARLEY_SERVER__WORKERS", "2")
+    monkeypatch.setenv("PARLEY_DATABASE__URL", "postgresql+asyncpg://here/db")
+    assert read().server.workers == 2
+    monkeypatch.setenv("PARLEY_SERVER__METRICS_PORT", "9100")
+    with pytest.raises(ValidationError, match="METRICS_PORT"):
         read()
 
 

@@ -264,6 +264,18 @@ def test_slots_are_bounded_by_what_they_hold_together(slots: int, tokens: int | 
     assert (runner.num_slots, runner.cache_tokens) == (slots, tokens)
 
 
+@pytest.mark.parametrize(("given", "slots", "tokens"), [(30, 8, 30), (88, 8, None)])
+def test_the_size_of_the_cache_may_be_given(given: int, slots: int, tokens: int | None) -> None:
+    runner = build_runner(build("llama"), num_slots=8, length=10, budget=1, cache_tokens=given)
+
+    assert (runner.num_slots, runner.cache_tokens) == (slots, tokens)
+
+
+def test_a_model_with_a_cache_of_its_own_is_given_no_size() -> None:
+    with pytest.raises(EngineFailed, match="num_gpu_blocks_override"):
+        build_runner(build("bloom"), num_slots=8, length=10, budget=2**30, cache_tokens=100)
+
+
 def test_too_little_memory_for_one_sequence_is_an_error_and_no_fallback() -> None:
     with pytest.raises(ValueError, match="max_model_len"):
         build_runner(build("llama"), num_slots=4, length=LENGTH, budget=1000)

@@ -520,3 +520,36 @@ def test_the_numbers_that_metrics_read() -> None:
 
     assert (scheduler.num_running, scheduler.num_waiting, scheduler.num_cached) == (1, 1, 4)
     assert not scheduler.is_idle
+
+
+def test_beginnings_are_shared_by_whole_blocks() -> None:
+    scheduler = Scheduler(num_slots=2, max_tokens=64, block_size=8)
+    scheduler.add(first := sequence(30))
+    compute(scheduler.schedule())
+    first.finished = True
+    scheduler.add(second := sequence(30))
+    scheduler.schedule()
+
+    assert second.num_reused == 24
+
+
+@pytest.mark.parametrize(("block_size", "num_running"), [(1, 3), (8, 1), (15, 2)])
+def test_the_cache_is_counted_in_blocks(block_size: int, num_running: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)
+    scheduler = Scheduler(num_slots=8, max_tokens=64, cache_tokens=30, min_reuse=None, block_size=block_size)
+    for _ in range(4):
+        scheduler.add(sequence(10))
+    scheduler.schedule()
+
+    assert scheduler.num_running == num_running
+
+
+@pytest.mark.parametrize(("share", "num_running"), [(1, 8), (0.5, 5), (0.01, 1)])
+def test_prompts_leave_room_for_answers(share: float, num_running: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)
+    scheduler = Scheduler(num_slots=8, max_tokens=100, cache_tokens=100, min_reuse=None, prompt_share=share)
+    for _ in range(8):
+        scheduler.add(sequence(10))
+    scheduler.schedule()
+
+    assert scheduler.num_running == num_running

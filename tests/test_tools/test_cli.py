@@ -60,6 +60,46 @@ def test_options_become_settings_and_win_over_the_environment(served: dict[str, 
     assert "PARLEY_ENGINE__MAX_NUM_SEQS" not in os.environ
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "setting"),
+    [
+        ("--max-num-seqs", "4", "ENGINE__MAX_NUM_SEQS"),
+        ("--max-num-batched-tokens", "64", "ENGINE__MAX_NUM_BATCHED_TOKENS"),
+        ("--block-size", "16", "ENGINE__BLOCK_SIZE"),
+        ("--num-gpu-blocks-override", "100", "ENGINE__NUM_GPU_BLOCKS_OVERRIDE"),
+        ("--gpu-memory-utilization", "0.5", "ENGINE__GPU_MEMORY_UTILIZATION"),
+        ("--kv-cache-ratio", "0.75", "ENGINE__KV_CACHE_RATIO"),
+        ("--tensor-parallel-size", "1", "ENGINE__TENSOR_PARALLEL_SIZE"),
+        ("--metrics-port", "9100", "SERVER__METRICS_PORT"),
+        ("--workers", "1", "SERVER__WORKERS"),
+    ],
+)
+def test_known_names_of_other_servers_are_understood(
+    served: dict[str, Any], option: str, value: str, setting: str
+) -> None:
+    parley("serve", option, value, "--use-warmup", "--no-speculation")
+    assert os.environ[f"PARLEY_{setting}"] == value
+    assert os.environ["PARLEY_ENGINE__USE_WARMUP"] == "True"
+    assert os.environ["PARLEY_ENGINE__SPECULATION"] == "False"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--tensor-parallel-size", "2"], "PARLEY_ENGINE__TENSOR_PARALLEL_SIZE: "),
+        (["--workers", "2"], "PostgreSQL"),
+        (["--max-num-seqs", "0"], "PARLEY_ENGINE__MAX_NUM_SEQS: "),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_before_the_start(
+    served: dict[str, Any], options: list[str], said: str
+) -> None:
+    result = CliRunner().invoke(cli.app, ["serve", *options])
+    assert result.exit_code == 1
+    assert said in result.output
+    assert not served
+
+
 def test_migrate_hands_over_to_the_migrations() -> None:
     os.environ["PARLEY_DATABASE__URL"] = "sqlite:///here.db"
     assert "upgrade" in parley("migrate", "--help")

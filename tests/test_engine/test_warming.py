@@ -1,0 +1,27 @@
+"""Steps at load that leave nothing behind."""
+
+import pytest
+import torch
+
+from services.engine.runner import BatchRunner, build_runner
+from services.engine.warming import warm_up
+from tests.test_engine.fakes import Counting
+from tests.test_engine.tiny_models import build
+
+
+@pytest.mark.parametrize(("max_tokens", "sizes"), [(8, [8]), (512, [63])])
+def test_a_full_prompt_and_a_full_batch(max_tokens: int, sizes: list[int]) -> None:
+    seen: list[list[int]] = []
+    runner = Counting(num_slots=3, before=lambda batch: seen.append([work.num_tokens for work in batch]))
+    warm_up(runner, max_tokens)
+    assert seen == [sizes, [1, 1, 1]]
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+def test_nothing_is_left(name: str) -> None:
+    runner = build_runner(build(name), num_slots=3, length=40, budget=2**30)
+    warm_up(runner, 512)
+    if isinstance(runner, BatchRunner):
+        assert not any(torch.count_nonzero(layer.keys[:, :, :40]) for layer in runner._cache.layers.values())
+    else:
+        assert not runner._caches  # type: ignore[attr-defined]
