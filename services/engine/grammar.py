@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from services.engine.lark import NoGrammar, lark
 from services.engine.token_texts import TokenTexts
 from services.errors import InvalidRequest
 
-CACHED = 64  # compiled grammars of one engine
+KEPT = 64  # compiled grammars of one engine
+KEPT_SOURCE = 1_000_000  # characters of theirs in all: a large one takes up to 300 bytes for each
 MAX_SOURCE = 250_000  # characters; the library bounds what it makes of them
 LIMITS = LLParserLimits(verbose_errors=False)  # so that no error holds a whole grammar
 
@@ -57,7 +58,8 @@ class Grammars:
         self._vocabulary = vocabulary
         self._ends = np.array(sorted(token for token in eos if token < vocabulary), np.int64)
         self._worker = ThreadPoolExecutor(1, "grammar")
-        self.compiled = lru_cache(CACHED)(self._compile)
+        self._kept: dict[GrammarSpec, LLMatcher] = {}  # the worker's own, the latest last
+        self.num_compiled = 0
 
     async def matcher(self, spec: GrammarSpec) -> Matcher:
         loop = asyncio.get_running_loop()
@@ -67,7 +69,11 @@ class Grammars:
             raise InvalidRequest(f"'{spec.param}': {error}", param=spec.param) from error
 
     def _begin(self, spec: GrammarSpec) -> Matcher:
-        return Matcher(self.compiled(spec).deep_copy(), self._ends)
+        compiled = self._kept.pop(spec, None) or self._compile(spec)
+        self._kept[spec] = compiled
+        while len(self._kept) > KEPT or sum(len(each.source) for each in self._kept) > KEPT_SOURCE:
+            del self._kept[next(iter(self._kept))]
+        return Matcher(compiled.deep_copy(), self._ends)
 
     def _compile(self, spec: GrammarSpec) -> LLMatcher:
         if len(spec.source) > MAX_SOURCE:
@@ -81,6 +87,7 @@ class Grammars:
             matcher.compute_bitmask()  # what can never be said is noticed here
         if matcher.is_error():
             raise NoGrammar(_why(matcher.get_error()))
+        self.num_compiled += 1
         return matcher
 
     @cached_property

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from services.engine.base import GrammarSpec
-from services.engine.grammar import MAX_SOURCE, Grammars, Matcher
+from services.engine.grammar import KEPT_SOURCE, MAX_SOURCE, Grammars, Matcher
 from services.errors import InvalidRequest
 from tests.test_engine.tiny_tokenizers import EOS, TOOL, byte_fallback, byte_level
 
@@ -99,7 +99,17 @@ async def test_each_answer_goes_its_own_way_through_a_grammar_compiled_once() ->
     first.advance(tokenizer.encode("a")[0])
 
     assert [tokenizer.decode(allowed(each)) for each in (first, second)] == ["a", "ab"]
-    assert compiling.compiled.cache_info().misses == 1
+    assert compiling.num_compiled == 1
+
+
+async def test_the_latest_are_kept_and_not_too_much_of_them() -> None:
+    compiling = grammars(byte_level())
+    large = [GrammarSpec("lark", f"start: /{letter}/ // {letter * (KEPT_SOURCE // 5)}") for letter in "abcde"]
+
+    for spec in [*large, large[4], large[0]]:
+        await compiling.matcher(spec)
+
+    assert compiling.num_compiled == len(large) + 1
 
 
 @pytest.mark.parametrize(

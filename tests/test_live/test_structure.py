@@ -122,7 +122,7 @@ def as_schema(json_schema: dict[str, object]) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("asked", "param", "why"),
     [
-        (as_schema({"schema": {}}), "response_format.json_schema.name", ""),
+        (as_schema({"schema": {}}), "response_format.json_schema.name", "name"),
         (as_schema({"name": "a", "schema": {"uniqueItems": True}}), "response_format", "uniqueItems"),
         ({"extra_body": {"guided_regex": "(?=a)"}}, "guided_regex", "look-around"),
         ({"extra_body": {"guided_regex": "a", "guided_choice": ["a"]}}, "guided_choice", "guided_regex"),
