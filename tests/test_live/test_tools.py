@@ -137,7 +137,9 @@ def test_none_hides_the_tools(client: OpenAI) -> None:
     hidden = plain(client, tool_choice="none", max_tokens=10)
     without = plain(client, tools=openai.omit, max_tokens=10)
     assert hidden.choices[0].message.content == without.choices[0].message.content
-    assert hidden.usage == without.usage
+    assert hidden.usage
+    assert without.usage
+    assert hidden.usage.prompt_tokens == without.usage.prompt_tokens
     assert hidden.choices[0].message.tool_calls is None
 
 
