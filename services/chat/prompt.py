@@ -141,7 +141,7 @@ def _arguments(text: str) -> object:
     """An object, as templates expect it; what is none stays as it was said."""
     try:
         read = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return read if isinstance(read, dict) else text
 
@@ -176,7 +176,7 @@ def _templated(messages: list[Message], tokenizer: Tokenizer, template: Mapping[
     try:
         return tokenizer.apply_chat_template(messages, **template, **options)
     # templates refuse, for instance, roles that do not alternate, and stumble over arguments they do not expect
-    except (TemplateError, TypeError, ValueError) as error:
+    except (TemplateError, TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"The model's chat template refuses these messages: {error}", param="messages") from error
 
 

@@ -265,7 +265,7 @@ def _called(text: str) -> _Called | None:
     """An object as a call, if it is one."""
     try:
         given = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     name = given.get("name")
     arguments: object = next((given[key] for key in ("arguments", "parameters") if given.get(key) is not None), {})

@@ -11,6 +11,7 @@ from services.chat.dialects import Calls, Dialect
 from services.engine.base import Message
 from services.errors import InvalidRequest
 
+MAX_DEPTH = 100  # of a schema
 TYPES = {"array", "boolean", "integer", "null", "number", "object", "string"}
 
 
@@ -80,11 +81,22 @@ def check(request: ChatCompletionRequest) -> None:
 
 def check_parameters(schema: Mapping[str, Any], param: str) -> None:
     """As far as it can be seen without a grammar."""
-    if schema.get("type", "object") != "object":
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise InvalidRequest(f"'{param}': the schema of arguments has the type 'object'", param=param)
+    if _is_deep(schema):
+        raise InvalidRequest(f"'{param}' is nested more than {MAX_DEPTH} levels deep", param=param)
     wrong = next(_flaws(schema), None)
     if wrong:
         raise InvalidRequest(f"'{param}' is no JSON schema: '{wrong}' is not what it must be", param=param)
+
+
+def _is_deep(schema: object) -> bool:
+    level = [schema]
+    for _ in range(MAX_DEPTH):
+        inside = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [value for values in inside for value in values]
+    return bool(level)
 
 
 def _flaws(schema: object) -> Iterator[str]:

@@ -92,11 +92,20 @@ class TestCheck:
             prompt.check(request(tools=[tool("f"), tool("g", parameters=schema)]))
         assert refused.value.param == "tools.1.function.parameters"
 
+    def test_parameters_may_not_be_nested_without_end(self) -> None:
+        schema: dict[str, object] = {}
+        for _ in range(tools.MAX_DEPTH - 1):
+            schema = {"not": schema}
+        prompt.check(request(tools=[tool("f", parameters=schema)]))
+        with pytest.raises(InvalidRequest, match="nested"):
+            prompt.check(request(tools=[tool("f", parameters={"not": {"not": schema}})]))
+
     @pytest.mark.parametrize(
         "schema",
         [
             {},
             {"type": "object"},
+            {"type": ["object", "null"]},
             {"properties": {"type": {"type": ["string", "null"]}, "required": True, "items": {"enum": [1]}}},
             {"type": "object", "properties": {"a": {"items": [{"type": "string"}]}}, "additionalProperties": False},
         ],
@@ -130,6 +139,12 @@ class TestMessages:
             },
             {"role": "tool", "content": "2", "tool_call_id": "call_1"},
         ]
+
+    @pytest.mark.parametrize("arguments", ["", "[]", "null", '{"a":' * 5000])
+    def test_arguments_that_are_no_object_stay_text(self, arguments: str) -> None:
+        call = {**CALL, "function": {"name": "f", "arguments": arguments}}
+        (message,) = said({"role": "assistant", "tool_calls": [call]})
+        assert message["tool_calls"][0]["function"]["arguments"] == arguments
 
     def test_result_without_its_call_is_refused(self) -> None:
         with pytest.raises(InvalidRequest) as refused:
