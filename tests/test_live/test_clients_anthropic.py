@@ -90,3 +90,15 @@ def test_keys(guarded: Service) -> None:
         with pytest.raises(anthropic.AuthenticationError) as refused:
             claude.messages.create(**ASKED)
         assert refused.value.type == "authentication_error"
+
+
+def test_forced_tool_is_called(claude: Anthropic) -> None:
+    sky = {"type": "object", "properties": {"sky": {"enum": ["clear", "rainy"]}}, "required": ["sky"]}
+    tools = [{"name": "weather", "description": "Tells it", "input_schema": sky | {"additionalProperties": False}}]
+    asked = {**ASKED, "max_tokens": 60, "tools": tools, "tool_choice": {"type": "any"}}
+    plain = claude.messages.create(**asked)
+    (block,) = plain.content
+    assert (block.type, block.name, plain.stop_reason) == ("tool_use", "weather", "tool_use")
+    assert block.input["sky"] in ("clear", "rainy")
+    with claude.messages.stream(**asked) as stream:
+        assert stream.get_final_message().content[0].input == block.input

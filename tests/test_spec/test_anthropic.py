@@ -228,3 +228,39 @@ class TestRefusals:
 async def test_it_is_switched_off_in_the_settings(new_site: NewSite) -> None:
     site = await new_site(specs=[])
     assert (await site.client.post("/v1/messages", json=HI)).status_code == 404
+
+
+WEATHER = {"name": "weather", "description": "Of a city", "input_schema": {"type": "object"}}
+
+
+class TestTools:
+    async def test_are_called_and_their_results_handed_back(self, client: AsyncAnthropic, engine: FakeEngine) -> None:
+        engine.script = ('{"name": "wea', 'ther", "arguments": {"city": "Pa', 'ris"}}')
+        plain = await client.messages.create(**HI, tools=[WEATHER])
+        (block,) = plain.content
+        assert (block.type, block.name, block.input) == ("tool_use", "weather", {"city": "Paris"})
+        assert plain.stop_reason == "tool_use"
+        async with client.messages.stream(**HI, tools=[WEATHER]) as stream:
+            final = await stream.get_final_message()
+        assert (final.content[0].input, final.stop_reason) == (block.input, plain.stop_reason)
+        result = {"type": "tool_result", "tool_use_id": block.id, "content": "rain", "is_error": True}
+        turn = [plain.to_param(), said(result, {"type": "text", "text": "well?"})]
+        engine.script = ("It rains",)
+        told = await client.messages.create(**{**HI, "messages": [*HI["messages"], *turn]}, tools=[WEATHER])
+        assert told.stop_reason == "end_turn"
+        assert "Error: rain" in engine.prompts[-1]
+        assert engine.prompts[-1].index("Error: rain") < engine.prompts[-1].index("well?")
+
+    @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "weather"}], ids=str)
+    async def test_can_be_forced(self, client: AsyncAnthropic, engine: FakeEngine, choice: dict[str, str]) -> None:
+        await client.messages.create(**HI, tools=[WEATHER], tool_choice=choice)
+        assert engine.jobs[0].sampling.grammar
+
+    async def test_can_be_forbidden(self, client: AsyncAnthropic, engine: FakeEngine) -> None:
+        await client.messages.create(**HI, tools=[WEATHER], tool_choice={"type": "none"})
+        assert engine.prompts == ["<user>hi\n<assistant>\n"]
+
+    async def test_a_schema_is_held(self, client: AsyncAnthropic, engine: FakeEngine) -> None:
+        form = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+        await client.messages.create(**HI, output_config=form)
+        assert engine.jobs[0].sampling.grammar

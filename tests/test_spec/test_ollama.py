@@ -178,3 +178,26 @@ class TestModels:
 
     async def test_version(self, site: Site) -> None:
         assert (await site.client.get("/api/version")).json()["version"]
+
+
+class TestTools:
+    async def test_are_called_and_their_results_handed_back(self, client: AsyncClient, engine: FakeEngine) -> None:
+        tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+        engine.script = ('{"name": "wea', 'ther", "arguments": {"city": "Pa', 'ris"}}')
+        plain = await client.chat(**HI, tools=[tool])
+        assert plain.message.tool_calls
+        (call,) = plain.message.tool_calls
+        assert (call.function.name, call.function.arguments) == ("weather", {"city": "Paris"})
+        lines = [line async for line in await client.chat(**HI, tools=[tool], stream=True)]
+        streamed = [each.function for line in lines for each in line.message.tool_calls or ()]
+        assert streamed == [call.function]
+        turn = [plain.message, {"role": "tool", "content": "rain", "tool_name": "weather"}]
+        engine.script = ("It rains",)
+        told = await client.chat(MODEL, [*HI["messages"], *turn], tools=[tool])
+        assert told.message.content == "It rains"
+        assert "rain" in engine.prompts[-1]
+
+    @pytest.mark.parametrize("form", ["json", {"type": "object"}], ids=str)
+    async def test_a_format_is_held(self, client: AsyncClient, engine: FakeEngine, form: Any) -> None:
+        await client.chat(**HI, format=form)
+        assert engine.jobs[0].sampling.grammar
