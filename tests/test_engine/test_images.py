@@ -137,7 +137,7 @@ def test_images_make_a_difference(tiny: Tiny) -> None:
     assert tiny.expected[ASKS[2]] != tiny.expected[ASKS[3]]
 
 
-@pytest.mark.parametrize("budget", [512, 7, 4], ids="{} tokens a step".format)
+@pytest.mark.parametrize("budget", [512, 5], ids="{} tokens a step".format)
 @pytest.mark.parametrize("prefix_cache", [False, True])
 async def test_one_after_another(tiny: Tiny, budget: int, prefix_cache: bool) -> None:
     async with serving(tiny, max_num_batched_tokens=budget, prefix_cache=prefix_cache) as engine:
