@@ -86,7 +86,12 @@ def create_app(
     """`build` makes the engines, as `services.engine.build` does; `warm_up` runs beside the first requests."""
     log.configure(settings.log.level, settings.log.format)
     database = Database(settings.database.url)
-    turns = TurnService(database, writer=this_writer(), checkpoint_s=settings.chat.checkpoint_s)
+    turns = TurnService(
+        database,
+        writer=this_writer(),
+        checkpoint_s=settings.chat.checkpoint_s,
+        ttl_s=settings.database.ttl_s,
+    )
     streams = StreamService(database)
     services = _services(settings, turns, streams, database, build)
 

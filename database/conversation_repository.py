@@ -5,7 +5,8 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import ColumnElement, delete, literal_column, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from database.models import Conversation
+from database.models import Conversation, Turn
+from database.turn_repository import IS_RUNNING
 
 # spelt out as in the partial index: only then SQLite sees that it answers
 IS_LISTED: ColumnElement[bool] = literal_column("conversations.listed")
@@ -46,6 +47,13 @@ class ConversationRepository:
         """Of those that there are."""
         query = select(Conversation.id, Conversation.owner).where(Conversation.id.in_(conversation_ids))
         return {row.id: row.owner for row in await self._session.execute(query)}
+
+    async def forget(self, before: float, *, limit: int) -> int:
+        """Deletes those that nobody has used since then, but for what is just being answered."""
+        running = select(Turn.id).where(Turn.conversation_id == Conversation.id, IS_RUNNING)
+        old = select(Conversation.id).where(Conversation.updated_at < before, ~running.exists())
+        gone = delete(Conversation).where(Conversation.id.in_(old.order_by(Conversation.updated_at).limit(limit)))
+        return len((await self._session.scalars(gone.returning(Conversation.id))).all())
 
     async def delete_all_of(self, owner: str) -> int:
         gone = delete(Conversation).where(Conversation.owner == owner).returning(Conversation.id)

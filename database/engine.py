@@ -74,8 +74,10 @@ def _prepare(connection: AdaptedConnection, _record: ConnectionPoolEntry) -> Non
 
 
 async def _set_pragmas(connection: aiosqlite.Connection) -> None:
-    """WAL: readers and the writer do not wait for each other; FULL: what is committed survives a power cut."""
+    """WAL: readers and the writer do not wait for each other; FULL: what is committed survives a power cut; what is
+    deleted is overwritten, and not only out of sight."""
     await connection.execute_fetchall("PRAGMA foreign_keys=ON")
+    await connection.execute_fetchall("PRAGMA secure_delete=ON")
     await connection.execute_fetchall("PRAGMA synchronous=FULL")
     while not await _has_set_wal(connection):
         # The change to WAL fails at once where two processes try it together; a transaction waits its turn.

@@ -160,3 +160,18 @@ class StreamBatch(Base):
     turn_id: Mapped[str] = mapped_column(ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     events: Mapped[str] = mapped_column(Text)
+
+
+class IdempotencyKey(Base):
+    """A request that may come again, and what became of it the first time. Key and digest are hashes."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index(None, "conversation_id"), Index(None, "turn_id"), Index(None, "created_at"))
+
+    owner: Mapped[str] = mapped_column(String(128), primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64))
+    conversation_id: Mapped[str] = mapped_column(ForeignKey("conversations.id", ondelete="CASCADE"))
+    created_at: Mapped[float] = mapped_column(Double)
+    turn_id: Mapped[str | None] = mapped_column(ForeignKey("turns.id", ondelete="CASCADE"), default=None)
+    item_ids: Mapped[list[str] | None] = mapped_column(Json, default=None)

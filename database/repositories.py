@@ -6,6 +6,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from database.conversation_repository import ConversationRepository
 from database.item_repository import ItemRepository
+from database.repeat_repository import RepeatRepository
 from database.search_repository import SearchRepository
 from database.stream_repository import StreamRepository
 from database.turn_repository import TurnRepository
@@ -17,6 +18,7 @@ class Repositories:
     items: ItemRepository
     turns: TurnRepository
     search: SearchRepository
+    repeats: RepeatRepository
     streams: StreamRepository
 
 
@@ -26,5 +28,6 @@ def of(session: AsyncSession) -> Repositories:
         ItemRepository(session),
         TurnRepository(session),
         SearchRepository(session),
+        RepeatRepository(session),
         StreamRepository(session),
     )

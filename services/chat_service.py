@@ -21,6 +21,8 @@ from services.chat.events import Event, Head, Reply
 from services.chat.images import refs as image_refs
 from services.engine.base import Engine, Job
 from services.errors import ServiceError, Unavailable
+from services.history.given_turn import GivenTurn
+from services.history.repeat import Repeat
 from services.history.turn import Opening, Turn
 from services.image_service import ImageService
 from services.metrics_service import Metrics
@@ -52,30 +54,38 @@ class ChatService:
         """Keys that are no part of the contract."""
         return prompt.unknown_keys(request)
 
-    async def create(self, request: ChatCompletionRequest, owner: str) -> ChatCompletion:
-        reply = await self.whole(request, owner)
+    async def create(self, request: ChatCompletionRequest, owner: str, repeat: Repeat | None = None) -> ChatCompletion:
+        reply = await self.whole(request, owner, repeat=repeat)
         return encode.completion(reply, request.metadata, encode.wanted(request))
 
-    async def stream(self, request: ChatCompletionRequest, owner: str) -> AsyncGenerator[ChatCompletionChunk, None]:
+    async def stream(
+        self, request: ChatCompletionRequest, owner: str, repeat: Repeat | None = None
+    ) -> AsyncGenerator[ChatCompletionChunk, None]:
         """Refusals are raised by the first step; once a chunk has come, the request was admitted."""
-        async with aclosing(self.run(request, owner)) as run:
+        async with aclosing(self.run(request, owner, repeat=repeat)) as run:
             async for chunk in encode.chunks(run, encode.wanted(request)):
                 yield chunk
 
-    async def whole(self, request: ChatCompletionRequest, owner: str, turn: Turn | None = None) -> Reply:
+    async def whole(
+        self, request: ChatCompletionRequest, owner: str, turn: Turn | None = None, repeat: Repeat | None = None
+    ) -> Reply:
         reply = Reply()
-        async with aclosing(self.run(request, owner, turn)) as run:
+        async with aclosing(self.run(request, owner, turn, repeat)) as run:
             async for event in run:
                 reply.add(event)
         return reply
 
     async def run(
-        self, request: ChatCompletionRequest, owner: str, turn: Turn | None = None
+        self, request: ChatCompletionRequest, owner: str, turn: Turn | None = None, repeat: Repeat | None = None
     ) -> AsyncGenerator[Event, None]:
         """A Head, then what is said. Who has opened a turn for it says what is remembered, else the request does."""
         arrived = time.perf_counter()
         self.check(request)
-        turn = turn or await self._turns.open(_opening(request, owner))
+        turn = turn or await self._turns.open(_opening(request, owner, repeat))
+        if isinstance(turn, GivenTurn):
+            async for event in turn.events():
+                yield event
+            return
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
             ready = await self._asked(request, turn, model)
@@ -160,7 +170,7 @@ async def _unbroken(write: Coroutine[Any, Any, None]) -> None:
 _writes: set[asyncio.Future[None]] = set()  # the event loop itself holds its tasks only weakly
 
 
-def _opening(request: ChatCompletionRequest, owner: str) -> Opening:
+def _opening(request: ChatCompletionRequest, owner: str, repeat: Repeat | None = None) -> Opening:
     return Opening(
         owner=owner,
         input=items.of_messages(request.messages),
@@ -168,6 +178,7 @@ def _opening(request: ChatCompletionRequest, owner: str) -> Opening:
         stored=request.store,
         request=stored.asked(request),
         metadata=request.metadata,
+        repeat=repeat,
     )
 
 

@@ -19,6 +19,7 @@ from services.chat import items
 from services.chat.items import Item
 from services.errors import InvalidRequest, NotFound
 from services.history.past import existing
+from services.history.repeat import Repeat, earlier, remember
 from services.history.store import Store
 from services.item_service import shown, write
 
@@ -44,21 +45,29 @@ class ConversationService:
         self._store = Store(database)
 
     async def create(
-        self, owner: str, given: Sequence[Item], metadata: Mapping[str, Any], title: str | None
+        self,
+        owner: str,
+        given: Sequence[Item] = (),
+        metadata: Mapping[str, Any] | None = None,
+        title: str | None = None,
+        repeat: Repeat | None = None,
     ) -> Conversation:
         now = time.time()
         new = Row(
             id=f"conv_{uuid4().hex}",
             owner=owner,
             title=title,
-            metadata_=dict(metadata),
+            metadata_=dict(metadata or {}),
             created_at=now,
             updated_at=now,
         )
         async with self._store.writing() as repositories:
+            if (before := await earlier(repositories, repeat, owner)) is not None:
+                return shown(await existing(repositories, before.conversation_id, owner))
             await repositories.conversations.add(new)
             if given:
                 await write(repositories, new, given)
+            await remember(repositories, repeat, owner, new.id)
         return shown(new)
 
     async def get(self, conversation_id: str, owner: str) -> Conversation:

@@ -16,6 +16,7 @@ from services.chat.items import Item
 from services.errors import InvalidRequest, NotFound
 from services.history import rows
 from services.history.past import existing
+from services.history.repeat import Repeat, earlier, remember
 from services.history.rows import Place
 from services.history.store import Store, busy
 
@@ -35,12 +36,20 @@ class ItemService:
     def __init__(self, database: Database) -> None:
         self._store = Store(database)
 
-    async def add(self, conversation_id: str, owner: str, given: Sequence[Item]) -> ItemPage:
+    async def add(
+        self, conversation_id: str, owner: str, given: Sequence[Item], repeat: Repeat | None = None
+    ) -> ItemPage:
         """To the end: the next answer goes on from the last of them."""
         async with self._store.writing() as repositories:
+            if (before := await earlier(repositories, repeat, owner)) is not None:
+                known = await repositories.items.known(conversation_id, before.item_ids or [])
+                added = [row.data for row in sorted(known, key=lambda row: row.seq)]
+                return page(added, [item["id"] for item in added], len(added))
             conversation = await quiet(repositories, conversation_id, owner)
             added = await write(repositories, conversation, given)
-        return page(added, [item["id"] for item in added], len(added))
+            ids = [item["id"] for item in added]
+            await remember(repositories, repeat, owner, conversation.id, item_ids=ids)
+        return page(added, ids, len(added))
 
     async def page(self, conversation_id: str, owner: str, part: Part) -> ItemPage:
         async with self._store.reading() as repositories:

@@ -19,6 +19,7 @@ from services.chat.events import Event, Text, head_of
 from services.chat_service import ChatService
 from services.conversation_service import ConversationService
 from services.errors import InvalidRequest
+from services.history.repeat import Repeat
 from services.history.turn import Opening, Turn
 from services.turn_service import TurnService
 
@@ -29,9 +30,9 @@ class MessageService:
         self._turns = turns
         self._conversations = conversations
 
-    async def new(self, request: NewMessage, owner: str) -> NewMessageAnswer:
+    async def new(self, request: NewMessage, owner: str, repeat: Repeat | None = None) -> NewMessageAnswer:
         asked = _as_chat(request)
-        turn = await self._open(asked, owner)
+        turn = await self._open(asked, owner, repeat)
         reply = await self._chat.whole(asked, owner, turn)
         head = reply.head
         assert head is not None
@@ -47,17 +48,21 @@ class MessageService:
             conversation_id=head.conversation_id,
         )
 
-    async def stream(self, request: NewMessage, owner: str) -> AsyncGenerator[TextPiece, None]:
-        async with aclosing(self._run(_as_chat(request), owner)) as run:
+    async def stream(
+        self, request: NewMessage, owner: str, repeat: Repeat | None = None
+    ) -> AsyncGenerator[TextPiece, None]:
+        async with aclosing(self._run(_as_chat(request), owner, repeat)) as run:
             head = await head_of(run)
             async for event in run:
                 if isinstance(event, Text):
                     yield TextPiece(text=event.text, message_id=head.id)
 
-    async def whole(self, request: NewMessage, owner: str) -> AsyncGenerator[TextPiece, None]:
+    async def whole(
+        self, request: NewMessage, owner: str, repeat: Repeat | None = None
+    ) -> AsyncGenerator[TextPiece, None]:
         """The answer as one piece, for readers of event streams that did not ask for several."""
         asked = _as_chat(request)
-        reply = await self._chat.whole(asked, owner, await self._open(asked, owner))
+        reply = await self._chat.whole(asked, owner, await self._open(asked, owner, repeat))
         assert reply.head is not None
         yield TextPiece(text=reply.text, message_id=reply.head.id)
 
@@ -77,12 +82,14 @@ class MessageService:
         turn = await self._open(asked, owner)
         return turn, self._chat.run(asked, owner, turn)
 
-    async def _run(self, asked: ChatCompletionRequest, owner: str) -> AsyncGenerator[Event, None]:
-        async with aclosing(self._chat.run(asked, owner, await self._open(asked, owner))) as run:
+    async def _run(
+        self, asked: ChatCompletionRequest, owner: str, repeat: Repeat | None
+    ) -> AsyncGenerator[Event, None]:
+        async with aclosing(self._chat.run(asked, owner, await self._open(asked, owner, repeat))) as run:
             async for event in run:
                 yield event
 
-    async def _open(self, asked: ChatCompletionRequest, owner: str) -> Turn:
+    async def _open(self, asked: ChatCompletionRequest, owner: str, repeat: Repeat | None = None) -> Turn:
         return await self._turns.open(
             Opening(
                 owner=owner,
@@ -90,6 +97,7 @@ class MessageService:
                 input=items.of_messages(asked.messages),
                 conversation=asked.conversation,
                 create=True,
+                repeat=repeat,
             )
         )
 

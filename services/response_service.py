@@ -33,7 +33,9 @@ from services.chat.response_events import INTERRUPTED, TYPE, ResponseEncoder, fr
 from services.chat_service import ChatService, settle
 from services.errors import InvalidRequest, Overloaded, PromptTooLong, ServiceError
 from services.history.answer import Answer
+from services.history.given_turn import GivenTurn
 from services.history.live import Live
+from services.history.repeat import Repeat
 from services.history.turn import Kind, Opening, Turn
 from services.stream_service import StreamService
 from services.turn_service import TurnService
@@ -67,8 +69,8 @@ class ResponseService:
 
     # --- asking ---
 
-    async def create(self, request: ResponseRequest, owner: str) -> Response:
-        asked = await self._open(request, owner)
+    async def create(self, request: ResponseRequest, owner: str, repeat: Repeat | None = None) -> Response:
+        asked = await self._open(request, owner, repeat)
         if request.background:
             return await self._begin(asked)
         async with aclosing(self._events(asked)) as events:
@@ -76,9 +78,11 @@ class ResponseService:
                 pass
         return asked.encoder.response
 
-    async def stream(self, request: ResponseRequest, owner: str) -> AsyncGenerator[StreamEvent, None]:
+    async def stream(
+        self, request: ResponseRequest, owner: str, repeat: Repeat | None = None
+    ) -> AsyncGenerator[StreamEvent, None]:
         """Refusals are raised by the first step; what breaks after it is told by the last event."""
-        asked = await self._open(request, owner)
+        asked = await self._open(request, owner, repeat)
         if request.background:
             await self._begin(asked)
         events = self._follow(asked.turn.id, owner, -1) if request.background else self._told(asked)
@@ -86,7 +90,7 @@ class ResponseService:
             async for event in events:
                 yield event
 
-    async def _open(self, request: ResponseRequest, owner: str) -> Asked:
+    async def _open(self, request: ResponseRequest, owner: str, repeat: Repeat | None) -> Asked:
         """Checks all that can be told before a model is asked."""
         responses.check(request)
         model = self._chat.model_name(request.model)
@@ -103,6 +107,7 @@ class ResponseService:
             logprobs=responses.LOGPROBS in request.include,
             request=begun.model_dump(include=responses.ASKED),
             metadata=request.metadata,
+            repeat=repeat,
         )
         turn = await self._turns.open(opening)
         begun.id, begun.created_at, begun.conversation = turn.id, int(turn.created_at), _ref(turn.conversation_id)
@@ -167,6 +172,8 @@ class ResponseService:
     # --- answering in the background ---
 
     async def _begin(self, asked: Asked) -> Response:
+        if isinstance(asked.turn, GivenTurn):
+            return await self._stored(asked.turn.id, asked.owner)
         queued = asked.encoder.response.model_copy()
         await asked.turn.queue(queued.model)
 

@@ -1,11 +1,13 @@
 """Turns: opened for whoever answers, kept while they run, and found again by their answer's id."""
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from database.item_repository import Order
-from database.models import CANCELLED
+from database.models import CANCELLED, COMPLETED
 from database.models import Item as ItemRow
 from database.models import Turn as Row
 from database.repositories import Repositories
@@ -13,11 +15,16 @@ from database.session import Database
 from services.chat.items import Item
 from services.errors import Conflict, InvalidRequest, NotFound
 from services.history.answer import Answer, answer
+from services.history.given_turn import GivenTurn
 from services.history.keeper import Keeper
 from services.history.keeper import this_writer as this_writer
-from services.history.past import TURN_ID, of_answer, of_conversation
+from services.history.past import TURN_ID, of_answer, of_conversation, of_turn
+from services.history.repeat import PARAM, earlier, take_back
+from services.history.repeat import Repeat as Repeat
 from services.history.store import Store
 from services.history.turn import Kind, Opening, StoredTurn, Turn, UnstoredTurn, give_up
+
+POLL_S = 0.5  # how often an answer that is being written is looked at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +43,13 @@ class Query:
 
 
 class TurnService:
-    def __init__(self, database: Database, *, writer: str, checkpoint_s: float = 5.0) -> None:
+    def __init__(
+        self, database: Database, *, writer: str, checkpoint_s: float = 5.0, ttl_s: float | None = None
+    ) -> None:
         self._store = Store(database)
         self._writer = writer
         self._running: dict[str, StoredTurn] = {}
-        self.keeper = Keeper(self._store, self._running, writer=writer, checkpoint_s=checkpoint_s)
+        self.keeper = Keeper(self._store, self._running, writer=writer, checkpoint_s=checkpoint_s, ttl_s=ttl_s)
 
     async def start(self) -> None:
         await self.keeper.start()
@@ -54,6 +63,8 @@ class TurnService:
 
     async def open(self, opening: Opening) -> Turn:
         """Reads only: a request that is refused later on leaves nothing behind."""
+        if opening.is_remembered and (given := await self._given(opening)) is not None:
+            return given
         past = None
         if opening.conversation is not None:
             async with self._store.reading() as repositories:
@@ -64,6 +75,34 @@ class TurnService:
         if not opening.is_remembered:
             return UnstoredTurn(opening.kind, past)
         return StoredTurn(self._store, self._running, self._writer, opening, past)
+
+    async def _given(self, opening: Opening) -> GivenTurn | None:
+        """The turn of a request that came before. What never became whole is taken back, and asked again."""
+        if opening.repeat is None:
+            return None
+        async with self._store.reading() as repositories:
+            turn = await _earlier(repositories, opening.repeat, opening.owner)
+            if turn is not None and (turn.completed_at is None or turn.status == COMPLETED):
+                past = await of_turn(repositories, turn)
+                found = await _whole(repositories, turn)
+                return GivenTurn(found, past, partial(self._ended, turn.id, turn.owner))
+        if turn is not None:
+            async with self._store.writing() as repositories:
+                again = await _earlier(repositories, opening.repeat, opening.owner)
+                if again is not None and again.id == turn.id:
+                    await take_back(repositories, again)
+        return None
+
+    async def _ended(self, turn_id: str, owner: str) -> Answer:
+        """Once it is over, whoever writes it."""
+        while True:
+            async with self._store.reading() as repositories:
+                turn = await repositories.turns.get(turn_id, owner)
+                if turn is None or (turn.completed_at is not None and turn.status != COMPLETED):
+                    raise Conflict("The first request of this key was not answered", param=PARAM)
+                if turn.completed_at is not None:
+                    return await _whole(repositories, turn)
+            await asyncio.sleep(POLL_S)
 
     async def answer(self, turn_id: str, owner: str, kind: Kind) -> Answer:
         async with self._store.reading() as repositories:
@@ -130,6 +169,11 @@ class TurnService:
             if not conversation.listed:
                 await repositories.items.delete(await repositories.items.of_turn(turn.id))
             await repositories.turns.delete(turn.id)
+
+
+async def _earlier(repositories: Repositories, repeat: Repeat, owner: str) -> Row | None:
+    found = await earlier(repositories, repeat, owner)
+    return await repositories.turns.get(found.turn_id, owner) if found and found.turn_id else None
 
 
 async def _existing(repositories: Repositories, turn_id: str, owner: str, kind: Kind) -> Row:

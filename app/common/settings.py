@@ -85,6 +85,7 @@ class ImageSettings(BaseModel):
 class DatabaseSettings(BaseModel):
     url: str = "sqlite+aiosqlite:///parley.db"
     migrate: bool = True  # bring the schema up to date at start
+    ttl_s: float | None = Field(None, ge=60)  # what was not used for so long is deleted; unset: never
 
 
 class ServerSettings(BaseModel):

@@ -8,6 +8,7 @@ from app.common.dependencies import Caller, Chat, Drain, Models, Sse, Tokenizers
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
 from app.common.openapi import EVENTS
+from app.common.repeat import Repeated
 from schemas.chat_schema import ChatCompletion, ChatCompletionRequest
 from schemas.status_schema import NotStarted, Running
 from schemas.tokenize_schema import InputTokens
@@ -25,12 +26,13 @@ async def create_chat_completion(
     caller: Caller,
     sse: Sse,
     unknown: UnknownKeys,
+    repeat: Repeated,
 ) -> Any:
     ignored = unknown.header(chat.unknown_keys(body))
     if body.stream:
-        return await sse.openai(chat.stream(body, caller.owner), ignored)
+        return await sse.openai(chat.stream(body, caller.owner, repeat), ignored)
     response.headers.update(ignored)
-    return await while_connected(request, chat.create(body, caller.owner))
+    return await while_connected(request, chat.create(body, caller.owner, repeat))
 
 
 @router.post("/v1/chat/completions/input_tokens")

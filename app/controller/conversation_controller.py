@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Query, Response
 
 from app.common.dependencies import Caller, Conversations, Items, Search, UnknownKeys
 from app.common.json_body import JsonRoute
+from app.common.repeat import Repeated
 from schemas.conversation_schema import (
     AddedItems,
     Conversation,
@@ -45,10 +46,15 @@ async def list_conversations(
 @router.post("/v1/conversations")
 @router.post("/conversations", include_in_schema=False)
 async def create_conversation(
-    body: NewConversation, response: Response, conversations: Conversations, caller: Caller, unknown: UnknownKeys
+    body: NewConversation,
+    response: Response,
+    conversations: Conversations,
+    caller: Caller,
+    unknown: UnknownKeys,
+    repeat: Repeated,
 ) -> Conversation:
     response.headers.update(unknown.header(body.model_extra or ()))
-    return await conversations.create(caller.owner, body.items, body.metadata, body.title)
+    return await conversations.create(caller.owner, body.items, body.metadata, body.title, repeat)
 
 
 @router.get("/v1/conversations/search")
@@ -103,10 +109,16 @@ async def list_items(
 @router.post("/v1/conversations/{conversation_id}/items", dependencies=INCLUDE)
 @router.post("/conversations/{conversation_id}/items", dependencies=INCLUDE, include_in_schema=False)
 async def add_items(
-    conversation_id: str, body: AddedItems, response: Response, items: Items, caller: Caller, unknown: UnknownKeys
+    conversation_id: str,
+    body: AddedItems,
+    response: Response,
+    items: Items,
+    caller: Caller,
+    unknown: UnknownKeys,
+    repeat: Repeated,
 ) -> ItemPage:
     response.headers.update(unknown.header(body.model_extra or ()))
-    return await items.add(conversation_id, caller.owner, body.items)
+    return await items.add(conversation_id, caller.owner, body.items, repeat)
 
 
 @router.get("/v1/conversations/{conversation_id}/items/{item_id}", dependencies=INCLUDE)

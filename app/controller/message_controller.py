@@ -9,6 +9,7 @@ from app.common.dependencies import Browser, Caller, Keys, Messages, Sse
 from app.common.disconnect import while_connected
 from app.common.json_body import UntypedJsonRoute
 from app.common.openapi import EVENTS
+from app.common.repeat import Repeated
 from schemas.message_schema import (
     BrowserQuestion,
     NewMessage,
@@ -28,13 +29,14 @@ async def new_message(
     messages: Messages,
     caller: Caller,
     sse: Sse,
+    repeat: Repeated,
     accept: Annotated[str, Header()] = "",
 ) -> Any:
     if body.stream:
-        return await sse.messages(messages.stream(body, caller.owner))
+        return await sse.messages(messages.stream(body, caller.owner, repeat))
     if "text/event-stream" in accept:
-        return await sse.messages(messages.whole(body, caller.owner))
-    return await while_connected(request, messages.new(body, caller.owner))
+        return await sse.messages(messages.whole(body, caller.owner, repeat))
+    return await while_connected(request, messages.new(body, caller.owner, repeat))
 
 
 @router.get("/chat/get/messages/")

@@ -9,6 +9,7 @@ from app.common.dependencies import Caller, Responses, Sse, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
 from app.common.openapi import EVENTS
+from app.common.repeat import Repeated
 from schemas.page_schema import Order, Page
 from schemas.response_schema import (
     DeletedResponse,
@@ -32,12 +33,13 @@ async def create_response(
     caller: Caller,
     sse: Sse,
     unknown: UnknownKeys,
+    repeat: Repeated,
 ) -> Any:
     ignored = unknown.header(responses.unknown_keys(body))
     if body.stream:
-        return await sse.responses(responses.stream(body, caller.owner), ignored)
+        return await sse.responses(responses.stream(body, caller.owner, repeat), ignored)
     response.headers.update(ignored)
-    return await while_connected(request, responses.create(body, caller.owner))
+    return await while_connected(request, responses.create(body, caller.owner, repeat))
 
 
 @router.post("/v1/responses/input_tokens")

@@ -1,6 +1,7 @@
 """Events -> OpenAI's chunks, or the one completion they add up to."""
 
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,8 +93,8 @@ class _Encoder:
         self._wanted = wanted
         self._clock = clock
         self._frame = _frame(head)
-        self._completion_tokens = 0
-        self._reasoning_tokens = 0
+        self._completion_tokens = Counter[int]()  # by choice; once it is finished, as the finish says
+        self._reasoning_tokens = Counter[int]()
         self._cached_tokens = 0
         self._finished = 0
 
@@ -105,15 +106,17 @@ class _Encoder:
         delta = _delta(event)
         if self._wanted.token_ids and event.token_ids:
             delta.token_ids = list(event.token_ids)
-        self._completion_tokens += len(event.token_ids)
+        self._completion_tokens[event.index] += len(event.token_ids)
         match event:
             case Finish():
                 self._finished += 1
+                self._completion_tokens[event.index] = event.completion_tokens
+                self._reasoning_tokens[event.index] = event.reasoning_tokens
                 if event.index == 0:
                     self._cached_tokens = event.cached_tokens
                 return self.chunk(event.index, delta, event)
             case Reasoning():
-                self._reasoning_tokens += len(event.token_ids)
+                self._reasoning_tokens[event.index] += len(event.token_ids)
         return self.chunk(event.index, delta, logprobs=event.logprobs)
 
     def chunk(
@@ -139,7 +142,7 @@ class _Encoder:
         return self._frame.model_copy(update={"usage": self._usage()})
 
     def _usage(self) -> CompletionUsage:
-        return usage(self._head, self._completion_tokens, self._cached_tokens, self._reasoning_tokens)
+        return usage(self._head, self._completion_tokens.total(), self._cached_tokens, self._reasoning_tokens.total())
 
 
 def _delta(event: Spoken | Finish) -> Delta:

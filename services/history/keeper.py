@@ -11,11 +11,13 @@ from collections.abc import Awaitable, Callable
 from database.models import FAILED, INCOMPLETE, QUEUED
 from database.models import Turn as Row
 from services.errors import Unavailable
+from services.history.repeat import KEPT_S
 from services.history.store import Store
 from services.history.turn import StoredTurn, give_up
 
 logger = logging.getLogger(__name__)
 
+FORGOTTEN_AT_ONCE = 1000  # conversations of one transaction
 WATCH_S = 1.0  # between looks at what was stopped elsewhere
 
 
@@ -23,11 +25,20 @@ class Keeper:
     """One per process: `writer` says which process, and turns of that name which it does not know are from an earlier
     life."""
 
-    def __init__(self, store: Store, running: dict[str, StoredTurn], *, writer: str, checkpoint_s: float) -> None:
+    def __init__(
+        self,
+        store: Store,
+        running: dict[str, StoredTurn],
+        *,
+        writer: str,
+        checkpoint_s: float,
+        ttl_s: float | None = None,
+    ) -> None:
         self._store = store
         self._running = running
         self._writer = writer
         self._checkpoint_s = checkpoint_s
+        self._ttl_s = ttl_s
         # far more than clocks of replicas may differ
         self._silence_s = max(3 * checkpoint_s, 15.0)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -53,6 +64,8 @@ class Keeper:
             await _attempt(self.checkpoint)
             if beat % 3 == 0:
                 await _attempt(self.settle)
+            if beat % 12 == 0:
+                await _attempt(self.forget)
 
     async def _watch(self) -> None:
         while True:
@@ -97,6 +110,16 @@ class Keeper:
             for turn in settled:
                 await give_up(repositories, turn, FAILED if turn.status == QUEUED else INCOMPLETE)
         logger.warning("%d answers were left unfinished, they are incomplete now", len(settled))
+
+    async def forget(self) -> None:
+        """What has not been used for longer than it is to be kept."""
+        now = time.time()
+        async with self._store.writing() as repositories:
+            await repositories.repeats.forget(now - KEPT_S)
+            if self._ttl_s is not None:
+                forgotten = await repositories.conversations.forget(now - self._ttl_s, limit=FORGOTTEN_AT_ONCE)
+                if forgotten:
+                    logger.info("%d conversations were not used any more, they are deleted", forgotten)
 
     def _is_abandoned(self, turn: Row) -> bool:
         if turn.id in self._running:

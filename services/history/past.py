@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from database.models import IN_PROGRESS, QUEUED, Conversation
+from database.models import IN_PROGRESS, QUEUED, Conversation, Turn
 from database.models import Item as Row
 from database.repositories import Repositories
 from services.errors import Conflict, NotFound
@@ -49,6 +49,14 @@ async def of_answer(repositories: Repositories, previous: str, owner: str, kind:
     own = [row for row in rows if row.turn_id == turn.id and not row.choice]
     branch = _branch(rows, own[-1]) if own else ()
     return Past(turn.conversation_id, branch, is_alone=False, copied=conversation.listed)
+
+
+async def of_turn(repositories: Repositories, turn: Turn) -> Past:
+    """What was there when it began."""
+    rows = await repositories.items.page(turn.conversation_id)
+    given = [row for row in rows if row.turn_id == turn.id and row.choice is None]
+    tip = next((row for row in rows if given and row.id == given[0].parent_id), None)
+    return Past(turn.conversation_id, _branch(rows, tip) if tip else ())
 
 
 async def existing(repositories: Repositories, conversation: str, owner: str, *, lock: bool = False) -> Conversation:

@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+from sqlalchemy.exc import IntegrityError
+
 from database import repositories
 from database.repositories import Repositories
 from database.session import Database, is_away
@@ -34,6 +36,10 @@ class Store:
 def in_our_words() -> Iterator[None]:
     try:
         yield
+    except IntegrityError as error:
+        if "idempotency_keys" not in str(error.orig):
+            raise
+        raise Conflict("A request of this key is on its way already", param="Idempotency-Key") from error
     except Exception as error:
         if not is_away(error):
             raise

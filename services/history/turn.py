@@ -25,6 +25,7 @@ from services.chat.response_events import code_of
 from services.errors import EngineFailed, ServiceError, Stopped
 from services.history import rows
 from services.history.past import Past
+from services.history.repeat import Repeat, remember
 from services.history.rows import Place
 from services.history.store import Store, busy, no_conversation
 
@@ -47,6 +48,7 @@ class Opening:
     stored: bool = False  # to be found again by its id
     background: bool = False
     logprobs: bool = False  # in the items of its answer
+    repeat: Repeat | None = None  # if the request may come again
     request: Mapping[str, Any] = field(default_factory=dict)  # what is shown of it later
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -157,6 +159,7 @@ class StoredTurn:
                 row.model, row.fingerprint = model, fingerprint
                 await repositories.turns.add(row)
                 await repositories.items.add(given)
+                await remember(repositories, self._opening.repeat, row.owner, self._thread_id, turn_id=self.id)
         except BaseException:
             del self._running[self.id]
             raise

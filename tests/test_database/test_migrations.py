@@ -23,7 +23,7 @@ from services.history.turn import Opening
 from services.turn_service import TurnService
 from tools.data_migration import Status, app, downgrade, status, upgrade
 
-ALL = ("0001", "0002", "0003")
+ALL = ("0001", "0002", "0003", "0004")
 HEAD = ALL[-1]
 
 # Of the search, which each database has in its own way; the models do not know it.

@@ -25,7 +25,7 @@ from services.history import rows
 from services.history.answer import Answer
 from services.history.rows import Place
 from services.history.turn import Opening, Turn
-from services.turn_service import TurnService, this_writer
+from services.turn_service import Repeat, TurnService, this_writer
 from tests.databases import free_port
 
 
@@ -513,6 +513,26 @@ class TestKeeping:
         assert await said(service, turn) == ("Hi there", "completed")
         assert [item["type"] for item in (await answer(service, turn)).output[0]] == ["message", "function_call"]
 
+    async def test_what_was_not_used_for_long_is_forgotten(
+        self, database: Database, conversations: ConversationService
+    ) -> None:
+        service = TurnService(database, writer=this_writer(), ttl_s=60)
+        repeat = Repeat("k", "d")
+        turns = [await say(service, text, "yes", repeat=repeat if text == "old" else None) for text in ("old", "new")]
+        turns.append(await begin(service, "running"))
+        async with database.write() as session:
+            statement = text("UPDATE conversations SET updated_at = updated_at - 61 WHERE id = :id")
+            for turn in (turns[0], turns[2]):
+                await session.execute(statement, {"id": turn.conversation_id})
+            await session.execute(text("UPDATE idempotency_keys SET created_at = 0"))
+        await TurnService(database, writer=this_writer()).keeper.forget()
+        assert (await service.open(opening("old", repeat=repeat))).id != turns[0].id
+        assert len((await conversations.page("me", limit=5)).data) == 3
+        await service.keeper.forget()
+        assert {each.id for each in (await conversations.page("me", limit=5)).data} == {
+            turn.conversation_id for turn in turns[1:]
+        }
+
     async def test_the_keeper_goes_on_after_an_error(
         self, database: Database, database_url: str, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -601,7 +621,7 @@ KILLED = """
 import asyncio, sys
 from database.session import Database
 from services.chat.events import Text
-from services.turn_service import TurnService, this_writer
+from services.turn_service import Repeat, TurnService, this_writer
 from tests.test_services.test_turn_service import begin
 
 async def main():

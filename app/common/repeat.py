@@ -1,0 +1,27 @@
+"""The header Idempotency-Key: a request that comes again under the same key is answered as it was the first time."""
+
+import hashlib
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+
+from services.turn_service import Repeat
+
+
+async def _repeat(
+    request: Request,
+    idempotency_key: Annotated[
+        str | None, Header(max_length=255, description="the same answer for the same request, for a day")
+    ] = None,
+) -> Repeat | None:
+    if not idempotency_key:
+        return None
+    path = request.url.path.removeprefix("/v1")
+    return Repeat(_hash(idempotency_key.encode()), _hash(path.encode(), await request.body()))
+
+
+def _hash(*parts: bytes) -> str:
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()
+
+
+Repeated = Annotated[Repeat | None, Depends(_repeat)]

@@ -1,0 +1,22 @@
+"""Every statement about requests that may come again. The caller's session decides where a transaction ends."""
+
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from database.models import IdempotencyKey
+
+
+class RepeatRepository:
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def get(self, owner: str, key: str) -> IdempotencyKey | None:
+        query = select(IdempotencyKey).where(IdempotencyKey.owner == owner, IdempotencyKey.key == key)
+        return await self._session.scalar(query)
+
+    async def add(self, key: IdempotencyKey) -> None:
+        self._session.add(key)
+        await self._session.flush()
+
+    async def forget(self, before: float) -> None:
+        await self._session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < before))

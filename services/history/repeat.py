@@ -1,0 +1,69 @@
+"""Requests that may come again: a client that got no answer asks once more, and nothing is to be stored twice."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from database.models import COMPLETED, IdempotencyKey
+from database.models import Turn as TurnRow
+from database.repositories import Repositories
+from services.errors import Conflict, InvalidRequest
+
+PARAM = "Idempotency-Key"
+KEPT_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """`key` is the client's name for a request, `digest` tells it from others of that name; both are hashes."""
+
+    key: str
+    digest: str
+
+
+async def earlier(repositories: Repositories, repeat: Repeat | None, owner: str) -> IdempotencyKey | None:
+    """What became of the request when it came before."""
+    if repeat is None:
+        return None
+    found = await repositories.repeats.get(owner, repeat.key)
+    if found is not None and found.digest != repeat.digest:
+        raise InvalidRequest("This key was used for another request", param=PARAM)
+    return found
+
+
+async def remember(
+    repositories: Repositories,
+    repeat: Repeat | None,
+    owner: str,
+    conversation_id: str,
+    *,
+    turn_id: str | None = None,
+    item_ids: Sequence[str] | None = None,
+) -> None:
+    """In the transaction that stores it."""
+    if repeat is not None:
+        key = IdempotencyKey(
+            owner=owner,
+            key=repeat.key,
+            digest=repeat.digest,
+            conversation_id=conversation_id,
+            turn_id=turn_id,
+            item_ids=list(item_ids) if item_ids is not None else None,
+            created_at=time.time(),
+        )
+        await repositories.repeats.add(key)
+
+
+async def take_back(repositories: Repositories, turn: TurnRow) -> None:
+    """An answer that never became whole, with what was asked: it is asked again."""
+    assert turn.completed_at is not None
+    assert turn.status != COMPLETED
+    conversation = await repositories.conversations.get(turn.conversation_id, turn.owner, lock=True)
+    turns = await repositories.turns.of_conversation(turn.conversation_id)
+    if any(each.completed_at is None for each in turns):
+        raise Conflict("Another request is writing to this conversation", param="conversation")
+    if conversation is not None and not conversation.listed and len(turns) == 1:
+        await repositories.conversations.delete(conversation.id)
+        return
+    await repositories.items.delete(await repositories.items.of_turn(turn.id))
+    await repositories.turns.delete(turn.id)

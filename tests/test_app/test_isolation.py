@@ -1,0 +1,141 @@
+"""Two keys: what one has stored does not exist for the other, on any route, by any id."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.apps import MODEL, NewSite, Site
+
+MINE, YOURS = {"X-API-Key": "mine"}, {"X-API-Key": "yours"}
+SECRET = "xylophone"
+MESSAGES = [{"role": "user", "content": SECRET}]
+TAKEN = {"model", "model_id", "path"}  # parts of paths that nobody owns
+BODIES: dict[str, Any] = {
+    "/v1/conversations/{conversation_id}": {"metadata": {"a": "b"}},
+    "/v1/conversations/{conversation_id}/items": {"items": [{"role": "user", "content": "x"}]},
+    "/v1/chat/completions/{completion_id}": {"metadata": {"a": "b"}},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the first key has stored, by the name that routes call it."""
+
+    site: Site
+    ids: dict[str, str]
+
+    async def ask(self, method: str, path: str, **more: Any) -> httpx2.Response:
+        return await self.site.client.request(method, path, headers=YOURS | more.pop("headers", {}), **more)
+
+
+@pytest.fixture
+async def stored(new_site: NewSite) -> Stored:
+    site = await new_site(api_keys="mine,yours")
+
+    async def post(path: str, **body: Any) -> dict[str, Any]:
+        answer = await site.client.post(path, json=body, headers=MINE)
+        assert answer.status_code == 200, answer.text
+        told: dict[str, Any] = answer.json()
+        return told
+
+    conversation = (await post("/v1/conversations", items=MESSAGES))["id"]
+    items = await site.client.get(f"/v1/conversations/{conversation}/items", headers=MINE)
+    ids = {
+        "conversation_id": conversation,
+        "item_id": items.json()["data"][0]["id"],
+        "completion_id": (await post("/v1/chat/completions", model=MODEL, messages=MESSAGES, store=True))["id"],
+        "response_id": (await post("/v1/responses", model=MODEL, input=SECRET))["id"],
+        "message_id": (await post("/chat/new/message/", prompt=SECRET))["message_id"],
+    }
+    return Stored(site, ids)
+
+
+def routes(site: Site) -> list[tuple[str, str]]:
+    return [
+        (method.upper(), path)
+        for path, methods in site.app.openapi()["paths"].items()
+        for method in methods
+        if method.upper() in ("GET", "POST", "DELETE") and "{" in path
+    ]
+
+
+async def test_every_route_by_every_id(stored: Stored) -> None:
+    walked = []
+    for method, path in routes(stored.site):
+        if any(f"{{{name}" in path for name in TAKEN):
+            continue
+        url = path.format(**stored.ids)  # a KeyError: a new route, whose ids are to be stored above
+        for prefixed in {url, url.removeprefix("/v1")}:
+            answer = await stored.ask(method, prefixed, json=BODIES.get(path, {}) if method == "POST" else None)
+            assert answer.status_code == 404, f"{method} {prefixed}: {answer.status_code} {answer.text}"
+            assert SECRET not in answer.text
+            walked.append(prefixed)
+    assert len(walked) >= 30
+    # and all of it is still there
+    for url in [f"/v1/chat/completions/{stored.ids['completion_id']}", f"/v1/responses/{stored.ids['response_id']}"]:
+        assert (await stored.site.client.get(url, headers=MINE)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions",
+        "/v1/conversations",
+        f"/v1/conversations/search?query={SECRET}",
+        "/chat/get/messages/",
+    ],
+)
+async def test_lists_are_empty(stored: Stored, path: str) -> None:
+    answer = await stored.ask("GET", path)
+    assert (answer.status_code, answer.json()["data"]) == (200, [])
+    assert (await stored.site.client.get(path, headers=MINE)).json()["data"] != []
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/v1/chat/completions?after={}", "completion_id"),
+        ("/v1/conversations?after={}", "conversation_id"),
+        ("/chat/get/messages/?conversation_id={}", "conversation_id"),
+    ],
+)
+async def test_nothing_is_listed_from_it_on(stored: Stored, path: str, name: str) -> None:
+    answer = await stored.ask("GET", path.format(stored.ids[name]))
+    assert answer.status_code in (400, 404)
+    assert SECRET not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        ("/v1/chat/completions", {"messages": MESSAGES, "conversation": "conversation_id"}, "conversation"),
+        ("/v1/responses", {"input": "x", "conversation": "conversation_id"}, "conversation"),
+        ("/v1/responses", {"input": "x", "previous_response_id": "response_id"}, "previous_response_id"),
+        ("/v1/responses", {"input": [{"type": "item_reference", "id": "item_id"}]}, "input"),
+        ("/v1/responses/input_tokens", {"input": "x", "previous_response_id": "response_id"}, "previous_response_id"),
+        ("/v1/chat/completions/input_tokens", {"messages": MESSAGES, "conversation": "conversation_id"}, ""),
+        ("/chat/new/message/", {"prompt": "x", "conversation_id": "conversation_id"}, "conversation"),
+    ],
+)
+async def test_nothing_goes_on_from_it(stored: Stored, path: str, body: dict[str, Any], name: str) -> None:
+    def named(value: Any) -> Any:
+        match value:
+            case str():
+                return stored.ids.get(value, value)
+            case dict():
+                return {key: named(each) for key, each in value.items()}
+            case list():
+                return [named(each) for each in value]
+
+    answer = await stored.ask("POST", path, json=named(body))
+    assert answer.status_code in (400, 404), answer.text
+    assert (answer.json()["error"]["param"] or "").startswith(name)
+
+
+async def test_no_stream_is_resumed_or_stopped(stored: Stored) -> None:
+    for seen in ("0", "5"):
+        event = {"Last-Event-ID": f"{stored.ids['message_id']}:{seen}"}
+        answer = await stored.ask("GET", "/chat/stream", params={"prompt": "-"}, headers=event)
+        assert answer.status_code == 404
