@@ -45,6 +45,7 @@ RULES = [
         never="torch",
     ),
     Rule(r"app\.main", may=r"app\.(common|controller|spec)|services|schemas|database|tools"),
+    Rule(r"tools\.compatibility", may=r"app\.main|app\.common\.settings|services|tools"),  # it describes the whole app
     Rule("tools", may=r"tools|services|schemas|database|app\.common\.settings"),
     Rule("(app|services)$"),  # the two __init__ files
 ]

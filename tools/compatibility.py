@@ -1,0 +1,150 @@
+"""Writes docs/compatibility.md from the code: `python -m tools.compatibility`."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from app.common.settings import Settings
+from app.main import create_app
+from services.chat import completion, prompt, responses
+from services.chat.refusals import REASONS
+
+PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
+ONLY_THIS = "is not supported by this server"
+REFUSED: dict[str, Mapping[str, tuple[object, ...]]] = {
+    "ChatCompletionRequest": prompt.UNSUPPORTED,
+    "CompletionRequest": completion.UNSUPPORTED,
+    "ResponseRequest": responses.UNSUPPORTED,
+}
+# What calls a route in the official client, where one does.
+CALLED_BY = {
+    "POST /v1/chat/completions": "chat.completions.create, .parse, .stream",
+    "GET /v1/chat/completions": "chat.completions.list",
+    "GET /v1/chat/completions/{completion_id}": "chat.completions.retrieve",
+    "POST /v1/chat/completions/{completion_id}": "chat.completions.update",
+    "DELETE /v1/chat/completions/{completion_id}": "chat.completions.delete",
+    "GET /v1/chat/completions/{completion_id}/messages": "chat.completions.messages.list",
+    "POST /v1/completions": "completions.create",
+    "POST /v1/embeddings": "embeddings.create",
+    "GET /v1/models": "models.list",
+    "GET /v1/models/{model}": "models.retrieve",
+    "POST /v1/conversations": "conversations.create",
+    "GET /v1/conversations/{conversation_id}": "conversations.retrieve",
+    "POST /v1/conversations/{conversation_id}": "conversations.update",
+    "DELETE /v1/conversations/{conversation_id}": "conversations.delete",
+    "POST /v1/conversations/{conversation_id}/items": "conversations.items.create",
+    "GET /v1/conversations/{conversation_id}/items": "conversations.items.list",
+    "GET /v1/conversations/{conversation_id}/items/{item_id}": "conversations.items.retrieve",
+    "DELETE /v1/conversations/{conversation_id}/items/{item_id}": "conversations.items.delete",
+    "POST /v1/responses": "responses.create, .parse, .stream",
+    "GET /v1/responses/{response_id}": "responses.retrieve",
+    "DELETE /v1/responses/{response_id}": "responses.delete",
+    "POST /v1/responses/{response_id}/cancel": "responses.cancel",
+    "POST /v1/responses/compact": "responses.compact",
+    "GET /v1/responses/{response_id}/input_items": "responses.input_items.list",
+    "POST /v1/responses/input_tokens": "responses.input_tokens.count",
+}
+INTRODUCTION = """\
+# What is served
+
+Written from the code by `python -m tools.compatibility`, and held to it by a test. A parameter is **honoured**, or
+**refused**: 400 with its name in `param`; values that ask for nothing are taken all the same. Keys that stand in no
+table are ignored and named in the header `x-parley-ignored`, or refused too with `PARLEY_STRICT=true`. An explicit
+`null` is the same as an absent key. Each route under `/v1` that OpenAI has also answers without the prefix.
+"""
+
+Json = dict[str, Any]
+BEYOND = 2**31
+
+
+def page(document: Json) -> str:
+    schemas = document["components"]["schemas"]
+    bodies = dict.fromkeys(name for _, operation in operations(document) if (name := body(operation)) in schemas)
+    tables = [f"\n## {name}\n\n{parameters(name, schemas)}" for name in bodies if name]
+    return "\n".join([INTRODUCTION, "## Routes\n", routes(document), *tables]).rstrip() + "\n"
+
+
+def operations(document: Json) -> Iterator[tuple[str, Json]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield f"{method.upper()} {path}", operation
+
+
+def routes(document: Json) -> str:
+    rows = [
+        (f"`{route}`", _code(CALLED_BY.get(route)), f"[{name}](#{name.lower()})" if (name := body(operation)) else "")
+        for route, operation in operations(document)
+    ]
+    return table(("route", "`openai` client", "parameters"), rows)
+
+
+def body(operation: Json) -> str | None:
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        if reference := content.get("schema", {}).get("$ref"):
+            return str(reference).rpartition("/")[2]
+    return None
+
+
+def parameters(name: str, schemas: Json) -> str:
+    schema, refused = schemas[name], REFUSED.get(name, {})
+    rows = [
+        (f"`{field}`", kind(about), "honoured", _note(field, about, schema))
+        for field, about in schema.get("properties", {}).items()
+    ]
+    rows += [(f"`{field}`", "", "refused", _reason(field, values)) for field, values in refused.items()]
+    return table(("parameter", "type", "state", "note"), sorted(rows))
+
+
+def _note(field: str, about: Json, schema: Json) -> str:
+    required = ["required"] if field in schema.get("required", ()) else []
+    described = [about["description"].replace("\n", " ")] if "description" in about else []
+    return "; ".join([*required, *described])
+
+
+def _reason(field: str, values: tuple[object, ...]) -> str:
+    taken = ", ".join(f"`{value}`" for value in values)
+    return REASONS.get(field, ONLY_THIS) + (f" (taken: {taken})" if taken else "")
+
+
+def kind(about: Json) -> str:
+    """A JSON schema in a few words."""
+    if "$ref" in about:
+        return str(about["$ref"]).rpartition("/")[2]
+    if "const" in about:
+        return f"`{about['const']}`"
+    if "enum" in about:
+        return ", ".join(f"`{each}`" for each in about["enum"])
+    if options := about.get("anyOf") or about.get("oneOf"):
+        return " or ".join(dict.fromkeys(kind(each) for each in options if each.get("type") != "null"))
+    if about.get("type") == "array":
+        return f"list of {kind(about.get('items', {}))}{_span(about, 'minItems', 'maxItems')}"
+    return str(about.get("type", "any")) + _span(about, "minimum", "maximum")
+
+
+def _span(about: Json, least: str, most: str) -> str:
+    low = about.get(least, about.get("exclusiveMinimum") if least == "minimum" else None)
+    high = about.get(most, about.get("exclusiveMaximum") if most == "maximum" else None)
+    return "" if low is None and high is None else f" {_number(low)}..{_number(high)}"
+
+
+def _number(value: float | None) -> str:
+    """What is beyond every use is no limit."""
+    return "" if value is None or abs(value) >= BEYOND else f"{value:g}"
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines) + "\n"
+
+
+def _code(text: str | None) -> str:
+    return f"`{text}`" if text else ""
+
+
+def current() -> str:
+    """What the page must say now, with the settings as they come."""
+    return page(create_app(Settings(_env_file=None)).openapi())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(current())
