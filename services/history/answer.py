@@ -36,6 +36,8 @@ class Answer:
 
 
 def answer(turn: Row, rows: Sequence[ItemRow], *, listed: bool) -> Answer:
+    output = _output(turn, rows)
+    unended: dict[str, Any] = {"finish_reason": None}  # by a writer that is gone
     return Answer(
         id=turn.id,
         kind=turn.kind,
@@ -49,8 +51,8 @@ def answer(turn: Row, rows: Sequence[ItemRow], *, listed: bool) -> Answer:
         metadata=turn.metadata_,
         fingerprint=turn.fingerprint,
         input=tuple(row.data for row in rows if row.choice is None),
-        output=_output(turn, rows),
-        choices=tuple(turn.choices or ()),
+        output=output,
+        choices=tuple(turn.choices or [unended for _ in output]),
         usage=turn.usage,
         error=turn.error,
         created_at=turn.created_at,
@@ -61,7 +63,8 @@ def answer(turn: Row, rows: Sequence[ItemRow], *, listed: bool) -> Answer:
 def _output(turn: Row, rows: Sequence[ItemRow]) -> tuple[tuple[Item, ...], ...]:
     if turn.completed_at is None:
         return tuple(tuple(items) for items in turn.said or [])
-    by_choice: list[list[Item]] = [[] for _ in range(len(turn.choices or ()) or 1)]
+    size = max([len(turn.choices or ()), 1, *(row.choice + 1 for row in rows if row.choice is not None)])
+    by_choice: list[list[Item]] = [[] for _ in range(size)]
     for row in rows:
         if row.choice is not None:
             by_choice[row.choice].append(row.data)

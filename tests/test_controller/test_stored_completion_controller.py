@@ -5,6 +5,7 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 from openai.types.chat import ChatCompletion
 
+from database.session import Database
 from schemas.chat_schema import ChatMessage
 from services.chat.events import Text
 from services.chat.items import of_messages
@@ -127,6 +128,21 @@ async def test_one_that_was_cut_short_says_so(site: Site, turns: TurnService, en
     found = (await site.client.get(url)).json()
     assert (found["status"], found["choices"][0]["message"]["content"]) == ("incomplete", "Hel")
     assert found["choices"][0]["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_one_that_a_crash_cut_short_says_so(site: Site, sqlite_url: str, n: int) -> None:
+    database = Database(sqlite_url)
+    dead = TurnService(database, writer="local:0")
+    turn = await dead.open(Opening(owner="local", input=of_messages([ChatMessage(content="Hi")]), stored=True))
+    await turn.begin(head(turn, n))
+    turn.add(head(turn, n))
+    turn.add(Text("Hel", index=n - 1))
+    await dead.keeper.checkpoint()
+    await TurnService(database, writer="local:0").keeper.settle()
+    await database.close()
+    found = (await site.client.get("/v1/chat/completions")).json()["data"][0]
+    assert (found["status"], found["choices"][n - 1]["message"]["content"]) == ("incomplete", "Hel")
 
 
 @pytest.mark.parametrize(
