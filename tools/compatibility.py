@@ -40,7 +40,6 @@ CALLED_BY = {
     "GET /v1/responses/{response_id}": "responses.retrieve",
     "DELETE /v1/responses/{response_id}": "responses.delete",
     "POST /v1/responses/{response_id}/cancel": "responses.cancel",
-    "POST /v1/responses/compact": "responses.compact",
     "GET /v1/responses/{response_id}/input_items": "responses.input_items.list",
     "POST /v1/responses/input_tokens": "responses.input_tokens.count",
 }
