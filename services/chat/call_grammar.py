@@ -41,7 +41,8 @@ def _free(calls: Calls, offer: Offer) -> str:
     """Any text, or text up to a call, and calls from there on."""
     if calls.bare:
         text = r"/(?s:\s*[^\s\[{].*)?/"
-        return f"{text} | {_block(calls, offer)}"
+        begin = f"{marker(calls.marker)}? " if calls.marker else ""
+        return f"{text} | {begin}{_block(calls, offer)}"
     begin, *before = calls.before
     said = f"/(?s:.*)/ & ~/(?s:.*){_pattern(begin)}(?s:.*)/"
     return f"TEXT | ...{marker(begin)} {_block(replace(calls, before=tuple(before)), offer)}\nTEXT: {said}"

@@ -199,6 +199,7 @@ class TestGrammar:
         spec = grammar(calls, parallel_tool_calls=False)
         assert await self.accepts(spec, "Hello, world!\n")
         assert await self.accepts(spec, calls.write([PARIS]))
+        assert await self.accepts(spec, calls.marker + calls.write([PARIS]).removeprefix(calls.marker))
         assert not await self.accepts(spec, calls.write([PARIS, NOW]))
         assert not await self.accepts(spec, calls.write([PARIS]) + " Done.")
         assert await self.accepts(spec, "Hm.\n" + calls.write([NOW])) or calls.bare
