@@ -15,6 +15,7 @@ from PIL import Image as Pillow
 from services.chat.contents import Illustration
 from services.engine import vision as vision_module
 from services.engine.base import Image, Job, Picture, PlacedImage, SamplingParams
+from services.engine.drafts import Drafter
 from services.engine.loader import Loaded, load
 from services.engine.local import LocalEngine
 from services.engine.pictures import PictureReader, read_processor
@@ -179,6 +180,22 @@ async def test_what_was_preempted_is_looked_at_again(
     async with serving(tiny, runner, prefix_cache=False) as engine:
         assert await all_said(engine, tiny, asks) == [tiny.expected[ask] for ask in asks]
         assert engine.stats().preemptions > 0
+
+
+async def test_guesses_behind_an_image(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right ones, and behind them what stands for an image."""
+    answers = {tiny.job(ask).prompt: tiny.expected[ask] for ask in ASKS}
+
+    def draft(_: Drafter, tokens: list[int], most: int) -> tuple[int, ...]:
+        prompt = next(prompt for prompt in answers if tuple(tokens[: len(prompt)]) == prompt)
+        said = len(tokens) - len(prompt)
+        return (*answers[prompt][said : said + 2], tiny.reader.token, tiny.reader.token)[:most]
+
+    monkeypatch.setattr(Drafter, "draft", draft)
+    async with serving(tiny, prefix_cache=False) as engine:
+        for ask in (ASKS[0], ASKS[3], ASKS[4]):
+            assert await all_said(engine, tiny, [ask]) == [tiny.expected[ask]]
+        assert engine.stats().drafted > engine.stats().accepted > 0
 
 
 async def test_a_prompt_in_many_steps_is_looked_at_once(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
