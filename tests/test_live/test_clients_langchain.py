@@ -35,11 +35,6 @@ def test_chat_and_stream_say_the_same(chat: ChatOpenAI) -> None:
     assert whole.response_metadata["finish_reason"] == "length"
 
 
-async def test_several_at_once(chat: ChatOpenAI) -> None:
-    answers = await chat.abatch([QUESTION, "Hello"])
-    assert all(answer.content for answer in answers)
-
-
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 def test_structured_output(chat: ChatOpenAI, method: Literal["json_schema", "function_calling"]) -> None:
     found = chat.with_structured_output(Weather, method=method).invoke("It rains, and it is freezing.")

@@ -3,12 +3,13 @@
 from typing import Literal
 
 import pytest
+from openai import AsyncOpenAI
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelSettings, NativeOutput
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from tests.test_live.service import CHAT, Service
+from tests.test_live.service import CHAT
 
 pytestmark = pytest.mark.live
 
@@ -23,8 +24,8 @@ class Weather(BaseModel):
 
 
 @pytest.fixture
-def model(service: Service) -> OpenAIChatModel:
-    provider = OpenAIProvider(base_url=f"{service.url}/v1", api_key="unused")
+def model(async_client: AsyncOpenAI) -> OpenAIChatModel:
+    provider = OpenAIProvider(openai_client=async_client)
     return OpenAIChatModel(CHAT, provider=provider, settings=ModelSettings(temperature=0, max_tokens=24))
 
 
@@ -41,3 +42,11 @@ async def test_chat_and_stream_say_the_same(model: OpenAIChatModel) -> None:
 async def test_structured_output(model: OpenAIChatModel) -> None:
     agent = Agent(model, output_type=NativeOutput(Weather))
     assert isinstance((await agent.run("It rains, and it is freezing.")).output, Weather)
+
+
+async def test_tools(model: OpenAIChatModel) -> None:
+    """Its output is a call that is forced."""
+    agent = Agent(model, output_type=Weather, model_settings=ModelSettings(temperature=0, max_tokens=80))
+    assert isinstance((await agent.run("It rains, and it is freezing.")).output, Weather)
+    async with agent.run_stream("It rains, and it is freezing.") as stream:
+        assert isinstance(await stream.get_output(), Weather)
