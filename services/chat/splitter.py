@@ -159,6 +159,9 @@ class Splitter:
         """A whole object, of which only then can be said whether it is a call."""
         end = self._json.feed(self._buffer)
         self._object += self._take(len(self._buffer) if end is None else end)
+        marker = self._calls.marker
+        if marker and marker in self._object:  # the next one begins; who waits for the end reads all of it for each
+            return self._go(self._take_back)
         if end is None and not self._is_over:
             return False
         called = _called(self._object)

@@ -113,6 +113,12 @@ class TestEachDialect:
     def test_malformed_call_is_content(self, said: str) -> None:
         assert tools(HERMES, said) == Meaning(said)
 
+    def test_object_without_an_end_does_not_hide_the_next_call(self) -> None:
+        good = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+        said = meaning(Format(calls=HERMES, names=NAMES), '<tool_call>{"a": 1, ', good)
+        assert said == tools(HERMES, '<tool_call>{"a": 1, ' + good)
+        assert said == Meaning('<tool_call>{"a": 1,', (("f", "{}"),))
+
     def test_call_after_a_malformed_one(self) -> None:
         good = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
         assert tools(HERMES, "<tool_call>oh" + good) == Meaning("<tool_call>oh", (("f", "{}"),))
