@@ -195,6 +195,9 @@ class ChatCompletionRequest(Generation):
     conversation: ConversationId | None = Field(
         None, description="id, or an object with the id, of the conversation to continue and to add to"
     )
+    parent_item: str | None = Field(
+        None, max_length=128, description="the item of the conversation to go on from; none: the newest"
+    )
 
 
 FinishReason = Literal["stop", "length", "tool_calls"]

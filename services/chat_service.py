@@ -175,6 +175,7 @@ def _opening(request: ChatCompletionRequest, owner: str, repeat: Repeat | None =
         owner=owner,
         input=items.of_messages(request.messages),
         conversation=request.conversation,
+        item=request.parent_item,
         stored=request.store,
         request=stored.asked(request),
         metadata=request.metadata,

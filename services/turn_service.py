@@ -68,7 +68,7 @@ class TurnService:
         past = None
         if opening.conversation is not None:
             async with self._store.reading() as repositories:
-                past = await of_conversation(repositories, opening.conversation, opening.owner)
+                past = await of_conversation(repositories, opening.conversation, opening.owner, opening.item)
         elif opening.previous is not None:
             async with self._store.reading() as repositories:
                 past = await of_answer(repositories, opening.previous, opening.owner, opening.kind)

@@ -48,6 +48,8 @@ def check(request: ChatCompletionRequest) -> None:
         raise InvalidRequest("'top_logprobs' goes with 'logprobs': true only", param="top_logprobs")
     if request.n > 1 and request.conversation is not None:
         raise InvalidRequest("'n' must be 1 in a conversation: one reply continues it", param="n")
+    if request.parent_item is not None and request.conversation is None:
+        raise InvalidRequest("'parent_item' goes with 'conversation' only", param="parent_item")
     if request.continue_final_message and request.add_generation_prompt:
         raise InvalidRequest(
             "'add_generation_prompt' goes without 'continue_final_message'", param="add_generation_prompt"

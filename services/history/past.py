@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from database.models import IN_PROGRESS, QUEUED, Conversation, Turn
 from database.models import Item as Row
 from database.repositories import Repositories
-from services.errors import Conflict, NotFound
+from services.errors import Conflict, InvalidRequest, NotFound
 from services.history.store import busy, no_conversation
 
 CONVERSATION_ID = re.compile(r"conv_[0-9a-f]{32}")
@@ -26,14 +26,16 @@ class Past:
     copied: bool = False
 
 
-async def of_conversation(repositories: Repositories, conversation: str, owner: str) -> Past:
+async def of_conversation(repositories: Repositories, conversation: str, owner: str, item: str | None = None) -> Past:
+    """Up to that item, or else to the newest."""
     await existing(repositories, conversation, owner)
     if await repositories.turns.running_in(conversation) is not None:
         raise busy()
     rows = await repositories.items.page(conversation)
-    if not rows:
-        return Past(conversation)
-    return Past(conversation, _branch(rows, rows[-1]), rows[-1].seq)
+    tip = next((row for row in rows if row.id == item), None) if item else rows[-1] if rows else None
+    if item and tip is None:
+        raise InvalidRequest("That item is not in the conversation", param="parent_item")
+    return Past(conversation, _branch(rows, tip) if tip else (), rows[-1].seq if rows else None)
 
 
 async def of_answer(repositories: Repositories, previous: str, owner: str, kind: str) -> Past:

@@ -35,6 +35,15 @@ def whole(item: Item) -> Item:
     return {"id": new_id(item), **status, **{key: value for key, value in item.items() if value is not None}}
 
 
+def renamed(items: Sequence[Item], taken: set[str]) -> list[Item]:
+    """With new ids where theirs are taken."""
+    own = []
+    for item in items:
+        own.append(item | {"id": new_id(item)} if item["id"] in taken else item)
+        taken = taken | {item["id"]}
+    return own
+
+
 def chain(items: Iterable[Item], place: Place) -> list[Row]:
     """Each goes on from the one before it."""
     rows: list[Row] = []

@@ -43,6 +43,7 @@ class Opening:
     kind: Kind = "chat.completion"
     input: Sequence[Item] = ()
     conversation: str | None = None  # to go on with and to add to
+    item: str | None = None  # of that conversation, to go on from instead of the newest
     previous: str | None = None  # the stored answer, of the same kind, to go on from
     create: bool = False  # a conversation, where none is named
     stored: bool = False  # to be found again by its id
@@ -154,6 +155,7 @@ class StoredTurn:
         try:
             async with self._store.writing() as repositories:
                 parent_id = await self._claim(repositories)
+                await self._rename(repositories)
                 given = rows.chain(self.input, replace(self._place, parent_id=parent_id))
                 row = self._row(status, given[-1].id if given else parent_id)
                 row.model, row.fingerprint = model, fingerprint
@@ -179,6 +181,13 @@ class StoredTurn:
             await self._refuse_others(repositories)
         await repositories.conversations.touch(self._thread_id, time.time())
         return self._past.branch[-1].id if self._past.branch else None
+
+    async def _rename(self, repositories: Repositories) -> None:
+        """What is given once more, or twice, under the id that it has is another item."""
+        ids = [item["id"] for item in self._opening.input if "id" in item]
+        if ids:
+            known = await repositories.items.known(self._thread_id, ids)
+            self.input = rows.renamed(self.input, {row.id for row in known})
 
     async def _create(self, repositories: Repositories) -> str | None:
         now, owner = self.created_at, self._opening.owner

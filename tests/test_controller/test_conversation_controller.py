@@ -176,6 +176,22 @@ async def test_nobody_writes_while_an_answer_is_written(openai: AsyncOpenAI, eng
     assert await contents(openai, made.id) == ["a", "b", "Hello"]
 
 
+async def test_an_old_message_is_answered_once_more(openai: AsyncOpenAI, engine: FakeEngine) -> None:
+    made = await openai.conversations.create(items=[message("a"), message("b", "assistant"), message("c")])
+    first = await anext(aiter(openai.conversations.items.list(made.id, order="asc")))
+    asked: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "d"}]}
+    branch = {"conversation": made.id, "parent_item": first.id}
+    await openai.chat.completions.create(**asked, extra_body=branch)
+    assert engine.prompts[-1] == "<user>a\n<user>d\n<assistant>\n"
+    await openai.chat.completions.create(**asked, extra_body={"conversation": made.id})
+    assert engine.prompts[-1] == "<user>a\n<user>d\n<assistant>Hello, world!\n<user>d\n<assistant>\n"
+    assert (await contents(openai, made.id))[:4] == ["a", "b", "c", "d"]
+    for wrong in ({"conversation": made.id, "parent_item": "x"}, {"parent_item": first.id}):
+        with pytest.raises(BadRequestError) as refused:
+            await openai.chat.completions.create(**asked, extra_body=wrong)
+        assert refused.value.param == "parent_item"
+
+
 async def test_ones_own_are_listed_the_last_used_first(site: Site, turns: TurnService) -> None:
     url = "/v1/conversations"
     made = [(await site.client.post(url, json={"title": f"No. {n}"})).json()["id"] for n in range(3)]

@@ -24,13 +24,15 @@ from services.errors import (
     Overloaded,
     PromptTooLong,
     ServiceError,
+    Unavailable,
     UnsupportedParameter,
 )
 from services.history.turn import Opening
 from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
-from services.turn_service import TurnService
+from services.turn_service import Repeat, TurnService
 from tests.apps import MODEL
+from tests.databases import free_port
 from tests.fakes import FakeEngine, FakeStream, Pause
 
 
@@ -332,6 +334,21 @@ class TestConversations:
         assert await answering == "Hello"
         assert len(engine.running) == 0
         assert [content for _, content, _ in await memory.said()] == ["first", "Hello, world!", "second", "Hello"]
+
+    async def test_storing_is_refused_while_the_database_is_away_and_nothing_else(
+        self, models: ModelManager, engine: FakeEngine
+    ) -> None:
+        away = Database(f"postgresql://parley@127.0.0.1:{free_port()}/parley")
+        chat = ChatService(models, TurnService(away, writer="a-host:1"), Metrics())
+        repeat = Repeat("key", "digest")
+        assert (await chat.create(request(), "me", repeat)).choices[0].message.content == "Hello, world!"
+        for asked in (request(store=True), request(conversation="conv_" + "0" * 32)):
+            with pytest.raises(Unavailable):
+                await chat.create(asked, "me", repeat)
+            with pytest.raises(Unavailable):
+                await chat.create(asked, "me")
+        assert not engine.running
+        await away.close()
 
     @BOTH
     async def test_answer_is_given_though_it_cannot_be_stored_yet(

@@ -269,6 +269,19 @@ class TestAnswers:
         assert await self.history(service, first) == ["1", "one"]
         assert second.conversation_id is None
 
+    async def test_what_is_given_once_more_is_another_item(self, service: TurnService) -> None:
+        first = await self.respond(service, "1", "one")
+        (output,) = (await service.answer(first.id, "me", "response")).output
+        again = Opening(
+            owner="me", kind="response", stored=True, previous=first.id, input=[*output, *output, *given("2")]
+        )
+        turn = await service.open(again)
+        await turn.begin(head(turn))
+        await turn.finish()
+        assert await self.history(service, turn) == ["1", "one", "one", "one", "2"]
+        ids = [item["id"] for item in (await service.answer(turn.id, "me", "response")).input]
+        assert len({*ids, output[0]["id"]}) == 4
+
     async def test_two_may_go_on_from_one_at_once(self, service: TurnService) -> None:
         first = await self.respond(service, "1", "one")
         both = [
