@@ -31,7 +31,7 @@ from services.chat.items import Item
 from services.chat.output import Output
 from services.chat.response_events import INTERRUPTED, TYPE, ResponseEncoder, framed, response_events
 from services.chat_service import ChatService, settle
-from services.errors import InvalidRequest, Overloaded, PromptTooLong, ServiceError
+from services.errors import InvalidRequest, Overloaded, PromptTooLong, ServiceError, UnsupportedParameter
 from services.history.answer import Answer
 from services.history.given_turn import GivenTurn
 from services.history.live import Live
@@ -220,6 +220,11 @@ class ResponseService:
             response = await self._stored(id, owner)
             number = last.number + 1 if last else 0
             yield framed(LifeEvent(type=TYPE[response.status], sequence_number=number, response=response))
+
+    def refuse_compaction(self) -> None:
+        raise UnsupportedParameter(
+            "compact", "is not supported: 'truncation': 'auto' drops the oldest messages instead"
+        )
 
     # --- what is stored ---
 

@@ -51,6 +51,13 @@ async def count_input_tokens(
     return await responses.count(body, caller.owner)
 
 
+@router.post("/v1/responses/compact")
+@router.post("/responses/compact", include_in_schema=False)
+async def compact(responses: Responses) -> None:
+    """Not served: `truncation` says what becomes of a conversation that has grown too long."""
+    responses.refuse_compaction()
+
+
 @router.get("/v1/responses/{response_id}", response_model=Response, responses=EVENTS)
 @router.get("/responses/{response_id}", response_model=Response, include_in_schema=False)
 async def retrieve_response(

@@ -5,10 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.test_live.service import ROOT, SECONDS, Service
+from tests.test_live.service import ROOT, SECONDS, Service, running
 
 pytestmark = pytest.mark.live
 
@@ -26,6 +27,21 @@ def test_python(service: Service) -> None:
     assert "tokens)\n" in output
     kitten, rates = output.splitlines()[-2:]
     assert float(kitten.split()[0]) > float(rates.split()[0])
+
+
+def test_a_conversation_goes_on_after_a_restart(folder: Path) -> None:
+    def remembers(service: Service, *arguments: str) -> str:
+        url = f"{service.url}/v1"
+        return example(sys.executable, "examples/remembers.py", *arguments, OPENAI_BASE_URL=url).strip()
+
+    with running(folder) as service:
+        conversation = remembers(service)
+        service.kill()
+    with running(folder) as service:
+        answer = remembers(service, conversation)
+        *_, asked, said = service.messages(conversation_id=conversation)
+        assert (asked["content"], said["content"].strip()) == ("What is my name?", answer)
+        assert "Ada" in answer
 
 
 def test_curl(service: Service) -> None:

@@ -1,0 +1,173 @@
+"""Streams that several processes follow, on both databases."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import pytest
+from sqlalchemy import text
+
+from database.session import Database
+from schemas.response_schema import StreamEvent
+from services.errors import ServiceError
+from services.history.live import Live
+from services.history.turn import Opening, Turn
+from services.stream_service import StreamService
+from services.turn_service import TurnService
+from tests.fakes import Pause
+
+
+def event(number: int, *, last: bool = False) -> StreamEvent:
+    return StreamEvent(number=number, type="text", data=f"{number}", last=last)
+
+
+async def source(steps: Iterable[StreamEvent | Pause]) -> AsyncGenerator[StreamEvent, None]:
+    for step in steps:
+        if isinstance(step, Pause):
+            step.reached.set()
+            await step.go.wait()
+        else:
+            yield step
+
+
+def ended(error: ServiceError, number: int) -> list[StreamEvent]:
+    return [StreamEvent(number=number, type="error", data=error.message, last=True)]
+
+
+class Process:
+    """One of several that share a database."""
+
+    def __init__(self, database: Database, name: str) -> None:
+        self.streams = StreamService(database)
+        self.turns = TurnService(database, writer=name)
+
+    async def queue(self) -> Turn:
+        turn = await self.turns.open(Opening(owner="me", kind="response", stored=True, background=True))
+        await turn.queue("a-model")
+        return turn
+
+    def write(self, turn: Turn, *steps: StreamEvent | Pause, passing: bool = False) -> None:
+        self.streams.keep(turn.id, Live(source(steps), "me", ended, passing=passing))
+
+    async def read(self, turn: Turn, after: int = -1) -> list[int]:
+        return [each.number async for batch in self.streams.follow(turn.id, after) for each in batch]
+
+
+@asynccontextmanager
+async def process(database: Database, name: str) -> AsyncIterator[Process]:
+    found = Process(database, name)
+    yield found
+    await found.streams.close()
+
+
+@pytest.fixture
+async def one(database: Database) -> AsyncIterator[Process]:
+    async with process(database, "a-host:1") as found:
+        yield found
+
+
+@pytest.fixture
+async def other(database: Database) -> AsyncIterator[Process]:
+    async with process(database, "another-host:1") as found:
+        yield found
+
+
+async def test_every_process_gets_every_event_once(one: Process, other: Process) -> None:
+    turn = await one.queue()
+    pause = Pause()
+    one.write(turn, event(0), event(1), pause, event(2), event(3, last=True))
+    following = other.streams.follow(turn.id, 0)
+    assert await anext(following) == [event(1)]
+    pause.go.set()
+    rest = [each.number async for batch in following for each in batch]
+    assert rest == [2, 3]
+    assert await one.read(turn, 1) == [2, 3]
+
+
+async def test_what_is_over_is_read_from_the_database(one: Process, other: Process) -> None:
+    turn = await one.queue()
+    one.write(turn, event(0), event(1), event(2, last=True))
+    assert await one.read(turn) == [0, 1, 2]
+    await one.streams.beat()
+    assert one.streams.num_live == 0
+    for reader in (one, other):
+        assert await reader.read(turn) == [0, 1, 2]
+        assert await reader.read(turn, 1) == [2]
+        assert await reader.streams.last(turn.id) == event(2, last=True)
+
+
+async def test_it_ends_where_nobody_writes_it_any_more(one: Process, other: Process) -> None:
+    turn = await one.queue()
+    pause = Pause()
+    one.write(turn, event(0), pause)
+    await pause.reached.wait()
+    await one.streams.beat()
+    await turn.finish()
+    assert await other.read(turn) == [0]
+
+
+async def test_one_that_was_still_waiting_when_its_server_was_killed_has_failed(
+    one: Process, other: Process, database: Database
+) -> None:
+    turn = await one.queue()
+    assert (await other.turns.answer(turn.id, "me", "response")).status == "queued"
+    later = TurnService(database, writer="a-host:1")
+    await later.keeper.settle()
+    assert (await other.turns.answer(turn.id, "me", "response")).status == "failed"
+
+
+@pytest.mark.parametrize("how", ["cancel", "delete"])
+async def test_what_another_process_ends_ends_here(one: Process, other: Process, how: str) -> None:
+    turn = await one.queue()
+    pause = Pause()
+    one.write(turn, event(0), pause)
+    await pause.reached.wait()
+    await getattr(other.turns, how)(turn.id, "me", "response")
+    await one.streams.beat()
+    assert one.streams.num_live == 0
+    await one.streams.beat()
+    assert await other.streams.last(turn.id) == (ended_event() if how == "cancel" else None)
+
+
+def ended_event() -> StreamEvent:
+    return StreamEvent(number=1, type="error", data="The answer was stopped", last=True)
+
+
+async def test_what_others_have_once_it_is_over_is_not_kept(one: Process, database: Database) -> None:
+    turn = await one.queue()
+    pause = Pause()
+    one.write(turn, event(0), pause, event(1, last=True), passing=True)
+    await pause.reached.wait()
+    await one.streams.beat()
+    assert await count(database) == 1
+    pause.go.set()
+    assert await one.read(turn) == [0, 1]
+    await one.streams.beat()
+    assert await count(database) == 0
+
+
+async def test_it_goes_with_its_turn(one: Process, database: Database) -> None:
+    turn = await one.queue()
+    one.write(turn, event(0, last=True))
+    assert await one.read(turn) == [0]
+    await one.streams.beat()
+    await turn.finish()
+    await one.turns.delete(turn.id, "me", "response")
+    assert await count(database) == 0
+
+
+async def test_the_end_of_the_server_is_told_and_written(one: Process, other: Process) -> None:
+    turn = await one.queue()
+    pause = Pause()
+    one.write(turn, event(0), pause)
+    await pause.reached.wait()
+    await one.streams.close()
+    await turn.finish()
+    assert await other.read(turn) == [0, 1]
+    last = await other.streams.last(turn.id)
+    assert last is not None
+    assert last.data == "The server is shutting down"
+
+
+async def count(database: Database) -> int:
+    async with database.read() as session:
+        return int(await session.scalar(text("SELECT count(*) FROM stream_batches")) or 0)
