@@ -15,7 +15,8 @@ class StreamRepository:
         self._session = session
 
     async def add(self, turn_id: str, number: int, events: str) -> None:
-        self._session.add(StreamBatch(turn_id=turn_id, number=number, events=events))
+        """Also once more."""
+        await self._session.merge(StreamBatch(turn_id=turn_id, number=number, events=events))
         await self._session.flush()
 
     async def after(self, turn_id: str, number: int) -> Sequence[str]:

@@ -28,6 +28,7 @@ class StreamService:
         self._store = Store(database)
         self._live: dict[str, Live] = {}
         self._keeper: asyncio.Task[None] | None = None
+        self._beating = asyncio.Lock()
 
     @property
     def num_live(self) -> int:
@@ -80,7 +81,9 @@ class StreamService:
     async def _read(self, turn_id: str, after: int) -> list[StreamEvent]:
         async with self._store.reading() as repositories:
             batches = await repositories.streams.after(turn_id, after)
-        return [event for batch in batches for event in _unpacked(batch) if event.number > after]
+        # in a write that was not known to have succeeded, and was done again, are events that are there twice
+        events = {event.number: event for batch in batches for event in _unpacked(batch)}
+        return [event for number, event in events.items() if number > after]
 
     async def stop(self, turn_id: str) -> None:
         """Where it is written here; other processes see it by its turn."""
@@ -91,7 +94,8 @@ class StreamService:
         for live in list(self._live.values()):
             await live.stop(Unavailable("The server is shutting down"))
         if self._keeper is not None:
-            self._keeper.cancel()
+            async with self._beating:  # what it is writing is written to its end
+                self._keeper.cancel()
             await asyncio.wait([self._keeper])
             self._keeper = None
         await self._attempt()
@@ -111,7 +115,10 @@ class StreamService:
 
     async def beat(self) -> None:
         """What is new goes to the database, in one transaction; what was stopped elsewhere stops here."""
-        live = dict(self._live)
+        async with self._beating:
+            await self._beat(dict(self._live))
+
+    async def _beat(self, live: dict[str, Live]) -> None:
         if not live:
             return
         unsaved = {turn_id: each.unsaved() for turn_id, each in live.items()}

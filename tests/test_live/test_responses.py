@@ -180,7 +180,7 @@ async def test_a_background_answer_of_a_server_that_was_killed(folder: Path, dat
 
 
 def test_a_background_answer_has_the_drains_time(folder: Path) -> None:
-    with running(folder) as service, client_of(service) as client:
+    with running(folder, SERVER__DRAIN_S="100") as service, client_of(service) as client:
         short = client.responses.create(input=ENDLESS, temperature=0, max_output_tokens=30, background=True)
         service.terminate()
         assert service.wait() in (0, -15)

@@ -7,7 +7,9 @@ import pytest
 from sqlalchemy import text
 
 from database.session import Database
+from database.stream_repository import StreamRepository
 from schemas.response_schema import StreamEvent
+from services import stream_service
 from services.errors import ServiceError
 from services.history.live import Live
 from services.history.turn import Opening, Turn
@@ -130,6 +132,14 @@ async def test_what_another_process_ends_ends_here(one: Process, other: Process,
 
 def ended_event() -> StreamEvent:
     return StreamEvent(number=1, type="error", data="The answer was stopped", last=True)
+
+
+async def test_a_write_that_is_done_again_changes_nothing(one: Process, other: Process, database: Database) -> None:
+    turn = await one.queue()
+    async with database.write() as session:
+        for events in ([event(0)], [event(0)], [event(0), event(1, last=True)]):
+            await StreamRepository(session).add(turn.id, events[-1].number, stream_service._packed(events))
+    assert await other.read(turn) == [0, 1]
 
 
 async def test_what_others_have_once_it_is_over_is_not_kept(one: Process, database: Database) -> None:
