@@ -73,9 +73,10 @@ async def test_a_query_reads_an_index(database: Database, backend: str, name: st
         event.listen(connection.sync_connection, "before_cursor_execute", note)
         await query(repositories.of(session))
         event.remove(connection.sync_connection, "before_cursor_execute", note)
-        statement, parameters = seen[0]
-        plan = await connection.exec_driver_sql(f"{EXPLAIN[backend]} {statement}", parameters)
-        steps = [str(row) for row in plan]
+        steps = []
+        for statement, parameters in seen:
+            plan = await connection.exec_driver_sql(f"{EXPLAIN[backend]} {statement}", parameters)
+            steps += [str(row) for row in plan]
     told = "\n".join(steps)
     assert not [step for step in steps if "Seq Scan" in step or ("SCAN" in step and "INDEX" not in step)], told
     assert any(each in told for each in index.split("|")), told
