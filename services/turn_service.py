@@ -18,11 +18,13 @@ from services.history.answer import Answer, answer
 from services.history.given_turn import GivenTurn
 from services.history.keeper import Keeper
 from services.history.keeper import this_writer as this_writer
+from services.history.outcome import give_up
 from services.history.past import TURN_ID, of_answer, of_conversation, of_turn
 from services.history.repeat import PARAM, earlier, take_back
 from services.history.repeat import Repeat as Repeat
 from services.history.store import Store
-from services.history.turn import Kind, Opening, StoredTurn, Turn, UnstoredTurn, give_up
+from services.history.stored_turn import StoredTurn
+from services.history.turn import Kind, Opening, Turn, UnstoredTurn
 
 POLL_S = 0.5  # how often an answer that is being written is looked at
 

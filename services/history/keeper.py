@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable
 from database.models import FAILED, INCOMPLETE, QUEUED
 from database.models import Turn as Row
 from services.errors import Unavailable
+from services.history.outcome import give_up
 from services.history.repeat import KEPT_S
 from services.history.store import Store
-from services.history.turn import StoredTurn, give_up
+from services.history.stored_turn import StoredTurn
 
 logger = logging.getLogger(__name__)
 

@@ -99,11 +99,6 @@ async def test_a_database_newer_than_the_code_is_left_alone(database: Database, 
 
 PROCESS = """
 import asyncio, sys
-from services.chat import items
-from services.chat.events import Arguments, Head, Reasoning, ToolCall
-from services.conversation_service import ConversationService
-from services.history.turn import Opening
-from services.turn_service import TurnService
 from tools.data_migration import upgrade
 print("ready", flush=True)
 sys.stdin.readline()
