@@ -64,11 +64,15 @@ class TurnRepository:
         by = (Turn.created_at, Turn.id) if order == "asc" else (Turn.created_at.desc(), Turn.id.desc())
         return (await self._session.scalars(query.order_by(*by).limit(limit))).all()
 
-    async def admit(self, turn_id: str, model: str, fingerprint: str, now: float) -> bool:
+    async def admit(
+        self, turn_id: str, *, model: str, fingerprint: str, request: Mapping[str, Any], now: float
+    ) -> bool:
         """Whether it was still waiting."""
         waiting = update(Turn).where(Turn.id == turn_id, Turn.status == QUEUED)
-        values = {"status": IN_PROGRESS, "model": model, "fingerprint": fingerprint, "updated_at": now}
-        return await self._session.scalar(waiting.values(**values).returning(Turn.id)) is not None
+        admitted = waiting.values(
+            status=IN_PROGRESS, model=model, fingerprint=fingerprint, request=dict(request), updated_at=now
+        )
+        return await self._session.scalar(admitted.returning(Turn.id)) is not None
 
     async def status(self, turn_ids: Collection[str]) -> dict[str, str]:
         """Of those that there are."""

@@ -62,7 +62,7 @@ class StoredMessage(BaseModel):
     conversation_id: str
     role: str
     content: str | list[dict[str, Any]] | None
-    status: Literal["in_progress", "completed", "incomplete"]
+    status: Literal["in_progress", "completed", "incomplete", "cancelled"]
     finish_reason: str | None
     model: str | None
     created_at: float = Field(description="epoch seconds")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 from uuid import uuid4
 
-from database.models import COMPLETED, INCOMPLETE
+from database.models import CANCELLED, COMPLETED, INCOMPLETE
 from database.models import Conversation as Row
 from database.models import Item as ItemRow
 from database.models import Turn as TurnRow
@@ -147,7 +147,7 @@ def _stored(item: Item, row: ItemRow, turn: TurnRow | None) -> StoredMessage:
 
 
 def _status(of_turn: str) -> str:
-    return of_turn if of_turn == COMPLETED else INCOMPLETE
+    return of_turn if of_turn in (COMPLETED, CANCELLED) else INCOMPLETE
 
 
 def _being_written(turn: TurnRow) -> StoredMessage:

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Any
 
 from schemas.chat_schema import ChatCompletionRequest, ConversationRef
 from schemas.page_schema import Order, Page, page
@@ -52,6 +53,7 @@ class Asked:
     turn: Turn
     messages: Chat
     encoder: ResponseEncoder
+    facts: dict[str, Any]  # what is stored of the request when it is admitted
 
     def chat(self) -> ChatCompletionRequest:
         return responses.as_chat(self.request, self.messages)
@@ -96,6 +98,7 @@ class ResponseService:
         model = self._chat.model_name(request.model)
         begun = responses.begun(request, model)
         own = await self._own_items(request, owner)
+        facts = begun.model_dump(include=responses.ASKED)
         opening = Opening(
             owner=owner,
             kind=KIND,
@@ -105,7 +108,7 @@ class ResponseService:
             stored=request.store,
             background=request.background,
             logprobs=responses.LOGPROBS in request.include,
-            request=begun.model_dump(include=responses.ASKED),
+            request=facts,
             metadata=request.metadata,
             repeat=repeat,
         )
@@ -115,7 +118,7 @@ class ResponseService:
         messages = [*turn.history, *items.messages(own)]
         turn.history = ()  # it is part of the messages, and cut with them
         encoder = ResponseEncoder(begun, output, clock=lambda: turn.completed_at or time.time())
-        asked = Asked(request, owner, turn, messages, encoder)
+        asked = Asked(request, owner, turn, messages, encoder, facts)
         with responses.in_its_words():
             self._chat.check(asked.chat())
         return asked
@@ -130,7 +133,6 @@ class ResponseService:
         async with aclosing(self._run(asked)) as run:
             head = await head_of(run)
             asked.encoder.response.model = head.model
-            asked.encoder.response.service_tier = head.service_tier or "default"
             if not asked.encoder.has_begun:
                 yield asked.encoder.created()
             async for event in response_events(asked.encoder, run):
@@ -156,6 +158,7 @@ class ResponseService:
         if (kept := await shortened(asked.messages, fits)) is None:
             raise PromptTooLong(f"The newest message alone is more than the model's {length} tokens", param="input")
         asked.encoder.response.dropped_messages = len(asked.messages) - len(kept)
+        asked.facts["dropped_messages"] = asked.encoder.response.dropped_messages
         asked.messages = kept
 
     async def _told(self, asked: Asked) -> AsyncGenerator[StreamEvent, None]:

@@ -27,6 +27,8 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
 
 LOGPROBS = "message.output_text.logprobs"
 
+TIER = {"flex": "flex", "priority": "priority", "fast": "priority"}  # as it is served
+
 # What a chat completion calls it -> what a response calls it.
 NAMES = {
     "messages": "input",
@@ -196,7 +198,7 @@ def begun(request: ResponseRequest, model: str) -> Response:
         prompt_cache_key=request.prompt_cache_key,
         reasoning=_reasoning(request),
         safety_identifier=request.safety_identifier,
-        service_tier="default",
+        service_tier=TIER.get(request.service_tier, "default"),
         store=request.store,
         temperature=request.temperature,
         text={"format": request.text.format, "verbosity": request.text.verbosity or "medium"},

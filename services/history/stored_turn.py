@@ -66,8 +66,15 @@ class StoredTurn:
             await self._write(IN_PROGRESS, head.model, head.fingerprint)
             return
         async with self._store.writing() as repositories:
-            if not await repositories.turns.admit(self.id, head.model, head.fingerprint, time.time()):
-                raise Stopped(STOPPED)
+            admitted = await repositories.turns.admit(
+                self.id,
+                model=head.model,
+                fingerprint=head.fingerprint,
+                request=self._opening.request,
+                now=time.time(),
+            )
+        if not admitted:
+            raise Stopped(STOPPED)
 
     async def _write(self, status: str, model: str, fingerprint: str | None) -> None:
         self._running[self.id] = self  # before the commit: settle() spares what it finds here

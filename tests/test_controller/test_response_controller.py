@@ -56,7 +56,8 @@ class TestCreate:
         assert answer.completed_at
 
     async def test_what_was_stored_is_what_was_answered(self, client: AsyncOpenAI) -> None:
-        answer = await client.responses.create(input="Hi", temperature=0.5, metadata={"a": "b"})
+        answer = await client.responses.create(input="Hi", temperature=0.5, metadata={"a": "b"}, service_tier="flex")
+        assert (answer.service_tier, answer.temperature) == ("flex", 0.5)
         assert await client.responses.retrieve(answer.id) == answer
 
     async def test_the_stream_is_what_was_answered(self, client: AsyncOpenAI, engine: FakeEngine) -> None:
@@ -189,7 +190,9 @@ class TestTruncation:
         assert engine.prompts[-1].startswith("<system>Go\n<user>")
         assert engine.prompts[-1].endswith("3" * 30 + "\n<assistant>\n")
         assert answer.dropped_messages == 3  # type: ignore[attr-defined]
-        assert (await client.responses.retrieve(answer.id)).truncation == "auto"
+        assert await client.responses.retrieve(answer.id) == answer
+        queued = await client.responses.create(input=said, truncation="auto", background=True)  # type: ignore[arg-type]
+        assert (await until(client, queued.id, "completed")).dropped_messages == 3  # type: ignore[attr-defined]
 
     async def test_else_it_is_refused(self, client: AsyncOpenAI, engine: FakeEngine) -> None:
         engine.max_length = 20

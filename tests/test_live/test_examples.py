@@ -39,9 +39,9 @@ def test_a_conversation_goes_on_after_a_restart(folder: Path) -> None:
         service.kill()
     with running(folder) as service:
         answer = remembers(service, conversation)
-        *_, asked, said = service.messages(conversation_id=conversation)
-        assert (asked["content"], said["content"].strip()) == ("What is my name?", answer)
-        assert "Ada" in answer
+        told, _, asked, said = service.messages(conversation_id=conversation)
+        assert (told["content"], asked["content"]) == ("My name is Ada.", "What is my name?")
+        assert said["content"].strip() == answer
 
 
 def test_curl(service: Service) -> None:
