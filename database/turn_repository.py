@@ -83,6 +83,9 @@ class TurnRepository:
         query = select(Turn).where(Turn.conversation_id == conversation_id, IS_RUNNING)
         return await self._session.scalar(query.limit(1))
 
+    async def some(self, turn_ids: Collection[str]) -> Sequence[Turn]:
+        return (await self._session.scalars(select(Turn).where(Turn.id.in_(turn_ids)))).all()
+
     async def of_conversation(self, conversation_id: str) -> Sequence[Turn]:
         return (await self._session.scalars(select(Turn).where(Turn.conversation_id == conversation_id))).all()
 

@@ -111,7 +111,8 @@ class ConversationService:
                 return []
             start = None if after is None else await _message(repositories, found, after)
             rows = await repositories.items.page(found.id, kind="message", after=start, limit=limit)
-            turns = {turn.id: turn for turn in await repositories.turns.of_conversation(found.id)}
+            replies = [row.turn_id for row in rows if row.turn_id is not None and row.choice is not None]
+            turns = {turn.id: turn for turn in await repositories.turns.some(replies)}
             running = await repositories.turns.running_in(found.id) if len(rows) < limit else None
         messages = [_stored(row.data, row, turns.get(row.turn_id or "")) for row in rows]
         return [*messages, *([_being_written(running)] if running else [])]

@@ -21,7 +21,7 @@ class Past:
 
     conversation_id: str
     branch: tuple[Row, ...] = ()  # oldest first; the turn hangs on the last
-    head: int | None = None
+    head: str | None = None
     is_alone: bool = True
     copied: bool = False
 
@@ -35,7 +35,7 @@ async def of_conversation(repositories: Repositories, conversation: str, owner: 
     tip = next((row for row in rows if row.id == item), None) if item else rows[-1] if rows else None
     if item and tip is None:
         raise InvalidRequest("That item is not in the conversation", param="parent_item")
-    return Past(conversation, _branch(rows, tip) if tip else (), rows[-1].seq if rows else None)
+    return Past(conversation, _branch(rows, tip) if tip else (), rows[-1].id if rows else None)
 
 
 async def of_answer(repositories: Repositories, previous: str, owner: str, kind: str) -> Past:

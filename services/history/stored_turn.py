@@ -105,8 +105,11 @@ class StoredTurn:
             raise no_conversation(self._thread_id)
         if self._past.is_alone:
             await self._refuse_others(repositories)
+        tip = self._past.branch[-1].id if self._past.branch else None
+        if tip is not None and await repositories.items.get(self._thread_id, tip) is None:
+            raise busy()  # it was deleted meanwhile
         await repositories.conversations.touch(self._thread_id, time.time())
-        return self._past.branch[-1].id if self._past.branch else None
+        return tip
 
     async def _rename(self, repositories: Repositories) -> None:
         """What is given once more, or twice, under the id that it has is another item."""
@@ -126,7 +129,7 @@ class StoredTurn:
 
     async def _refuse_others(self, repositories: Repositories) -> None:
         newest = await repositories.items.newest(self._thread_id)
-        if (newest.seq if newest else None) != self._past.head:
+        if (newest.id if newest else None) != self._past.head:
             raise busy()
         if await repositories.turns.running_in(self._thread_id) is not None:
             raise busy()

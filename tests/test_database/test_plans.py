@@ -43,6 +43,9 @@ QUERIES: dict[str, tuple[Query, str]] = {
     "items of turns": (lambda r: r.items.of_turns(IDS), "ix_items_turn_id"),
     "known items": (lambda r: r.items.known("c", IDS), "items"),
     "search": (lambda r: r.search.find("me", ["sea"], limit=20), "items_found|ix_items_terms|ix_items_owner_seq"),
+    "what is not used": (lambda r: r.conversations.forget(0.0, limit=10), "ix_conversations_updated_at"),
+    "a request that comes again": (lambda r: r.repeats.get("me", "k"), "idempotency_keys"),
+    "some turns": (lambda r: r.turns.some(IDS), "turns"),
     "turn": (lambda r: r.turns.get("t", "me"), "turns"),
     "turns": (
         lambda r: r.turns.page("me", "response", order="asc", limit=20, metadata={"a": "b"}),

@@ -415,6 +415,28 @@ class TestWriters:
         with pytest.raises(Conflict):
             await late.begin(head(late))
 
+    async def test_nobody_goes_on_from_what_is_deleted_meanwhile(
+        self, service: TurnService, database: Database
+    ) -> None:
+        first = await say(service, "1", "one", create=False, stored=True, kind="response")
+        again: dict[str, object] = {"create": False, "stored": True, "kind": "response", "previous": first.id}
+        await say(service, "2", "two", **again)
+        late = await service.open(opening("3", **again))
+        await service.delete(first.id, "me", "response")
+        with pytest.raises(Conflict):
+            await late.begin(head(late))
+        named = await say(service, "1", "one")
+        late = await service.open(opening("2", conversation=named.conversation_id))
+        async with database.write() as session:
+            found = repositories.of(session).items
+            rows_of_turn = await found.of_turn(named.id)
+            await found.delete(rows_of_turn[1:])
+            assert named.conversation_id is not None
+            again_one = {"id": "msg_again", **given("again")[0]}
+            await found.add(rows.chain([again_one], Place("me", named.conversation_id, 0.0, rows_of_turn[0].id)))
+        with pytest.raises(Conflict):
+            await late.begin(head(late))
+
     async def test_a_turn_that_was_refused_does_not_count_as_running(
         self, service: TurnService, database: Database
     ) -> None:
