@@ -1,5 +1,6 @@
 """The `parley` command. Each command imports what it needs itself, so that `--help` comes at once."""
 
+import gc
 import os
 import sys
 from importlib.metadata import version
@@ -73,6 +74,7 @@ def serve(
         PARLEY_ENGINE__TENSOR_PARALLEL_SIZE=tensor_parallel_size,
         PARLEY_ENGINE__ENABLE_MM=enable_mm,
     )
+    gc.disable()  # until all is imported: services.engine.warm_up
     import uvicorn
     from pydantic import ValidationError
 

@@ -1,8 +1,12 @@
 """Steps at load that leave nothing behind."""
 
+import gc
+import sys
+
 import pytest
 import torch
 
+from services import engine
 from services.engine.runner import BatchRunner, build_runner
 from services.engine.warming import warm_up
 from tests.test_engine.fakes import Counting
@@ -25,3 +29,15 @@ def test_nothing_is_left(name: str) -> None:
         assert not any(torch.count_nonzero(layer.keys[:, :, :40]) for layer in runner._cache.layers.values())
     else:
         assert not runner._caches  # type: ignore[attr-defined]
+
+
+def test_collecting_garbage_goes_on_once_all_is_imported() -> None:
+    try:
+        gc.disable()  # as the command does
+        engine.warm_up()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.enable()
+        gc.unfreeze()
+    assert {"services.engine.local", "services.engine.embedder"} <= sys.modules.keys()

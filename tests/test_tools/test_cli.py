@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     for name in [name for name in before if name.startswith("PARLEY_")]:
         del os.environ[name]
     yield
+    gc.enable()  # the command leaves that to the app
     os.environ.clear()
     os.environ.update(before)
 
