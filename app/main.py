@@ -219,7 +219,9 @@ def _models(settings: Settings) -> list[ModelSettings]:
 
 def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
     source = DEFAULT_OF[model.kind] if model.name == "default" else model.name
-    options = {"device": model.device, "dtype": model.dtype}
+    options: dict[str, Any] = {"device": model.device, "dtype": model.dtype}
+    if model.kind != "reranker":
+        options["compile_dir"] = str(settings.models_dir / "compiled") if settings.engine.compile else None
     return ModelConfig(
         name=model.id or _public_name(source),
         source=source,
@@ -232,8 +234,7 @@ def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
 
 
 def _engine_options(settings: Settings) -> dict[str, Any]:
-    options = settings.engine.model_dump(exclude={"compile", "tensor_parallel_size"})
-    return options | {"compile_dir": str(settings.models_dir / "compiled") if settings.engine.compile else None}
+    return settings.engine.model_dump(exclude={"compile", "tensor_parallel_size"})
 
 
 def _public_name(source: str) -> str:

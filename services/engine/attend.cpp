@@ -25,6 +25,7 @@ constexpr int64_t WIDTH = Floats::size();
 constexpr int64_t PAIR = 2 * WIDTH; // what one register of half as wide numbers holds
 constexpr int64_t ROWS = 24;        // queries that go through the keys together
 constexpr int64_t KEYS = 256;       // keys whose scores are held at once; a multiple of WIDTH
+constexpr int MANY = 8;             // rows from which on it pays to turn keys into columns
 constexpr int64_t AHEAD = 8;        // keys that are fetched before they are needed: slots are no stream to the hardware
 constexpr int64_t LINE = 64;        // bytes
 constexpr float NOTHING = std::numeric_limits<float>::lowest() / 2; // its exp is 0, also less something
@@ -110,6 +111,21 @@ inline void score(const float* queries, const T* keys, int64_t stride, int64_t s
   }
 }
 
+// The same for WIDTH keys that lie in columns: no sum goes across a register.
+template <int COUNT>
+inline void score_columns(const float* queries, int64_t span, const float* columns, int64_t size, float* scores) {
+  Floats sums[COUNT];
+#pragma GCC unroll 8
+  for (int r = 0; r < COUNT; ++r) sums[r] = Floats(0.f);
+  for (int64_t i = 0; i < size; ++i) {
+    const Floats column = Floats::loadu(columns + i * WIDTH);
+#pragma GCC unroll 8
+    for (int r = 0; r < COUNT; ++r) sums[r] = at::vec::fmadd(Floats(queries[r * span + i]), column, sums[r]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < COUNT; ++r) sums[r].store(scores + r * KEYS);
+}
+
 // out[row] += weights[row][key] * values[key]
 template <int PAIRS, int COUNT, typename T>
 inline void mix(const float* weights, const T* values, int64_t stride, int64_t size, int64_t n, float* out) {
@@ -167,13 +183,14 @@ class Worker {
   const Call& call;
   at::Tensor& out;
   const int64_t group;
-  std::vector<float> queries, mixed, scores;
+  std::vector<float> queries, mixed, scores, lines, columns;
   std::vector<Softmax> softmax;
 
  public:
   Worker(const Call& call, at::Tensor& out) : call(call), out(out), group(call.group()) {
     const int64_t rows = std::max(ROWS, group);
     queries.resize(rows * SPAN), mixed.resize(rows * SPAN), scores.resize(rows * KEYS), softmax.resize(rows);
+    lines.resize(WIDTH * SPAN), columns.resize(WIDTH * SPAN);
   }
 
   void operator()(const Item& item) {
@@ -210,21 +227,42 @@ class Worker {
   }
 
   void attend(const Item& item, int64_t rows, int64_t base, int64_t n, const T* keys, const T* values) {
-    const int64_t key_step = call.keys.stride(2), value_step = call.values.stride(2);
-    tiles(rows, [&](int64_t row, auto count) {
-      score<PAIRS, count()>(queries.data() + row * SPAN, keys + base * key_step, key_step, call.keys.size(3), n,
-                            scores.data() + row * KEYS);
-    });
+    const int64_t key_step = call.keys.stride(2), value_step = call.values.stride(2), size = call.keys.size(3);
+    if (rows >= MANY)
+      turn_and_score(rows, keys + base * key_step, key_step, n);
+    else
+      tiles<TILE>(rows, [&](int64_t row, auto count) {
+        score<PAIRS, count()>(queries.data() + row * SPAN, keys + base * key_step, key_step, size, n,
+                              scores.data() + row * KEYS);
+      });
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t token = token_of(item, row);
       const int64_t from = std::clamp<int64_t>(call.begins[token] - base, 0, n);
       const int64_t to = std::clamp<int64_t>(call.ends[token] - base, from, n);
       fade(row, softmax[row].add(scores.data() + row * KEYS, from, to, n));
     }
-    tiles(rows, [&](int64_t row, auto count) {
+    tiles<TILE>(rows, [&](int64_t row, auto count) {
       mix<PAIRS, count()>(scores.data() + row * KEYS, values + base * value_step, value_step, call.values.size(3), n,
                           mixed.data() + row * SPAN);
     });
+  }
+
+  // Keys are turned into columns once for all rows; those behind the last are whatever lay there, and never looked at.
+  void turn_and_score(int64_t rows, const T* keys, int64_t step, int64_t n) {
+    const int64_t size = call.keys.size(3);
+    for (int64_t start = 0; start < n; start += WIDTH) {
+      for (int64_t key = start; key < std::min(start + WIDTH, n); ++key) {
+        fetch(keys + (key + AHEAD) * step, size);
+        const auto row = Row<PAIRS>::read(keys + key * step, size);
+        for (int i = 0; i < 2 * PAIRS; ++i) row.part[i].store(lines.data() + (key - start) * SPAN + i * WIDTH);
+      }
+      for (int64_t i = 0; i < size; i += WIDTH)
+        at::vec::transpose_mxn<float, WIDTH, WIDTH>(lines.data() + i, SPAN, columns.data() + i * WIDTH, WIDTH);
+      tiles<MANY>(rows, [&](int64_t row, auto count) {
+        score_columns<count()>(queries.data() + row * SPAN, SPAN, columns.data(), size,
+                               scores.data() + row * KEYS + start);
+      });
+    }
   }
 
   void fade(int64_t row, float by) {
@@ -245,15 +283,12 @@ class Worker {
     }
   }
 
-  template <typename Tile>
-  static void tiles(int64_t rows, const Tile& tile) {
-    int64_t row = 0;
-    for (; row + TILE <= rows; row += TILE) tile(row, std::integral_constant<int, TILE>());
-    if constexpr (TILE == 4) {
-      if (rows - row == 3) return tile(row, std::integral_constant<int, 3>());
-      if (rows - row == 2) return tile(row, std::integral_constant<int, 2>());
-    }
-    if (row < rows) tile(row, std::integral_constant<int, 1>());
+  // So many rows at a time, then as many as are left.
+  template <int COUNT, typename Tile>
+  static void tiles(int64_t rows, const Tile& tile, int64_t row = 0) {
+    for (; row + COUNT <= rows; row += COUNT) tile(row, std::integral_constant<int, COUNT>());
+    if constexpr (COUNT > 1)
+      if (row < rows) tiles<COUNT - 1>(rows, tile, row);
   }
 };
 

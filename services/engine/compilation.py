@@ -7,17 +7,23 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Protocol
 
 from filelock import FileLock, Timeout
 
 from services.engine import kernel
-from services.engine.attention import NAME
-from services.engine.compiled import Plan, compile_to
-from services.engine.packed import pack_linears
-from services.engine.parts import language_part
 
 logger = logging.getLogger(__name__)
+
+
+class Plan(Protocol):
+    """What a process of its own must know to compile something."""
+
+    maker: str  # the module that has `make(file, json)`
+
+    def to_json(self) -> str: ...
 
 
 class Compilation:
@@ -64,7 +70,7 @@ class Compilation:
             logger.info("another process is compiling this model; steps stay eager in this one")
 
     def _run_worker(self) -> None:
-        command = [sys.executable, "-m", __name__, str(self.file), self.plan.to_json()]
+        command = [sys.executable, "-m", __name__, self.plan.maker, str(self.file), self.plan.to_json()]
         # in a session of its own: a terminal's Ctrl-C is for the server, which then ends the worker
         self._worker = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
@@ -75,17 +81,11 @@ class Compilation:
             logger.warning("steps stay eager: %s", reason[0])
 
 
-def main(file: str, plan: str) -> None:
-    """The process of its own: reads the model again, compiles its step, leaves."""
-    from services.engine.loader import load
-
+def main(maker: str, file: str, plan: str) -> None:
+    """The process of its own."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaving tidily
     os.nice(19)  # whoever is being served comes first
-    given = Plan.from_json(plan)
-    model = load(given.source, "cpu", given.dtype).model
-    pack_linears(model)
-    language_part(model).set_attn_implementation(NAME)
-    compile_to(Path(file), model, given)
+    import_module(maker).make(Path(file), plan)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,14 @@ import transformers
 from torch import Tensor, nn
 
 from services.engine import kernel
-from services.engine.attention import running
+from services.engine.attention import NAME, running
 from services.engine.kv_cache import LayerShape, SlotCache
-from services.engine.packed import packed_weights
+from services.engine.packed import pack_linears, packed_weights
+from services.engine.parts import language_part
 from services.engine.scheduler import Work
 
 CONSTANT = "_tensor_constant"  # how AOTInductor numbers the tensors that are no parameters, in the order of the modules
+SOURCES = ("attend.cpp", "attention.py", "compiled.py", "packed.py")
 MIN_ROWS = 2  # torch.export specialises on 1
 MAX_ROWS = 2**16
 
@@ -43,6 +45,8 @@ class Plan:
     length: int
     shapes: Mapping[int, LayerShape]
 
+    maker = __name__
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), default=str)
 
@@ -53,24 +57,24 @@ class Plan:
         return cls(**given, shapes=shapes)
 
     def file(self, folder: Path, model: Any) -> Path:
-        facts = asdict(self) | {
-            "source": None,  # the same architecture shares a step
-            "config": model.config.to_dict() | {"_name_or_path": None},
-            "versions": (torch.__version__, transformers.__version__),
-            "machine": (kernel.machine(), torch.get_num_threads()),
-            "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in _sources()],
-        }
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
-        return folder / f"{model.config.model_type}-{digest[:16]}.pt2"
+        facts = asdict(self) | {"source": None}  # the same architecture shares a step
+        return folder / f"{model.config.model_type}-{digest(model, facts, SOURCES)}.pt2"
+
+
+def digest(model: Any, facts: Mapping[str, object], sources: tuple[str, ...]) -> str:
+    """Of everything that what is compiled depends on."""
+    everything = {
+        **facts,
+        "config": model.config.to_dict() | {"_name_or_path": None},
+        "versions": (torch.__version__, transformers.__version__),
+        "machine": (kernel.machine(), torch.get_num_threads()),
+        "code": [hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest() for name in sources],
+    }
+    return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _shape(dtype: str, **sizes: int) -> LayerShape:
     return LayerShape(**sizes, dtype=getattr(torch, dtype.removeprefix("torch.")))
-
-
-def _sources() -> list[Path]:
-    names = ("attend.cpp", "attention.py", "compiled.py", "packed.py")
-    return [Path(__file__).with_name(name) for name in names]
 
 
 class PackedStep(nn.Module):
@@ -137,11 +141,7 @@ class CompiledStep:
 
     @classmethod
     def load(cls, file: Path, model: nn.Module, cache: SlotCache) -> "CompiledStep":
-        kernel.load(kernel.file(file.parent))
-        package = torch._inductor.aoti_load_package(str(file), run_single_threaded=True)
-        names = package.get_constant_fqns()
-        package.load_constants(_constants(model, names), check_full_update=True, user_managed=True)
-        return cls(package, cache)
+        return cls(open_package(file, model), cache)
 
     @torch.inference_mode()
     def run(self, works: list[Work]) -> Tensor:
@@ -183,6 +183,14 @@ def _tensors(cache: SlotCache) -> tuple[list[Tensor], list[Tensor]]:
     return [layer.keys for layer in layers], [layer.values for layer in layers]
 
 
+def open_package(file: Path, model: nn.Module) -> Any:
+    kernel.load(kernel.file(file.parent))
+    package = torch._inductor.aoti_load_package(str(file), run_single_threaded=True)
+    names = package.get_constant_fqns()
+    package.load_constants(_constants(model, names), check_full_update=True, user_managed=True)
+    return package
+
+
 def _constants(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
     """The model's tensors under the names a package asks for them."""
     own = {f"model.{name}": tensor for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
@@ -190,22 +198,40 @@ def _constants(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
     return {name: (own | packed)[name] for name in names}
 
 
+def make(file: Path, text: str) -> None:
+    """In a process of its own: reads the model again and compiles its step."""
+    from services.engine.loader import load
+
+    plan = Plan.from_json(text)
+    model = load(plan.source, "cpu", plan.dtype).model
+    pack_linears(model)
+    language_part(model).set_attn_implementation(NAME)
+    compile_to(file, model, plan)
+
+
 def compile_to(file: Path, model: nn.Module, plan: Plan) -> None:
-    """Exports and compiles; a minute or so. The file appears whole or not at all."""
-    attend = kernel.file(file.parent)
-    if not attend.exists():
-        kernel.build(attend)
-    kernel.load(attend)
-    kernel.describe()
+    get_kernel(file.parent)
     cache = SlotCache(plan.shapes, plan.num_slots, plan.length, torch.device("cpu"))
     step = PackedStep(model, list(plan.shapes)).eval()
     example = (*(torch.zeros(2 * MIN_ROWS, dtype=torch.int64) for _ in range(4)), torch.arange(MIN_ROWS))
     tokens = torch.export.Dim("tokens", min=MIN_ROWS, max=MAX_ROWS)
     logits = torch.export.Dim("logits", min=MIN_ROWS, max=MAX_ROWS)
     as_it_is: list[None] = [None] * len(plan.shapes)
-    dynamic = (*[{0: tokens}] * 4, {0: logits}, as_it_is, as_it_is)
+    package(step, (*example, *_tensors(cache)), (*[{0: tokens}] * 4, {0: logits}, as_it_is, as_it_is), file)
+
+
+def get_kernel(folder: Path) -> None:
+    library = kernel.file(folder)
+    if not library.exists():
+        kernel.build(library)
+    kernel.load(library)
+    kernel.describe()
+
+
+def package(step: nn.Module, example: tuple[Any, ...], dynamic: tuple[Any, ...], file: Path) -> None:
+    """Exports and compiles; a minute or so. The file appears whole or not at all."""
     with torch.no_grad(), _workshop(file) as folder:
-        program = torch.export.export(step, (*example, *_tensors(cache)), dynamic_shapes=dynamic)
+        program = torch.export.export(step, example, dynamic_shapes=dynamic)
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(folder / file.name),

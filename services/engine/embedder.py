@@ -26,7 +26,9 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
 from services.engine.base import Embeddings, EngineStats, Tokenizer
+from services.engine.compilation import Compilation
 from services.engine.device import pick_device, pick_dtype
+from services.engine.encoding import CompiledEncoder, EncoderPlan, agrees, pack_where_it_agrees
 from services.engine.loader import ALONE
 from services.engine.threads import release_team
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, ServiceError, Unavailable
@@ -135,6 +137,7 @@ class Encoder:
         model.config.use_cache = False  # decoders keep keys and values unless told
         self._model = model.eval()
         self._recipe = recipe
+        self._compiled: CompiledEncoder | None = None
         self._pad = getattr(model.config, "pad_token_id", None) or 0  # RoBERTa counts its positions by it
         self.dimensions = model.config.hidden_size * len(recipe.poolings)
         self.device = str(model.device)
@@ -142,13 +145,37 @@ class Encoder:
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[Tokens]) -> Floats:
-        ids = torch.from_numpy(padded(rows, self._pad)).to(self.device)
         mask = torch.from_numpy(padded([[1] * len(row) for row in rows], 0)).to(self.device)
-        hidden = self._model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        hidden = self._hidden(rows, mask)
         weights = mask.unsqueeze(-1).float()
         vectors = torch.cat([POOLINGS[name](hidden, weights) for name in self._recipe.poolings], dim=-1)
         result: Floats = (normalize(vectors, dim=-1) if self._recipe.normalise else vectors).cpu().numpy()
         return result
+
+    def compilation(self, source: str, subfolder: str, folder: Path) -> Compilation | None:
+        if self._model.device.type != "cpu":
+            return None
+        plan = EncoderPlan(source, subfolder, self.dtype)
+        return Compilation(plan.file(folder, self._model), plan, self.adopt)
+
+    def adopt(self, file: Path) -> None:
+        """Takes a compiled model over, if it agrees with the other; from any thread, between two batches."""
+        encoder = CompiledEncoder.load(file, self._model)
+        if not agrees(encoder, self._model):
+            raise ValueError("it says something else than the model itself")
+        self._compiled = encoder
+        log.info("batches are compiled from now on")
+
+    def _hidden(self, rows: Sequence[Tokens], mask: Tensor) -> Tensor:
+        """[rows, width, size] in float32"""
+        if self._compiled is None:
+            ids = torch.from_numpy(padded(rows, self._pad)).to(self.device)
+            hidden: Tensor = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+            return hidden.float()
+        tokens = self._compiled(rows)
+        whole = tokens.new_zeros(*mask.shape, tokens.shape[-1], dtype=torch.float32)
+        whole[mask.bool()] = tokens.float()
+        return whole
 
 
 def padded(rows: Sequence[Tokens], filler: int) -> NDArray[np.int64]:
@@ -249,6 +276,7 @@ class LocalEmbedder:
         max_length: int,
         batch_tokens: int = BATCH_TOKENS["cpu"],
         max_waiting: int = 16_384,
+        compilation: Compilation | None = None,
     ) -> None:
         """`max_waiting`: inputs held for all callers together. A call beyond it is refused, but never the only one."""
         self.tokenizer = tokenizer
@@ -257,6 +285,7 @@ class LocalEmbedder:
         self.device = encode.device
         self.dtype = encode.dtype
         self._encode = encode
+        self._compilation = compilation
         self._batch_tokens = batch_tokens
         self._max_waiting = max_waiting
         self._queue: SimpleQueue[Call | None] = SimpleQueue()  # None: stop
@@ -273,6 +302,7 @@ class LocalEmbedder:
         dtype: str = "auto",
         batch_tokens: int | None = None,
         max_waiting: int = 16_384,
+        compile_dir: str | None = None,
     ) -> "LocalEmbedder":
         """Reads a local folder or a hub name; blocking. Without a sentence-transformers configuration the vectors are
         the normalised mean of the token vectors."""
@@ -285,19 +315,28 @@ class LocalEmbedder:
             model = AutoModel.from_pretrained(source, subfolder=recipe.subfolder, dtype=numbers).to(place)
         tokenizer = load_tokenizer(source, recipe)
         limits = (recipe.max_length, getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
+        pack_where_it_agrees(model)
+        encoder = Encoder(model, recipe)
+        compilation = encoder.compilation(source, recipe.subfolder, Path(compile_dir)) if compile_dir else None
         return cls(
-            Encoder(model, recipe),
+            encoder,
             tokenizer,
             max_length=min(limit for limit in limits if limit),
             batch_tokens=batch_tokens or BATCH_TOKENS.get(place.type, BATCH_TOKENS["cpu"]),
             max_waiting=max_waiting,
+            compilation=compilation,
         )
 
     def start(self) -> None:
+        if self._compilation:
+            self._compilation.start()
         self._thread = threading.Thread(target=self._work, name="embedder", daemon=True)
         self._thread.start()
 
     async def stop(self) -> None:
+        if self._compilation:
+            self._compilation.stop()
+            self._compilation = None
         if thread := self._thread:
             self._thread = None  # nothing is put behind the None
             self._queue.put(None)

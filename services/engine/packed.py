@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from services.engine.parts import language_modules
 
 # layers that models call one after another with the same input, under the names that nearly all of them use
-SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"))
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -19,9 +19,10 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features = linear.in_features
         self.out_features = linear.out_features
-        # plain attributes: torch.export cannot copy an opaque tensor as it does parameters and buffers
+        # a plain attribute: torch.export cannot copy an opaque tensor as it does parameters and buffers
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
-        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.bias: Tensor | None
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach(), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")

@@ -51,7 +51,7 @@ def close(said: Tensor, expected: Tensor) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])  # with a window, and with biases
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])  # with a window, and with biases
 def test_compiled_steps_say_what_eager_ones_say(name: str, folder: Path, native_kernel: None) -> None:
     runner = runner_of(name)
     step = CompiledStep.load(made(runner, folder), runner._model, runner._cache)

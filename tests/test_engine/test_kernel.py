@@ -14,7 +14,7 @@ from services.engine import kernel
 from tests.test_engine.compilers import needs_compiler
 
 SLOTS, LENGTH = 4, 700  # longer than the scores that are held at once
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
