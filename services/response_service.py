@@ -7,21 +7,16 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.chat_schema import ChatCompletionRequest, ConversationRef
+from schemas.chat_schema import ChatCompletionRequest
 from schemas.page_schema import Order, Page, page
 from schemas.response_schema import (
     DeletedResponse,
-    IncompleteDetails,
     InputTokenCount,
-    InputTokensDetails,
     LifeEvent,
-    OutputTokensDetails,
     Response,
-    ResponseError,
     ResponseEvent,
     ResponseInput,
     ResponseRequest,
-    ResponseUsage,
     Retrieval,
     StreamEvent,
 )
@@ -30,13 +25,13 @@ from services.chat.events import Event, head_of
 from services.chat.fitting import Chat, shortened
 from services.chat.items import Item
 from services.chat.output import Output
-from services.chat.response_events import INTERRUPTED, TYPE, ResponseEncoder, framed, response_events
+from services.chat.response_events import TYPE, ResponseEncoder, framed, response_events
 from services.chat_service import ChatService, settle
 from services.errors import InvalidRequest, Overloaded, PromptTooLong, ServiceError, UnsupportedParameter
-from services.history.answer import Answer
 from services.history.given_turn import GivenTurn
 from services.history.live import Live
 from services.history.repeat import Repeat
+from services.history.response import reference, response_of
 from services.history.turn import Kind, Opening, Turn
 from services.stream_service import StreamService
 from services.turn_service import TurnService
@@ -113,7 +108,7 @@ class ResponseService:
             repeat=repeat,
         )
         turn = await self._turns.open(opening)
-        begun.id, begun.created_at, begun.conversation = turn.id, int(turn.created_at), _ref(turn.conversation_id)
+        begun.id, begun.created_at, begun.conversation = turn.id, int(turn.created_at), reference(turn.conversation_id)
         output = Output(turn.reply_id, logprobs=responses.LOGPROBS in request.include)
         messages = [*turn.history, *items.messages(own)]
         turn.history = ()  # it is part of the messages, and cut with them
@@ -236,7 +231,7 @@ class ResponseService:
         return await self._stored(id, owner)
 
     async def _stored(self, id: str, owner: str) -> Response:
-        return _response(await self._turns.answer(id, owner, KIND))
+        return response_of(await self._turns.answer(id, owner, KIND))
 
     async def resume(self, id: str, owner: str, asked: Retrieval) -> AsyncGenerator[StreamEvent, None]:
         """What comes after that event."""
@@ -283,45 +278,3 @@ class ResponseService:
         with responses.in_its_words():
             chat = responses.as_chat(request, [*history, *items.messages(own)])
             return InputTokenCount(input_tokens=len(await self._chat.prompt_of(chat, owner)))
-
-
-def _response(answer: Answer) -> Response:
-    response = Response.model_validate(
-        {
-            **answer.request,
-            "id": answer.id,
-            "created_at": int(answer.created_at),
-            "model": answer.model,
-            "status": answer.status,
-            "conversation": _ref(answer.conversation_id),
-            "previous_response_id": answer.previous_id,
-            "metadata": answer.metadata,
-            "output": list(answer.output[0]) if answer.output else [],
-        }
-    )
-    if answer.usage:
-        response.usage = _usage(answer.usage)
-    if answer.status == "completed" and answer.choices[0]["finish_reason"] == "length":
-        response.status = "incomplete"
-        response.incomplete_details = IncompleteDetails(reason="max_output_tokens")
-    elif answer.status == "incomplete":
-        response.incomplete_details = IncompleteDetails(reason=INTERRUPTED)
-    elif answer.status == "failed" and answer.error:
-        response.error = ResponseError.model_validate(answer.error)
-    if response.status == "completed" and answer.completed_at is not None:
-        response.completed_at = int(answer.completed_at)
-    return response
-
-
-def _usage(used: dict[str, int]) -> ResponseUsage:
-    return ResponseUsage(
-        input_tokens=used["prompt_tokens"],
-        input_tokens_details=InputTokensDetails(cached_tokens=used["cached_tokens"]),
-        output_tokens=used["completion_tokens"],
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=used["reasoning_tokens"]),
-        total_tokens=used["prompt_tokens"] + used["completion_tokens"],
-    )
-
-
-def _ref(conversation_id: str | None) -> ConversationRef | None:
-    return ConversationRef(id=conversation_id) if conversation_id else None

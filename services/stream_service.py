@@ -29,6 +29,7 @@ class StreamService:
         self._live: dict[str, Live] = {}
         self._keeper: asyncio.Task[None] | None = None
         self._beating = asyncio.Lock()
+        self._is_told = False  # that the database is away
 
     @property
     def num_live(self) -> int:
@@ -108,8 +109,11 @@ class StreamService:
     async def _attempt(self) -> None:
         try:
             await self.beat()
+            self._is_told = False
         except Unavailable as error:
-            logger.warning("%s: %s", error.message, error.__cause__)
+            if not self._is_told:  # once, not at every beat
+                logger.warning("%s: %s", error.message, error.__cause__)
+            self._is_told = True
         except Exception:
             logger.exception("Keeping the streams failed, trying again")
 

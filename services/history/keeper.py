@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from database.models import FAILED, INCOMPLETE, QUEUED
 from database.models import Turn as Row
@@ -71,7 +72,11 @@ class Keeper:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
-            await _attempt(self.look)
+            await _attempt(self._look)
+
+    async def _look(self) -> None:
+        with suppress(Unavailable):  # the checkpoints tell of it, not every look
+            await self.look()
 
     async def look(self) -> None:
         """Tells our turns what others have cancelled or deleted."""
