@@ -88,6 +88,7 @@ class ChatMessage(Request):
     name: str | None = Field(None, max_length=64)
     refusal: str | None = None
     reasoning_content: str | None = None
+    annotations: list[Any] = Field([], max_length=0, description="an answer that comes back may have this, empty")
     tool_calls: list[MessageToolCall] = Field([], max_length=128)
     tool_call_id: str | None = Field(None, max_length=128)
 

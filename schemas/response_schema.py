@@ -127,6 +127,7 @@ def _includable(value: object) -> object:
 
 Include = Annotated[str, BeforeValidator(_includable)]
 Label = Annotated[str, StringConstraints(max_length=512)]
+MetadataText = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]  # PostgreSQL looks for no other
 ResponseId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Items = Annotated[list[Item], BeforeValidator(_input), Field(max_length=10_000)]
 
@@ -162,7 +163,7 @@ class ResponseRequest(ResponseInput):
     top_logprobs: int = Field(0, ge=0, le=20)
     max_output_tokens: int | None = Field(None, ge=1)
     max_tool_calls: int | None = Field(None, ge=1, description="of built-in tools, of which there are none here")
-    metadata: dict[MetadataKey, Label] = Field({}, max_length=16)
+    metadata: dict[MetadataKey, MetadataText] = Field({}, max_length=16)
     service_tier: ServiceTier = "auto"
     user: Label | None = None
     safety_identifier: Label | None = None

@@ -1,5 +1,7 @@
 """What counts as JSON."""
 
+from typing import Any
+
 import pytest
 
 from tests.apps import Site
@@ -27,3 +29,46 @@ async def test_what_is_none_is_refused_as_such(site: Site, body: bytes) -> None:
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, "invalid_json")
+
+
+def nested(levels: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        value = {"a": value}
+    return value
+
+
+HI = [{"role": "user", "content": "hi"}]
+PARTS = [{"type": "input_text", "text": "hi", "more": nested(400)}]
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": nested(400)}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": HI, "response_format": SCHEMA}),
+        (CHAT, {"messages": HI, "chat_template_kwargs": nested(400)}),
+        ("/v1/conversations", {"items": [{"role": "user", "content": PARTS}]}),
+        ("/v1/responses", {"input": [{"role": "user", "content": PARTS}]}),
+        ("/v1/messages", {"messages": HI, "max_tokens": 1, "tools": [{"name": "f", "input_schema": nested(400)}]}),
+        ("/api/chat", {"messages": HI, "format": nested(400)}),
+        ("/chat/new/message/", {"prompt": "hi", "history": nested(400)}),
+    ],
+)
+async def test_what_is_nested_too_deep_is_named(site: Site, path: str, body: dict[str, Any]) -> None:
+    answer = await site.client.post(path, json=body)
+    assert answer.status_code == 400, answer.text
+    assert "128 levels deep" in answer.text
+    if path.startswith("/v1/") and path != "/v1/messages":  # the others' errors name no parameter
+        assert answer.json()["error"]["param"] == list(body)[-1]
+
+
+@pytest.mark.parametrize(("levels", "status"), [(128, 200), (129, 400)])
+async def test_how_deep_is_too_deep(site: Site, levels: int, status: int) -> None:
+    answer = await site.client.post(CHAT, json={"messages": HI, "unheard_of": nested(levels)})
+    assert answer.status_code == status, answer.text
+
+
+async def test_much_that_is_not_deep_is_read(site: Site) -> None:
+    answer = await site.client.post(CHAT, json={"messages": HI * 300})
+    assert answer.status_code == 200, answer.text

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from openai.types.chat import ChatCompletionMessage
 
 from app.common import sse
 from services.chat.prompt import UNSUPPORTED
@@ -471,3 +472,13 @@ class TestStatus:
         gate.set()
         await site.services.models.get_model()
         assert (await site.client.get("/chat")).json()["status"] == "running"
+
+
+async def test_answer_comes_back_as_the_official_clients_dump_it(site: Site) -> None:
+    asked = {"role": "user", "content": "hi"}
+    first = (await site.client.post("/v1/chat/completions", json={"messages": [asked]})).json()
+    dumped = ChatCompletionMessage.model_validate(first["choices"][0]["message"]).model_dump()
+    for more in ({}, {"annotations": [], "reasoning_content": "hm"}):
+        body = {"messages": [asked, dumped | more, asked]}
+        answer = await site.client.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 200, answer.text

@@ -405,3 +405,8 @@ class TestStored:
         item: Any = [{"type": "item_reference", "id": (await mine.responses.retrieve(made.id)).output[0].id}]
         with pytest.raises(openai.BadRequestError):
             await other.responses.create(input=item)
+
+
+async def test_metadata_that_no_database_finds_again_is_refused(site: Site) -> None:
+    answer = await site.client.post("/v1/responses", json={"input": "hi", "metadata": {"a": "\0"}})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "metadata.a")
