@@ -222,8 +222,7 @@ def compile_to(file: Path, model: nn.Module, plan: Plan) -> None:
 
 def get_kernel(folder: Path) -> None:
     library = kernel.file(folder)
-    if not library.exists():
-        kernel.build(library)
+    kernel.build(library)
     kernel.load(library)
     kernel.describe()
 

@@ -7,10 +7,12 @@ of them. This one reads what each token may see and nothing else, twice as fast 
 import hashlib
 import os
 import platform
+import shutil
 from functools import cache
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name("attend.cpp")
@@ -34,15 +36,27 @@ def machine() -> str:
 
 
 def build(target: Path) -> None:
-    """Ten seconds of a C++ compiler. The file appears whole or not at all."""
+    """Ten seconds of a C++ compiler, one process at a time, unless it is there. It appears whole or not at all."""
+    folder = target.with_suffix(".tmp").resolve()  # the compiler runs elsewhere
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if target.exists():
+            return
+        shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+        try:
+            os.replace(_compiled(folder), target)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _compiled(folder: Path) -> str:
     from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     options = CppTorchOptions(vec_isa=pick_vec_isa(), warning_all=False)
-    builder = CppBuilder(f"{target.stem}.{os.getpid()}", str(SOURCE), options, output_dir=str(target.parent))
+    builder = CppBuilder("attend", str(SOURCE), options, output_dir=str(folder))
     builder.build()
-    os.replace(builder.get_target_file_path(), target)
+    return builder.get_target_file_path()
 
 
 def load(library: Path) -> None:

@@ -86,6 +86,37 @@ def test_any_ranges(native_kernel: None, data: st.DataObject, heads: tuple[int, 
 
 
 @needs_compiler
-def test_the_library_appears_whole(native_kernel: None, folder: Path) -> None:
+def test_the_library_appears_whole_and_once(native_kernel: None, folder: Path) -> None:
+    library = kernel.file(folder)
+    before = library.stat().st_mtime_ns
+    kernel.build(library)
     assert kernel.is_loaded()
-    assert [path.name for path in folder.glob("attend*")] == [kernel.file(folder).name]
+    assert library.stat().st_mtime_ns == before
+    assert [path.name for path in folder.glob("attend*") if path.suffix != ".lock"] == [library.name]
+
+
+def test_the_compiler_finds_its_folder_from_wherever_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders: list[Path] = []
+
+    def compiled(folder: Path) -> str:
+        folders.append(folder)
+        (tmp_path / "whole").touch()
+        return str(tmp_path / "whole")
+
+    monkeypatch.setattr(kernel, "_compiled", compiled)
+    kernel.build(Path("models") / "attend-1.so")
+    assert [folder.is_absolute() for folder in folders] == [True]
+    assert (tmp_path / "models" / "attend-1.so").exists()
+
+
+def test_what_a_killed_process_left_is_in_nobody_s_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = tmp_path / "new" / "attend-1.so"
+    (left := library.with_suffix(".tmp")).mkdir(parents=True)
+    (left / "half").touch()
+    whole = tmp_path / "whole"
+    whole.touch()
+    monkeypatch.setattr(kernel, "_compiled", lambda folder: str(whole))
+    kernel.build(library)
+    assert library.exists()
+    assert not left.exists()
