@@ -139,3 +139,5 @@ async def test_no_stream_is_resumed_or_stopped(stored: Stored) -> None:
         event = {"Last-Event-ID": f"{stored.ids['message_id']}:{seen}"}
         answer = await stored.ask("GET", "/chat/stream", params={"prompt": "-"}, headers=event)
         assert answer.status_code == 404
+    answer = await stored.ask("GET", f"/v1/responses/{stored.ids['response_id']}", params={"stream": "true"})
+    assert answer.status_code == 404
