@@ -13,13 +13,15 @@ from tools.faults.postgres import PostgresServer
 from tools.faults.server import Server
 from tools.faults.writers import STORING, Refused, Writer, stored_completions, unstored
 
+CALM_S = 10.0  # under load, before the database goes
 SETTLE_S = 60.0  # after which everything must have recovered
 
 
 @dataclass(slots=True)
 class OutageReport:
     seconds: float
-    unstored_during: int = 0  # answers without storing, while the database was away
+    unstored_before_per_s: float = 0  # answers without storing
+    unstored_during_per_s: float = 0
     unstored_failed: int = 0
     refused_during: dict[int, int] = field(default_factory=dict)  # storing calls, by status
     without_retry_after: int = 0
@@ -38,13 +40,14 @@ async def outage(
     async with session(server.url) as client:
         tasks = [asyncio.create_task(_through(each, client, stored)) for each in STORING]
         tasks += [asyncio.create_task(_through(unstored, client, chat)) for _ in range(2)]
-        await asyncio.sleep(5)
+        await asyncio.sleep(CALM_S)
+        report.unstored_before_per_s = round(chat.num_acknowledged / CALM_S, 1)
         await asyncio.to_thread(postgres.stop)
         before, refused = (chat.num_acknowledged, sum(chat.num_refused.values())), dict(stored.num_refused)
         await asyncio.sleep(seconds / 2)
         report.without_retry_after = await _without_retry_after(client)
         await asyncio.sleep(seconds / 2)
-        report.unstored_during = chat.num_acknowledged - before[0]
+        report.unstored_during_per_s = round((chat.num_acknowledged - before[0]) / seconds, 1)
         report.unstored_failed = sum(chat.num_refused.values()) - before[1]
         report.refused_during = {status: times - refused.get(status, 0) for status, times in stored.num_refused.items()}
         await asyncio.to_thread(postgres.start)
@@ -53,8 +56,7 @@ async def outage(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(10)  # what was being written is given up or written by now
-        report.unfinished = await unfinished()
+        report.unfinished = await _until_none(unfinished)
         report.acknowledged = stored.num_acknowledged
         report.broken = await broken(stored, client)
     server.kill()
@@ -74,6 +76,16 @@ async def _through(writer: Writer, client: ClientSession, ledger: Ledger) -> Non
             await asyncio.sleep(0.2)
 
 
+async def _until_none(unfinished: Callable[[], Awaitable[int]]) -> int:
+    """What is left of them after a while; nobody writes any more."""
+    left = await unfinished()
+    for _ in range(int(SETTLE_S)):
+        if left:
+            await asyncio.sleep(1)
+            left = await unfinished()
+    return left
+
+
 async def _without_retry_after(client: ClientSession) -> int:
     """Of a few storing calls those that were not told when to come back."""
     missing = 0
@@ -86,11 +98,11 @@ async def _without_retry_after(client: ClientSession) -> int:
 
 async def _until_stored(client: ClientSession) -> float | None:
     began = time.monotonic()
-    while (waited := time.monotonic() - began) < SETTLE_S:
+    while time.monotonic() - began < SETTLE_S:
         try:
             await stored_completions(client, Ledger())
         except Refused:
             await asyncio.sleep(0.1)
         else:
-            return waited
+            return round(time.monotonic() - began, 1)
     return None

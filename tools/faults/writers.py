@@ -1,5 +1,6 @@
 """Clients that write without end, each in its own way, and note in the ledger what was acknowledged."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -58,7 +59,13 @@ async def responses(client: ClientSession, ledger: Ledger) -> None:
 async def background_responses(client: ClientSession, ledger: Ledger) -> None:
     body = {"input": _marked("Say it later."), "background": True, "max_output_tokens": TOKENS}
     answer = await _post(client, "/v1/responses", body)
-    ledger.promise("background response", f"/v1/responses/{answer['id']}", _is_over)
+    path = f"/v1/responses/{answer['id']}"
+    ledger.promise("background response", path, _is_over)
+    while not _is_over(answer):
+        await asyncio.sleep(0.1)
+        async with client.get(path) as response:
+            answer = await _whole(response)
+    ledger.promise("background response", path, _has_output(answer["output"]))
 
 
 async def items(client: ClientSession, ledger: Ledger) -> None:
