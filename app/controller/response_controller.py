@@ -10,6 +10,7 @@ from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
 from app.common.openapi import EVENTS
 from app.common.repeat import Repeated
+from schemas.error_schema import ErrorBody
 from schemas.page_schema import Order, Page
 from schemas.response_schema import (
     DeletedResponse,
@@ -51,7 +52,7 @@ async def count_input_tokens(
     return await responses.count(body, caller.owner)
 
 
-@router.post("/v1/responses/compact")
+@router.post("/v1/responses/compact", responses={400: {"model": ErrorBody}})
 @router.post("/responses/compact", include_in_schema=False)
 async def compact(responses: Responses) -> None:
     """Not served: `truncation` says what becomes of a conversation that has grown too long."""
