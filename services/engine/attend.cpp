@@ -25,7 +25,7 @@ constexpr int64_t WIDTH = Floats::size();
 constexpr int64_t PAIR = 2 * WIDTH; // what one register of half as wide numbers holds
 constexpr int64_t ROWS = 24;        // queries that go through the keys together
 constexpr int64_t KEYS = 256;       // keys whose scores are held at once; a multiple of WIDTH
-constexpr int MANY = 8;             // rows from which on it pays to turn keys into columns
+constexpr int TALL = 8;             // rows that are scored at a time
 constexpr int64_t AHEAD = 8;        // keys that are fetched before they are needed: slots are no stream to the hardware
 constexpr int64_t LINE = 64;        // bytes
 constexpr float NOTHING = std::numeric_limits<float>::lowest() / 2; // its exp is 0, also less something
@@ -94,24 +94,8 @@ inline void fetch(const T* row, int64_t size) {
   for (int64_t i = 0; i < size; i += LINE / sizeof(T)) __builtin_prefetch(row + i);
 }
 
-// scores[row][key] = queries[row] . keys[key]
-template <int PAIRS, int COUNT, typename T>
-inline void score(const float* queries, const T* keys, int64_t stride, int64_t size, int64_t n, float* scores) {
-  for (int64_t key = 0; key < n; ++key) {
-    fetch(keys + (key + AHEAD) * stride, size);
-    const auto row = Row<PAIRS>::read(keys + key * stride, size);
-#pragma GCC unroll 4
-    for (int r = 0; r < COUNT; ++r) {
-      const float* query = queries + r * PAIRS * PAIR;
-      Floats sum = Floats::loadu(query) * row.part[0];
-#pragma GCC unroll 16
-      for (int i = 1; i < 2 * PAIRS; ++i) sum = at::vec::fmadd(Floats::loadu(query + i * WIDTH), row.part[i], sum);
-      scores[r * KEYS + key] = total(sum);
-    }
-  }
-}
-
-// The same for WIDTH keys that lie in columns: no sum goes across a register.
+// scores[row][key] = queries[row] . keys[key], for WIDTH keys that lie in columns: no sum goes across a register, and
+// none depends on which other rows there are.
 template <int COUNT>
 inline void score_columns(const float* queries, int64_t span, const float* columns, int64_t size, float* scores) {
   Floats sums[COUNT];
@@ -227,14 +211,8 @@ class Worker {
   }
 
   void attend(const Item& item, int64_t rows, int64_t base, int64_t n, const T* keys, const T* values) {
-    const int64_t key_step = call.keys.stride(2), value_step = call.values.stride(2), size = call.keys.size(3);
-    if (rows >= MANY)
-      turn_and_score(rows, keys + base * key_step, key_step, n);
-    else
-      tiles<TILE>(rows, [&](int64_t row, auto count) {
-        score<PAIRS, count()>(queries.data() + row * SPAN, keys + base * key_step, key_step, size, n,
-                              scores.data() + row * KEYS);
-      });
+    const int64_t key_step = call.keys.stride(2), value_step = call.values.stride(2);
+    turn_and_score(rows, keys + base * key_step, key_step, n);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t token = token_of(item, row);
       const int64_t from = std::clamp<int64_t>(call.begins[token] - base, 0, n);
@@ -258,7 +236,7 @@ class Worker {
       }
       for (int64_t i = 0; i < size; i += WIDTH)
         at::vec::transpose_mxn<float, WIDTH, WIDTH>(lines.data() + i, SPAN, columns.data() + i * WIDTH, WIDTH);
-      tiles<MANY>(rows, [&](int64_t row, auto count) {
+      tiles<TALL>(rows, [&](int64_t row, auto count) {
         score_columns<count()>(queries.data() + row * SPAN, SPAN, columns.data(), size,
                                scores.data() + row * KEYS + start);
       });

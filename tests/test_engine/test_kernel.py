@@ -71,6 +71,21 @@ def test_what_is_not_to_be_seen_may_be_anything(native_kernel: None) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_no_bit_depends_on_the_company(native_kernel: None, dtype: torch.dtype) -> None:
+    """A token that was guessed and one that has a step of its own come out the same."""
+    keys, values = (random(SLOTS, 3, LENGTH, 64, dtype=dtype) for _ in range(2))
+    queries = random(len(MIXED), 9, 64, dtype=dtype)
+    seen = [(slot, 0, end) for slot, _, end in MIXED]
+    slots, begins, ends = torch.tensor(seen).T
+    together = kernel.attend(queries, keys, values, slots, begins, ends, 0.3)
+    for i in range(len(seen)):
+        part = slice(i, i + 1)
+        alone = kernel.attend(queries[part], keys, values, slots[part], begins[part], ends[part], 0.3)
+        assert torch.equal(alone, together[part])
+
+
+@needs_compiler
 @given(data=st.data(), heads=st.sampled_from([(1, 1), (1, 5), (3, 3), (2, 1), (1, 30)]))
 @settings(max_examples=40, deadline=None)
 def test_any_ranges(native_kernel: None, data: st.DataObject, heads: tuple[int, int]) -> None:
