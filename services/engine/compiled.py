@@ -12,7 +12,7 @@ import inspect
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -157,8 +157,8 @@ class CompiledStep:
             torch.tensor(positions + [self._spare] * surplus),
             torch.tensor(slots + slots[:1] * surplus),
             torch.tensor(asked + [0] * (MIN_ROWS - len(asked))),
-            self._keys,
-            self._values,
+            *self._keys,
+            *self._values,
         )
         return logits[: len(asked)]
 
@@ -183,19 +183,25 @@ def _tensors(cache: SlotCache) -> tuple[list[Tensor], list[Tensor]]:
     return [layer.keys for layer in layers], [layer.values for layer in layers]
 
 
-def open_package(file: Path, model: nn.Module) -> Any:
+def open_package(file: Path, model: nn.Module) -> Callable[..., Tensor]:
+    """Calls it without Python's lock: other threads go on meanwhile."""
     kernel.load(kernel.file(file.parent))
-    package = torch._inductor.aoti_load_package(str(file), run_single_threaded=True)
-    names = package.get_constant_fqns()
-    package.load_constants(_constants(model, names), check_full_update=True, user_managed=True)
-    return package
+    package = torch.classes.parley.Package(str(file))
+    names = package.names()
+    package.give(names, _constants(model, names))
+
+    def run(*inputs: Tensor) -> Tensor:
+        out: Tensor = package.run(list(inputs))[0]
+        return out
+
+    return run
 
 
-def _constants(model: nn.Module, names: list[str]) -> dict[str, Tensor]:
-    """The model's tensors under the names a package asks for them."""
+def _constants(model: nn.Module, names: list[str]) -> list[Tensor]:
+    """The model's tensors, in the order of the names a package asks for them."""
     own = {f"model.{name}": tensor for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
     packed = {f"{CONSTANT}{index}": tensor for index, tensor in enumerate(packed_weights(model).values())}
-    return {name: (own | packed)[name] for name in names}
+    return [(own | packed)[name] for name in names]
 
 
 def make(file: Path, text: str) -> None:

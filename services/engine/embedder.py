@@ -126,6 +126,9 @@ class Encode(Protocol):
     def device(self) -> str: ...
     @property
     def dtype(self) -> str: ...
+    @property
+    def pads(self) -> bool:
+        """Whether rows of unequal length cost what the longest does."""
 
     def __call__(self, rows: Sequence[Tokens]) -> Floats: ...
 
@@ -142,6 +145,10 @@ class Encoder:
         self.dimensions = model.config.hidden_size * len(recipe.poolings)
         self.device = str(model.device)
         self.dtype = str(model.dtype).removeprefix("torch.")
+
+    @property
+    def pads(self) -> bool:
+        return self._compiled is None
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[Tokens]) -> Floats:
@@ -249,13 +256,13 @@ def share(calls: Sequence[Call], budget: int) -> list[Row]:
     return rows
 
 
-def cut(rows: Sequence[Row], budget: int) -> Iterator[list[Row]]:
-    """Batches of similar lengths, at most `budget` padded tokens each (a longer row stands alone)."""
+def cut(rows: Sequence[Row], budget: int, *, pads: bool = True) -> Iterator[list[Row]]:
+    """Batches of similar lengths, at most `budget` tokens each, padding and all (a longer row stands alone)."""
     batch: list[Row] = []
     real = 0
     for row in sorted(rows, key=lambda row: len(row.tokens)):
         real += len(row.tokens)
-        padded = len(row.tokens) * (len(batch) + 1)
+        padded = len(row.tokens) * (len(batch) + 1) if pads else real
         # a batch of its own costs about as much as a sixteenth of a full one in padding
         if batch and (padded > budget or padded - real > budget // 16):
             yield batch
@@ -373,7 +380,8 @@ class LocalEmbedder:
         pending: list[Call] = []
         try:
             while self._receive(pending):
-                for batch in cut(share(pending, self._batch_tokens), self._batch_tokens):
+                rows = share(pending, self._batch_tokens)
+                for batch in cut(rows, self._batch_tokens, pads=self._encode.pads):
                     self._run([row for row in batch if not row.call.over])
         finally:
             for call in pending:

@@ -15,12 +15,12 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("attend.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("attend.cpp", "package.cpp")]
 CPUINFO = Path("/proc/cpuinfo")
 
 
 def file(folder: Path) -> Path:
-    facts = (SOURCE.read_bytes(), torch.__version__.encode(), machine().encode())
+    facts = (*(source.read_bytes() for source in SOURCES), torch.__version__.encode(), machine().encode())
     return folder / f"attend-{hashlib.sha256(b'|'.join(facts)).hexdigest()[:16]}.so"
 
 
@@ -54,7 +54,7 @@ def _compiled(folder: Path) -> str:
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
     options = CppTorchOptions(vec_isa=pick_vec_isa(), warning_all=False)
-    builder = CppBuilder("attend", str(SOURCE), options, output_dir=str(folder))
+    builder = CppBuilder("attend", [str(source) for source in SOURCES], options, output_dir=str(folder))
     builder.build()
     return builder.get_target_file_path()
 

@@ -24,6 +24,7 @@ SCORES: dict[int, Callable[[Tensor], Tensor]] = {
 
 class CrossEncoder:
     dimensions = 1
+    pads = True
 
     def __init__(self, model: Any) -> None:
         if model.config.num_labels not in SCORES:

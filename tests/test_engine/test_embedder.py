@@ -38,6 +38,7 @@ class Echo:
     """Every row becomes (its first token, its length). Batches wait while `gate` is closed, and token 666 fails."""
 
     dimensions = 2
+    pads = True
     device = "cpu"
     dtype = "float32"
 
@@ -235,6 +236,12 @@ async def test_batches_stay_in_the_budget_and_waste_little():
         assert max(lengths) * len(lengths) <= 256
         assert max(lengths) * len(lengths) - sum(lengths) <= 16
     assert sorted(row.index for batch in batches for row in batch) == list(range(200))
+
+
+async def test_without_padding_lengths_may_differ():
+    rows = Call([[1], [1] * 100, [1] * 90], 2).take(10**6)
+    assert [len(batch) for batch in cut(rows, 200, pads=False)] == [3]
+    assert [len(batch) for batch in cut(rows, 150, pads=False)] == [2, 1]
 
 
 async def test_a_row_beyond_the_budget_stands_alone():
