@@ -63,7 +63,7 @@ class TestMetrics:
             ("POST", "/chat/completions", "/chat/completions", 200),
             ("GET", "/v1/models/fake-chat", "/v1/models/{model:path}", 200),
             ("GET", "/v1/models/a/b/c", "/v1/models/{model:path}", 404),
-            ("GET", "/v1/chat/completions", "/v1/chat/completions", 405),
+            ("PUT", "/v1/chat/completions", "/v1/chat/completions", 405),
             ("GET", "/no/such/route", "unmatched", 404),
             ("GET", "/static/nothing.js", "unmatched", 404),
             ("BREW", "/health", "/health", 405),
