@@ -277,7 +277,9 @@ def test_interrupted_it_keeps_what_it_has(peer: Peer, tmp_path: Path) -> None:
 
     peer.arrived = arrived
     options = ["--target", f"a={peer.at('a')}", "--streams", "1", "--requests", "1", "--rounds", "9"]
-    code = "import sys; from tools.cli import main; sys.argv[0] = 'parley'; main()"
+    # a shell's background jobs ignore the signal, and so would this one
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{listen}; import sys; from tools.cli import main; sys.argv[0] = 'parley'; main()"
     command = [sys.executable, "-c", code, "bench", *options, "--output", f"{tmp_path}/x"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert reached.wait(60)
