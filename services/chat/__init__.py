@@ -7,7 +7,8 @@ it together, as a Job.
 Heard: `channels` (pieces -> `events`), with `splitter` (the markers of `dialects`), `thinking` and `json_text`.
 
 Told: `encode` (events -> chunks or a completion), `encode_completion` (legacy ones, asked for by `completion`),
-`responses` and `response_events` (OpenAI's Responses), `output` and `stored` (what is kept of an answer), `padding`.
+`responses` and `response_events` (OpenAI's Responses), `output` and `stored` (what is kept of an answer), `tally` (what
+it has used), `padding`.
 
 `items` is the form in which all of it is stored: chat messages <-> items.
 """

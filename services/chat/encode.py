@@ -1,7 +1,6 @@
 """Events -> OpenAI's chunks, or the one completion they add up to."""
 
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,18 +14,15 @@ from schemas.chat_schema import (
     Choice,
     ChoiceLogprobs,
     ChunkChoice,
-    CompletionTokensDetails,
-    CompletionUsage,
     ConversationRef,
     Delta,
     FunctionDelta,
     MessageToolCall,
-    PromptTokensDetails,
     Token,
     ToolCallDelta,
     TopToken,
 )
-from schemas.completion_schema import CompletionRequest
+from schemas.completion_schema import Completion, CompletionChoice, CompletionRequest
 from schemas.generation_schema import Metadata
 from services.chat.events import (
     Arguments,
@@ -43,6 +39,7 @@ from services.chat.events import (
     head_of,
 )
 from services.chat.padding import padding
+from services.chat.tally import Tally, usage_of
 from services.engine.base import TokenLogprob
 
 UNLIKELY = -9999.0  # in place of minus infinity, which JSON does not have
@@ -93,31 +90,22 @@ class _Encoder:
         self._wanted = wanted
         self._clock = clock
         self._frame = _frame(head)
-        self._completion_tokens = Counter[int]()  # by choice; once it is finished, as the finish says
-        self._reasoning_tokens = Counter[int]()
-        self._cached_tokens = 0
-        self._finished = 0
+        self._tally = Tally(head)
 
     @property
     def is_whole(self) -> bool:
-        return self._finished == self._head.n
+        return self._tally.is_whole
 
     def event(self, event: Spoken | Finish) -> ChatCompletionChunk:
         delta = _delta(event)
         if self._wanted.token_ids and event.token_ids:
             delta.token_ids = list(event.token_ids)
-        self._completion_tokens[event.index] += len(event.token_ids)
+        self._tally.add(event)
         match event:
             case Finish():
-                self._finished += 1
-                self._completion_tokens[event.index] = event.completion_tokens
-                self._reasoning_tokens[event.index] = event.reasoning_tokens
-                if event.index == 0:
-                    self._cached_tokens = event.cached_tokens
                 return self.chunk(event.index, delta, event)
-            case Reasoning():
-                self._reasoning_tokens[event.index] += len(event.token_ids)
-        return self.chunk(event.index, delta, logprobs=event.logprobs)
+            case _:
+                return self.chunk(event.index, delta, logprobs=event.logprobs)
 
     def chunk(
         self, index: int, delta: Delta, finish: Finish | None = None, logprobs: Sequence[TokenLogprob] = ()
@@ -130,19 +118,23 @@ class _Encoder:
             arrival_time=round(self._clock() - self._head.arrived, 6),
         )
         chunk = self._frame.model_copy(update={"choices": [choice]})
-        if self._wanted.usage_so_far:
-            chunk.usage = self._usage()
-        elif self._wanted.usage:
-            chunk.usage = None  # set, so that it is sent
-        if self._wanted.padding:
-            chunk.obfuscation = padding(choice)
+        furnish(chunk, choice, self._wanted, self._tally)
         return chunk
 
     def last(self) -> ChatCompletionChunk:
-        return self._frame.model_copy(update={"usage": self._usage()})
+        return self._frame.model_copy(update={"usage": self._tally.usage()})
 
-    def _usage(self) -> CompletionUsage:
-        return usage(self._head, self._completion_tokens.total(), self._cached_tokens, self._reasoning_tokens.total())
+
+def furnish(
+    chunk: ChatCompletionChunk | Completion, choice: ChunkChoice | CompletionChoice, wanted: Wanted, tally: Tally
+) -> None:
+    """With what is sent beside its one choice, if it is asked for."""
+    if wanted.usage_so_far:
+        chunk.usage = tally.usage()
+    elif wanted.usage:
+        chunk.usage = None  # set, so that it is sent
+    if wanted.padding:
+        chunk.obfuscation = padding(choice)
 
 
 def _delta(event: Spoken | Finish) -> Delta:
@@ -163,15 +155,12 @@ def _delta(event: Spoken | Finish) -> Delta:
 def completion(reply: Reply, metadata: Metadata, wanted: Wanted) -> ChatCompletion:
     head = reply.head
     assert head
-    finishes = [said.finish for said in reply.choices if said.finish]
-    completion_tokens = sum(finish.completion_tokens for finish in finishes)
-    reasoning_tokens = sum(finish.reasoning_tokens for finish in finishes)
     return ChatCompletion(
         id=head.id,
         created=head.created,
         model=head.model,
         choices=[_choice(index, said, wanted) for index, said in enumerate(reply.choices)],
-        usage=usage(head, completion_tokens, finishes[0].cached_tokens, reasoning_tokens),
+        usage=usage_of(reply),
         system_fingerprint=head.fingerprint,
         service_tier=head.service_tier,
         metadata=metadata or None,
@@ -234,14 +223,3 @@ def _frame(head: Head) -> ChatCompletionChunk:
 
 def _conversation(head: Head) -> ConversationRef | None:
     return ConversationRef(id=head.conversation_id) if head.conversation_id else None
-
-
-def usage(head: Head, completion_tokens: int, cached_tokens: int, reasoning_tokens: int = 0) -> CompletionUsage:
-    """A prompt of several choices is counted once, and so is what of it the first of them found in the cache."""
-    return CompletionUsage(
-        prompt_tokens=head.prompt_tokens,
-        completion_tokens=completion_tokens,
-        total_tokens=head.prompt_tokens + completion_tokens,
-        prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens, truncated_tokens=head.truncated),
-        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=reasoning_tokens),
-    )

@@ -5,11 +5,10 @@ from codecs import getincrementaldecoder
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 
-from schemas.chat_schema import CompletionUsage
 from schemas.completion_schema import Completion, CompletionChoice, CompletionLogprobs
-from services.chat.encode import UNLIKELY, Wanted, usage
+from services.chat.encode import UNLIKELY, Wanted, furnish
 from services.chat.events import Event, Finish, Head, Reply, Said, Text, head_of
-from services.chat.padding import padding
+from services.chat.tally import Tally, usage_of
 from services.engine.base import TokenLogprob
 
 
@@ -34,21 +33,16 @@ class _Encoder:
         self._clock = clock
         self._frame = _frame(head)
         self._offsets: defaultdict[int, _Offsets] = defaultdict(_Offsets)
-        self._completion_tokens = 0
-        self._cached_tokens = 0
-        self._finished = 0
+        self._tally = Tally(head)
 
     @property
     def is_whole(self) -> bool:
-        return self._finished == self._head.n
+        return self._tally.is_whole
 
     def event(self, event: Text | Finish) -> Completion:
-        self._completion_tokens += len(event.token_ids)
+        self._tally.add(event)
         if isinstance(event, Text):
             return self._chunk(event, event.text, event.logprobs)
-        self._finished += 1
-        if event.index % self._head.shares == 0:
-            self._cached_tokens += event.cached_tokens
         return self._chunk(event, "", finish=event)
 
     def _chunk(
@@ -65,35 +59,22 @@ class _Encoder:
         if self._wanted.token_ids and event.token_ids:
             choice.token_ids = list(event.token_ids)
         chunk = self._frame.model_copy(update={"choices": [choice]})
-        if self._wanted.usage_so_far:
-            chunk.usage = self._usage()
-        elif self._wanted.usage:
-            chunk.usage = None  # set, so that it is sent
-        if self._wanted.padding:
-            chunk.obfuscation = padding(choice)
+        furnish(chunk, choice, self._wanted, self._tally)
         return chunk
 
     def last(self) -> Completion:
-        return self._frame.model_copy(update={"usage": self._usage()})
-
-    def _usage(self) -> CompletionUsage:
-        return usage(self._head, self._completion_tokens, self._cached_tokens)
+        return self._frame.model_copy(update={"usage": self._tally.usage()})
 
 
 def completion(reply: Reply, wanted: Wanted, n: int) -> Completion:
     """Of each prompt the `n` likeliest choices, likeliest first, if more than those were drawn."""
     head = reply.head
     assert head
-    finishes = [said.finish for said in reply.choices if said.finish]
     prompts = [reply.choices[start : start + head.shares] for start in range(0, head.n, head.shares)]
     kept = [said for choices in prompts for said in _likeliest(choices, n)]
     answer = _frame(head)
     answer.choices = [_choice(index, said, wanted) for index, said in enumerate(kept)]
-    answer.usage = usage(
-        head,
-        sum(finish.completion_tokens for finish in finishes),
-        sum(finish.cached_tokens for finish in finishes[:: head.shares]),
-    )
+    answer.usage = usage_of(reply)
     return answer
 
 
