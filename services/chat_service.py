@@ -116,7 +116,8 @@ class ChatService:
     async def prompt_of(self, request: ChatCompletionRequest, owner: str) -> tuple[int, ...]:
         """The tokens that would be submitted."""
         prompt.check(request)
-        turn = await self._turns.open(_opening(request, owner))
+        opening = Opening(owner=owner, conversation=request.conversation, item=request.parent_item)
+        turn = await self._turns.open(opening)
         async with self._models.lease(request.model) as model:
             return (await self._asked(request, turn, model)).job.prompt
 
@@ -170,7 +171,7 @@ async def _unbroken(write: Coroutine[Any, Any, None]) -> None:
 _writes: set[asyncio.Future[None]] = set()  # the event loop itself holds its tasks only weakly
 
 
-def _opening(request: ChatCompletionRequest, owner: str, repeat: Repeat | None = None) -> Opening:
+def _opening(request: ChatCompletionRequest, owner: str, repeat: Repeat | None) -> Opening:
     return Opening(
         owner=owner,
         input=items.of_messages(request.messages),
@@ -193,6 +194,6 @@ def _head(job: Job, turn: Turn, model: Lease, arrived: float, request: ChatCompl
         arrived=arrived,
         prompt_tokens=len(job.prompt),
         truncated=job.truncated,
-        service_tier=prompt.served_tier(request),
+        service_tier=prompt.served_tier(request.service_tier),
         n=request.n,
     )

@@ -21,6 +21,7 @@ from schemas.response_schema import (
     StreamEvent,
 )
 from services.chat import items, responses
+from services.chat.encode import reference
 from services.chat.events import Event, head_of
 from services.chat.fitting import Chat, shortened
 from services.chat.items import Item
@@ -31,7 +32,7 @@ from services.errors import InvalidRequest, Overloaded, PromptTooLong, ServiceEr
 from services.history.given_turn import GivenTurn
 from services.history.live import Live
 from services.history.repeat import Repeat
-from services.history.response import reference, response_of
+from services.history.response import response_of
 from services.history.turn import Kind, Opening, Turn
 from services.stream_service import StreamService
 from services.turn_service import TurnService

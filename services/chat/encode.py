@@ -164,7 +164,7 @@ def completion(reply: Reply, metadata: Metadata, wanted: Wanted) -> ChatCompleti
         system_fingerprint=head.fingerprint,
         service_tier=head.service_tier,
         metadata=metadata or None,
-        conversation=_conversation(head),
+        conversation=reference(head.conversation_id),
     )
 
 
@@ -195,12 +195,12 @@ def _call(call: SaidCall) -> MessageToolCall:
 
 def _logprobs(tokens: Iterable[TokenLogprob]) -> ChoiceLogprobs:
     content = [
-        Token(**_weighed(token), top_logprobs=[TopToken(**_weighed(each)) for each in token.top]) for token in tokens
+        Token(**weighed(token), top_logprobs=[TopToken(**weighed(each)) for each in token.top]) for token in tokens
     ]
     return ChoiceLogprobs(content=content, refusal=None)
 
 
-def _weighed(token: TokenLogprob) -> dict[str, Any]:
+def weighed(token: TokenLogprob) -> dict[str, Any]:
     return {"token": token.text, "logprob": max(token.logprob, UNLIKELY), "bytes": list(token.raw)}
 
 
@@ -217,9 +217,9 @@ def _frame(head: Head) -> ChatCompletionChunk:
     if head.service_tier:
         frame.service_tier = head.service_tier
     if head.conversation_id:
-        frame.conversation = _conversation(head)
+        frame.conversation = reference(head.conversation_id)
     return frame
 
 
-def _conversation(head: Head) -> ConversationRef | None:
-    return ConversationRef(id=head.conversation_id) if head.conversation_id else None
+def reference(conversation_id: str | None) -> ConversationRef | None:
+    return ConversationRef(id=conversation_id) if conversation_id else None

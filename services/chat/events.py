@@ -142,10 +142,6 @@ class Reply:
     def text(self) -> str:
         return self.choices[0].text
 
-    @property
-    def finish(self) -> Finish | None:
-        return self.choices[0].finish
-
 
 async def head_of(run: AsyncIterator[Event]) -> Head:
     """The first event of a run; whatever refuses the request is raised here."""

@@ -2,8 +2,8 @@
 
 from typing import Any, Literal
 
-from services.chat.encode import UNLIKELY
-from services.chat.events import Arguments, Finish, Reasoning, Said, Spoken, Text, ToolCall
+from services.chat.encode import weighed
+from services.chat.events import Arguments, Finish, Reasoning, Spoken, Text, ToolCall
 from services.chat.items import PREFIX, Item, function_call, output_text, reasoning
 from services.engine.base import TokenLogprob
 
@@ -68,22 +68,7 @@ def _message() -> Item:
 
 
 def logprob(token: TokenLogprob) -> dict[str, Any]:
-    return {**_weighed(token), "top_logprobs": [_weighed(each) for each in token.top]}
-
-
-def _weighed(token: TokenLogprob) -> dict[str, Any]:
-    return {"token": token.text, "logprob": max(token.logprob, UNLIKELY), "bytes": list(token.raw)}
-
-
-def of_said(said: Said, reply_id: str) -> list[Item]:
-    """The items of an answer which is there as a whole, or was cut short."""
-    output = Output(reply_id)
-    output.add(Reasoning(said.reasoning))
-    output.add(Text(said.text))
-    for index, call in enumerate(said.calls):
-        output.add(ToolCall(call.id, call.name, index))
-        output.add(Arguments(call.arguments, index))
-    return output.end(status(said.finish))
+    return {**weighed(token), "top_logprobs": [weighed(each) for each in token.top]}
 
 
 def status(finish: Finish | None) -> Literal["completed", "incomplete"]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from schemas.chat_schema import ChatCompletionRequest, ChatMessage, MessageToolCall, ServedTier
+from schemas.chat_schema import ChatCompletionRequest, ChatMessage, MessageToolCall, ServedTier, ServiceTier
 from services.chat import contents, refusals, tools
 from services.chat import sampling as sampled
 from services.chat.contents import Illustration
@@ -85,8 +85,8 @@ def priority(request: ChatCompletionRequest) -> int:
     return request.priority + {"flex": 1, "priority": -1, "fast": -1}.get(request.service_tier or "", 0)
 
 
-def served_tier(request: ChatCompletionRequest) -> ServedTier | None:
-    match request.service_tier:
+def served_tier(asked: ServiceTier | None) -> ServedTier | None:
+    match asked:
         case "auto":
             return "default"
         case "fast":

@@ -74,7 +74,9 @@ class ResponseEncoder:
                 yield self._delta(event)
 
     def finished(self, finish: Finish) -> Iterator[ResponseEvent]:
-        self.response.usage = _usage(finish)
+        self.response.usage = usage(
+            finish.prompt_tokens, finish.cached_tokens, finish.completion_tokens, finish.reasoning_tokens
+        )
         if status(finish) == "completed":
             yield from self._end("completed")
         else:
@@ -202,11 +204,11 @@ def _silent(part: dict[str, Any]) -> dict[str, Any]:
     return part | {"text": ""} | ({"logprobs": []} if "logprobs" in part else {})
 
 
-def _usage(finish: Finish) -> ResponseUsage:
+def usage(prompt: int, cached: int, completion: int, reasoning: int) -> ResponseUsage:
     return ResponseUsage(
-        input_tokens=finish.prompt_tokens,
-        input_tokens_details=InputTokensDetails(cached_tokens=finish.cached_tokens),
-        output_tokens=finish.completion_tokens,
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=finish.reasoning_tokens),
-        total_tokens=finish.prompt_tokens + finish.completion_tokens,
+        input_tokens=prompt,
+        input_tokens_details=InputTokensDetails(cached_tokens=cached),
+        output_tokens=completion,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=reasoning),
+        total_tokens=prompt + completion,
     )

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage
 from schemas.response_schema import Response, ResponseInput, ResponseRequest, Retrieval
-from services.chat import items, refusals
+from services.chat import items, prompt, refusals
 from services.chat.items import Item
 from services.chat.refusals import refuse
 from services.errors import InvalidRequest, UnsupportedParameter
@@ -26,8 +26,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
 }
 
 LOGPROBS = "message.output_text.logprobs"
-
-TIER = {"flex": "flex", "priority": "priority", "fast": "priority"}  # as it is served
 
 # What a chat completion calls it -> what a response calls it.
 NAMES = {
@@ -198,7 +196,7 @@ def begun(request: ResponseRequest, model: str) -> Response:
         prompt_cache_key=request.prompt_cache_key,
         reasoning=_reasoning(request),
         safety_identifier=request.safety_identifier,
-        service_tier=TIER.get(request.service_tier, "default"),
+        service_tier=prompt.served_tier(request.service_tier) or "default",
         store=request.store,
         temperature=request.temperature,
         text={"format": request.text.format, "verbosity": request.text.verbosity or "medium"},

@@ -20,7 +20,7 @@ KEPT = {
 def asked(request: ChatCompletionRequest) -> dict[str, Any]:
     """What is kept of a request besides its messages."""
     kept = request.model_dump(mode="json", include=KEPT, exclude_defaults=True)
-    tier = prompt.served_tier(request)
+    tier = prompt.served_tier(request.service_tier)
     return kept | ({"service_tier": tier} if tier else {})
 
 

@@ -12,8 +12,6 @@ from services.chat.items import Item
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     id: str
-    kind: str
-    owner: str
     conversation_id: str | None  # None where it is in no conversation that its owner could name
     previous_id: str | None
     status: str
@@ -40,8 +38,6 @@ def answer(turn: Row, rows: Sequence[ItemRow], *, listed: bool) -> Answer:
     unended: dict[str, Any] = {"finish_reason": None}  # by a writer that is gone
     return Answer(
         id=turn.id,
-        kind=turn.kind,
-        owner=turn.owner,
         conversation_id=turn.conversation_id if listed else None,
         previous_id=turn.previous_id,
         status=turn.status,

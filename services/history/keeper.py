@@ -80,17 +80,20 @@ class Keeper:
 
     async def look(self) -> None:
         """Tells our turns what others have cancelled or deleted."""
-        going = {turn.id: turn for turn in self._running.values() if turn.has_begun and not turn.outcome}
+        going = self._going()
         if not going:
             return
         async with self._store.reading() as repositories:
             for stopped in await repositories.turns.stopped(list(going)):
                 going[stopped].stopped.set()
 
+    def _going(self) -> dict[str, StoredTurn]:
+        return {turn.id: turn for turn in self._running.values() if turn.has_begun and not turn.outcome}
+
     async def checkpoint(self) -> None:
         """What this process is writing, in one transaction; outcomes that could not be written earlier come along."""
         ended = {turn: turn.outcome for turn in self._running.values() if turn.outcome is not None}
-        going = {turn.id: turn for turn in self._running.values() if turn.has_begun and not turn.outcome}
+        going = self._going()
         if not ended and not going:
             return
         async with self._store.writing() as repositories:

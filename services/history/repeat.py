@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from database.models import COMPLETED, IdempotencyKey
 from database.models import Turn as TurnRow
 from database.repositories import Repositories
-from services.errors import Conflict, InvalidRequest
+from services.errors import InvalidRequest
+from services.history.store import busy
 
 PARAM = "Idempotency-Key"
 KEPT_S = 24 * 3600.0
@@ -61,7 +62,7 @@ async def take_back(repositories: Repositories, turn: TurnRow) -> None:
     conversation = await repositories.conversations.get(turn.conversation_id, turn.owner, lock=True)
     turns = await repositories.turns.of_conversation(turn.conversation_id)
     if any(each.completed_at is None for each in turns):
-        raise Conflict("Another request is writing to this conversation", param="conversation")
+        raise busy()
     if conversation is not None and not conversation.listed and len(turns) == 1:
         await repositories.conversations.delete(conversation.id)
         return

@@ -1,16 +1,11 @@
 """A stored response as it is shown."""
 
-from schemas.chat_schema import ConversationRef
-from schemas.response_schema import (
-    IncompleteDetails,
-    InputTokensDetails,
-    OutputTokensDetails,
-    Response,
-    ResponseError,
-    ResponseUsage,
-)
-from services.chat.response_events import INTERRUPTED
+from schemas.response_schema import IncompleteDetails, Response, ResponseError
+from services.chat.encode import reference
+from services.chat.response_events import INTERRUPTED, usage
 from services.history.answer import Answer
+
+COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
 
 
 def response_of(answer: Answer) -> Response:
@@ -28,7 +23,7 @@ def response_of(answer: Answer) -> Response:
         }
     )
     if answer.usage:
-        response.usage = _usage(answer.usage)
+        response.usage = usage(*(answer.usage[name] for name in COUNTS))
     if answer.status == "completed" and answer.choices[0]["finish_reason"] == "length":
         response.status = "incomplete"
         response.incomplete_details = IncompleteDetails(reason="max_output_tokens")
@@ -39,17 +34,3 @@ def response_of(answer: Answer) -> Response:
     if response.status == "completed" and answer.completed_at is not None:
         response.completed_at = int(answer.completed_at)
     return response
-
-
-def _usage(used: dict[str, int]) -> ResponseUsage:
-    return ResponseUsage(
-        input_tokens=used["prompt_tokens"],
-        input_tokens_details=InputTokensDetails(cached_tokens=used["cached_tokens"]),
-        output_tokens=used["completion_tokens"],
-        output_tokens_details=OutputTokensDetails(reasoning_tokens=used["reasoning_tokens"]),
-        total_tokens=used["prompt_tokens"] + used["completion_tokens"],
-    )
-
-
-def reference(conversation_id: str | None) -> ConversationRef | None:
-    return ConversationRef(id=conversation_id) if conversation_id else None

@@ -106,7 +106,8 @@ class StoredTurn:
         if self._past.is_alone:
             await self._refuse_others(repositories)
         tip = self._past.branch[-1].id if self._past.branch else None
-        if tip is not None and await repositories.items.get(self._thread_id, tip) is None:
+        is_checked = tip == self._past.head  # by _refuse_others
+        if tip is not None and not is_checked and await repositories.items.get(self._thread_id, tip) is None:
             raise busy()  # it was deleted meanwhile
         await repositories.conversations.touch(self._thread_id, time.time())
         return tip

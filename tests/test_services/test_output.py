@@ -1,7 +1,7 @@
 from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessage, ResponseReasoningItem
 
 from services.chat import output
-from services.chat.events import Arguments, Finish, Reasoning, Said, Text, ToolCall
+from services.chat.events import Arguments, Finish, Reasoning, Text, ToolCall
 from services.engine.base import TokenLogprob
 
 
@@ -17,14 +17,14 @@ def test_events_fold_into_the_items_that_the_official_client_knows() -> None:
     assert [item["id"] for item in (reasoning, text, call)] == [f"{kind}_{'0' * 32}" for kind in ("rs", "msg", "fc")]
 
 
-def test_the_fold_of_events_is_that_of_what_was_said() -> None:
-    said, folded = Said(), output.Output("r")
+def test_an_answer_that_was_cut_is_incomplete_in_its_last_item() -> None:
+    folded = output.Output("r")
     for event in [Reasoning("Hm"), Text("Let me"), ToolCall("c1", "f", 0), Arguments("{}", 0), ToolCall("c2", "g", 1)]:
-        said.add(event)
         folded.add(event)
-    said.add(Finish("length", 1, 2))
-    assert output.of_said(said, "r") == folded.end("incomplete")
-    assert [item["status"] for item in folded.items] == ["completed", "completed", "completed", "incomplete"]
+    items = folded.end(output.status(Finish("length", 1, 2)))
+    assert [item["type"] for item in items] == ["reasoning", "message", "function_call", "function_call"]
+    assert [item.get("arguments") for item in items] == [None, None, "{}", ""]
+    assert [item["status"] for item in items] == ["completed", "completed", "completed", "incomplete"]
 
 
 def test_an_answer_without_a_word_is_an_empty_message() -> None:

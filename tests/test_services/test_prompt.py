@@ -111,7 +111,10 @@ class TestParameters:
         ],
     )
     def test_a_tier_is_a_priority(self, fields: dict[str, object], priority: int, served: str | None) -> None:
-        assert (prompt.priority(request(**fields)), prompt.served_tier(request(**fields))) == (priority, served)
+        assert (prompt.priority(asked := request(**fields)), prompt.served_tier(asked.service_tier)) == (
+            priority,
+            served,
+        )
 
 
 class TestSampling:
