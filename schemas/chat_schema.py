@@ -172,7 +172,7 @@ ServedTier = Literal["default", "flex", "priority"]
 
 
 class ChatCompletionRequest(Generation):
-    """What of the contract is served; `UNSUPPORTED` in `services/chat/prompt.py` names the rest."""
+    """What of the contract is served; `UNSUPPORTED` in `services/chat/request/prompt.py` names the rest."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)

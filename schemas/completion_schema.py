@@ -15,7 +15,7 @@ Prompt = Annotated[Shape, PlainValidator(partial(check_input, max_inputs=MAX_PRO
 
 
 class CompletionRequest(Generation):
-    """What of the contract is served; `UNSUPPORTED` in `services/chat/completion.py` names the rest."""
+    """What of the contract is served; `UNSUPPORTED` in `services/chat/request/completion.py` names the rest."""
 
     prompt: Prompt
     max_tokens: int = Field(16, ge=1)

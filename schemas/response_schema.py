@@ -151,7 +151,7 @@ class ResponseInput(Request):
 
 
 class ResponseRequest(ResponseInput):
-    """What of the contract is served; `UNSUPPORTED` in `services/chat/responses.py` names the rest."""
+    """What of the contract is served; `UNSUPPORTED` in `services/chat/request/responses.py` names the rest."""
 
     stream: bool = False
     stream_options: StreamOptions | None = None

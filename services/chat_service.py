@@ -13,12 +13,14 @@ from dataclasses import replace
 from typing import Any
 
 from schemas.chat_schema import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
-from services.chat import encode, items, prompt, sampling, stored
-from services.chat.asked import Asked, Model, asked
-from services.chat.channels import events
+from services.chat import items
+from services.chat.answer import encode, stored
 from services.chat.dialects import dialect_of
 from services.chat.events import Event, Head, Reply
-from services.chat.images import refs as image_refs
+from services.chat.parsing.channels import events
+from services.chat.request import prompt, sampling
+from services.chat.request.asked import Asked, Model, asked
+from services.chat.request.images import refs as image_refs
 from services.engine.base import Engine, Job
 from services.errors import ServiceError, Unavailable
 from services.history.given_turn import GivenTurn

@@ -7,10 +7,11 @@ from contextlib import aclosing
 from uuid import uuid4
 
 from schemas.completion_schema import Completion, CompletionRequest
-from services.chat import completion, encode_completion
-from services.chat.channels import events
-from services.chat.encode import wanted
+from services.chat.answer import encode_completion
+from services.chat.answer.encode import wanted
 from services.chat.events import Event, Head, Reply
+from services.chat.parsing.channels import events
+from services.chat.request import completion
 from services.metrics_service import Metrics
 from services.model_service import Lease, ModelManager
 

@@ -5,9 +5,9 @@ import logging
 from collections.abc import Sequence
 from weakref import WeakSet
 
-from services.chat import images
-from services.chat.contents import Illustration
-from services.chat.images import ImageRef
+from services.chat.request import images
+from services.chat.request.contents import Illustration
+from services.chat.request.images import ImageRef
 from services.engine.base import Engine, Image, ImageReader
 from services.errors import InvalidRequest, Overloaded, PromptTooLong, UnsupportedParameter
 from services.fetch_service import Fetcher

@@ -14,8 +14,9 @@ from schemas.message_schema import (
     StoredMessages,
     TextPiece,
 )
-from services.chat import contents, items
+from services.chat import items
 from services.chat.events import Event, Text, head_of
+from services.chat.request import contents
 from services.chat_service import ChatService
 from services.conversation_service import ConversationService
 from services.errors import InvalidRequest

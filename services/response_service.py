@@ -20,13 +20,14 @@ from schemas.response_schema import (
     Retrieval,
     StreamEvent,
 )
-from services.chat import items, responses
-from services.chat.encode import reference
+from services.chat import items
+from services.chat.answer.encode import reference
+from services.chat.answer.output import Output
+from services.chat.answer.response_events import TYPE, ResponseEncoder, framed, response_events
 from services.chat.events import Event, head_of
-from services.chat.fitting import Chat, shortened
 from services.chat.items import Item
-from services.chat.output import Output
-from services.chat.response_events import TYPE, ResponseEncoder, framed, response_events
+from services.chat.request import responses
+from services.chat.request.fitting import Chat, shortened
 from services.chat_service import ChatService, settle
 from services.errors import InvalidRequest, Overloaded, PromptTooLong, ServiceError, UnsupportedParameter
 from services.history.given_turn import GivenTurn

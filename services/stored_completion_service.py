@@ -3,7 +3,7 @@
 from schemas.generation_schema import Metadata
 from schemas.page_schema import Order, Page, page
 from schemas.stored_schema import Deleted, StoredChatCompletion, StoredMessage
-from services.chat import stored
+from services.chat.answer import stored
 from services.errors import InvalidRequest
 from services.history import replay
 from services.history.answer import Answer

@@ -38,7 +38,7 @@ RULES = [
         never=WEB,
     ),
     Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|\w+_service)|app\.common", never="torch"),
-    # a spec encodes events itself: what controllers are spared by services.chat.encode
+    # a spec encodes events itself: what controllers are spared by services.chat.answer.encode
     Rule(
         r"app\.spec",
         may=r"schemas|services\.(errors|chat\.events|engine\.base|\w+_service)|app\.(common|spec)",

@@ -6,8 +6,8 @@ from typing import Any
 
 from app.common.settings import Settings
 from app.main import create_app
-from services.chat import completion, prompt, responses
-from services.chat.refusals import REASONS
+from services.chat.request import completion, prompt, responses
+from services.chat.request.refusals import REASONS
 
 PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
 ONLY_THIS = "is not supported by this server"

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from database.models import Turn as Row
 from database.repositories import Repositories
+from services.chat.answer.output import logprob
 from services.chat.events import Reply
 from services.chat.items import Item
-from services.chat.output import logprob
 from services.history import rows
 from services.history.rows import Place
 

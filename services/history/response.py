@@ -1,8 +1,8 @@
 """A stored response as it is shown."""
 
 from schemas.response_schema import IncompleteDetails, Response, ResponseError
-from services.chat.encode import reference
-from services.chat.response_events import INTERRUPTED, usage
+from services.chat.answer.encode import reference
+from services.chat.answer.response_events import INTERRUPTED, usage
 from services.history.answer import Answer
 
 COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")

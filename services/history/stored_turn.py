@@ -15,11 +15,11 @@ from database.models import Turn as Row
 from database.repositories import Repositories
 from database.turn_repository import Outcome
 from schemas.chat_schema import ChatMessage
+from services.chat.answer.output import Output
+from services.chat.answer.output import status as item_status
+from services.chat.answer.response_events import code_of
 from services.chat.events import Event, Finish, Head, Reply
 from services.chat.items import Item
-from services.chat.output import Output
-from services.chat.output import status as item_status
-from services.chat.response_events import code_of
 from services.errors import EngineFailed, ServiceError, Stopped
 from services.history import rows
 from services.history.outcome import End, choice, usage, write_output

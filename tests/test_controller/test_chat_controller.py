@@ -11,7 +11,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessage
 
 from app.common import sse
-from services.chat.prompt import UNSUPPORTED
+from services.chat.request.prompt import UNSUPPORTED
 from services.engine.base import SamplingParams
 from services.errors import EngineFailed, Overloaded, PromptTooLong
 from tests.apps import MODEL, NewSite, Site

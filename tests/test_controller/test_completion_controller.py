@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.chat.completion import MAX_CHOICES, UNSUPPORTED
+from services.chat.request.completion import MAX_CHOICES, UNSUPPORTED
 from services.engine.base import Piece, TokenLogprob
 from services.engine.local import LocalEngine
 from services.errors import EngineFailed, Overloaded

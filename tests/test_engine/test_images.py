@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-from services.chat.contents import Illustration
+from services.chat.request.contents import Illustration
 from services.engine import vision as vision_module
 from services.engine.base import Image, Job, Picture, PlacedImage, SamplingParams
 from services.engine.drafts import Drafter

@@ -3,9 +3,9 @@
 import pytest
 
 from schemas.chat_schema import ChatCompletionRequest
-from services.chat import prompt
-from services.chat.asked import Asked, Model, asked
 from services.chat.dialects import HERMES, dialect_of
+from services.chat.request import prompt
+from services.chat.request.asked import Asked, Model, asked
 from services.engine.base import ThinkingLimit
 from services.errors import InvalidRequest, UnsupportedParameter
 from tests.fakes import TEMPLATE, FakeTokenizer

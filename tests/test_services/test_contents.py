@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.chat.contents import Form, Illustration, form, kept, shaped, text
+from services.chat.request.contents import Form, Illustration, form, kept, shaped, text
 from services.engine.base import Image
 from services.errors import InvalidRequest
 from tests.fakes import FakeTokenizer

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import pytest
 
 from schemas.chat_schema import ChatCompletionRequest
-from services.chat import prompt
-from services.chat.asked import Asked, Model, asked
-from services.chat.call_grammar import MAX_CALLS, call_grammar
 from services.chat.dialects import BRACKETS, CALLS, HERMES, JSON, LLAMA, MISTRAL, TAGS, Calls, dialect_of
-from services.chat.splitter import Format
-from services.chat.tools import offer
+from services.chat.parsing.splitter import Format
+from services.chat.request import prompt
+from services.chat.request.asked import Asked, Model, asked
+from services.chat.request.call_grammar import MAX_CALLS, call_grammar
+from services.chat.request.tools import offer
 from services.engine.base import GrammarSpec
 from services.engine.grammar import Grammars
 from tests.npm_packages import tokenizer

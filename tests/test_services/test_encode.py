@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.chat_schema import ChatCompletionChunk
-from services.chat import encode
-from services.chat.channels import events
-from services.chat.encode import Wanted
+from services.chat.answer import encode
+from services.chat.answer.encode import Wanted
 from services.chat.events import Event, Finish, Head, Reply, Text
+from services.chat.parsing.channels import events
 from services.engine.base import Piece, TokenLogprob
 from services.errors import EngineFailed
 from tests.fakes import FakeEngine, Pause

@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.chat_schema import ChatCompletionChunk
-from services.chat import encode
-from services.chat.channels import events
+from services.chat.answer import encode
+from services.chat.answer.encode import Wanted
 from services.chat.dialects import HERMES, TAGS
-from services.chat.encode import Wanted
 from services.chat.events import Arguments, Event, Finish, Reasoning, Text, ToolCall
-from services.chat.splitter import Format
+from services.chat.parsing.channels import events
+from services.chat.parsing.splitter import Format
 from services.engine.base import FinishReason, Piece, TokenLogprob
 from tests.fakes import FakeEngine
 from tests.test_services.test_encode import FIRST, HEAD, chunk, folded, frame, sent

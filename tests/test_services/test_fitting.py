@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.chat_schema import ChatMessage
-from services.chat.fitting import Chat, shortened
+from services.chat.request.fitting import Chat, shortened
 
 CALL: dict[str, Any] = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 SYSTEM = ChatMessage(role="system", content="s")

@@ -8,8 +8,8 @@ import httpx2
 import numpy as np
 import pytest
 
-from services.chat.contents import Illustration
-from services.chat.images import ImageRef
+from services.chat.request.contents import Illustration
+from services.chat.request.images import ImageRef
 from services.engine.base import Image, Picture
 from services.errors import InvalidRequest, Overloaded, PromptTooLong
 from services.fetch_service import Fetcher

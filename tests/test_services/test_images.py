@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from services.chat.images import ImageRef, decode, from_data_url, refs
+from services.chat.request.images import ImageRef, decode, from_data_url, refs
 from services.errors import InvalidRequest
 from tests.pictures import RED, data_url, encoded, part
 

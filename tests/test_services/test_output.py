@@ -1,6 +1,6 @@
 from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessage, ResponseReasoningItem
 
-from services.chat import output
+from services.chat.answer import output
 from services.chat.events import Arguments, Finish, Reasoning, Text, ToolCall
 from services.engine.base import TokenLogprob
 

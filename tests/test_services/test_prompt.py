@@ -7,8 +7,8 @@ from openai.types.chat.completion_create_params import CompletionCreateParamsStr
 from pydantic import ValidationError
 
 from schemas.chat_schema import ChatCompletionRequest
-from services.chat import completion, prompt
-from services.chat.refusals import REASONS
+from services.chat.request import completion, prompt
+from services.chat.request.refusals import REASONS
 from services.engine.base import Message, SamplingParams
 from services.errors import InvalidRequest, UnsupportedParameter
 from tests.fakes import TEMPLATE, FakeTokenizer

@@ -8,10 +8,10 @@ from openai.types.responses import ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from schemas.response_schema import ResponseRequest
-from services.chat import responses
+from services.chat.answer.output import Output
+from services.chat.answer.response_events import ResponseEncoder, framed, response_events
 from services.chat.events import Arguments, Finish, Reasoning, Spoken, Text, ToolCall
-from services.chat.output import Output
-from services.chat.response_events import ResponseEncoder, framed, response_events
+from services.chat.request import responses
 from services.engine.base import TokenLogprob
 from services.errors import EngineFailed
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from schemas.chat_schema import ChatMessage
 from schemas.response_schema import ResponseRequest
-from services.chat import responses
+from services.chat.request import responses
 from services.errors import InvalidRequest
 
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}, "strict": True}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from services.chat.dialects import BRACKETS, HERMES, JSON, LLAMA, MISTRAL, TAGS, Calls
 from services.chat.events import Said
-from services.chat.splitter import Format, Splitter
+from services.chat.parsing.splitter import Format, Splitter
 
 NAMES = frozenset({"f", "get_weather"})
 DIALECTS = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "json": JSON}

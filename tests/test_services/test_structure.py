@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from app.common.errors import invalid
 from schemas.chat_schema import ChatCompletionRequest
-from services.chat.structure import grammar
+from services.chat.request.structure import grammar
 from services.engine.base import GrammarSpec
 from services.errors import InvalidRequest
 

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 import pytest
 
 from schemas.chat_schema import ChatCompletionRequest
-from services.chat import prompt, tools
 from services.chat.dialects import HERMES, JSON, MISTRAL, Dialect
+from services.chat.request import prompt, tools
 from services.engine.base import Message
 from services.errors import InvalidRequest
 

@@ -19,9 +19,9 @@ from schemas.response_schema import (
     ResponseUsage,
     StreamEvent,
 )
+from services.chat.answer.output import Output, status
 from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Spoken, Text
 from services.chat.items import Item
-from services.chat.output import Output, status
 from services.errors import InvalidRequest, Overloaded, ServiceError, Stopped, Unavailable
 
 INTERRUPTED = "interrupted"

@@ -24,6 +24,8 @@ from schemas.chat_schema import (
 )
 from schemas.completion_schema import Completion, CompletionChoice, CompletionRequest
 from schemas.generation_schema import Metadata
+from services.chat.answer.padding import padding
+from services.chat.answer.tally import Tally, usage_of
 from services.chat.events import (
     Arguments,
     Event,
@@ -38,8 +40,6 @@ from services.chat.events import (
     ToolCall,
     head_of,
 )
-from services.chat.padding import padding
-from services.chat.tally import Tally, usage_of
 from services.engine.base import TokenLogprob
 
 UNLIKELY = -9999.0  # in place of minus infinity, which JSON does not have

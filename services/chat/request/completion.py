@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from schemas.completion_schema import CompletionRequest
-from services.chat import refusals, sampling
-from services.chat.refusals import refuse
+from services.chat.request import refusals, sampling
+from services.chat.request.refusals import refuse
 from services.engine.base import Job, SamplingParams, Tokenizer
 from services.errors import InvalidRequest, UnsupportedParameter
 

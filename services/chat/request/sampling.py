@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from schemas.generation_schema import Generation
-from services.chat import structure
+from services.chat.request import structure
 from services.engine.base import Job, SamplingParams
 from services.errors import InvalidRequest
 

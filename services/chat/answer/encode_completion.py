@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 
 from schemas.completion_schema import Completion, CompletionChoice, CompletionLogprobs
-from services.chat.encode import UNLIKELY, Wanted, furnish
+from services.chat.answer.encode import UNLIKELY, Wanted, furnish
+from services.chat.answer.tally import Tally, usage_of
 from services.chat.events import Event, Finish, Head, Reply, Said, Text, head_of
-from services.chat.tally import Tally, usage_of
 from services.engine.base import TokenLogprob
 
 

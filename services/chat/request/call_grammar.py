@@ -8,7 +8,7 @@ from typing import Any
 
 from schemas.chat_schema import Function
 from services.chat.dialects import ARGUMENTS, NAME_HERE, Calls
-from services.chat.tools import Offer
+from services.chat.request.tools import Offer
 from services.engine.base import GrammarSpec
 from services.errors import InvalidRequest
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from schemas.chat_schema import ChatCompletionRequest
-from services.chat import prompt, tools
-from services.chat.call_grammar import call_grammar, marker
-from services.chat.contents import Illustration
 from services.chat.dialects import Dialect
-from services.chat.splitter import Format
-from services.chat.thinking import thought
-from services.chat.tools import Offer
+from services.chat.parsing.splitter import Format
+from services.chat.request import prompt, tools
+from services.chat.request.call_grammar import call_grammar, marker
+from services.chat.request.contents import Illustration
+from services.chat.request.thinking import thought
+from services.chat.request.tools import Offer
 from services.engine.base import Job, Message, SamplingParams, ThinkingLimit, Tokenizer
 from services.errors import UnsupportedParameter
 

@@ -7,10 +7,10 @@ from typing import Any
 from jinja2 import TemplateError
 
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage, MessageToolCall, ServedTier, ServiceTier
-from services.chat import contents, refusals, tools
-from services.chat import sampling as sampled
-from services.chat.contents import Illustration
-from services.chat.refusals import refuse
+from services.chat.request import contents, refusals, tools
+from services.chat.request import sampling as sampled
+from services.chat.request.contents import Illustration
+from services.chat.request.refusals import refuse
 from services.engine.base import Job, Message, SamplingParams, Tokenizer
 from services.errors import InvalidRequest
 

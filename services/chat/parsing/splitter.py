@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from services.chat.dialects import Calls, Header, Thinking
 from services.chat.events import Arguments, Reasoning, Spoken, Text, ToolCall
-from services.chat.json_text import JsonEnd, overlap
+from services.chat.parsing.json_text import JsonEnd, overlap
 
 BETWEEN = re.compile(r"[\s\[\],;]")  # around calls
 

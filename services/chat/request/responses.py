@@ -8,9 +8,10 @@ from pydantic import ValidationError
 
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage
 from schemas.response_schema import Response, ResponseInput, ResponseRequest, Retrieval
-from services.chat import items, prompt, refusals
+from services.chat import items
 from services.chat.items import Item
-from services.chat.refusals import refuse
+from services.chat.request import prompt, refusals
+from services.chat.request.refusals import refuse
 from services.errors import InvalidRequest, UnsupportedParameter
 
 # Parts of the contract that this server does not serve, each with the values that ask for nothing.

@@ -6,10 +6,12 @@ from typing import Any
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.generation_schema import Metadata
 from schemas.stored_schema import StoredChatCompletion, StoredMessage
-from services.chat import contents, encode, items, prompt
-from services.chat.encode import Wanted
+from services.chat import items
+from services.chat.answer import encode
+from services.chat.answer.encode import Wanted
 from services.chat.events import Reply
 from services.chat.items import Item
+from services.chat.request import contents, prompt
 
 KEPT = {
     *("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed"),

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from services.chat.events import Event, Finish, Head, Reasoning, Spoken, Text
-from services.chat.splitter import Format, Splitter
+from services.chat.parsing.splitter import Format, Splitter
 from services.engine.base import Piece, TokenLogprob
 from services.errors import EngineFailed
 

@@ -1,0 +1,1 @@
+"""Pieces -> events: `channels`, with `splitter` (markers of a dialect) and `json_text`."""
