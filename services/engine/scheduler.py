@@ -57,8 +57,8 @@ class Batch:
 class Scheduler:
     """By priority, then first come, first served; running sequences before waiting ones, under one token budget a step.
 
-    `cache_tokens`: what all slots together may hold, counted in blocks; None: each may be full. `prompt_share` of it
-    may be taken when a sequence comes in; the rest is for them to grow.
+    `cache_tokens`: what all slots together may hold, counted in blocks, and in whole pages of `page_size` tokens; None:
+    each may be full. `prompt_share` of it may be taken when a sequence comes in; the rest is for them to grow.
     """
 
     def __init__(
@@ -70,16 +70,18 @@ class Scheduler:
         min_reuse: int | None = MIN_REUSE,
         speculates: bool = False,
         block_size: int = 1,
+        page_size: int = 1,
         prompt_share: float = 1,
     ) -> None:
         self._limit = max(max_tokens, num_slots)  # every running sequence may always write its next token
         self._max_tokens = self._limit
-        self._cache_tokens = cache_tokens and cache_tokens // block_size * block_size
+        self._cache_tokens = cache_tokens and _down(_down(cache_tokens, block_size), page_size)
         self._min_reuse = min_reuse or 0
         self._speculates = speculates
         self._block_size = block_size
+        self._page_size = page_size
         self._prompt_share = prompt_share
-        self._slots = Slots(num_slots, min_reuse, block_size)
+        self._slots = Slots(num_slots, min_reuse, block_size, page_size)
         self._waiting: list[Sequence] = []  # in the order in which they will run
         self._running: list[Sequence] = []
         self._arrivals = count()
@@ -199,7 +201,7 @@ class Scheduler:
         return sum(map(self._claim, self._running))
 
     def _claim(self, sequence: Sequence) -> int:
-        return -(-len(sequence.tokens) // self._block_size) * self._block_size
+        return _up(_up(len(sequence.tokens), self._block_size), self._page_size)
 
     def _admit_waiting(self) -> None:
         """In order. Who waits for a prefix keeps its place and a slot, so that nobody who comes later takes it."""
@@ -279,10 +281,10 @@ class Scheduler:
 
     def _write(self, writing: list[Sequence]) -> list[Work]:
         """A token each, and guesses how they go on, as long as the step takes hardly longer for them."""
-        room = min(FULL, self._max_tokens) - len(writing)
-        if self._cache_tokens is not None:
-            room = min(room, self._cache_tokens - self._num_claimed)
-        most = min(LONGEST, room // len(writing)) if self._speculates else 0
+        room = (min(FULL, self._max_tokens) - len(writing)) // len(writing)
+        if self._cache_tokens is not None:  # a guess may be the first in a new page
+            room = min(room, _down((self._cache_tokens - self._num_claimed) // len(writing), self._page_size))
+        most = min(LONGEST, room) if self._speculates else 0
         return [self._guess(sequence, min(most, sequence.num_left - 1)) for sequence in writing]
 
     def _guess(self, sequence: Sequence, most: int) -> Work:
@@ -300,6 +302,14 @@ class Scheduler:
             self._steps_shrunk += 1
             if self._steps_shrunk % RECOVERY == 0:
                 self._max_tokens = min(2 * self._max_tokens, self._limit)
+
+
+def _up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit
+
+
+def _down(number: int, unit: int) -> int:
+    return number // unit * unit
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:

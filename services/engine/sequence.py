@@ -52,7 +52,8 @@ class Sequence:
         """What tells its tokens from others: themselves, but what is on an image instead of its placeholders."""
         if not self.job.images:
             return self.tokens[start:end]
-        return (self._prompt_keys + self.tokens[len(self._prompt_keys) :])[start:end]
+        first, last, _ = slice(start, end).indices(len(self.tokens))
+        return self._prompt_keys[first:last] + self.tokens[max(first, len(self._prompt_keys)) : last]
 
     @property
     def num_sampled(self) -> int:

@@ -80,13 +80,16 @@ class Prefix:
 class Slots:
     """`min_reuse`: tokens that are worth reusing; None: slots are forgotten as soon as they are given back.
 
-    What is reused is a multiple of `block_size`.
+    What is reused is a multiple of `block_size`; what a slot costs, of `page_size`.
     """
 
-    def __init__(self, num_slots: int, min_reuse: int | None = MIN_REUSE, block_size: int = 1) -> None:
+    def __init__(
+        self, num_slots: int, min_reuse: int | None = MIN_REUSE, block_size: int = 1, page_size: int = 1
+    ) -> None:
         self._slots = [Slot(index) for index in range(num_slots)]
         self._min_reuse = min_reuse
         self._block_size = block_size
+        self._page_size = page_size
         self._ticks = count(1)
         self._changes: list[Change] = []
 
@@ -99,7 +102,10 @@ class Slots:
 
     @property
     def num_written(self) -> int:
-        return sum(slot.written for slot in self._slots)
+        return sum(self._cost(slot.written) for slot in self._slots)
+
+    def _cost(self, length: int) -> int:
+        return -(-length // self._page_size) * self._page_size
 
     def changes(self) -> list[Change]:
         """What the memory must follow, in this order, before the next step; handed out once."""
@@ -171,12 +177,13 @@ class Slots:
         """Forgets what nobody is using, the least recently used first, until `surplus` positions are given up."""
         for slot in sorted(self._slots, key=lambda slot: slot.used):
             if surplus > 0 and slot.holder is None and slot.written:
-                surplus -= slot.written
+                surplus -= self._cost(slot.written)
                 self._forget(slot)
         for slot in self._slots:
             needed = max(len(slot.holder.tokens), slot.end) if slot.holder else 0
-            if surplus > 0 and slot.written > needed:
-                surplus -= slot.written - needed
+            gain = self._cost(slot.written) - self._cost(needed)
+            if surplus > 0 and gain > 0:
+                surplus -= gain
                 self._forget(slot, needed)
 
     def close_up(self) -> None:

@@ -1,0 +1,211 @@
+"""No page is lost, none that is shared is written, and there are always enough, whatever the scheduler plans."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, invariant
+
+from services.engine.pages import PageCopy, Pages
+from services.engine.scheduler import Batch, Scheduler, Work
+from services.engine.slots import Change, Copy, Forget, Swap
+from tests.test_engine.test_scheduler import LONGEST, Memory, Service, digest, sequence, steps
+
+SLOTS = 4
+
+
+class PagedMemory(Memory):
+    """What the pages hold: digests of all tokens up to each position, as keys and values depend on all of them."""
+
+    def __init__(self, num_pages: int, page_size: int, num_slots: int, length: int = LONGEST) -> None:
+        self.pages = Pages(num_pages, page_size, num_slots, length)
+        self.num_slots = num_slots
+        self.content: list[list[int | None]] = [[None] * page_size for _ in range(num_pages)]
+
+    @property
+    def num_held(self) -> int:
+        return (self.pages.num_pages - self.pages.num_free) * self.pages.page_size
+
+    def change(self, changes: list[Change]) -> None:
+        for change in changes:
+            self.pages.change(change)
+        self.check()
+
+    def compute(self, works: list[Work]) -> None:
+        self.claim(works)
+        for work in works:
+            tokens = work.sequence.tokens
+            assert self.read(work.slot, work.start) == [digest(tokens[: i + 1]) for i in range(work.start)]
+            self.write(work, [digest(tokens[: i + 1]) for i in range(work.start, work.end)])
+
+    def poison(self, works: list[Work]) -> None:
+        self.claim(works)
+        for work in works:
+            self.write(work, [-1] * work.num_tokens)
+
+    def claim(self, works: list[Work]) -> None:
+        copies = [copy for work in works for copy in self.pages.claim(work.slot, work.start, work.end)]
+        for copy in copies:  # all of them before anything is written
+            self.content[copy.target][: copy.length] = self.content[copy.source][: copy.length]
+        self.check()
+
+    def write(self, work: Work, values: list[int]) -> None:
+        uses = self.uses()
+        for position, value in zip(range(work.start, work.end), values, strict=True):
+            index, offset = divmod(position, self.pages.page_size)
+            page = self.pages.of(work.slot)[index]
+            assert uses[page] == 1
+            self.content[page][offset] = value
+
+    def read(self, slot: int, length: int) -> list[int | None]:
+        return [each for page in self.pages.of(slot) for each in self.content[page]][:length]
+
+    def uses(self) -> Counter[int]:
+        return Counter(page for slot in range(self.num_slots) for page in self.pages.of(slot))
+
+    def check(self) -> None:
+        held = self.uses()
+        assert len(held) + self.pages.num_free == self.pages.num_pages
+        assert sum(held.values()) == sum(self.pages._num_users)
+
+
+class PagedService(Service):
+    @initialize(
+        slots=st.integers(1, 5),
+        budget=st.integers(1, 40),
+        cache_tokens=st.none() | st.integers(LONGEST, 100),
+        min_reuse=st.sampled_from([None, 1, 3]),
+        page_size=st.sampled_from([1, 2, 3, 8]),
+    )
+    def start(self, slots: int, budget: int, cache_tokens: int | None, min_reuse: int | None, page_size: int) -> None:
+        self.num_slots = slots
+        self.budget = max(budget, slots)
+        needed = -(-LONGEST // page_size)
+        num_pages = slots * needed if cache_tokens is None else max(needed, cache_tokens // page_size)
+        self.cache_tokens = None if cache_tokens is None else num_pages * page_size
+        self.scheduler = Scheduler(
+            slots, budget, cache_tokens=self.cache_tokens, min_reuse=min_reuse, page_size=page_size
+        )
+        self.memory = PagedMemory(num_pages, page_size, slots)
+        self.sequences = []
+        self.batch = Batch([], [])
+
+    @invariant()
+    def pages_are_free_or_held(self) -> None:
+        if hasattr(self, "memory"):
+            self.memory.check()
+
+
+TestPagedService = PagedService.TestCase
+TestPagedService.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+
+
+@given(
+    page_size=st.sampled_from([2, 3, 8]),
+    prompts=st.lists(st.integers(1, 12), min_size=1, max_size=5),
+    spare=st.integers(0, 3),
+)
+@settings(deadline=None)
+def test_guesses_never_take_the_last_page(page_size: int, prompts: list[int], spare: int) -> None:
+    """They are written too, and may be the first in a new page."""
+    num_pages = -(-30 // page_size) + spare
+    scheduler = Scheduler(
+        len(prompts), 64, cache_tokens=num_pages * page_size, min_reuse=None, page_size=page_size, speculates=True
+    )
+    pages = Pages(num_pages, page_size, len(prompts), 30)
+    for length in prompts:
+        each = sequence(1, answer=18)
+        each.tokens = [1] * length  # so that there is something to guess
+        each.job = sequence(length).job
+        each.max_tokens = 30 - length
+        scheduler.add(each)
+
+    while (batch := scheduler.schedule()).works:
+        for change in batch.changes:
+            pages.change(change)
+        for work in batch.works:
+            pages.claim(work.slot, work.start, work.end)
+        for work in batch.works:
+            if work.samples:
+                work.sequence.num_computed = len(work.sequence.tokens)
+                work.sequence.tokens.append(1)
+                work.sequence.finished = work.sequence.num_sampled >= work.sequence.max_tokens
+            else:
+                work.sequence.num_computed += work.num_tokens
+
+
+@pytest.fixture
+def pages() -> Pages:
+    """Slot 0 holds 10 positions, in pages of 4."""
+    pages = Pages(num_pages=12, page_size=4, num_slots=SLOTS, length=16)
+    pages.claim(0, 0, 10)
+    return pages
+
+
+def test_a_prefix_is_shared_and_its_last_page_copied_by_who_writes_first(pages: Pages) -> None:
+    pages.change(Copy(0, 1, 6))
+    assert pages.of(1) == pages.of(0)[:2]
+    assert pages.num_free == 9
+
+    copies = pages.claim(1, 6, 9)
+
+    assert copies == [PageCopy(pages.of(0)[1], pages.of(1)[1], 2)]
+    assert pages.of(1)[0] == pages.of(0)[0]
+    assert len({*pages.of(0), *pages.of(1)}) == 5
+
+
+def test_the_first_holder_is_no_exception(pages: Pages) -> None:
+    pages.change(Copy(0, 1, 10))
+    shared = pages.of(0)
+
+    assert pages.claim(0, 10, 11) == [PageCopy(shared[2], pages.of(0)[2], 2)]
+    assert pages.claim(1, 10, 11) == []  # it has the page for itself by now
+    assert pages.of(1) == shared
+
+
+def test_what_is_written_over_is_not_copied(pages: Pages) -> None:
+    pages.change(Copy(0, 1, 8))
+
+    assert pages.claim(1, 4, 8) == []
+    assert pages.of(1)[0] == pages.of(0)[0]
+    assert pages.of(1)[1] not in pages.of(0)
+
+
+def test_slots_change_places(pages: Pages) -> None:
+    held = pages.of(0)
+    pages.change(Swap(0, 2, 10))
+
+    assert (pages.of(0), pages.of(2)) == ([], held)
+
+
+def test_pages_come_back_when_the_last_lets_go(pages: Pages) -> None:
+    pages.change(Copy(0, 1, 10))
+    pages.change(Forget(0, 0, 10))
+    assert pages.num_free == 9
+    pages.change(Forget(1, 5, 10))
+    assert (pages.num_free, len(pages.of(1))) == (10, 2)
+    pages.change(Forget(1, 0, 5))
+    assert pages.num_free == 12
+
+
+def test_a_copy_takes_the_place_of_what_was_there(pages: Pages) -> None:
+    pages.claim(1, 0, 16)
+    pages.change(Copy(0, 1, 3))
+
+    assert pages.of(1) == pages.of(0)[:1]
+    assert pages.num_free == 9
+
+
+def test_many_share_a_prompt_of_which_there_is_one_copy() -> None:
+    scheduler = Scheduler(SLOTS, max_tokens=64, cache_tokens=SLOTS * 60, min_reuse=16, page_size=4)
+    memory = PagedMemory(SLOTS * 15, 4, SLOTS, length=40)
+    for _ in range(SLOTS):
+        scheduler.add(sequence(32, answer=4))
+
+    for _ in steps(scheduler, memory):
+        if scheduler.num_running == SLOTS:
+            break
+
+    assert scheduler.num_running == SLOTS
+    assert memory.num_held < 2 * 40
