@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
 
-from schemas.generation_schema import Request, StopSequence
+from schemas.generation_schema import StopSequence
+from schemas.request_schema import Request
 
 
 class Block(Request):

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from schemas.generation_schema import Generation, Metadata, Request
+from schemas.generation_schema import Generation, Metadata
+from schemas.request_schema import Request
 
 
 class TextPart(BaseModel):

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
-from schemas.generation_schema import Request
 from schemas.input_schema import Input, Truncation, inputs_of, is_list
+from schemas.request_schema import Request
 
 
 class EmbeddingRequest(Request):

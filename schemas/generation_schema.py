@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
 
 from schemas.input_schema import Truncation
-from schemas.request_schema import Request as Request
+from schemas.request_schema import Request
 from schemas.structure_schema import Choices, ResponseFormat, Schema, Source, StructuredOutputs
 
 
@@ -16,14 +16,16 @@ class StreamOptions(Request):
     continuous_usage_stats: bool = False
 
 
-def _listed(value: object) -> object:
+def listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
 def _bias(value: object) -> object:
-    if isinstance(value, dict) and not all(isinstance(key, str) and TOKEN_ID.fullmatch(key) for key in value):
+    if not isinstance(value, dict):
+        return value
+    if not all(TOKEN_ID.fullmatch(str(key)) for key in value):
         raise ValueError("its keys must be token ids")
-    return value
+    return {int(key): bias for key, bias in value.items()}
 
 
 TOKEN_ID = re.compile(r"[0-9]{1,9}")
@@ -41,7 +43,7 @@ def _metadata_value(value: object) -> object:
 
 
 StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=512)]
-StopSequences = Annotated[list[StopSequence], BeforeValidator(_listed), Field(max_length=4)]
+StopSequences = Annotated[list[StopSequence], BeforeValidator(listed), Field(max_length=4)]
 MetadataKey = Annotated[str, StringConstraints(max_length=64, pattern=r"^[^\x00]*$")]
 MetadataValue = Annotated[str | int | float, BeforeValidator(_metadata_value)]
 Metadata = dict[MetadataKey, MetadataValue]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from schemas.chat_schema import FunctionName
-from schemas.generation_schema import Request
+from schemas.request_schema import Request
 
 Status = Literal["in_progress", "completed", "incomplete"]
 

@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import from_json
 
 from schemas.chat_schema import ChatMessage
-from schemas.generation_schema import Request
+from schemas.request_schema import Request
 
 Prompt = Annotated[str, StringConstraints(min_length=1)]
 
@@ -23,6 +23,8 @@ class Question(Request):
 
 class BrowserQuestion(Question):
     """A reconnect asks nothing: the header Last-Event-ID says what it waits for."""
+
+    model_config = ConfigDict(strict=False)  # all in a query is text
 
     prompt: str = ""
 

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from schemas.generation_schema import Request, StopSequences
+from schemas.generation_schema import StopSequences, listed
+from schemas.request_schema import Request
 
 NANOSECONDS = 1_000_000_000
 
@@ -42,11 +43,17 @@ def _format(value: object) -> object:
     raise ValueError("must be 'json' or a JSON schema")
 
 
+def _think(value: object) -> object:
+    if isinstance(value, bool) or value in ("low", "medium", "high"):
+        return value
+    raise ValueError("must be true, false, 'low', 'medium' or 'high'")
+
+
 class Generation(Asked):
     stream: bool = True
     options: Options = Options()
     format: Annotated[str | dict[str, Any], BeforeValidator(_format)] = ""
-    think: bool | Literal["low", "medium", "high"] | None = None
+    think: Annotated[bool | Literal["low", "medium", "high"] | None, BeforeValidator(_think)] = None
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
 
@@ -110,7 +117,7 @@ class GenerateRequest(Generation):
 
 
 class EmbedRequest(Asked):
-    input: str | list[str]
+    input: Annotated[list[str], BeforeValidator(listed, json_schema_input_type=str | list[str])]
     truncate: bool = Field(True, description="to the model's length, instead of a refusal")
     dimensions: int | None = Field(None, ge=1)
     options: dict[str, Any] = Field({}, description="none of them is of use here")

@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from schemas.generation_schema import Request, StopSequences
+from schemas.generation_schema import StopSequences
+from schemas.request_schema import Request
 
 Prompt = Annotated[str, StringConstraints(min_length=1)]
 

@@ -2,13 +2,21 @@
 
 from typing import Any
 
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 
 class Request(BaseModel):
-    """An explicit null equals an absent field."""
+    """Types are JSON's own: "3" and true are no numbers, but 1.0 is 1. An explicit null equals an absent field."""
+
+    model_config = ConfigDict(strict=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_nulls(cls, data: Any) -> Any:
-        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+    def _as_in_json(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {key: _number(value) for key, value in data.items() if value is not None}
+
+
+def _number(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value

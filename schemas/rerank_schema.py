@@ -2,11 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, TypeAdapter
 
 from schemas.embeddings_schema import EmbeddingUsage
-from schemas.generation_schema import Request
 from schemas.input_schema import Truncation
+from schemas.request_schema import Request
 
 MAX_PAIRS = 1_000
 
@@ -20,18 +20,19 @@ def _text(value: object) -> object:
     return text
 
 
-def _texts(value: object) -> object:
+Document = Annotated[str, BeforeValidator(_text)]
+Documents = Annotated[list[Document], Field(min_length=1, max_length=MAX_PAIRS)]
+DOCUMENTS: TypeAdapter[list[str]] = TypeAdapter(Documents)
+
+
+def _texts(value: object) -> str | list[str]:
     """Decides on the shape first: one short error, not one for each alternative."""
     if not isinstance(value, str | list):
         raise ValueError("must be a string or a list of strings")
-    return value
+    return value if isinstance(value, str) else DOCUMENTS.validate_python(value)
 
 
-Document = Annotated[str, BeforeValidator(_text)]
-Texts = Annotated[
-    str | Annotated[list[Document], Field(min_length=1, max_length=MAX_PAIRS)],
-    BeforeValidator(_texts),
-]
+Texts = Annotated[str | list[str], PlainValidator(_texts, json_schema_input_type=str | Documents)]
 
 
 class RerankRequest(Request):
@@ -39,9 +40,7 @@ class RerankRequest(Request):
 
     model: str | None = None
     query: str
-    documents: list[Document] = Field(
-        min_length=1, max_length=MAX_PAIRS, description="strings, or objects with a 'text'"
-    )
+    documents: Documents = Field(description="strings, or objects with a 'text'")
     top_n: int | None = Field(None, ge=1, description="so many results; all, if there are fewer")
     return_documents: bool = False
     truncate_prompt_tokens: Truncation | None = Field(None, description="-1: what the model takes")

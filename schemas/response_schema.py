@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from schemas.chat_schema import ConversationId, ConversationRef, FunctionName, ServiceTier
-from schemas.generation_schema import MetadataKey, Request
+from schemas.generation_schema import MetadataKey
 from schemas.item_schema import Item, Other
+from schemas.request_schema import Request
 
 
 class FunctionTool(Request):

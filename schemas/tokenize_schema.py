@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.chat_schema import ChatMessage, Tool
-from schemas.generation_schema import Request, TokenId
+from schemas.generation_schema import TokenId
+from schemas.request_schema import Request
 
 MAX_TOKENS = 1_000_000
 

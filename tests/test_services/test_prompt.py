@@ -33,7 +33,7 @@ def request(**fields: object) -> ChatCompletionRequest:
 
 
 def said(*messages: dict[str, object], system: str | None = None, history: tuple[Message, ...] = ()) -> list[Message]:
-    return prompt.messages(request(messages=messages), history, system)
+    return prompt.messages(request(messages=[*messages]), history, system)
 
 
 class TestParameters:

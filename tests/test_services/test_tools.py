@@ -118,7 +118,7 @@ CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments
 
 
 def said(*messages: dict[str, object]) -> list[Message]:
-    return prompt.messages(ChatCompletionRequest.model_validate({"messages": messages}), (), None)
+    return prompt.messages(ChatCompletionRequest.model_validate({"messages": [*messages]}), (), None)
 
 
 class TestMessages:
