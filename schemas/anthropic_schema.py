@@ -5,7 +5,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, ValidationInfo, field_validator
 
 from schemas.generation_schema import StopSequence
 from schemas.request_schema import Request
@@ -91,6 +91,13 @@ class Message(Request):
 
     role: Literal["user", "assistant", "system"]
     content: Annotated[list[Said], BeforeValidator(_blocks, json_schema_input_type=str | list[Said])]
+
+    @field_validator("content")
+    @classmethod
+    def _says_something(cls, value: list[Said], info: ValidationInfo) -> list[Said]:
+        if not value and info.data.get("role") != "assistant":
+            raise ValueError("must not be empty, but for the assistant's")
+        return value
 
 
 class Tool(Block):

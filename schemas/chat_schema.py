@@ -42,6 +42,8 @@ def _content(value: object) -> object:
         return value
     if not isinstance(value, list):
         raise ValueError("must be a string or a list of parts")
+    if not value:
+        raise ValueError("must not be an empty list")
     return [_part(index, part) for index, part in enumerate(value)]
 
 

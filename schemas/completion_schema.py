@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, PlainValidator
 
 from schemas.chat_schema import CompletionUsage
-from schemas.generation_schema import Generation
+from schemas.generation_schema import Generation, Metadata
 from schemas.input_schema import Shape, check_input, inputs_of, is_list
 
 MAX_PROMPTS = 128
@@ -22,6 +22,7 @@ class CompletionRequest(Generation):
     best_of: int | None = Field(None, ge=1, le=16, description="so many are drawn, and the n likeliest answered")
     echo: bool = Field(False, description="begins with the prompt")
     logprobs: int | None = Field(None, ge=0, le=5, description="alternatives told with each token")
+    metadata: Metadata = Field({}, max_length=16, description="its min_tokens is read; nothing of it is kept")
     add_special_tokens: bool = Field(True, description="those that the tokenizer puts around a text")
 
     @property

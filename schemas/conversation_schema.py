@@ -31,17 +31,6 @@ NewItem = Annotated[Item, AfterValidator(_is_of_a_conversation)]
 NewItems = Annotated[list[NewItem], Field(max_length=20)]
 Title = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
 
-Includable = Literal[
-    "code_interpreter_call.outputs",
-    "computer_call_output.output.image_url",
-    "file_search_call.results",
-    "message.input_image.image_url",
-    "message.output_text.logprobs",
-    "reasoning.encrypted_content",
-    "web_search_call.action.sources",
-    "web_search_call.results",
-]
-
 
 class NewConversation(Request):
     model_config = ConfigDict(extra="allow")

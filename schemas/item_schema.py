@@ -1,5 +1,6 @@
 """Items, which responses and conversations are made of, as they go over the wire."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -8,6 +9,18 @@ from schemas.chat_schema import FunctionName
 from schemas.request_schema import Request
 
 Status = Literal["in_progress", "completed", "incomplete"]
+
+# What of items a client can ask for besides them.
+Includable = Literal[
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+]
 
 
 class Open(Request):
@@ -56,11 +69,11 @@ PARTS: dict[object, type[Open]] = {
 
 
 def _part(value: object) -> object:
-    return _known(value, PARTS)
+    return known(value, PARTS)
 
 
-def _known(value: object, models: dict[object, type[Open]]) -> dict[str, Any]:
-    """Decides on the type first: errors of that one alone, each with its place in the request."""
+def known(value: object, models: Mapping[object, type[Request]]) -> dict[str, Any]:
+    """Decides on the type first: errors of that one alone. One that is not served is kept, to be refused by name."""
     if not isinstance(value, dict):
         raise ValueError("must be an object")
     kind = value.get("type")
@@ -136,7 +149,7 @@ def _item(value: object) -> object:
     if value["type"] == "message" and isinstance(value.get("content"), str):
         kind = "output_text" if value.get("role") == "assistant" else "input_text"
         value = value | {"content": [{"type": kind, "text": value["content"]}]}
-    return _known(value, ITEMS)
+    return known(value, ITEMS)
 
 
 Item = Annotated[dict[str, Any], BeforeValidator(_item)]

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from pydantic_core import from_json
 
 from schemas.chat_schema import ChatMessage
+from schemas.page_schema import Page
 from schemas.request_schema import Request
 
 Prompt = Annotated[str, StringConstraints(min_length=1)]
@@ -70,12 +71,7 @@ class StoredMessage(BaseModel):
     created_at: float = Field(description="epoch seconds")
 
 
-class StoredMessages(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[StoredMessage]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+StoredMessages = Page[StoredMessage]
 
 
 class BrowserEvent(BaseModel):

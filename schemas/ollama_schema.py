@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from schemas.chat_schema import Token
 from schemas.generation_schema import StopSequences, listed
 from schemas.request_schema import Request
 
@@ -155,16 +156,6 @@ class SaidMessage(BaseModel):
     content: str
     thinking: str | None = Field(None, exclude_if=_is_none)
     tool_calls: list[SaidCall] | None = Field(None, exclude_if=_is_none)
-
-
-class TopToken(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class Token(TopToken):
-    top_logprobs: list[TopToken]
 
 
 class Ending(BaseModel):

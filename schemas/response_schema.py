@@ -6,7 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from schemas.chat_schema import ConversationId, ConversationRef, FunctionName, ServiceTier
 from schemas.generation_schema import MetadataKey
-from schemas.item_schema import Item, Other
+from schemas.item_schema import Includable, Item, known
 from schemas.request_schema import Request
 
 
@@ -35,17 +35,8 @@ class AllowedTools(Request):
     tools: list[ChosenTool] = Field(min_length=1, max_length=128)
 
 
-def _one_of(value: object, models: dict[object, type[Request]]) -> dict[str, Any]:
-    """Decides on the type first; one that is not served is kept, to be refused by name."""
-    if not isinstance(value, dict):
-        raise ValueError("must be an object")
-    kind = value.get("type")
-    model = models.get(kind, Other) if isinstance(kind, str) else Other
-    return model.model_validate(value).model_dump(exclude_none=True)
-
-
 def _tool(value: object) -> object:
-    return _one_of(value, {"function": FunctionTool})
+    return known(value, {"function": FunctionTool})
 
 
 def _tool_choice(value: object) -> object:
@@ -53,7 +44,7 @@ def _tool_choice(value: object) -> object:
         if value not in ("none", "auto", "required"):
             raise ValueError("must be 'none', 'auto', 'required' or an object")
         return value
-    return _one_of(value, {"function": ChosenTool, "allowed_tools": AllowedTools})
+    return known(value, {"function": ChosenTool, "allowed_tools": AllowedTools})
 
 
 class PlainFormat(Request):
@@ -108,25 +99,6 @@ def _input(value: object) -> object:
     return [{"type": "message", "role": "user", "content": value}] if isinstance(value, str) else value
 
 
-INCLUDABLE = (
-    "message.output_text.logprobs",
-    "message.input_image.image_url",
-    "file_search_call.results",
-    "web_search_call.results",
-    "web_search_call.action.sources",
-    "computer_call_output.output.image_url",
-    "code_interpreter_call.outputs",
-    "reasoning.encrypted_content",
-)
-
-
-def _includable(value: object) -> object:
-    if value not in INCLUDABLE:
-        raise ValueError(f"must be one of {', '.join(INCLUDABLE)}")
-    return value
-
-
-Include = Annotated[str, BeforeValidator(_includable)]
 Label = Annotated[str, StringConstraints(max_length=512)]
 MetadataText = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]  # PostgreSQL looks for no other
 ResponseId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -158,7 +130,7 @@ class ResponseRequest(ResponseInput):
     stream_options: StreamOptions | None = None
     store: bool = True
     background: bool = False
-    include: list[Include] = Field([], max_length=16)
+    include: list[Includable] = Field([], max_length=16)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_logprobs: int = Field(0, ge=0, le=20)
@@ -176,7 +148,7 @@ class Retrieval(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    include: list[Include] = Field([], max_length=16, alias="include[]")
+    include: list[Includable] = Field([], max_length=16, alias="include[]")
     stream: bool = False
     starting_after: int | None = Field(None, ge=0, lt=2**31, description="goes with stream")
     include_obfuscation: bool = False
@@ -297,8 +269,3 @@ class DeletedResponse(BaseModel):
     id: str
     object: Literal["response"] = "response"
     deleted: Literal[True] = True
-
-
-class InputTokenCount(BaseModel):
-    object: Literal["response.input_tokens"] = "response.input_tokens"
-    input_tokens: int

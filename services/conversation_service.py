@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 from uuid import uuid4
 
@@ -14,6 +13,7 @@ from database.models import Turn as TurnRow
 from database.repositories import Repositories
 from database.session import Database
 from schemas.conversation_schema import Conversation, DeletedConversation
+from schemas.message_schema import StoredMessage
 from schemas.page_schema import Page, page
 from services.chat import items
 from services.chat.items import Item
@@ -24,20 +24,6 @@ from services.history.store import Store
 from services.item_service import shown, write
 
 OURS = re.compile(r"msg_([0-9a-f]{32})")
-
-
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
-    """As the simple routes show it."""
-
-    id: str
-    conversation_id: str
-    role: str
-    content: str | list[dict[str, Any]]
-    status: str
-    finish_reason: str | None
-    model: str | None
-    created_at: float
 
 
 class ConversationService:

@@ -10,10 +10,10 @@ from schemas.message_schema import (
     NewMessage,
     NewMessageAnswer,
     Question,
-    StoredMessage,
     StoredMessages,
     TextPiece,
 )
+from schemas.page_schema import page
 from services.chat import items
 from services.chat.events import Event, Text, head_of
 from services.chat.request import contents
@@ -69,13 +69,7 @@ class MessageService:
 
     async def messages(self, owner: str, conversation: str | None, limit: int, after: str | None) -> StoredMessages:
         found = await self._conversations.messages(owner, conversation, limit=limit + 1, after=after)
-        data = [StoredMessage.model_validate(each, from_attributes=True) for each in found[:limit]]
-        return StoredMessages(
-            data=data,
-            first_id=data[0].id if data else None,
-            last_id=data[-1].id if data else None,
-            has_more=len(found) > limit,
-        )
+        return page(found, [each.id for each in found], limit)
 
     async def begin(self, question: Question, owner: str) -> tuple[Turn, AsyncGenerator[Event, None]]:
         """The turn of an answer, which is known before it begins, and what will be said."""

@@ -11,7 +11,6 @@ from schemas.chat_schema import ChatCompletionRequest
 from schemas.page_schema import Order, Page, page
 from schemas.response_schema import (
     DeletedResponse,
-    InputTokenCount,
     LifeEvent,
     Response,
     ResponseEvent,
@@ -20,6 +19,7 @@ from schemas.response_schema import (
     Retrieval,
     StreamEvent,
 )
+from schemas.tokenize_schema import InputTokens
 from services.chat import items
 from services.chat.answer.encode import reference
 from services.chat.answer.output import Output
@@ -270,7 +270,7 @@ class ResponseService:
             found = found[place + 1 :]
         return page(found, [item["id"] for item in found], limit)
 
-    async def count(self, request: ResponseInput, owner: str) -> InputTokenCount:
+    async def count(self, request: ResponseInput, owner: str) -> InputTokens:
         responses.check(request)
         own = await self._own_items(request, owner)
         opening = Opening(
@@ -279,4 +279,4 @@ class ResponseService:
         history = (await self._turns.open(opening)).history
         with responses.in_its_words():
             chat = responses.as_chat(request, [*history, *items.messages(own)])
-            return InputTokenCount(input_tokens=len(await self._chat.prompt_of(chat, owner)))
+            return InputTokens(input_tokens=len(await self._chat.prompt_of(chat, owner)))

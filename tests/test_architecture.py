@@ -28,7 +28,7 @@ RULES = [
     Rule("database", may="database"),
     Rule(r"services\.errors"),
     Rule(r"services\.engine", may=r"services\.(errors|engine)", never=WEB),
-    Rule(r"services\.chat", may=r"schemas|services\.(errors|chat|engine\.base)", never=f"torch|{WEB}"),
+    Rule(r"services\.chat", may=r"schemas|services\.(errors|chat|engine\.(base|stops))", never=f"torch|{WEB}"),
     Rule(
         r"services\.history", may=r"schemas|database|services\.(errors|chat|history|engine\.base)", never=f"torch|{WEB}"
     ),
@@ -38,10 +38,11 @@ RULES = [
         never=WEB,
     ),
     Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|\w+_service)|app\.common", never="torch"),
-    # a spec encodes events itself: what controllers are spared by services.chat.answer.encode
+    # a spec reads requests and encodes events itself: of services.chat the parts that know no protocol
     Rule(
         r"app\.spec",
-        may=r"schemas|services\.(errors|chat\.events|engine\.base|\w+_service)|app\.(common|spec)",
+        may=r"schemas|services\.(errors|engine\.base|\w+_service)|app\.(common|spec)"
+        r"|services\.chat\.(events|request\.refusals|answer\.logprobs)",
         never="torch",
     ),
     Rule(r"app\.main", may=r"app\.(common|controller|spec)|services|schemas|database|tools"),

@@ -67,9 +67,7 @@ def site(backend: Backend, models_dir: Path) -> Iterator[Site]:
 @app.command()
 def crash(
     rounds: Annotated[int, typer.Option(min=1, help="Kills.")] = 100,
-    database: Annotated[
-        Backend, typer.Option(help="sqlite or postgresql (its server programs must be installed).")
-    ] = "sqlite",
+    database: DATABASE = "sqlite",
     models_dir: MODELS = Path("models"),
     output: OUTPUT = Path("build/crash.json"),
 ) -> None:

@@ -13,10 +13,10 @@ from schemas.conversation_schema import (
     ConversationUpdate,
     DeletedConversation,
     Found,
-    Includable,
     ItemPage,
     NewConversation,
 )
+from schemas.item_schema import Includable
 from schemas.page_schema import Order, Page
 from services.item_service import Part
 

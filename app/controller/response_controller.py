@@ -14,12 +14,12 @@ from schemas.error_schema import ErrorBody
 from schemas.page_schema import Order, Page
 from schemas.response_schema import (
     DeletedResponse,
-    InputTokenCount,
     Response,
     ResponseInput,
     ResponseRequest,
     Retrieval,
 )
+from schemas.tokenize_schema import InputTokens
 
 router = APIRouter(tags=["responses"], route_class=JsonRoute)
 
@@ -47,7 +47,7 @@ async def create_response(
 @router.post("/responses/input_tokens", include_in_schema=False)
 async def count_input_tokens(
     body: ResponseInput, response: HttpResponse, responses: Responses, caller: Caller, unknown: UnknownKeys
-) -> InputTokenCount:
+) -> InputTokens:
     response.headers.update(unknown.header(responses.unknown_keys(body)))
     return await responses.count(body, caller.owner)
 

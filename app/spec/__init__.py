@@ -28,7 +28,9 @@ from app.spec.server import Output, Server
 from app.spec.spec import Endpoint, Items, Spec, decoded
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.embeddings_schema import EmbeddingRequest
+from services.chat.answer.logprobs import tokens as weighed_tokens
 from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Reply, Said, SaidCall, Text, ToolCall
+from services.chat.request.refusals import refuse, unknown_keys
 from services.engine.base import TokenLogprob
 from services.errors import InvalidRequest, NotFound, ServiceError, UnsupportedParameter
 from services.model_service import ModelCard
@@ -66,6 +68,9 @@ __all__ = [
     "as_object",
     "decoded",
     "json_lines",
+    "refuse",
     "server_sent",
+    "unknown_keys",
+    "weighed_tokens",
     "while_connected",
 ]

@@ -109,7 +109,7 @@ class _Script:
     def function_call_output(self, item: Item) -> None:
         self.end()
         output = item["output"] if isinstance(item["output"], str) else [_as_chat(part) for part in item["output"]]
-        self._add({"role": "tool", "tool_call_id": item["call_id"], "content": output})
+        self._add({"role": "tool", "tool_call_id": item["call_id"], "content": output or ""})
 
 
 READERS: dict[str, Callable[[_Script, Item], None]] = {
@@ -132,14 +132,14 @@ PART_OF = {
 
 
 def _content(parts: Sequence[Part]) -> dict[str, Any]:
-    """A single text as a string; a refusal at the end as the field it has in a chat."""
+    """A single text, or none at all, as a string; a refusal at the end as the field it has in a chat."""
     said = [_as_chat(part) for part in parts]
     refusal = {"refusal": said.pop()["refusal"]} if said and said[-1]["type"] == "refusal" else {}
     if refusal and not said:
         return refusal
     if len(said) == 1 and said[0]["type"] == "text":
         return {"content": said[0]["text"], **refusal}
-    return {"content": said, **refusal}
+    return {"content": said or "", **refusal}
 
 
 def _as_chat(part: Part) -> Part:

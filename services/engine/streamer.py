@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from tokenizers.decoders import DecodeStream
 from transformers import TextIteratorStreamer
 
+from services.engine import stops
 from services.engine.base import FinishReason, Piece, SamplingParams, TokenLogprob
 
 CONTEXT = 4  # prompt tokens the decoder sees first: some decoders drop a space at the very beginning of a text
@@ -116,15 +117,14 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
             self._ready += text
             return
         text = self._held + text
-        found = [(position, stop) for stop in self._params.stop if (position := text.find(stop)) >= 0]
-        if found:
-            position, stop = min(found, key=lambda each: (each[0], len(each[1])))
+        if found := stops.first(text, self._params.stop):
+            position, stop = found
             self._ready += text[: position + len(stop) if self._params.include_stop else position]
             self._held = ""
             self._unread = []
             self.finish, self._stop = "stop", stop
             return
-        keep = 0 if stream_end else _overlap(text, self._params.stop)
+        keep = 0 if stream_end else stops.overlap(text, self._params.stop)
         self._ready += text[: len(text) - keep]
         self._held = text[len(text) - keep :]
 
@@ -156,12 +156,3 @@ def _context(tokenizer: Any, prompt: tuple[int, ...]) -> list[int]:
         if not tokenizer.decode(context, skip_special_tokens=False).endswith("\ufffd"):
             return context
     return []
-
-
-def _overlap(text: str, stops: tuple[str, ...]) -> int:
-    """Length of the longest end of `text` that begins a stop string."""
-    longest = max((len(stop) for stop in stops), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(stop.startswith(text[-size:]) for stop in stops):
-            return size
-    return 0

@@ -230,6 +230,10 @@ class TestParameters:
             ({"messages": "hi"}, "messages"),
             ({"messages": None}, "messages"),
             ({"messages": [{"role": "user"}]}, "messages.0"),
+            ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
+            ({"max_tokens": True}, "max_tokens"),
+            ({"max_tokens": "3"}, "max_tokens"),
+            ({"store": 1}, "store"),
             ({"messages": [{"content": "hi"}, {"role": "robot", "content": "hi"}]}, "messages.1.role"),
             (
                 {"messages": [{"content": [{"type": "image_url", "image_url": {"detail": "low"}}]}]},

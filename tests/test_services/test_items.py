@@ -24,7 +24,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 ROLES = st.sampled_from(["user", "system", "developer"])
 TEXT_PARTS = st.builds(lambda text: {"type": "text", "text": text}, TEXT)
 REFUSAL_PARTS = st.builds(lambda text: {"type": "refusal", "refusal": text}, TEXT)
-CONTENT = TEXT | st.lists(TEXT_PARTS, min_size=2, max_size=3) | st.just([])
+CONTENT = TEXT | st.lists(TEXT_PARTS, min_size=2, max_size=3)
 ANSWERS = CONTENT | st.builds(lambda some, last: [*some, last], st.lists(REFUSAL_PARTS, max_size=2), TEXT_PARTS).filter(
     lambda parts: len(parts) > 1
 )
@@ -54,11 +54,14 @@ ANSWERED = st.builds(
     refusal=st.none() | st.text("no", min_size=1),
     reasoning_content=st.none() | TEXT,
     tool_calls=st.lists(CALLS, max_size=2),
-).filter(lambda answer: answer.content != [] or answer.refusal is None)  # type: ignore[comparison-overlap]
+)
 REFUSED = st.builds(message, role=st.just("assistant"), refusal=st.text("no", min_size=1))
 CALLED = st.builds(message, role=st.just("assistant"), tool_calls=st.lists(CALLS, min_size=1, max_size=2))
 RETURNED = st.builds(
-    message, role=st.just("tool"), content=TEXT | st.lists(TEXT_PARTS), tool_call_id=st.text("ab", min_size=1)
+    message,
+    role=st.just("tool"),
+    content=TEXT | st.lists(TEXT_PARTS, min_size=1),
+    tool_call_id=st.text("ab", min_size=1),
 )
 
 

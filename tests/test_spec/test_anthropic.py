@@ -129,6 +129,10 @@ class TestPrompt:
         assert engine.prompts == ["<user>hi\n<assistant>I say"]
         assert message.content[0].text == "Hello, world!"
 
+    async def test_answer_of_which_nothing_came_is_left_out(self, client: AsyncAnthropic, engine: FakeEngine) -> None:
+        await client.messages.create(**{**HI, "messages": [*HI["messages"], said(role="assistant")]})
+        assert engine.prompts == ["<user>hi\n<assistant>\n"]
+
     async def test_answer_can_be_handed_back(self, client: AsyncAnthropic, engine: FakeEngine) -> None:
         first = await client.messages.create(**HI)
         await client.messages.create(**{**HI, "messages": [*HI["messages"], first.to_param(), *HI["messages"]]})
@@ -149,6 +153,7 @@ class TestRefusals:
             ({"temperature": 1.5}, "temperature"),
             ({"max_tokens": 0}, "max_tokens"),
             ({"messages": []}, "messages"),
+            ({"messages": [said()]}, "messages.0.content"),
             ({"messages": [said({"type": "video"})]}, "messages.0.content.0"),
             ({"messages": [said({"type": "text"})]}, "messages.0.content.0.text.text"),
             ({"messages": [said({"type": "text", "text": "x", "odd": 1})]}, "messages.0.content.0.text.odd"),
@@ -169,6 +174,17 @@ class TestRefusals:
         assert f"'{named}'" in refused.value.api_message
         assert refused.value.type == "invalid_request_error"
         assert refused.value.request_id
+
+    async def test_strict_server_refuses_unknown_keys_before_it_counts(
+        self, new_server: NewSite, engine: FakeEngine
+    ) -> None:
+        strict = await new_server(strict=True)
+        async with client_of(strict) as client:
+            with pytest.raises(anthropic.BadRequestError, match="unheard_of"):
+                await client.messages.count_tokens(
+                    model="default", messages=HI["messages"], extra_body={"unheard_of": 1}
+                )
+        assert not any(card.loaded for card in strict.services.models.cards())
 
     async def test_what_asks_for_nothing_is_taken(self, client: AsyncAnthropic) -> None:
         more = {"speed": "standard", "service_tier": "auto", "mcp_servers": [], "cache_control": {"type": "ephemeral"}}

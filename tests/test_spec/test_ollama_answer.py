@@ -8,6 +8,7 @@ import pytest
 from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, TokenLogprob, ToolCall
 from app.spec.ollama import answer, request
 from schemas.ollama_schema import ChatRequest, GenerateRequest
+from services.chat.answer.logprobs import UNLIKELY
 
 HEAD = Head("chatcmpl-1", 0, "m", "fp", None, arrived=1.0, prompt_tokens=5)
 FINISH = Finish("tool_calls", 5, 9)
@@ -63,7 +64,7 @@ async def test_whole_answer_is_their_sum() -> None:
 async def test_logprobs() -> None:
     token = TokenLogprob("é", "é".encode(), -0.5, (TokenLogprob("e", b"e", -float("inf")),))
     ((line), _) = await lines(Text("é", logprobs=(token,)), Finish("stop", 5, 1))
-    top = [{"token": "e", "logprob": answer.UNLIKELY, "bytes": [101]}]
+    top = [{"token": "e", "logprob": UNLIKELY, "bytes": [101]}]
     assert line["logprobs"] == [{"token": "é", "logprob": -0.5, "bytes": [195, 169], "top_logprobs": top}]
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from app.spec import ChatCompletionRequest, InvalidRequest, UnsupportedParameter
+from app.spec import ChatCompletionRequest, InvalidRequest, refuse, unknown_keys
 from schemas.anthropic_schema import (
     Base64Source,
     CountRequest,
@@ -43,21 +43,20 @@ Part = dict[str, Any]
 
 def chat(request: CountRequest) -> ChatCompletionRequest:
     """Raises InvalidRequest for what would otherwise be ignored."""
-    for name, value in (request.model_extra or {}).items():
-        if name in UNSUPPORTED and value not in UNSUPPORTED[name]:
-            raise UnsupportedParameter(name)
+    refuse(request, UNSUPPORTED)
     messages = [*_system(request), *(each for message in request.messages for each in _messages(message))]
     asked: dict[str, Any] = {"model": request.model, "messages": messages, **_thinking(request.thinking)}
     asked |= _tools(request.tools, request.tool_choice) | _format(request)
-    if request.messages[-1].role == "assistant":
+    last = request.messages[-1]
+    if last.role == "assistant" and last.content:
         asked["continue_final_message"] = True
     if isinstance(request, MessagesRequest):
         asked |= _sampling(request)
     return ChatCompletionRequest.model_validate(asked)
 
 
-def unknown_keys(request: CountRequest) -> list[str]:
-    return sorted(set(request.model_extra or {}) - set(UNSUPPORTED))
+def ignored(request: CountRequest) -> list[str]:
+    return unknown_keys(request, UNSUPPORTED)
 
 
 def _sampling(request: MessagesRequest) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from app.spec import (
     server_sent,
 )
 from app.spec.anthropic.answer import events, message
-from app.spec.anthropic.request import chat, unknown_keys
+from app.spec.anthropic.request import chat, ignored
 from schemas.anthropic_schema import CountRequest, MessageEvent, MessagesRequest, SaidMessage, TokenCount
 
 TYPES = {
@@ -50,8 +50,9 @@ class AnthropicSpec(Spec[MessagesRequest]):
         return await self.answer(body, request)
 
     async def count(self, body: CountRequest, request: Request) -> Response:
+        headers = self.server.ignored(ignored(body))
         found = await self.server.count(decoded(chat, body), self.server.owner(request))
-        return self.respond(TokenCount(input_tokens=found), self.server.ignored(unknown_keys(body)))
+        return self.respond(TokenCount(input_tokens=found), headers)
 
     def decode_request(self, request: MessagesRequest) -> ChatCompletionRequest:
         return chat(request)
@@ -70,7 +71,7 @@ class AnthropicSpec(Spec[MessagesRequest]):
         return server_sent(self.error_body, silence=PING)
 
     def ignored(self, request: MessagesRequest) -> Iterable[str]:
-        return unknown_keys(request)
+        return ignored(request)
 
 
 async def _named(events: AsyncIterator[MessageEvent]) -> Items:

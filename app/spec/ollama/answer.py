@@ -1,12 +1,13 @@
 """What the model says -> Ollama's lines, or the one that they add up to."""
 
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, TokenLogprob, ToolCall, as_object
+from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, ToolCall, as_object, weighed_tokens
+from schemas.chat_schema import Token
 from schemas.ollama_schema import (
     NANOSECONDS,
     ChatLine,
@@ -15,11 +16,7 @@ from schemas.ollama_schema import (
     SaidCall,
     SaidFunction,
     SaidMessage,
-    Token,
-    TopToken,
 )
-
-UNLIKELY = -9999.0  # in place of minus infinity, which JSON does not have
 
 
 @dataclass(slots=True)
@@ -79,9 +76,9 @@ async def parts(said: AsyncIterable[Event], clock: Callable[[], float] = time.pe
             case Head():
                 arrived = event.arrived
             case Text(text, logprobs=logprobs) if text or logprobs:
-                yield Part(text, logprobs=_tokens(logprobs))
+                yield Part(text, logprobs=weighed_tokens(logprobs))
             case Reasoning(text, logprobs=logprobs) if text or logprobs:
-                yield Part(thinking=text, logprobs=_tokens(logprobs))
+                yield Part(thinking=text, logprobs=weighed_tokens(logprobs))
             case ToolCall():
                 call = event
             case Arguments(text):
@@ -111,11 +108,3 @@ def _ending(finish: Finish, seconds: float) -> Ending:
 
 def _nanoseconds(seconds: float) -> int:
     return max(0, round(seconds * NANOSECONDS))
-
-
-def _tokens(logprobs: Sequence[TokenLogprob]) -> list[Token]:
-    return [Token(**_weighed(each), top_logprobs=[TopToken(**_weighed(top)) for top in each.top]) for each in logprobs]
-
-
-def _weighed(token: TokenLogprob) -> dict[str, Any]:
-    return {"token": token.text, "logprob": max(token.logprob, UNLIKELY), "bytes": list(token.raw)}

@@ -5,20 +5,18 @@ from collections import defaultdict, deque
 from collections.abc import Iterable
 from typing import Any
 
-from app.spec import ChatCompletionRequest, InvalidRequest, UnsupportedParameter
+from app.spec import ChatCompletionRequest, InvalidRequest, UnsupportedParameter, refuse, unknown_keys
 from schemas.ollama_schema import CallOfTool, ChatRequest, GenerateRequest, Generation, Message, Options, Tool
 
 # Each kind of image begins in its own way, in base64 too.
 IMAGES = {"iVBOR": "png", "/9j/": "jpeg", "R0lG": "gif", "UklG": "webp"}
-UNSUPPORTED = ("context", "width", "height", "steps")
+UNSUPPORTED: dict[str, tuple[object, ...]] = {"context": (), "width": (), "height": (), "steps": ()}
 
 Part = dict[str, Any]
 
 
 def chat(request: Generation) -> ChatCompletionRequest:
-    for name in UNSUPPORTED:
-        if name in (request.model_extra or {}):
-            raise UnsupportedParameter(name)
+    refuse(request, UNSUPPORTED)
     asked = _sampling(request.options) | _format(request.format) | _thinking(request)
     asked |= {"model": model(request.model), "logprobs": request.logprobs, "top_logprobs": request.top_logprobs}
     match request:
@@ -39,7 +37,7 @@ def model(name: str | None) -> str | None:
 def ignored(request: Generation) -> list[str]:
     """What models are loaded with is the operator's to say: `keep_alive`, `options.num_ctx` and the like."""
     options = [f"options.{name}" for name in request.options.model_extra or ()]
-    return sorted([*(request.model_extra or ()), *options])
+    return sorted([*unknown_keys(request, UNSUPPORTED), *options])
 
 
 def _sampling(options: Options) -> dict[str, Any]:

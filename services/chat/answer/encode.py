@@ -3,7 +3,6 @@
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from schemas.chat_schema import (
     AssistantMessage,
@@ -18,12 +17,11 @@ from schemas.chat_schema import (
     Delta,
     FunctionDelta,
     MessageToolCall,
-    Token,
     ToolCallDelta,
-    TopToken,
 )
 from schemas.completion_schema import Completion, CompletionChoice, CompletionRequest
 from schemas.generation_schema import Metadata
+from services.chat.answer import logprobs
 from services.chat.answer.padding import padding
 from services.chat.answer.tally import Tally, usage_of
 from services.chat.events import (
@@ -41,8 +39,6 @@ from services.chat.events import (
     head_of,
 )
 from services.engine.base import TokenLogprob
-
-UNLIKELY = -9999.0  # in place of minus infinity, which JSON does not have
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,14 +190,7 @@ def _call(call: SaidCall) -> MessageToolCall:
 
 
 def _logprobs(tokens: Iterable[TokenLogprob]) -> ChoiceLogprobs:
-    content = [
-        Token(**weighed(token), top_logprobs=[TopToken(**weighed(each)) for each in token.top]) for token in tokens
-    ]
-    return ChoiceLogprobs(content=content, refusal=None)
-
-
-def weighed(token: TokenLogprob) -> dict[str, Any]:
-    return {"token": token.text, "logprob": max(token.logprob, UNLIKELY), "bytes": list(token.raw)}
+    return ChoiceLogprobs(content=logprobs.tokens(tokens), refusal=None)
 
 
 def _frame(head: Head) -> ChatCompletionChunk:

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 
 from schemas.completion_schema import Completion, CompletionChoice, CompletionLogprobs
-from services.chat.answer.encode import UNLIKELY, Wanted, furnish
+from services.chat.answer.encode import Wanted, furnish
+from services.chat.answer.logprobs import bounded
 from services.chat.answer.tally import Tally, usage_of
 from services.chat.events import Event, Finish, Head, Reply, Said, Text, head_of
 from services.engine.base import TokenLogprob
@@ -121,8 +122,8 @@ def _logprobs(tokens: Iterable[TokenLogprob], offsets: _Offsets) -> CompletionLo
     tokens = list(tokens)
     return CompletionLogprobs(
         tokens=[_name(token) for token in tokens],
-        token_logprobs=[_bounded(token) for token in tokens],
-        top_logprobs=[{_name(each): _bounded(each) for each in (*token.top, token)} for token in tokens],
+        token_logprobs=[bounded(token) for token in tokens],
+        top_logprobs=[{_name(each): bounded(each) for each in (*token.top, token)} for token in tokens],
         text_offset=[offsets.next(token) for token in tokens],
     )
 
@@ -132,10 +133,6 @@ def _name(token: TokenLogprob) -> str:
     if "\ufffd" not in token.text:
         return token.text
     return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.raw)
-
-
-def _bounded(token: TokenLogprob) -> float:
-    return max(token.logprob, UNLIKELY)
 
 
 def _frame(head: Head) -> Completion:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from services.chat.answer.encode import weighed
+from services.chat.answer.logprobs import weighed
 from services.chat.events import Arguments, Finish, Reasoning, Spoken, Text, ToolCall
 from services.chat.items import PREFIX, Item, function_call, output_text, reasoning
 from services.engine.base import TokenLogprob

@@ -1,6 +1,4 @@
-"""Text that is still coming: where JSON ends in it, and what may be the beginning of a marker."""
-
-from collections.abc import Sequence
+"""Where JSON ends in text that is still coming."""
 
 
 class JsonEnd:
@@ -28,12 +26,3 @@ class JsonEnd:
                 if self._depth <= 0:
                     return place
         return None
-
-
-def overlap(text: str, markers: Sequence[str]) -> int:
-    """Length of the longest end of `text` that begins one of them."""
-    longest = max((len(marker) for marker in markers), default=1) - 1
-    for size in range(min(longest, len(text)), 0, -1):
-        if any(marker.startswith(text[-size:]) for marker in markers):
-            return size
-    return 0

@@ -8,7 +8,8 @@ from uuid import uuid4
 
 from services.chat.dialects import Calls, Header, Thinking
 from services.chat.events import Arguments, Reasoning, Spoken, Text, ToolCall
-from services.chat.parsing.json_text import JsonEnd, overlap
+from services.chat.parsing.json_text import JsonEnd
+from services.engine.stops import first, overlap
 
 BETWEEN = re.compile(r"[\s\[\],;]")  # around calls
 
@@ -208,17 +209,18 @@ class Splitter:
 
     def _say_until(self, marker: str, kind: type[Text | Reasoning], stops: tuple[str, ...] = ()) -> str | None:
         """The marker or the stop string that came first, if one did. White space in front of a marker is dropped."""
-        places = [(self._buffer.find(each), len(each), each) for each in (marker, *stops) if each]
-        start, size, found = min((each for each in places if each[0] >= 0), default=(0, 0, None))
+        found = first(self._buffer, (each for each in (marker, *stops) if each))
         if found is None:
             self._say(kind, len(self._buffer) - self._num_held(marker, stops))
-        elif found == marker:
+            return None
+        start, string = found
+        if string == marker:
             self._say(kind, len(self._buffer[:start].rstrip()))
-            self._take(self._buffer.index(marker) + size)
+            self._take(self._buffer.index(marker) + len(marker))
         else:
-            self.stopped_by = found
-            self._say(kind, start + (size if self._format.include_stop else 0))
-        return found
+            self.stopped_by = string
+            self._say(kind, start + (len(string) if self._format.include_stop else 0))
+        return string
 
     def _num_held(self, marker: str, stops: tuple[str, ...]) -> int:
         """Characters at the end of the buffer that may belong to one of them, or to the space before the marker."""
