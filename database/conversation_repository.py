@@ -1,15 +1,23 @@
 """Every statement about conversations. The caller's session decides where a transaction ends."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, delete, literal_column, select, tuple_, update
+from sqlalchemy import ColumnElement, bindparam, delete, literal_column, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from database.models import Conversation, Turn
+from database.insertion import insert_all
+from database.models import Conversation, Item, Turn
 from database.turn_repository import IS_RUNNING
 
 # spelt out as in the partial index: only then SQLite sees that it answers
 IS_LISTED: ColumnElement[bool] = literal_column("conversations.listed")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    newest: str | None  # item
+    is_answered: bool  # just now
 
 
 class ConversationRepository:
@@ -59,14 +67,28 @@ class ConversationRepository:
         gone = delete(Conversation).where(Conversation.owner == owner).returning(Conversation.id)
         return len((await self._session.scalars(gone)).all())
 
-    async def add(self, conversation: Conversation) -> None:
-        self._session.add(conversation)
-        await self._session.flush()
+    async def add(self, conversations: Sequence[Conversation]) -> None:
+        await insert_all(self._session, conversations)
 
-    async def touch(self, conversation_id: str, now: float) -> None:
-        await self._session.execute(
-            update(Conversation).where(Conversation.id == conversation_id).values(updated_at=now)
-        )
+    async def hold(self, conversation_ids: Collection[str]) -> set[str]:
+        """Those that there are; nobody else writes to them until the transaction ends. In the order of ids, as in
+        touch(), so that two processes never wait for each other."""
+        query = select(Conversation.id).where(Conversation.id.in_(conversation_ids)).order_by(Conversation.id)
+        return set((await self._session.scalars(query.with_for_update(key_share=True))).all())
+
+    async def states(self, conversation_ids: Collection[str]) -> dict[str, State]:
+        items = select(Item.id).where(Item.conversation_id == Conversation.id).order_by(Item.seq.desc())
+        running = select(Turn.id).where(Turn.conversation_id == Conversation.id, IS_RUNNING)
+        query = select(Conversation.id, items.limit(1).scalar_subquery(), running.exists())
+        found = await self._session.execute(query.where(Conversation.id.in_(conversation_ids)))
+        return {id: State(newest, is_answered) for id, newest, is_answered in found}
+
+    async def touch(self, conversation_ids: Collection[str], now: float) -> None:
+        """They are held by that, too."""
+        if conversation_ids:
+            touched = update(Conversation).where(Conversation.id == bindparam("touched")).values(updated_at=now)
+            ids = [{"touched": each} for each in sorted(set(conversation_ids))]
+            await (await self._session.connection()).execute(touched, ids)
 
     async def delete(self, conversation_id: str) -> None:
         """With all that was said in it."""

@@ -6,6 +6,7 @@ from typing import Literal
 from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from database.insertion import insert_all
 from database.models import Item
 
 Order = Literal["asc", "desc"]
@@ -17,8 +18,7 @@ class ItemRepository:
 
     async def add(self, items: Sequence[Item]) -> None:
         """In this order: a parent comes before its children."""
-        self._session.add_all(items)
-        await self._session.flush()
+        await insert_all(self._session, items)
 
     async def get(self, conversation_id: str, item_id: str) -> Item | None:
         query = select(Item).where(Item.conversation_id == conversation_id, Item.id == item_id)
@@ -57,6 +57,14 @@ class ItemRepository:
         """Those of the ids that the conversation has already."""
         query = select(Item).where(Item.conversation_id == conversation_id, Item.id.in_(ids))
         return (await self._session.scalars(query)).all()
+
+    async def which(self, places: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+        """Those of them, a conversation's id and an item's, where there is one."""
+        conversations, ids = {conversation for conversation, _ in places}, {item for _, item in places}
+        query = select(Item.conversation_id, Item.id)
+        # not as pairs: for those SQLite would read them all
+        found = await self._session.execute(query.where(Item.conversation_id.in_(conversations), Item.id.in_(ids)))
+        return {(conversation, item) for conversation, item in found} & set(places)
 
     async def of_owner(self, owner: str, ids: Collection[str]) -> Sequence[Item]:
         """Oldest first: where an id is there twice, the newer one counts."""

@@ -1,8 +1,11 @@
 """Every statement about requests that may come again. The caller's session decides where a transaction ends."""
 
+from collections.abc import Sequence
+
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from database.insertion import insert_all
 from database.models import IdempotencyKey
 
 
@@ -14,9 +17,8 @@ class RepeatRepository:
         query = select(IdempotencyKey).where(IdempotencyKey.owner == owner, IdempotencyKey.key == key)
         return await self._session.scalar(query)
 
-    async def add(self, key: IdempotencyKey) -> None:
-        self._session.add(key)
-        await self._session.flush()
+    async def add(self, keys: Sequence[IdempotencyKey]) -> None:
+        await insert_all(self._session, keys)
 
     async def forget(self, before: float) -> None:
         await self._session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < before))

@@ -4,17 +4,20 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, delete, literal_column, select, tuple_, update
+from sqlalchemy import ColumnElement, Update, bindparam, case, delete, literal_column, null, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import load_only
 
+from database.insertion import insert_all
 from database.item_repository import Order
 from database.json_text import json_text
-from database.models import CANCELLED, IN_PROGRESS, QUEUED, RUNNING, Turn
+from database.models import CANCELLED, IN_PROGRESS, RUNNING, Turn
 
 # spelt out as in the partial indexes: only then both databases see that those answer
 IS_STORED: ColumnElement[bool] = literal_column("turns.stored")
 IS_RUNNING: ColumnElement[bool] = literal_column(f"({RUNNING})")
+ITS = ("choices", "usage", "error")  # what is known of a turn at its end
+IS_THIS = update(Turn).where(Turn.id == bindparam("turn"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +28,32 @@ class Outcome:
     said: list[list[dict[str, Any]]]  # by choice: what becomes items
     choices: list[dict[str, Any]]
     usage: dict[str, int] | None
+    at: float
     error: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    status: str
+    completed_at: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Admission:
+    """What becomes known of a turn that has waited."""
+
+    turn_id: str
+    model: str
+    fingerprint: str
+    request: Mapping[str, Any]
 
 
 class TurnRepository:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def add(self, turn: Turn) -> None:
-        self._session.add(turn)
-        await self._session.flush()
+    async def add(self, turns: Sequence[Turn]) -> None:
+        await insert_all(self._session, turns)
 
     async def get(self, turn_id: str, owner: str, kind: str | None = None) -> Turn | None:
         query = select(Turn).where(Turn.id == turn_id, Turn.owner == owner)
@@ -64,15 +83,25 @@ class TurnRepository:
         by = (Turn.created_at, Turn.id) if order == "asc" else (Turn.created_at.desc(), Turn.id.desc())
         return (await self._session.scalars(query.order_by(*by).limit(limit))).all()
 
-    async def admit(
-        self, turn_id: str, *, model: str, fingerprint: str, request: Mapping[str, Any], now: float
-    ) -> bool:
-        """Whether it was still waiting."""
-        waiting = update(Turn).where(Turn.id == turn_id, Turn.status == QUEUED)
-        admitted = waiting.values(
-            status=IN_PROGRESS, model=model, fingerprint=fingerprint, request=dict(request), updated_at=now
-        )
-        return await self._session.scalar(admitted.returning(Turn.id)) is not None
+    async def hold(self, turn_ids: Collection[str], writer: str) -> dict[str, Held]:
+        """Those that their writer has not finished, also where others have given them up meanwhile, or cancelled them.
+        In the order of ids, so that two processes never wait for each other."""
+        query = select(Turn.id, Turn.status, Turn.completed_at).where(Turn.id.in_(turn_ids), Turn.writer == writer)
+        held = await self._session.execute(query.order_by(Turn.id).with_for_update())
+        return {id: Held(status, completed_at) for id, status, completed_at in held}
+
+    async def admit(self, admissions: Sequence[Admission], now: float) -> None:
+        if admissions:
+            rows = [
+                {"turn": each.turn_id, "by": each.model, "print": each.fingerprint, "asked": dict(each.request)}
+                for each in admissions
+            ]
+            named: dict[str, ColumnElement[Any]] = {
+                "model": bindparam("by"),
+                "fingerprint": bindparam("print"),
+                "request": bindparam("asked"),
+            }
+            await self._change(IS_THIS.values(status=IN_PROGRESS, updated_at=now, **named), rows)
 
     async def status(self, turn_ids: Collection[str]) -> dict[str, str]:
         """Of those that there are."""
@@ -91,26 +120,22 @@ class TurnRepository:
 
     async def checkpoint(self, said: Mapping[str, object], writer: str, now: float) -> None:
         """What was said so far, by turn; says by the way that the writer is alive."""
-        statement = (
-            update(Turn)
-            .where(Turn.id == bindparam("turn"), Turn.writer == writer)
-            .values(said=bindparam("so_far"), updated_at=now)
-        )
         # in the order of ids, so that two processes never wait for each other
         rows = [{"turn": turn, "so_far": said[turn]} for turn in sorted(said)]
+        mine = IS_THIS.where(Turn.writer == writer)
+        await self._change(mine.values(said=bindparam("so_far"), updated_at=now), rows)
+
+    async def finish(self, outcomes: Mapping[str, Outcome]) -> None:
+        """One that was cancelled stays that."""
+        if outcomes:
+            status = case((Turn.status == CANCELLED, CANCELLED), else_=bindparam("ended"))
+            named: dict[str, ColumnElement[Any]] = {each: bindparam(f"its_{each}") for each in ITS}
+            at: ColumnElement[float] = bindparam("at")
+            statement = IS_THIS.values(status=status, said=null(), writer=None, updated_at=at, completed_at=at, **named)
+            await self._change(statement, [_ended(turn_id, outcome) for turn_id, outcome in outcomes.items()])
+
+    async def _change(self, statement: Update, rows: Sequence[Mapping[str, object]]) -> None:
         await (await self._session.connection()).execute(statement, rows)
-
-    async def mine(self, turn_id: str, writer: str) -> Turn | None:
-        """While it is not finished by its writer; also where others have given it up meanwhile, or cancelled it."""
-        query = select(Turn).where(Turn.id == turn_id, Turn.writer == writer)
-        return await self._session.scalar(query.with_for_update())
-
-    async def finish(self, turn: Turn, outcome: Outcome, now: float) -> None:
-        turn.status = CANCELLED if turn.status == CANCELLED else outcome.status
-        turn.choices, turn.usage, turn.error = outcome.choices, outcome.usage, outcome.error
-        turn.said, turn.writer = None, None
-        turn.updated_at = turn.completed_at = now
-        await self._session.flush()
 
     async def running(self) -> Sequence[Turn]:
         """Who writes what, and when that was heard last."""
@@ -135,3 +160,8 @@ class TurnRepository:
 
     async def delete(self, turn_id: str) -> None:
         await self._session.execute(delete(Turn).where(Turn.id == turn_id))
+
+
+def _ended(turn_id: str, outcome: Outcome) -> dict[str, object]:
+    how = {f"its_{each}": getattr(outcome, each) for each in ITS}
+    return {"turn": turn_id, "ended": outcome.status, "at": outcome.at, **how}

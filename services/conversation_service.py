@@ -50,7 +50,7 @@ class ConversationService:
         async with self._store.writing() as repositories:
             if (before := await earlier(repositories, repeat, owner)) is not None:
                 return shown(await existing(repositories, before.conversation_id, owner))
-            await repositories.conversations.add(new)
+            await repositories.conversations.add([new])
             if given:
                 await write(repositories, new, given)
             await remember(repositories, repeat, owner, new.id)

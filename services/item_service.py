@@ -48,7 +48,7 @@ class ItemService:
             conversation = await quiet(repositories, conversation_id, owner)
             added = await write(repositories, conversation, given)
             ids = [item["id"] for item in added]
-            await remember(repositories, repeat, owner, conversation.id, item_ids=ids)
+            await remember(repositories, repeat, owner, conversation.id, ids)
         return page(added, ids, len(added))
 
     async def page(self, conversation_id: str, owner: str, part: Part) -> ItemPage:
@@ -93,7 +93,7 @@ async def write(repositories: Repositories, conversation: ConversationRow, given
     tip = await repositories.items.newest(conversation.id)
     place = Place(conversation.owner, conversation.id, now, parent_id=tip.id if tip else None)
     await repositories.items.add(rows.chain(items, place))
-    conversation.updated_at = now
+    await repositories.conversations.touch([conversation.id], now)
     return items
 
 

@@ -16,6 +16,7 @@ from services.chat.items import Item
 from services.errors import Conflict, InvalidRequest, NotFound
 from services.history.answer import Answer, answer
 from services.history.given_turn import GivenTurn
+from services.history.group import Group
 from services.history.keeper import Keeper
 from services.history.keeper import this_writer as this_writer
 from services.history.outcome import give_up
@@ -25,6 +26,7 @@ from services.history.repeat import Repeat as Repeat
 from services.history.store import Store
 from services.history.stored_turn import StoredTurn
 from services.history.turn import Kind, Opening, Turn, UnstoredTurn
+from services.history.writes import Write, commit
 
 POLL_S = 0.5  # how often an answer that is being written is looked at
 
@@ -50,6 +52,7 @@ class TurnService:
     ) -> None:
         self._store = Store(database)
         self._writer = writer
+        self._writes: Group[Write] = Group(partial(commit, self._store, writer))
         self._running: dict[str, StoredTurn] = {}
         self.keeper = Keeper(self._store, self._running, writer=writer, checkpoint_s=checkpoint_s, ttl_s=ttl_s)
 
@@ -76,7 +79,7 @@ class TurnService:
                 past = await of_answer(repositories, opening.previous, opening.owner, opening.kind)
         if not opening.is_remembered:
             return UnstoredTurn(opening.kind, past)
-        return StoredTurn(self._store, self._running, self._writer, opening, past)
+        return StoredTurn(self._writes, self._running, self._writer, opening, past)
 
     async def _given(self, opening: Opening) -> GivenTurn | None:
         """The turn of a request that came before. What never became whole is taken back, and asked again."""

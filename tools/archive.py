@@ -93,7 +93,7 @@ async def restore(database: Database, owner: str, archived: ArchivedConversation
         if taken.get(archived.id) == owner:
             return False
         id = f"conv_{uuid4().hex}" if taken else archived.id
-        await repositories.conversations.add(_conversation(archived, id, owner))
+        await repositories.conversations.add([_conversation(archived, id, owner)])
         names = await _turns(repositories, archived, id, owner)
         await repositories.items.add([_item(item, id, owner, names) for item in archived.items])
     return True
@@ -115,9 +115,8 @@ async def _turns(repositories: Repositories, archived: ArchivedConversation, id:
     """What each turn is called now."""
     taken = await repositories.turns.status([turn.id for turn in archived.turns])
     names = {turn.id: turn.id[:-32] + uuid4().hex if turn.id in taken else turn.id for turn in archived.turns}
-    for turn in archived.turns:
-        told = turn.model_dump(by_alias=True) | {"id": names[turn.id], "owner": owner, "conversation_id": id}
-        await repositories.turns.add(Turn(**told))
+    told = [turn.model_dump(by_alias=True) | {"id": names[turn.id]} for turn in archived.turns]
+    await repositories.turns.add([Turn(**turn, owner=owner, conversation_id=id) for turn in told])
     return names
 
 

@@ -91,19 +91,12 @@ class Keeper:
         return {turn.id: turn for turn in self._running.values() if turn.has_begun and not turn.outcome}
 
     async def checkpoint(self) -> None:
-        """What this process is writing, in one transaction; outcomes that could not be written earlier come along."""
-        ended = {turn: turn.outcome for turn in self._running.values() if turn.outcome is not None}
-        going = self._going()
-        if not ended and not going:
-            return
-        async with self._store.writing() as repositories:
-            if going:
-                said = {turn.id: turn.said for turn in going.values()}
+        """What this process is writing, in one transaction; then the ends that could not be written earlier."""
+        if going := self._going():
+            said = {turn.id: turn.said for turn in going.values()}
+            async with self._store.writing() as repositories:
                 await repositories.turns.checkpoint(said, self._writer, time.time())
-            for turn, outcome in ended.items():
-                await turn.write_outcome(repositories, outcome)
-        for turn in ended:
-            self._running.pop(turn.id, None)
+        await asyncio.gather(*(turn.finish() for turn in list(self._running.values()) if turn.outcome is not None))
 
     async def settle(self) -> None:
         """Turns that nobody is writing any more become incomplete, with what their last checkpoint saved. Those that

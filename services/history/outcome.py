@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from database.models import Item as ItemRow
 from database.models import Turn as Row
 from database.repositories import Repositories
 from services.chat.answer.output import logprob
@@ -20,25 +21,27 @@ async def give_up(repositories: Repositories, turn: Row, status: End) -> None:
     """Ends it for its writer, with what its last checkpoint saved."""
     said = turn.said or []
     await repositories.turns.give_up(turn, status, time.time())
-    await write_output(repositories, turn, [_cut_short(items) for items in said])
+    await repositories.items.add(output(turn, [_cut_short(items) for items in said]))
 
 
 def _cut_short(items: Sequence[Item]) -> list[Item]:
     return [item | {"status": "incomplete" if item is items[-1] else "completed"} for item in items]
 
 
-async def write_output(
-    repositories: Repositories, turn: Row, said: Sequence[Sequence[Item]], *, was_settled: bool = False
-) -> None:
-    """What was said becomes items; those that were made of a checkpoint are said again, in full."""
-    known = {row.id: row for row in await repositories.items.of_turn(turn.id)} if was_settled else {}
+def output(turn: Row, said: Sequence[Sequence[Item]]) -> list[ItemRow]:
+    """What was said, as items."""
     place = Place(turn.owner, turn.conversation_id, turn.created_at, turn.parent_id, turn.id)
-    for choice, items in enumerate(said):
-        new = rows.chain(items, replace(place, choice=choice))
-        for row in new:
-            if row.id in known:
-                known[row.id].data, known[row.id].terms = row.data, row.terms
-        await repositories.items.add([row for row in new if row.id not in known])
+    return [row for choice, items in enumerate(said) for row in rows.chain(items, replace(place, choice=choice))]
+
+
+async def say_again(repositories: Repositories, turn: Row, said: Sequence[Sequence[Item]]) -> None:
+    """What became items when only a checkpoint of it was there, in full."""
+    known = {row.id: row for row in await repositories.items.of_turn(turn.id)}
+    new = output(turn, said)
+    for row in new:
+        if row.id in known:
+            known[row.id].data, known[row.id].terms = row.data, row.terms
+    await repositories.items.add([row for row in new if row.id not in known])
 
 
 def choice(reply: Reply, index: int) -> dict[str, Any]:

@@ -25,6 +25,15 @@ class Past:
     is_alone: bool = True
     copied: bool = False
 
+    @property
+    def tip(self) -> str | None:
+        """The item to go on from."""
+        return self.branch[-1].id if self.branch else None
+
+    @property
+    def is_newest(self) -> bool:
+        return self.tip == self.head
+
 
 async def of_conversation(repositories: Repositories, conversation: str, owner: str, item: str | None = None) -> Past:
     """Up to that item, or else to the newest."""

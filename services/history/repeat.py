@@ -37,22 +37,30 @@ async def remember(
     repeat: Repeat | None,
     owner: str,
     conversation_id: str,
-    *,
-    turn_id: str | None = None,
     item_ids: Sequence[str] | None = None,
 ) -> None:
     """In the transaction that stores it."""
     if repeat is not None:
-        key = IdempotencyKey(
-            owner=owner,
-            key=repeat.key,
-            digest=repeat.digest,
-            conversation_id=conversation_id,
-            turn_id=turn_id,
-            item_ids=list(item_ids) if item_ids is not None else None,
-            created_at=time.time(),
-        )
-        await repositories.repeats.add(key)
+        await repositories.repeats.add([key(repeat, owner, conversation_id, item_ids=item_ids)])
+
+
+def key(
+    repeat: Repeat,
+    owner: str,
+    conversation_id: str,
+    *,
+    turn_id: str | None = None,
+    item_ids: Sequence[str] | None = None,
+) -> IdempotencyKey:
+    return IdempotencyKey(
+        owner=owner,
+        key=repeat.key,
+        digest=repeat.digest,
+        conversation_id=conversation_id,
+        turn_id=turn_id,
+        item_ids=list(item_ids) if item_ids is not None else None,
+        created_at=time.time(),
+    )
 
 
 async def take_back(repositories: Repositories, turn: TurnRow) -> None:

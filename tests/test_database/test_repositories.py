@@ -5,7 +5,7 @@ from sqlalchemy.exc import IntegrityError
 from database import repositories
 from database.models import COMPLETED, IN_PROGRESS, Conversation, Item, Turn
 from database.session import Database
-from database.turn_repository import Outcome
+from database.turn_repository import Held, Outcome
 
 
 def conversation(id_: str, owner: str = "me", *, at: float = 0.0, listed: bool = True) -> Conversation:
@@ -44,9 +44,8 @@ def turn(id_: str, *, status: str = IN_PROGRESS) -> Turn:
 async def fill(database: Database, *items: Item, turns: tuple[Turn, ...] = ()) -> None:
     async with database.write() as session:
         repository = repositories.of(session)
-        await repository.conversations.add(conversation("c"))
-        for each in turns:
-            await repository.turns.add(each)
+        await repository.conversations.add([conversation("c")])
+        await repository.turns.add(turns)
         await repository.items.add(items)
 
 
@@ -83,8 +82,7 @@ async def test_everybody_has_a_latest_conversation_of_their_own(database: Databa
     ]
     async with database.write() as session:
         repository = repositories.of(session).conversations
-        for each in new:
-            await repository.add(each)
+        await repository.add(new)
         latest = await repository.latest("me")
         nobody = await repository.latest("nobody")
     assert latest is not None
@@ -112,7 +110,7 @@ async def test_ids_are_a_conversations_own(database: Database) -> None:
     other = item("a")
     other.conversation_id = "d"
     async with database.write() as session:
-        await repositories.of(session).conversations.add(conversation("d"))
+        await repositories.of(session).conversations.add([conversation("d")])
         await repositories.of(session).items.add([other])
 
 
@@ -140,12 +138,11 @@ async def test_only_the_writer_finishes_and_only_once(database: Database) -> Non
     await fill(database, turns=(turn("t"),))
     async with database.write() as session:
         repository = repositories.of(session).turns
-        found = [await repository.mine("t", "host:2"), await repository.mine("t", "host:1")]
-        assert found[1] is not None
-        await repository.finish(found[1], Outcome(COMPLETED, [], [], {"prompt_tokens": 1}), 1.0)
-        again = await repository.mine("t", "host:1")
+        found = [await repository.hold(["t"], "host:2"), await repository.hold(["t"], "host:1")]
+        await repository.finish({"t": Outcome(COMPLETED, [], [], {"prompt_tokens": 1}, 1.0)})
+        again = await repository.hold(["t"], "host:1")
         await repository.checkpoint({"t": [[{"late": True}]]}, "host:1", 2.0)
-    assert (found[0], again) == (None, None)
+    assert [*found, again] == [{}, {"t": Held(IN_PROGRESS, None)}, {}]
     async with database.read() as session:
         stored = await repositories.of(session).turns.get("t", "me")
     assert stored is not None

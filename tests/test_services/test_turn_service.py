@@ -601,6 +601,125 @@ class TestKeeping:
         assert await said(replica(database), turn) == ("Hi there", "completed")
 
 
+class TestTogether:
+    """Turns that begin and end at the same moment."""
+
+    async def test_all_of_them_are_two_transactions(
+        self, database: Database, database_url: str, conversations: ConversationService
+    ) -> None:
+        counted = Flaky(database_url)
+        service = TurnService(counted, writer=this_writer())
+        old = await say(service, "1", "one")
+        counted.writes = 0
+        told: list[dict[str, object]] = [{}, {}, {"conversation": old.conversation_id}, {"stored": True}]
+        turns = [await service.open(opening(f"{n}", **fields)) for n, fields in enumerate(told)]
+        await asyncio.gather(*(turn.begin(head(turn)) for turn in turns))
+        assert counted.writes == 1
+        for turn in turns:
+            turn.add(head(turn))
+        await asyncio.gather(*(finish(turn, Text(f"said {n}"), END) for n, turn in enumerate(turns)))
+        assert counted.writes == 2
+        await counted.close()
+        for n, turn in enumerate(turns):
+            assert await said(replica(database), turn) == (f"said {n}", "completed")
+            messages = await conversations.messages("me", turn.conversation_id, limit=10)
+            assert contents(messages)[-2:] == [f"{n}", f"said {n}"]
+
+    async def test_one_of_two_in_a_conversation_wins_and_the_others_go_on(
+        self, service: TurnService, conversations: ConversationService
+    ) -> None:
+        first, other = await say(service, "1", "one"), await say(service, "1", "one")
+        to = [first, first, other]
+        opened = [await service.open(opening("2", conversation=turn.conversation_id)) for turn in to]
+        results = await asyncio.gather(*(turn.begin(head(turn)) for turn in opened), return_exceptions=True)
+        assert [type(result) for result in results] == [type(None), Conflict, type(None)]
+        for turn in (first, other):
+            assert len(await conversations.messages("me", turn.conversation_id, limit=10)) == 4
+
+    async def test_a_key_that_comes_twice_is_written_once_and_the_others_go_on(
+        self, service: TurnService, database: Database
+    ) -> None:
+        repeats = [Repeat("k", "d"), None, Repeat("k", "d"), Repeat("l", "d")]
+        results = await asyncio.gather(
+            *(begin(service, "Hello", repeat=repeat) for repeat in repeats), return_exceptions=True
+        )
+        refused = [result for result in results if isinstance(result, BaseException)]
+        assert [getattr(each, "param", None) for each in refused] == ["Idempotency-Key"]
+        async with database.read() as session:
+            assert await session.scalar(text("SELECT count(*) FROM turns")) == 3
+            assert await session.scalar(text("SELECT count(*) FROM items")) == 3
+
+    async def test_one_that_the_database_refuses_is_alone_with_that(self, service: TurnService) -> None:
+        turns = [await service.open(opening("Hello", metadata=each)) for each in ({}, {"a": object()}, {})]
+        results = await asyncio.gather(*(turn.begin(head(turn)) for turn in turns), return_exceptions=True)
+        assert [result is None for result in results] == [True, False, True]
+        assert not isinstance(results[1], Unavailable)
+        assert [(await said(service, turns[n]))[1] for n in (0, 2)] == ["in_progress"] * 2
+
+    async def test_a_store_that_is_away_is_away_for_all(self, database: Database, database_url: str) -> None:
+        flaky = Flaky(database_url)
+        service = TurnService(flaky, writer=this_writer())
+        turns = [await begin(service, "Hello") for _ in range(3)]
+        for turn in turns:
+            turn.add(Text("Hi"))
+            turn.add(END)
+        flaky.failures = [ConnectionRefusedError("away")]
+        results = await asyncio.gather(*(turn.finish() for turn in turns), return_exceptions=True)
+        assert [type(result) for result in results] == [Unavailable] * 3
+        await service.keeper.checkpoint()
+        await flaky.close()
+        assert [await said(replica(database), turn) for turn in turns] == [("Hi", "completed")] * 3
+
+    async def test_one_that_leaves_while_it_is_written_is_ended(self, database: Database, database_url: str) -> None:
+        slow = Slow(database_url)
+        service = TurnService(slow, writer=this_writer())
+        leaving, staying = [await service.open(opening("Hello")) for _ in range(2)]
+        begins = [asyncio.create_task(turn.begin(head(turn))) for turn in (leaving, staying)]
+        await slow.reached.wait()
+        begins[0].cancel()
+        slow.go.set()
+        done = await asyncio.gather(*begins, return_exceptions=True)
+        await begin(service)  # comes after the leaving one's end
+        assert [type(each) for each in done] == [asyncio.CancelledError, type(None)]
+        assert await said(service, leaving) == ("", "incomplete")
+        assert (await said(service, staying))[1] == "in_progress"
+        await slow.close()
+
+    async def test_one_that_leaves_before_it_is_written_leaves_nothing(
+        self, database: Database, database_url: str
+    ) -> None:
+        slow = Slow(database_url)
+        service = TurnService(slow, writer=this_writer())
+        first, leaving = [await service.open(opening("Hello")) for _ in range(2)]
+        begins = [asyncio.create_task(first.begin(head(first)))]
+        await slow.reached.wait()
+        begins.append(asyncio.create_task(leaving.begin(head(leaving))))
+        await asyncio.sleep(0)
+        begins[1].cancel()
+        slow.go.set()
+        done = await asyncio.gather(*begins, return_exceptions=True)
+        await begin(service)
+        assert [type(each) for each in done] == [type(None), asyncio.CancelledError]
+        with pytest.raises(NotFound):
+            await answer(service, leaving)
+        await slow.close()
+
+    async def test_an_end_is_written_though_nobody_waits_for_it(self, database: Database, database_url: str) -> None:
+        slow = Slow(database_url)
+        slow.go.set()
+        service = TurnService(slow, writer=this_writer())
+        turns = [await begin(service) for _ in range(2)]
+        slow.go.clear()
+        slow.reached.clear()
+        ends = [asyncio.create_task(finish(turn, Text("Hi"), END)) for turn in turns]
+        await slow.reached.wait()
+        ends[0].cancel()
+        slow.go.set()
+        await asyncio.gather(*ends, return_exceptions=True)
+        assert [await said(service, turn) for turn in turns] == [("Hi", "completed")] * 2
+        await slow.close()
+
+
 class TestTrouble:
     async def test_a_database_that_is_away_is_unavailable(self) -> None:
         database = Database(f"postgresql://parley@127.0.0.1:{free_port()}/parley")
@@ -677,6 +796,7 @@ class Flaky(Database):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.failures: list[Exception] = []
+        self.writes = 0
         self.recovered = asyncio.Event()
 
     @asynccontextmanager
@@ -685,4 +805,21 @@ class Flaky(Database):
             raise self.failures.pop(0)
         async with super().write() as session:
             yield session
+        self.writes += 1
         self.recovered.set()
+
+
+class Slow(Database):
+    """Lets nothing through until it may go."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.reached = asyncio.Event()
+        self.go = asyncio.Event()
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncSession]:
+        self.reached.set()
+        await self.go.wait()
+        async with super().write() as session:
+            yield session

@@ -37,7 +37,7 @@ async def fill(url: str, conversations: int, note: Callable[[int], None]) -> flo
             async with database.write() as session:
                 found = repositories.of(session)
                 for number in range(start, min(start + CHUNK, conversations)):
-                    await found.conversations.add(_conversation(number))
+                    await found.conversations.add([_conversation(number)])
                     await found.items.add(chain(_items(number), Place(OWNER, _id(number), float(number))))
             note(min(start + CHUNK, conversations))
     finally:

@@ -1,0 +1,70 @@
+"""What is written of turns while they go: that they begin, are admitted and end, of many in one transaction."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from database.models import QUEUED
+from database.models import Turn as Row
+from database.repositories import Repositories
+from database.turn_repository import Admission, Held, Outcome
+from services.errors import ServiceError, Stopped
+from services.history.beginning import Beginning, begin
+from services.history.outcome import output, say_again
+from services.history.store import Store
+
+STOPPED = "The answer was stopped"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ending:
+    row: Row  # as it began
+    outcome: Outcome
+
+
+Write = Beginning | Admission | Ending
+
+
+async def commit(store: Store, writer: str, writes: Sequence[Write]) -> Mapping[Write, ServiceError]:
+    """Gives those that are refused, and why; the others are durable when it returns."""
+    beginnings = [each for each in writes if isinstance(each, Beginning)]
+    admissions = [each for each in writes if isinstance(each, Admission)]
+    endings = [each for each in writes if isinstance(each, Ending)]
+    async with store.writing() as repositories:
+        conversations = await _hold_conversations(repositories, beginnings, endings)
+        refused: dict[Write, ServiceError] = dict((await begin(repositories, beginnings, conversations)).items())
+        turns = [*(each.turn_id for each in admissions), *(each.row.id for each in endings)]
+        held = await repositories.turns.hold(turns, writer) if turns else {}
+        refused.update((await _admit(repositories, admissions, held)).items())
+        await _end(repositories, endings, held)
+    return refused
+
+
+async def _hold_conversations(
+    repositories: Repositories, beginnings: Sequence[Beginning], endings: Sequence[Ending]
+) -> set[str]:
+    """All at once, and before any turn: two transactions never wait for each other."""
+    ended = {each.row.conversation_id for each in endings}
+    going_on = {each.thread for each in beginnings if not each.is_new}
+    held = await repositories.conversations.hold(ended | going_on) if going_on else set[str]()
+    await repositories.conversations.touch(ended, time.time())  # holds them: what is said comes in one piece
+    return held
+
+
+async def _admit(
+    repositories: Repositories, admissions: Sequence[Admission], held: Mapping[str, Held]
+) -> Mapping[Admission, ServiceError]:
+    waiting = {turn_id for turn_id, turn in held.items() if turn.status == QUEUED}
+    await repositories.turns.admit([each for each in admissions if each.turn_id in waiting], time.time())
+    return {each: Stopped(STOPPED) for each in admissions if each.turn_id not in waiting}
+
+
+async def _end(repositories: Repositories, endings: Sequence[Ending], held: Mapping[str, Held]) -> None:
+    """Those that were deleted meanwhile, or have ended already, are left alone."""
+    ours = [each for each in endings if each.row.id in held]
+    settled = [each for each in ours if held[each.row.id].completed_at is not None]  # by others, too early
+    await repositories.turns.finish({each.row.id: each.outcome for each in ours})
+    said = [row for each in ours if each not in settled for row in output(each.row, each.outcome.said)]
+    await repositories.items.add(said)
+    for each in settled:
+        await say_again(repositories, each.row, each.outcome.said)
