@@ -21,6 +21,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from services.engine.kv_cache import LayerCache, LayerShape, SlotCache
 
 NAME = "parley_slots"
+UNMASKED = "parley_pages"  # the same for models that were probed: to be asked for a mask, they would wait for the GPU
 
 
 class UnsupportedAttention(Exception):
@@ -192,4 +193,5 @@ def _mask(*_: Any, local_size: int | None = None, **__: Any) -> None:
 
 
 AttentionInterface.register(NAME, _attend)
+AttentionInterface.register(UNMASKED, _attend)
 AttentionMaskInterface.register(NAME, _mask)

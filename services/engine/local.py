@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from services.engine.base import EngineStats, ImageReader, Job, Piece, Times, Tokenizer, TokenLogprob
+from services.engine.building import build_runner
 from services.engine.compilation import Compilation
 from services.engine.device import cache_budget
 from services.engine.grammar import Grammars
 from services.engine.loader import Loaded, load
-from services.engine.runner import Runner, build_runner
+from services.engine.runner import Runner
 from services.engine.sampler import Weighed, sample, weigh
 from services.engine.scheduler import Scheduler, Work
 from services.engine.sequence import Sequence
@@ -96,6 +97,7 @@ class LocalEngine:
             min_reuse=MIN_REUSE if prefix_cache and runner.reuses else None,
             speculates=speculation and runner.speculates,
             block_size=block_size,
+            page_size=runner.page_size,
             prompt_share=kv_cache_ratio,
         )
         self._max_open = runner.num_slots + max_queue

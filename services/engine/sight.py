@@ -6,8 +6,11 @@ from typing import Any
 
 import torch
 
+from services.engine.batch_runner import BatchRunner
+from services.engine.check import Check, compare
+from services.engine.paged_runner import PagedRunner
 from services.engine.pictures import PictureReader, refuse_images
-from services.engine.runner import BatchRunner, Check, Runner, compare
+from services.engine.runner import Runner
 from services.engine.vision import CannotSee, Vision
 
 
@@ -35,7 +38,7 @@ def give(sight: Sight | None, runner: Runner, *, required: bool) -> None:
         return
     model = sight.vision.model
     try:
-        if not isinstance(runner, BatchRunner):
+        if not isinstance(runner, BatchRunner | PagedRunner):
             raise CannotSee("it runs one sequence at a time")
         compare(runner.another(2 * len(sight.check.job.prompt), sight.vision), sight.check)
         runner.vision = sight.vision

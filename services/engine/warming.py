@@ -8,11 +8,12 @@ from services.engine.slots import Forget
 
 
 def warm_up(runner: Runner, max_tokens: int) -> None:
-    """The largest prompt of one step, then a token in every slot; nothing of it is left behind."""
+    """The largest prompt of one step, then a token in every slot, and in fewer; nothing of it is left behind."""
     prompt = min(max_tokens, runner.length - 1)
     runner.run([_work(0, prompt)])
     runner.change([Forget(0, 0, prompt)])
-    runner.run([_work(slot, 1) for slot in range(runner.num_slots)])
+    for size in reversed(runner.batch_sizes):  # the largest first: its memory serves the others
+        runner.run([_work(slot, 1) for slot in range(size)])
     runner.change([Forget(slot, 0, 1) for slot in range(runner.num_slots)])
 
 

@@ -47,6 +47,12 @@ class Counting:
     speculates: bool = False
     cache_tokens: int | None = None
     vision: Any = None
+    page_size: int = 1
+    overlaps: bool = False
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        return [self.num_slots]
 
     def change(self, changes: list[Change]) -> None:
         self.changes += changes

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from services.engine import compiled, kernel
 from services.engine.base import Job
+from services.engine.batch_runner import BatchRunner
+from services.engine.building import build_runner
 from services.engine.compilation import Compilation
 from services.engine.compiled import CompiledStep, Plan
-from services.engine.runner import BatchRunner, build_runner
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
 from tests.test_engine.compilers import needs_compiler

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from services.engine import drafts
 from services.engine.base import Job, SamplingParams
+from services.engine.building import build_runner
 from services.engine.drafts import FULL, LONGEST, MOST_SKIPPED, WORDS, Drafter
 from services.engine.local import LocalEngine
-from services.engine.runner import build_runner
 from services.engine.scheduler import Scheduler
 from services.engine.sequence import Sequence
 from tests.test_engine.fakes import Counting, job, loaded, running, said, settled

@@ -15,11 +15,12 @@ from PIL import Image as Pillow
 from services.chat.request.contents import Illustration
 from services.engine import vision as vision_module
 from services.engine.base import Image, Job, Picture, PlacedImage, SamplingParams
+from services.engine.batch_runner import BatchRunner
+from services.engine.building import build_runner
 from services.engine.drafts import Drafter
 from services.engine.loader import Loaded, load
 from services.engine.local import LocalEngine
 from services.engine.pictures import PictureReader, read_processor
-from services.engine.runner import BatchRunner, build_runner
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence as Running
 from services.engine.sight import give, sight_of

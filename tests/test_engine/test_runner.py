@@ -13,10 +13,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.engine.base import Job
-from services.engine.runner import BatchRunner, Runner, SoloRunner, build_runner
+from services.engine.batch_runner import BatchRunner
+from services.engine.building import build_runner
+from services.engine.runner import Runner
 from services.engine.scheduler import Scheduler
 from services.engine.sequence import Sequence
 from services.engine.slots import MIN_REUSE, Forget
+from services.engine.solo_runner import SoloRunner
 from services.errors import EngineFailed
 from tests.test_engine.tiny_models import MODELS, SHAPE, VOCABULARY, build, generate
 
@@ -58,7 +61,9 @@ def run(
 ) -> Scheduler:
     """The engine's loop, step by step on this thread."""
     reuse = min_reuse if runner.reuses else None
-    scheduler = Scheduler(runner.num_slots, max_tokens, cache_tokens=cache_tokens, min_reuse=reuse)
+    scheduler = Scheduler(
+        runner.num_slots, max_tokens, cache_tokens=cache_tokens, min_reuse=reuse, page_size=runner.page_size
+    )
     sequences: dict[Sequence, Answer] = {}
     waiting = list(answers)
     step = 0
@@ -77,7 +82,7 @@ def run(
             for work in batch:
                 work.sequence.num_computed += work.num_tokens
             for sequence, row in zip(drawn, logits, strict=True):
-                sequences[sequence].said.append(row)
+                sequences[sequence].said.append(row.clone())  # it may last until the next step
                 sequence.tokens.append(int(row.argmax()))
                 sequence.finished = sequence.num_sampled >= sequence.max_tokens
         step += 1
@@ -282,7 +287,7 @@ def test_too_little_memory_for_one_sequence_is_an_error_and_no_fallback() -> Non
 
 
 def test_a_fallback_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "services.engine.runner"):
+    with caplog.at_level(logging.WARNING, "services.engine.building"):
         build_runner(build("gemma2"), num_slots=1, length=LENGTH, budget=2**30)
 
     assert "Gemma2ForCausalLM runs one sequence at a time: UnsupportedAttention" in caplog.text

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from services import engine
-from services.engine.runner import BatchRunner, build_runner
+from services.engine.batch_runner import BatchRunner
+from services.engine.building import build_runner
 from services.engine.warming import warm_up
 from tests.test_engine.fakes import Counting
 from tests.test_engine.tiny_models import build

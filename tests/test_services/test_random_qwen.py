@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat_service import ChatService
+from services.engine.building import build_runner
 from services.engine.loader import Loaded
 from services.engine.local import LocalEngine
-from services.engine.runner import build_runner
 from services.model_service import ModelConfig, ModelManager
 from tests.npm_packages import tokenizer
 

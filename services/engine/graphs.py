@@ -1,0 +1,104 @@
+"""Decoding without launching kernels one by one: a step is recorded once for each form and replayed with other numbers.
+
+Steps in which every sequence gets one token are padded to few batch sizes and few lengths, so that there are few forms.
+"""
+
+import threading
+from bisect import bisect_left
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from services.engine.paged_cache import PagedCache
+from services.engine.paged_step import Form, Inputs, PagedStep, write
+from services.engine.scheduler import Work
+from services.engine.transfer import pinned
+
+MULTIPLE = 8  # batch sizes are 1, 2, 4 and its multiples
+NUM_PAGES = 4  # of the shortest form; each longer one has four times as many, because attention is split by length
+
+ALONE = threading.Lock()  # a process may record one at a time
+
+Replay = Callable[[], Tensor]
+
+
+class Capture(Protocol):
+    def __call__(self, forward: Callable[[], Tensor]) -> Replay:
+        """Records what `forward` does on the device; each replay does it again, and gives the same tensor."""
+        ...
+
+
+class CudaCapture:
+    """All its recordings share one pool of memory, so a replay's tensor lasts until the next replay of any of them."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, forward: Callable[[], Tensor]) -> Replay:
+        graph = torch.cuda.CUDAGraph()
+        with ALONE:
+            self._warm_up(forward)
+            # other engines' threads go on meanwhile: what they allocate is no error of this recording
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                logits = forward()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return logits
+
+        return replay
+
+    def _warm_up(self, forward: Callable[[], Tensor]) -> None:
+        """What libraries do at first use cannot be recorded."""
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            forward()
+        torch.cuda.current_stream().wait_stream(stream)
+
+
+def call_again(forward: Callable[[], Tensor]) -> Replay:
+    """A Capture for where nothing can be recorded: the same buffers, computed anew."""
+    return forward
+
+
+class Graphs:
+    def __init__(self, step: PagedStep, cache: PagedCache, capture: Capture) -> None:
+        self._step = step
+        self._cache = cache
+        self._capture = capture
+        self._buffers: dict[Form, Tensor] = {}
+        self._replays: dict[Form, Replay] = {}
+        self.batch_sizes = batch_sizes(cache.num_slots)
+
+    def run(self, works: list[Work]) -> Tensor:
+        """Logits of one new token each; they last until the next step."""
+        form = self.form(works)
+        array = write(works, form, self._cache.pages, self._cache.spare)
+        if form not in self._buffers:
+            self._buffers[form] = torch.empty(len(array), dtype=torch.int32, device=self._cache.device)
+        self._buffers[form].copy_(pinned(array, self._cache.device), non_blocking=True)
+        if form not in self._replays:
+            self._replays[form] = self._record(form)
+        return self._replays[form]()[: len(works)]
+
+    def form(self, works: list[Work]) -> Form:
+        """The smallest that the works fit into."""
+        size = self.batch_sizes[bisect_left(self.batch_sizes, len(works))]
+        pages, table = self._cache.pages, self._cache.pages.table
+        needed = pages.needed(max(work.end for work in works))
+        width = NUM_PAGES
+        while width < needed:
+            width *= 4
+        width = min(width, table.shape[1])
+        return Form(size, size, size, width, max_queries=1, max_length=width * pages.page_size)
+
+    def _record(self, form: Form) -> Replay:
+        buffer = self._buffers[form]
+        return self._capture(lambda: self._step(Inputs.split(buffer, form)))
+
+
+def batch_sizes(most: int) -> list[int]:
+    return [*(size for size in (1, 2, 4, *range(MULTIPLE, most, MULTIPLE)) if size < most), most]

@@ -1,0 +1,101 @@
+"""All sequences of a step in one forward pass over pages: what a GPU likes best."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from services.engine.check import Check
+from services.engine.graphs import Capture, Graphs
+from services.engine.kv_cache import LayerShape
+from services.engine.paged_cache import PagedCache
+from services.engine.paged_step import Form, Inputs, PagedStep, write
+from services.engine.scheduler import Work
+from services.engine.slots import Change
+from services.engine.transfer import upload
+from services.engine.vision import Vision
+
+
+@dataclass(frozen=True, slots=True)
+class Paging:
+    """How the memory is cut up, and who records steps; nobody: none is."""
+
+    page_size: int
+    capture: Capture | None
+
+
+class PagedRunner:
+    """`run` returns when a step is on its way. Its logits last until the next one."""
+
+    reuses = True
+    speculates = False  # a guess would cost the recorded step, which is worth more
+
+    def __init__(
+        self,
+        model: Any,
+        cache: PagedCache,
+        check: Check,
+        paging: Paging,
+        cache_tokens: int | None = None,
+        vision: Vision | None = None,
+    ) -> None:
+        self.check = check
+        self.vision = vision
+        self.cache_tokens = cache_tokens
+        self.page_size = paging.page_size
+        self.num_slots = cache.num_slots
+        self.length = cache.length
+        self.overlaps = cache.device.type != "cpu"
+        self._model = model
+        self._cache = cache
+        self._paging = paging
+        self._step = PagedStep(model, cache.layers)
+        self._graphs = Graphs(self._step, cache, paging.capture) if paging.capture else None
+        self.batch_sizes = self._graphs.batch_sizes if self._graphs else [cache.num_slots]
+
+    def change(self, changes: list[Change]) -> None:
+        self._cache.change(changes)
+
+    @torch.inference_mode()
+    def run(self, batch: list[Work]) -> Tensor:
+        self._cache.claim(batch)
+        sees = self.vision is not None and self.vision.concerns(batch)
+        if self._graphs and not sees and all(work.num_tokens == 1 for work in batch):
+            return self._graphs.run(batch)
+        return self._run(batch, self.vision if sees else None)
+
+    def compilation(self, source: str, folder: Path) -> None:
+        return None
+
+    def another(self, length: int, vision: Vision | None = None) -> "PagedRunner":
+        """With the same model and a small memory of its own, to try something."""
+        return trial(self._model, self._cache.shapes, length, self.check, self._paging, vision)
+
+    def _run(self, batch: list[Work], vision: Vision | None) -> Tensor:
+        form = Form.of(batch, self._cache.pages)
+        array = write(batch, form, self._cache.pages, self._cache.spare)
+        inputs = Inputs.split(upload(array, self._cache.device), form)
+        given = vision.inputs(batch, inputs.ids[None], inputs.positions[None]) if vision else None
+        return self._step(inputs, given)[: sum(work.num_logits for work in batch)]
+
+
+def trial(
+    model: Any,
+    shapes: Mapping[int, LayerShape],
+    length: int,
+    check: Check,
+    paging: Paging,
+    vision: Vision | None = None,
+) -> PagedRunner:
+    cache = PagedCache(
+        shapes,
+        num_pages=2 * -(-length // paging.page_size),
+        page_size=paging.page_size,
+        num_slots=2,
+        length=length,
+        device=model.device,
+    )
+    return PagedRunner(model, cache, check, paging, vision=vision)

@@ -1,0 +1,29 @@
+"""Between host and GPU without waiting for each other.
+
+What goes there is copied from pinned memory, in its turn among the work that is already waiting there; what comes back
+is waited for once. On the CPU nothing is copied.
+"""
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def pinned(array: NDArray[Any], device: torch.device) -> Tensor:
+    """On the host, ready to be copied `non_blocking`; its memory is used again only after that copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    return pinned(array, device).to(device, non_blocking=True)
+
+
+def download(*tensors: Tensor) -> list[list[Any]]:
+    """All of them, after waiting once."""
+    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    if tensors and tensors[0].is_cuda:
+        torch.cuda.current_stream(tensors[0].device).synchronize()
+    return [copy.tolist() for copy in copies]

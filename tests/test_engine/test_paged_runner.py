@@ -1,0 +1,328 @@
+"""Pages say what the model's own `generate` says; recorded steps too, in buffers of fixed sizes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from services.engine.base import Job
+from services.engine.building import build_runner
+from services.engine.graphs import NUM_PAGES, Replay, batch_sizes
+from services.engine.paged_runner import PagedRunner, Paging
+from services.engine.paged_step import Form, write
+from services.engine.pages import Pages
+from services.engine.scheduler import Work
+from services.engine.sequence import Sequence
+from services.engine.warming import warm_up
+from tests.test_engine.test_runner import BEGINNING, Answer, prompt, run
+from tests.test_engine.tiny_models import build, generate
+
+PAGE = 4
+SLOTS = 5
+LENGTH = 70  # 18 pages: the second form of recorded steps is cut short
+
+
+@dataclass
+class Recorder:
+    """Stands in for CUDA's graphs: a recording lasts, and its tensor is where all of them put theirs."""
+
+    recordings: list[int] = field(default_factory=list)
+    replayed: list[int] = field(default_factory=list)
+    memory: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __call__(self, forward: Callable[[], Tensor]) -> Replay:
+        rows = len(forward())  # so many that its own buffers hold
+        self.recordings.append(rows)
+
+        def replay() -> Tensor:
+            self.replayed.append(rows)
+            self.memory.fill_(torch.nan)
+            logits = forward()
+            assert len(logits) == rows
+            if self.memory.numel() < logits.numel():
+                self.memory = torch.empty(logits.numel())
+            out = self.memory[: logits.numel()].view_as(logits)
+            out.copy_(logits)
+            return out
+
+        return replay
+
+
+@dataclass(frozen=True, slots=True)
+class Tiny:
+    name: str
+    runner: PagedRunner
+    recorder: Recorder | None
+    expected: Mapping[tuple[int, ...], tuple[list[int], Tensor]]
+
+    def answer(self, length: int, tokens: int, **when: Any) -> Answer:
+        ids, logits = self.expected[prompt(length)]
+        return Answer(prompt(length), ids[:tokens], logits[:tokens], **when)
+
+
+def paged(name: str, recorder: Recorder | None = None, **size: Any) -> PagedRunner:
+    size = {"num_slots": SLOTS, "length": LENGTH, "budget": 2**30, **size}
+    runner = build_runner(build(name), paging=Paging(PAGE, recorder), **size)
+    assert isinstance(runner, PagedRunner)
+    return runner
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2 sliding", "gemma3", "gpt2", "mistral"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["recorded", "eager"])
+def tiny(name: str, request: pytest.FixtureRequest) -> Tiny:
+    recorder = Recorder() if request.param else None
+    model = build(name)
+    expected = {prompt(length): generate(model, prompt(length), 14) for length in (1, 3, 6, 11, 17)}
+    return Tiny(name, paged(name, recorder), recorder, expected)
+
+
+@pytest.mark.parametrize("max_tokens", [512, 5], ids="{} tokens a step".format)
+def test_joining_and_leaving(tiny: Tiny, max_tokens: int) -> None:
+    answers = [
+        tiny.answer(6, 4),
+        tiny.answer(17, 14),
+        tiny.answer(1, 9, joins=1),
+        tiny.answer(11, 6, joins=2, cancelled_at=4),
+        tiny.answer(3, 12, joins=3, cancelled_at=9),
+        tiny.answer(17, 5, joins=20),
+        tiny.answer(11, 8, joins=20),
+    ]
+
+    run(tiny.runner, answers, max_tokens)
+
+    for answer in answers:
+        if answer.said or answer.cancelled_at is None:
+            answer.check()
+    assert tiny.recorder is None or tiny.recorder.replayed
+
+
+@pytest.fixture(scope="module")
+def crowd(name: str) -> list[Answer]:
+    """Answers to prompts that begin alike, and to a conversation that goes on."""
+    model = build(name)
+    beginning = prompt(BEGINNING)
+    prompts = [(*beginning[:length], *prompt(rest, seed=9)) for length, rest in [(40, 3), (40, 1), (33, 2), (20, 9)]]
+    prompts += [prompt(17), beginning]
+    answers = [Answer(ids, *generate(model, ids, 10)) for ids in prompts]
+    said = (*prompts[0], *answers[0].tokens, 5, 6)
+    return [*answers, Answer(said, *generate(model, said, 6))]
+
+
+@pytest.mark.parametrize("max_tokens", [512, 7], ids="{} tokens a step".format)
+@pytest.mark.parametrize("pages", [None, 24], ids="{} pages".format)
+@pytest.mark.parametrize("min_reuse", [None, 1], ids="{} reused".format)
+def test_beginnings_in_common(
+    tiny: Tiny,
+    crowd: list[Answer],
+    monkeypatch: pytest.MonkeyPatch,
+    max_tokens: int,
+    pages: int | None,
+    min_reuse: int | None,
+) -> None:
+    """Taken over, shared, waited for, preempted and read in chunks, all of it mixed."""
+    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)  # preempts the sooner
+    answers = [
+        replace(answer, joins=joins, said=[]) for answer, joins in zip(crowd, (0, 0, 2, 5, 5, 9, 40), strict=True)
+    ]
+
+    scheduler = run(tiny.runner, answers, max_tokens, min_reuse=min_reuse, cache_tokens=pages and pages * PAGE)
+
+    for answer in answers:
+        answer.check()
+    assert (scheduler.num_reused > BEGINNING) is (min_reuse is not None)
+    assert (scheduler.num_preemptions > 0) is (pages is not None)
+
+
+@pytest.fixture(scope="module")
+def llama() -> tuple[Any, PagedRunner, Recorder]:
+    recorder = Recorder()
+    return build("llama"), paged("llama", recorder), recorder
+
+
+@given(data=st.data(), max_tokens=st.sampled_from([5, 7, 40]))
+@settings(max_examples=15, deadline=None)
+def test_any_coming_and_going(llama: tuple[Any, PagedRunner, Recorder], data: st.DataObject, max_tokens: int) -> None:
+    model, runner, _ = llama
+    answers = []
+    for seed in range(data.draw(st.integers(1, 7), label="requests")):
+        ids = prompt(data.draw(st.integers(1, 20), label="prompt"), seed)
+        tokens, logits = generate(model, ids, data.draw(st.integers(1, 8), label="answer"))
+        answers.append(Answer(ids, tokens, logits, joins=data.draw(st.integers(0, 6), label="joins")))
+
+    run(runner, answers, max_tokens)
+
+    for answer in answers:
+        answer.check()
+
+
+def test_a_failed_step_leaves_nothing_behind(llama: tuple[Any, PagedRunner, Recorder]) -> None:
+    model, runner, _ = llama
+    with pytest.raises(IndexError):
+        run(runner, [Answer((10**6, 2), [0], torch.empty(1, 1))], max_tokens=64)
+
+    answer = Answer(prompt(6), *generate(model, prompt(6), 5))
+    run(runner, [answer], max_tokens=64)
+
+    answer.check()
+
+
+# --- recording ---
+
+
+def reading(runner: PagedRunner, lengths: dict[int, int]) -> list[Work]:
+    """After a prompt of each length was read in its slot: the step that follows."""
+    works = [Work(Sequence(Job("job", prompt(length, slot)), 9), slot, length) for slot, length in lengths.items()]
+    drawn = runner.run(works).argmax(-1).tolist()
+    for work, token in zip(works, drawn, strict=True):
+        work.sequence.num_computed = work.num_tokens
+        work.sequence.tokens.append(token)
+    return [Work(work.sequence, work.slot, 1) for work in works]
+
+
+def test_rows_that_fill_up_a_batch_touch_nothing() -> None:
+    recorder = Recorder()
+    runner = paged("llama", recorder, num_slots=9)
+    works = reading(runner, {0: 5, 1: 3, 6: 9, 3: 2, 4: 2})
+    layers, pages = runner._cache.layers.values(), runner._cache.pages
+    before = [layer.keys.clone() for layer in layers]
+
+    runner.run(works)
+
+    assert recorder.replayed[-1] == 8
+    own = sorted([pages.of(work.slot)[work.start // PAGE], work.start % PAGE] for work in works)
+    for old, layer in zip(before, layers, strict=True):
+        changed = (old != layer.keys).any(-1).any(-1).nonzero().tolist()
+        assert [place for place in changed if place[0] != runner._cache.spare] == own
+
+
+def test_steps_of_one_form_are_recorded_once() -> None:
+    recorder = Recorder()
+    runner = paged("llama", recorder)
+    recorder.recordings.clear()  # of the trial
+    works = reading(runner, {0: 5, 1: 3, 2: 2})
+    for size in (1, 2, 3, 3, 1, 2):
+        runner.run(works[:size])
+
+    assert recorder.recordings == [1, 2, 4]
+    assert recorder.replayed[-6:] == [1, 2, 4, 4, 1, 2]
+
+
+def test_a_batch_goes_into_the_smallest_form_that_it_fits_in() -> None:
+    assert batch_sizes(1) == [1]
+    assert batch_sizes(8) == [1, 2, 4, 8]
+    assert batch_sizes(30) == [1, 2, 4, 8, 16, 24, 30]
+    runner = paged("llama", Recorder())
+    assert runner._graphs
+
+    def form(size: int, length: int) -> Form:
+        sequence = Sequence(Job("job", (1,) * length), 1)
+        sequence.num_computed = length - 1
+        return runner._graphs.form([Work(sequence, slot, 1) for slot in range(size)])  # type: ignore[union-attr]
+
+    short, long = NUM_PAGES * PAGE, runner._cache.pages.needed(LENGTH) * PAGE
+    assert form(1, short) == Form(1, 1, 1, NUM_PAGES, 1, short)
+    assert form(3, short) == Form(4, 4, 4, NUM_PAGES, 1, short)
+    assert form(5, LENGTH).num_tokens == 5
+    assert (form(1, short + 1).max_length, form(1, LENGTH).max_length) == (4 * short, long)
+
+
+def test_a_model_that_cannot_be_recorded_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(forward: Callable[[], Tensor]) -> Replay:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    model = build("llama")
+    runner = build_runner(build("llama"), num_slots=2, length=LENGTH, budget=2**30, paging=Paging(PAGE, fails))
+    assert isinstance(runner, PagedRunner)
+    assert "steps of LlamaForCausalLM are not recorded: RuntimeError: operation not permitted" in caplog.text
+
+    answer = Answer(prompt(6), *generate(model, prompt(6), 5))
+    run(runner, [answer], max_tokens=64)
+    answer.check()
+
+
+def test_all_batch_sizes_are_recorded_before_anybody_waits() -> None:
+    recorder = Recorder()
+    runner = paged("llama", recorder)
+    recorder.recordings.clear()
+
+    warm_up(runner, 512)
+
+    assert recorder.recordings == [5, 4, 2, 1]
+    assert runner._cache.pages.num_free == runner._cache.pages.num_pages
+
+
+# --- sizes ---
+
+
+@pytest.mark.parametrize(
+    ("budget", "given", "pages", "tokens"),
+    [
+        (2**30, None, 15, None),  # each slot full: five of three pages
+        (9, None, 8, 32),  # one page is nobody's
+        (2**30, 30, 7, 28),
+        (1, 60, 15, None),
+    ],
+)
+def test_pages_are_bounded_by_memory_or_as_given(
+    budget: int, given: int | None, pages: int, tokens: int | None
+) -> None:
+    page = PAGE * 2 * 2 * (8 + 8) * 4  # layers x heads x (key + value) x bytes
+    runner = paged("llama", length=10, budget=min(budget * page, 2**30), cache_tokens=given)
+
+    assert (runner._cache.pages.num_pages, runner.cache_tokens) == (pages, tokens)
+    assert len(runner._cache.layers[0].keys) == pages + 1
+
+
+def test_too_little_memory_is_an_error_and_no_fallback() -> None:
+    with pytest.raises(ValueError, match="max_model_len"):
+        paged("llama", budget=1000)
+
+
+# --- what is said of a step ---
+
+
+def test_a_step_is_written_down() -> None:
+    pages = Pages(num_pages=9, page_size=4, num_slots=3, length=12)
+    first, second = (Sequence(Job("job", (10, 11, 12, 13, 14)), 3) for _ in range(2))
+    pages.claim(2, 0, 5)
+    pages.claim(0, 0, 5)
+    second.num_computed = 3
+    works = [Work(first, 2, 3), Work(second, 0, 2, draft=())]
+
+    form = Form.of(works, pages)
+    ids, positions, writes, asked, query_starts, key_starts, lengths, table = (
+        part.tolist() for part in form.parts(write(works, form, pages, spare=9))
+    )
+
+    assert form == Form(5, 1, 2, 2, 3, 5)
+    assert (ids, positions) == ([10, 11, 12, 13, 14], [0, 1, 2, 3, 4])
+    assert writes == [0, 1, 2, 11, 12]  # slot 2 has pages 0 and 1, slot 0 has 2 and 3
+    assert asked == [4]
+    assert (query_starts, key_starts, lengths) == ([0, 3, 5], [0, 3, 8], [3, 5])
+    assert table == [0, 1, 2, 3]
+
+
+def test_where_the_form_is_larger_the_rest_is_nobodys() -> None:
+    pages = Pages(num_pages=9, page_size=4, num_slots=3, length=12)
+    pages.claim(1, 0, 2)
+    sequence = Sequence(Job("job", (10, 11)), 3)
+    sequence.num_computed = 1
+
+    form = Form(3, 3, 3, 2, 1, 8)
+    parts = form.parts(write([Work(sequence, 1, 1)], form, pages, spare=9))
+    ids, positions, writes, asked, query_starts, key_starts, lengths, table = (part.tolist() for part in parts)
+
+    assert (ids, positions, asked) == ([11, 0, 0], [1, 0, 0], [0, 0, 0])
+    assert writes == [1, 36, 36]
+    assert (query_starts, key_starts, lengths) == ([0, 1, 2, 3], [0, 2, 3, 4], [2, 1, 1])
+    assert np.reshape(table, (3, 2))[1:].tolist() == [[9, 9], [9, 9]]
