@@ -1,0 +1,147 @@
+"""Fifty prompts, alone and together, say what `generate` says, whatever is switched on."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from services.engine import drafts
+from services.engine.base import Job, SamplingParams
+from services.engine.local import LocalEngine
+from services.engine.runner import BatchRunner, Runner, build_runner
+from services.engine.scheduler import Work
+from tests.test_engine.compilers import needs_compiler
+from tests.test_engine.fakes import loaded, settled
+from tests.test_engine.test_compiled import LENGTH, SLOTS, made
+from tests.test_engine.test_runner import prompt
+from tests.test_engine.tiny_models import build, generate
+
+SHAPES = ["llama", "qwen2", "qwen2 sliding", "qwen3", "gemma3", "gpt2", "mistral"]
+ANSWER = 12  # tokens
+Tokens = tuple[int, ...]
+
+
+def fifty() -> list[Tokens]:
+    """Of all lengths; many begin alike, and many go round in circles, as guesses like it."""
+    alone = [prompt(1 + i % 30, seed=i) for i in range(20)]
+    alike = [(*prompt(20), *prompt(1 + i % 9, seed=i)) for i in range(20)]
+    circles = [prompt(3, seed=i) * 9 for i in range(10)]
+    return [*chain.from_iterable(zip(alone[:10], alike[:10], circles, strict=True)), *alone[10:], *alike[10:]]
+
+
+@cache
+def expected(name: str) -> list[list[int]]:
+    model = build(name)
+    return [generate(model, each, ANSWER)[0] for each in fifty()]
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    prefix_cache: bool = False
+    chunks: bool = False
+    preemption: bool = False
+    speculation: bool = False
+
+
+ALL_OFF = Switches()
+ALL_ON = Switches(prefix_cache=True, chunks=True, preemption=True, speculation=True)
+EACH_ON = [Switches(**{name: True}) for name in Switches.__slots__]
+
+
+class Watched:
+    """A runner, and what its steps were like."""
+
+    def __init__(self, runner: BatchRunner) -> None:
+        self._runner = runner
+        self.num_parts = 0  # of prompts that go on in another step
+
+    def run(self, batch: list[Work]) -> torch.Tensor:
+        self.num_parts += sum(not work.samples for work in batch)
+        return self._runner.run(batch)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
+
+
+def runner_of(name: str, switches: Switches) -> BatchRunner:
+    room = 100 if switches.preemption else None
+    runner = build_runner(build(name), num_slots=SLOTS, length=LENGTH, budget=2**30, cache_tokens=room)
+    assert isinstance(runner, BatchRunner)
+    return runner
+
+
+@asynccontextmanager
+async def serving(runner: Runner, switches: Switches) -> AsyncIterator[LocalEngine]:
+    engine = LocalEngine(
+        loaded(build("llama"), eos=10**6),
+        runner,
+        max_num_batched_tokens=7 if switches.chunks else 512,
+        max_queue=100,
+        prefix_cache=switches.prefix_cache,
+        speculation=switches.speculation,
+    )
+    engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.stop()
+
+
+async def answer(engine: LocalEngine, tokens: Tokens) -> list[int]:
+    job = Job("job", tokens, SamplingParams(max_tokens=ANSWER, temperature=0))
+    return [token async for piece in await engine.submit(job) for token in piece.token_ids]
+
+
+async def check(name: str, runner: BatchRunner, switches: Switches) -> None:
+    """Together first: alone, nobody is in anybody's way."""
+    watched = Watched(runner)
+    async with serving(watched, switches) as engine:  # type: ignore[arg-type]
+        assert await asyncio.gather(*(answer(engine, each) for each in fifty())) == expected(name)
+        await settled(engine)
+        stats = engine.stats()
+        assert (stats.preemptions > 0) is switches.preemption
+        assert [await answer(engine, each) for each in fifty()] == expected(name)
+        await settled(engine)
+        stats = engine.stats()
+    assert (stats.prefix_reused > 0) is switches.prefix_cache
+    assert (stats.accepted > 0) is switches.speculation
+    assert (watched.num_parts > 0) is switches.chunks
+
+
+@pytest.fixture(autouse=True)
+def rash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses after every single token, and prompts let in though there is no room for their answers."""
+    monkeypatch.setattr(drafts, "WORDS", 1)
+    monkeypatch.setattr(drafts, "MOST_SKIPPED", 0)
+    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)
+
+
+@pytest.mark.parametrize("switches", [ALL_OFF, *EACH_ON, ALL_ON], ids=str)
+@pytest.mark.parametrize("name", SHAPES)
+async def test_eager_steps(name: str, switches: Switches) -> None:
+    await check(name, runner_of(name, switches), switches)
+
+
+@pytest.fixture(scope="session")
+def adopted(folder: Path, native_kernel: None) -> Callable[[BatchRunner], BatchRunner]:
+    """A runner whose steps are compiled; each shape is compiled once."""
+
+    def adopt(runner: BatchRunner) -> BatchRunner:
+        runner.adopt(made(runner, folder))
+        return runner
+
+    return adopt
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", [name for name in SHAPES if name != "qwen2 sliding"])  # mistral's window is enough
+async def test_compiled_steps(name: str, adopted: Callable[[BatchRunner], BatchRunner]) -> None:
+    for switches in (ALL_OFF, ALL_ON):
+        await check(name, adopted(runner_of(name, switches)), switches)
