@@ -10,6 +10,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from database.engine import WRITE, create_engine
+from database.erasure import Deletions, empty_log, merge
 
 # PostgreSQL's classes of "not now": connection, authorization, no such database, rolled back, resources, shutting down
 NOT_NOW = ("08", "28", "3D", "40", "53", "57")
@@ -22,6 +23,7 @@ class Database:
         writing = self._engine.execution_options(**{WRITE: True})
         self._writers = async_sessionmaker(writing, expire_on_commit=False)
         self._turnstile = _turnstile(self._engine.dialect.name)
+        self._deletions = Deletions(self._engine)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
@@ -37,6 +39,17 @@ class Database:
     async def ping(self) -> None:
         async with self.read() as session:
             await session.execute(text("SELECT 1"))
+
+    async def erase(self) -> bool:
+        """A step on which what was deleted leaves the files, too; whether there is more to do."""
+        deletions, seen = self._deletions, self._deletions.count
+        if deletions.erased < seen:
+            async with self.write() as session:
+                is_merged = await merge(session)
+            async with self._turnstile:
+                is_empty = await empty_log(self._engine.url.database or "")
+            deletions.erased = seen if is_merged and is_empty else deletions.erased
+        return deletions.erased < deletions.count
 
     async def close(self) -> None:
         await self._engine.dispose()

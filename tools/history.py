@@ -118,10 +118,14 @@ async def _delete(url: str, owner: str, conversations: list[str] | None) -> int:
     async with _opened(url) as database:
         if conversations is None:
             async with Store(database).writing() as repositories:
-                return await repositories.conversations.delete_all_of(owner)
-        for each in conversations:
-            await ConversationService(database).delete(each, owner)
-    return len(conversations)
+                count = await repositories.conversations.delete_all_of(owner)
+        else:
+            count = len(conversations)
+            for each in conversations:
+                await ConversationService(database).delete(each, owner)
+        while await Store(database).erase():
+            pass
+    return count
 
 
 @asynccontextmanager

@@ -64,6 +64,7 @@ class Keeper:
         for beat in itertools.count(1):
             await asyncio.sleep(self._checkpoint_s)
             await _attempt(self.checkpoint)
+            await _attempt(self._store.erase)
             if beat % 3 == 0:
                 await _attempt(self.settle)
             if beat % 12 == 0:
@@ -153,7 +154,7 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-async def _attempt(step: Callable[[], Awaitable[None]]) -> None:
+async def _attempt(step: Callable[[], Awaitable[object]]) -> None:
     try:
         await step()
     except Unavailable as error:

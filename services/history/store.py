@@ -27,6 +27,10 @@ class Store:
             async with self._database.write() as session:
                 yield repositories.of(session)
 
+    async def erase(self) -> bool:
+        with in_our_words():
+            return await self._database.erase()
+
     async def ping(self) -> None:
         with in_our_words():
             await self._database.ping()

@@ -1,0 +1,105 @@
+"""That what is deleted is gone from the disk, and not only from what is asked."""
+
+import sqlite3
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from database.models import StreamBatch
+from database.session import Database
+from services.conversation_service import ConversationService
+from services.history.repeat import Repeat
+from services.item_service import ItemService, Part
+from services.turn_service import TurnService
+from tests.test_services.test_turn_service import say
+from tools.data_migration import upgrade
+
+SECRET = "xylophonequartz"
+ASKED = f"My {SECRET} is {SECRET}. " * 200
+ANSWERED = f"So, {SECRET}! " * 200
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "history"
+
+
+@pytest.fixture
+async def database(folder: Path) -> Any:
+    url = f"sqlite:///{folder}/parley.db"
+    await upgrade(url)
+    database = Database(url)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def turns(database: Database) -> TurnService:
+    return TurnService(database, writer="host:1")
+
+
+def is_on_disk(folder: Path) -> bool:
+    return any(SECRET.encode() in file.read_bytes().lower() for file in folder.iterdir())
+
+
+async def erase(database: Database) -> None:
+    while await database.erase():
+        pass
+
+
+async def conversation(turns: TurnService, database: Database) -> None:
+    turn = await say(turns, ASKED, ANSWERED)
+    assert turn.conversation_id
+    await ConversationService(database).delete(turn.conversation_id, "me")
+
+
+async def stored_response(turns: TurnService, database: Database) -> None:
+    repeat = Repeat("key", "digest")
+    turn = await say(turns, ASKED, ANSWERED, create=False, stored=True, kind="response", repeat=repeat)
+    async with database.write() as session:
+        session.add(StreamBatch(turn_id=turn.id, number=0, events=ANSWERED))
+    await turns.delete(turn.id, "me", "response")
+
+
+async def item(turns: TurnService, database: Database) -> None:
+    conversations, items = ConversationService(database), ItemService(database)
+    secret = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": ASKED}]}
+    made = await conversations.create("me", [secret])
+    (found,) = (await items.page(made.id, "me", Part(limit=2, order="asc"))).data
+    await items.delete(made.id, found["id"], "me")
+
+
+async def old_ones(turns: TurnService, database: Database) -> None:
+    await say(turns, ASKED, ANSWERED)
+    await TurnService(database, writer="host:1", ttl_s=-1).keeper.forget()
+
+
+Deletion = Callable[[TurnService, Database], Awaitable[None]]
+
+
+@pytest.mark.parametrize("deletion", [conversation, stored_response, item, old_ones])
+async def test_what_is_deleted_leaves_the_disk(
+    turns: TurnService, database: Database, folder: Path, deletion: Deletion
+) -> None:
+    for n in range(20):
+        await say(turns, f"filler {n}", "indeed")
+    await deletion(turns, database)
+    assert is_on_disk(folder)  # else this would see nothing at all
+    await erase(database)
+    assert not is_on_disk(folder)
+
+
+async def test_readers_are_not_waited_for(turns: TurnService, database: Database, folder: Path) -> None:
+    await erase(database)
+    await say(turns, ASKED, ANSWERED)
+    with closing(sqlite3.connect(folder / "parley.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM items").fetchone() == (2,)
+        await conversation(turns, database)
+        assert await database.erase()
+        await say(turns, "And now?", "Now")
+    await erase(database)
+    assert not await database.erase()
