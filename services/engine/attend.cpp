@@ -270,11 +270,15 @@ class Worker {
   }
 };
 
+// Tokens with no key in common, of texts that lie behind each other, go apart: each would score the other's keys too.
 std::vector<Item> items_of(const Call& call) {
   const int64_t tokens = call.queries.size(0), most = std::max<int64_t>(1, ROWS / call.group());
   std::vector<Item> items;
   for (int64_t begin = 0, end; begin < tokens; begin = end) {
-    for (end = begin + 1; end < tokens && end - begin < most && call.slots[end] == call.slots[begin];) ++end;
+    const auto belongs = [&](int64_t token) {
+      return call.slots[token] == call.slots[begin] && call.begins[token] < call.ends[begin];
+    };
+    for (end = begin + 1; end < tokens && end - begin < most && belongs(end);) ++end;
     for (int64_t head = 0; head < call.keys.size(1); ++head) items.push_back({begin, end, head});
   }
   return items;

@@ -7,10 +7,11 @@ each other, text by text; whether a model is one of these is found out by compar
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
@@ -84,17 +85,18 @@ class CompiledEncoder:
     @torch.inference_mode()
     def __call__(self, rows: Rows) -> Tensor:
         """What the model makes of each token `[tokens, size]`, text after text."""
-        ends = list(accumulate(map(len, rows)))
-        surplus = max(0, MIN_ROWS - ends[-1])  # tokens that see themselves only
-        padding = range(ends[-1], ends[-1] + surplus)
-        spans = [(end - len(row), end) for row, end in zip(rows, ends, strict=True) for _ in row]
-        spans += [(token, token + 1) for token in padding]
-        hidden: Tensor = self._package(
-            torch.tensor([token for row in rows for token in row] + [0] * surplus),
-            torch.tensor([place for row in rows for place in range(len(row))] + [0] * surplus),
-            *torch.tensor(spans).T.contiguous(),
-        )
-        return hidden[: ends[-1]]
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        used = int(lengths.sum())
+        alone = np.ones(max(0, MIN_ROWS - used), np.int64)  # tokens that see themselves only
+        lengths = np.concatenate([lengths, alone])
+        ends = lengths.cumsum()
+        begins = np.repeat(ends - lengths, lengths)
+        ids = np.zeros(len(begins), np.int64)
+        ids[:used] = np.fromiter(chain.from_iterable(rows), np.int64, used)
+        positions = np.arange(len(begins)) - begins
+        inputs = (ids, positions, begins, np.repeat(ends, lengths))
+        hidden: Tensor = self._package(*map(torch.from_numpy, inputs))
+        return hidden[:used]
 
 
 @torch.inference_mode()

@@ -71,6 +71,16 @@ def test_what_is_not_to_be_seen_may_be_anything(native_kernel: None) -> None:
 
 
 @needs_compiler
+def test_a_text_is_not_spoiled_by_the_one_before_it(native_kernel: None) -> None:
+    keys, values = random(1, 2, 60, 16), random(1, 2, 60, 16)
+    texts = [(0, begin, end) for begin, end in ((0, 5), (5, 40), (40, 41), (41, 60)) for _ in range(begin, end)]
+    values[:, :, :5] = torch.nan  # the model overflowed on it
+    slots, begins, ends = torch.tensor(texts).T
+    said = kernel.attend(random(len(texts), 2, 16), keys, values, slots, begins, ends, 0.3)
+    assert said.isnan().any(-1).any(-1).tolist() == [token < 5 for token in range(len(texts))]
+
+
+@needs_compiler
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_no_bit_depends_on_the_company(native_kernel: None, dtype: torch.dtype) -> None:
     """A token that was guessed and one that has a step of its own come out the same."""

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from schemas.embeddings_schema import EmbeddingRequest
 from schemas.input_schema import MAX_INPUTS
-from services.embedding_service import EmbeddingService, shorten
+from services.embedding_service import EmbeddingService, rows_of, shorten
 from services.engine.base import Embeddings
 from services.errors import InvalidRequest, PromptTooLong, ServiceError
 from services.metrics_service import Metrics
@@ -240,6 +240,15 @@ def test_fields_out_of_range_are_refused_by_name(body):
 
 
 # --- with the real model ---
+
+
+def test_the_short_way_to_token_ids_is_the_tokenizer_s_own() -> None:
+    from tests.test_engine.tiny_encoders import tokenizer
+
+    engine, texts = SimpleNamespace(tokenizer=tokenizer(), max_length=32), ["abc", "z!", ""]
+    rows = rows_of(texts, engine, None, str)  # type: ignore[arg-type]
+    assert rows == engine.tokenizer(texts)["input_ids"]
+    assert rows[0] == [1, 4, 5, 6, 2]
 
 
 @asynccontextmanager
