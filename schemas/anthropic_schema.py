@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, ValidationInfo, field_validator
 
+from schemas.chat_schema import Description, FunctionName
 from schemas.generation_schema import StopSequence
-from schemas.request_schema import Request
+from schemas.request_schema import Request, fault
 
 
 class Block(Request):
@@ -59,8 +60,8 @@ class DirectCaller(Request):
 
 class ToolUseBlock(Block):
     type: Literal["tool_use"]
-    id: str
-    name: str
+    id: str = Field(min_length=1, max_length=128)
+    name: FunctionName
     input: dict[str, Any]
     caller: DirectCaller | None = None
 
@@ -86,6 +87,13 @@ Said = Annotated[
 ]
 
 
+BLOCKS: dict[str, tuple[type[Block], ...]] = {
+    "user": (TextBlock, ImageBlock, ToolResultBlock),
+    "assistant": (TextBlock, ThinkingBlock, ToolUseBlock),
+    "system": (TextBlock,),
+}
+
+
 class Message(Request):
     model_config = ConfigDict(extra="forbid")
 
@@ -94,9 +102,13 @@ class Message(Request):
 
     @field_validator("content")
     @classmethod
-    def _says_something(cls, value: list[Said], info: ValidationInfo) -> list[Said]:
-        if not value and info.data.get("role") != "assistant":
+    def _is_the_roles(cls, value: list[Said], info: ValidationInfo) -> list[Said]:
+        role = info.data.get("role")
+        if not value and role != "assistant":
             raise ValueError("must not be empty, but for the assistant's")
+        for index, block in enumerate(value):
+            if role and not isinstance(block, BLOCKS[role]):
+                raise fault(f"a block of type '{block.type}' cannot be the {role}'s", index)
         return value
 
 
@@ -104,8 +116,8 @@ class Tool(Block):
     """One that the client runs; those that run at Anthropic have another type."""
 
     type: Literal["custom"] = "custom"
-    name: str
-    description: str | None = None
+    name: FunctionName
+    description: Description | None = None
     input_schema: dict[str, Any]
     strict: bool = False
     eager_input_streaming: bool = True
@@ -115,7 +127,7 @@ class ToolChoice(Request):
     model_config = ConfigDict(extra="forbid")
 
     type: Literal["auto", "any", "tool", "none"]
-    name: str | None = Field(None, description="of the one tool, with type 'tool'")
+    name: FunctionName | None = Field(None, description="of the one tool, with type 'tool'")
     disable_parallel_tool_use: bool = False
 
 

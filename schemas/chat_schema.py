@@ -2,33 +2,48 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
 from schemas.generation_schema import Generation, Metadata
-from schemas.request_schema import Request
+from schemas.request_schema import Request, fault
 
 
-class TextPart(BaseModel):
+class Closed(Request):
+    """What it does not know it refuses."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class CacheBreakpoint(Closed):
+    """A hint that is not needed: equal beginnings are found."""
+
+    mode: Literal["explicit"]
+    ttl: Literal["30m", "12h"] | None = None
+
+
+class TextPart(Closed):
     type: Literal["text"]
     text: str
+    prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, exclude=True)
 
 
-class RefusalPart(BaseModel):
+class RefusalPart(Closed):
     type: Literal["refusal"]
     refusal: str
 
 
-class ImageUrl(Request):
+class ImageUrl(Closed):
     url: str
     detail: Literal["auto", "low", "high", "original"] = "auto"
 
 
-class ImagePart(BaseModel):
+class ImagePart(Closed):
     type: Literal["image_url"]
     image_url: ImageUrl
+    prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, exclude=True)
 
 
-PARTS: dict[str, type[TextPart] | type[RefusalPart] | type[ImagePart]] = {
+PARTS: dict[str, type[Closed]] = {
     "text": TextPart,
     "refusal": RefusalPart,
     "image_url": ImagePart,
@@ -36,28 +51,24 @@ PARTS: dict[str, type[TextPart] | type[RefusalPart] | type[ImagePart]] = {
 UNSUPPORTED_PARTS = ("input_audio", "file")
 
 
-def _content(value: object) -> object:
-    """Decides on the shape first: one short error that names the part, not one for each alternative."""
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise ValueError("must be a string or a list of parts")
-    if not value:
-        raise ValueError("must not be an empty list")
-    return [_part(index, part) for index, part in enumerate(value)]
-
-
-def _part(index: int, part: object) -> dict[str, Any]:
+def _part(part: object) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in UNSUPPORTED_PARTS:
-        raise ValueError(f"part {index}: '{kind}' is not supported by this server")
+        raise ValueError(f"'{kind}' is not supported by this server")
     if not isinstance(kind, str) or kind not in PARTS:
-        raise ValueError(f"part {index}: its type must be one of {', '.join(PARTS)}")
-    try:
-        return PARTS[kind].model_validate(part).model_dump(exclude_unset=True)
-    except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ValueError(f"part {index}: '{place}' is missing or not what it must be") from None
+        raise ValueError(f"its type must be one of {', '.join(PARTS)}")
+    return PARTS[kind].model_validate(part).model_dump(exclude_unset=True)
+
+
+Part = Annotated[dict[str, Any], BeforeValidator(_part)]
+CONTENT: TypeAdapter[list[dict[str, Any]]] = TypeAdapter(Annotated[list[Part], Field(min_length=1)])
+
+
+def _content(value: object) -> object:
+    """Decides on the shape first: one short error, not one for each alternative."""
+    if not isinstance(value, str | list):
+        raise ValueError("must be a string or a list of parts")
+    return value if isinstance(value, str) else CONTENT.validate_python(value)
 
 
 def _has_image(content: str | list[dict[str, Any]] | None) -> bool:
@@ -68,6 +79,8 @@ Content = Annotated[str | list[dict[str, Any]], BeforeValidator(_content)]
 
 
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+Description = Annotated[str, StringConstraints(max_length=16_384)]
 
 
 class CalledFunction(Request):
@@ -81,10 +94,8 @@ class MessageToolCall(Request):
     function: CalledFunction
 
 
-class ChatMessage(Request):
+class ChatMessage(Closed):
     """A message without a role is the user's."""
-
-    model_config = ConfigDict(extra="forbid")
 
     role: Literal["developer", "system", "user", "assistant", "tool"] = "user"
     content: Content | None = None
@@ -98,43 +109,43 @@ class ChatMessage(Request):
     @model_validator(mode="after")
     def _says_something(self) -> "ChatMessage":
         if self.content is None and self.refusal is None and not self.tool_calls:
-            raise ValueError("content is required")
+            raise fault("content is required", "content")
         if self.role != "user" and _has_image(self.content):
-            raise ValueError("images are the user's")
+            raise fault("images are the user's", "content")
         if self.tool_calls and self.role != "assistant":
-            raise ValueError("tool_calls are the assistant's")
+            raise fault("tool_calls are the assistant's", "tool_calls")
         if (self.role == "tool") != (self.tool_call_id is not None):
-            raise ValueError("a tool's message, and no other, has a tool_call_id")
+            raise fault("a tool's message has one, and no other", "tool_call_id")
         return self
 
 
-class Function(Request):
+class Function(Closed):
     name: FunctionName
-    description: str | None = Field(None, max_length=16_384)
+    description: Description | None = None
     parameters: dict[str, Any] = Field({}, description="a JSON schema; none: no arguments")
     strict: bool = False
 
 
-class Tool(Request):
+class Tool(Closed):
     type: Literal["function"]
     function: Function
 
 
-class ChosenFunction(Request):
+class ChosenFunction(Closed):
     name: FunctionName
 
 
-class ChosenTool(Request):
+class ChosenTool(Closed):
     type: Literal["function"]
     function: ChosenFunction
 
 
-class ToolSet(Request):
+class ToolSet(Closed):
     mode: Literal["auto", "required"]
     tools: list[ChosenTool] = Field(min_length=1, max_length=128)
 
 
-class AllowedTools(Request):
+class AllowedTools(Closed):
     type: Literal["allowed_tools"]
     allowed_tools: ToolSet
 

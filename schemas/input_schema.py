@@ -2,8 +2,10 @@
 
 from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, PlainValidator, StrictInt, ValidationError
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import AfterValidator, PlainValidator, StrictInt
+from pydantic_core import PydanticCustomError
+
+from schemas.request_schema import fault
 
 MAX_INPUTS = 2_048
 
@@ -19,7 +21,7 @@ def check_input(value: object, max_inputs: int = MAX_INPUTS) -> Shape:
         case list() if value:
             return _check_list(value, max_inputs)
         case _:
-            raise _fault(f"must be {SHAPES}, and not empty")
+            raise fault(f"must be {SHAPES}, and not empty")
 
 
 def _check_list(items: list[Any], max_inputs: int) -> Shape:
@@ -27,9 +29,9 @@ def _check_list(items: list[Any], max_inputs: int) -> Shape:
     if kind is int:
         return _check_tokens(items)
     if kind not in (str, list):
-        raise _fault(f"must be {SHAPES}")
+        raise fault(f"must be {SHAPES}")
     if len(items) > max_inputs:
-        raise _fault(f"has {len(items)} items, at most {max_inputs} are taken")
+        raise fault(f"has {len(items)} items, at most {max_inputs} are taken")
     _check_kind(items, kind)
     if kind is list:
         for index, tokens in enumerate(items):
@@ -39,10 +41,10 @@ def _check_list(items: list[Any], max_inputs: int) -> Shape:
 
 def _check_tokens(tokens: list[Any], *where: int) -> list[int]:
     if not tokens:
-        raise _fault("must not be empty", *where)
+        raise fault("must not be empty", *where)
     _check_kind(tokens, int, *where)
     if min(tokens) < 0:
-        raise _fault("must not hold negative token ids", *where)
+        raise fault("must not hold negative token ids", *where)
     return tokens
 
 
@@ -50,16 +52,7 @@ def _check_kind(items: list[Any], kind: type, *where: int) -> None:
     if set(map(type, items)) == {kind}:  # in C: half a million token ids cost milliseconds
         return
     index = next(index for index, item in enumerate(items) if type(item) is not kind)
-    raise _fault(f"must be of the same type as the items before it, {SHAPES}", *where, index)
-
-
-def _fault(message: str, *where: int) -> ValidationError:
-    """`where` leads to the culprit inside the input, so that the error's location ends in it."""
-    # the input itself stays out: the error may be shown or logged
-    details = InitErrorDetails(
-        type=PydanticCustomError("input_shape", "{text}", {"text": message}), loc=where, input=None
-    )
-    return ValidationError.from_exception_data("input", [details])
+    raise fault(f"must be of the same type as the items before it, {SHAPES}", *where, index)
 
 
 def _check_truncation(tokens: int) -> int:

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from schemas.generation_schema import StopSequences
-from schemas.request_schema import Request
+from schemas.request_schema import Request, fault
 
 Prompt = Annotated[str, StringConstraints(min_length=1)]
 
@@ -29,7 +29,7 @@ class Prediction(Request):
     @model_validator(mode="after")
     def _has_one(self) -> "Prediction":
         if (self.input is None) == (self.prompt is None):
-            raise ValueError("one of 'input' and 'prompt' is needed")
+            raise fault("one of 'input' and 'prompt' is needed", "input")
         return self
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from schemas.chat_schema import ConversationId, ConversationRef, FunctionName, ServiceTier
+from schemas.chat_schema import ConversationId, ConversationRef, Description, FunctionName, ServiceTier
 from schemas.generation_schema import MetadataKey
 from schemas.item_schema import Includable, Item, known
 from schemas.request_schema import Request
@@ -15,7 +15,7 @@ class FunctionTool(Request):
 
     type: Literal["function"]
     name: FunctionName
-    description: str | None = Field(None, max_length=16_384)
+    description: Description | None = None
     parameters: dict[str, Any] | None = Field(None, description="a JSON schema; none: no arguments")
     strict: bool = False
 

@@ -1,7 +1,7 @@
 """The simple routes."""
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from datetime import datetime
 
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage
@@ -19,10 +19,20 @@ from services.chat.events import Event, Text, head_of
 from services.chat.request import contents
 from services.chat_service import ChatService
 from services.conversation_service import ConversationService
-from services.errors import InvalidRequest
+from services.errors import InvalidRequest, ServiceError
 from services.history.repeat import Repeat
 from services.history.turn import Opening, Turn
 from services.turn_service import TurnService
+
+
+@contextmanager
+def _in_its_words() -> Iterator[None]:
+    """Refusals name the parts of the request as these routes do."""
+    try:
+        yield
+    except ServiceError as error:
+        error.param = {"conversation": "conversation_id"}.get(error.param or "", error.param)
+        raise
 
 
 class MessageService:
@@ -68,7 +78,8 @@ class MessageService:
         yield TextPiece(text=reply.text, message_id=reply.head.id)
 
     async def messages(self, owner: str, conversation: str | None, limit: int, after: str | None) -> StoredMessages:
-        found = await self._conversations.messages(owner, conversation, limit=limit + 1, after=after)
+        with _in_its_words():
+            found = await self._conversations.messages(owner, conversation, limit=limit + 1, after=after)
         return page(found, [each.id for each in found], limit)
 
     async def begin(self, question: Question, owner: str) -> tuple[Turn, AsyncGenerator[Event, None]]:
@@ -85,16 +96,16 @@ class MessageService:
                 yield event
 
     async def _open(self, asked: ChatCompletionRequest, owner: str, repeat: Repeat | None = None) -> Turn:
-        return await self._turns.open(
-            Opening(
-                owner=owner,
-                kind="message",
-                input=items.of_messages(asked.messages),
-                conversation=asked.conversation,
-                create=True,
-                repeat=repeat,
-            )
+        opening = Opening(
+            owner=owner,
+            kind="message",
+            input=items.of_messages(asked.messages),
+            conversation=asked.conversation,
+            create=True,
+            repeat=repeat,
         )
+        with _in_its_words():
+            return await self._turns.open(opening)
 
 
 def _history_item(message: ChatMessage) -> HistoryItem:

@@ -100,7 +100,8 @@ def invalid(found: Any) -> Problem:
     if first["loc"] == ("body",) and first["type"] != "value_error":
         message = "The body must be a JSON object, sent with Content-Type: application/json"
         return Problem(400, message, "invalid_request_error", None, "invalid_json")
-    param = ".".join(map(str, first["loc"][1:]))[:PARAM_LENGTH] or None  # without "body", "query", ...
+    place = [str(step) for step in first["loc"][1:] if step != "[key]"]  # without "body", "query", ...
+    param = ".".join(place)[:PARAM_LENGTH] or None
     message = first["msg"].removeprefix("Value error, ")
     text = f"'{param}': {message}" if param else message
     return Problem(400, text[:MESSAGE_LENGTH], "invalid_request_error", param, "invalid_value")

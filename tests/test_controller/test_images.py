@@ -106,8 +106,8 @@ async def test_the_first_one_at_fault(site: Site) -> None:
 )
 async def test_other_parts_are_refused(site: Site, wrong: dict[str, Any]) -> None:
     error = await refusal(site, HELLO, wrong)
-    assert (error["param"], error["code"]) == ("messages.0.content", "invalid_value")
-    assert "part 1" in error["message"]
+    assert error["param"].startswith("messages.0.content.1")
+    assert error["code"] == "invalid_value"
 
 
 @pytest.mark.parametrize("kind", ["input_audio", "file"])
@@ -119,7 +119,7 @@ async def test_parts_of_the_contract_are_refused_by_name(site: Site, kind: str) 
 async def test_images_are_the_users(site: Site, role: str) -> None:
     message = {"role": role, "content": [RED]}
     answer = await site.client.post("/v1/chat/completions", json={"model": MODEL, "messages": [message]})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages.0")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages.0.content")
 
 
 async def test_limits_of_the_settings(new_site: NewSite) -> None:

@@ -120,7 +120,7 @@ class TestNewMessage:
             ({"top_p": 0}, 400, "top_p"),
             ({"history": [{"role": "robot", "content": "x"}]}, 400, "history.0.role"),
             ({"history": [{"content": "x"}], "conversation_id": "conv_" + "0" * 32}, 400, "history"),
-            ({"conversation_id": "conv_" + "0" * 32}, 404, "conversation"),
+            ({"conversation_id": "conv_" + "0" * 32}, 404, "conversation_id"),
         ],
         ids=str,
     )

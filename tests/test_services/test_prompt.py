@@ -195,16 +195,32 @@ class TestMessages:
             "hi",
         ]
 
+    def test_results_of_no_call_are_named_where_they_stand(self) -> None:
+        result = {"role": "tool", "tool_call_id": "x", "content": "1"}
+        with pytest.raises(InvalidRequest) as refused:
+            said(result, history=({"role": "user", "content": "hi"},))
+        assert refused.value.param == "messages.0.tool_call_id"
+        with pytest.raises(InvalidRequest) as refused:
+            said({"content": "hi"}, history=(result,))
+        assert refused.value.param == "conversation"
+
+    def test_cache_breakpoints_are_not_needed(self) -> None:
+        part = {"type": "text", "text": "hi", "prompt_cache_breakpoint": {"mode": "explicit", "ttl": "30m"}}
+        assert said({"content": [part]})[0]["content"] == "hi"
+
     @pytest.mark.parametrize(
         ("message", "where"),
         [
             ({"role": "robot", "content": "hi"}, ("messages", 0, "role")),
-            ({"role": "user"}, ("messages", 0)),
+            ({"role": "user"}, ("messages", 0, "content")),
             ({"role": "user", "content": 5}, ("messages", 0, "content")),
-            ({"content": [{"type": "image_url", "image_url": {"detail": "low"}}]}, ("messages", 0, "content")),
-            ({"content": [{"type": "text"}]}, ("messages", 0, "content")),
-            ({"content": ["hi"]}, ("messages", 0, "content")),
-            ({"role": "tool", "content": "hi"}, ("messages", 0)),
+            (
+                {"content": [{"type": "image_url", "image_url": {"detail": "low"}}]},
+                ("messages", 0, "content", 0, "image_url", "url"),
+            ),
+            ({"content": [{"type": "text"}]}, ("messages", 0, "content", 0, "text")),
+            ({"content": ["hi"]}, ("messages", 0, "content", 0)),
+            ({"role": "tool", "content": "hi"}, ("messages", 0, "tool_call_id")),
             ({"content": "hi", "name": "n" * 65}, ("messages", 0, "name")),
             ("hi", ("messages", 0)),
         ],

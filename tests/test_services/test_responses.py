@@ -129,13 +129,14 @@ def test_what_is_malformed_names_its_place(fields: dict[str, Any], place: tuple[
     assert refused.value.errors()[0]["loc"] == place
 
 
-def test_a_chats_refusal_names_the_responses_own_part() -> None:
+@pytest.mark.parametrize(
+    ("of_the_chat", "of_the_response"),
+    [("response_format.json_schema", "text.format.json_schema"), ("messages.1.tool_call_id", "input"), ("n", "n")],
+)
+def test_a_chats_refusal_names_the_responses_own_part(of_the_chat: str, of_the_response: str) -> None:
     with pytest.raises(InvalidRequest) as refused, responses.in_its_words():
-        raise InvalidRequest("'response_format.json_schema' is odd", param="response_format.json_schema")
-    assert (refused.value.message, refused.value.param) == (
-        "'text.format.json_schema' is odd",
-        "text.format.json_schema",
-    )
+        raise InvalidRequest(f"'{of_the_chat}' is odd", param=of_the_chat)
+    assert (refused.value.message, refused.value.param) == (f"'{of_the_response}' is odd", of_the_response)
 
 
 def test_references_are_replaced_by_what_they_refer_to() -> None:

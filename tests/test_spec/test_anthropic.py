@@ -157,6 +157,12 @@ class TestRefusals:
             ({"messages": [said({"type": "video"})]}, "messages.0.content.0"),
             ({"messages": [said({"type": "text"})]}, "messages.0.content.0.text.text"),
             ({"messages": [said({"type": "text", "text": "x", "odd": 1})]}, "messages.0.content.0.text.odd"),
+            ({"messages": [said({"type": "thinking", "thinking": "x"})]}, "messages.0.content.0"),
+            (
+                {"system": "s", "messages": [said({"type": "tool_result", "tool_use_id": "x"})]},
+                "messages.0.content.0.tool_use_id",
+            ),
+            ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools.0.name"),
             ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0.type"),
             ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
             ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens"),

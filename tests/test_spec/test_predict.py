@@ -43,8 +43,8 @@ async def test_sampling_reaches_the_engine(site: Site, engine: FakeEngine) -> No
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({}, None),
-        ({"input": "hi", "prompt": "hi"}, None),
+        ({}, "input"),
+        ({"input": "hi", "prompt": "hi"}, "input"),
         ({"input": ""}, "input"),
         ({"input": 4.0}, "input"),
         ({"input": "hi", "temperature": 3}, "temperature"),
@@ -53,7 +53,7 @@ async def test_sampling_reaches_the_engine(site: Site, engine: FakeEngine) -> No
     ],
     ids=str,
 )
-async def test_refusals(site: Site, fields: dict[str, Any], param: str | None) -> None:
+async def test_refusals(site: Site, fields: dict[str, Any], param: str) -> None:
     answer = await predict(site, **fields)
     assert answer.status_code == (404 if param == "model" else 400)
     assert answer.json()["error"]["param"] == param

@@ -154,7 +154,7 @@ class TestErrors:
 
     async def test_what_the_spec_lets_through_and_the_chat_does_not_names_its_part(self, site: Site) -> None:
         answer = await site.client.post("/telegram", json={"content": ["part"]})
-        assert answer.json()["wrong"].startswith("'messages.0.content': part 0: ")
+        assert answer.json()["wrong"].startswith("'messages.0.content.0': ")
 
 
 class TestReaderWhoLeaves:

@@ -44,6 +44,7 @@ Part = dict[str, Any]
 def chat(request: CountRequest) -> ChatCompletionRequest:
     """Raises InvalidRequest for what would otherwise be ignored."""
     refuse(request, UNSUPPORTED)
+    _check_results(request.messages)
     messages = [*_system(request), *(each for message in request.messages for each in _messages(message))]
     asked: dict[str, Any] = {"model": request.model, "messages": messages, **_thinking(request.thinking)}
     asked |= _tools(request.tools, request.tool_choice) | _format(request)
@@ -53,6 +54,17 @@ def chat(request: CountRequest) -> ChatCompletionRequest:
     if isinstance(request, MessagesRequest):
         asked |= _sampling(request)
     return ChatCompletionRequest.model_validate(asked)
+
+
+def _check_results(messages: list[Message]) -> None:
+    called: set[str] = set()
+    for index, message in enumerate(messages):
+        for place, block in enumerate(message.content):
+            if isinstance(block, ToolUseBlock):
+                called.add(block.id)
+            elif isinstance(block, ToolResultBlock) and block.tool_use_id not in called:
+                param = f"messages.{index}.content.{place}.tool_use_id"
+                raise InvalidRequest(f"'{param}' is the id of no tool_use block before", param=param)
 
 
 def ignored(request: CountRequest) -> list[str]:

@@ -116,7 +116,7 @@ def echo(request: ChatCompletionRequest) -> str:
 def messages(request: ChatCompletionRequest, history: Iterable[Message], system_prompt: str | None) -> list[Message]:
     """History, then the request's own messages; the server's system prompt in front where neither has one."""
     said = [*history, *(message(each) for each in request.messages)]
-    tools.check_results(said)
+    tools.check_results(said, len(said) - len(request.messages))
     if system_prompt and all(each["role"] != "system" for each in said):
         said.insert(0, {"role": "system", "content": system_prompt})
     return said

@@ -169,15 +169,17 @@ def _chat_format(format: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def in_its_words() -> Iterator[None]:
-    """Refusals of the chat completion name the parts of the response's request."""
+    """Refusals of the chat completion name the parts of the response's request. Messages are no items: of them there
+    may be more, or fewer."""
     try:
         yield
     except InvalidRequest as error:
         first, _, rest = (error.param or "").partition(".")
         if first not in NAMES:
             raise
-        error.message = error.message.replace(f"'{first}", f"'{NAMES[first]}")
-        error.param = NAMES[first] + (f".{rest}" if rest else "")
+        named = NAMES[first] + (f".{rest}" if rest and first != "messages" else "")
+        error.message = error.message.replace(f"'{error.param}'", f"'{named}'")
+        error.param = named
         raise
 
 

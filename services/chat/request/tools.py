@@ -139,14 +139,14 @@ KEYWORDS: dict[str, Callable[[object], bool]] = {
 }
 
 
-def check_results(messages: Iterable[Message]) -> None:
-    """Each result is of a call that was made."""
+def check_results(messages: Iterable[Message], num_past: int) -> None:
+    """Each result is of a call that was made. The first messages are those of the conversation."""
     called: set[str] = set()
-    for place, message in enumerate(messages):
+    for place, message in enumerate(messages, -num_past):
         called |= {call["id"] for call in message.get("tool_calls", ())}
         if message["role"] == "tool" and message.get("tool_call_id") not in called:
-            param = f"messages.{place}.tool_call_id"
-            raise InvalidRequest(f"'{param}' is the id of no call that an assistant's message before has", param=param)
+            param = f"messages.{place}.tool_call_id" if place >= 0 else "conversation"
+            raise InvalidRequest(f"'{param}': a tool's result is of no call that was made before", param=param)
 
 
 # --- what the model is told ---
