@@ -42,7 +42,7 @@ def paths(app: FastAPI) -> set[str]:
 
 
 def test_routes_are_all_named(site: Site) -> None:
-    table = README.partition("## Routes")[2].partition("## One request")[0]
+    table = README.partition("## Routes")[2].partition("## Settings")[0]
     shortened = re.compile("/api/.*|.*/input_tokens")  # rows with an ellipsis
     missing = [path for path in paths(site.app) if path not in table and not shortened.fullmatch(path)]
     assert missing == []

@@ -177,7 +177,7 @@ class TestGetMessages:
             ({"limit": 0}, 400, "limit"),
             ({"limit": 1001}, 400, "limit"),
             ({"after": "x"}, 400, "after"),
-            ({"conversation_id": "conv_" + "0" * 32}, 404, "conversation"),
+            ({"conversation_id": "conv_" + "0" * 32}, 404, "conversation_id"),
         ],
         ids=str,
     )
