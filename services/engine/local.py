@@ -1,67 +1,31 @@
-"""The engine thread: drain -> schedule -> run -> deliver, over a model in this process.
+"""A model in this process: what is submitted is checked here, answered by the worker's thread, and read as a stream."""
 
-Two one-way hand-overs join it to the event loop: a SimpleQueue in, one `call_soon_threadsafe` a step out. Nothing else
-is shared but each sequence's `cancelled` flag, which the event loop sets and the scheduler reads.
-"""
-
-import asyncio
 import logging
-import threading
 import time
 from collections.abc import AsyncGenerator, Iterable
-from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from itertools import accumulate, count
 from pathlib import Path
-from queue import SimpleQueue
 
-import torch
-from torch import Tensor
-
-from services.engine.base import EngineStats, ImageReader, Job, Piece, Times, Tokenizer, TokenLogprob
+from services.engine.base import EngineStats, ImageReader, Job, Piece, Tokenizer
 from services.engine.building import build_runner
 from services.engine.compilation import Compilation
 from services.engine.device import cache_budget
 from services.engine.grammar import Grammars
 from services.engine.loader import Loaded, load
+from services.engine.request import Request
 from services.engine.runner import Runner
-from services.engine.sampler import Weighed, sample, weigh
-from services.engine.scheduler import Scheduler, Work
+from services.engine.scheduler import Scheduler
 from services.engine.sequence import Sequence
-from services.engine.shaping import unmaskable
 from services.engine.sight import give as give_sight
 from services.engine.sight import sight_of
 from services.engine.slots import MIN_REUSE
 from services.engine.stream import Mailbox, PieceStream
 from services.engine.streamer import RequestStreamer
-from services.engine.threads import release_team
 from services.engine.token_texts import TokenTexts
-from services.engine.vision import Vision
 from services.engine.warming import warm_up
-from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, ServiceError, Unavailable
+from services.engine.worker import Worker
+from services.errors import InvalidRequest, Overloaded, PromptTooLong, Unavailable
 
 logger = logging.getLogger(__name__)
-
-STALLED = 120  # seconds of one step, after which an engine counts as broken
-FAILED = "The engine failed on this request"
-
-
-@dataclass(slots=True)
-class _Request:
-    sequence: Sequence
-    streamer: RequestStreamer
-    mailbox: Mailbox
-    submitted: float
-    started: float = 0.0  # its first step; 0: not yet
-    spoke: float = 0.0  # its first token
-    told: bool = False  # a piece of it
-
-    def times(self, now: float) -> Times:
-        return Times(self.started - self.submitted, self.spoke - self.started, now - self.spoke)
-
-
-class _Stop: ...
 
 
 class LocalEngine:
@@ -86,10 +50,8 @@ class LocalEngine:
         self.dtype = str(loaded.dtype).removeprefix("torch.")
         self._eos = loaded.eos
         self._vocabulary = loaded.vocabulary
-        self._texts = TokenTexts(loaded.tokenizer)
         self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary, loaded.eos)
         self._compilation = compilation
-        self._runner = runner
         self._scheduler = Scheduler(
             runner.num_slots,
             max_num_batched_tokens,
@@ -101,13 +63,8 @@ class LocalEngine:
             prompt_share=kv_cache_ratio,
         )
         self._max_open = runner.num_slots + max_queue
-        self._inbox: SimpleQueue[_Request | Future[None] | _Stop] = SimpleQueue()
-        self._requests: dict[Sequence, _Request] = {}  # the engine thread's own
-        self._settling: list[Future[None]] = []  # likewise
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._worker = Worker(runner, self._scheduler, TokenTexts(loaded.tokenizer))
         self._stopping = False
-        self._step_began: float | None = None
-        self._thread = self._new_thread()
 
     @classmethod
     def load(
@@ -165,7 +122,7 @@ class LocalEngine:
         )
 
     def start(self) -> None:
-        self._thread.start()
+        self._worker.start()
         if self._compilation:
             self._compilation.start()
 
@@ -174,10 +131,7 @@ class LocalEngine:
         self._stopping = True
         if self._compilation:
             self._compilation.stop()
-        if self._thread.is_alive():
-            self._loop = asyncio.get_running_loop()
-            self._inbox.put(_Stop())
-            await asyncio.to_thread(self._join)  # and not an answer, which a dead thread would owe for ever
+        await self._worker.stop()
 
     async def submit(self, job: Job) -> AsyncGenerator[Piece, None]:
         self._check_room()
@@ -196,8 +150,7 @@ class LocalEngine:
         sequence = Sequence(job, min(job.sampling.max_tokens or room, room), job.sampling.ends(self._eos), matcher)
         streamer = RequestStreamer(self.tokenizer, job.prompt, job.sampling, self._eos)
         mailbox = Mailbox()
-        self._loop = asyncio.get_running_loop()
-        self._inbox.put(_Request(sequence, streamer, mailbox, time.monotonic()))
+        self._worker.submit(Request(sequence, streamer, mailbox, time.monotonic()))
         return PieceStream(sequence, mailbox)
 
     def _check_room(self) -> None:
@@ -215,7 +168,7 @@ class LocalEngine:
         """Read from any thread: each number is right, together they may be of two neighbouring steps."""
         return EngineStats(
             running=self._scheduler.num_running,
-            waiting=self._scheduler.num_waiting + self._inbox.qsize(),
+            waiting=self._scheduler.num_waiting + self._worker.num_submitted,
             cache_used=self._scheduler.num_cached,
             cache_size=self._cache_size,
             prefix_queried=self._scheduler.num_queried,
@@ -223,238 +176,12 @@ class LocalEngine:
             drafted=self._scheduler.num_drafted,
             accepted=self._scheduler.num_accepted,
             preemptions=self._scheduler.num_preemptions,
-            stalled=self._is_stalled(),
+            stalled=self._worker.is_stalled,
         )
 
     async def settle(self) -> None:
         """Returns once nothing runs and nothing waits, and all that was held has been given back."""
-        settled: Future[None] = Future()
-        self._inbox.put(settled)
-        await asyncio.wrap_future(settled)
-
-    def _is_stalled(self) -> bool:
-        began = self._step_began
-        return began is not None and time.monotonic() - began > STALLED
-
-    def _new_thread(self) -> threading.Thread:
-        return threading.Thread(target=self._run, name="engine", daemon=True)
-
-    def _join(self) -> None:
-        while (thread := self._thread).is_alive():
-            thread.join()
-
-    # --- the engine's thread from here on ---
-
-    def _run(self) -> None:
-        """Whatever ends this thread but a stop, another takes its place: nobody would be answered any more."""
-        try:
-            self._serve()
-        except BaseException:
-            logger.critical("the engine's thread died, another takes over", exc_info=True)
-            try:
-                self._end(self._scheduler.drop_all(), EngineFailed(FAILED))
-            finally:
-                self._thread = self._new_thread()
-                self._thread.start()
-        else:
-            self._end(self._scheduler.drop_all(), Unavailable("The server is shutting down"))
-            self._settled()
-            del self._runner  # its memory, now and not with the last reference to the engine
-
-    def _serve(self) -> None:
-        while self._drain():
-            self._step_began = time.monotonic()
-            try:
-                self._step()
-            except Exception:
-                logger.exception("a step of up to %d sequences failed", self._scheduler.num_running)
-                # who waits goes on waiting; where nobody ran, it is they who break it
-                self._end(self._scheduler.drop_running() or self._scheduler.drop_all(), EngineFailed(FAILED))
-            finally:
-                self._step_began = None
-
-    def _drain(self) -> bool:
-        """Takes in what was submitted, and blocks while there is nothing to do; False: it is time to stop."""
-        while self._scheduler.is_idle or not self._inbox.empty():
-            if self._inbox.empty():
-                self._rest()
-            match self._inbox.get():
-                case _Stop():
-                    return False
-                case Future() as settling:
-                    self._settling.append(settling)
-                case _Request() as request:
-                    self._requests[request.sequence] = request
-                    self._scheduler.add(request.sequence)
-        return True
-
-    def _rest(self) -> None:
-        """Nothing runs and nothing waits: nobody is owed an answer, and every slot has come home."""
-        assert not self._requests
-        self._scheduler.check()
-        self._settled()
-        release_team()
-
-    def _settled(self) -> None:
-        for settling in self._settling:
-            settling.set_result(None)
-        self._settling.clear()
-
-    def _step(self) -> None:
-        batch = self._scheduler.schedule()
-        self._forget_dropped()
-        self._runner.change(batch.changes)
-        if not batch.works:
-            return
-        works = batch.works if self._runner.vision is None else self._seen(batch.works, self._runner.vision)
-        self._note_start(works)
-        logits = self._try(works) if works else None
-        if logits is None:
-            return
-        sampling = [work for work in works if work.samples]
-        rows = list(accumulate((work.num_logits for work in sampling), initial=0))
-        for work in works:
-            work.sequence.num_computed += work.num_tokens - len(work.draft)
-        if sampling:
-            self._draw_drafts(list(zip(sampling, rows, strict=False)), logits)
-
-    def _seen(self, works: list[Work], vision: Vision) -> list[Work]:
-        """Those whose images could be looked at: one that cannot must not cost the others their step."""
-        blind = []
-        for work in works:
-            try:
-                vision.look(work)
-            except Exception:
-                logger.exception("an image of request %s could not be looked at", work.sequence.job.id)
-                blind.append(work.sequence)
-        self._fail_alone(blind, "its images cannot be seen")
-        return [work for work in works if work.sequence not in blind]
-
-    def _try(self, works: list[Work]) -> Tensor | None:
-        """A step's logits; None where it found no memory, and is tried again in smaller ones."""
-        try:
-            return self._runner.run(works)
-        except RuntimeError as error:
-            if not _is_out_of_memory(error) or not self._scheduler.shrink():
-                raise
-            logger.warning("out of memory in a step of %d sequences, trying smaller ones: %s", len(works), error)
-        torch.cuda.empty_cache()
-        return None
-
-    def _note_start(self, works: list[Work]) -> None:
-        for request in (self._requests[work.sequence] for work in works):
-            request.started = request.started or time.monotonic()
-
-    def _draw_drafts(self, drawing: list[tuple[Work, int]], logits: Tensor) -> None:
-        """Works with the first of their rows: one token each, then those behind it, as if each had a step of its own,
-        as long as the draft was right."""
-        for depth in count():
-            rows = [row + depth for _, row in drawing]
-            self._draw([work.sequence for work, _ in drawing], logits if len(rows) == len(logits) else logits[rows])
-            for work, _ in drawing:
-                if work.draft and not _was_right(work, depth):
-                    self._scheduler.judge(work, depth)
-            drawing = [(work, row) for work, row in drawing if _was_right(work, depth)]
-            for work, _ in drawing:
-                work.sequence.num_computed += 1
-            if not drawing:
-                return
-
-    def _draw(self, sequences: list[Sequence], logits: Tensor) -> None:
-        for broken, why in ((_broken, "its logits are not numbers"), (unmaskable, "its grammar allows no token")):
-            if rows := broken(logits, sequences):
-                self._fail_alone([sequences[row] for row in rows], why)
-                whole = [row for row in range(len(sequences)) if row not in rows]
-                sequences, logits = [sequences[row] for row in whole], logits[whole]
-        if sequences:
-            drawn = sample(logits, sequences)
-            tokens = [sequence.insist(token) for sequence, token in zip(sequences, drawn, strict=True)]
-            self._advance(sequences, tokens, weigh(logits, sequences, tokens))
-
-    def _advance(self, sequences: list[Sequence], tokens: list[int], weighed: dict[Sequence, Weighed]) -> None:
-        deliveries: list[tuple[Mailbox, Piece | ServiceError]] = []
-        broken = []
-        for sequence, token in zip(sequences, tokens, strict=True):
-            request = self._requests[sequence]
-            try:
-                piece = self._append(request, token, weighed.get(sequence))
-            except Exception:  # one request's text must not cost the others theirs
-                logger.exception("no text for a token of request %s", sequence.job.id)
-                broken.append(sequence)
-            else:
-                if piece:
-                    deliveries.append((request.mailbox, piece))
-        self._deliver(deliveries)
-        self._fail_alone(broken, "its tokens give no text")
-
-    def _append(self, request: _Request, token: int, weighed: Weighed | None) -> Piece | None:
-        sequence, streamer = request.sequence, request.streamer
-        sequence.tokens.append(token)
-        streamer.put(token, self._named(token, weighed))
-        if sequence.matcher and not streamer.finish:
-            sequence.matcher.advance(token)
-            if sequence.matcher.is_over:
-                streamer.end("stop")
-        if sequence.num_sampled >= sequence.max_tokens:
-            streamer.end("length")
-        sequence.finished = streamer.finish is not None
-        now = time.monotonic()
-        request.spoke = request.spoke or now
-        piece = streamer.take()
-        if piece and (piece.finish or not request.told):
-            request.told = True
-            times = request.times(now) if piece.finish else None
-            return replace(piece, cached_tokens=sequence.num_reused or 0, times=times)
-        return piece
-
-    def _named(self, token: int, weighed: Weighed | None) -> TokenLogprob | None:
-        if weighed is None:
-            return None
-        top = tuple(map(self._texts.named, weighed.ids, weighed.logprobs))
-        return self._texts.named(token, weighed.logprob, top)
-
-    def _forget_dropped(self) -> None:
-        """Whose slot is free; one that was cancelled since the batch was made still has its own."""
-        for sequence in [each for each in self._requests if each.is_over and each.slot is None]:
-            del self._requests[sequence]
-
-    def _fail_alone(self, sequences: list[Sequence], why: str) -> None:
-        for sequence in sequences:
-            logger.error("request %s failed: %s", sequence.job.id, why)
-            self._scheduler.fail(sequence)
-        self._end(sequences, EngineFailed(FAILED))
-
-    def _end(self, sequences: list[Sequence], error: ServiceError) -> None:
-        requests = [self._requests.pop(sequence) for sequence in sequences if sequence in self._requests]
-        self._deliver([(request.mailbox, error) for request in requests])
-
-    def _deliver(self, items: list[tuple[Mailbox, Piece | ServiceError]]) -> None:
-        """One wake-up of the event loop a step, not a token: 60 streams cost one hop."""
-        if items and self._loop:
-            with suppress(RuntimeError):  # the loop is closed, nobody is left to read
-                self._loop.call_soon_threadsafe(_hand_over, items)
-
-
-def _hand_over(items: list[tuple[Mailbox, Piece | ServiceError]]) -> None:
-    for mailbox, item in items:
-        mailbox.put_nowait(item)
-
-
-def _was_right(work: Work, depth: int) -> bool:
-    """Whether the token just drawn was guessed, so that the one behind it can be drawn from the same step."""
-    guessed = depth < len(work.draft) and work.draft[depth] == work.sequence.tokens[-1]
-    return guessed and not work.sequence.finished
-
-
-def _broken(logits: Tensor, sequences: list[Sequence]) -> list[int]:
-    """Rows that nothing can be drawn from."""
-    rows: list[int] = logits.amax(-1).isfinite().logical_not().nonzero()[:, 0].tolist()
-    return rows
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """The CPU's allocator has no class of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+        await self._worker.settle()
 
 
 def _too_long(job: Job, limit: int) -> str:

@@ -2,18 +2,22 @@
 
 No row's arithmetic depends on what else is in the batch, not even in its rounding: a seed gives the same token in any
 company. Rows that ask for the same kind of draw share it, and none pays for what only others ask.
+
+On a GPU all is asked for without waiting, and what was drawn comes back at once.
 """
 
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from services.engine.base import SamplingParams
 from services.engine.sequence import Sequence
 from services.engine.shaping import is_shaped, shape
+from services.engine.transfer import download, upload
 
 NUCLEUS = 1024
 # How many of the likeliest tokens are looked at: nearly all nuclei lie within the first of these, and sorting a
@@ -22,21 +26,42 @@ WIDTHS = (64, NUCLEUS, 8 * NUCLEUS)
 TOP = 20  # the most alternatives that may be asked for, always looked for: equals keep their order in any company
 GREEDY = 1e-5  # a temperature below it leaves one token, and dividing by it would overflow
 
-Draw = Callable[[Tensor, list[Sequence]], list[int]]
+Draw = Callable[[Tensor, list[Sequence]], Tensor]
 
 
-def sample(logits: Tensor, rows: list[Sequence]) -> list[int]:
-    """`logits` [rows, vocabulary] -> a token id for each row. The logits stay as they are."""
+def sample(logits: Tensor, rows: list[Sequence]) -> list[int | None]:
+    """`logits` [rows, vocabulary] -> a token id for each row; None where nothing can be drawn from what is no number.
+
+    The logits stay as they are.
+    """
+    tokens, drawable = download(draw(logits, rows), logits.amax(-1).isfinite())
+    return [token if able else None for token, able in zip(tokens, drawable, strict=True)]
+
+
+def draw(logits: Tensor, rows: list[Sequence]) -> Tensor:
+    """The tokens, where the logits are."""
     scores = logits.float()  # exact, and the largest is found in less than half the time
-    tokens = [0] * len(rows)
-    for (draw, shaped), members in _kinds(rows).items():
+    tokens = scores.new_zeros(len(rows), dtype=torch.int64)
+    for (pick, shaped), members in _kinds(rows).items():
         mine = [rows[i] for i in members]
-        part = scores if len(members) == len(rows) else scores[members]
+        part = taken(scores, members)
         if shaped:
             shape(part := part.clone() if part is logits else part, mine)
-        for i, token in zip(members, draw(part, mine), strict=True):
-            tokens[i] = token
+        _put(tokens, members, pick(part, mine))
     return tokens
+
+
+def taken(tensor: Tensor, rows: list[int]) -> Tensor:
+    """Some of its rows, without a copy if that is all."""
+    return tensor if len(rows) == len(tensor) else tensor[_index(rows, tensor)]
+
+
+def _put(tensor: Tensor, rows: list[int], values: Tensor) -> None:
+    tensor.index_copy_(0, _index(rows, tensor), values)
+
+
+def _index(rows: list[int], like: Tensor) -> Tensor:
+    return upload(np.array(rows, np.int64), like.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +78,15 @@ def weigh(logits: Tensor, rows: list[Sequence], tokens: list[int]) -> dict[Seque
     asking = [i for i, row in enumerate(rows) if row.job.sampling.logprobs is not None]
     if not asking:
         return {}
-    logprobs = logits[asking].float().log_softmax(-1)
-    chosen = logprobs.gather(-1, torch.tensor([[tokens[i]] for i in asking], device=logits.device))[:, 0].tolist()
-    top = logprobs.topk(min(TOP, logits.shape[-1])) if any(rows[i].job.sampling.logprobs for i in asking) else None
-    ids, values = (top.indices.tolist(), top.values.tolist()) if top else ([[]] * len(asking),) * 2
+    logprobs = taken(logits, asking).float().log_softmax(-1)
+    chosen = logprobs.gather(-1, _index([tokens[i] for i in asking], logits)[:, None])[:, 0]
+    most = max(rows[i].job.sampling.logprobs or 0 for i in asking)
+    top = logprobs.topk(min(TOP, logits.shape[-1]) if most else 0)
+    chances, ids, values = download(chosen, top.indices, top.values)
     weighed = {}
     for at, i in enumerate(asking):
         number = rows[i].job.sampling.logprobs
-        weighed[rows[i]] = Weighed(chosen[at], ids[at][:number], values[at][:number])
+        weighed[rows[i]] = Weighed(chances[at], ids[at][:number], values[at][:number])
     return weighed
 
 
@@ -77,57 +103,66 @@ def _draw_of(params: SamplingParams) -> Draw:
     return _draw if params.top_p >= 1 and params.top_k is None else _draw_truncated
 
 
-def _take_likeliest(logits: Tensor, rows: list[Sequence]) -> list[int]:
-    tokens: list[int] = logits.argmax(-1).tolist()
-    return tokens
+def _take_likeliest(logits: Tensor, rows: list[Sequence]) -> Tensor:
+    return logits.argmax(-1)
 
 
-def _draw(logits: Tensor, rows: list[Sequence]) -> list[int]:
-    tokens: list[int] = _pick(_probabilities(logits, rows), rows).tolist()
-    return tokens
+def _draw(logits: Tensor, rows: list[Sequence]) -> Tensor:
+    return _pick(_probabilities(logits, rows), rows)
 
 
-def _draw_truncated(logits: Tensor, rows: list[Sequence]) -> list[int]:
+def _draw_truncated(logits: Tensor, rows: list[Sequence]) -> Tensor:
     probs = _probabilities(logits, rows)
     size = probs.shape[-1]
-    tokens = [0] * len(rows)
+    tokens = probs.new_zeros(len(rows), dtype=torch.int64)
     left = list(range(len(rows)))
     for width in [*(width for width in WIDTHS if width < size), size]:
-        mine = probs if len(left) == len(rows) else probs[left]
+        trying = [i for i in left if _may_fit(rows[i], width, probs)]
+        if not trying:
+            continue
+        mine = taken(probs, trying)
         values, ids = mine.topk(width) if width < size else mine.sort(descending=True)
-        wider = _wider(values, size, [rows[i] for i in left])
+        wider = _wider(values, size, [rows[i] for i in trying])
         if fitting := [i for i, each in enumerate(wider) if not each]:
-            drawn = _draw_sorted(values[fitting], ids[fitting], [rows[left[i]] for i in fitting])
-            for i, token in zip(fitting, drawn, strict=True):
-                tokens[left[i]] = token
-        left = [row for row, each in zip(left, wider, strict=True) if each]
-        if not left:
-            break
+            members = [trying[i] for i in fitting]
+            drawn = _draw_sorted(taken(values, fitting), taken(ids, fitting), [rows[i] for i in members])
+            _put(tokens, members, drawn)
+            left = sorted({*left} - {*members})
     return tokens
+
+
+def _may_fit(row: Sequence, width: int, probs: Tensor) -> bool:
+    """Whether it is worth looking. On a GPU to look is to wait for it, which costs more than to sort everything."""
+    top_k = row.job.sampling.top_k
+    return probs.device.type == "cpu" or width == probs.shape[-1] or (top_k is not None and top_k <= width)
 
 
 def _wider(values: Tensor, vocabulary: int, rows: list[Sequence]) -> list[bool]:
     """Whether a row may draw a token that is not among its `values`, the largest probabilities."""
     size = values.shape[-1]
+    params = _params(rows)
+    if size == vocabulary:
+        return [False] * len(params)
+    if all(p.top_k is not None for p in params):  # there is no need to look
+        return [p.top_k > size for p in params if p.top_k is not None]
     return [
-        size < vocabulary and (mass < p.top_p if p.top_k is None else p.top_k > size)
-        for mass, p in zip(values.sum(-1).tolist(), _params(rows), strict=True)
+        mass < p.top_p if p.top_k is None else p.top_k > size
+        for mass, p in zip(values.sum(-1).tolist(), params, strict=True)
     ]
 
 
-def _draw_sorted(values: Tensor, ids: Tensor, rows: list[Sequence]) -> list[int]:
+def _draw_sorted(values: Tensor, ids: Tensor, rows: list[Sequence]) -> Tensor:
     """top_k first, then top_p of what is left, as `transformers` orders them. `values` in falling order."""
     params = _params(rows)
     size = values.shape[-1]
     ranks = torch.arange(size, device=values.device)
     values = values * (ranks < _column([min(p.top_k or size, size) for p in params], values))
     cumulative = values.cumsum(-1)
-    limited = torch.tensor([[p.top_k is not None] for p in params], device=values.device)
+    limited = upload(np.array([[p.top_k is not None] for p in params]), values.device)
     mass = torch.where(limited, cumulative[:, -1:], 1.0)
     inside = cumulative - values < _column([p.top_p for p in params], values) * mass
     values = values * (inside | (ranks == 0))  # the likeliest always, also where top_p is as good as 0
-    tokens: list[int] = ids.gather(-1, _pick(values, rows)[:, None])[:, 0].tolist()
-    return tokens
+    return ids.gather(-1, _pick(values, rows)[:, None])[:, 0]
 
 
 def _params(rows: list[Sequence]) -> list[SamplingParams]:
@@ -160,4 +195,4 @@ def _pick(weights: Tensor, rows: list[Sequence]) -> Tensor:
 
 
 def _column(values: list[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
+    return upload(np.array(values, np.float32), like.device)[:, None]

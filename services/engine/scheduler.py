@@ -131,10 +131,11 @@ class Scheduler:
         work.sequence.drafter.learn(num_right, len(work.sequence.tokens))
 
     def fail(self, sequence: Sequence) -> None:
-        """Ends a running sequence whose keys and values are not to be trusted."""
+        """Ends a sequence whose keys and values are not to be trusted, if it still has a place."""
         sequence.finished = True
-        self._slots.distrust(sequence)
-        self._running.remove(sequence)
+        if sequence.slot is not None:
+            self._slots.distrust(sequence)
+            self._running.remove(sequence)
 
     def drop_running(self) -> list[Sequence]:
         """Ends all that run, after a failed step; what the cache holds now, nobody knows."""

@@ -16,6 +16,7 @@ from torch.nn.functional import embedding
 
 from services.engine.grammar import Bits
 from services.engine.sequence import Sequence
+from services.engine.transfer import upload
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -29,7 +30,7 @@ def _is_short(row: Sequence) -> bool:
     return row.num_sampled < row.job.sampling.min_tokens
 
 
-def unmaskable(logits: Tensor, rows: list[Sequence]) -> list[int]:
+def unmaskable(rows: list[Sequence]) -> list[int]:
     """Asks the grammars of those rows that have one; the rows whose grammar allows no token."""
     return [i for i, row in enumerate(rows) if row.matcher and not _shaper(row).look_up(row)]
 
@@ -125,7 +126,7 @@ def _mask(scores: Tensor, shapers: list[Shaper]) -> None:
         return
     size = next(len(shaper.allowed) for shaper in shapers if shaper.allowed is not None)
     bits = np.stack([np.full(size, 255, np.uint8) if s.allowed is None else s.allowed for s in shapers])
-    octets = torch.from_numpy(bits).to(scores.device).int()
+    octets = upload(bits, scores.device).int()
     scores += embedding(octets, _weights(scores.device)).flatten(1)[:, : scores.shape[-1]]
 
 
@@ -163,8 +164,8 @@ def _go_on(scores: Tensor, ends: list[tuple[int, Ids]]) -> None:
 def _places(of_rows: Iterable[tuple[int, Ids]], scores: Tensor) -> Tensor:
     """Where in the flattened `scores` the ids of each row are."""
     width = scores.shape[-1]
-    return torch.from_numpy(np.concatenate([ids + i * width for i, ids in of_rows])).to(scores.device)
+    return upload(np.concatenate([ids + i * width for i, ids in of_rows]), scores.device)
 
 
 def _values(parts: list[Floats], scores: Tensor) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts)).to(scores.device)
+    return upload(np.concatenate(parts), scores.device)

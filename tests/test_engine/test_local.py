@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from services.engine.base import EngineStats, GrammarSpec, Job, SamplingParams, ThinkingLimit
 from services.engine.building import build_runner
+from services.engine.graphs import call_again
 from services.engine.local import LocalEngine
+from services.engine.paged_runner import Paging
 from services.engine.scheduler import Batch, Scheduler, Work
 from services.engine.sequence import Sequence
 from services.engine.slots import Forget
@@ -24,10 +26,12 @@ from tests.test_engine.fakes import END, PATIENCE, Counting, Gate, job, running,
 from tests.test_engine.tiny_models import build, generate
 from tests.test_engine.tiny_tokenizers import byte_level
 
+OVERLAPS = pytest.mark.parametrize("overlaps", [False, True], ids=["said at once", "said while the next runs"])
 
-@pytest.fixture
-async def engine() -> AsyncIterator[LocalEngine]:
-    async with running(Counting()) as engine:
+
+@pytest.fixture(params=[False, True], ids=["said at once", "said while the next runs"])
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[LocalEngine]:
+    async with running(Counting(overlaps=request.param)) as engine:
         yield engine
 
 
@@ -217,7 +221,7 @@ async def the_slot_is_free(engine: LocalEngine) -> None:
     assert await said(await engine.submit(job("w"))) == "xy"  # where there is but one
     await settled(engine)
     assert engine.stats().cache_used == 0
-    assert not engine._requests  # nothing is kept of anyone
+    assert not engine._worker.stepper.requests  # nothing is kept of anyone
 
 
 @LEAVE
@@ -240,7 +244,7 @@ async def test_leaving_while_the_prompt_is_read(gated: LocalEngine, gate: Gate, 
     gate.open()
 
     await the_slot_is_free(gated)
-    assert len(gated._runner.steps) < 15
+    assert len(gated._worker.stepper.runner.steps) < 15
 
 
 @LEAVE
@@ -311,7 +315,7 @@ async def test_leaving_between_the_schedule_and_the_step_harms_nobody(monkeypatc
 
         assert await said(stays) == "def"
         await settled(engine)
-        assert not engine._requests
+        assert not engine._worker.stepper.requests
         await leaves.aclose()
 
 
@@ -380,7 +384,8 @@ async def test_after_a_failed_step_nothing_in_the_cache_is_trusted() -> None:
     assert last[-1].cached_tokens == 0
 
 
-async def test_a_request_that_has_no_text_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@OVERLAPS
+async def test_a_request_that_has_no_text_fails_alone(monkeypatch: pytest.MonkeyPatch, overlaps: bool) -> None:
     def decode(self: fakes.Alphabet, ids: list[int], skip_special_tokens: bool = False) -> str:
         if END_OF_WORLD in ids:
             raise ValueError("no such token")
@@ -389,7 +394,7 @@ async def test_a_request_that_has_no_text_fails_alone(monkeypatch: pytest.Monkey
     END_OF_WORLD = 23
     monkeypatch.setattr(fakes.Alphabet, "decode", decode)
     gate = Gate()
-    async with running(Counting(num_slots=3, before=gate)) as engine:
+    async with running(Counting(num_slots=3, before=gate, overlaps=overlaps)) as engine:
         holds = await engine.submit(job("a", max_tokens=1))
         await gate.arrival()  # so that the next two come into one step
         done = await engine.submit(job("a", max_tokens=2))
@@ -404,7 +409,8 @@ async def test_a_request_that_has_no_text_fails_alone(monkeypatch: pytest.Monkey
         await settled(engine)
 
 
-async def test_logits_that_are_no_numbers_fail_alone_and_are_wiped_out() -> None:
+@OVERLAPS
+async def test_logits_that_are_no_numbers_fail_alone_and_are_wiped_out(overlaps: bool) -> None:
     class Breaking(Counting):
         def run(self, batch: list[Work]) -> torch.Tensor:
             logits = super().run(batch)
@@ -414,7 +420,7 @@ async def test_logits_that_are_no_numbers_fail_alone_and_are_wiped_out() -> None
             return logits
 
     gate = Gate()
-    runner = Breaking(num_slots=3, before=gate)
+    runner = Breaking(num_slots=3, before=gate, overlaps=overlaps)
     async with running(runner) as engine:
         first = await engine.submit(job(max_tokens=4))
         await gate.arrival()
@@ -458,8 +464,9 @@ async def test_an_answer_ends_with_its_grammar(
     await settled(engine)
 
 
-async def test_a_grammar_that_cannot_go_on_fails_its_request_alone() -> None:
-    async with running(Counting(num_slots=3)) as engine:
+@OVERLAPS
+async def test_a_grammar_that_cannot_go_on_fails_its_request_alone(overlaps: bool) -> None:
+    async with running(Counting(num_slots=3, overlaps=overlaps)) as engine:
         whole = await engine.submit(job(grammar=regex("defghi")))
         failing = await engine.submit(job(grammar=regex("de!|de\\?")))
         free = await engine.submit(job(max_tokens=6))
@@ -474,9 +481,12 @@ async def test_a_grammar_that_cannot_go_on_fails_its_request_alone() -> None:
 @given(
     lives=st.lists(st.tuples(st.sampled_from(["[a-y]{24}", "[d-g]{5}(x|y)"]), st.integers(0, 30)), max_size=8),
     room=st.sampled_from([56, 200]),
+    overlaps=st.booleans(),
 )
 @settings(max_examples=25, deadline=None)
-async def test_a_grammar_is_held_to_whoever_comes_or_leaves(lives: list[tuple[str, int]], room: int) -> None:
+async def test_a_grammar_is_held_to_whoever_comes_or_leaves(
+    lives: list[tuple[str, int]], room: int, overlaps: bool
+) -> None:
     """A life: a grammar, and the tokens after which its reader leaves."""
 
     async def read(pattern: str, patience: int) -> None:
@@ -489,13 +499,15 @@ async def test_a_grammar_is_held_to_whoever_comes_or_leaves(lives: list[tuple[st
                 if len(said) >= patience:
                     return
 
-    async with running(Counting(num_slots=3, cache_tokens=room), max_num_batched_tokens=4) as engine:
+    runner = Counting(num_slots=3, cache_tokens=room, overlaps=overlaps)
+    async with running(runner, max_num_batched_tokens=4) as engine:
         await asyncio.gather(*(read(*life) for life in lives))
         await settled(engine)
 
 
-async def test_a_preempted_answer_goes_on_in_its_grammar(gate: Gate) -> None:
-    async with running(Counting(cache_tokens=56, before=gate)) as engine:
+@OVERLAPS
+async def test_a_preempted_answer_goes_on_in_its_grammar(gate: Gate, overlaps: bool) -> None:
+    async with running(Counting(cache_tokens=56, before=gate, overlaps=overlaps)) as engine:
         answers = [await engine.submit(job("a" * 10, grammar=regex("[b-p]{15}x[a-c]{14}y"))) for _ in range(2)]
         gate.open()
 
@@ -576,7 +588,7 @@ async def test_an_engine_that_cannot_get_on_says_so(
     pieces = await gated.submit(job(max_tokens=1))
     await gate.arrival()
     assert not gated.stats().stalled
-    monkeypatch.setattr("services.engine.local.STALLED", 0)
+    monkeypatch.setattr("services.engine.worker.STALLED", 0)
     assert gated.stats().stalled
     gate.open()
     await said(pieces)
@@ -658,7 +670,7 @@ async def test_stopping_frees_the_thread_and_the_model() -> None:
     await engine.stop()
 
     assert alive() is None
-    assert not engine._thread.is_alive()
+    assert not engine._worker.thread.is_alive()
 
 
 async def test_stopping_twice_waits_twice(gate: Gate) -> None:
@@ -671,7 +683,7 @@ async def test_stopping_twice_waits_twice(gate: Gate) -> None:
         gate.open()
         await asyncio.gather(*stops)
 
-        assert not engine._thread.is_alive()
+        assert not engine._worker.thread.is_alive()
         await pieces.aclose()
 
 
@@ -741,16 +753,17 @@ async def test_stats_count_what_runs_waits_and_is_cached(gated: LocalEngine, gat
 # --- with a model ---
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "bloom"])
-async def test_clients_together_get_what_each_would_get_alone(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "paging"), [("llama", None), ("gemma3", None), ("bloom", None), ("llama", Paging(4, call_again))]
+)
+async def test_clients_together_get_what_each_would_get_alone(name: str, paging: Paging | None) -> None:
     model, tokenizer = build(name), byte_level()
     prompts = [tuple(range(3 + i, 3 + i + length)) for i, length in enumerate([5, 1, 17, 9, 2, 30])]
     expected = [generate(model, prompt, 12)[0] for prompt in prompts]
+    runner = build_runner(model, num_slots=3, length=64, budget=2**30, paging=paging)
+    runner.overlaps = paging is not None  # as on a GPU
     engine = LocalEngine(
-        fakes.loaded(model, tokenizer, eos=len(tokenizer)),
-        build_runner(model, num_slots=3, length=64, budget=2**30),
-        max_num_batched_tokens=8,
-        max_queue=8,
+        fakes.loaded(model, tokenizer, eos=len(tokenizer)), runner, max_num_batched_tokens=8, max_queue=8
     )
     engine.start()
 

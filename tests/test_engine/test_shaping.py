@@ -130,7 +130,7 @@ def test_a_grammar_comes_before_everything_else() -> None:
     free = row(SamplingParams(temperature=0, logit_bias={7: 1}), [1], [])
     scores = logits(2)
 
-    assert unmaskable(scores, [masked, free]) == []
+    assert unmaskable([masked, free]) == []
     assert {sample(scores, [masked, free])[0] for _ in range(50)} == {3, 5}
     shape(shaped := scores.clone(), [masked, free])
 
@@ -146,11 +146,11 @@ def test_only_a_grammar_that_leaves_nothing_else_ends_an_answer_before_its_time(
 ) -> None:
     short = held(Only(*tokens), temperature=0, logit_bias={5: 100}, **params)
 
-    assert unmaskable(logits(1), [short]) == []
+    assert unmaskable([short]) == []
     assert sample(logits(1), [short]) == [drawn]
 
 
 def test_grammars_that_allow_nothing_are_told() -> None:
     rows = [held(Only()), row(SamplingParams(), [1], []), held(Only(1)), held(Only())]
 
-    assert unmaskable(logits(4), rows) == [0, 3]
+    assert unmaskable(rows) == [0, 3]

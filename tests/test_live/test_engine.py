@@ -35,7 +35,7 @@ async def serving(compile_dir: Path | None, speculation: bool) -> AsyncIterator[
     try:
         if engine._compilation:
             engine._compilation.join()
-            assert getattr(engine._runner, "_compiled", None)
+            assert getattr(engine._worker.stepper.runner, "_compiled", None)
         yield engine
     finally:
         await engine.stop()

@@ -1,0 +1,214 @@
+"""One step after another: schedule -> run -> draw -> say.
+
+Where `run` returns before its step is done, what was drawn from the step before is said meanwhile: text, grammars and
+the event loop cost a GPU nothing. Only what the scheduler must know at once, whether an answer has come to its last
+token, is known at once; one that ends in its text, at a stop string, has a step more that nobody hears of.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate, count
+
+import torch
+from torch import Tensor
+
+from services.engine.base import Piece, TokenLogprob
+from services.engine.request import Request
+from services.engine.runner import Runner
+from services.engine.sampler import Weighed, sample, taken, weigh
+from services.engine.scheduler import Scheduler, Work
+from services.engine.sequence import Sequence
+from services.engine.shaping import unmaskable
+from services.engine.stream import Mailbox
+from services.engine.token_texts import TokenTexts
+from services.errors import EngineFailed, ServiceError
+
+logger = logging.getLogger(__name__)
+
+FAILED = "The engine failed on this request"
+
+Delivery = tuple[Mailbox, Piece | ServiceError]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A token that its sequence has, but nobody has heard of."""
+
+    request: Request
+    token: int
+    weighed: Weighed | None
+
+
+class Stepper:
+    """The engine thread's own. `deliver`: one call for all that a step has to say."""
+
+    def __init__(
+        self, runner: Runner, scheduler: Scheduler, texts: TokenTexts, deliver: Callable[[list[Delivery]], None]
+    ) -> None:
+        self.runner = runner
+        self.requests: dict[Sequence, Request] = {}
+        self._scheduler = scheduler
+        self._texts = texts
+        self._deliver = deliver
+        self._drawn: list[Drawn] = []
+
+    def add(self, request: Request) -> None:
+        self.requests[request.sequence] = request
+        self._scheduler.add(request.sequence)
+
+    def step(self) -> None:
+        batch = self._scheduler.schedule()
+        self.runner.change(batch.changes)
+        works = self._seen(batch.works)
+        logits = self._launch(works) if works else None
+        self._say()
+        self._forget_dropped()
+        if logits is not None:
+            self._draw_all(works, logits)
+
+    def fail_step(self) -> None:
+        """Ends who runs; who waits goes on waiting. Where nobody ran, it is they who break it."""
+        self._say()
+        self._end(self._scheduler.drop_running() or self._scheduler.drop_all(), EngineFailed(FAILED))
+        self._forget_dropped()
+
+    def end_all(self, error: ServiceError) -> None:
+        self._say()
+        self._end(self._scheduler.drop_all(), error)
+        self._forget_dropped()
+
+    # --- running ---
+
+    def _seen(self, works: list[Work]) -> list[Work]:
+        """Those whose images could be looked at: one that cannot must not cost the others their step."""
+        if self.runner.vision is None:
+            return works
+        blind = []
+        for work in works:
+            try:
+                self.runner.vision.look(work)
+            except Exception:
+                logger.exception("an image of request %s could not be looked at", work.sequence.job.id)
+                blind.append(work.sequence)
+        self._fail_alone(blind, "its images cannot be seen")
+        return [work for work in works if work.sequence not in blind]
+
+    def _launch(self, works: list[Work]) -> Tensor | None:
+        """A step's logits; None where it found no memory, and is tried again in smaller ones."""
+        for request in (self.requests[work.sequence] for work in works):
+            request.started = request.started or time.monotonic()
+        try:
+            return self.runner.run(works)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error) or not self._scheduler.shrink():
+                raise
+            logger.warning("out of memory in a step of %d sequences, trying smaller ones: %s", len(works), error)
+        torch.cuda.empty_cache()
+        return None
+
+    # --- drawing ---
+
+    def _draw_all(self, works: list[Work], logits: Tensor) -> None:
+        sampling = [work for work in works if work.samples]
+        rows = list(accumulate((work.num_logits for work in sampling), initial=0))
+        for work in works:
+            work.sequence.num_computed += work.num_tokens - len(work.draft)
+        self._draw_drafts(list(zip(sampling, rows, strict=False)), logits)
+        if not self.runner.overlaps:
+            self._say()
+
+    def _draw_drafts(self, drawing: list[tuple[Work, int]], logits: Tensor) -> None:
+        """Works with the first of their rows: one token each, then those behind it, as if each had a step of its own,
+        as long as the draft was right."""
+        for depth in count():
+            drawing = [(work, row) for work, row in drawing if not work.sequence.finished]
+            if not drawing:
+                return
+            self._draw([work.sequence for work, _ in drawing], taken(logits, [row + depth for _, row in drawing]))
+            if any(work.draft for work, _ in drawing):
+                self._say()
+            for work, _ in drawing:
+                if work.draft and not _was_right(work, depth):
+                    self._scheduler.judge(work, depth)
+            drawing = [(work, row) for work, row in drawing if _was_right(work, depth)]
+            for work, _ in drawing:
+                work.sequence.num_computed += 1
+
+    def _draw(self, sequences: list[Sequence], logits: Tensor) -> None:
+        sequences, logits = self._without(unmaskable(sequences), "its grammar allows no token", sequences, logits)
+        drawn = sample(logits, sequences) if sequences else []
+        broken = [row for row, token in enumerate(drawn) if token is None]
+        sequences, logits = self._without(broken, "its logits are not numbers", sequences, logits)
+        whole = [token for token in drawn if token is not None]
+        tokens = [sequence.insist(token) for sequence, token in zip(sequences, whole, strict=True)]
+        weighed = weigh(logits, sequences, tokens)
+        for sequence, token in zip(sequences, tokens, strict=True):
+            sequence.tokens.append(token)
+            sequence.finished = token in sequence.ends or sequence.num_sampled >= sequence.max_tokens
+            self._drawn.append(Drawn(self.requests[sequence], token, weighed.get(sequence)))
+
+    def _without(
+        self, failing: list[int], why: str, sequences: list[Sequence], logits: Tensor
+    ) -> tuple[list[Sequence], Tensor]:
+        if not failing:
+            return sequences, logits
+        self._fail_alone([sequences[row] for row in failing], why)
+        whole = [row for row in range(len(sequences)) if row not in failing]
+        return [sequences[row] for row in whole], taken(logits, whole)
+
+    # --- saying ---
+
+    def _say(self) -> None:
+        """What was drawn and not yet said."""
+        drawn, self._drawn = self._drawn, []
+        deliveries: list[Delivery] = []
+        broken = []
+        for each in drawn:
+            request = each.request
+            try:
+                piece = request.say(each.token, self._named(each))
+            except Exception:  # one request's text must not cost the others theirs
+                logger.exception("no text for a token of request %s", request.sequence.job.id)
+                broken.append(request.sequence)
+            else:
+                if piece:
+                    deliveries.append((request.mailbox, piece))
+        self._deliver(deliveries)
+        self._fail_alone(broken, "its tokens give no text")
+
+    def _named(self, drawn: Drawn) -> TokenLogprob | None:
+        weighed = drawn.weighed
+        if weighed is None:
+            return None
+        top = tuple(map(self._texts.named, weighed.ids, weighed.logprobs))
+        return self._texts.named(drawn.token, weighed.logprob, top)
+
+    # --- leaving ---
+
+    def _forget_dropped(self) -> None:
+        """Whose slot is free; one that was cancelled since the batch was made still has its own."""
+        for sequence in [each for each in self.requests if each.is_over and each.slot is None]:
+            del self.requests[sequence]
+
+    def _fail_alone(self, sequences: list[Sequence], why: str) -> None:
+        for sequence in sequences:
+            logger.error("request %s failed: %s", sequence.job.id, why)
+            self._scheduler.fail(sequence)
+        self._end(sequences, EngineFailed(FAILED))
+
+    def _end(self, sequences: list[Sequence], error: ServiceError) -> None:
+        requests = [self.requests.pop(sequence) for sequence in sequences if sequence in self.requests]
+        self._deliver([(request.mailbox, error) for request in requests])
+
+
+def _was_right(work: Work, depth: int) -> bool:
+    """Whether the token just drawn was guessed, so that the one behind it can be drawn from the same step."""
+    guessed = depth < len(work.draft) and work.draft[depth] == work.sequence.tokens[-1]
+    return guessed and not work.sequence.finished
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """The CPU's allocator has no class of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

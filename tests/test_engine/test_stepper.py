@@ -1,0 +1,164 @@
+"""When things are said, and that nobody waits for a GPU but for what was drawn."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from services.engine import shaping
+from services.engine.base import Job, SamplingParams
+from services.engine.request import Request
+from services.engine.sampler import draw
+from services.engine.scheduler import Scheduler
+from services.engine.sequence import Sequence
+from services.engine.shaping import unmaskable
+from services.engine.stepper import Stepper
+from services.engine.stream import Mailbox
+from services.engine.streamer import RequestStreamer
+from services.engine.token_texts import TokenTexts
+from services.engine.transfer import download, upload
+from services.errors import EngineFailed
+from tests.test_engine.fakes import END, Alphabet, Counting, job
+
+
+def request(job: Job) -> Request:
+    sequence = Sequence(job, job.sampling.max_tokens or 1, job.sampling.ends(frozenset([END])))
+    streamer = RequestStreamer(Alphabet(), job.prompt, job.sampling, frozenset([END]))
+    return Request(sequence, streamer, Mailbox(), 0.0)
+
+
+def stepper(runner: Counting, events: list[str]) -> Stepper:
+    def deliver(items: list[Any]) -> None:
+        events.extend(item.text if not isinstance(item, Exception) else type(item).__name__ for _, item in items)
+
+    scheduler = Scheduler(runner.num_slots, 16, min_reuse=None)
+    return Stepper(runner, scheduler, TokenTexts(Alphabet()), deliver)
+
+
+@pytest.mark.parametrize(
+    ("overlaps", "expected"),
+    [(False, ["run", "d", "run", "e", "run", "f"]), (True, ["run", "run", "d", "run", "e", "f"])],
+)
+def test_a_step_is_heard_of_at_once_or_while_the_next_one_runs(overlaps: bool, expected: list[str]) -> None:
+    events: list[str] = []
+    steps = stepper(Counting(overlaps=overlaps, before=lambda _: events.append("run")), events)
+    steps.add(request(job(max_tokens=3)))
+    for _ in range(4):
+        steps.step()
+
+    assert events == expected
+    assert not steps.requests
+
+
+def test_what_ends_in_its_text_has_a_step_more_that_nobody_hears_of() -> None:
+    events: list[str] = []
+    runner = Counting(overlaps=True)
+    steps = stepper(runner, events)
+    steps.add(ending := request(job(max_tokens=9, stop=("e",))))
+    for _ in range(4):
+        steps.step()
+
+    assert events == ["d", ""]
+    assert len(runner.steps) == 3
+    assert ending.sequence.tokens[-1] == ord("e") - ord("a")
+    assert not steps.requests
+
+
+def test_what_was_drawn_is_said_before_a_failure_is() -> None:
+    """One comes to its end, and in the step behind it the other fails."""
+    events: list[str] = []
+
+    def breaks(batch: list[Any]) -> None:
+        if len(runner.steps) == 2:
+            raise RuntimeError
+
+    runner = Counting(overlaps=True, before=breaks)
+    steps = stepper(runner, events)
+    for each in (job(max_tokens=1), job(max_tokens=9)):
+        steps.add(request(each))
+    steps.step()
+    with pytest.raises(RuntimeError):
+        steps.step()
+    steps.fail_step()
+
+    assert events == ["d", "d", EngineFailed.__name__]
+    assert not steps.requests
+
+
+# --- waiting ---
+
+
+class Elsewhere(TorchDispatchMode):
+    """On the device "meta" numbers are never known: whoever asks for one fails, as whoever waits would wait.
+
+    A copy there must not wait either, and nothing there may be mixed with what is here: that would be copied too.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [each for each in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+        devices = {tensor.device.type for tensor in tensors if tensor.dim()}
+        if func is torch.ops.aten._to_copy.default and kwargs.get("device") == torch.device("meta"):
+            assert kwargs.get("non_blocking") or devices == {"meta"}
+        else:
+            assert len(devices) <= 1, func
+        return func(*args, **(kwargs or {}))
+
+
+class Bits:
+    """A grammar that allows all."""
+
+    ends = np.zeros(0, np.int64)
+
+    def allowed(self) -> Any:
+        return np.full(13, 255, np.uint8)
+
+
+SAMPLING: list[dict[str, Any]] = [
+    {"temperature": 0},
+    {"temperature": 0.7},
+    {"temperature": 1.3, "min_p": 0.1},
+    {"top_p": 0.9},
+    {"top_k": 7, "top_p": 0.9},
+    {"top_k": 80},
+    {"temperature": 0, "logit_bias": {3: 1.0}, "min_tokens": 4},
+    {"frequency_penalty": 1.0, "presence_penalty": 0.5, "repetition_penalty": 1.2},
+]
+
+
+def row(params: dict[str, Any]) -> Sequence:
+    return Sequence(Job("job", (1, 2, 3), SamplingParams(**params)), 9, frozenset([5]))
+
+
+@pytest.mark.parametrize("rows", [[each] for each in SAMPLING] + [SAMPLING], ids=lambda rows: str(len(rows)))
+def test_drawing_does_not_wait(rows: list[dict[str, Any]]) -> None:
+    logits = torch.empty(len(rows), 100, device="meta", dtype=torch.bfloat16)
+    sequences = [row(params) for params in rows]
+    sequences[0].matcher = Bits()
+    assert unmaskable(sequences) == []
+    shaping._weights(logits.device)  # goes there once and for all
+    with Elsewhere():
+        tokens = draw(logits, sequences)
+
+    assert (tokens.shape, tokens.dtype) == ((len(rows),), torch.int64)
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda logits: logits.argmax(-1).tolist(),
+        lambda logits: bool(logits.any()),
+        lambda logits: logits[logits > 0],
+        lambda logits: logits / torch.ones(3, 1).to("meta"),
+    ],
+)
+def test_waiting_would_be_noticed(waits: Callable[[torch.Tensor], Any]) -> None:
+    with Elsewhere(), pytest.raises((AssertionError, RuntimeError, NotImplementedError)):
+        waits(torch.empty(3, 100, device="meta"))
+
+
+def test_there_and_back() -> None:
+    there = upload(np.array([[1, 2], [3, 4]]), torch.device("cpu"))
+    assert download(there[0], there.float().mean()) == [[1, 2], 2.5]
