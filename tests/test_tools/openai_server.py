@@ -29,6 +29,7 @@ def sse(*chunks: Json) -> bytes:
 class Asked:
     target: str
     body: Json
+    key: str | None
 
 
 @dataclass
@@ -56,7 +57,7 @@ def answering(peer: Peer) -> Iterator[Peer]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             _, target, _, resource = self.path.split("/", 3)
-            peer.asked.append(Asked(target, body))
+            peer.asked.append(Asked(target, body, self.headers["Authorization"]))
             peer.arrived()
             status = peer.status(body)
             if status != 200:

@@ -22,7 +22,8 @@ from tools.bench.answer import Answer, read
 from tools.bench.exchange import Arrival, Exchange
 from tools.bench.figures import add_up, percentile
 from tools.bench.load import ChatLoad, EmbeddingLoad, Load
-from tools.bench.rounds import Plan, Round, Target, run
+from tools.bench.rounds import Plan, Round, run
+from tools.bench.server import Server
 from tools.benchmark import parse
 
 ROOT = Path(cli.__file__).parent.parent
@@ -37,7 +38,7 @@ def peer() -> Iterator[Peer]:
 
 
 def plan(peer: Peer, *loads: Load, targets: Sequence[str] = "a", rounds: int = 1, seconds: float = 60) -> Plan:
-    return Plan([Target(name, peer.at(name), "default") for name in targets], loads, rounds, seconds, seed=0)
+    return Plan([Server(name, peer.at(name), "default") for name in targets], loads, rounds, seconds, seed=0)
 
 
 async def measured(plan: Plan) -> list[Round]:
@@ -84,11 +85,11 @@ def test_texts_come_in_batches_and_in_all_lengths() -> None:
 
 
 async def test_a_target_may_be_asked_to_store_its_answers(peer: Peer) -> None:
-    targets = [parse(f"{each}={peer.at(each)}#default{option}") for each, option in (("a", ""), ("b", "+store"))]
+    targets = [parse(f"{each}={peer.at(each)}#default{option}", {}) for each, option in (("a", ""), ("b", "+store"))]
     await measured(Plan(targets, [CHAT], rounds=1, seconds=60, seed=0))
     assert {asked.target: asked.body.get("store") for asked in peer.asked} == {"a": None, "b": True}
     with pytest.raises(typer.BadParameter, match="stone"):
-        parse("a=http://127.0.0.1#default+stone")
+        parse("a=http://127.0.0.1#default+stone", {})
 
 
 # What an answer says
@@ -195,7 +196,7 @@ async def test_a_refusal_is_an_error(peer: Peer) -> None:
 
 
 async def test_a_server_that_is_gone_is_an_error() -> None:
-    nowhere = Plan([Target("a", "http://127.0.0.1:9/v1", "default")], [CHAT], 1, 60, 0)
+    nowhere = Plan([Server("a", "http://127.0.0.1:9/v1", "default")], [CHAT], 1, 60, 0)
     _, counted = await measured(nowhere)
     assert all("Cannot connect" in (answer.error or "") for answer in counted.answers)
 
@@ -259,11 +260,35 @@ def test_a_target_that_is_not_there_ends_it_at_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("wrong", [("--target", "somewhere"), ("--streams", "1,x"), ("--streams", "0")])
-def test_what_makes_no_sense_is_said(wrong: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--target", "somewhere"),
+        ("--target", "=http://127.0.0.1"),
+        ("--target", "a=http://127.0.0.1", "--target", "a=http://127.0.0.2"),
+        ("--target", "a=sentence-transformers:folder"),
+        ("--api-key", "nobody=secret"),
+        ("--streams", "1,x"),
+        ("--streams", "0"),
+    ],
+)
+def test_what_makes_no_sense_is_said(wrong: tuple[str, ...]) -> None:
     result = bench(*wrong)
     assert result.exit_code == 2
-    assert wrong[1] in result.output
+    assert wrong[1].partition("=")[0] in result.output
+
+
+def test_a_key_goes_to_its_target_and_nowhere_else(peer: Peer, tmp_path: Path) -> None:
+    targets = ["--target", f"a={peer.at('a')}", "--target", f"b={peer.at('b')}", "--api-key", "b=secret"]
+    bench(*targets, "--streams", "1", "--rounds", "1", "--output", f"{tmp_path}/x")
+    assert {(asked.target, asked.key) for asked in peer.asked} == {("a", None), ("b", "Bearer secret")}
+    assert "secret" not in (tmp_path / "x.json").read_text()
+
+
+def test_files_keep_their_whole_name(peer: Peer, tmp_path: Path) -> None:
+    options = ["--target", f"a={peer.at('a')}", "--streams", "1", "--rounds", "1", "--output", f"{tmp_path}/new/v1.2"]
+    assert bench(*options).exit_code == 0
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"v1.2.json", "v1.2.png"}
 
 
 def test_interrupted_it_keeps_what_it_has(peer: Peer, tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ class Exchange:
     error: str | None
 
 
-def session() -> ClientSession:
-    return ClientSession(connector=TCPConnector(limit=0, force_close=True), timeout=UNHURRIED, headers=HEADERS)
+def session(key: str | None = None) -> ClientSession:
+    headers = HEADERS | ({"Authorization": f"Bearer {key}"} if key else {})
+    return ClientSession(connector=TCPConnector(limit=0, force_close=True), timeout=UNHURRIED, headers=headers)
 
 
 async def exchange(client: ClientSession, url: str, body: bytes, deadline: float) -> Exchange:

@@ -1,6 +1,6 @@
-"""The picture: a row per kind of prompt, the rate on the left, how long the first text takes on the right."""
+"""The picture: a row per kind of prompt; the rate, how long the first text takes, and then each next one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from tools.bench.figures import Figures, by_title
 
 COLORS = ("#2563eb", "#f59e0b", "#10b981", "#8b5cf6", "#ef4444", "#64748b")
-WIDTH, ROW_HEIGHT, DPI = 11.0, 3.4, 130
+WIDTH, HEIGHT, DPI = 5.0, 3.4, 130  # of one diagram, in inches
 GROUP = 0.8  # what the bars of one concurrency take of the distance to the next
 HEADROOM = 1.25  # for the legend
 SPREAD = {"elinewidth": 1, "ecolor": "#475569", "capsize": 2}
@@ -28,16 +28,32 @@ class Bars:
     color: str
 
 
+@dataclass(frozen=True, slots=True)
+class Times:
+    name: str
+    p50: Callable[[Figures], float | None]
+    p95: Callable[[Figures], float | None]
+
+
 def draw(path: Path, figures: Sequence[Figures]) -> None:
     rows = by_title(figures)
-    picture = Figure(figsize=(WIDTH, ROW_HEIGHT * len(rows)), layout="constrained")  # no pyplot: no window, no state
-    for row, (left, right) in zip(rows, picture.subplots(len(rows), 2, squeeze=False), strict=True):
+    times = times_of(figures)
+    size = (WIDTH * (1 + len(times)), HEIGHT * len(rows))
+    picture = Figure(figsize=size, layout="constrained")  # no pyplot: no window, no state
+    for row, (first, *others) in zip(rows, picture.subplots(len(rows), 1 + len(times), squeeze=False), strict=True):
         bars = arrange(row)
-        draw_rates(left, bars)
-        draw_latencies(right, bars)
-        for axes in (left, right):
+        draw_rates(first, bars)
+        for axes, each in zip(others, times, strict=True):
+            draw_times(axes, bars, each)
+        for axes in (first, *others):
             decorate(axes, row)
     picture.savefig(path, dpi=DPI)
+
+
+def times_of(figures: Sequence[Figures]) -> list[Times]:
+    first = Times(figures[0].load.latency, lambda each: each.first_p50, lambda each: each.first_p95)
+    gap = Times("gap", lambda each: each.gap_p50, lambda each: each.gap_p95)
+    return [first, gap] if any(each.gap_p50 for each in figures) else [first]
 
 
 def arrange(row: Sequence[Figures]) -> list[Bars]:
@@ -67,15 +83,14 @@ def draw_rates(axes: Axes, bars: Sequence[Bars]) -> None:
     axes.legend(frameon=False, fontsize=SMALL, loc="upper left", ncols=len(bars))
 
 
-def draw_latencies(axes: Axes, bars: Sequence[Bars]) -> None:
+def draw_times(axes: Axes, bars: Sequence[Bars], times: Times) -> None:
     for each in bars:
-        p95 = [milliseconds(figure.first_p95) for figure in each.figures]
-        p50 = [milliseconds(figure.first_p50) for figure in each.figures]
+        p95 = [milliseconds(times.p95(figure)) for figure in each.figures]
+        p50 = [milliseconds(times.p50(figure)) for figure in each.figures]
         axes.bar(each.places, p95, each.width, color=each.color, alpha=0.35)
-        axes.bar_label(
-            axes.bar(each.places, p50, each.width, color=each.color), fmt="{:.0f}", fontsize=SMALL, padding=2
-        )
-    axes.set_ylabel(f"{bars[0].figures[0].load.latency} in ms, p50 and in pale p95", fontsize=SMALL)
+        drawn = axes.bar(each.places, p50, each.width, color=each.color)
+        axes.bar_label(drawn, [f"{value:.0f}" if value else "" for value in p50], fontsize=SMALL, padding=2)
+    axes.set_ylabel(f"{times.name} in ms, p50 and in pale p95", fontsize=SMALL)
 
 
 def milliseconds(seconds: float | None) -> float:

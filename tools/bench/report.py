@@ -17,6 +17,7 @@ from tools.bench.rounds import Plan, Round
 
 PACKAGES = ("parley", "torch", "transformers", "aiohttp")
 LINE_LENGTH = 160
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def show(rounds: Sequence[Round], console: Console) -> None:
@@ -71,14 +72,13 @@ def complaints(rounds: Sequence[Round]) -> Counter[tuple[str, bool, str]]:
 
 def write(path: Path, plan: Plan, rounds: Sequence[Round], machine: dict[str, object]) -> None:
     report = {"machine": machine, "plan": plan, "figures": add_up(rounds), "rounds": rounds}
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(orjson.dumps(report))
 
 
 def machine() -> dict[str, object]:
     return {
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "load_average": round(os.getloadavg()[0], 2),  # before the run: whether it was alone
         "system": platform.platform(),
@@ -87,6 +87,10 @@ def machine() -> dict[str, object]:
     }
 
 
+def cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # no macOS has it
+
+
 def cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,37 @@
+"""Embeds with sentence-transformers, in bfloat16, what comes as lines of JSON; for a Python that need not have us."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from importlib import import_module
+
+sys.path.pop(0)  # this folder's modules are not the library's
+
+
+def answers() -> Iterator[dict[str, object]]:
+    """One when the model is there, one for each line."""
+    model = import_module("sentence_transformers").SentenceTransformer(sys.argv[1]).bfloat16()
+    yield {}
+    for line in sys.stdin:
+        asked = json.loads(line)
+        started = time.perf_counter()
+        vectors = model.encode(asked["texts"], batch_size=asked["batch"], show_progress_bar=False)
+        yield {"seconds": time.perf_counter() - started, "texts": len(vectors)}
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
+    with os.fdopen(os.dup(1), "w") as out:
+        os.dup2(2, 1)  # what a library prints is no answer
+        try:
+            for answer in answers():
+                print(json.dumps(answer), file=out, flush=True)
+        except Exception as problem:
+            print(json.dumps({"error": f"{type(problem).__name__}: {problem}"}), file=out, flush=True)
+            sys.exit(1)
+
+
+main()

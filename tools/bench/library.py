@@ -1,0 +1,89 @@
+"""sentence-transformers as a target: `encode` in a process of its own, which another Python may run."""
+
+import asyncio
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import orjson
+from pydantic import BaseModel
+
+from tools.bench.answer import Answer
+from tools.bench.load import EmbeddingLoad
+from tools.bench.turn import Played, Turn, Unreachable
+
+PROGRAM = Path(__file__).with_name("encode.py")
+
+
+class Said(BaseModel):
+    """A line of the program's."""
+
+    seconds: float = 0
+    texts: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    name: str
+    source: str  # a folder or a hub name
+    python: str
+
+    async def check(self) -> None:
+        """Nothing to ask before it is opened."""
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator["Encoding"]:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                self.python, str(PROGRAM), self.source, stdin=PIPE, stdout=PIPE, stderr=DEVNULL
+            )
+        except OSError as problem:
+            raise Unreachable(f"{self.name}: {self.python} cannot be run: {problem.strerror}") from problem
+        try:
+            encoding = Encoding(process)
+            if error := (await encoding.heard()).error:
+                raise Unreachable(f"{self.name}: {error} (run by {self.python}, see --python)")
+            yield encoding
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+class Encoding:
+    """Its time is the time inside of `encode`; how the texts get there is not part of it."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    async def play(self, turn: Turn) -> Played:
+        assert isinstance(turn.load, EmbeddingLoad)  # the command refuses others
+        asked = {"texts": turn.load.inputs(turn.seed, turn.number), "batch": turn.load.batch}
+        started = perf_counter()
+        try:
+            async with asyncio.timeout(turn.seconds):
+                said = await self._ask(asked)
+        except TimeoutError:
+            self._process.kill()  # what it is at cannot be cut off otherwise
+            said = Said(error="cut off at the end of its round's time")
+        seconds = said.seconds or perf_counter() - started
+        # all texts are one call: there is no latency of a request
+        return Played(seconds, [Answer(seconds, None, [], said.texts, None, said.error)])
+
+    async def _ask(self, asked: dict[str, object]) -> Said:
+        assert self._process.stdin
+        self._process.stdin.write(orjson.dumps(asked) + b"\n")
+        with suppress(ConnectionError):  # the next line says that it is gone
+            await self._process.stdin.drain()
+        return await self.heard()
+
+    async def heard(self) -> Said:
+        assert self._process.stdout
+        line = await self._process.stdout.readline()
+        if not line:
+            return Said(error=f"its process ended with {await self._process.wait()}")
+        return Said.model_validate_json(line)
