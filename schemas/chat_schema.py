@@ -1,10 +1,10 @@
-"""OpenAI's chat completion request, answer and chunk, as they go over the wire."""
+"""OpenAI's chat completion request, as it goes over the wire."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
 
-from schemas.generation_schema import Generation, Metadata
+from schemas.generation_schema import Generation
 from schemas.request_schema import Request, fault
 
 
@@ -213,123 +213,3 @@ class ChatCompletionRequest(Generation):
     parent_item: str | None = Field(
         None, max_length=128, description="the item of the conversation to go on from; none: the newest"
     )
-
-
-FinishReason = Literal["stop", "length", "tool_calls"]
-
-
-class PromptTokensDetails(BaseModel):
-    cached_tokens: int
-    truncated_tokens: int | None = Field(None, exclude_if=lambda count: count is None, description="cut off, as asked")
-
-
-class CompletionTokensDetails(BaseModel):
-    reasoning_tokens: int
-
-
-class CompletionUsage(BaseModel):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: PromptTokensDetails
-    completion_tokens_details: CompletionTokensDetails
-
-
-def _is_absent(value: object) -> bool:
-    return value is None
-
-
-class AssistantMessage(BaseModel):
-    """What an answer does not have is not sent, but for content and refusal."""
-
-    role: Literal["assistant"] = "assistant"
-    content: str | None
-    refusal: str | None = None
-    reasoning_content: str | None = Field(None, exclude_if=_is_absent)
-    tool_calls: list[MessageToolCall] | None = Field(None, exclude_if=_is_absent)
-    token_ids: list[int] | None = Field(None, exclude_if=_is_absent)
-
-
-class TopToken(BaseModel):
-    token: str
-    logprob: float
-    bytes: list[int] | None
-
-
-class Token(TopToken):
-    top_logprobs: list[TopToken]
-
-
-class ChoiceLogprobs(BaseModel):
-    content: list[Token]
-    refusal: None = None
-
-
-class Choice(BaseModel):
-    index: int
-    message: AssistantMessage
-    logprobs: ChoiceLogprobs | None = None
-    finish_reason: FinishReason
-
-
-class ConversationRef(BaseModel):
-    id: str
-
-
-class ChatCompletion(BaseModel):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[Choice]
-    usage: CompletionUsage
-    system_fingerprint: str
-    service_tier: ServedTier | None = Field(None, exclude_if=lambda tier: tier is None)
-    metadata: Metadata | None = None
-    conversation: ConversationRef | None = None
-
-
-class FunctionDelta(BaseModel):
-    name: str | None = None
-    arguments: str = ""
-
-
-class ToolCallDelta(BaseModel):
-    """The first of a call has its id, type and name, the others only more of its arguments."""
-
-    index: int
-    id: str | None = None
-    type: Literal["function"] | None = None
-    function: FunctionDelta
-
-
-class Delta(BaseModel):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
-    refusal: str | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[ToolCallDelta] = []
-    token_ids: list[int] = []
-
-
-class ChunkChoice(BaseModel):
-    index: int
-    delta: Delta
-    logprobs: ChoiceLogprobs | None = None
-    finish_reason: FinishReason | None = None
-    arrival_time: float | None = Field(None, description="seconds since the request arrived")
-
-
-class ChatCompletionChunk(BaseModel):
-    """Fields that were never set are not sent: `usage` is null or absent, as the client asked."""
-
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    system_fingerprint: str
-    service_tier: ServedTier | None = None
-    obfuscation: str | None = None
-    usage: CompletionUsage | None = None
-    conversation: ConversationRef | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, PlainValidator
 
-from schemas.chat_schema import CompletionUsage
+from schemas.chat_answer_schema import CompletionUsage
 from schemas.generation_schema import Generation, Metadata
 from schemas.input_schema import Shape, check_input, inputs_of, is_list
 

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from schemas.answer_schema import Omitted
 from schemas.generation_schema import Metadata
 from schemas.item_schema import Item
 from schemas.page_schema import Page
@@ -58,7 +59,7 @@ class Conversation(BaseModel):
     object: Literal["conversation"] = "conversation"
     created_at: int
     metadata: Metadata
-    title: str | None = Field(None, exclude_if=lambda title: title is None)
+    title: Omitted[str] = None
 
 
 class DeletedConversation(BaseModel):

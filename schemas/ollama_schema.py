@@ -1,14 +1,11 @@
-"""Ollama's API as it goes over the wire."""
+"""Ollama's requests, as they go over the wire."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from schemas.chat_schema import Token
 from schemas.generation_schema import StopSequences, listed
 from schemas.request_schema import Request
-
-NANOSECONDS = 1_000_000_000
 
 
 class Asked(Request):
@@ -131,114 +128,3 @@ class EmbeddingsRequest(Asked):
 
 class ShowRequest(Asked):
     name: str | None = Field(None, description="an older name of `model`")
-
-
-# --- answers: fields that are None are not sent ---
-
-
-def _is_none(value: object) -> bool:
-    return value is None
-
-
-class SaidFunction(BaseModel):
-    name: str
-    arguments: dict[str, Any]
-    index: int
-
-
-class SaidCall(BaseModel):
-    id: str
-    function: SaidFunction
-
-
-class SaidMessage(BaseModel):
-    role: Literal["assistant"] = "assistant"
-    content: str
-    thinking: str | None = Field(None, exclude_if=_is_none)
-    tool_calls: list[SaidCall] | None = Field(None, exclude_if=_is_none)
-
-
-class Ending(BaseModel):
-    """With the last line of an answer. Durations in nanoseconds."""
-
-    done_reason: Literal["stop", "length", "load"] | None = Field(None, exclude_if=_is_none)
-    total_duration: int | None = Field(None, exclude_if=_is_none)
-    load_duration: int | None = Field(None, exclude_if=_is_none, description="until the model could be asked")
-    prompt_eval_count: int | None = Field(None, exclude_if=_is_none)
-    prompt_eval_duration: int | None = Field(None, exclude_if=_is_none)
-    eval_count: int | None = Field(None, exclude_if=_is_none)
-    eval_duration: int | None = Field(None, exclude_if=_is_none)
-
-
-class Line(Ending):
-    model: str
-    created_at: str
-    done: bool
-    logprobs: list[Token] | None = Field(None, exclude_if=_is_none)
-
-
-class ChatLine(Line):
-    message: SaidMessage
-
-
-class GenerateLine(Line):
-    response: str
-    thinking: str | None = Field(None, exclude_if=_is_none)
-
-
-class Embeddings(BaseModel):
-    model: str
-    embeddings: list[list[float]]
-    total_duration: int
-    prompt_eval_count: int
-
-
-class Embedding(BaseModel):
-    embedding: list[float]
-
-
-class Details(BaseModel):
-    """What a model's files say of it; this server does not look there."""
-
-    parent_model: str = ""
-    format: str = ""
-    family: str = ""
-    families: list[str] = []
-    parameter_size: str = ""
-    quantization_level: str = ""
-
-
-class Listed(BaseModel):
-    name: str
-    model: str
-    modified_at: str
-    size: int = 0
-    digest: str = Field(description="of the name; weights are not read for it")
-    details: Details = Details()
-
-
-class Tags(BaseModel):
-    models: list[Listed]
-
-
-class Loaded(BaseModel):
-    name: str
-    model: str
-    digest: str
-    details: Details = Details()
-    context_length: int | None = Field(None, exclude_if=_is_none)
-
-
-class Processes(BaseModel):
-    models: list[Loaded]
-
-
-class Shown(BaseModel):
-    modified_at: str
-    details: Details = Details()
-    model_info: dict[str, Any]
-    capabilities: list[str]
-
-
-class Version(BaseModel):
-    version: str

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, TypeAdapter
 
+from schemas.answer_schema import Omitted
 from schemas.embeddings_schema import EmbeddingUsage
 from schemas.input_schema import Truncation
 from schemas.request_schema import Request
@@ -54,7 +55,7 @@ class RankedDocument(BaseModel):
 class RerankResult(BaseModel):
     index: int
     relevance_score: float
-    document: RankedDocument | None = Field(None, exclude_if=lambda document: document is None)
+    document: Omitted[RankedDocument] = None
 
 
 class RerankList(BaseModel):

@@ -4,7 +4,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from schemas.chat_schema import ChatCompletion, MessageToolCall
+from schemas.answer_schema import Omitted
+from schemas.chat_answer_schema import ChatCompletion
+from schemas.chat_schema import MessageToolCall
 from schemas.generation_schema import Metadata
 from schemas.request_schema import Request
 
@@ -12,7 +14,7 @@ from schemas.request_schema import Request
 class StoredChatCompletion(ChatCompletion):
     """With what was asked for. `status` is told where the answer was cut short."""
 
-    status: str | None = Field(None, exclude_if=lambda status: status is None)
+    status: Omitted[str] = None
     input_user: str | None = None
     temperature: float = 1.0
     top_p: float = 1.0

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.answer_schema import Omitted
 from schemas.chat_schema import ChatMessage, Tool
 from schemas.generation_schema import TokenId
 from schemas.request_schema import Request
@@ -31,7 +32,7 @@ class Tokens(BaseModel):
     count: int
     max_model_len: int
     tokens: list[int]
-    token_strs: list[str] | None = Field(None, exclude_if=lambda strs: strs is None)
+    token_strs: Omitted[list[str]] = None
 
 
 class DetokenizeRequest(Request):

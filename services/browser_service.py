@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import orjson
 
 from schemas.message_schema import BrowserEvent, BrowserQuestion, StoppedMessage
-from schemas.response_schema import StreamEvent
+from schemas.response_answer_schema import StreamEvent
 from services.chat import items
 from services.chat.events import Event, Finish, Head, Text, head_of
 from services.errors import InvalidRequest, ServiceError, Stopped

@@ -12,7 +12,8 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from schemas.chat_schema import ChatCompletion, ChatCompletionChunk, ChatCompletionRequest
+from schemas.chat_answer_schema import ChatCompletion, ChatCompletionChunk
+from schemas.chat_schema import ChatCompletionRequest
 from services.chat import items
 from services.chat.answer import encode, stored
 from services.chat.dialects import dialect_of

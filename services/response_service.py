@@ -9,16 +9,8 @@ from typing import Any
 
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.page_schema import Order, Page, page
-from schemas.response_schema import (
-    DeletedResponse,
-    LifeEvent,
-    Response,
-    ResponseEvent,
-    ResponseInput,
-    ResponseRequest,
-    Retrieval,
-    StreamEvent,
-)
+from schemas.response_answer_schema import DeletedResponse, LifeEvent, Response, ResponseEvent, StreamEvent
+from schemas.response_schema import ResponseInput, ResponseRequest, Retrieval
 from schemas.tokenize_schema import InputTokens
 from services.chat import items
 from services.chat.answer.encode import reference

@@ -11,7 +11,7 @@ import orjson
 
 from database.models import CANCELLED, IN_PROGRESS, QUEUED
 from database.session import Database
-from schemas.response_schema import StreamEvent
+from schemas.response_answer_schema import StreamEvent
 from services.errors import Stopped, Unavailable
 from services.history.live import Live
 from services.history.store import Store

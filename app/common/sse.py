@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.common.errors import Problem, problem
 from schemas.message_schema import BrowserEvent
-from schemas.response_schema import ErrorEvent, StreamEvent
+from schemas.response_answer_schema import ErrorEvent, StreamEvent
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
 from app.common.openapi import EVENTS
 from app.common.repeat import Repeated
-from schemas.chat_schema import ChatCompletion, ChatCompletionRequest
+from schemas.chat_answer_schema import ChatCompletion
+from schemas.chat_schema import ChatCompletionRequest
 from schemas.status_schema import NotStarted, Running
 from schemas.tokenize_schema import InputTokens
 

@@ -12,13 +12,8 @@ from app.common.openapi import EVENTS
 from app.common.repeat import Repeated
 from schemas.error_schema import ErrorBody
 from schemas.page_schema import Order, Page
-from schemas.response_schema import (
-    DeletedResponse,
-    Response,
-    ResponseInput,
-    ResponseRequest,
-    Retrieval,
-)
+from schemas.response_answer_schema import DeletedResponse, Response
+from schemas.response_schema import ResponseInput, ResponseRequest, Retrieval
 from schemas.tokenize_schema import InputTokens
 
 router = APIRouter(tags=["responses"], route_class=JsonRoute)

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 
-from schemas.response_schema import StreamEvent
+from schemas.response_answer_schema import StreamEvent
 from services.errors import EngineFailed, ServiceError
 
 logger = logging.getLogger(__name__)

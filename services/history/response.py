@@ -1,6 +1,6 @@
 """A stored response as it is shown."""
 
-from schemas.response_schema import IncompleteDetails, Response, ResponseError
+from schemas.response_answer_schema import IncompleteDetails, Response, ResponseError
 from services.chat.answer.encode import reference
 from services.chat.answer.response_events import INTERRUPTED, usage
 from services.history.answer import Answer

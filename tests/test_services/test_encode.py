@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.chat_schema import ChatCompletionChunk
+from schemas.chat_answer_schema import ChatCompletionChunk
 from services.chat.answer import encode
 from services.chat.answer.encode import Wanted
 from services.chat.events import Event, Finish, Head, Reply, Text

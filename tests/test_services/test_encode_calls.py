@@ -5,7 +5,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.chat_schema import ChatCompletionChunk
+from schemas.chat_answer_schema import ChatCompletionChunk
 from services.chat.answer import encode
 from services.chat.answer.encode import Wanted
 from services.chat.dialects import HERMES, TAGS

@@ -3,7 +3,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from schemas.response_schema import StreamEvent
+from schemas.response_answer_schema import StreamEvent
 from services.errors import EngineFailed, Overloaded, ServiceError, Stopped
 from services.history import live as live_module
 from services.history.live import Live

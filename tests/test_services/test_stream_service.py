@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from database.session import Database
 from database.stream_repository import StreamRepository
-from schemas.response_schema import StreamEvent
+from schemas.response_answer_schema import StreamEvent
 from services import stream_service
 from services.errors import ServiceError
 from services.history.live import Live

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 
 from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, ToolCall, as_object
-from schemas.anthropic_schema import (
+from schemas.anthropic_answer_schema import (
     BlockDelta,
     BlockPart,
     BlockStart,

@@ -21,7 +21,8 @@ from app.spec import (
 )
 from app.spec.anthropic.answer import events, message
 from app.spec.anthropic.request import chat, ignored
-from schemas.anthropic_schema import CountRequest, MessageEvent, MessagesRequest, SaidMessage, TokenCount
+from schemas.anthropic_answer_schema import MessageEvent, SaidMessage, TokenCount
+from schemas.anthropic_schema import CountRequest, MessagesRequest
 
 TYPES = {
     401: "authentication_error",

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, ToolCall, as_object, weighed_tokens
-from schemas.chat_schema import Token
-from schemas.ollama_schema import (
+from schemas.chat_answer_schema import Token
+from schemas.ollama_answer_schema import (
     NANOSECONDS,
     ChatLine,
     Ending,

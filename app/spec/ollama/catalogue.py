@@ -6,7 +6,8 @@ from typing import Any
 
 from app.spec import ModelCard, Server
 from app.spec.ollama.request import model
-from schemas.ollama_schema import Listed, Loaded, Processes, Shown, ShowRequest, Tags, Version
+from schemas.ollama_answer_schema import Listed, Loaded, Processes, Shown, Tags, Version
+from schemas.ollama_schema import ShowRequest
 
 FOLLOWED = "0.33.0"  # the Ollama whose routes these are: clients ask before they use a newer one
 CAPABILITIES = {"chat": ["completion", "tools"], "embedding": ["embedding"]}

@@ -9,7 +9,8 @@ import orjson
 from app.spec import EmbeddingRequest, Request, Response, Server, decoded, while_connected
 from app.spec.framing import to_json
 from app.spec.ollama.request import model
-from schemas.ollama_schema import NANOSECONDS, Embedding, Embeddings, EmbeddingsRequest, EmbedRequest
+from schemas.ollama_answer_schema import NANOSECONDS, Embedding, Embeddings
+from schemas.ollama_schema import EmbeddingsRequest, EmbedRequest
 
 
 class Embedder:

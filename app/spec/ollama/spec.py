@@ -25,21 +25,19 @@ from app.spec.ollama import request as requests
 from app.spec.ollama.answer import Part, parts, whole
 from app.spec.ollama.catalogue import Catalogue
 from app.spec.ollama.embeddings import Embedder
-from schemas.ollama_schema import (
+from schemas.ollama_answer_schema import (
     NANOSECONDS,
     ChatLine,
-    ChatRequest,
     Embedding,
     Embeddings,
     Ending,
     GenerateLine,
-    GenerateRequest,
-    Generation,
     Processes,
     Shown,
     Tags,
     Version,
 )
+from schemas.ollama_schema import ChatRequest, GenerateRequest, Generation
 
 ToLine = Callable[[Part, str], ChatLine | GenerateLine]
 NOT_SERVED = {

@@ -4,21 +4,19 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from schemas.chat_schema import (
+from schemas.chat_answer_schema import (
     AssistantMessage,
-    CalledFunction,
     ChatCompletion,
     ChatCompletionChunk,
-    ChatCompletionRequest,
     Choice,
     ChoiceLogprobs,
     ChunkChoice,
     ConversationRef,
     Delta,
     FunctionDelta,
-    MessageToolCall,
     ToolCallDelta,
 )
+from schemas.chat_schema import CalledFunction, ChatCompletionRequest, MessageToolCall
 from schemas.completion_schema import Completion, CompletionChoice, CompletionRequest
 from schemas.generation_schema import Metadata
 from services.chat.answer import logprobs

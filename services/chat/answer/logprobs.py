@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from schemas.chat_schema import Token, TopToken
+from schemas.chat_answer_schema import Token, TopToken
 from services.engine.base import TokenLogprob
 
 UNLIKELY = -9999.0  # in place of minus infinity, which JSON does not have

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
-from schemas.response_schema import (
+from schemas.response_answer_schema import (
     CallEvent,
     IncompleteDetails,
     InputTokensDetails,

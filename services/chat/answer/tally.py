@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from schemas.chat_schema import CompletionTokensDetails, CompletionUsage, PromptTokensDetails
+from schemas.chat_answer_schema import CompletionTokensDetails, CompletionUsage, PromptTokensDetails
 from services.chat.events import Finish, Head, Reasoning, Reply, Spoken
 
 

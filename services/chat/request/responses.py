@@ -7,7 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage
-from schemas.response_schema import Response, ResponseInput, ResponseRequest, Retrieval
+from schemas.response_answer_schema import Response
+from schemas.response_schema import ResponseInput, ResponseRequest, Retrieval
 from services.chat import items
 from services.chat.items import Item
 from services.chat.request import prompt, refusals
