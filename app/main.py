@@ -3,9 +3,8 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
@@ -15,6 +14,7 @@ from prometheus_client import start_http_server
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
+from app import models
 from app.common import errors, log, openapi
 from app.common.auth import Gate, Keys
 from app.common.dependencies import Facts, Services
@@ -22,7 +22,7 @@ from app.common.drain import Drain
 from app.common.ignored import UnknownKeys
 from app.common.middleware import BodyLimit, DrainGate, Options, Protocol, RequestLog
 from app.common.routes import Routes
-from app.common.settings import ImageSettings, ModelSettings, ServerSettings, Settings
+from app.common.settings import ImageSettings, ServerSettings, Settings
 from app.common.sse import Sse
 from app.controller import (
     chat_controller,
@@ -52,15 +52,16 @@ from services.image_service import ImageService
 from services.item_service import ItemService
 from services.message_service import MessageService
 from services.metrics_service import Metrics
-from services.model_service import ModelConfig, ModelManager
+from services.model_service import ModelManager
 from services.rerank_service import RerankService
 from services.response_service import ResponseService
 from services.search_service import SearchService
 from services.stored_completion_service import StoredCompletionService
+from services.stored_response_service import StoredResponseService
 from services.stream_service import StreamService
 from services.tokenize_service import TokenizeService
 from services.turn_service import TurnService, this_writer
-from tools import data_migration, fetch_models
+from tools import data_migration
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,6 @@ CONTROLLERS = (
     stored_completion_controller,
     response_controller,
 )
-DEFAULT_OF = {"chat": fetch_models.DEFAULT_CHAT, "embedding": fetch_models.DEFAULT_EMBEDDING}
 
 
 def create_app(
@@ -92,32 +92,13 @@ def create_app(
         checkpoint_s=settings.chat.checkpoint_s,
         ttl_s=settings.database.ttl_s,
     )
-    streams = StreamService(database)
-    services = _services(settings, turns, streams, database, build)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if settings.database.migrate:
-            await data_migration.upgrade(settings.database.url)
-        await turns.start()
-        services.models.start(preload=[_config(each, settings).name for each in _models(settings) if each.preload])
-        services.drain.install()
-        exporter = _exporter(settings.server, services.metrics)
-        warming = asyncio.ensure_future(asyncio.to_thread(warm_up))
-        if not settings.api_keys:
-            logger.warning("no PARLEY_API_KEYS: everybody who reaches this server may use it")
-        yield
-        await warming
-        if exporter:
-            await asyncio.to_thread(exporter.shutdown)
-            exporter.server_close()
-        await streams.close()
-        await services.models.stop()
-        await turns.stop()
-        await database.close()
-
+    services = _services(settings, turns, database, build)
     routes = Routes()
-    app = FastAPI(title="Parley", lifespan=lifespan, middleware=_middleware(settings, services, routes))
+    app = FastAPI(
+        title="Parley",
+        lifespan=_lifespan(settings, services, turns, database, warm_up),
+        middleware=_middleware(settings, services, routes),
+    )
     app.state.services = services
     app.state.routes = routes
     errors.install(app)
@@ -129,6 +110,33 @@ def create_app(
     loading.install(app, _specs(settings), Server(services), routes)
     openapi.describe(app, routes, guarded=bool(settings.api_keys))
     return app
+
+
+def _lifespan(
+    settings: Settings, services: Services, turns: TurnService, database: Database, warm_up: Callable[[], None]
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if settings.database.migrate:
+            await data_migration.upgrade(settings.database.url)
+        await turns.start()
+        services.models.start(preload=models.preloaded(settings))
+        services.drain.install()
+        exporter = _exporter(settings.server, services.metrics)
+        warming = asyncio.ensure_future(asyncio.to_thread(warm_up))
+        if not settings.api_keys:
+            logger.warning("no PARLEY_API_KEYS: everybody who reaches this server may use it")
+        yield
+        await warming
+        if exporter:
+            await asyncio.to_thread(exporter.shutdown)
+            exporter.server_close()
+        await services.streams.close()
+        await services.models.stop()
+        await turns.stop()
+        await database.close()
+
+    return lifespan
 
 
 def _exporter(settings: ServerSettings, metrics: Metrics) -> WSGIServer | None:
@@ -143,19 +151,18 @@ def _specs(settings: Settings) -> list[Spec[Any]]:
     return [*([PredictSpec(path)] if path else []), *map(loading.load, settings.specs)]
 
 
-def _services(
-    settings: Settings, turns: TurnService, streams: StreamService, database: Database, build: Callable[..., Any]
-) -> Services:
+def _services(settings: Settings, turns: TurnService, database: Database, build: Callable[..., Any]) -> Services:
     metrics = Metrics()
-    models = ModelManager(
-        [_config(each, settings) for each in _models(settings)],
+    manager = ModelManager(
+        models.configs(settings),
         aliases=settings.model.aliases,
-        locate=partial(_locate, models_dir=settings.models_dir),
+        locate=partial(models.locate, models_dir=settings.models_dir),
         build=build,
     )
-    metrics.watch(models.stats)
+    metrics.watch(manager.stats)
+    streams = StreamService(database)
     chat = ChatService(
-        models,
+        manager,
         turns,
         metrics,
         system_prompt=settings.chat.system_prompt,
@@ -164,25 +171,27 @@ def _services(
     )
     conversations = ConversationService(database)
     messages = MessageService(chat, turns, conversations)
+    stored_responses = StoredResponseService(turns, streams)
     return Services(
         browser=BrowserService(messages, turns, streams),
         chat=chat,
-        completions=CompletionService(models, metrics),
-        embeddings=EmbeddingService(models, metrics),
+        completions=CompletionService(manager, metrics),
+        embeddings=EmbeddingService(manager, metrics),
         messages=messages,
         stored_completions=StoredCompletionService(turns),
         conversations=conversations,
         items=ItemService(database),
         search=SearchService(database),
-        models=models,
+        models=manager,
         metrics=metrics,
         keys=Keys(settings.api_keys, settings.server.token_ttl_s),
-        drain=Drain(settings.server.drain_s, interrupt=models.stop, is_busy=lambda: streams.num_live > 0),
+        drain=Drain(settings.server.drain_s, interrupt=manager.stop, is_busy=lambda: streams.num_live > 0),
         sse=Sse(keepalive=settings.server.keepalive_s, send_timeout=settings.server.send_timeout_s),
-        reranker=RerankService(models, metrics),
-        responses=ResponseService(chat, turns, streams),
+        reranker=RerankService(manager, metrics),
+        responses=ResponseService(chat, turns, streams, stored_responses),
+        stored_responses=stored_responses,
         streams=streams,
-        tokenizers=TokenizeService(models, chat),
+        tokenizers=TokenizeService(manager, chat),
         unknown_keys=UnknownKeys(strict=settings.strict),
         facts=Facts(settings.chat.max_new_tokens, settings.model.device, settings.chat.system_prompt),
     )
@@ -211,45 +220,6 @@ def _middleware(settings: Settings, services: Services, routes: Routes) -> list[
         Middleware(DrainGate, drain=services.drain),
         Middleware(BodyLimit, max_bytes=settings.server.max_body_bytes),
     ]
-
-
-def _models(settings: Settings) -> list[ModelSettings]:
-    return [settings.model, *settings.models, settings.embedding]
-
-
-def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
-    source = DEFAULT_OF[model.kind] if model.name == "default" else model.name
-    options: dict[str, Any] = {"device": model.device, "dtype": model.dtype}
-    if model.kind != "reranker":
-        options["compile_dir"] = str(settings.models_dir / "compiled") if settings.engine.compile else None
-    return ModelConfig(
-        name=model.id or _public_name(source),
-        source=source,
-        kind=model.kind,
-        pinned=model.pinned,
-        idle_ttl=model.ttl_s,
-        dialect=model.dialect,
-        options=options | _engine_options(settings) if model.kind == "chat" else options,
-    )
-
-
-def _engine_options(settings: Settings) -> dict[str, Any]:
-    return settings.engine.model_dump(exclude={"compile", "tensor_parallel_size"})
-
-
-def _public_name(source: str) -> str:
-    """A file or folder is called by its own name; a hub's model keeps its owner."""
-    path = Path(source)
-    if path.suffix == ".gguf":
-        return path.stem
-    return path.resolve().name if path.is_dir() else source
-
-
-def _locate(source: str, models_dir: Path) -> str:
-    """Where an engine finds a model; a default one is fetched if it never was."""
-    if source in fetch_models.DEFAULT_MODELS and not Path(source).exists():
-        return str(fetch_models.fetch(source, models_dir))
-    return source
 
 
 app = create_app(Settings(), warm_up=warm_up)

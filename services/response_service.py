@@ -8,29 +8,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from schemas.chat_schema import ChatCompletionRequest
-from schemas.page_schema import Order, Page, page
-from schemas.response_answer_schema import DeletedResponse, LifeEvent, Response, ResponseEvent, StreamEvent
-from schemas.response_schema import ResponseInput, ResponseRequest, Retrieval
+from schemas.response_answer_schema import Response, ResponseEvent, StreamEvent
+from schemas.response_schema import ResponseInput, ResponseRequest
 from schemas.tokenize_schema import InputTokens
 from services.chat import items
 from services.chat.answer.encode import reference
 from services.chat.answer.output import Output
-from services.chat.answer.response_events import TYPE, ResponseEncoder, framed, response_events
+from services.chat.answer.response_events import ResponseEncoder, framed, response_events
 from services.chat.events import Event, head_of
 from services.chat.items import Item
 from services.chat.request import responses
 from services.chat.request.fitting import Chat, shortened
 from services.chat_service import ChatService, settle
-from services.errors import InvalidRequest, Overloaded, PromptTooLong, ServiceError, UnsupportedParameter
+from services.errors import Overloaded, PromptTooLong, ServiceError, UnsupportedParameter
 from services.history.given_turn import GivenTurn
 from services.history.live import Live
 from services.history.repeat import Repeat
-from services.history.response import response_of
-from services.history.turn import Kind, Opening, Turn
+from services.history.turn import Opening, Turn
+from services.stored_response_service import KIND, StoredResponseService
 from services.stream_service import StreamService
 from services.turn_service import TurnService
-
-KIND: Kind = "response"
 
 
 @dataclass(slots=True)
@@ -49,10 +46,13 @@ class Asked:
 
 
 class ResponseService:
-    def __init__(self, chat: ChatService, turns: TurnService, streams: StreamService) -> None:
+    def __init__(
+        self, chat: ChatService, turns: TurnService, streams: StreamService, stored: StoredResponseService
+    ) -> None:
         self._chat = chat
         self._turns = turns
         self._streams = streams
+        self._stored = stored
 
     def unknown_keys(self, request: ResponseInput) -> list[str]:
         """Keys that are no part of the contract."""
@@ -76,7 +76,7 @@ class ResponseService:
         asked = await self._open(request, owner, repeat)
         if request.background:
             await self._begin(asked)
-        events = self._follow(asked.turn.id, owner, -1) if request.background else self._told(asked)
+        events = self._stored.follow(asked.turn.id, owner, -1) if request.background else self._told(asked)
         async with aclosing(events):
             async for event in events:
                 yield event
@@ -165,7 +165,7 @@ class ResponseService:
 
     async def _begin(self, asked: Asked) -> Response:
         if isinstance(asked.turn, GivenTurn):
-            return await self._stored(asked.turn.id, asked.owner)
+            return await self._stored.get(asked.turn.id, asked.owner)
         queued = asked.encoder.response.model_copy()
         await asked.turn.queue(queued.model)
 
@@ -200,67 +200,10 @@ class ResponseService:
             except Overloaded as busy:
                 await asyncio.sleep(busy.retry_after)
 
-    async def _follow(self, id: str, owner: str, after: int) -> AsyncGenerator[StreamEvent, None]:
-        async with aclosing(self._streams.follow(id, after)) as batches:
-            async for batch in batches:
-                for event in batch:
-                    yield event
-                if batch[-1].last:
-                    return
-        last = await self._streams.last(id)
-        if last is None or (not last.last and after <= last.number):  # whoever wrote it is gone
-            response = await self._stored(id, owner)
-            number = last.number + 1 if last else 0
-            yield framed(LifeEvent(type=TYPE[response.status], sequence_number=number, response=response))
-
     def refuse_compaction(self) -> None:
         raise UnsupportedParameter(
             "compact", "is not supported: 'truncation': 'auto' drops the oldest messages instead"
         )
-
-    # --- what is stored ---
-
-    async def retrieve(self, id: str, owner: str, asked: Retrieval) -> Response:
-        responses.check_retrieval(asked)
-        return await self._stored(id, owner)
-
-    async def _stored(self, id: str, owner: str) -> Response:
-        return response_of(await self._turns.answer(id, owner, KIND))
-
-    async def resume(self, id: str, owner: str, asked: Retrieval) -> AsyncGenerator[StreamEvent, None]:
-        """What comes after that event."""
-        responses.check_retrieval(asked)
-        after = -1 if asked.starting_after is None else asked.starting_after
-        if not (await self._turns.answer(id, owner, KIND)).background:
-            raise InvalidRequest(
-                "Only a response that was made in the background can be streamed again", param="stream"
-            )
-        return self._follow(id, owner, after)
-
-    async def cancel(self, id: str, owner: str) -> Response:
-        """What was said so far stays; a response that is over stays as it is."""
-        if not (await self._turns.answer(id, owner, KIND)).background:
-            raise InvalidRequest("Only a response that is made in the background can be cancelled", param="response_id")
-        await self._turns.cancel(id, owner, KIND)
-        await self._streams.stop(id)
-        return await self._stored(id, owner)
-
-    async def delete(self, id: str, owner: str) -> DeletedResponse:
-        if self._streams.is_here(id, owner):
-            await self._turns.cancel(id, owner, KIND)
-            await self._streams.stop(id)
-        await self._turns.delete(id, owner, KIND)
-        return DeletedResponse(id=id)
-
-    async def input_items(self, id: str, owner: str, *, limit: int, order: Order, after: str | None) -> Page[Item]:
-        given = (await self._turns.answer(id, owner, KIND)).input
-        found = list(given if order == "asc" else reversed(given))
-        if after is not None:
-            place = next((index for index, item in enumerate(found) if item["id"] == after), None)
-            if place is None:
-                raise InvalidRequest("'after' is not an item of this response", param="after")
-            found = found[place + 1 :]
-        return page(found, [item["id"] for item in found], limit)
 
     async def count(self, request: ResponseInput, owner: str) -> InputTokens:
         responses.check(request)

@@ -20,6 +20,7 @@ from services.rerank_service import RerankService
 from services.response_service import ResponseService
 from services.search_service import SearchService
 from services.stored_completion_service import StoredCompletionService
+from services.stored_response_service import StoredResponseService
 from services.stream_service import StreamService
 from services.tokenize_service import TokenizeService
 
@@ -53,6 +54,7 @@ class Services:
     sse: sse.Sse
     reranker: RerankService
     responses: ResponseService
+    stored_responses: StoredResponseService
     streams: StreamService
     tokenizers: TokenizeService
     unknown_keys: ignored.UnknownKeys
@@ -88,6 +90,7 @@ StoredCompletions = Annotated[StoredCompletionService, Depends(_the("stored_comp
 Told = Annotated[Facts, Depends(_the("facts"))]
 Reranker = Annotated[RerankService, Depends(_the("reranker"))]
 Responses = Annotated[ResponseService, Depends(_the("responses"))]
+StoredResponses = Annotated[StoredResponseService, Depends(_the("stored_responses"))]
 Sse = Annotated[sse.Sse, Depends(_the("sse"))]
 Tokenizers = Annotated[TokenizeService, Depends(_the("tokenizers"))]
 UnknownKeys = Annotated[ignored.UnknownKeys, Depends(_the("unknown_keys"))]

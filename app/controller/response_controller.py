@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi import Response as HttpResponse
 
-from app.common.dependencies import Caller, Responses, Sse, UnknownKeys
+from app.common.dependencies import Caller, Responses, Sse, StoredResponses, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
 from app.common.openapi import EVENTS
@@ -57,33 +57,33 @@ async def compact(responses: Responses) -> None:
 @router.get("/v1/responses/{response_id}", response_model=Response, responses=EVENTS)
 @router.get("/responses/{response_id}", response_model=Response, include_in_schema=False)
 async def retrieve_response(
-    response_id: str, asked: Annotated[Retrieval, Query()], responses: Responses, caller: Caller, sse: Sse
+    response_id: str, asked: Annotated[Retrieval, Query()], stored: StoredResponses, caller: Caller, sse: Sse
 ) -> Any:
     if asked.stream:
-        return await sse.responses(await responses.resume(response_id, caller.owner, asked), {})
-    return await responses.retrieve(response_id, caller.owner, asked)
+        return await sse.responses(await stored.resume(response_id, caller.owner, asked), {})
+    return await stored.retrieve(response_id, caller.owner, asked)
 
 
 @router.delete("/v1/responses/{response_id}")
 @router.delete("/responses/{response_id}", include_in_schema=False)
-async def delete_response(response_id: str, responses: Responses, caller: Caller) -> DeletedResponse:
-    return await responses.delete(response_id, caller.owner)
+async def delete_response(response_id: str, stored: StoredResponses, caller: Caller) -> DeletedResponse:
+    return await stored.delete(response_id, caller.owner)
 
 
 @router.post("/v1/responses/{response_id}/cancel")
 @router.post("/responses/{response_id}/cancel", include_in_schema=False)
-async def cancel_response(response_id: str, responses: Responses, caller: Caller) -> Response:
-    return await responses.cancel(response_id, caller.owner)
+async def cancel_response(response_id: str, stored: StoredResponses, caller: Caller) -> Response:
+    return await stored.cancel(response_id, caller.owner)
 
 
 @router.get("/v1/responses/{response_id}/input_items")
 @router.get("/responses/{response_id}/input_items", include_in_schema=False)
 async def list_input_items(
     response_id: str,
-    responses: Responses,
+    stored: StoredResponses,
     caller: Caller,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Order = "desc",
     after: Annotated[str | None, Query(max_length=128)] = None,
 ) -> Page[dict[str, Any]]:
-    return await responses.input_items(response_id, caller.owner, limit=limit, order=order, after=after)
+    return await stored.input_items(response_id, caller.owner, limit=limit, order=order, after=after)

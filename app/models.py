@@ -1,0 +1,57 @@
+"""The models that the settings ask for, and where they are found."""
+
+from pathlib import Path
+from typing import Any
+
+from app.common.settings import ModelSettings, Settings
+from services.model_service import ModelConfig
+from tools import fetch_models
+
+DEFAULT_OF = {"chat": fetch_models.DEFAULT_CHAT, "embedding": fetch_models.DEFAULT_EMBEDDING}
+
+
+def configs(settings: Settings) -> list[ModelConfig]:
+    return [_config(each, settings) for each in _models(settings)]
+
+
+def preloaded(settings: Settings) -> list[str]:
+    return [_config(each, settings).name for each in _models(settings) if each.preload]
+
+
+def locate(source: str, models_dir: Path) -> str:
+    """Where an engine finds a model; a default one is fetched if it never was."""
+    if source in fetch_models.DEFAULT_MODELS and not Path(source).exists():
+        return str(fetch_models.fetch(source, models_dir))
+    return source
+
+
+def _models(settings: Settings) -> list[ModelSettings]:
+    return [settings.model, *settings.models, settings.embedding]
+
+
+def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
+    source = DEFAULT_OF[model.kind] if model.name == "default" else model.name
+    options: dict[str, Any] = {"device": model.device, "dtype": model.dtype}
+    if model.kind != "reranker":
+        options["compile_dir"] = str(settings.models_dir / "compiled") if settings.engine.compile else None
+    return ModelConfig(
+        name=model.id or _public_name(source),
+        source=source,
+        kind=model.kind,
+        pinned=model.pinned,
+        idle_ttl=model.ttl_s,
+        dialect=model.dialect,
+        options=options | _engine_options(settings) if model.kind == "chat" else options,
+    )
+
+
+def _engine_options(settings: Settings) -> dict[str, Any]:
+    return settings.engine.model_dump(exclude={"compile", "tensor_parallel_size"})
+
+
+def _public_name(source: str) -> str:
+    """A file or folder is called by its own name; a hub's model keeps its owner."""
+    path = Path(source)
+    if path.suffix == ".gguf":
+        return path.stem
+    return path.resolve().name if path.is_dir() else source

@@ -1,0 +1,79 @@
+"""Responses that were stored: read, followed while they are written, cancelled and deleted."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from schemas.page_schema import Order, Page, page
+from schemas.response_answer_schema import DeletedResponse, LifeEvent, Response, StreamEvent
+from schemas.response_schema import Retrieval
+from services.chat.answer.response_events import TYPE, framed
+from services.chat.items import Item
+from services.chat.request import responses
+from services.errors import InvalidRequest
+from services.history.response import response_of
+from services.history.turn import Kind
+from services.stream_service import StreamService
+from services.turn_service import TurnService
+
+KIND: Kind = "response"
+
+
+class StoredResponseService:
+    def __init__(self, turns: TurnService, streams: StreamService) -> None:
+        self._turns = turns
+        self._streams = streams
+
+    async def retrieve(self, id: str, owner: str, asked: Retrieval) -> Response:
+        responses.check_retrieval(asked)
+        return await self.get(id, owner)
+
+    async def get(self, id: str, owner: str) -> Response:
+        return response_of(await self._turns.answer(id, owner, KIND))
+
+    async def resume(self, id: str, owner: str, asked: Retrieval) -> AsyncGenerator[StreamEvent, None]:
+        """What comes after that event."""
+        responses.check_retrieval(asked)
+        after = -1 if asked.starting_after is None else asked.starting_after
+        if not (await self._turns.answer(id, owner, KIND)).background:
+            raise InvalidRequest(
+                "Only a response that was made in the background can be streamed again", param="stream"
+            )
+        return self.follow(id, owner, after)
+
+    async def follow(self, id: str, owner: str, after: int) -> AsyncGenerator[StreamEvent, None]:
+        async with aclosing(self._streams.follow(id, after)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event
+                if batch[-1].last:
+                    return
+        last = await self._streams.last(id)
+        if last is None or (not last.last and after <= last.number):  # whoever wrote it is gone
+            response = await self.get(id, owner)
+            number = last.number + 1 if last else 0
+            yield framed(LifeEvent(type=TYPE[response.status], sequence_number=number, response=response))
+
+    async def cancel(self, id: str, owner: str) -> Response:
+        """What was said so far stays; a response that is over stays as it is."""
+        if not (await self._turns.answer(id, owner, KIND)).background:
+            raise InvalidRequest("Only a response that is made in the background can be cancelled", param="response_id")
+        await self._turns.cancel(id, owner, KIND)
+        await self._streams.stop(id)
+        return await self.get(id, owner)
+
+    async def delete(self, id: str, owner: str) -> DeletedResponse:
+        if self._streams.is_here(id, owner):
+            await self._turns.cancel(id, owner, KIND)
+            await self._streams.stop(id)
+        await self._turns.delete(id, owner, KIND)
+        return DeletedResponse(id=id)
+
+    async def input_items(self, id: str, owner: str, *, limit: int, order: Order, after: str | None) -> Page[Item]:
+        given = (await self._turns.answer(id, owner, KIND)).input
+        found = list(given if order == "asc" else reversed(given))
+        if after is not None:
+            place = next((index for index, item in enumerate(found) if item["id"] == after), None)
+            if place is None:
+                raise InvalidRequest("'after' is not an item of this response", param="after")
+            found = found[place + 1 :]
+        return page(found, [item["id"] for item in found], limit)
