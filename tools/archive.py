@@ -1,5 +1,6 @@
 """Histories as JSON Lines, a conversation each: written, and read back into the same tree."""
 
+import hashlib
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 from uuid import uuid4
@@ -87,12 +88,13 @@ async def _archived(repositories: Repositories, conversation: Conversation) -> A
 
 
 async def restore(database: Database, owner: str, archived: ArchivedConversation) -> bool:
-    """False where it is there already. What has somebody else's id gets one of its own."""
+    """False where it is there already. What has somebody else's id gets one of its own, the same each time."""
+    own_id = "conv_" + hashlib.sha256(f"{owner} {archived.id}".encode()).hexdigest()[:32]
     async with Store(database).writing() as repositories:
-        taken = await repositories.conversations.owners([archived.id])
-        if taken.get(archived.id) == owner:
+        taken = await repositories.conversations.owners([archived.id, own_id])
+        if owner in taken.values():
             return False
-        id = f"conv_{uuid4().hex}" if taken else archived.id
+        id = own_id if taken else archived.id
         await repositories.conversations.add([_conversation(archived, id, owner)])
         names = await _turns(repositories, archived, id, owner)
         await repositories.items.add([_item(item, id, owner, names) for item in archived.items])
@@ -115,9 +117,13 @@ async def _turns(repositories: Repositories, archived: ArchivedConversation, id:
     """What each turn is called now."""
     taken = await repositories.turns.status([turn.id for turn in archived.turns])
     names = {turn.id: turn.id[:-32] + uuid4().hex if turn.id in taken else turn.id for turn in archived.turns}
-    told = [turn.model_dump(by_alias=True) | {"id": names[turn.id]} for turn in archived.turns]
+    told = [turn.model_dump(by_alias=True) | _named(turn, names) for turn in archived.turns]
     await repositories.turns.add([Turn(**turn, owner=owner, conversation_id=id) for turn in told])
     return names
+
+
+def _named(turn: ArchivedTurn, names: dict[str, str]) -> dict[str, str | None]:
+    return {"id": names[turn.id], "previous_id": names.get(turn.previous_id or "", turn.previous_id)}
 
 
 def _item(item: ArchivedItem, conversation_id: str, owner: str, names: dict[str, str]) -> Item:

@@ -1,7 +1,7 @@
 """ChatGPT's export, `conversations.json`, as conversations of ours: its trees stay trees.
 
 What is no text (images, which the export does not hold, and the work of tools) is left out; what was said after it goes
-on from what was said before.
+on from what was said before. Of what was spoken there is the text.
 """
 
 import hashlib
@@ -46,20 +46,26 @@ class Export(BaseModel):
     id: str | None = None
     conversation_id: str | None = None
     title: str | None = None
-    create_time: float
+    create_time: float | None = None
     update_time: float | None = None
     current_node: str | None = None
     mapping: dict[str, Node]
 
+    @property
+    def begun_at(self) -> float:
+        """Now and then only its messages say so."""
+        said = [node.message.create_time for node in self.mapping.values() if node.message]
+        return self.create_time or min(filter(None, said), default=0.0)
+
 
 def conversation(export: Export) -> ArchivedConversation:
     """The same each time, so that what was imported before is known again."""
-    name = export.conversation_id or export.id or f"{export.title} {export.create_time}"
+    name = export.conversation_id or export.id or f"{export.title} {export.begun_at}"
     return ArchivedConversation(
         id="conv_" + hashlib.sha256(f"chatgpt {name}".encode()).hexdigest()[:32],
         title=export.title,
-        created_at=export.create_time,
-        updated_at=export.update_time or export.create_time,
+        created_at=export.begun_at,
+        updated_at=export.update_time or export.begun_at,
         items=list(_items(export)),
     )
 
@@ -73,7 +79,7 @@ def _items(export: Export) -> Iterator[ArchivedItem]:
         if node.message and text:
             item = _message(node.message, text)
             place[node.id] = item["id"]
-            at = node.message.create_time or export.create_time
+            at = node.message.create_time or export.begun_at
             yield ArchivedItem(data=item, parent_id=parent, created_at=at)
 
 
@@ -99,7 +105,12 @@ def _in_order(export: Export) -> Iterator[Node]:
 def _text(message: Said) -> str:
     if message.author.role not in KINDS or message.recipient != "all" or message.content.content_type not in TEXTS:
         return ""
-    return "\n".join(part for part in message.content.parts if isinstance(part, str)).strip()
+    return "\n".join(map(_text_of, message.content.parts)).strip()
+
+
+def _text_of(part: object) -> str:
+    text = part.get("text") if isinstance(part, dict) else part
+    return text if isinstance(text, str) else ""
 
 
 def _message(message: Said, text: str) -> dict[str, Any]:

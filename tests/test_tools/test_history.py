@@ -75,12 +75,17 @@ async def test_somebody_elses_ids_are_not_taken(database: Database, database_url
     before = await told(database, made, "local")
     file = str(tmp_path / "history.jsonl")
     await run_in_thread("export", file, url=database_url)
-    await run_in_thread("import", file, "--key", "secret", url=database_url)
+    for added in ("2 conversations added, 0", "0 conversations added, 2"):
+        assert added in (await run_in_thread("import", file, "--key", "secret", url=database_url)).stderr
     assert await told(database, made, "local") == before
     owner = api_key("secret").owner
     (copied,) = (await ConversationService(database).page(owner, limit=2)).data
     assert copied.id != before[0][0].conversation_id  # type: ignore[index]
     assert "Rain" in (await run_in_thread("search", "rain", "--key", "secret", url=database_url)).stdout
+    lines = (await run_in_thread("export", "--key", "secret", url=database_url)).stdout.splitlines()
+    turns = [turn for line in lines for turn in ArchivedConversation.model_validate_json(line).turns]
+    assert {turn.previous_id for turn in turns if turn.previous_id} < {turn.id for turn in turns}
+    assert not {turn.id for turn in turns} & set(made)
 
 
 async def test_what_is_still_written_is_left_out(database: Database, database_url: str) -> None:
@@ -148,6 +153,23 @@ async def test_chatgpts_export_keeps_its_branches(database: Database, database_u
     messages = await ConversationService(database).messages("local", found.id, limit=9)
     assert [each.content for each in messages][-1] == "Thanks"
     assert {"Very deep", "And wide?"} <= {each.content for each in messages if isinstance(each.content, str)}
+
+
+def test_chatgpts_export_may_lack_times_and_have_speech(tmp_path: Path) -> None:
+    spoken = [{"content_type": "audio_transcription", "text": "Hello"}, {"content_type": "audio_asset_pointer"}]
+    hidden = node("h", "a", ["b"], "user", content_type="user_editable_context", user_profile="x")
+    del hidden["message"]["content"]["parts"]
+    said = node("b", "h", [], "assistant", None, content_type="multimodal_text", parts=spoken)
+    nodes = [node("a", None, ["h"]), hidden, said]
+    silent = {"title": None, "create_time": None, "mapping": {each["id"]: each for each in nodes}}
+    empty = {"title": "Nothing", "mapping": {}}
+    file = tmp_path / "conversations.json"
+    file.write_text(json.dumps([silent, empty], indent=1))
+    first, second = read(file)
+    assert (first.title, first.created_at, first.updated_at) == (None, 5.0, 5.0)
+    assert [item.data["content"][0]["text"] for item in first.items] == ["Hello"]
+    assert (second.items, second.created_at) == ([], 0.0)
+    assert first.id != second.id
 
 
 @pytest.mark.parametrize("text", ['{"id": 1}\n', '[{"mapping": 1}]', "nonsense"])
