@@ -35,11 +35,11 @@ def attend(
 
     The new tokens are the last of each sequence; they see themselves and what is before, as far as the window goes.
     """
-    function = _flash if queries.is_cuda else _plain
+    function = flash if queries.is_cuda else plain
     return function(queries, keys, values, rows, scale, window)
 
 
-def _flash(
+def flash(
     queries: Tensor, keys: Tensor, values: Tensor, rows: PagedRows, scale: float | None, window: int | None
 ) -> Tensor:
     grouped = queries.shape[1] > keys.shape[2]
@@ -66,7 +66,7 @@ def _flash(
     return out
 
 
-def _plain(
+def plain(
     queries: Tensor, keys: Tensor, values: Tensor, rows: PagedRows, scale: float | None, window: int | None
 ) -> Tensor:
     starts, lengths = rows.query_starts.tolist(), rows.lengths.tolist()
@@ -80,7 +80,7 @@ def _plain(
 
 def _one(queries: Tensor, keys: Tensor, values: Tensor, length: int, scale: float | None, window: int | None) -> Tensor:
     keys, values = (pages.flatten(0, 1)[:length].transpose(0, 1) for pages in (keys, values))
-    positions = torch.arange(length - len(queries), length)
+    positions = torch.arange(length - len(queries), length, device=queries.device)
     out = scaled_dot_product_attention(
         queries.transpose(0, 1)[None],
         keys[None],

@@ -56,6 +56,14 @@ class PagedRunner:
         self._graphs = Graphs(self._step, cache, paging.capture) if paging.capture else None
         self.batch_sizes = self._graphs.batch_sizes if self._graphs else [cache.num_slots]
 
+    @property
+    def records(self) -> bool:
+        return self._graphs is not None
+
+    @property
+    def token_bytes(self) -> int:
+        return sum(shape.num_bytes for shape in self._cache.shapes.values())
+
     def change(self, changes: list[Change]) -> None:
         self._cache.change(changes)
 

@@ -75,7 +75,7 @@ def test_the_kernel_is_asked_for_the_same(
     queries = torch.randn(sum(new for new, _ in steps), heads, DIM)
     given: Any = (queries, KEYS, VALUES, rows(steps), 0.3, window)
 
-    torch.testing.assert_close(paged_attention._flash(*given), paged_attention._plain(*given))
+    torch.testing.assert_close(paged_attention.flash(*given), paged_attention.plain(*given))
 
 
 def test_each_token_sees_what_is_before_it_in_the_window() -> None:

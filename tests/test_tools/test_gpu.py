@@ -1,0 +1,40 @@
+"""The script for the day there is a GPU: it runs, and it would notice."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from services.engine import paged_attention
+from tools import gpu
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_it_runs_on_the_cpu_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main(["--cpu"]) == 0
+
+    said = capsys.readouterr().out
+    assert "WRONG" not in said
+    assert "batch 3" in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu.main([]) == 2
+    assert "no GPU" in capsys.readouterr().out
+
+
+def test_a_wrong_window_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wider(*given: object) -> torch.Tensor:
+        *rest, window = given
+        return paged_attention.plain(*rest, window and window + 1)  # type: ignore[arg-type, operator]
+
+    monkeypatch.setattr(gpu, "attend", wider)
+    assert not gpu.attention_is_right(gpu.on_cpu())
