@@ -94,6 +94,8 @@ class Shaper:
     def look_up(self, row: Sequence) -> bool:
         """Whether the grammar leaves anything."""
         self.allowed = row.matcher.allowed()
+        if not len(self.allowed):  # it has broken
+            return False
         held = self._held_back(row)
         if len(held) and (rest := _without(self.allowed, held)).any():  # what is complete may end all the same
             self.allowed = rest

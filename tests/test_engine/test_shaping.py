@@ -154,3 +154,15 @@ def test_grammars_that_allow_nothing_are_told() -> None:
     rows = [held(Only()), row(SamplingParams(), [1], []), held(Only(1)), held(Only())]
 
     assert unmaskable(rows) == [0, 3]
+
+
+class Broken(Only):
+    """A grammar that has come to its limits: it has no bits at all."""
+
+    def allowed(self) -> Any:
+        return super().allowed()[:0]
+
+
+@pytest.mark.parametrize("params", [{}, {"min_tokens": 4}, {"ignore_eos": True}])
+def test_a_grammar_that_broke_allows_nothing_also_where_its_end_is_held_back(params: dict[str, Any]) -> None:
+    assert unmaskable([held(Only(3)), held(Broken(3, 5), **params)]) == [1]
