@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, bindparam, delete, literal_column, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from database.insertion import insert_all
+from database.bulk import execute_all, insert_all
 from database.models import Conversation, Item, Turn
 from database.turn_repository import IS_RUNNING
 
 # spelt out as in the partial index: only then SQLite sees that it answers
 IS_LISTED: ColumnElement[bool] = literal_column("conversations.listed")
+
+TOUCH = update(Conversation).where(Conversation.id == bindparam("touched")).values(updated_at=bindparam("now"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +87,8 @@ class ConversationRepository:
 
     async def touch(self, conversation_ids: Collection[str], now: float) -> None:
         """They are held by that, too."""
-        if conversation_ids:
-            touched = update(Conversation).where(Conversation.id == bindparam("touched")).values(updated_at=now)
-            ids = [{"touched": each} for each in sorted(set(conversation_ids))]
-            await (await self._session.connection()).execute(touched, ids)
+        rows = [{"touched": each, "now": now} for each in sorted(set(conversation_ids))]
+        await execute_all(self._session, TOUCH, rows)
 
     async def delete(self, conversation_id: str) -> None:
         """With all that was said in it."""

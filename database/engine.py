@@ -1,6 +1,7 @@
 """How a database is reached: URLs to async drivers, and what a new connection is told first."""
 
 import sqlite3
+from functools import partial
 from pathlib import Path
 
 import aiosqlite
@@ -9,6 +10,8 @@ from sqlalchemy.engine import URL, AdaptedConnection
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
+
+from database.sqlite_driver import connect
 
 WRITE = "parley_write"  # execution option: the transaction is going to write
 
@@ -46,9 +49,8 @@ def _sqlite(url: URL, patience_s: float) -> AsyncEngine:
     if not url.database or url.database.startswith((":memory:", "file:")):
         raise ValueError("An SQLite URL names a file here: sqlite:///FILE")
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    # isolation_level None: the driver starts no transactions of its own, _begin does
-    options = {"timeout": patience_s, "isolation_level": None}
-    engine = create_async_engine(url, connect_args=options, hide_parameters=True)
+    open_file = partial(connect, url.database, patience_s)
+    engine = create_async_engine(url, async_creator=open_file, hide_parameters=True)
     event.listen(engine.sync_engine, "connect", _prepare)
     event.listen(engine.sync_engine, "begin", _begin)
     return engine

@@ -6,7 +6,7 @@ from typing import Literal
 from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from database.insertion import insert_all
+from database.bulk import insert_all
 from database.models import Item
 
 Order = Literal["asc", "desc"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from database.insertion import insert_all
+from database.bulk import insert_all
 from database.models import IdempotencyKey
 
 

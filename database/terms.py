@@ -11,6 +11,7 @@ LENGTH = 100_000  # of what is indexed of one text; PostgreSQL's limit is not fa
 WORD_LENGTH = 64
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+ASCII_WORD = re.compile("[a-z0-9]+")  # the same, four times as fast
 
 
 def indexed(owner: str, text: str) -> str:
@@ -23,12 +24,15 @@ def token(owner: str) -> str:
 
 
 def words(text: str) -> Iterator[str]:
-    for match in WORD.finditer(plain(text[:LENGTH])):
-        yield match[0][:WORD_LENGTH]
+    word = ASCII_WORD if text.isascii() else WORD
+    for found in word.findall(plain(text[:LENGTH])):
+        yield found[:WORD_LENGTH]
 
 
 def plain(text: str) -> str:
     """Without case and accents."""
+    if text.isascii():
+        return text.lower()
     composed = unicodedata.normalize("NFKD", text).casefold()
     return unicodedata.normalize("NFC", "".join(each for each in composed if not unicodedata.combining(each)))
 

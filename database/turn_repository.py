@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Update, bindparam, case, delete, literal_c
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import load_only
 
-from database.insertion import insert_all
+from database.bulk import execute_all, insert_all
 from database.item_repository import Order
 from database.json_text import json_text
 from database.models import CANCELLED, IN_PROGRESS, RUNNING, Turn
@@ -16,8 +16,19 @@ from database.models import CANCELLED, IN_PROGRESS, RUNNING, Turn
 # spelt out as in the partial indexes: only then both databases see that those answer
 IS_STORED: ColumnElement[bool] = literal_column("turns.stored")
 IS_RUNNING: ColumnElement[bool] = literal_column(f"({RUNNING})")
-ITS = ("choices", "usage", "error")  # what is known of a turn at its end
-IS_THIS = update(Turn).where(Turn.id == bindparam("turn"))
+
+
+def _change(*columns: str) -> Update:
+    """Of the turn that is named so: `its_...` are the new values."""
+    its: dict[str, ColumnElement[Any]] = {each: bindparam(f"its_{each}") for each in columns}
+    return update(Turn).where(Turn.id == bindparam("turn")).values(**its)
+
+
+ADMIT = _change("status", "updated_at", "model", "fingerprint", "request")
+CHECKPOINT = _change("said", "updated_at").where(Turn.writer == bindparam("by"))
+FINISH = _change("choices", "usage", "error", "updated_at", "completed_at").values(
+    status=case((Turn.status == CANCELLED, CANCELLED), else_=bindparam("its_status")), said=null(), writer=None
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +102,14 @@ class TurnRepository:
         return {id: Held(status, completed_at) for id, status, completed_at in held}
 
     async def admit(self, admissions: Sequence[Admission], now: float) -> None:
-        if admissions:
-            rows = [
-                {"turn": each.turn_id, "by": each.model, "print": each.fingerprint, "asked": dict(each.request)}
-                for each in admissions
-            ]
-            named: dict[str, ColumnElement[Any]] = {
-                "model": bindparam("by"),
-                "fingerprint": bindparam("print"),
-                "request": bindparam("asked"),
-            }
-            await self._change(IS_THIS.values(status=IN_PROGRESS, updated_at=now, **named), rows)
+        its = {"its_status": IN_PROGRESS, "its_updated_at": now}
+        rows = [
+            its
+            | {"turn": each.turn_id, "its_model": each.model, "its_fingerprint": each.fingerprint}
+            | {"its_request": dict(each.request)}
+            for each in admissions
+        ]
+        await execute_all(self._session, ADMIT, rows)
 
     async def status(self, turn_ids: Collection[str]) -> dict[str, str]:
         """Of those that there are."""
@@ -121,21 +129,17 @@ class TurnRepository:
     async def checkpoint(self, said: Mapping[str, object], writer: str, now: float) -> None:
         """What was said so far, by turn; says by the way that the writer is alive."""
         # in the order of ids, so that two processes never wait for each other
-        rows = [{"turn": turn, "so_far": said[turn]} for turn in sorted(said)]
-        mine = IS_THIS.where(Turn.writer == writer)
-        await self._change(mine.values(said=bindparam("so_far"), updated_at=now), rows)
+        rows = [{"turn": turn, "its_said": said[turn], "its_updated_at": now, "by": writer} for turn in sorted(said)]
+        await execute_all(self._session, CHECKPOINT, rows)
 
     async def finish(self, outcomes: Mapping[str, Outcome]) -> None:
         """One that was cancelled stays that."""
-        if outcomes:
-            status = case((Turn.status == CANCELLED, CANCELLED), else_=bindparam("ended"))
-            named: dict[str, ColumnElement[Any]] = {each: bindparam(f"its_{each}") for each in ITS}
-            at: ColumnElement[float] = bindparam("at")
-            statement = IS_THIS.values(status=status, said=null(), writer=None, updated_at=at, completed_at=at, **named)
-            await self._change(statement, [_ended(turn_id, outcome) for turn_id, outcome in outcomes.items()])
-
-    async def _change(self, statement: Update, rows: Sequence[Mapping[str, object]]) -> None:
-        await (await self._session.connection()).execute(statement, rows)
+        rows = [
+            {"turn": turn_id, "its_status": each.status, "its_updated_at": each.at, "its_completed_at": each.at}
+            | {"its_choices": each.choices, "its_usage": each.usage, "its_error": each.error}
+            for turn_id, each in outcomes.items()
+        ]
+        await execute_all(self._session, FINISH, rows)
 
     async def running(self) -> Sequence[Turn]:
         """Who writes what, and when that was heard last."""
@@ -160,8 +164,3 @@ class TurnRepository:
 
     async def delete(self, turn_id: str) -> None:
         await self._session.execute(delete(Turn).where(Turn.id == turn_id))
-
-
-def _ended(turn_id: str, outcome: Outcome) -> dict[str, object]:
-    how = {f"its_{each}": getattr(outcome, each) for each in ITS}
-    return {"turn": turn_id, "ended": outcome.status, "at": outcome.at, **how}

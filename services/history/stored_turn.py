@@ -13,14 +13,13 @@ from database.models import COMPLETED, FAILED, IN_PROGRESS, INCOMPLETE, QUEUED
 from database.models import Turn as Row
 from database.turn_repository import Admission, Outcome
 from schemas.chat_schema import ChatMessage
-from services.chat.answer.output import Output
-from services.chat.answer.output import status as item_status
 from services.chat.answer.response_events import code_of
-from services.chat.events import Event, Finish, Head, Reply
+from services.chat.events import Event, Head
 from services.chat.items import Item
 from services.errors import EngineFailed, ServiceError, Stopped
 from services.history.beginning import Beginning
 from services.history.group import Group
+from services.history.heard import Heard
 from services.history.outcome import End, choice, usage
 from services.history.past import Past
 from services.history.turn import PREFIX, Opening, history_of
@@ -45,9 +44,8 @@ class StoredTurn:
         self._past = past or Past("")
         is_new = past is None or past.copied
         self._thread_id = f"conv_{uuid4().hex}" if is_new else self._past.conversation_id
-        self._reply = Reply()
-        self._outputs: list[Output] = []
         self.reply_id = uuid4().hex
+        self._heard = Heard(self.reply_id, logprobs=opening.logprobs)
         self.id = PREFIX[opening.kind] + self.reply_id
         self.created_at = time.time()
         self.completed_at: float | None = None  # once that is durable
@@ -110,21 +108,12 @@ class StoredTurn:
     def add(self, event: Event) -> None:
         if self.stopped.is_set():
             raise Stopped(STOPPED)
-        self._reply.add(event)
-        match event:
-            case Head(n=n):
-                # one choice's ids are made of the answer's, those of further ones must not be the same
-                names = [self.reply_id, *(f"{self.reply_id}c{index}" for index in range(1, n))]
-                self._outputs = [Output(name, logprobs=self._opening.logprobs) for name in names]
-            case Finish():
-                pass
-            case _:
-                self._outputs[event.index].add(event)
+        self._heard.add(event)
 
     @property
     def said(self) -> list[list[Item]]:
         """So far, by choice."""
-        return [output.items for output in self._outputs]
+        return self._heard.said
 
     async def finish(self, error: ServiceError | None = None, *, status: End | None = None) -> None:
         if self.id in self._running:
@@ -143,21 +132,20 @@ class StoredTurn:
             self._running.pop(self.id, None)
 
     def _outcome(self, error: ServiceError | None, status: End | None) -> Outcome:
-        finishes = [said.finish for said in self._reply.choices]
-        is_whole = all(finishes)
+        reply, said = self._heard.reply, self._heard.end()
+        is_whole = all(each.finish for each in reply.choices)
         if is_whole and status is None:
             error = None  # the reader left, or was lost, after the end
-        said = [output.end(item_status(end)) for output, end in zip(self._outputs, finishes, strict=False)]
         return Outcome(
             status=status or (COMPLETED if is_whole else self._broken(error)),
             said=said,
-            choices=[choice(self._reply, index) for index in range(len(self._outputs))],
-            usage=usage(self._reply) if is_whole else None,
+            choices=[choice(reply, index) for index in range(len(said))],
+            usage=usage(reply) if is_whole else None,
             at=time.time(),
             error={"code": code_of(error), "message": error.message} if error else None,
         )
 
     def _broken(self, error: ServiceError | None) -> str:
         """What was never admitted has failed; what was cut short is there in part."""
-        was_admitted = self._reply.head is not None
+        was_admitted = self._heard.reply.head is not None
         return INCOMPLETE if was_admitted and not isinstance(error, EngineFailed) else FAILED
