@@ -51,6 +51,7 @@ def serve(
     speculation: Annotated[bool | None, typer.Option(help="Guess how answers go on, check several at once.")] = None,
     use_warmup: Annotated[bool | None, typer.Option(help="Run a full step when a model is loaded.")] = None,
     tensor_parallel_size: Annotated[int | None, typer.Option(help="1: a model is on one device.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="int8: weights of 8 bits, on the CPU.")] = None,
     enable_mm: Annotated[bool | None, typer.Option(help="Images: insist on them, or refuse them.")] = None,
 ) -> None:
     """Start the server."""
@@ -72,6 +73,7 @@ def serve(
         PARLEY_ENGINE__SPECULATION=speculation,
         PARLEY_ENGINE__USE_WARMUP=use_warmup,
         PARLEY_ENGINE__TENSOR_PARALLEL_SIZE=tensor_parallel_size,
+        PARLEY_ENGINE__QUANTIZATION=quantization,
         PARLEY_ENGINE__ENABLE_MM=enable_mm,
     )
     gc.disable()  # until all is imported: services.engine.warm_up

@@ -56,6 +56,7 @@ class EngineSettings(BaseModel):
     prefix_cache: bool = True  # off: no answer's timing tells what others have asked
     use_warmup: bool = False  # a full step at load, so that no request pays for what is done at first use
     tensor_parallel_size: int = 1
+    quantization: Literal["int8"] | None = None  # of the weights, on the CPU; unset: in dtype
     enable_mm: bool | None = None  # images; unset: where the model takes them
     max_queue: int = Field(256, ge=0)  # requests that may wait beyond those in the batch
 

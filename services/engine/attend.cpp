@@ -2,10 +2,10 @@
 //
 // Tokens that follow each other in the same slot go through its keys together, with all query heads of one key/value
 // head: each key is read once for them. Sums are in float32 throughout.
+#include "vectors.h"
+
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/cpu/vec/functional.h>
-#include <ATen/cpu/vec/vec.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -14,15 +14,10 @@
 #include <cmath>
 #include <limits>
 #include <tuple>
-#include <type_traits>
 #include <vector>
 
 namespace {
 
-using Floats = at::vec::Vectorized<float>;
-
-constexpr int64_t WIDTH = Floats::size();
-constexpr int64_t PAIR = 2 * WIDTH; // what one register of half as wide numbers holds
 constexpr int64_t ROWS = 24;        // queries that go through the keys together
 constexpr int64_t KEYS = 256;       // keys whose scores are held at once; a multiple of WIDTH
 constexpr int TALL = 8;             // rows that are scored at a time
@@ -48,31 +43,6 @@ constexpr auto sum_of = [](Floats a, Floats b) { return a + b; };
 constexpr auto larger_of = [](Floats a, Floats b) { return at::vec::maximum(a, b); };
 inline float total(Floats v) { return at::vec::vec_reduce_all<float>(sum_of, v); }
 inline float largest(Floats v) { return at::vec::vec_reduce_all<float>(larger_of, v); }
-
-template <typename T>
-inline std::tuple<Floats, Floats> load(const T* from, int64_t count) {
-  if constexpr (std::is_same_v<T, float>) {
-    const auto part = [&](int64_t start) {
-      const int64_t left = std::clamp<int64_t>(count - start, 0, WIDTH);
-      return left == WIDTH ? Floats::loadu(from + start) : left ? Floats::loadu(from + start, left) : Floats(0.f);
-    };
-    return {part(0), part(WIDTH)};
-  } else {
-    using Halves = at::vec::Vectorized<T>;
-    if (count <= 0) return {Floats(0.f), Floats(0.f)};
-    return at::vec::convert_to_float<T>(count >= PAIR ? Halves::loadu(from) : Halves::loadu(from, count));
-  }
-}
-
-template <typename T>
-inline void store(Floats low, Floats high, T* to, int64_t count) {
-  if constexpr (std::is_same_v<T, float>) {
-    low.store(to, std::min(count, WIDTH));
-    if (count > WIDTH) high.store(to + WIDTH, std::min(count - WIDTH, WIDTH));
-  } else {
-    at::vec::convert_from_float<T>(low, high).store(to, std::min(count, PAIR));
-  }
-}
 
 // One row of numbers in registers, zeros behind its `size`.
 template <int PAIRS>

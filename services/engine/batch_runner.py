@@ -12,6 +12,7 @@ from services.engine.check import Check, compare
 from services.engine.compilation import Compilation
 from services.engine.compiled import CompiledStep, Plan, asked_of, keeps_logits
 from services.engine.kv_cache import SlotCache
+from services.engine.loader import Source
 from services.engine.scheduler import Work
 from services.engine.slots import Change
 from services.engine.vision import Vision
@@ -61,7 +62,7 @@ class BatchRunner:
             logits = self._forward(works)
         return _in_order(logits, works, batch)
 
-    def compilation(self, source: str, folder: Path) -> Compilation | None:
+    def compilation(self, source: Source, folder: Path) -> Compilation | None:
         if self._model.device.type != "cpu":
             return None
         if hasattr(self._model.base_model, "get_rope_index"):
@@ -75,7 +76,7 @@ class BatchRunner:
         trial = self.another(self.length)
         trial._compiled = CompiledStep.load(file, self._model, trial._cache)
         compare(trial, self.check)
-        self._compiled = CompiledStep.load(file, self._model, self._cache)
+        self._compiled = trial._compiled.over(self._cache)
         logger.info("steps are compiled from now on")
 
     def another(self, length: int, vision: Vision | None = None) -> "BatchRunner":

@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from services.engine import kernel
 from services.engine.attention import NAME, running
 from services.engine.kv_cache import LayerShape, SlotCache
+from services.engine.loader import Source, load
 from services.engine.packed import pack_linears, packed_weights
 from services.engine.parts import language_part
 from services.engine.scheduler import Work
 
 CONSTANT = "_tensor_constant"  # how AOTInductor numbers the tensors that are no parameters, in the order of the modules
-SOURCES = ("attend.cpp", "attention.py", "compiled.py", "packed.py")
+SOURCES = ("attend.cpp", "attention.py", "compiled.py", "int8.cpp", "int8.py", "packed.py")
 MIN_ROWS = 2  # torch.export specialises on 1
 MAX_ROWS = 2**16
 
@@ -39,7 +40,7 @@ MAX_ROWS = 2**16
 class Plan:
     """All that a compiled step depends on, but for the weights."""
 
-    source: str
+    source: Source
     dtype: str
     num_slots: int
     length: int
@@ -54,10 +55,11 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         given = json.loads(text)
         shapes = {int(index): _shape(**shape) for index, shape in given.pop("shapes").items()}
-        return cls(**given, shapes=shapes)
+        return cls(source=Source(**given.pop("source")), **given, shapes=shapes)
 
     def file(self, folder: Path, model: Any) -> Path:
-        facts = asdict(self) | {"source": None}  # the same architecture shares a step
+        same = {"source": self.source.quantization, "class": type(model).__name__}  # one architecture shares a step
+        facts = asdict(self) | same
         return folder / f"{model.config.model_type}-{digest(model, facts, SOURCES)}.pt2"
 
 
@@ -123,7 +125,6 @@ class _Packed:
         self._write(cached_values, values)
         ends = self.positions + 1
         begins = torch.zeros_like(ends) if window is None else (ends - window).clamp(min=0)
-        scale = queries.shape[-1] ** -0.5 if scale is None else scale
         return kernel.attend(queries, cached_keys, cached_values, self.slots, begins, ends, scale)
 
     def _write(self, cache: Tensor, new: Tensor) -> None:
@@ -142,6 +143,10 @@ class CompiledStep:
     @classmethod
     def load(cls, file: Path, model: nn.Module, cache: SlotCache) -> "CompiledStep":
         return cls(open_package(file, model), cache)
+
+    def over(self, cache: SlotCache) -> "CompiledStep":
+        """The same with another memory."""
+        return CompiledStep(self._package, cache)
 
     @torch.inference_mode()
     def run(self, works: list[Work]) -> Tensor:
@@ -206,17 +211,15 @@ def _constants(model: nn.Module, names: list[str]) -> list[Tensor]:
 
 def make(file: Path, text: str) -> None:
     """In a process of its own: reads the model again and compiles its step."""
-    from services.engine.loader import load
-
     plan = Plan.from_json(text)
-    model = load(plan.source, "cpu", plan.dtype).model
+    model = load(plan.source, "cpu", plan.dtype, file.parent).model
     pack_linears(model)
     language_part(model).set_attn_implementation(NAME)
     compile_to(file, model, plan)
 
 
 def compile_to(file: Path, model: nn.Module, plan: Plan) -> None:
-    get_kernel(file.parent)
+    kernel.get(file.parent)
     cache = SlotCache(plan.shapes, plan.num_slots, plan.length, torch.device("cpu"))
     step = PackedStep(model, list(plan.shapes)).eval()
     example = (*(torch.zeros(2 * MIN_ROWS, dtype=torch.int64) for _ in range(4)), torch.arange(MIN_ROWS))
@@ -224,13 +227,6 @@ def compile_to(file: Path, model: nn.Module, plan: Plan) -> None:
     logits = torch.export.Dim("logits", min=MIN_ROWS, max=MAX_ROWS)
     as_it_is: list[None] = [None] * len(plan.shapes)
     package(step, (*example, *_tensors(cache)), (*[{0: tokens}] * 4, {0: logits}, as_it_is, as_it_is), file)
-
-
-def get_kernel(folder: Path) -> None:
-    library = kernel.file(folder)
-    kernel.build(library)
-    kernel.load(library)
-    kernel.describe()
 
 
 def package(step: nn.Module, example: tuple[Any, ...], dynamic: tuple[Any, ...], file: Path) -> None:

@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 
 from services.engine import kernel
 from services.engine.attention import NAME, UnsupportedAttention, running
-from services.engine.compiled import MAX_ROWS, MIN_ROWS, digest, get_kernel, open_package, package
+from services.engine.compiled import MAX_ROWS, MIN_ROWS, digest, open_package, package
 from services.engine.packed import pack_linears, unpack_linears
 
 SOURCES = ("attend.cpp", "attention.py", "compiled.py", "encoding.py", "packed.py")
@@ -68,10 +68,9 @@ class _Texts:
     ) -> Tensor:
         if window is not None:
             raise UnsupportedAttention("texts seen through a window")
-        scale = queries.shape[-1] ** -0.5 if scale is None else scale
-        held = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+        keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
         slots = torch.zeros_like(self.begins)
-        return kernel.attend(queries, held[0], held[1], slots, self.begins, self.ends, scale)
+        return kernel.attend(queries, keys, values, slots, self.begins, self.ends, scale)
 
 
 class CompiledEncoder:
@@ -140,7 +139,7 @@ def make(file: Path, text: str) -> None:
 
 
 def compile_to(file: Path, model: Any) -> None:
-    get_kernel(file.parent)
+    kernel.get(file.parent)
     example = (
         torch.arange(6) + 5,
         *(torch.tensor(each) for each in ([0, 1, 2, 3, 0, 1], [0] * 4 + [4] * 2, [4] * 4 + [6] * 2)),

@@ -1,7 +1,8 @@
-"""Attention for any mix of prompts and answers in one call, by a kernel of our own (attend.cpp) that is compiled here.
+"""Operators of our own in C++, compiled on the machine they run on: torch.ops.parley.
 
-torch's attention wants rows of one length: it reads every sequence as far as the longest goes, or is called for each
-of them. This one reads what each token may see and nothing else, twice as fast at that.
+`attend` (attend.cpp) is attention for any mix of prompts and answers in one call. torch's wants rows of one length: it
+reads every sequence as far as the longest goes, or is called for each of them. This one reads what each token may see
+and nothing else, twice as fast at that. `int8_linear` (int8.cpp) is a layer with weights of 8 bits.
 """
 
 import hashlib
@@ -15,12 +16,13 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-SOURCES = [Path(__file__).with_name(name) for name in ("attend.cpp", "package.cpp")]
+SOURCES = [Path(__file__).with_name(name) for name in ("attend.cpp", "int8.cpp", "package.cpp")]
+HEADERS = [Path(__file__).with_name("vectors.h")]
 CPUINFO = Path("/proc/cpuinfo")
 
 
 def file(folder: Path) -> Path:
-    facts = (*(source.read_bytes() for source in SOURCES), torch.__version__.encode(), machine().encode())
+    facts = (*(source.read_bytes() for source in SOURCES + HEADERS), torch.__version__.encode(), machine().encode())
     return folder / f"attend-{hashlib.sha256(b'|'.join(facts)).hexdigest()[:16]}.so"
 
 
@@ -59,6 +61,13 @@ def _compiled(folder: Path) -> str:
     return builder.get_target_file_path()
 
 
+def get(folder: Path) -> None:
+    library = file(folder)
+    build(library)
+    load(library)
+    describe()
+
+
 def load(library: Path) -> None:
     """Once a process: torch knows an operator by its name."""
     if not is_loaded():
@@ -69,6 +78,11 @@ def is_loaded() -> bool:
     return hasattr(torch.ops.parley, "attend")
 
 
+def has_int8() -> bool:
+    """Not all processors can."""
+    return hasattr(torch.ops.parley, "int8_linear")
+
+
 def describe() -> None:
     """For torch.export: what comes out of it, without computing it."""
 
@@ -77,12 +91,18 @@ def describe() -> None:
     ) -> Tensor:
         return queries.new_empty(queries.shape[0], queries.shape[1], values.shape[3])
 
+    def outputs(inputs: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+        return inputs.new_empty(*inputs.shape[:-1], len(scales))
+
     torch.library.register_fake("parley::attend", empty, allow_override=True)
+    if has_int8():
+        torch.library.register_fake("parley::int8_linear", outputs, allow_override=True)
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, slots: Tensor, begins: Tensor, ends: Tensor, scale: float
+    queries: Tensor, keys: Tensor, values: Tensor, slots: Tensor, begins: Tensor, ends: Tensor, scale: float | None
 ) -> Tensor:
     """Token i of `queries` [tokens, heads, dim] sees positions begins[i] .. ends[i] of slot slots[i]."""
+    scale = queries.shape[-1] ** -0.5 if scale is None else scale
     out: Tensor = torch.ops.parley.attend(queries, keys, values, slots, begins, ends, scale)
     return out

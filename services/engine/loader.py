@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -17,7 +17,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from transformers.utils import logging as transformers_logging
 
 from services.engine.device import pick_device, pick_dtype
+from services.engine.int8 import quantise
 from services.engine.pictures import PictureReader, read_processor, refuse_images
+from services.errors import EngineFailed
 
 transformers_logging.disable_progress_bar()  # a server's log is no terminal
 
@@ -39,20 +41,33 @@ class Loaded:
     reader: PictureReader | None = None  # of a model that also sees
 
 
-def load(source: str, device: str = "auto", dtype: str = "auto", enable_mm: bool | None = None) -> Loaded:
-    """`enable_mm`: images too; None: where the model takes them."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is read, and as what."""
+
+    name: str  # a folder, a hub name or a GGUF file
+    enable_mm: bool | None = None  # images too; None: where the model takes them
+    quantization: Literal["int8"] | None = None
+
+
+def load(source: Source, device: str = "auto", dtype: str = "auto", kernels: Path | None = None) -> Loaded:
+    """`kernels`: where ours are kept, if they may be compiled."""
     place = pick_device(device)
     numbers = pick_dtype(dtype, place)
-    folder, options = _where(source)
+    if source.quantization and place.type != "cpu":
+        raise EngineFailed(f"'quantization': {source.quantization} is for the CPU, this model is on {place.type}")
+    folder, options = _where(source.name)
     tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     config = None if options else AutoConfig.from_pretrained(folder)
-    kind = AutoModelForImageTextToText if _sees(config, enable_mm) else AutoModelForCausalLM
+    kind = AutoModelForImageTextToText if _sees(config, source.enable_mm) else AutoModelForCausalLM
     if options:
         options["quantization_config"] = GgufConfig(dequantize=True)  # left packed, each product unpacks it again
     with ALONE:
         model = kind.from_pretrained(folder, dtype=numbers, **options).to(place).eval()
     vocabulary = int(model.config.get_text_config().vocab_size)
-    reader = _reader(folder, model, tokenizer, enable_mm)
+    reader = _reader(folder, model, tokenizer, source.enable_mm)
+    if source.quantization:
+        quantise(model, kernels)
     eos, length = _eos(model, tokenizer), _max_length(model, tokenizer)
     return Loaded(model, tokenizer, eos, length, place, numbers, vocabulary, reader)
 

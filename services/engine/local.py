@@ -4,13 +4,14 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
+from typing import Literal
 
 from services.engine.base import EngineStats, ImageReader, Job, Piece, Tokenizer
 from services.engine.building import build_runner
 from services.engine.compilation import Compilation
 from services.engine.device import cache_budget
 from services.engine.grammar import Grammars
-from services.engine.loader import Loaded, load
+from services.engine.loader import Loaded, Source, load
 from services.engine.request import Request
 from services.engine.runner import Runner
 from services.engine.scheduler import Scheduler
@@ -87,9 +88,12 @@ class LocalEngine:
         use_warmup: bool = False,
         compile_dir: str | None = None,
         enable_mm: bool | None = None,
+        quantization: Literal["int8"] | None = None,
     ) -> "LocalEngine":
         """`compile_dir`: where compiled steps are kept; None: steps stay eager."""
-        loaded = load(source, device, dtype, enable_mm)
+        origin = Source(source, enable_mm, quantization)
+        folder = Path(compile_dir) if compile_dir else None
+        loaded = load(origin, device, dtype, folder)
         sight = sight_of(loaded.model, loaded.reader, required=bool(enable_mm))
         length = min(max_model_len or loaded.max_length, loaded.max_length)
         budget = cache_budget(loaded.device, gpu_memory_utilization, cpu_memory_share)
@@ -108,7 +112,7 @@ class LocalEngine:
         )
         if use_warmup:
             warm_up(runner, max_num_batched_tokens)
-        compilation = runner.compilation(source, Path(compile_dir)) if compile_dir else None
+        compilation = runner.compilation(origin, folder) if folder else None
         return cls(
             loaded,
             runner,

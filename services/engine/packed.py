@@ -1,6 +1,7 @@
 """Linear layers with their weights laid out once for oneDNN: the CPU's products without a reorder in each of them."""
 
 import threading
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from services.engine.parts import language_modules
 # layers that models call one after another with the same input, under the names that nearly all of them use
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"))
 DTYPES = (torch.float32, torch.bfloat16)
+
+Make = Callable[[nn.Linear], nn.Module]
 
 
 class PackedLinear(nn.Module):
@@ -35,9 +38,9 @@ class PackedLinear(nn.Module):
 class FirstOfSiblings(nn.Module):
     """Computes for itself and for the layers after it, which get the same input: one product instead of three."""
 
-    def __init__(self, linears: list[nn.Linear]) -> None:
+    def __init__(self, linears: list[nn.Linear], make: Make) -> None:
         super().__init__()
-        self.packed = PackedLinear(_joined(linears))
+        self.packed = make(_joined(linears))
         self._sizes = [linear.out_features for linear in linears]
         self._latest = threading.local()  # two threads may run one model
 
@@ -56,8 +59,10 @@ class FirstOfSiblings(nn.Module):
         return part
 
     def unpacked(self, index: int = 0) -> nn.Linear:
-        bias = None if self.packed.bias is None else torch.split(self.packed.bias, self._sizes)[index]
-        return _linear(torch.split(self.packed.weight.to_dense(), self._sizes)[index].clone(), bias)
+        assert isinstance(self.packed, PackedLinear)
+        whole = self.packed.unpacked()
+        bias = None if whole.bias is None else torch.split(whole.bias, self._sizes)[index]
+        return _linear(torch.split(whole.weight, self._sizes)[index].clone(), bias)
 
 
 class Sibling(nn.Module):
@@ -76,28 +81,34 @@ class Sibling(nn.Module):
 
 
 def pack_linears(model: nn.Module) -> None:
-    """Packs every plain `nn.Linear` that speaks, on the CPU, siblings together; elsewhere it changes nothing."""
-    if not _can_pack(next(model.parameters())):
-        return
+    """On the CPU; elsewhere it changes nothing."""
+    if _can_pack(next(model.parameters())):
+        replace_linears(model, PackedLinear)
+
+
+def replace_linears(model: nn.Module, make: Make) -> None:
+    """Every plain `nn.Linear` that speaks, siblings together; each is freed before the next is made."""
     for module in language_modules(model):
         for names in SIBLINGS:
-            _pack_together(module, names)
+            _replace_together(module, names, make)
         for name, child in module.named_children():
             if type(child) is nn.Linear:
-                setattr(module, name, PackedLinear(child))
+                setattr(module, name, make(child))
 
 
-def _pack_together(module: nn.Module, names: tuple[str, ...]) -> None:
+def _replace_together(module: nn.Module, names: tuple[str, ...], make: Make) -> None:
     linears = [child for name in names if type(child := getattr(module, name, None)) is nn.Linear]
     alike = len({(linear.in_features, linear.bias is None) for linear in linears}) == 1
     if len(linears) == len(names) and alike:
-        first = FirstOfSiblings(linears)
+        first = FirstOfSiblings(linears, make)
         for index, name in enumerate(names):
             setattr(module, name, Sibling(first, index) if index else first)
 
 
 def unpack_linears(model: nn.Module) -> None:
-    """For models that reach for a layer's weight themselves."""
+    """For models that reach for a layer's weight themselves. Those of 8 bits stay: they have nothing to go back to."""
+    if not packed_weights(model):
+        return
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, PackedLinear | FirstOfSiblings | Sibling):

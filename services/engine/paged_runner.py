@@ -11,6 +11,7 @@ from torch import Tensor
 from services.engine.check import Check
 from services.engine.graphs import Capture, Graphs
 from services.engine.kv_cache import LayerShape
+from services.engine.loader import Source
 from services.engine.paged_cache import PagedCache
 from services.engine.paged_step import Form, Inputs, PagedStep, write
 from services.engine.scheduler import Work
@@ -75,7 +76,7 @@ class PagedRunner:
             return self._graphs.run(batch)
         return self._run(batch, self.vision if sees else None)
 
-    def compilation(self, source: str, folder: Path) -> None:
+    def compilation(self, source: Source, folder: Path) -> None:
         return None
 
     def another(self, length: int, vision: Vision | None = None) -> "PagedRunner":

@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor
 
 from services.engine.compilation import Compilation
+from services.engine.loader import Source
 from services.engine.scheduler import Work
 from services.engine.slots import Change
 from services.engine.vision import Vision
@@ -26,7 +27,7 @@ class Runner(Protocol):
         """To be followed, in this order, before the next step."""
         ...
 
-    def compilation(self, source: str, folder: Path) -> Compilation | None:
+    def compilation(self, source: Source, folder: Path) -> Compilation | None:
         """What gets this model's step compiled, or from the disk; None where steps stay eager."""
         ...
 

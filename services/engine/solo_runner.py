@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from services.engine.loader import Source
 from services.engine.scheduler import Work
 from services.engine.slots import Change, Copy, Forget, Swap
 from services.engine.vision import Vision
@@ -42,7 +43,7 @@ class SoloRunner:
                 case Copy():
                     raise NotImplementedError
 
-    def compilation(self, source: str, folder: Path) -> None:
+    def compilation(self, source: Source, folder: Path) -> None:
         return None
 
     @torch.inference_mode()

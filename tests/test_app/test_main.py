@@ -74,6 +74,7 @@ class TestModels:
             "cpu_memory_share": 0.4,
             "prefix_cache": True,
             "speculation": True,
+            "quantization": None,
             "enable_mm": None,
         }
 

@@ -14,6 +14,7 @@ from services.engine.batch_runner import BatchRunner
 from services.engine.building import build_runner
 from services.engine.compilation import Compilation
 from services.engine.compiled import CompiledStep, Plan
+from services.engine.loader import Source
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
 from tests.test_engine.compilers import needs_compiler
@@ -40,7 +41,7 @@ def read(runner: BatchRunner, lengths: dict[int, int]) -> list[Work]:
 
 
 def made(runner: BatchRunner, folder: Path) -> Path:
-    compilation = runner.compilation("nowhere", folder)
+    compilation = runner.compilation(Source("nowhere"), folder)
     assert compilation is not None
     if not compilation.file.exists():
         compiled.compile_to(compilation.file, runner._model, compilation.plan)
@@ -96,10 +97,10 @@ def test_the_runner_goes_on_with_it_once_it_is_there(folder: Path, native_kernel
 def test_the_file_changes_with_what_the_step_depends_on(tmp_path: Path) -> None:
     runner = runner_of("llama")
     shapes = runner._cache.shapes
-    plan = Plan("a", "float32", SLOTS, LENGTH, shapes)
+    plan = Plan(Source("a"), "float32", SLOTS, LENGTH, shapes)
     file = plan.file(tmp_path, runner._model)
-    assert Plan("b", "float32", SLOTS, LENGTH, shapes).file(tmp_path, runner._model) == file
-    assert Plan("a", "float32", SLOTS, LENGTH + 1, shapes).file(tmp_path, runner._model) != file
+    assert Plan(Source("b"), "float32", SLOTS, LENGTH, shapes).file(tmp_path, runner._model) == file
+    assert Plan(Source("a"), "float32", SLOTS, LENGTH + 1, shapes).file(tmp_path, runner._model) != file
     assert plan.file(tmp_path, runner_of("mistral")._model) != file
     assert Plan.from_json(plan.to_json()) == plan
 
@@ -107,7 +108,7 @@ def test_the_file_changes_with_what_the_step_depends_on(tmp_path: Path) -> None:
 def test_another_processor_gets_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders are shared by machines that cannot run each other's code."""
     runner = runner_of("llama")
-    plan = Plan("a", "float32", SLOTS, LENGTH, runner._cache.shapes)
+    plan = Plan(Source("a"), "float32", SLOTS, LENGTH, runner._cache.shapes)
     here = plan.file(tmp_path, runner._model), kernel.file(tmp_path)
     monkeypatch.setattr(kernel, "machine", lambda: "x86_64 sse2")
     there = plan.file(tmp_path, runner._model), kernel.file(tmp_path)
@@ -120,7 +121,7 @@ def test_steps_stay_eager_where_the_worker_fails(
     monkeypatch.setattr(sys, "executable", "/bin/false")
     handed = threading.Event()
     runner = runner_of("llama")
-    plan = Plan("nowhere", "float32", SLOTS, LENGTH, runner._cache.shapes)
+    plan = Plan(Source("nowhere"), "float32", SLOTS, LENGTH, runner._cache.shapes)
     compilation = Compilation(tmp_path / "step.pt2", plan, lambda _: handed.set())
     compilation.start()
     compilation.join()

@@ -18,7 +18,7 @@ from services.engine.base import Image, Job, Picture, PlacedImage, SamplingParam
 from services.engine.batch_runner import BatchRunner
 from services.engine.building import build_runner
 from services.engine.drafts import Drafter
-from services.engine.loader import Loaded, load
+from services.engine.loader import Loaded, Source, load
 from services.engine.local import LocalEngine
 from services.engine.pictures import PictureReader, read_processor
 from services.engine.scheduler import Work
@@ -85,7 +85,7 @@ def generate(model: Any, given: dict[str, torch.Tensor]) -> list[int]:
 
 
 def read(folder: str) -> Loaded:
-    return load(folder, "cpu", "float32")
+    return load(Source(folder), "cpu", "float32")
 
 
 def runner_of(loaded: Loaded, budget: int = 2**30) -> BatchRunner:
@@ -257,7 +257,7 @@ def test_steps_of_which_an_image_is_part(tiny: Tiny) -> None:
     sequence.num_computed = len(sequence.tokens)
     assert vision.concerns([Work(sequence, 0, 1)]) is tiny.name.startswith("qwen")
     assert not vision.concerns([Work(Running(tiny.job(ASKS[4]), 9), 0, 1)])
-    assert (tiny.runner.compilation("nowhere", Path()) is None) is tiny.name.startswith("qwen")
+    assert (tiny.runner.compilation(Source("nowhere"), Path()) is None) is tiny.name.startswith("qwen")
 
 
 def _last(runner: BatchRunner, job: Job) -> Work:
@@ -283,7 +283,7 @@ class TestWhatCannotBeServed:
 
     def test_images_of_a_model_without_eyes(self, tmp_path: Path, folders: dict[str, str]) -> None:
         build("llama").save_pretrained(tmp_path)
-        load(folders["llava"]).tokenizer.save_pretrained(tmp_path)
+        load(Source(folders["llava"])).tokenizer.save_pretrained(tmp_path)
         assert LocalEngine.load(source=str(tmp_path), max_num_seqs=2).images is None
         with pytest.raises(EngineFailed, match="LlamaForCausalLM"):
             LocalEngine.load(source=str(tmp_path), max_num_seqs=2, enable_mm=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from services.engine import loader
-from services.engine.loader import Loaded, load
+from services.engine.loader import Loaded, Source, load
 from tests.test_engine.tiny_models import build
 from tests.test_engine.tiny_tokenizers import EOS, byte_level
 
@@ -71,7 +71,7 @@ def test_a_gguf_file_is_read_from_its_folder_and_unpacked(hub: Hub, tmp_path: Pa
     file = tmp_path / "tiny.Q4_1.gguf"
     file.touch()
 
-    load(str(file))
+    load(Source(str(file)))
 
     (folder, tokenizer_options), (same_folder, model_options) = hub.asked
     assert folder == same_folder == str(tmp_path)
@@ -87,7 +87,7 @@ def test_what_is_no_file_is_a_folder_or_a_name(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.gguf").mkdir()
 
-    load(source, dtype="float32")
+    load(Source(source), dtype="float32")
 
     assert hub.asked == [(source, {}), (source, {"dtype": torch.float32})]
 
@@ -107,7 +107,7 @@ def test_what_is_no_file_is_a_folder_or_a_name(
 def test_all_that_end_an_answer(hub: Hub, model: Any, tokenizer: int | None, eos: set[int]) -> None:
     hub.model.eos, hub.tokenizer.eos_token_id = model, tokenizer
 
-    assert load("name").eos == eos
+    assert load(Source("name")).eos == eos
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_all_that_end_an_answer(hub: Hub, model: Any, tokenizer: int | None, eos
 def test_how_long_a_text_may_be(hub: Hub, limits: dict[str, Any], tokenizer: float, length: int) -> None:
     hub.model.limits, hub.tokenizer.model_max_length = limits, tokenizer
 
-    assert load("name").max_length == length
+    assert load(Source("name")).max_length == length
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
@@ -130,7 +130,7 @@ def test_a_folder_is_loaded_in_the_numbers_asked_for(tmp_path: Path, name: str) 
     build("llama").save_pretrained(tmp_path)
     byte_level().save_pretrained(tmp_path)
 
-    loaded = load(str(tmp_path), device="cpu", dtype=name)
+    loaded = load(Source(str(tmp_path)), device="cpu", dtype=name)
 
     assert isinstance(loaded, Loaded)
     assert loaded.model.dtype == loaded.dtype == getattr(torch, name)
@@ -143,4 +143,4 @@ def test_a_folder_is_loaded_in_the_numbers_asked_for(tmp_path: Path, name: str) 
 @pytest.mark.parametrize("name", ["float33", "nn"])
 def test_what_is_no_number_format_is_refused(hub: Hub, name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        load("name", dtype=name)
+        load(Source("name"), dtype=name)

@@ -1,0 +1,118 @@
+"""Linear layers with weights of 8 bits, by a kernel of our own (int8.cpp): half the memory of bfloat16, and faster.
+
+Each output has a scale of its own. In the products inputs are rounded to 8 bits as well, by blocks of 32 with a scale
+each. Where the kernel cannot be had (no C++ compiler, no AVX512-VNNI) torch's own product does it: inputs stay as they
+are, and it is slower than bfloat16 from 8 rows on.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, pad
+
+from services.engine import kernel
+from services.engine.packed import replace_linears
+from services.errors import EngineFailed
+
+logger = logging.getLogger(__name__)
+
+PANELS, PANEL, BLOCK, FOUR = 3, 16, 32, 4  # as int8.cpp has them
+ZERO = 128  # what stands for 0: the processor multiplies unsigned numbers with signed ones
+SLICE = 100 * PANELS * PANEL  # outputs that are rounded at once: a float32 copy of a whole layer might not fit
+ALIKE = 0.95  # what says less like the model is another one
+TRIAL = 8  # tokens
+
+
+class Int8Linear(nn.Module):
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight: Tensor  # as it is read, in one line
+        self.scales: Tensor
+        self.bias: Tensor | None
+        parts = [rounded(part) for part in torch.split(linear.weight.detach(), SLICE)]
+        self.register_buffer("weight", torch.cat([_laid_out(codes) for codes, _ in parts]), persistent=False)
+        self.register_buffer("scales", torch.cat([scales for _, scales in parts]), persistent=False)
+        bias = None if linear.bias is None else linear.bias.detach().float()
+        self.register_buffer("bias", bias, persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = torch.ops.parley.int8_linear(inputs, self.weight, self.scales, self.bias)
+        return out
+
+
+class TorchInt8Linear(nn.Module):
+    """Needs no compiler."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.scales: Tensor
+        self.bias: Tensor | None
+        parts = [rounded(part) for part in torch.split(linear.weight.detach(), SLICE)]
+        self.register_buffer("weight", torch.cat([codes for codes, _ in parts]), persistent=False)
+        scales = torch.cat([scales for _, scales in parts]).to(linear.weight.dtype)
+        self.register_buffer("scales", scales, persistent=False)
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach(), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        rows = inputs.reshape(-1, inputs.shape[-1]).contiguous()
+        out: Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scales)
+        return (out if self.bias is None else out + self.bias).view(*inputs.shape[:-1], -1)
+
+
+@torch.inference_mode()
+def quantise(model: Any, folder: Path | None) -> None:
+    """All linear layers that speak, one after another. `folder`: where our kernel is, or is put."""
+    before = _said(model)
+    replace_linears(model, Int8Linear if _has_kernel(folder) else TorchInt8Linear)
+    codes = sum(module.weight.numel() for module in model.modules() if isinstance(module, Int8Linear | TorchInt8Linear))
+    try:
+        alike = cosine_similarity(_said(model).float(), before.float(), dim=-1).min()
+    except Exception as error:  # some reach for a layer's weight themselves
+        raise _refused(model, f"its layers are used as something else ({type(error).__name__})") from error
+    if not codes:
+        raise _refused(model, "it has no layers that could be")
+    if not alike > ALIKE:
+        raise _refused(model, f"its logits differ (cosine {alike:.3f})")
+    others = sum(each.numel() for each in model.parameters())
+    logger.info("%.0f %% of the weights are in int8", 100 * codes / (codes + others))
+
+
+def _refused(model: Any, reason: str) -> EngineFailed:
+    return EngineFailed(f"'quantization': {type(model).__name__} cannot be served in int8: {reason}")
+
+
+def _said(model: Any) -> Tensor:
+    tokens = [(7 * i + 1) % model.config.get_text_config().vocab_size for i in range(TRIAL)]
+    logits: Tensor = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+    return logits
+
+
+def _has_kernel(folder: Path | None) -> bool:
+    try:
+        if folder is not None and not kernel.is_loaded():
+            kernel.get(folder)
+    except Exception as error:  # whatever a machine without a compiler may lack
+        logger.warning("no kernel can be compiled here: %s", str(error).splitlines()[:1])
+    if not kernel.has_int8():
+        logger.warning("int8 is slower than bfloat16 from 8 rows on: it has no kernel here")
+    return kernel.has_int8()
+
+
+def rounded(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[outputs, inputs] -> numbers from -127 to 127, and what each output's are to be multiplied with."""
+    weight = weight.float()
+    scales = weight.abs().amax(1) / 127
+    codes = (weight / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round_()
+    return codes.to(torch.int8), scales
+
+
+def _laid_out(codes: Tensor) -> Tensor:
+    """PANELS * PANEL outputs after another, or as many as are left: FOUR inputs of each, the next FOUR, …"""
+    outputs, inputs = codes.shape
+    whole = pad(codes, (0, -inputs % BLOCK, 0, -outputs % PANEL)).view(torch.uint8) ^ ZERO
+    lines = whole.view(len(whole), -1, FOUR)
+    return torch.cat([group.transpose(0, 1).flatten() for group in torch.split(lines, PANELS * PANEL)])
