@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -44,6 +45,21 @@ class Site:
 
 
 NewSite = Callable[..., Awaitable[Site]]
+
+
+async def post(site: Site, path: str, **body: Any) -> dict[str, Any]:
+    answer = await site.client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def refusal(site: Site, path: str, **body: Any) -> str | None:
+    """The parameter that it names."""
+    answer = await site.client.post(path, json=body)
+    assert answer.status_code == 400, answer.text
+    param: str | None = answer.json()["error"]["param"]
+    return param
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ class TestParameters:
     async def test_the_tier_that_served_is_told(self, site: Site, engine: FakeEngine, stream: bool) -> None:
         answer = await ask(site, stream=stream, service_tier="flex")
         told = [line for line in answer.text.split("\n\n") if line.startswith(("{", "data: {"))]
-        assert all('"service_tier":"flex"' in line for line in told)
+        assert {'"service_tier":"flex"' in line for line in told} == {True}
         assert engine.jobs[0].priority == 1
         assert "service_tier" not in (await ask(site, stream=stream)).text
         assert error(await ask(site, stream=stream, service_tier="scale"))["param"] == "service_tier"

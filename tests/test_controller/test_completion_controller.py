@@ -95,7 +95,7 @@ class TestTranscript:
         ]
 
     async def test_no_usage_unless_asked(self, site: Site) -> None:
-        assert all("usage" not in chunk for chunk in told(await ask(site, stream=True)))
+        assert {"usage" in chunk for chunk in told(await ask(site, stream=True))} == {False}
         so_far = told(await ask(site, stream=True, stream_options={"continuous_usage_stats": True}))
         assert [chunk["usage"]["completion_tokens"] for chunk in so_far] == [1, 2, 3, 3]
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import normalize
 
 from services.engine import build
-from tests.apps import NewSite, Site
+from tests.apps import NewSite, Site, post, refusal
 from tests.test_engine import tiny_encoders
 
 DOCUMENTS = ["abc", "xyz", "ab", "q"]
@@ -36,20 +36,6 @@ async def embedding_site(new_site: NewSite, folders: dict[str, Path]) -> Site:
 async def site(new_site: NewSite, folders: dict[str, Path]) -> Site:
     given = {kind: settings(folder, kind) for kind, folder in folders.items()}
     return await new_site(build=build, embedding=given["embedding"], models=[given["reranker"]])
-
-
-async def post(site: Site, path: str, **body: Any) -> dict[str, Any]:
-    answer = await site.client.post(path, json=body)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-async def refusal(site: Site, path: str, **body: Any) -> str | None:
-    answer = await site.client.post(path, json=body)
-    assert answer.status_code == 400, answer.text
-    param: str | None = answer.json()["error"]["param"]
-    return param
 
 
 @torch.inference_mode()

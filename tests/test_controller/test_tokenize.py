@@ -5,25 +5,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.apps import NewSite, Site
+from tests.apps import NewSite, Site, post, refusal
 from tests.fakes import FakeEngine
 
 CHAT = [{"role": "user", "content": "hi"}]
 WRITTEN = "<user>hi\n<assistant>\n"
-
-
-async def post(site: Site, path: str, **body: Any) -> dict[str, Any]:
-    answer = await site.client.post(path, json=body)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()
-    return found
-
-
-async def refusal(site: Site, path: str, **body: Any) -> str | None:
-    answer = await site.client.post(path, json=body)
-    assert answer.status_code == 400, answer.text
-    param: str | None = answer.json()["error"]["param"]
-    return param
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])

@@ -1,4 +1,7 @@
-"""Where JSON ends in text that is still coming."""
+"""JSON in an answer: where it ends while it comes, and whether it is a call."""
+
+import json
+from dataclasses import dataclass
 
 
 class JsonEnd:
@@ -26,3 +29,22 @@ class JsonEnd:
                 if self._depth <= 0:
                     return place
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    name: str
+    arguments: str
+
+
+def call_in(text: str) -> Called | None:
+    """The call that an object is, if it is one."""
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    name = given.get("name")
+    arguments: object = next((given[key] for key in ("arguments", "parameters") if given.get(key) is not None), {})
+    if not isinstance(name, str):
+        return None
+    return Called(name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))

@@ -1,6 +1,5 @@
 """The text of one answer, split while it comes into what is thought, what is said and which tools are called."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from uuid import uuid4
 
 from services.chat.dialects import Calls, Header, Thinking
 from services.chat.events import Arguments, Reasoning, Spoken, Text, ToolCall
-from services.chat.parsing.json_text import JsonEnd
+from services.chat.parsing.json_text import JsonEnd, call_in
 from services.engine.stops import first, overlap
 
 BETWEEN = re.compile(r"[\s\[\],;]")  # around calls
@@ -165,7 +164,7 @@ class Splitter:
             return self._go(self._take_back)
         if end is None and not self._is_over:
             return False
-        called = _called(self._object)
+        called = call_in(self._object)
         if called is None or called.name not in self._format.names:
             return self._go(self._take_back)
         self._object = ""
@@ -258,22 +257,3 @@ class Splitter:
     def _calls(self) -> Calls:
         assert self._format.calls
         return self._format.calls
-
-
-@dataclass(frozen=True, slots=True)
-class _Called:
-    name: str
-    arguments: str
-
-
-def _called(text: str) -> _Called | None:
-    """An object as a call, if it is one."""
-    try:
-        given = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    name = given.get("name")
-    arguments: object = next((given[key] for key in ("arguments", "parameters") if given.get(key) is not None), {})
-    if not isinstance(name, str):
-        return None
-    return _Called(name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))
