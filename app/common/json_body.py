@@ -1,6 +1,6 @@
-"""Bodies as strict JSON: no NaN, no half of a surrogate pair, no depth on which what comes later would fail."""
+"""Bodies as strict JSON: no NaN, no half of a surrogate pair, neither deeper nor more than what comes later bears."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import orjson
@@ -13,6 +13,7 @@ from app.common.errors import PARAM_LENGTH
 from services.errors import InvalidRequest
 
 MAX_DEPTH = 128  # encoders end at 254, and answers wrap what they repeat
+MAX_NODES = 50_000  # each takes its time to be checked, and everybody else's meanwhile
 
 
 class JsonRoute(APIRoute):
@@ -42,21 +43,25 @@ class _JsonRequest(Request):
     async def json(self) -> Any:
         text = await self.body()
         body = orjson.loads(text)  # its error is a json.JSONDecodeError, which FastAPI knows
-        if text.count(b"[") + text.count(b"{") > MAX_DEPTH:  # else it cannot be too deep
-            _check_depth(body)
+        if text.count(b"[") + text.count(b"{") > MAX_DEPTH:  # else it is small
+            _check_shape(body)
         return body
 
 
-def _check_depth(body: Any) -> None:
+def _check_shape(body: Any) -> None:
+    left = MAX_NODES
     for key, value in body.items() if isinstance(body, dict) else [(None, body)]:
-        if _is_deeper(value, MAX_DEPTH):
-            raise InvalidRequest(f"Nested more than {MAX_DEPTH} levels deep", param=key and key[:PARAM_LENGTH])
+        for depth, size in enumerate(_sizes(value), 1):
+            left -= size
+            if depth > MAX_DEPTH:
+                raise InvalidRequest(f"Nested more than {MAX_DEPTH} levels deep", param=key and key[:PARAM_LENGTH])
+            if left < 0:
+                raise InvalidRequest(f"More than {MAX_NODES} objects and lists", param=key and key[:PARAM_LENGTH])
 
 
-def _is_deeper(value: Any, levels: int) -> bool:
-    """Level by level: what is too deep for others is not to be walked recursively."""
+def _sizes(value: Any) -> Iterator[int]:
+    """How many objects and lists each level has: what is too deep for others is not to be walked recursively."""
     level = [value]
-    for _ in range(levels):
-        level = [each for each in level if isinstance(each, dict | list)]
+    while level := [each for each in level if isinstance(each, dict | list)]:
+        yield len(level)
         level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
-    return bool(level)

@@ -83,10 +83,8 @@ class Grammars:
         except UnicodeError:  # half of a surrogate pair
             raise NoGrammar("it is no text") from None
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # what can never be said is noticed here
-        if matcher.is_error():
-            raise NoGrammar(_why(matcher.get_error()))
+        if error := _flaw(matcher):
+            raise NoGrammar(_why(error))
         self.num_compiled += 1
         return matcher
 
@@ -94,6 +92,16 @@ class Grammars:
     def _tokenizer(self) -> LLTokenizer:
         eos = self._ends.tolist()
         return LLTokenizer(_Tokens(self._texts, self._vocabulary, eos), eos_token=eos or None)  # type: ignore[arg-type]
+
+
+def _flaw(matcher: LLMatcher) -> str | None:
+    """Of what can never be said, and of what has too many ways to go on once it is begun."""
+    mask = b"" if matcher.is_error() else matcher.compute_bitmask()
+    if matcher.is_error():
+        return str(matcher.get_error())
+    begun = matcher.deep_copy()
+    begun.consume_token(int(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little").argmax()))
+    return str(begun.get_error()) if begun.is_error() else None
 
 
 class _Tokens:
@@ -119,7 +127,7 @@ REASONS = {
     r"min/maxProperties": "'minProperties' and 'maxProperties' are supported only where all properties are required",
     r"Pointer '.*' does not exist": "'$ref' points to nothing",
     r"Resource '.*' is not present": "'$ref' and '$schema' must not lead outside the schema",
-    r"too (?:big|large)|precomputation failed": "it is too large, or takes too long",
+    r"too (?:big|large)|precomputation failed|Current row has": "it is too large, or takes too long",
     r"NoExtension": "nothing can be said that fulfils it",
     r"regex parse error:.*\nerror: ([^\n]+)": "its regular expression is not supported: {}",
     r"(look-?arounds?) not supported": "its regular expression is not supported: {}",

@@ -69,6 +69,13 @@ async def test_how_deep_is_too_deep(site: Site, levels: int, status: int) -> Non
     assert answer.status_code == status, answer.text
 
 
+@pytest.mark.parametrize("stop", [[{}] * 50_000, [[{}] * 25_000] * 2])
+async def test_what_is_too_much_to_look_at_is_named(site: Site, stop: object) -> None:
+    answer = await site.client.post(CHAT, json={"messages": HI, "stop": stop})
+    assert answer.status_code == 400
+    assert (answer.json()["error"]["param"], "50000 objects" in answer.text) == ("stop", True)
+
+
 async def test_much_that_is_not_deep_is_read(site: Site) -> None:
     answer = await site.client.post(CHAT, json={"messages": HI * 300})
     assert answer.status_code == 200, answer.text

@@ -141,6 +141,10 @@ async def test_the_latest_are_kept_and_not_too_much_of_them() -> None:
         ([], "object or boolean"),
         (False, "Unsatisfiable"),
         ({"title": "a" * MAX_SOURCE}, "longer"),
+        (
+            {"anyOf": [{"type": "object", "properties": {f"{i}-{j}": {} for j in range(20)}} for i in range(200)]},
+            "too large",
+        ),
     ],
 )
 async def test_a_schema_that_cannot_be_enforced_is_refused_by_its_keyword(schema: object, why: str) -> None:
