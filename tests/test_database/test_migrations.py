@@ -14,13 +14,16 @@ from sqlalchemy import Connection, Select, inspect, text
 from typer.testing import CliRunner
 
 from database.engine import create_engine
-from database.models import Base
+from database.models import Base, StreamBatch
 from database.session import Database
 from services.chat import items
 from services.chat.events import Arguments, Head, Reasoning, ToolCall
 from services.conversation_service import ConversationService
+from services.history.repeat import Repeat
 from services.history.turn import Opening
+from services.search_service import SearchService
 from services.turn_service import TurnService
+from tests.test_services.test_turn_service import begin, say
 from tools.data_migration import Status, app, downgrade, status, upgrade
 
 ALL = ("0001", "0002", "0003", "0004")
@@ -195,7 +198,7 @@ async def rows(url: str, query: Select[Any]) -> list[Row]:
 async def test_messages_become_turns_and_items(empty_url: str) -> None:
     await upgrade(empty_url, "0001")
     await fill(empty_url)
-    await upgrade(empty_url, "0002")
+    await upgrade(empty_url)
     database = Database(empty_url)
     turns, conversations = TurnService(database, writer="host:1"), ConversationService(database)
     stored = await conversations.messages("me", CONVERSATION, limit=10)
@@ -221,13 +224,72 @@ async def test_messages_become_turns_and_items(empty_url: str) -> None:
 async def test_turns_and_items_become_messages_again(empty_url: str) -> None:
     await upgrade(empty_url, "0001")
     await fill(empty_url)
-    await upgrade(empty_url, "0002")
+    await upgrade(empty_url)
     await downgrade(empty_url, "0001")
     in_order = sa.select(MESSAGES).order_by(MESSAGES.c.conversation_id, MESSAGES.c.position)
     found = await rows(empty_url, in_order)
     expected = [row for row in OLD + MANY if row is not SILENT]
     expected[4] = expected[4] | {"parent_id": OLD[3]["id"]}
     assert [row | {"position": 0} for row in found] == [row | {"position": 0} for row in expected]
+
+
+Table = list[dict[str, Any]]
+
+
+async def dump(url: str) -> dict[str, Table]:
+    """All rows of all tables, whatever revision made them; not the search's own, which follow from the items."""
+
+    def read(connection: Connection) -> dict[str, Table]:
+        reflected = sa.MetaData()
+        reflected.reflect(connection, only=lambda name, _: not name.startswith(("items_found", "alembic")))
+        tables = reflected.sorted_tables
+        found = {table.name: connection.execute(sa.select(table)).mappings().all() for table in tables}
+        return {name: sorted((dict(row) for row in rows), key=str) for name, rows in found.items()}
+
+    engine = create_engine(url)
+    async with engine.connect() as connection:
+        found = await connection.run_sync(read)
+    await engine.dispose()
+    return found
+
+
+async def store_everything(url: str) -> None:
+    """What this version can store, one of each."""
+    database = Database(url)
+    turns = TurnService(database, writer="host:1")
+    ask: dict[str, Any] = {"repeat": Repeat("k", "d"), "metadata": {"a": "b"}, "kind": "response", "stored": True}
+    named = await say(turns, "The sea \x00 你好", "Deep", create=True, **ask)
+    alone = await say(turns, "Alone", "Yes", create=False, kind="response", stored=True)
+    await say(turns, "And?", "And", create=False, kind="response", stored=True, previous=alone.id)
+    await begin(turns, "Wait", create=False, kind="response", stored=True, background=True)
+    await ConversationService(database).create("me", [{"type": "compaction", "encrypted_content": "x"}], {}, "Title")
+    async with database.write() as session:
+        session.add(StreamBatch(turn_id=named.id, number=3, events="[]"))
+    await database.close()
+
+
+@pytest.mark.parametrize("revision", ALL[1:])
+async def test_what_a_revision_holds_goes_up_and_comes_down_again(empty_url: str, revision: str) -> None:
+    await upgrade(empty_url)
+    await store_everything(empty_url)
+    newest = await dump(empty_url)
+    assert all(newest.values())  # something in every table
+    await downgrade(empty_url, revision)
+    before = await dump(empty_url)
+    assert {"conversations", "turns", "items"} <= before.keys()
+    assert [len(before[name]) for name in before] == [len(newest[name]) for name in before]
+    await upgrade(empty_url)
+    after = await dump(empty_url)
+    assert {name: after[name] for name in ("conversations", "turns", "items")} == {
+        name: newest[name] for name in ("conversations", "turns", "items")
+    }
+    database = Database(empty_url)
+    assert [each.snippet for each in (await SearchService(database).find("me", "sea", limit=9)).data] == [
+        "The sea \x00 你好"
+    ]
+    await database.close()
+    await downgrade(empty_url, revision)
+    assert await dump(empty_url) == before
 
 
 async def test_what_messages_cannot_be_is_left_out_on_the_way_back(empty_url: str) -> None:
