@@ -49,7 +49,8 @@ INTRODUCTION = """\
 Written from the code by `python -m tools.compatibility`, and held to it by a test. A parameter is **honoured**, or
 **refused**: 400 with its name in `param`; values that ask for nothing are taken all the same. Keys that stand in no
 table are ignored and named in the header `x-parley-ignored`, or refused too with `PARLEY_STRICT=true`. An explicit
-`null` is the same as an absent key. Each route under `/v1` that OpenAI has also answers without the prefix.
+`null` is the same as an absent key. Types are JSON's own: `"3"` is no number and `1` no boolean, while `3.0` is an
+integer. Each route under `/v1` that OpenAI has also answers without the prefix.
 """
 
 Json = dict[str, Any]
@@ -108,7 +109,7 @@ def _reason(field: str, values: tuple[object, ...]) -> str:
 def kind(about: Json) -> str:
     """A JSON schema in a few words."""
     if "$ref" in about:
-        return str(about["$ref"]).rpartition("/")[2]
+        return str(about["$ref"]).rpartition("/")[2].rpartition("__")[2]  # without its module
     if "const" in about:
         return f"`{about['const']}`"
     if "enum" in about:
