@@ -62,6 +62,9 @@ class BatchRunner:
             logits = self._forward(works)
         return _in_order(logits, works, batch)
 
+    def run_ahead(self, works: list[Work], tokens: Tensor) -> None:
+        return None
+
     def compilation(self, source: Source, folder: Path) -> Compilation | None:
         if self._model.device.type != "cpu":
             return None

@@ -56,7 +56,7 @@ def build_runner(
     check = check_of(model)
     size = _Size(num_slots, length, budget, cache_tokens)
     if model.device.type == "cuda":
-        paging = paging or Paging(PAGE_SIZE, CudaCapture())
+        paging = paging or Paging(PAGE_SIZE, CudaCapture(model.device))
     pack_linears(model)
     try:
         return _any_runner(model, check, size, paging)

@@ -33,12 +33,13 @@ class Capture(Protocol):
 class CudaCapture:
     """All its recordings share one pool of memory, so a replay's tensor lasts until the next replay of any of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, forward: Callable[[], Tensor]) -> Replay:
         graph = torch.cuda.CUDAGraph()
-        with ALONE:
+        with ALONE, torch.cuda.device(self._device):
             self._warm_up(forward)
             # other engines' threads go on meanwhile: what they allocate is no error of this recording
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
@@ -73,13 +74,15 @@ class Graphs:
         self._replays: dict[Form, Replay] = {}
         self.batch_sizes = batch_sizes(cache.num_slots)
 
-    def run(self, works: list[Work]) -> Tensor:
-        """Logits of one new token each; they last until the next step."""
+    def run(self, works: list[Work], tokens: Tensor | None = None) -> Tensor:
+        """Logits of one new token each; they last until the next step. `tokens`: where only the device knows them."""
         form = self.form(works)
         array = write(works, form, self._cache.pages, self._cache.spare)
         if form not in self._buffers:
             self._buffers[form] = torch.empty(len(array), dtype=torch.int32, device=self._cache.device)
         self._buffers[form].copy_(pinned(array, self._cache.device), non_blocking=True)
+        if tokens is not None:
+            self._buffers[form][: len(tokens)] = tokens
         if form not in self._replays:
             self._replays[form] = self._record(form)
         return self._replays[form]()[: len(works)]

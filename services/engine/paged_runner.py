@@ -72,9 +72,17 @@ class PagedRunner:
     def run(self, batch: list[Work]) -> Tensor:
         self._cache.claim(batch)
         sees = self.vision is not None and self.vision.concerns(batch)
-        if self._graphs and not sees and all(work.num_tokens == 1 for work in batch):
+        if self._graphs and not sees and all(work.num_tokens == work.num_logits == 1 for work in batch):
             return self._graphs.run(batch)
         return self._run(batch, self.vision if sees else None)
+
+    @torch.inference_mode()
+    def run_ahead(self, works: list[Work], tokens: Tensor) -> Tensor | None:
+        """Only where nothing must be claimed: who knows whether the scheduler lets them go on."""
+        sees = self.vision is not None and self.vision.concerns(works)
+        if not self._graphs or sees or not all(self._cache.pages.owns(work.slot, work.start) for work in works):
+            return None
+        return self._graphs.run(works, tokens)
 
     def compilation(self, source: Source, folder: Path) -> None:
         return None

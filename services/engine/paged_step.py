@@ -77,19 +77,22 @@ class Inputs:
 
 
 def write(works: list[Work], form: Form, pages: Pages, spare: int) -> Ints:
-    """The step as one array. Where the form is larger than the step, the rest are rows of one token each that read and
-    write the spare page."""
+    """The step as one array, which begins with the tokens as far as they are known.
+
+    Where the form is larger than the step, the rest are rows of one token each that read and write the spare page.
+    """
     array = np.zeros(sum(form.sizes), np.int32)
     ids, positions, writes, asked, query_starts, key_starts, lengths, table = form.parts(array)
     counts = np.array([work.num_tokens for work in works])
     num_tokens = int(counts.sum())
     slots = np.array([work.slot for work in works])
-    ids[:num_tokens] = [token for work in works for token in work.tokens]
+    known = [token for work in works for token in work.tokens]
+    ids[: len(known)] = known
     positions[:num_tokens] = [position for work in works for position in range(work.start, work.end)]
     of_tokens, inside = np.repeat(slots, counts), positions[:num_tokens]
     writes[:num_tokens] = pages.table[of_tokens, inside // pages.page_size] * pages.page_size + inside % pages.page_size
     writes[num_tokens:] = spare * pages.page_size
-    wanted = asked_of(works)
+    wanted = asked_of(works) if form.num_logits < form.num_tokens else range(form.num_tokens)
     asked[: len(wanted)] = wanted
     lengths[:] = 1
     lengths[: len(works)] = [work.end for work in works]

@@ -54,6 +54,11 @@ class Pages:
             case Forget(slot, start):
                 self._cut(slot, self.needed(start))
 
+    def owns(self, slot: int, position: int) -> bool:
+        """Whether it may be written as it is."""
+        index = position // self.page_size
+        return index < self._sizes[slot] and self._num_users[self.table[slot, index]] == 1
+
     def claim(self, slot: int, start: int, end: int) -> list[PageCopy]:
         """Makes the pages of these positions the slot's own; what must be copied before they are written."""
         first = start // self.page_size

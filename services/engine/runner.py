@@ -35,3 +35,8 @@ class Runner(Protocol):
         """One step -> logits `[rows, vocabulary]` of those works that sample, in the order of the batch: one row for
         the last known token, and one for each of the draft behind it."""
         ...
+
+    def run_ahead(self, works: list[Work], tokens: Tensor) -> Tensor | None:
+        """A step for those who just got `tokens`, before anybody here knows them: one more for each, as `run` would
+        do it. None where that cannot be."""
+        ...

@@ -17,7 +17,7 @@ from torch import Tensor
 from services.engine.base import SamplingParams
 from services.engine.sequence import Sequence
 from services.engine.shaping import is_shaped, shape
-from services.engine.transfer import download, upload
+from services.engine.transfer import Download, download, upload
 
 NUCLEUS = 1024
 # How many of the likeliest tokens are looked at: nearly all nuclei lie within the first of these, and sorting a
@@ -29,17 +29,24 @@ GREEDY = 1e-5  # a temperature below it leaves one token, and dividing by it wou
 Draw = Callable[[Tensor, list[Sequence]], Tensor]
 
 
-def sample(logits: Tensor, rows: list[Sequence]) -> list[int | None]:
-    """`logits` [rows, vocabulary] -> a token id for each row; None where nothing can be drawn from what is no number.
+class Draws:
+    """A token for each row of `logits` [rows, vocabulary], which stay as they are."""
 
-    The logits stay as they are.
-    """
-    tokens, drawable = download(draw(logits, rows), logits.amax(-1).isfinite())
-    return [token if able else None for token, able in zip(tokens, drawable, strict=True)]
+    def __init__(self, logits: Tensor, rows: list[Sequence]) -> None:
+        self.tokens = draw(logits, rows)  # where the logits are
+        self._download = Download(self.tokens, logits.amax(-1).isfinite())
+
+    def result(self) -> list[int | None]:
+        """None where nothing can be drawn, from what is no number."""
+        tokens, drawable = self._download.result()
+        return [token if able else None for token, able in zip(tokens, drawable, strict=True)]
+
+
+def sample(logits: Tensor, rows: list[Sequence]) -> list[int | None]:
+    return Draws(logits, rows).result()
 
 
 def draw(logits: Tensor, rows: list[Sequence]) -> Tensor:
-    """The tokens, where the logits are."""
     scores = logits.float()  # exact, and the largest is found in less than half the time
     tokens = scores.new_zeros(len(rows), dtype=torch.int64)
     for (pick, shaped), members in _kinds(rows).items():
@@ -52,8 +59,8 @@ def draw(logits: Tensor, rows: list[Sequence]) -> Tensor:
 
 
 def taken(tensor: Tensor, rows: list[int]) -> Tensor:
-    """Some of its rows, without a copy if that is all."""
-    return tensor if len(rows) == len(tensor) else tensor[_index(rows, tensor)]
+    """These of its rows, without a copy if that is all, as it is."""
+    return tensor if rows == list(range(len(tensor))) else tensor[_index(rows, tensor)]
 
 
 def _put(tensor: Tensor, rows: list[int], values: Tensor) -> None:

@@ -43,6 +43,9 @@ class SoloRunner:
                 case Copy():
                     raise NotImplementedError
 
+    def run_ahead(self, works: list[Work], tokens: Tensor) -> None:
+        return None
+
     def compilation(self, source: Source, folder: Path) -> None:
         return None
 

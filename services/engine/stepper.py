@@ -3,6 +3,9 @@
 Where `run` returns before its step is done, what was drawn from the step before is said meanwhile: text, grammars and
 the event loop cost a GPU nothing. Only what the scheduler must know at once, whether an answer has come to its last
 token, is known at once; one that ends in its text, at a stop string, has a step more that nobody hears of.
+
+And where the device can go on by itself, it is sent ahead: the next token's step begins with what was just drawn,
+before it has come back. Who does not go on then, is left out; who comes in meanwhile, runs beside it.
 """
 
 import logging
@@ -17,7 +20,7 @@ from torch import Tensor
 from services.engine.base import Piece, TokenLogprob
 from services.engine.request import Request
 from services.engine.runner import Runner
-from services.engine.sampler import Weighed, sample, taken, weigh
+from services.engine.sampler import Draws, Weighed, taken, weigh
 from services.engine.scheduler import Scheduler, Work
 from services.engine.sequence import Sequence
 from services.engine.shaping import unmaskable
@@ -41,6 +44,20 @@ class Drawn:
     weighed: Weighed | None
 
 
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """A step that was begun before it was planned."""
+
+    rows: dict[Sequence, int]  # whose tokens are in it, and their logits
+    logits: Tensor
+    preemptions: int  # until then: who loses its place has not what the step wrote there
+
+    def splits(self, works: list[Work]) -> tuple[list[Work], list[Work]]:
+        """Those that are in it, and the others."""
+        begun = [work for work in works if work.sequence in self.rows]
+        return begun, [work for work in works if work.sequence not in self.rows]
+
+
 class Stepper:
     """The engine thread's own. `deliver`: one call for all that a step has to say."""
 
@@ -53,6 +70,7 @@ class Stepper:
         self._texts = texts
         self._deliver = deliver
         self._drawn: list[Drawn] = []
+        self._ahead: Ahead | None = None
 
     def add(self, request: Request) -> None:
         self.requests[request.sequence] = request
@@ -62,7 +80,11 @@ class Stepper:
         batch = self._scheduler.schedule()
         self.runner.change(batch.changes)
         works = self._seen(batch.works)
-        logits = self._launch(works) if works else None
+        ahead, self._ahead = self._ahead, None
+        if ahead and ahead.preemptions == self._scheduler.num_preemptions:
+            works, logits = self._join(ahead, works)
+        else:
+            logits = self._launch(works)
         self._say()
         self._forget_dropped()
         if logits is not None:
@@ -71,11 +93,13 @@ class Stepper:
     def fail_step(self) -> None:
         """Ends who runs; who waits goes on waiting. Where nobody ran, it is they who break it."""
         self._say()
+        self._ahead = None
         self._end(self._scheduler.drop_running() or self._scheduler.drop_all(), EngineFailed(FAILED))
         self._forget_dropped()
 
     def end_all(self, error: ServiceError) -> None:
         self._say()
+        self._ahead = None
         self._end(self._scheduler.drop_all(), error)
         self._forget_dropped()
 
@@ -95,8 +119,33 @@ class Stepper:
         self._fail_alone(blind, "its images cannot be seen")
         return [work for work in works if work.sequence not in blind]
 
+    def _join(self, ahead: Ahead, works: list[Work]) -> tuple[list[Work], Tensor | None]:
+        begun, others = ahead.splits(works)
+        if not begun:
+            return others, self._launch(others)
+        logits = taken(ahead.logits, [ahead.rows[work.sequence] for work in begun])
+        if not others:
+            return begun, logits
+        logits = logits.clone()  # they last until the next step
+        more = self._launch(others)
+        return [*begun, *others], None if more is None else torch.cat([logits, more])
+
+    def _send_ahead(self, sequences: list[Sequence], tokens: Tensor) -> None:
+        """Those who have just got `tokens` and will go on, as far as is known without them."""
+        if not self.runner.overlaps or any(each.job.sampling.logprobs is not None for each in sequences):
+            return  # those would be looked up in logits that do not last
+        rows = [row for row, each in enumerate(sequences) if each.num_left > 1 and not each.is_over]
+        going = [sequences[row] for row in rows]
+        works = [Work(each, each.slot, 1) for each in going if each.slot is not None]
+        logits = self.runner.run_ahead(works, taken(tokens, rows)) if works else None
+        if logits is not None:
+            order = {each: row for row, each in enumerate(going)}
+            self._ahead = Ahead(order, logits, self._scheduler.num_preemptions)
+
     def _launch(self, works: list[Work]) -> Tensor | None:
         """A step's logits; None where it found no memory, and is tried again in smaller ones."""
+        if not works:
+            return None
         for request in (self.requests[work.sequence] for work in works):
             request.started = request.started or time.monotonic()
         try:
@@ -115,18 +164,21 @@ class Stepper:
         rows = list(accumulate((work.num_logits for work in sampling), initial=0))
         for work in works:
             work.sequence.num_computed += work.num_tokens - len(work.draft)
-        self._draw_drafts(list(zip(sampling, rows, strict=False)), logits)
+        self._draw_drafts(list(zip(sampling, rows, strict=False)), logits, alone=len(sampling) == len(works))
         if not self.runner.overlaps:
             self._say()
 
-    def _draw_drafts(self, drawing: list[tuple[Work, int]], logits: Tensor) -> None:
+    def _draw_drafts(self, drawing: list[tuple[Work, int]], logits: Tensor, *, alone: bool) -> None:
         """Works with the first of their rows: one token each, then those behind it, as if each had a step of its own,
-        as long as the draft was right."""
+        as long as the draft was right. `alone`: nobody was reading beside them."""
+        alone = alone and not any(work.draft for work, _ in drawing)
         for depth in count():
             drawing = [(work, row) for work, row in drawing if not work.sequence.finished]
             if not drawing:
                 return
-            self._draw([work.sequence for work, _ in drawing], taken(logits, [row + depth for _, row in drawing]))
+            self._draw(
+                [work.sequence for work, _ in drawing], taken(logits, [row + depth for _, row in drawing]), alone
+            )
             if any(work.draft for work, _ in drawing):
                 self._say()
             for work, _ in drawing:
@@ -136,15 +188,22 @@ class Stepper:
             for work, _ in drawing:
                 work.sequence.num_computed += 1
 
-    def _draw(self, sequences: list[Sequence], logits: Tensor) -> None:
+    def _draw(self, sequences: list[Sequence], logits: Tensor, alone: bool) -> None:
         sequences, logits = self._without(unmaskable(sequences), "its grammar allows no token", sequences, logits)
-        drawn = sample(logits, sequences) if sequences else []
+        if not sequences:
+            return
+        draws = Draws(logits, sequences)
+        if alone:
+            self._send_ahead(sequences, draws.tokens)
+        drawn = draws.result()
         broken = [row for row, token in enumerate(drawn) if token is None]
         sequences, logits = self._without(broken, "its logits are not numbers", sequences, logits)
         whole = [token for token in drawn if token is not None]
         tokens = [sequence.insist(token) for sequence, token in zip(sequences, whole, strict=True)]
         weighed = weigh(logits, sequences, tokens)
-        for sequence, token in zip(sequences, tokens, strict=True):
+        for sequence, given, token in zip(sequences, whole, tokens, strict=True):
+            if self._ahead and token != given:  # it went on with another
+                self._ahead.rows.pop(sequence, None)
             sequence.tokens.append(token)
             sequence.finished = token in sequence.ends or sequence.num_sampled >= sequence.max_tokens
             self._drawn.append(Drawn(self.requests[sequence], token, weighed.get(sequence)))

@@ -21,9 +21,21 @@ def upload(array: NDArray[Any], device: torch.device) -> Tensor:
     return pinned(array, device).to(device, non_blocking=True)
 
 
+class Download:
+    """On its way to the host; what the device is given to do after it need not be waited for."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        self._arrival = torch.Event("cuda") if any(tensor.is_cuda for tensor in tensors) else None
+        if self._arrival:
+            self._arrival.record(torch.cuda.current_stream(tensors[0].device))
+
+    def result(self) -> list[list[Any]]:
+        if self._arrival:
+            self._arrival.synchronize()
+        return [copy.tolist() for copy in self._copies]
+
+
 def download(*tensors: Tensor) -> list[list[Any]]:
     """All of them, after waiting once."""
-    copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-    if tensors and tensors[0].is_cuda:
-        torch.cuda.current_stream(tensors[0].device).synchronize()
-    return [copy.tolist() for copy in copies]
+    return Download(*tensors).result()

@@ -5,6 +5,7 @@ import re
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,6 @@ from hypothesis import strategies as st
 
 from services.engine.base import EngineStats, GrammarSpec, Job, SamplingParams, ThinkingLimit
 from services.engine.building import build_runner
-from services.engine.graphs import call_again
 from services.engine.local import LocalEngine
 from services.engine.paged_runner import Paging
 from services.engine.scheduler import Batch, Scheduler, Work
@@ -22,16 +22,23 @@ from services.engine.sequence import Sequence
 from services.engine.slots import Forget
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from tests.test_engine import fakes
-from tests.test_engine.fakes import END, PATIENCE, Counting, Gate, job, running, said, settled
+from tests.test_engine.fakes import END, PATIENCE, Counting, Gate, GoingAhead, job, running, said, settled
+from tests.test_engine.recorder import Recorder
 from tests.test_engine.tiny_models import build, generate
 from tests.test_engine.tiny_tokenizers import byte_level
 
-OVERLAPS = pytest.mark.parametrize("overlaps", [False, True], ids=["said at once", "said while the next runs"])
+Kind = Callable[..., Counting]
+KINDS: dict[str, Kind] = {
+    "said at once": Counting,
+    "said while the next runs": partial(Counting, overlaps=True),
+    "ahead of the plan": GoingAhead,
+}
+OF_EACH_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 
 
-@pytest.fixture(params=[False, True], ids=["said at once", "said while the next runs"])
+@pytest.fixture(params=KINDS.values(), ids=KINDS.keys())
 async def engine(request: pytest.FixtureRequest) -> AsyncIterator[LocalEngine]:
-    async with running(Counting(overlaps=request.param)) as engine:
+    async with running(request.param()) as engine:
         yield engine
 
 
@@ -384,8 +391,8 @@ async def test_after_a_failed_step_nothing_in_the_cache_is_trusted() -> None:
     assert last[-1].cached_tokens == 0
 
 
-@OVERLAPS
-async def test_a_request_that_has_no_text_fails_alone(monkeypatch: pytest.MonkeyPatch, overlaps: bool) -> None:
+@OF_EACH_KIND
+async def test_a_request_that_has_no_text_fails_alone(monkeypatch: pytest.MonkeyPatch, kind: Kind) -> None:
     def decode(self: fakes.Alphabet, ids: list[int], skip_special_tokens: bool = False) -> str:
         if END_OF_WORLD in ids:
             raise ValueError("no such token")
@@ -394,7 +401,7 @@ async def test_a_request_that_has_no_text_fails_alone(monkeypatch: pytest.Monkey
     END_OF_WORLD = 23
     monkeypatch.setattr(fakes.Alphabet, "decode", decode)
     gate = Gate()
-    async with running(Counting(num_slots=3, before=gate, overlaps=overlaps)) as engine:
+    async with running(kind(num_slots=3, before=gate)) as engine:
         holds = await engine.submit(job("a", max_tokens=1))
         await gate.arrival()  # so that the next two come into one step
         done = await engine.submit(job("a", max_tokens=2))
@@ -409,7 +416,7 @@ async def test_a_request_that_has_no_text_fails_alone(monkeypatch: pytest.Monkey
         await settled(engine)
 
 
-@OVERLAPS
+@pytest.mark.parametrize("overlaps", [False, True])
 async def test_logits_that_are_no_numbers_fail_alone_and_are_wiped_out(overlaps: bool) -> None:
     class Breaking(Counting):
         def run(self, batch: list[Work]) -> torch.Tensor:
@@ -464,9 +471,9 @@ async def test_an_answer_ends_with_its_grammar(
     await settled(engine)
 
 
-@OVERLAPS
-async def test_a_grammar_that_cannot_go_on_fails_its_request_alone(overlaps: bool) -> None:
-    async with running(Counting(num_slots=3, overlaps=overlaps)) as engine:
+@OF_EACH_KIND
+async def test_a_grammar_that_cannot_go_on_fails_its_request_alone(kind: Kind) -> None:
+    async with running(kind(num_slots=3)) as engine:
         whole = await engine.submit(job(grammar=regex("defghi")))
         failing = await engine.submit(job(grammar=regex("de!|de\\?")))
         free = await engine.submit(job(max_tokens=6))
@@ -481,11 +488,11 @@ async def test_a_grammar_that_cannot_go_on_fails_its_request_alone(overlaps: boo
 @given(
     lives=st.lists(st.tuples(st.sampled_from(["[a-y]{24}", "[d-g]{5}(x|y)"]), st.integers(0, 30)), max_size=8),
     room=st.sampled_from([56, 200]),
-    overlaps=st.booleans(),
+    kind=st.sampled_from(list(KINDS.values())),
 )
 @settings(max_examples=25, deadline=None)
 async def test_a_grammar_is_held_to_whoever_comes_or_leaves(
-    lives: list[tuple[str, int]], room: int, overlaps: bool
+    lives: list[tuple[str, int]], room: int, kind: Kind
 ) -> None:
     """A life: a grammar, and the tokens after which its reader leaves."""
 
@@ -499,15 +506,15 @@ async def test_a_grammar_is_held_to_whoever_comes_or_leaves(
                 if len(said) >= patience:
                     return
 
-    runner = Counting(num_slots=3, cache_tokens=room, overlaps=overlaps)
+    runner = kind(num_slots=3, cache_tokens=room)
     async with running(runner, max_num_batched_tokens=4) as engine:
         await asyncio.gather(*(read(*life) for life in lives))
         await settled(engine)
 
 
-@OVERLAPS
-async def test_a_preempted_answer_goes_on_in_its_grammar(gate: Gate, overlaps: bool) -> None:
-    async with running(Counting(cache_tokens=56, before=gate, overlaps=overlaps)) as engine:
+@OF_EACH_KIND
+async def test_a_preempted_answer_goes_on_in_its_grammar(gate: Gate, kind: Kind) -> None:
+    async with running(kind(cache_tokens=56, before=gate)) as engine:
         answers = [await engine.submit(job("a" * 10, grammar=regex("[b-p]{15}x[a-c]{14}y"))) for _ in range(2)]
         gate.open()
 
@@ -754,7 +761,7 @@ async def test_stats_count_what_runs_waits_and_is_cached(gated: LocalEngine, gat
 
 
 @pytest.mark.parametrize(
-    ("name", "paging"), [("llama", None), ("gemma3", None), ("bloom", None), ("llama", Paging(4, call_again))]
+    ("name", "paging"), [("llama", None), ("gemma3", None), ("bloom", None), ("llama", Paging(4, Recorder()))]
 )
 async def test_clients_together_get_what_each_would_get_alone(name: str, paging: Paging | None) -> None:
     model, tokenizer = build(name), byte_level()

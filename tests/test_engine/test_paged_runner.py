@@ -1,7 +1,9 @@
 """Pages say what the model's own `generate` says; recorded steps too, in buffers of fixed sizes."""
 
+import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,47 +13,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from services.engine.base import Job
+from services.engine.base import Job, SamplingParams
 from services.engine.building import build_runner
 from services.engine.graphs import NUM_PAGES, Replay, batch_sizes
+from services.engine.local import LocalEngine
 from services.engine.paged_runner import PagedRunner, Paging
 from services.engine.paged_step import Form, write
 from services.engine.pages import Pages
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
+from services.engine.slots import Copy
 from services.engine.warming import warm_up
+from tests.test_engine import fakes
+from tests.test_engine.recorder import Recorder
 from tests.test_engine.test_runner import BEGINNING, Answer, prompt, run
 from tests.test_engine.tiny_models import build, generate
+from tests.test_engine.tiny_tokenizers import byte_level
 
 PAGE = 4
 SLOTS = 5
 LENGTH = 70  # 18 pages: the second form of recorded steps is cut short
-
-
-@dataclass
-class Recorder:
-    """Stands in for CUDA's graphs: a recording lasts, and its tensor is where all of them put theirs."""
-
-    recordings: list[int] = field(default_factory=list)
-    replayed: list[int] = field(default_factory=list)
-    memory: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def __call__(self, forward: Callable[[], Tensor]) -> Replay:
-        rows = len(forward())  # so many that its own buffers hold
-        self.recordings.append(rows)
-
-        def replay() -> Tensor:
-            self.replayed.append(rows)
-            self.memory.fill_(torch.nan)
-            logits = forward()
-            assert len(logits) == rows
-            if self.memory.numel() < logits.numel():
-                self.memory = torch.empty(logits.numel())
-            out = self.memory[: logits.numel()].view_as(logits)
-            out.copy_(logits)
-            return out
-
-        return replay
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +186,40 @@ def test_rows_that_fill_up_a_batch_touch_nothing() -> None:
         assert [place for place in changed if place[0] != runner._cache.spare] == own
 
 
+def test_a_step_may_begin_before_its_tokens_are_known() -> None:
+    runner = paged("llama", Recorder())
+    works = reading(runner, {0: 5, 1: 2, 3: 9})
+    drawn = runner.run(works).argmax(-1)
+    for work in works:
+        work.sequence.num_computed += 1
+    following = [Work(work.sequence, work.slot, 1) for work in works]
+    ahead = runner.run_ahead(following, drawn)
+    assert ahead is not None
+    ahead = ahead.clone()
+    for work, token in zip(works, drawn.tolist(), strict=True):
+        work.sequence.tokens.append(token)
+
+    torch.testing.assert_close(ahead, runner.run(following))
+
+
+def test_but_not_where_a_page_must_be_claimed() -> None:
+    runner = paged("llama", Recorder())
+    works = reading(runner, {0: 2 * PAGE, 1: PAGE + 1})
+    full, room = [replace(work, num_tokens=1) for work in works]
+
+    assert runner.run_ahead([room], torch.tensor([1])) is not None
+    assert runner.run_ahead([room, full], torch.tensor([1, 1])) is None
+    runner.change([Copy(1, 2, PAGE + 1)])
+    assert runner.run_ahead([room], torch.tensor([1])) is None
+
+
+def test_a_token_of_a_prompt_that_goes_on_draws_nothing() -> None:
+    runner = paged("llama", Recorder())
+    reads = Work(Sequence(Job("job", prompt(3)), 9), 4, 1)
+    assert len(runner.run([reads])) == 0
+    assert len(runner.run([*reading(runner, {0: 2}), reads])) == 1
+
+
 def test_steps_of_one_form_are_recorded_once() -> None:
     recorder = Recorder()
     runner = paged("llama", recorder)
@@ -322,7 +337,48 @@ def test_where_the_form_is_larger_the_rest_is_nobodys() -> None:
     parts = form.parts(write([Work(sequence, 1, 1)], form, pages, spare=9))
     ids, positions, writes, asked, query_starts, key_starts, lengths, table = (part.tolist() for part in parts)
 
-    assert (ids, positions, asked) == ([11, 0, 0], [1, 0, 0], [0, 0, 0])
+    assert (ids, positions, asked) == ([11, 0, 0], [1, 0, 0], [0, 1, 2])
     assert writes == [1, 36, 36]
     assert (query_starts, key_starts, lengths) == ([0, 1, 2, 3], [0, 2, 3, 4], [2, 1, 1])
     assert np.reshape(table, (3, 2))[1:].tolist() == [[9, 9], [9, 9]]
+
+
+# --- in an engine ---
+
+
+async def test_clients_that_share_beginnings_and_lose_their_places_get_what_each_would_get_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Everything at once: sent ahead, preempted, shared, padded, left."""
+    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)
+    model, tokenizer, recorder = build("llama"), byte_level(), Recorder()
+    beginning = prompt(20)
+    prompts = [(*beginning[: 20 - 3 * i], *prompt(1 + i, seed=i)) for i in range(5)] + [
+        beginning,
+        prompt(30),
+        prompt(2),
+    ]
+    expected = [generate(model, ids, 14)[0] for ids in prompts]
+    runner = paged("llama", recorder, cache_tokens=24 * PAGE)
+    runner.overlaps = True
+    engine = LocalEngine(
+        fakes.loaded(model, tokenizer, eos=len(tokenizer)), runner, max_num_batched_tokens=16, max_queue=20
+    )
+    engine.start()
+
+    async def ask(ids: tuple[int, ...]) -> list[int]:
+        pieces = await engine.submit(Job("job", ids, SamplingParams(max_tokens=14, temperature=0)))
+        return [token async for piece in pieces for token in piece.token_ids]
+
+    async def leave(ids: tuple[int, ...]) -> None:
+        async with aclosing(await engine.submit(Job("leaves", ids))) as pieces:
+            await anext(pieces)
+
+    try:
+        for _ in range(2):
+            answers = await asyncio.gather(*map(ask, prompts), *map(leave, prompts[:3]))
+            assert answers[: len(prompts)] == expected
+        await fakes.settled(engine)
+        assert engine.stats().preemptions
+    finally:
+        await engine.stop()

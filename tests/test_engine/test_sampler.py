@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.engine.base import Job, SamplingParams
-from services.engine.sampler import NUCLEUS, Weighed, sample, weigh
+from services.engine.sampler import NUCLEUS, Weighed, sample, taken, weigh
 from services.engine.sequence import Sequence
 
 ROWS = 2000  # draws for one empirical distribution
@@ -229,3 +229,8 @@ def test_logprobs_are_the_models_own() -> None:
     assert [expected[0][token] for token in weighed[rows[0]].ids] == [expected[0][token] for token in likeliest]
     assert weighed[rows[0]].logprobs == pytest.approx([expected[0][token] for token in likeliest], abs=1e-4)
     assert weighed[rows[2]] == Weighed(pytest.approx(expected[2][tokens[2]], abs=1e-4), [], [])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [[0, 1, 2], [2, 0, 1], [1], []])
+def test_rows_are_taken_in_the_order_given(rows: list[int]) -> None:
+    assert taken(torch.arange(3), rows).tolist() == rows

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from services.engine import shaping
-from services.engine.base import Job, SamplingParams
+from services.engine.base import Job, SamplingParams, ThinkingLimit
 from services.engine.request import Request
 from services.engine.sampler import draw
 from services.engine.scheduler import Scheduler
@@ -21,7 +21,7 @@ from services.engine.streamer import RequestStreamer
 from services.engine.token_texts import TokenTexts
 from services.engine.transfer import download, upload
 from services.errors import EngineFailed
-from tests.test_engine.fakes import END, Alphabet, Counting, job
+from tests.test_engine.fakes import END, Alphabet, Counting, GoingAhead, job
 
 
 def request(job: Job) -> Request:
@@ -51,6 +51,72 @@ def test_a_step_is_heard_of_at_once_or_while_the_next_one_runs(overlaps: bool, e
 
     assert events == expected
     assert not steps.requests
+
+
+def test_a_step_is_sent_ahead_of_its_plan() -> None:
+    """One reads and draws, two come by themselves: the last is known to be the last."""
+    events: list[str] = []
+    runner = GoingAhead(before=lambda _: events.append("run"))
+    steps = stepper(runner, events)
+    steps.add(request(job(max_tokens=3)))
+    for _ in range(4):
+        steps.step()
+
+    assert events == ["run", "d", "e", "f"]
+    assert runner.num_ahead == 2
+    assert not steps.requests
+
+
+def test_who_comes_in_meanwhile_runs_beside() -> None:
+    events: list[str] = []
+    runner = GoingAhead(num_slots=3)
+    steps = stepper(runner, events)
+    steps.add(request(job("abc", max_tokens=5)))
+    steps.step()
+    steps.step()
+    steps.add(request(job("lmn", name="late", max_tokens=2)))
+    for _ in range(5):
+        steps.step()
+
+    assert runner.steps == [["job"], ["late"]]
+    assert sorted(events) == ["d", "e", "f", "g", "h", "o", "p"]
+
+
+def test_who_loses_its_place_loses_what_was_done_ahead() -> None:
+    events: list[str] = []
+    runner = GoingAhead()
+    steps = stepper(runner, events)
+    for name in ("first", "last"):
+        steps.add(request(job(name=name, max_tokens=4)))
+    steps.step()
+    steps._scheduler._preempt()
+    for _ in range(8):
+        steps.step()
+
+    assert sorted(events) == sorted("defg" * 2)
+    assert runner.steps[1] == ["first", "last"]
+
+
+def test_a_token_that_was_replaced_is_not_gone_on_from() -> None:
+    events: list[str] = []
+    runner = GoingAhead()
+    steps = stepper(runner, events)
+    steps.add(request(job("a", max_tokens=4, thinking=ThinkingLimit(1, end=10))))
+    for _ in range(6):
+        steps.step()
+
+    assert "".join(events) == "bklm"
+
+
+def test_whose_logprobs_are_wanted_is_not_sent_ahead() -> None:
+    events: list[str] = []
+    runner = GoingAhead()
+    steps = stepper(runner, events)
+    steps.add(request(job(max_tokens=3, logprobs=2)))
+    for _ in range(4):
+        steps.step()
+
+    assert (events, runner.num_ahead) == (["d", "e", "f"], 0)
 
 
 def test_what_ends_in_its_text_has_a_step_more_that_nobody_hears_of() -> None:
