@@ -68,8 +68,9 @@ class ItemRepository:
 
     async def of_owner(self, owner: str, ids: Collection[str]) -> Sequence[Item]:
         """Oldest first: where an id is there twice, the newer one counts."""
-        query = select(Item).where(Item.owner == owner, Item.id.in_(ids))
-        return (await self._session.scalars(query.order_by(Item.seq))).all()
+        found = await self._session.scalars(select(Item).where(Item.owner == owner, Item.id.in_(ids)))
+        # sorted here: a database would rather read all of the owner's items in their order
+        return sorted(found, key=lambda item: item.seq)
 
     async def delete(self, items: Sequence[Item]) -> None:
         """What went on from one of them goes on from what that one went on from."""

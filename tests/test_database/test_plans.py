@@ -1,7 +1,9 @@
 """That every query has its index, as the databases themselves say: a history of millions is as quick as one of ten."""
 
+import inspect
 from collections.abc import Callable, Coroutine
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_type_hints
 
 import pytest
 from sqlalchemy import event, text
@@ -62,7 +64,42 @@ QUERIES: dict[str, tuple[Query, str]] = {
     "turns of a conversation": (lambda r: r.turns.of_conversation("c"), "ix_turns_conversation_id"),
     "running in a conversation": (lambda r: r.turns.running_in("c"), "ix_turns_conversation_id|ix_turns_running"),
     "running": (lambda r: r.turns.running(), "ix_turns_running"),
+    "running of some": (lambda r: r.turns.still_running(IDS), "turns"),
+    "stopped": (lambda r: r.turns.stopped(IDS), "turns"),
+    "status": (lambda r: r.turns.status(IDS), "turns"),
+    "turns to write": (lambda r: r.turns.hold(IDS, "w"), "turns"),
+    "turn deleted": (lambda r: r.turns.delete("t"), "turns"),
+    "conversation used last": (lambda r: r.conversations.latest("me"), "ix_conversations_listed"),
+    "listed": (lambda r: r.conversations.listed(IDS), "conversations"),
+    "owners": (lambda r: r.conversations.owners(IDS), "conversations"),
+    "conversations to write": (lambda r: r.conversations.hold(IDS), "conversations"),
+    "states": (lambda r: r.conversations.states(IDS), "ix_items_conversation_id_seq"),
+    "conversation deleted": (lambda r: r.conversations.delete("c"), "conversations"),
+    "which items": (lambda r: r.items.which({("c", "i")}), "items"),
+    "items referred to": (lambda r: r.items.of_owner("me", IDS), "ix_items_owner_id"),
+    "item deleted": (lambda r: r.items.delete([ITEM]), "ix_items_conversation_id_parent_id"),
+    "events": (lambda r: r.streams.after("t", 3), "stream_batches"),
+    "last events": (lambda r: r.streams.last("t"), "stream_batches"),
+    "events deleted": (lambda r: r.streams.drop("t"), "stream_batches"),
+    "old requests": (lambda r: r.repeats.forget(0.0), "ix_idempotency_keys_created_at"),
 }
+# By the primary key alone, or for the command line, which reads a history from one end to the other.
+OTHERS = {
+    *(f"{table}.add" for table in ("conversations", "items", "turns", "streams", "repeats")),
+    *("conversations.touch", "turns.admit", "turns.checkpoint", "turns.finish", "turns.give_up"),
+    *("conversations.all_of", "conversations.delete_all_of"),
+}
+
+
+def test_no_query_is_forgotten() -> None:
+    methods = {
+        f"{field.name}.{name}"
+        for field in fields(Repositories)
+        for name, _ in inspect.getmembers(get_type_hints(Repositories)[field.name], inspect.isfunction)
+        if not name.startswith("_")
+    }
+    asked = {".".join(query.__code__.co_names[:2]) for query, _ in QUERIES.values()}  # type: ignore[attr-defined]
+    assert asked | OTHERS == methods
 
 
 @pytest.mark.parametrize("name", QUERIES)
