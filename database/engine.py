@@ -13,6 +13,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from database.sqlite_driver import connect
 
+# max_overflow is 0 below: what is beyond a pool's size would be opened for a statement and closed after it
 WRITE = "parley_write"  # execution option: the transaction is going to write
 
 DRIVERS = {
@@ -50,7 +51,7 @@ def _sqlite(url: URL, patience_s: float) -> AsyncEngine:
         raise ValueError("An SQLite URL names a file here: sqlite:///FILE")
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     open_file = partial(connect, url.database, patience_s)
-    engine = create_async_engine(url, async_creator=open_file, hide_parameters=True)
+    engine = create_async_engine(url, async_creator=open_file, pool_size=10, max_overflow=0, hide_parameters=True)
     event.listen(engine.sync_engine, "connect", _prepare)
     event.listen(engine.sync_engine, "begin", _begin)
     return engine
@@ -63,7 +64,8 @@ def _postgresql(url: URL, patience_s: float) -> AsyncEngine:
     return create_async_engine(
         url,
         connect_args=options,
-        pool_size=10,
+        pool_size=20,
+        max_overflow=0,
         pool_timeout=patience_s,
         pool_pre_ping=True,  # a restarted server costs a reconnect, not a failed request
         pool_recycle=1800,

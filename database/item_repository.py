@@ -10,6 +10,7 @@ from database.bulk import insert_all
 from database.models import Item
 
 Order = Literal["asc", "desc"]
+SOME = 10_000  # values that a statement may have, of 32,766
 
 
 class ItemRepository:
@@ -58,13 +59,17 @@ class ItemRepository:
         query = select(Item).where(Item.conversation_id == conversation_id, Item.id.in_(ids))
         return (await self._session.scalars(query)).all()
 
-    async def which(self, places: Collection[tuple[str, str]]) -> set[tuple[str, str]]:
+    async def which(self, places: Sequence[tuple[str, str]]) -> set[tuple[str, str]]:
         """Those of them, a conversation's id and an item's, where there is one."""
-        conversations, ids = {conversation for conversation, _ in places}, {item for _, item in places}
-        query = select(Item.conversation_id, Item.id)
-        # not as pairs: for those SQLite would read them all
-        found = await self._session.execute(query.where(Item.conversation_id.in_(conversations), Item.id.in_(ids)))
-        return {(conversation, item) for conversation, item in found} & set(places)
+        found: set[tuple[str, str]] = set()
+        for start in range(0, len(places), SOME):
+            some = places[start : start + SOME]
+            conversations, ids = {conversation for conversation, _ in some}, {item for _, item in some}
+            query = select(Item.conversation_id, Item.id)
+            # not as pairs: for those SQLite would read them all
+            rows = await self._session.execute(query.where(Item.conversation_id.in_(conversations), Item.id.in_(ids)))
+            found |= {(conversation, item) for conversation, item in rows} & set(some)
+        return found
 
     async def of_owner(self, owner: str, ids: Collection[str]) -> Sequence[Item]:
         """Oldest first: where an id is there twice, the newer one counts."""

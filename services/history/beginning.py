@@ -70,7 +70,7 @@ async def _known(repositories: Repositories, going_on: Sequence[Beginning]) -> s
     """What there is of the items that they name, or go on from."""
     places = {(each.thread, item) for each in going_on for item in each.named}
     places |= {(each.thread, each.past.tip) for each in going_on if each.past.tip and not each.past.is_newest}
-    return await repositories.items.which(places) if places else set()
+    return await repositories.items.which(list(places))
 
 
 async def _refused(

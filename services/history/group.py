@@ -13,6 +13,8 @@ from services.errors import ServiceError, Unavailable
 
 Write = TypeVar("Write")
 
+MOST = 256  # writes of one transaction: others wait for it
+
 
 @dataclass(slots=True)
 class _Waiting(Generic[Write]):
@@ -47,9 +49,14 @@ class Group(Generic[Write]):
 
     async def _run(self) -> None:
         while self._apart or self._waiting:
-            group = [self._apart.pop(0)] if self._apart else self._all()
-            if wanted := [each for each in group if not each.done.cancelled()]:
-                await self._write(wanted)
+            if group := [each for each in self._next() if not each.done.cancelled()]:
+                await self._write(group)
+
+    def _next(self) -> list[_Waiting[Write]]:
+        if self._apart:
+            return [self._apart.pop(0)]
+        group, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+        return group
 
     def _all(self) -> list[_Waiting[Write]]:
         waiting, self._apart, self._waiting = [*self._apart, *self._waiting], [], []

@@ -114,6 +114,13 @@ async def test_ids_are_a_conversations_own(database: Database) -> None:
         await repositories.of(session).items.add([other])
 
 
+async def test_any_number_of_items_can_be_looked_for(database: Database) -> None:
+    await fill(database, item("a"), item("b"))
+    places = [("c", "a"), *(("c", f"nothing{n}") for n in range(33_000)), ("d", "a"), ("c", "b")]
+    async with database.read() as session:
+        assert await repositories.of(session).items.which(places) == {("c", "a"), ("c", "b")}
+
+
 @pytest.mark.parametrize("wrong", ["status", "parent", "turn"])
 async def test_the_database_itself_refuses_nonsense(database: Database, wrong: str) -> None:
     turns = (turn("t", status="lost" if wrong == "status" else COMPLETED),)

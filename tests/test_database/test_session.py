@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from database.session import Database, is_away
@@ -21,6 +21,14 @@ async def test_what_was_written_is_there_for_others(database: Database, database
     other = Database(database_url)
     assert await count(other) == 1
     await other.close()
+
+
+async def test_a_burst_of_readers_opens_no_connection_that_is_not_kept(database: Database) -> None:
+    opened: list[object] = []
+    event.listen(database._engine.sync_engine, "connect", lambda connection, _: opened.append(connection))
+    for _ in range(2):
+        await asyncio.gather(*(count(database) for _ in range(50)))
+    assert database._engine.pool.checkedin() == len(opened)  # type: ignore[attr-defined]
 
 
 async def test_an_error_leaves_nothing(database: Database) -> None:

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from services.errors import Conflict, ServiceError, Unavailable
-from services.history.group import Group
+from services.history.group import MOST, Group
 
 
 class Log:
@@ -69,6 +69,12 @@ async def test_what_comes_during_a_commit_is_the_next_one(log: Log, group: Group
     log.open.set()
     await outcomes(first, *later)
     assert log.commits == [[0], [2, 4, 6]]
+
+
+async def test_a_commit_has_an_end(log: Log, group: Group[int]) -> None:
+    await outcomes(*(group.add(2 * number) for number in range(2 * MOST + 1)))
+    assert [len(commit) for commit in log.commits] == [MOST, MOST, 1]
+    assert log.written == [2 * number for number in range(2 * MOST + 1)]
 
 
 async def test_a_refusal_reaches_its_own_alone(log: Log, group: Group[int]) -> None:
