@@ -117,6 +117,12 @@ def load_tokenizer(source: str, recipe: Recipe) -> Any:
     return tokenizer
 
 
+def max_length(model: Any, tokenizer: Any, recipe: Recipe) -> int:
+    """Tokens of one text."""
+    limits = (recipe.max_length, getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
+    return min(limit for limit in limits if limit)
+
+
 class Encode(Protocol):
     """Rows of token ids, none of them empty, to float32 vectors (rows, dimensions)."""
 
@@ -281,7 +287,7 @@ class LocalEmbedder:
         tokenizer: Tokenizer,
         *,
         max_length: int,
-        batch_tokens: int = BATCH_TOKENS["cpu"],
+        batch_tokens: int | None = None,
         max_waiting: int = 16_384,
         compilation: Compilation | None = None,
     ) -> None:
@@ -293,7 +299,7 @@ class LocalEmbedder:
         self.dtype = encode.dtype
         self._encode = encode
         self._compilation = compilation
-        self._batch_tokens = batch_tokens
+        self._batch_tokens = batch_tokens or BATCH_TOKENS.get(torch.device(encode.device).type, BATCH_TOKENS["cpu"])
         self._max_waiting = max_waiting
         self._queue: SimpleQueue[Call | None] = SimpleQueue()  # None: stop
         self._thread: threading.Thread | None = None
@@ -321,15 +327,14 @@ class LocalEmbedder:
         with ALONE:
             model = AutoModel.from_pretrained(source, subfolder=recipe.subfolder, dtype=numbers).to(place)
         tokenizer = load_tokenizer(source, recipe)
-        limits = (recipe.max_length, getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
         pack_where_it_agrees(model)
         encoder = Encoder(model, recipe)
         compilation = encoder.compilation(source, recipe.subfolder, Path(compile_dir)) if compile_dir else None
         return cls(
             encoder,
             tokenizer,
-            max_length=min(limit for limit in limits if limit),
-            batch_tokens=batch_tokens or BATCH_TOKENS.get(place.type, BATCH_TOKENS["cpu"]),
+            max_length=max_length(model, tokenizer, recipe),
+            batch_tokens=batch_tokens,
             max_waiting=max_waiting,
             compilation=compilation,
         )

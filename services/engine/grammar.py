@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -53,8 +52,8 @@ class Matcher:
 class Grammars:
     """Compiles for one tokenizer, in a thread of its own: the same one twice at once is compiled once."""
 
-    def __init__(self, tokenizer: Any, vocabulary: int, eos: frozenset[int]) -> None:
-        self._texts = TokenTexts(tokenizer)
+    def __init__(self, texts: TokenTexts, vocabulary: int, eos: frozenset[int]) -> None:
+        self._texts = texts
         self._vocabulary = vocabulary
         self._ends = np.array(sorted(token for token in eos if token < vocabulary), np.int64)
         self._worker = ThreadPoolExecutor(1, "grammar")

@@ -51,7 +51,8 @@ class LocalEngine:
         self.dtype = str(loaded.dtype).removeprefix("torch.")
         self._eos = loaded.eos
         self._vocabulary = loaded.vocabulary
-        self._grammars = Grammars(loaded.tokenizer, loaded.vocabulary, loaded.eos)
+        texts = TokenTexts(loaded.tokenizer)
+        self._grammars = Grammars(texts, loaded.vocabulary, loaded.eos)
         self._compilation = compilation
         self._scheduler = Scheduler(
             runner.num_slots,
@@ -64,7 +65,7 @@ class LocalEngine:
             prompt_share=kv_cache_ratio,
         )
         self._max_open = runner.num_slots + max_queue
-        self._worker = Worker(runner, self._scheduler, TokenTexts(loaded.tokenizer))
+        self._worker = Worker(runner, self._scheduler, texts)
         self._stopping = False
 
     @classmethod

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification
 
 from services.engine.base import Pair
 from services.engine.device import pick_device, pick_dtype
-from services.engine.embedder import BATCH_TOKENS, Floats, LocalEmbedder, Recipe, Tokens, load_tokenizer, padded
+from services.engine.embedder import Floats, LocalEmbedder, Recipe, Tokens, load_tokenizer, max_length, padded
 from services.engine.loader import ALONE
 from services.errors import EngineFailed
 
@@ -59,11 +59,6 @@ class LocalReranker(LocalEmbedder):
         place = pick_device(device)
         with ALONE:
             model = AutoModelForSequenceClassification.from_pretrained(source, dtype=pick_dtype(dtype, place)).to(place)
-        tokenizer = load_tokenizer(source, Recipe())
-        limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
-        return cls(
-            CrossEncoder(model),
-            tokenizer,
-            max_length=min(limit for limit in limits if limit),
-            **{"batch_tokens": BATCH_TOKENS.get(place.type, BATCH_TOKENS["cpu"]), **options},
-        )
+        recipe = Recipe()
+        tokenizer = load_tokenizer(source, recipe)
+        return cls(CrossEncoder(model), tokenizer, max_length=max_length(model, tokenizer, recipe), **options)

@@ -1,6 +1,5 @@
 """Whether images come out right in this engine; a model whose do not is served without them."""
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 
 from services.engine.batch_runner import BatchRunner
 from services.engine.check import Check, compare
+from services.engine.compiled import keeps_logits
 from services.engine.paged_runner import PagedRunner
 from services.engine.pictures import PictureReader, refuse_images
 from services.engine.runner import Runner
@@ -52,9 +52,8 @@ def _check(model: Any, vision: Vision) -> Check:
     cut = job.images[0].positions[job.images[0].image.num_tokens // 2]
     steps = (cut, len(job.prompt) - cut - 2, 1, 1)
     ends = torch.tensor(steps, device=model.device).cumsum(0) - 1
-    keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
     with torch.inference_mode():
         given = vision.whole(job)
-        if keeps:
+        if keeps_logits(model):
             return Check(job, steps, model(**given, use_cache=False, logits_to_keep=ends).logits[0])
         return Check(job, steps, model(**given, use_cache=False).logits[0, ends])

@@ -2,18 +2,20 @@
 
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.engine import compiled, kernel
 from services.engine.base import Job
 from services.engine.batch_runner import BatchRunner
 from services.engine.building import build_runner
 from services.engine.compilation import Compilation
-from services.engine.compiled import CompiledStep, Plan
+from services.engine.compiled import CompiledStep, Plan, open_package
 from services.engine.loader import Source
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
@@ -86,10 +88,21 @@ def test_a_step_touches_nothing_but_its_own_tokens(folder: Path, native_kernel: 
 
 
 @needs_compiler
-def test_the_runner_goes_on_with_it_once_it_is_there(folder: Path, native_kernel: None) -> None:
+def test_the_runner_goes_on_with_it_once_it_is_there(
+    folder: Path, native_kernel: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runner = runner_of("llama")
     eager = runner.run(read(runner, {0: 1, 1: 4}))
-    runner.adopt(made(runner, folder))
+    opened: list[Path] = []
+
+    def open_once(file: Path, model: nn.Module) -> Callable[..., Tensor]:
+        opened.append(file)
+        return open_package(file, model)
+
+    file = made(runner, folder)
+    monkeypatch.setattr(compiled, "open_package", open_once)
+    runner.adopt(file)
+    assert opened == [file]  # for the trial and for good
     assert runner._compiled is not None
     close(runner.run(read(runner, {0: 1, 1: 4})), eager)
 
@@ -103,6 +116,22 @@ def test_the_file_changes_with_what_the_step_depends_on(tmp_path: Path) -> None:
     assert Plan(Source("a"), "float32", SLOTS, LENGTH + 1, shapes).file(tmp_path, runner._model) != file
     assert plan.file(tmp_path, runner_of("mistral")._model) != file
     assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize("source", [Source("a", enable_mm=True), Source("a", quantization="int8")])
+def test_the_compiling_process_reads_the_model_as_the_server_does(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Source] = []
+
+    def load(source: Source, *_: object) -> SimpleNamespace:
+        read.append(source)
+        return SimpleNamespace(model=build("llama"))
+
+    monkeypatch.setattr(compiled, "load", load)
+    monkeypatch.setattr(compiled, "compile_to", lambda *_: None)
+    compiled.make(tmp_path / "step.pt2", Plan(source, "float32", SLOTS, LENGTH, {}).to_json())
+    assert read == [source]
 
 
 def test_another_processor_gets_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from services.engine.base import GrammarSpec
 from services.engine.grammar import KEPT_SOURCE, MAX_SOURCE, Grammars, Matcher
+from services.engine.token_texts import TokenTexts
 from services.errors import InvalidRequest
 from tests.test_engine.tiny_tokenizers import EOS, TOOL, byte_fallback, byte_level
 
@@ -18,7 +19,7 @@ ROWS = 400  # more than either has tokens
 
 
 def grammars(tokenizer: Any, rows: int = ROWS) -> Grammars:
-    return Grammars(tokenizer, rows, frozenset([tokenizer.convert_tokens_to_ids(EOS)]))
+    return Grammars(TokenTexts(tokenizer), rows, frozenset([tokenizer.convert_tokens_to_ids(EOS)]))
 
 
 def allowed(matcher: Matcher) -> list[int]:

@@ -3,10 +3,11 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from services.engine import kernel
 from services.engine.base import Job, SamplingParams, TokenLogprob
 from services.engine.local import LocalEngine
 from tests.test_engine.compilers import needs_compiler
@@ -26,10 +27,16 @@ CLOSE = 0.5  # nats between two tokens, below which bfloat16 may round either wa
 
 
 @asynccontextmanager
-async def serving(compile_dir: Path | None, speculation: bool) -> AsyncIterator[LocalEngine]:
+async def serving(
+    compile_dir: Path | None, speculation: bool, quantization: Literal["int8"] | None
+) -> AsyncIterator[LocalEngine]:
     folder = str(compile_dir) if compile_dir else None  # the service's own: what it compiled is taken
     engine = LocalEngine.load(
-        source=str(MODELS / DEFAULT_CHAT), device="cpu", speculation=speculation, compile_dir=folder
+        source=str(MODELS / DEFAULT_CHAT),
+        device="cpu",
+        speculation=speculation,
+        compile_dir=folder,
+        quantization=quantization,
     )
     engine.start()
     try:
@@ -60,18 +67,22 @@ def agree(tokens: list[int], expected: list[int], weights: list[TokenLogprob]) -
     return True
 
 
-async def answers(compile_dir: Path | None, speculation: bool) -> list[tuple[list[int], list[TokenLogprob]]]:
-    async with serving(compile_dir, speculation) as engine:
+async def answers(
+    compile_dir: Path | None, speculation: bool, quantization: Literal["int8"] | None
+) -> list[tuple[list[int], list[TokenLogprob]]]:
+    async with serving(compile_dir, speculation, quantization) as engine:
         said = [await answer(engine, question) for question in PROMPTS]
         assert (engine.stats().accepted > 0) is speculation
     return said
 
 
 @needs_compiler
-async def test_compiled_steps_and_guesses_change_no_token(models: None) -> None:
-    eager = await answers(None, speculation=False)
-    compiled = await answers(MODELS / "compiled", speculation=False)
-    guessed = await answers(MODELS / "compiled", speculation=True)
+@pytest.mark.parametrize("quantization", [None, "int8"])
+async def test_compiled_steps_and_guesses_change_no_token(models: None, quantization: Literal["int8"] | None) -> None:
+    kernel.get(MODELS / "compiled")  # int8 is the same kernel's in all three
+    eager = await answers(None, speculation=False, quantization=quantization)
+    compiled = await answers(MODELS / "compiled", speculation=False, quantization=quantization)
+    guessed = await answers(MODELS / "compiled", speculation=True, quantization=quantization)
     assert [tokens for tokens, _ in guessed] == [tokens for tokens, _ in compiled]
     for (expected, weights), (tokens, _) in zip(eager, compiled, strict=True):
         assert agree(tokens, expected, weights)

@@ -16,6 +16,7 @@ from services.chat.request.call_grammar import MAX_CALLS, call_grammar
 from services.chat.request.tools import offer
 from services.engine.base import GrammarSpec
 from services.engine.grammar import Grammars
+from services.engine.token_texts import TokenTexts
 from tests.npm_packages import tokenizer
 from tests.test_engine.tiny_tokenizers import byte_level
 from tests.test_services.test_splitter import meaning
@@ -150,7 +151,7 @@ async def accepts(tokenizer: Any, spec: GrammarSpec | None, text: str, end: bool
     """Whether an answer may be just that."""
     assert spec
     eos = tokenizer.eos_token_id
-    matcher = await Grammars(tokenizer, len(tokenizer), frozenset([eos])).matcher(spec)
+    matcher = await Grammars(TokenTexts(tokenizer), len(tokenizer), frozenset([eos])).matcher(spec)
     for token in [*tokenizer.encode(text, add_special_tokens=False), *([eos] if end else [])]:
         allowed = matcher.allowed()
         if not len(allowed) or not allowed[token >> 3] >> (token & 7) & 1:

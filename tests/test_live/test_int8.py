@@ -1,0 +1,47 @@
+"""The default model with weights of 8 bits: nearly the same logits, and texts that are about as likely."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from services.engine.loader import Source, load
+from tests.test_live.service import MODELS
+from tools.fetch_models import DEFAULT_CHAT
+
+pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
+
+TEXTS = (
+    "The history of ancient Rome covers the time from the fall of the Roman Republic in 27 BC until the abdication of"
+    " Romulus Augustulus in AD 476. The city grew along the banks of the river Tiber, and its people traded grain, oil"
+    " and wine with every port of the Mediterranean Sea.",
+    "def fibonacci(n):\n    if n < 2:\n        return n\n    return fibonacci(n - 1) + fibonacci(n - 2)\n\n\n"
+    "for i in range(10):\n    print(i, fibonacci(i))\n",
+    "To make bread, mix five cups of flour with two cups of warm water, a spoon of salt and a spoon of yeast. Knead the"
+    " dough for ten minutes, let it rise for two hours under a cloth, shape it into a loaf and bake it until it is"
+    " brown.",
+)
+
+
+@torch.inference_mode()
+def read(source: Source) -> list[tuple[Tensor, Tensor]]:
+    """Each text's tokens, and the logits before them."""
+    loaded = load(source, device="cpu", dtype="bfloat16", kernels=MODELS / "compiled")
+    texts = [torch.tensor(loaded.tokenizer(text)["input_ids"]) for text in TEXTS]
+    return [(ids[1:], loaded.model(input_ids=ids[None]).logits[0, :-1].float()) for ids in texts]
+
+
+def perplexity(texts: list[tuple[Tensor, Tensor]]) -> float:
+    return math.exp(cross_entropy(torch.cat([each[1] for each in texts]), torch.cat([each[0] for each in texts])))
+
+
+def test_it_says_nearly_the_same(models: None) -> None:
+    name = str(MODELS / DEFAULT_CHAT)
+    plain, quantised = read(Source(name)), read(Source(name, quantization="int8"))
+    alike = torch.cat(
+        [cosine_similarity(one[1], other[1], dim=-1) for one, other in zip(plain, quantised, strict=True)]
+    )
+    assert alike.mean() > 0.99
+    assert perplexity(quantised) / perplexity(plain) == pytest.approx(1, abs=0.03)
