@@ -97,8 +97,8 @@ class Delta(BaseModel):
     content: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[ToolCallDelta] = []
-    token_ids: list[int] = []
+    tool_calls: list[ToolCallDelta] = Field(default_factory=list)  # a list would be deeply copied for each chunk
+    token_ids: list[int] = Field(default_factory=list)
 
 
 class ChunkChoice(BaseModel):

@@ -40,7 +40,7 @@ class Metrics:
         self.registry.register(_EngineGauges(stats))
 
     def answer(self, model: str) -> "AnswerTimer":
-        return AnswerTimer(self, model)
+        return AnswerTimer(self, model, self._between.labels(model))
 
     def embedded(self, model: str, tokens: int) -> None:
         self._embedded.labels(model).inc(tokens)
@@ -74,6 +74,7 @@ class AnswerTimer:
 
     _metrics: Metrics
     _model: str
+    _between: Histogram  # of this model: observed for each chunk, and found by its label only once
     _started: float = field(default_factory=time.perf_counter)
     _last: float | None = None
     _reason: str = "abort"
@@ -103,7 +104,7 @@ class AnswerTimer:
         if self._last is None:
             self._metrics._first.labels(self._model).observe(now - self._started)
         else:
-            self._metrics._between.labels(self._model).observe(now - self._last)
+            self._between.observe(now - self._last)
         self._last = now
 
     def end(self) -> None:

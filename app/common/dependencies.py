@@ -1,6 +1,6 @@
-"""What routes ask for, by type."""
+"""What routes ask for, by type. All of it async: for what is not, FastAPI goes to a thread and back."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -61,14 +61,14 @@ class Services:
     facts: Facts
 
 
-def _the(name: str) -> Callable[[Request], Any]:
-    def dependency(request: Request) -> Any:
+def _the(name: str) -> Callable[[Request], Awaitable[Any]]:
+    async def dependency(request: Request) -> Any:
         return getattr(request.app.state.services, name)
 
     return dependency
 
 
-def _caller(request: Request) -> auth.Caller:
+async def _caller(request: Request) -> auth.Caller:
     caller: auth.Caller = request.state.caller  # the gate let nobody else in
     return caller
 

@@ -151,7 +151,8 @@ async def _body(source: Primed[T], framing: Framing[T]) -> AsyncIterator[bytes]:
 
 
 def _openai_chunk(chunk: BaseModel) -> bytes:
-    return b"data: " + chunk.model_dump_json(exclude_unset=True).encode() + b"\n\n"
+    # what model_dump_json decodes, only to be encoded again
+    return b"data: " + chunk.__pydantic_serializer__.to_json(chunk, exclude_unset=True) + b"\n\n"
 
 
 def _openai_error(found: Problem) -> bytes:

@@ -23,7 +23,7 @@ from services.item_service import Part
 router = APIRouter(tags=["conversations"], route_class=JsonRoute)
 
 
-def _include(
+async def _include(
     plain: Annotated[list[Includable], Query(alias="include")] = [],  # noqa: B006  FastAPI copies it
     bracketed: Annotated[list[Includable], Query(alias="include[]")] = [],  # noqa: B006  as the client sends it
 ) -> None:

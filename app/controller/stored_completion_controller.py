@@ -20,7 +20,7 @@ Limit = Annotated[int, InQuery(ge=1, le=100)]
 KEY = re.compile(r"metadata\[([^\]]*)\]")
 
 
-def _metadata(request: Request) -> dict[str, str]:
+async def _metadata(request: Request) -> dict[str, str]:
     """From metadata[key]=value."""
     found = {match[1]: value for name, value in request.query_params.items() if (match := KEY.fullmatch(name))}
     if len(found) > 16 or any(len(key) > 64 or len(value) > 512 or "\0" in key + value for key, value in found.items()):

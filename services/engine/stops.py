@@ -14,7 +14,9 @@ def first(text: str, stops: Iterable[str]) -> tuple[int, str] | None:
 
 def overlap(text: str, stops: Sequence[str]) -> int:
     """Length of the longest end of `text` that begins one of them."""
-    longest = max((len(stop) for stop in stops), default=1) - 1
+    if not stops:
+        return 0
+    longest = max(map(len, stops)) - 1
     for size in range(min(longest, len(text)), 0, -1):
         if any(stop.startswith(text[-size:]) for stop in stops):
             return size

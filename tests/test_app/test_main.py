@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,3 +131,11 @@ async def test_metrics_have_a_port_of_their_own_while_the_service_runs(new_site:
     async with httpx2.AsyncClient() as client:
         answer = await client.get(f"http://127.0.0.1:{port}/metrics")
     assert "parley_num_requests_running" in answer.text
+
+
+async def test_what_routes_ask_for_costs_no_thread(site: Site) -> None:
+    before = set(threading.enumerate())
+    await site.client.post("/v1/chat/completions", json=HI)
+    for path in ("/v1/models", "/v1/chat/completions", "/v1/conversations/none/items"):
+        await site.client.get(path)
+    assert "AnyIO worker thread" not in {thread.name for thread in set(threading.enumerate()) - before}

@@ -92,6 +92,8 @@ class Choice:
             ids, logprobs = ids + tokens.ids, logprobs + tokens.logprobs
         if isinstance(event, Reasoning):
             self._reasoning_tokens += len(ids)
+        if isinstance(event, Text):  # nearly all are, and `replace` costs as much as the rest of this
+            return Text(event.text, ids, logprobs, event.index)
         return replace(event, token_ids=ids, logprobs=logprobs) if ids or logprobs else event
 
 
