@@ -1,8 +1,11 @@
 """All sampling parameters together, against a reference that does one thing after another with plain numbers."""
 
 from collections import Counter
+from dataclasses import replace
+from itertools import product
 from math import exp, inf
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,20 +19,18 @@ END = 5
 GRID = 400  # places of chance, evenly spread: each token must have its share of them
 TOKENS = st.lists(st.integers(0, VOCABULARY - 1), max_size=6)
 PENALTY = st.sampled_from([-1.5, 0.0, 0.8, 2.0])
-PARAMS = st.builds(
+SHAPING = st.builds(
     SamplingParams,
-    temperature=st.sampled_from([0.0, 0.4, 1.0, 1.7]),
-    top_p=st.sampled_from([0.25, 0.8, 1.0]),
-    top_k=st.sampled_from([None, 1, 3, 9, 1000]),
-    min_p=st.sampled_from([0.0, 0.03, 0.3]),
+    temperature=st.sampled_from([0.0, 1.0]),
     repetition_penalty=st.sampled_from([0.7, 1.0, 1.4]),
     frequency_penalty=PENALTY,
     presence_penalty=PENALTY,
-    logit_bias=st.dictionaries(st.integers(0, VOCABULARY - 1), st.sampled_from([-100.0, -1.0, 2.5, 100.0]), max_size=3),
+    logit_bias=st.dictionaries(st.integers(0, VOCABULARY - 1), st.sampled_from([-100.0, -1.0, 2.5]), max_size=3),
     min_tokens=st.integers(0, 7),
     ignore_eos=st.booleans(),
     stop_token_ids=st.sampled_from([(), (3,), (3, 9)]),
 )
+TEMPERATURES, TOP_PS, TOP_KS, MIN_PS = (0.5, 1.0, 1.7), (0.3, 0.8, 1.0), (None, 1, 3, 9, 1000), (0.0, 0.03, 0.3)
 
 
 def reference(logits: list[float], params: SamplingParams, prompt: list[int], answer: list[int]) -> list[float]:
@@ -84,13 +85,26 @@ def rows(params: SamplingParams, prompt: list[int], answer: list[int]) -> list[S
     return made
 
 
-@given(params=PARAMS, prompt=TOKENS, answer=TOKENS, seed=st.integers(0, 5))
-@settings(max_examples=80)
-def test_each_token_has_the_share_that_it_should_have(
-    params: SamplingParams, prompt: list[int], answer: list[int], seed: int
-) -> None:
+def check(params: SamplingParams, prompt: list[int], answer: list[int], seed: int) -> None:
+    """Each token has the share that it should have."""
     logits = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 2
     drawn = Counter(sample(logits.repeat(GRID, 1), rows(params, prompt, answer)))
-
     for token, share in enumerate(reference(logits.tolist(), params, prompt, answer)):
         assert abs(drawn[token] - GRID * share) < 1.5
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_truncation(temperature: float) -> None:
+    for seed, (top_p, top_k, min_p) in enumerate(product(TOP_PS, TOP_KS, MIN_PS)):
+        check(SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p), [], [], seed)
+
+
+@given(params=SHAPING, prompt=TOKENS, answer=TOKENS)
+@settings(max_examples=60)
+def test_penalties_bias_and_no_early_end(params: SamplingParams, prompt: list[int], answer: list[int]) -> None:
+    check(params, prompt, answer, seed=0)
+
+
+def test_both_at_once() -> None:
+    shaping = SamplingParams(presence_penalty=1, logit_bias={4: 2}, repetition_penalty=1.2, min_tokens=3)
+    check(replace(shaping, temperature=1.4, top_p=0.8, top_k=12, min_p=0.02), [1, 2, 8], [8, 9], seed=1)
