@@ -26,7 +26,7 @@ class Download:
 
     def __init__(self, *tensors: Tensor) -> None:
         self._copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
-        self._arrival = torch.Event("cuda") if any(tensor.is_cuda for tensor in tensors) else None
+        self._arrival = _event() if any(tensor.is_cuda for tensor in tensors) else None
         if self._arrival:
             self._arrival.record(torch.cuda.current_stream(tensors[0].device))
 
@@ -39,3 +39,7 @@ class Download:
 def download(*tensors: Tensor) -> list[list[Any]]:
     """All of them, after waiting once."""
     return Download(*tensors).result()
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -14,11 +14,15 @@ import torch
 
 from services.engine import drafts
 from services.engine.base import Job, SamplingParams
+from services.engine.batch_runner import BatchRunner
+from services.engine.building import build_runner
 from services.engine.local import LocalEngine
-from services.engine.runner import BatchRunner, Runner, build_runner
+from services.engine.paged_runner import PagedRunner, Paging
+from services.engine.runner import Runner
 from services.engine.scheduler import Work
 from tests.test_engine.compilers import needs_compiler
 from tests.test_engine.fakes import loaded, settled
+from tests.test_engine.recorder import Recorder
 from tests.test_engine.test_compiled import LENGTH, SLOTS, made
 from tests.test_engine.test_runner import prompt
 from tests.test_engine.tiny_models import build, generate
@@ -58,7 +62,7 @@ EACH_ON = [Switches(**{name: True}) for name in Switches.__slots__]
 class Watched:
     """A runner, and what its steps were like."""
 
-    def __init__(self, runner: BatchRunner) -> None:
+    def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self.num_parts = 0  # of prompts that go on in another step
 
@@ -99,7 +103,7 @@ async def answer(engine: LocalEngine, tokens: Tokens) -> list[int]:
     return [token async for piece in await engine.submit(job) for token in piece.token_ids]
 
 
-async def check(name: str, runner: BatchRunner, switches: Switches) -> None:
+async def check(name: str, runner: Runner, switches: Switches) -> None:
     """Together first: alone, nobody is in anybody's way."""
     watched = Watched(runner)
     async with serving(watched, switches) as engine:  # type: ignore[arg-type]
@@ -127,6 +131,19 @@ def rash(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", SHAPES)
 async def test_eager_steps(name: str, switches: Switches) -> None:
     await check(name, runner_of(name, switches), switches)
+
+
+@pytest.mark.parametrize("switches", [ALL_OFF, replace(ALL_ON, speculation=False)], ids=str)
+@pytest.mark.parametrize("name", SHAPES)
+async def test_pages_as_on_a_gpu(name: str, switches: Switches) -> None:
+    """Recorded, and sent ahead of what was drawn."""
+    room = 100 if switches.preemption else None
+    size: dict[str, Any] = {"num_slots": SLOTS, "length": LENGTH, "budget": 2**30, "cache_tokens": room}
+    runner = build_runner(build(name), paging=Paging(4, recorder := Recorder()), **size)
+    assert isinstance(runner, PagedRunner)
+    runner.overlaps = True
+    await check(name, runner, switches)
+    assert recorder.replayed
 
 
 @pytest.fixture(scope="session")
