@@ -49,7 +49,7 @@ async def stored(new_site: NewSite) -> Stored:
         "response_id": (await post("/v1/responses", model=MODEL, input=SECRET))["id"],
         "message_id": (await post("/chat/new/message/", prompt=SECRET))["message_id"],
     }
-    return Stored(site, ids)
+    return Stored(site, ids | {"found_id": f"{conversation}:{ids['item_id']}"})
 
 
 def routes(site: Site) -> list[tuple[str, str]]:
@@ -59,6 +59,26 @@ def routes(site: Site) -> list[tuple[str, str]]:
         for method in methods
         if method.upper() in ("GET", "POST", "DELETE") and "{" in path
     ]
+
+
+# By an id in its query or body; each stands in a test below.
+NAMED = {
+    *("/v1/chat/completions", "/v1/chat/completions/input_tokens", "/v1/responses", "/v1/responses/input_tokens"),
+    *("/v1/conversations", "/v1/conversations/search"),
+    *("/chat/new/message/", "/chat/get/messages/", "/chat/stream"),
+}
+# These keep nothing, and show nothing that anybody said.
+NOBODYS = {
+    *("/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/models", "/v1/responses/compact"),
+    *("/v1/messages", "/v1/messages/count_tokens", "/predict", "/tokenize", "/detokenize"),
+    *("/chat", "/chat/token", "/health", "/health/live", "/health/ready", "/metrics"),
+    *(f"/api/{name}" for name in ("chat", "generate", "embed", "embeddings", "show", "tags", "ps", "version")),
+}
+
+
+def test_no_route_is_forgotten(site: Site) -> None:
+    """A new one belongs into one of these lists, and into a test where it takes what somebody owns."""
+    assert {path for path in site.app.openapi()["paths"] if "{" not in path} == NAMED | NOBODYS
 
 
 async def test_every_route_by_every_id(stored: Stored) -> None:
@@ -99,6 +119,8 @@ async def test_lists_are_empty(stored: Stored, path: str) -> None:
         ("/v1/chat/completions?after={}", "completion_id"),
         ("/v1/conversations?after={}", "conversation_id"),
         ("/chat/get/messages/?conversation_id={}", "conversation_id"),
+        ("/chat/stream?prompt=x&conversation_id={}", "conversation_id"),
+        (f"/v1/conversations/search?query={SECRET}&after={{}}", "found_id"),
     ],
 )
 async def test_nothing_is_listed_from_it_on(stored: Stored, path: str, name: str) -> None:

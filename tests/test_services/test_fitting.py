@@ -1,6 +1,8 @@
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,9 +42,27 @@ async def test_the_newest_of_the_users_must_fit() -> None:
 
 
 @given(st.lists(st.sampled_from([SYSTEM, USER, ANSWER]), max_size=12), st.integers(0, 12))
-async def test_no_more_is_dropped_than_must_be(chat: list[ChatMessage], size: int) -> None:
+async def test_what_is_kept_fits_and_is_most_of_what_could_be(chat: list[ChatMessage], size: int) -> None:
     kept = await shortened(chat, at_most(size))
     options = [chat[cut:] for cut in range(len(chat)) if cut == 0 or chat[cut].role == "user"] or [[]]
-    sizes = [len(option) + sum(each.role == "system" for each in chat[: len(chat) - len(option)]) for option in options]
-    fitting = [each for each in sizes if each <= size]
-    assert (None if kept is None else len(kept)) == (max(fitting) if fitting else None)
+    whole = [option + [each for each in chat[: len(chat) - len(option)] if each.role == "system"] for option in options]
+    fitting = [option for option in whole if len(option) <= size]
+    if kept is None:
+        assert fitting == []
+        return
+    assert len(kept) <= size
+    assert len(kept) in map(len, whole)
+    users = [sum(each.role == "user" for each in option) for option in (fitting[0], kept)]
+    assert users[1] >= users[0] * 3 / 4
+
+
+@pytest.mark.parametrize(("size", "turns"), [(10, 1), (20, 2), (50, 4), (100, 8)])
+async def test_a_long_chat_is_cut_at_the_same_place_for_several_turns(size: int, turns: int) -> None:
+    chat = [SYSTEM]
+    beginnings = []
+    for turn in range(3 * size):
+        chat += [ChatMessage(role="user", content=str(turn)), ANSWER]
+        kept = await shortened(chat[:-1], at_most(size))
+        assert kept is not None
+        beginnings.append(str(kept[1].content))
+    assert max(Counter(beginnings[size:]).values()) == turns

@@ -8,7 +8,8 @@ Chat = Sequence[ChatMessage]
 
 
 async def shortened(messages: Chat, fits: Callable[[Chat], Awaitable[bool]]) -> Chat | None:
-    """Without as few of the oldest as possible; None where not even the newest fit.
+    """Without the oldest, as few as possible or some more: a long chat is cut at the same place for several turns, so
+    that the engine has most of it in its cache. None where not even the newest fit.
 
     Instructions stay, what is left begins with something of the user's, and calls stay with what they returned.
     """
@@ -22,7 +23,13 @@ async def shortened(messages: Chat, fits: Callable[[Chat], Awaitable[bool]]) -> 
             high = middle
         else:
             low = middle + 1
-    return _without(messages, cuts[low]) if low < len(cuts) else None
+    return _without(messages, cuts[_on_grid(low, len(cuts))]) if low < len(cuts) else None
+
+
+def _on_grid(first: int, count: int) -> int:
+    """Not before the first of them; a quarter of those after it is left out at most."""
+    step = 1 << max(0, (count - first).bit_length() - 3)
+    return -(-first // step) * step
 
 
 def _cuts(messages: Chat) -> list[int]:
