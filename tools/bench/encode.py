@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterator
 from importlib import import_module
 
-sys.path.pop(0)  # this folder's modules are not the library's
-
 
 def answers() -> Iterator[dict[str, object]]:
     """One when the model is there, one for each line."""
@@ -23,6 +21,7 @@ def answers() -> Iterator[dict[str, object]]:
 
 
 def main() -> None:
+    sys.path.pop(0)  # this folder's modules are not the library's
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)  # what a library prints is no answer
@@ -34,4 +33,5 @@ def main() -> None:
             sys.exit(1)
 
 
-main()
+if __name__ == "__main__":
+    main()
