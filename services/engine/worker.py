@@ -38,6 +38,7 @@ class Worker:
         self._settling: list[Future[None]] = []  # the thread's own
         self._loop: asyncio.AbstractEventLoop | None = None
         self._step_began: float | None = None
+        self._is_dead = False  # the thread died, and no other has begun yet
 
     @property
     def num_submitted(self) -> int:
@@ -46,12 +47,14 @@ class Worker:
     @property
     def is_stalled(self) -> bool:
         began = self._step_began
-        return began is not None and time.monotonic() - began > STALLED
+        return self._is_dead or (began is not None and time.monotonic() - began > STALLED)
 
     def start(self) -> None:
         self.thread.start()
 
     def submit(self, request: Request) -> None:
+        if self._is_dead:  # there was no thread to be had
+            self._take_over()
         self._loop = asyncio.get_running_loop()
         self._inbox.put(request)
 
@@ -71,6 +74,12 @@ class Worker:
     def _new_thread(self) -> threading.Thread:
         return threading.Thread(target=self._run, name="engine", daemon=True)
 
+    def _take_over(self) -> None:
+        self._is_dead = True
+        self.thread = self._new_thread()
+        self.thread.start()
+        self._is_dead = False
+
     def _join(self) -> None:
         while (thread := self.thread).is_alive():
             thread.join()
@@ -86,8 +95,7 @@ class Worker:
             try:
                 self.stepper.end_all(EngineFailed(FAILED))
             finally:
-                self.thread = self._new_thread()
-                self.thread.start()
+                self._take_over()
         else:
             self.stepper.end_all(Unavailable("The server is shutting down"))
             self._settled()

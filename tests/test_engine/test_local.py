@@ -578,6 +578,32 @@ async def test_a_dead_thread_is_replaced(breaks: type[BaseException], caplog: py
     assert "another takes over" in caplog.text
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_thread_for_which_there_is_none_to_take_over_is_told_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def die(_: list[Work]) -> None:
+        raise SystemExit
+
+    def no_thread() -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with running(Counting(num_slots=1, before=once(die))) as engine:
+        first = engine._worker.thread
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._worker, "_new_thread", no_thread)
+            with pytest.raises(EngineFailed):
+                await said(await engine.submit(job()))
+            await asyncio.to_thread(first.join)
+            assert engine.stats().stalled
+            with pytest.raises(RuntimeError):
+                await engine.submit(job())
+            assert engine.stats().waiting == 0
+
+        await the_slot_is_free(engine)
+        assert not engine.stats().stalled
+
+
 async def test_a_slot_that_has_not_come_home_is_noticed_at_rest(caplog: pytest.LogCaptureFixture) -> None:
     async with running(Counting(num_slots=2)) as engine:
         engine._scheduler._slots._slots[1].holder = Sequence(job(), 1)

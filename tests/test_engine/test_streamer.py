@@ -10,15 +10,26 @@ from hypothesis import strategies as st
 
 from services.engine.base import Piece, SamplingParams, TokenLogprob
 from services.engine.streamer import RequestStreamer
-from tests.test_engine.tiny_tokenizers import EOS, SMOLLM, TOOL, WrittenInPython, byte_fallback, byte_level, smollm
+from tests.test_engine.tiny_tokenizers import (
+    EOS,
+    SMOLLM,
+    TOOL,
+    WrittenInPython,
+    byte_fallback,
+    byte_level,
+    smollm,
+    word_piece,
+)
 
 LOST = "\ufffd"  # what decoders put for bytes that are no character
 
 byte_level = cache(byte_level)
 byte_fallback = cache(byte_fallback)
+word_piece = cache(word_piece)
 TOKENIZERS = [
     pytest.param(byte_level, id="byte level"),
     pytest.param(byte_fallback, id="byte fallback"),
+    pytest.param(word_piece, id="word piece"),
     pytest.param(
         cache(smollm), id="SmolLM2", marks=pytest.mark.skipif(not SMOLLM.is_dir(), reason="make run fetches it")
     ),
@@ -109,13 +120,14 @@ def test_any_tokens_at_all_become_text(build: Any, speak: Any, data: st.DataObje
     pieces = stream(streamer(speak(tokenizer), prompt), tokens)
 
     assert ids(pieces) == tokens
-    if build is not byte_fallback:  # which takes back whole characters once bytes that fit nowhere follow them
+    # bytes that fit nowhere take back whole characters of the one, and the other puts a space behind the prompt
+    if build not in (byte_fallback, word_piece):
         full = decode(tokenizer, tokens)
         assert full.startswith(text(pieces))
         assert full == text(pieces) or full.endswith(LOST)
 
 
-@pytest.mark.parametrize("build", [TOKENIZERS[0], TOKENIZERS[2]])
+@pytest.mark.parametrize("build", [TOKENIZERS[0], TOKENIZERS[3]])
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_slow_and_fast_tokenizers_say_the_same(build: Any, data: st.DataObject) -> None:

@@ -1,4 +1,4 @@
-"""Small tokenizers made on the spot, in the two forms that chat models use."""
+"""Small tokenizers made on the spot, in the forms that models use."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,17 @@ def byte_fallback() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS)
+
+
+def word_piece() -> PreTrainedTokenizerFast:
+    """Tokens are words, and their parts with ## in front (BERT); the decoder puts the spaces."""
+    letters = "abcdefghijklmnopqrstuvwxyz世é"
+    known = ["<unk>", EOS, TOOL, *letters, *(f"##{letter}" for letter in letters), *".,!", "the", "##ing"]
+    tokenizer = Tokenizer(models.WordPiece({token: i for i, token in enumerate(known)}, unk_token="<unk>"))
+    tokenizer.add_special_tokens([EOS, TOOL])
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS)
 
 
