@@ -17,6 +17,7 @@ from itertools import accumulate, count
 import torch
 from torch import Tensor
 
+from services.engine.ahead import Ahead, send
 from services.engine.base import Piece, TokenLogprob
 from services.engine.request import Request
 from services.engine.runner import Runner
@@ -42,20 +43,6 @@ class Drawn:
     request: Request
     token: int
     weighed: Weighed | None
-
-
-@dataclass(frozen=True, slots=True)
-class Ahead:
-    """A step that was begun before it was planned."""
-
-    rows: dict[Sequence, int]  # whose tokens are in it, and their logits
-    logits: Tensor
-    preemptions: int  # until then: who loses its place has not what the step wrote there
-
-    def splits(self, works: list[Work]) -> tuple[list[Work], list[Work]]:
-        """Those that are in it, and the others."""
-        begun = [work for work in works if work.sequence in self.rows]
-        return begun, [work for work in works if work.sequence not in self.rows]
 
 
 class Stepper:
@@ -130,18 +117,6 @@ class Stepper:
         more = self._launch(others)
         return [*begun, *others], None if more is None else torch.cat([logits, more])
 
-    def _send_ahead(self, sequences: list[Sequence], tokens: Tensor) -> None:
-        """Those who have just got `tokens` and will go on, as far as is known without them."""
-        if not self.runner.overlaps or any(each.job.sampling.logprobs is not None for each in sequences):
-            return  # those would be looked up in logits that do not last
-        rows = [row for row, each in enumerate(sequences) if each.num_left > 1 and not each.is_over]
-        going = [sequences[row] for row in rows]
-        works = [Work(each, each.slot, 1) for each in going if each.slot is not None]
-        logits = self.runner.run_ahead(works, taken(tokens, rows)) if works else None
-        if logits is not None:
-            order = {each: row for row, each in enumerate(going)}
-            self._ahead = Ahead(order, logits, self._scheduler.num_preemptions)
-
     def _launch(self, works: list[Work]) -> Tensor | None:
         """A step's logits; None where it found no memory, and is tried again in smaller ones."""
         if not works:
@@ -194,7 +169,7 @@ class Stepper:
             return
         draws = Draws(logits, sequences)
         if alone:
-            self._send_ahead(sequences, draws.tokens)
+            self._ahead = send(self.runner, sequences, draws.tokens, self._scheduler.num_preemptions)
         drawn = draws.result()
         broken = [row for row, token in enumerate(drawn) if token is None]
         sequences, logits = self._without(broken, "its logits are not numbers", sequences, logits)

@@ -554,11 +554,12 @@ async def test_a_token_for_which_there_is_no_memory_fails() -> None:
             await said(await engine.submit(job()))
 
 
-async def test_a_cache_too_small_for_all_serves_them_one_after_another() -> None:
-    async with running(Counting(num_slots=3, cache_tokens=56), max_num_batched_tokens=64) as engine:
+async def test_a_cache_too_small_for_all_serves_them_one_after_another(gate: Gate) -> None:
+    async with running(Counting(num_slots=3, cache_tokens=56, before=gate), max_num_batched_tokens=64) as engine:
         with pytest.raises(PromptTooLong, match="56 tokens"):
             await engine.submit(job("a" * 60))
         streams = [await engine.submit(job("a" * 10, max_tokens=20)) for _ in range(3)]
+        gate.open()
 
         assert await asyncio.gather(*map(said, streams)) == ["bcdefghijklmnopqrstu"] * 3
         await settled(engine)
