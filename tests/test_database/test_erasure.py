@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 
-from database.models import StreamBatch
+from database.models import Base, StreamBatch
 from database.session import Database
 from services.conversation_service import ConversationService
 from services.history.repeat import Repeat
@@ -103,3 +104,28 @@ async def test_readers_are_not_waited_for(turns: TurnService, database: Database
         await say(turns, "And now?", "Now")
     await erase(database)
     assert not await database.erase()
+
+
+async def test_no_row_is_left_in_either_database(database_url: str) -> None:
+    database = Database(database_url)
+    turns = TurnService(database, writer="host:1")
+    kept: dict[str, Any] = {"create": False, "stored": True, "kind": "response"}
+    named = await say(turns, ASKED, ANSWERED, repeat=Repeat("key", "digest"))
+    first = await say(turns, ASKED, ANSWERED, **kept, repeat=Repeat("another", "digest"))
+    second = await say(turns, "And?", ANSWERED, **kept, previous=first.id)
+    async with database.write() as session:
+        session.add(StreamBatch(turn_id=first.id, number=0, events=ANSWERED))
+    assert all(await counts(database))
+    assert named.conversation_id
+    await ConversationService(database).delete(named.conversation_id, "me")
+    for turn in (first, second):
+        await turns.delete(turn.id, "me", "response")
+    assert not any(await counts(database))
+    await database.close()
+
+
+async def counts(database: Database) -> list[int]:
+    """Of the rows of each table."""
+    async with database.read() as session:
+        tables = Base.metadata.sorted_tables
+        return [await session.scalar(select(func.count()).select_from(table)) or 0 for table in tables]

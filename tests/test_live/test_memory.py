@@ -9,14 +9,14 @@ import pytest
 from openai import ConflictError, NotFoundError, OpenAI
 from openai.types.chat import ChatCompletion
 
-from tests.test_live.service import CHAT, ENDLESS, running
+from tests.test_live.service import CHAT, ENDLESS, ROOT, running
 
 pytestmark = pytest.mark.live
 
 
 @contextmanager
-def life(folder: Path, database_url: str, *, kill: bool = False) -> Iterator[OpenAI]:
-    with running(folder, DATABASE__URL=database_url) as service:
+def life(folder: Path, database_url: str, *, kill: bool = False, **settings: str) -> Iterator[OpenAI]:
+    with running(folder, DATABASE__URL=database_url, **settings) as service:
         yield OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0)
         if kill:
             service.kill()
@@ -67,6 +67,23 @@ async def test_what_was_stored_survives(folder: Path, database_url: str) -> None
         assert after.usage.input_tokens > alone.usage.input_tokens
         found = client.get("/conversations/search?query=my+name", cast_to=dict[str, Any])
         assert [each["snippet"] for each in found["data"]][-1] == "My name is Ada."
+
+
+async def test_the_readmes_lines_go_on_after_a_restart(folder: Path, database_url: str) -> None:
+    lines = (ROOT / "README.md").read_text("utf-8").partition("```python\nthread = ")[2].partition("```")[0]
+    before, after = f"thread = {lines}".split("# … the server is restarted …\n")
+    assert len([*before.splitlines(), *after.splitlines()]) <= 5
+    names: dict[str, Any] = {}
+    with life(folder, database_url, kill=True, CHAT__MAX_NEW_TOKENS="16") as names["client"]:
+        exec(before, names)  # as a reader would run them
+    with life(folder, database_url, CHAT__MAX_NEW_TOKENS="16") as names["client"]:
+        exec(after, names)
+        said = list(names["client"].conversations.items.list(names["thread"].id, order="asc"))
+        alone = names["client"].responses.input_tokens.count(input="What is my name?")
+    assert [item.role for item in said] == ["user", "assistant"] * 2
+    assert said[0].content[0].text == "My name is Ada."
+    assert said[3].content[0].text == names["answer"].output_text
+    assert names["answer"].usage.input_tokens > alone.input_tokens + 16  # with what was said before
 
 
 async def test_nobody_writes_beside_a_running_answer(folder: Path, database_url: str) -> None:
