@@ -135,6 +135,20 @@ async def test_choices_are_in_order_each_with_its_own_seed(site: Site) -> None:
     assert plain["usage"]["prompt_tokens"] == 3
 
 
+async def test_choices_share_one_reading_of_the_prompt(new_site: NewSite) -> None:
+    read: list[int] = []
+    runner = Counting(num_slots=4, before=lambda works: read.extend(work.num_tokens for work in works))
+
+    def build(kind: str, /, **options: object) -> LocalEngine:
+        return LocalEngine(loaded(), runner, max_num_batched_tokens=16, max_queue=8)
+
+    usage = (await ask(await new_site(build=build), "a" * 40, n=4, max_tokens=2)).json()["usage"]
+
+    assert sum(read) == 40 + 3 * 1 + 4 * 1  # the others' last token of it; and the first of each answer
+    assert (usage["prompt_tokens"], usage["completion_tokens"]) == (40, 8)
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 0}  # by others before, not by each other
+
+
 def delta(chunk: dict[str, Any], index: int) -> str:
     return "".join(each["delta"].get("content", "") for each in chunk["choices"] if each["index"] == index)
 

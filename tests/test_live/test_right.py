@@ -92,7 +92,7 @@ async def serving(**options: Any) -> AsyncIterator[LocalEngine]:
     try:
         if engine._compilation:
             engine._compilation.join()
-            assert getattr(engine._runner, "_compiled", None)
+            assert getattr(engine._worker.stepper.runner, "_compiled", None)
         yield engine
     finally:
         await engine.stop()
