@@ -20,9 +20,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from services.engine.base import Job, SamplingParams
 from services.engine.building import build_runner
 from services.engine.check import Check, Differs, compare
-from services.engine.graphs import call_again
-from services.engine.paged_attention import PAGE_SIZE, PagedRows, attend, plain
-from services.engine.paged_runner import PagedRunner, Paging
+from services.engine.paged.attention import PAGE_SIZE, PagedRows, attend, plain
+from services.engine.paged.graphs import call_again
+from services.engine.paged.runner import PagedRunner, Paging
 from services.engine.runner import Runner
 from services.engine.sampler import sample
 from services.engine.scheduler import Work

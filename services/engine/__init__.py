@@ -1,4 +1,10 @@
-"""Engines by name, imported only when built: nothing here may pull torch in by itself."""
+"""Engines by name, imported only when built: nothing here may pull torch in by itself.
+
+`local` takes requests in, and `worker` is its thread: one `stepper` step after the other. `scheduler`, `sequence`,
+`slots` and `drafts` plan a step, without tensors. A `runner` calls the model: `building` picks the fastest that agrees
+with it, of `paged/` (on a GPU), `batch_runner` (steps of the CPU, `compiled` or not) and `solo_runner`. What comes out
+goes through `shaping`, `grammar` and `sampler`, and as text through `streamer`.
+"""
 
 import gc
 from importlib import import_module

@@ -10,12 +10,12 @@ import torch
 from services.engine.attention import NAME, UNMASKED
 from services.engine.batch_runner import BatchRunner
 from services.engine.check import CHECK_LENGTH, Check, Differs, brief, check_of, compare, probe
-from services.engine.graphs import CudaCapture
 from services.engine.kv_cache import LayerShape, SlotCache, fit
 from services.engine.packed import pack_linears, unpack_linears
-from services.engine.paged_attention import PAGE_SIZE
-from services.engine.paged_cache import PagedCache
-from services.engine.paged_runner import PagedRunner, Paging, trial
+from services.engine.paged.attention import PAGE_SIZE
+from services.engine.paged.cache import PagedCache
+from services.engine.paged.graphs import CudaCapture
+from services.engine.paged.runner import PagedRunner, Paging, trial
 from services.engine.parts import language_part
 from services.engine.runner import Runner
 from services.engine.solo_runner import SoloRunner

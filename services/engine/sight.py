@@ -8,7 +8,7 @@ import torch
 from services.engine.batch_runner import BatchRunner
 from services.engine.check import Check, compare
 from services.engine.compiled import keeps_logits
-from services.engine.paged_runner import PagedRunner
+from services.engine.paged.runner import PagedRunner
 from services.engine.pictures import PictureReader, refuse_images
 from services.engine.runner import Runner
 from services.engine.vision import CannotSee, Vision

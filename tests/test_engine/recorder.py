@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from services.engine.graphs import Replay
+from services.engine.paged.graphs import Replay
 
 
 @dataclass

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from services.engine.base import EngineStats, GrammarSpec, Job, SamplingParams, ThinkingLimit
 from services.engine.building import build_runner
 from services.engine.local import LocalEngine
-from services.engine.paged_runner import Paging
+from services.engine.paged.runner import Paging
 from services.engine.scheduler import Batch, Scheduler, Work
 from services.engine.sequence import Sequence
 from services.engine.slots import Forget

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from services.engine import paged_attention
-from services.engine.paged_attention import PagedRows
+from services.engine.paged import attention as paged_attention
+from services.engine.paged.attention import PagedRows
 
 HEADS = 2  # of keys and values
 DIM = 8

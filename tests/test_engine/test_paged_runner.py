@@ -15,11 +15,11 @@ from torch import Tensor
 
 from services.engine.base import Job, SamplingParams
 from services.engine.building import build_runner
-from services.engine.graphs import NUM_PAGES, Replay, batch_sizes
 from services.engine.local import LocalEngine
-from services.engine.paged_runner import PagedRunner, Paging
-from services.engine.paged_step import Form, write
-from services.engine.pages import Pages
+from services.engine.paged.graphs import NUM_PAGES, Replay, batch_sizes
+from services.engine.paged.pages import Pages
+from services.engine.paged.runner import PagedRunner, Paging
+from services.engine.paged.step import Form, write
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
 from services.engine.slots import Copy

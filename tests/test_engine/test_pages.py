@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant
 
-from services.engine.pages import PageCopy, Pages
+from services.engine.paged.pages import PageCopy, Pages
 from services.engine.scheduler import Batch, Scheduler, Work
 from services.engine.slots import Change, Copy, Forget, Swap
 from tests.test_engine.test_scheduler import LONGEST, Memory, Service, digest, sequence, steps

@@ -17,7 +17,7 @@ from services.engine.base import Job, SamplingParams
 from services.engine.batch_runner import BatchRunner
 from services.engine.building import build_runner
 from services.engine.local import LocalEngine
-from services.engine.paged_runner import PagedRunner, Paging
+from services.engine.paged.runner import PagedRunner, Paging
 from services.engine.runner import Runner
 from services.engine.scheduler import Work
 from tests.test_engine.compilers import needs_compiler

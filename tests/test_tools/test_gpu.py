@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from services.engine import paged_attention
+from services.engine.paged import attention as paged_attention
 from tools import gpu
 
 

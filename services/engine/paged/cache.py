@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from services.engine.kv_cache import LayerCache, LayerShape
-from services.engine.pages import PageCopy, Pages
+from services.engine.paged.pages import PageCopy, Pages
 from services.engine.scheduler import Work
 from services.engine.slots import Change
 

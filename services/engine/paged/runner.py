@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from services.engine.check import Check
-from services.engine.graphs import Capture, Graphs
 from services.engine.kv_cache import LayerShape
 from services.engine.loader import Source
-from services.engine.paged_cache import PagedCache
-from services.engine.paged_step import Form, Inputs, PagedStep, write
+from services.engine.paged.cache import PagedCache
+from services.engine.paged.graphs import Capture, Graphs
+from services.engine.paged.step import Form, Inputs, PagedStep, write
 from services.engine.scheduler import Work
 from services.engine.slots import Change
 from services.engine.transfer import upload

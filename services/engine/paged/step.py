@@ -17,8 +17,8 @@ from torch import Tensor
 from services.engine.attention import running
 from services.engine.compiled import asked_of, keeps_logits
 from services.engine.kv_cache import LayerCache
-from services.engine.paged_attention import PagedRows, attend
-from services.engine.pages import Pages
+from services.engine.paged.attention import PagedRows, attend
+from services.engine.paged.pages import Pages
 from services.engine.scheduler import Work
 
 Ints = NDArray[np.int32]

@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from services.engine.paged_cache import PagedCache
-from services.engine.paged_step import Form, Inputs, PagedStep, write
+from services.engine.paged.cache import PagedCache
+from services.engine.paged.step import Form, Inputs, PagedStep, write
 from services.engine.scheduler import Work
 from services.engine.transfer import pinned
 
