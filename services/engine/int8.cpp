@@ -1,8 +1,8 @@
 // Linear layers with weights of 8 bits: half the bytes of bfloat16 to read, and twice the products an instruction.
 //
-// A row of inputs is rounded to 8 bits too, block by block, each with a scale of its own. Sums within a block are whole
-// numbers, hence exact; across blocks they are in float32, always in the same order. So no bit of a row depends on which
-// other rows there are, nor on how many threads.
+// Weights are in blocks of inputs, each with a scale of its own; a row of inputs is rounded to 8 bits too, in the same
+// blocks. Sums within a block are whole numbers, hence exact; across blocks they are in float32, always in the same
+// order. So no bit of a row depends on which other rows there are, nor on how many threads.
 #include "vectors.h"
 
 #include <ATen/Parallel.h>
@@ -40,6 +40,10 @@ using Sums = __m512;
 
 inline Ints all(int32_t value) { return _mm512_set1_epi32(value); }
 inline Sums read(const float* from) { return _mm512_loadu_ps(from); }
+inline Sums read(const at::BFloat16* from) { // the upper halves of floats
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
 inline void write(Sums sums, float* to) { _mm512_storeu_ps(to, sums); }
 
 inline Ints dot(Ints sum, const uint8_t* weights, const int8_t* four) {
@@ -48,8 +52,8 @@ inline Ints dot(Ints sum, const uint8_t* weights, const int8_t* four) {
   return _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(weights), all(inputs));
 }
 
-inline Sums add(Sums sum, Ints part, float scale) {
-  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(part), _mm512_set1_ps(scale), sum);
+inline Sums add(Sums sum, Ints part, Sums scales, float scale) {
+  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(part), _mm512_mul_ps(scales, _mm512_set1_ps(scale)), sum);
 }
 
 // Inputs [rows, size] in 8 bits, zeros behind each row's end; block by block, so that rows that are multiplied together
@@ -102,19 +106,28 @@ class Rounded {
   }
 };
 
+// Some of them side by side.
+struct Panels {
+  const uint8_t* codes;       // [inputs / FOUR, panels, PANEL, FOUR]
+  const at::BFloat16* scales; // [inputs / BLOCK, panels, PANEL]
+};
+
 struct Layer {
-  const uint8_t* codes; // PANELS panels after another, or as many as are left: [inputs / FOUR, panels, PANEL, FOUR]
-  const float *scales, *bias; // [outputs]; no bias: null
+  Panels weights;    // PANELS panels after another, or as many as are left
+  const float* bias; // [outputs], or null
   int64_t outputs, blocks;
 
   int64_t panels() const { return (outputs + PANEL - 1) / PANEL; }
-  int64_t span() const { return blocks * BLOCK * PANEL; } // bytes of a panel
+  int64_t span() const { return blocks * PANEL; } // scales of a panel
+  Panels from(int64_t panel) const {
+    return {weights.codes + panel * span() * BLOCK, weights.scales + panel * span()};
+  }
 };
 
 // sums[row][output] += inputs[row] . weights[output] over some blocks, of COUNT rows and as many outputs as WIDE panels
 // have.
 template <int COUNT, int WIDE>
-inline void multiply(const Rounded& in, int64_t row, const uint8_t* panels, int64_t first, int64_t last, float* sums) {
+inline void multiply(const Rounded& in, int64_t row, const Panels& panels, int64_t first, int64_t last, float* sums) {
   Sums total[COUNT][WIDE];
 #pragma GCC unroll 4
   for (int r = 0; r < COUNT; ++r)
@@ -129,7 +142,7 @@ inline void multiply(const Rounded& in, int64_t row, const uint8_t* panels, int6
     for (int r = 0; r < COUNT; ++r)
 #pragma GCC unroll 4
       for (int p = 0; p < WIDE; ++p) part[r][p] = all(starts[r]);
-    const uint8_t* weights = panels + block * BLOCK * WIDE * PANEL;
+    const uint8_t* weights = panels.codes + block * BLOCK * WIDE * PANEL;
 #pragma GCC unroll 8
     for (int64_t i = 0; i < BLOCK / FOUR; ++i) {
       for (int p = 0; p < WIDE; ++p) __builtin_prefetch(weights + (i * WIDE + p) * LINE + AHEAD);
@@ -140,9 +153,11 @@ inline void multiply(const Rounded& in, int64_t row, const uint8_t* panels, int6
           part[r][p] = dot(part[r][p], weights + (i * WIDE + p) * LINE, codes + r * BLOCK + i * FOUR);
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < COUNT; ++r)
+    for (int p = 0; p < WIDE; ++p) {
+      const Sums by = read(panels.scales + (block * WIDE + p) * PANEL);
 #pragma GCC unroll 4
-      for (int p = 0; p < WIDE; ++p) total[r][p] = add(total[r][p], part[r][p], scales[r]);
+      for (int r = 0; r < COUNT; ++r) total[r][p] = add(total[r][p], part[r][p], by, scales[r]);
+    }
   }
 #pragma GCC unroll 4
   for (int r = 0; r < COUNT; ++r)
@@ -152,14 +167,14 @@ inline void multiply(const Rounded& in, int64_t row, const uint8_t* panels, int6
 
 // So many rows at a time, then as many as are left.
 template <int COUNT, int WIDE>
-void all_rows(const Rounded& in, const uint8_t* panels, int64_t first, int64_t last, float* sums, int64_t row = 0) {
+void all_rows(const Rounded& in, const Panels& panels, int64_t first, int64_t last, float* sums, int64_t row = 0) {
   for (; row + COUNT <= in.rows; row += COUNT) multiply<COUNT, WIDE>(in, row, panels, first, last, sums);
   if constexpr (COUNT > 1)
     if (row < in.rows) all_rows<COUNT - 1, WIDE>(in, panels, first, last, sums, row);
 }
 
 template <int WIDE>
-void all_inputs(const Rounded& in, const uint8_t* panels, float* sums) {
+void all_inputs(const Rounded& in, const Panels& panels, float* sums) {
   const int64_t chunks = in.rows <= ROWS ? 1 : (in.blocks + CHUNK - 1) / CHUNK;
   for (int64_t i = 0; i < chunks; ++i)
     all_rows<ROWS, WIDE>(in, panels, in.blocks * i / chunks, in.blocks * (i + 1) / chunks, sums);
@@ -169,7 +184,7 @@ void all_inputs(const Rounded& in, const uint8_t* panels, float* sums) {
 template <typename T>
 void some_outputs(const Rounded& in, const Layer& layer, int64_t panel, std::vector<float>& sums, T* out) {
   std::fill(sums.begin(), sums.end(), 0.f);
-  const uint8_t* panels = layer.codes + panel * layer.span();
+  const Panels panels = layer.from(panel);
   const int64_t left = layer.panels() - panel;
   if (left >= PANELS) all_inputs<PANELS>(in, panels, sums.data());
   else if (left == 2) all_inputs<2>(in, panels, sums.data());
@@ -178,10 +193,8 @@ void some_outputs(const Rounded& in, const Layer& layer, int64_t panel, std::vec
   for (int64_t row = 0; row < in.rows; ++row) {
     const float* sum = sums.data() + row * PANELS * PANEL;
     for (int64_t i = 0; i < count; i += PAIR) {
-      const auto [low, high] = load(layer.scales + begin + i, count - i);
-      const auto [first, second] = load(layer.bias + begin + i, layer.bias ? count - i : 0);
-      const auto one = at::vec::fmadd(Floats::loadu(sum + i), low, first);
-      const auto other = at::vec::fmadd(Floats::loadu(sum + i + WIDTH), high, second);
+      const auto [low, high] = load(layer.bias + begin + i, layer.bias ? count - i : 0);
+      const auto one = Floats::loadu(sum + i) + low, other = Floats::loadu(sum + i + WIDTH) + high;
       store(one, other, out + row * layer.outputs + begin + i, count - i);
     }
   }
@@ -203,14 +216,15 @@ void run(const at::Tensor& inputs, const Layer& layer, at::Tensor& out) {
 }
 
 at::Tensor int8_linear(const at::Tensor& inputs, const at::Tensor& weight, const at::Tensor& scales,
-                       const std::optional<at::Tensor>& bias) {
+                       const std::optional<at::Tensor>& bias, int64_t outputs) {
   const at::Tensor rows = inputs.contiguous();
   auto shape = inputs.sizes().vec();
-  const Layer layer{weight.const_data_ptr<uint8_t>(), scales.const_data_ptr<float>(),
-                    bias ? bias->const_data_ptr<float>() : nullptr, scales.numel(),
-                    (shape.back() + BLOCK - 1) / BLOCK};
-  TORCH_CHECK(weight.is_contiguous() && weight.numel() == layer.panels() * layer.span(), "weights of another layer");
-  shape.back() = layer.outputs;
+  const Layer layer{{weight.const_data_ptr<uint8_t>(), scales.const_data_ptr<at::BFloat16>()},
+                    bias ? bias->const_data_ptr<float>() : nullptr, outputs, (shape.back() + BLOCK - 1) / BLOCK};
+  const int64_t size = layer.panels() * layer.span();
+  TORCH_CHECK(weight.is_contiguous() && weight.numel() == size * BLOCK, "weights of another layer");
+  TORCH_CHECK(scales.is_contiguous() && scales.numel() == size, "scales of another layer");
+  shape.back() = outputs;
   at::Tensor out = at::empty(shape, inputs.options());
   if (!out.numel()) return out;
   switch (inputs.scalar_type()) {
@@ -225,7 +239,7 @@ at::Tensor int8_linear(const at::Tensor& inputs, const at::Tensor& weight, const
 } // namespace
 
 TORCH_LIBRARY_FRAGMENT(parley, library) {
-  library.def("int8_linear(Tensor inputs, Tensor weight, Tensor scales, Tensor? bias) -> Tensor");
+  library.def("int8_linear(Tensor inputs, Tensor weight, Tensor scales, Tensor? bias, int outputs) -> Tensor");
   library.impl("int8_linear", c10::DispatchKey::CPU, int8_linear);
 }
 

@@ -91,12 +91,12 @@ def describe() -> None:
     ) -> Tensor:
         return queries.new_empty(queries.shape[0], queries.shape[1], values.shape[3])
 
-    def outputs(inputs: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-        return inputs.new_empty(*inputs.shape[:-1], len(scales))
+    def empty_outputs(inputs: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+        return inputs.new_empty(*inputs.shape[:-1], outputs)
 
     torch.library.register_fake("parley::attend", empty, allow_override=True)
     if has_int8():
-        torch.library.register_fake("parley::int8_linear", outputs, allow_override=True)
+        torch.library.register_fake("parley::int8_linear", empty_outputs, allow_override=True)
 
 
 def attend(
