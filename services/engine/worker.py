@@ -38,7 +38,7 @@ class Worker:
         self._settling: list[Future[None]] = []  # the thread's own
         self._loop: asyncio.AbstractEventLoop | None = None
         self._step_began: float | None = None
-        self._is_dead = False  # the thread died, and no other has begun yet
+        self._is_dead = False  # the thread died, and no other could begin
 
     @property
     def num_submitted(self) -> int:
@@ -75,10 +75,14 @@ class Worker:
         return threading.Thread(target=self._run, name="engine", daemon=True)
 
     def _take_over(self) -> None:
-        self._is_dead = True
-        self.thread = self._new_thread()
-        self.thread.start()
-        self._is_dead = False
+        """By the thread that dies; where it finds none, by who submits next, and by one of the two only."""
+        try:
+            thread = self._new_thread()
+            thread.start()
+        except BaseException:
+            self._is_dead = True
+            raise
+        self.thread, self._is_dead = thread, False
 
     def _join(self) -> None:
         while (thread := self.thread).is_alive():
