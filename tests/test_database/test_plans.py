@@ -75,7 +75,7 @@ QUERIES: dict[str, tuple[Query, str]] = {
     "conversations to write": (lambda r: r.conversations.hold(IDS), "conversations"),
     "states": (lambda r: r.conversations.states(IDS), "ix_items_conversation_id_seq"),
     "conversation deleted": (lambda r: r.conversations.delete("c"), "conversations"),
-    "which items": (lambda r: r.items.which({("c", "i")}), "items"),
+    "which items": (lambda r: r.items.which([("c", "i")]), "items"),
     "items referred to": (lambda r: r.items.of_owner("me", IDS), "ix_items_owner_id"),
     "item deleted": (lambda r: r.items.delete([ITEM]), "ix_items_conversation_id_parent_id"),
     "events": (lambda r: r.streams.after("t", 3), "stream_batches"),
