@@ -109,6 +109,8 @@ def scale(
             task = progress.add_task("filling", total=conversations)
             url = place.server.database_url
             seconds = asyncio.run(fill(url, conversations, lambda done: progress.update(task, completed=done)))
+        if place.postgres:  # as it does by itself in time; till then searches also read what the index has not taken in
+            asyncio.run(place.postgres.execute("VACUUM ANALYZE"))
         report = ScaleReport(conversations, ITEMS_EACH * conversations, round(seconds, 1))
         place.server.start()
         measure(place.server.url, report)
