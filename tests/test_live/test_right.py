@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from services.engine.base import Job, SamplingParams
-from services.engine.loader import load
+from services.engine.loader import Source, load
 from services.engine.local import LocalEngine
 from tests.test_engine.compilers import needs_compiler
 from tests.test_engine.tiny_models import generate
@@ -67,7 +67,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def reference(models: None, one_thread: None) -> Reference:
-    found = load(SOURCE, "cpu", "float32")
+    found = load(Source(SOURCE), "cpu", "float32")
     found.model.generation_config.eos_token_id = None
     prompts = [_prompt(found.tokenizer, task.format(place), place) for task in TASKS for place in PLACES]
     said = [generate(found.model, each, ANSWER) for each in prompts]
