@@ -140,6 +140,7 @@ class Slots:
         length = prefix.length if prefix else 0
         del slot.tokens[length:]
         slot.ahead = array("i", sequence.keys())
+        slot.end = length
         slot.holder, sequence.slot, sequence.num_computed = sequence, slot.index, length
 
     def advance(self, sequence: Sequence, end: int) -> None:

@@ -1,6 +1,7 @@
 """No page is lost, none that is shared is written, and there are always enough, whatever the scheduler plans."""
 
 from collections import Counter
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis.stateful import initialize, invariant
 from services.engine.paged.pages import PageCopy, Pages
 from services.engine.scheduler import Batch, Scheduler, Work
 from services.engine.slots import Change, Copy, Forget, Swap
-from tests.test_engine.test_scheduler import LONGEST, Memory, Service, digest, sequence, steps
+from tests.test_engine.test_scheduler import LONGEST, Memory, Service, compute, digest, sequence, steps
 
 SLOTS = 4
 
@@ -99,6 +100,23 @@ class PagedService(Service):
 
 TestPagedService = PagedService.TestCase
 TestPagedService.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_a_memory_that_is_always_full_never_runs_out(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)
+    chance = Random(seed)
+    num_pages = chance.choice([9, 10, 12])
+    scheduler = Scheduler(5, chance.choice([5, 7, 16]), cache_tokens=4 * num_pages, min_reuse=3, page_size=4)
+    memory = PagedMemory(num_pages, 4, 5)
+    for _ in range(200):
+        if scheduler.num_waiting < 5 and chance.random() < 0.3:
+            length = chance.randint(1, 30)
+            scheduler.add(sequence(length, chance.randint(1, LONGEST - length), first=10 * chance.randint(0, 2)))
+        batch = scheduler.schedule()
+        memory.change(batch.changes)
+        memory.compute(batch.works)
+        compute(batch)
 
 
 @given(

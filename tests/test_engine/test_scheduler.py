@@ -344,6 +344,17 @@ def test_a_prompt_is_let_in_when_there_is_room_for_it_beside_the_others() -> Non
     assert scheduler.num_preemptions == 0
 
 
+def test_who_has_not_begun_to_read_needs_nothing_of_what_was_in_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)
+    scheduler = Scheduler(num_slots=3, max_tokens=12, cache_tokens=58)
+    memory = Memory(3, length=60)
+    for wave in [(50,), (40, 6, 10)]:
+        for prompt in wave:
+            scheduler.add(sequence(prompt, first=100 * prompt))
+        for _ in steps(scheduler, memory):
+            assert memory.num_held <= 58
+
+
 # --- reuse ---
 
 
