@@ -49,7 +49,7 @@ def _in_sqlite(owner: str, wanted: Sequence[str], limit: int, before: int | None
 def _among_the_newest(owner: str, wanted: Sequence[str], limit: int, before: int | None) -> Select[Any]:
     newest = _of_owner(select(Item), owner, before).order_by(Item.seq.desc()).limit(NEWEST)
     item = aliased(Item, newest.subquery())
-    # a look for the letters is a hundred times as fast as one for the words, and few texts have to be looked at twice
+    # to look for the letters costs little, to split a text into its words much: few are looked at twice
     has_letters = (func.strpos(item.terms, phrase) > 0 for phrase in wanted)
     return select(item).where(*has_letters, _matches(item.terms, wanted)).order_by(item.seq.desc()).limit(limit)
 

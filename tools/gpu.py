@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.engine.base import Job, SamplingParams
 from services.engine.building import build_runner
-from services.engine.check import Check, Differs, compare
+from services.engine.check import Differs, check_of, compare
 from services.engine.paged.attention import PAGE_SIZE, PagedRows, attend, plain
 from services.engine.paged.graphs import call_again
 from services.engine.paged.runner import PagedRunner, Paging
@@ -135,7 +135,7 @@ def attention_differs(heads: int, dim: int, window: int | None, steps: list[tupl
 def is_right(name: str, plan: Plan) -> bool:
     kind, options = MODELS[name]
     model = random_model(kind, {**SMALL, **options}, plan)
-    check = check_of(model)  # before its attention is changed
+    check = check_of(model, STEPS)  # before its attention is changed
     runner = build_runner(model, num_slots=4, length=2 * len(check.job.prompt), budget=2**30, paging=plan.paging)
     try:
         compare(paged(runner).another(len(check.job.prompt)), check)
@@ -144,14 +144,6 @@ def is_right(name: str, plan: Plan) -> bool:
         return False
     print(f"{name}: right")
     return True
-
-
-def check_of(model: Any) -> Check:
-    tokens = [(7 * i + i * i) % model.config.vocab_size for i in range(sum(STEPS))]
-    ends = torch.tensor(STEPS).cumsum(0) - 1
-    with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False).logits
-    return Check(Job("check", tuple(tokens)), STEPS, logits[0, ends])
 
 
 def paged(runner: Runner) -> PagedRunner:

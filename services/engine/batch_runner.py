@@ -15,7 +15,7 @@ from services.engine.kv_cache import SlotCache
 from services.engine.loader import Source
 from services.engine.scheduler import Work
 from services.engine.slots import Change
-from services.engine.vision import Vision
+from services.engine.vision import Vision, seeing
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class BatchRunner:
 
     @torch.inference_mode()
     def run(self, batch: list[Work]) -> Tensor:
-        if self._compiled and not self._sees(batch):
+        if self._compiled and not seeing(self.vision, batch):
             return self._compiled.run(batch)
         decodes = sorted((work for work in batch if work.num_tokens == 1), key=lambda work: work.slot)
         chunks = [work for work in batch if work.num_tokens > 1]
@@ -87,17 +87,14 @@ class BatchRunner:
         cache = SlotCache(self._cache.shapes, 2, length, self._model.device)
         return BatchRunner(self._model, cache, self.check, vision=vision)
 
-    def _sees(self, works: list[Work]) -> bool:
-        return self.vision is not None and self.vision.concerns(works)
-
     def _forward(self, works: list[Work]) -> Tensor:
         """Logits of the tokens that are asked for."""
         ids = self._row([token for work in works for token in work.tokens])
         positions = self._row([position for work in works for position in range(work.start, work.end)])
         asked = self._row(asked_of(works) or [0])[0]  # no product likes to be empty
         given = {"input_ids": ids, "position_ids": positions}
-        if self.vision is not None and self.vision.concerns(works):
-            given = self.vision.inputs(works, ids, positions)
+        if vision := seeing(self.vision, works):
+            given = vision.inputs(works, ids, positions)
         if self._keeps:
             return self._model(**given, use_cache=False, logits_to_keep=asked).logits[0]  # type: ignore[no-any-return]
         return self._model(**given, use_cache=False).logits[0, asked]  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from torch import Tensor
 from services.engine.attention import Probe, running
 from services.engine.base import Job
 from services.engine.kv_cache import LayerShape
+from services.engine.parts import some_tokens
 from services.engine.runner import Runner
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
@@ -31,11 +32,11 @@ class Check:
     expected: Tensor  # [steps, vocabulary]
 
 
-def check_of(model: Any) -> Check:
-    tokens = [(7 * i + 1) % model.config.get_text_config().vocab_size for i in range(CHECK_LENGTH)]
+def check_of(model: Any, steps: tuple[int, ...] = CHECK_STEPS) -> Check:
+    tokens = some_tokens(model, sum(steps))
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False).logits
-    return Check(Job("check", tuple(tokens)), CHECK_STEPS, logits[0, torch.tensor(CHECK_STEPS).cumsum(0) - 1])
+    return Check(Job("check", tuple(tokens)), steps, logits[0, torch.tensor(steps).cumsum(0) - 1])
 
 
 def probe(model: Any) -> Mapping[int, LayerShape]:

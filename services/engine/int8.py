@@ -6,6 +6,7 @@ for each output and leaves inputs as they are. That is as near to the model, but
 """
 
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn.functional import cosine_similarity, pad
 
 from services.engine import kernel
 from services.engine.packed import replace_linears
+from services.engine.parts import some_tokens
 from services.errors import EngineFailed
 
 logger = logging.getLogger(__name__)
@@ -27,18 +29,27 @@ ALIKE = 0.95  # what says less like the model is another one
 TRIAL = 8  # tokens
 
 
-class Int8Linear(nn.Module):
-    def __init__(self, linear: nn.Linear) -> None:
+class Rounded(nn.Module):
+    """A linear layer in 8 bits: codes and their scales, of some outputs after the others."""
+
+    def __init__(self, parts: Iterable[tuple[Tensor, Tensor]], bias: Tensor | None) -> None:
         super().__init__()
-        self.weight: Tensor  # this and the scales as they are read, in one line
+        self.weight: Tensor
         self.scales: Tensor
         self.bias: Tensor | None
-        self.out_features = linear.out_features
+        codes, scales = zip(*parts, strict=True)
+        self.register_buffer("weight", torch.cat(codes), persistent=False)
+        self.register_buffer("scales", torch.cat(scales), persistent=False)
+        self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
+
+
+class Int8Linear(Rounded):
+    """Codes and scales lie in one line, as they are read."""
+
+    def __init__(self, linear: nn.Linear) -> None:
         parts = [_laid_out(*rounded(part)) for part in torch.split(linear.weight.detach(), SLICE)]
-        self.register_buffer("weight", torch.cat([codes for codes, _ in parts]), persistent=False)
-        self.register_buffer("scales", torch.cat([scales for _, scales in parts]), persistent=False)
-        bias = None if linear.bias is None else linear.bias.detach().float()
-        self.register_buffer("bias", bias, persistent=False)
+        super().__init__(parts, None if linear.bias is None else linear.bias.float())
+        self.out_features = linear.out_features
 
     def forward(self, inputs: Tensor) -> Tensor:
         layer = (self.weight, self.scales, self.bias, self.out_features)
@@ -46,19 +57,13 @@ class Int8Linear(nn.Module):
         return out
 
 
-class TorchInt8Linear(nn.Module):
+class TorchInt8Linear(Rounded):
     """Needs no compiler."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight: Tensor
-        self.scales: Tensor
-        self.bias: Tensor | None
         weight = linear.weight.detach()
         parts = [rounded(part, linear.in_features, weight.dtype) for part in torch.split(weight, SLICE)]
-        self.register_buffer("weight", torch.cat([codes for codes, _ in parts]), persistent=False)
-        self.register_buffer("scales", torch.cat([scales.flatten() for _, scales in parts]), persistent=False)
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach(), persistent=False)
+        super().__init__([(codes, scales.flatten()) for codes, scales in parts], linear.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(-1, inputs.shape[-1]).contiguous()
@@ -71,7 +76,7 @@ def quantise(model: Any, folder: Path | None) -> None:
     """All linear layers that speak, one after another. `folder`: where our kernel is, or is put."""
     before = _said(model)
     replace_linears(model, Int8Linear if _has_kernel(folder) else TorchInt8Linear)
-    codes = sum(module.weight.numel() for module in model.modules() if isinstance(module, Int8Linear | TorchInt8Linear))
+    codes = sum(module.weight.numel() for module in model.modules() if isinstance(module, Rounded))
     try:
         alike = cosine_similarity(_said(model).float(), before.float(), dim=-1).min()
     except Exception as error:  # some reach for a layer's weight themselves
@@ -89,8 +94,7 @@ def _refused(model: Any, reason: str) -> EngineFailed:
 
 
 def _said(model: Any) -> Tensor:
-    tokens = [(7 * i + 1) % model.config.get_text_config().vocab_size for i in range(TRIAL)]
-    logits: Tensor = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+    logits: Tensor = model(input_ids=torch.tensor([some_tokens(model, TRIAL)]), use_cache=False).logits[0]
     return logits
 
 

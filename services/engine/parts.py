@@ -11,6 +11,11 @@ def language_part(model: Any) -> Any:
     return model if config is None or config is config.get_text_config() else model.get_decoder()
 
 
+def some_tokens(model: Any, number: int) -> list[int]:
+    """To try a model with: none like the one before, and the same ones each time."""
+    return [(7 * i + 1) % model.config.get_text_config().vocab_size for i in range(number)]
+
+
 def language_modules(model: nn.Module) -> list[nn.Module]:
     """Those whose children a text goes through."""
     part = language_part(model)

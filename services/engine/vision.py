@@ -208,3 +208,8 @@ def _refuse_what_looks_ahead(model: Any) -> None:
 def _noise() -> Picture:
     rgb = np.random.default_rng(0).integers(0, 256, 64 * 48 * 3, dtype=np.uint8)
     return Picture(64, 48, rgb.tobytes())
+
+
+def seeing(vision: Vision | None, works: Sequence[Work]) -> Vision | None:
+    """What sees, if it has to in this step."""
+    return vision if vision is not None and vision.concerns(works) else None

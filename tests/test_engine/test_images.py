@@ -24,6 +24,7 @@ from services.engine.pictures import PictureReader, read_processor
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence as Running
 from services.engine.sight import give, sight_of
+from services.engine.vision import seeing
 from services.errors import EngineFailed, InvalidRequest
 from tests.test_engine.test_compiled import made, needs_compiler
 from tests.test_engine.tiny_models import build
@@ -244,7 +245,7 @@ def test_a_compiled_step_speaks_of_images(folders: dict[str, str], tmp_path: Pat
     runner.adopt(made(runner, tmp_path))
     assert runner._compiled is not None
     for work, logits in zip(works, eager, strict=True):
-        assert not runner._sees([work])
+        assert seeing(runner.vision, [work]) is None
         torch.testing.assert_close(runner.run([work]), logits, atol=1e-4, rtol=1e-4)
 
 

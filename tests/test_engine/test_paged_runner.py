@@ -26,7 +26,7 @@ from services.engine.slots import Copy
 from services.engine.warming import warm_up
 from tests.test_engine import fakes
 from tests.test_engine.recorder import Recorder
-from tests.test_engine.test_runner import BEGINNING, Answer, prompt, run
+from tests.test_engine.test_runner import BEGINNING, Answer, alike, prompt, run
 from tests.test_engine.tiny_models import build, generate
 from tests.test_engine.tiny_tokenizers import byte_level
 
@@ -89,14 +89,7 @@ def test_joining_and_leaving(tiny: Tiny, max_tokens: int) -> None:
 
 @pytest.fixture(scope="module")
 def crowd(name: str) -> list[Answer]:
-    """Answers to prompts that begin alike, and to a conversation that goes on."""
-    model = build(name)
-    beginning = prompt(BEGINNING)
-    prompts = [(*beginning[:length], *prompt(rest, seed=9)) for length, rest in [(40, 3), (40, 1), (33, 2), (20, 9)]]
-    prompts += [prompt(17), beginning]
-    answers = [Answer(ids, *generate(model, ids, 10)) for ids in prompts]
-    said = (*prompts[0], *answers[0].tokens, 5, 6)
-    return [*answers, Answer(said, *generate(model, said, 6))]
+    return alike(build(name))
 
 
 @pytest.mark.parametrize("max_tokens", [512, 7], ids="{} tokens a step".format)

@@ -165,16 +165,19 @@ def test_a_latecomer_in_a_lower_slot(tiny: Tiny) -> None:
 BEGINNING = 40
 
 
-@pytest.fixture(scope="module")
-def crowd(tiny: Tiny) -> list[Answer]:
+def alike(model: Any) -> list[Answer]:
     """Answers to prompts that begin alike, and to a conversation that goes on."""
-    model = build(tiny.name)
     beginning = prompt(BEGINNING)
     prompts = [(*beginning[:length], *prompt(rest, seed=9)) for length, rest in [(40, 3), (40, 1), (33, 2), (20, 9)]]
     prompts += [prompt(17), beginning]
     answers = [Answer(ids, *generate(model, ids, 10)) for ids in prompts]
     said = (*prompts[0], *answers[0].tokens, 5, 6)
     return [*answers, Answer(said, *generate(model, said, 6))]
+
+
+@pytest.fixture(scope="module")
+def crowd(tiny: Tiny) -> list[Answer]:
+    return alike(build(tiny.name))
 
 
 @pytest.mark.parametrize("max_tokens", [512, 7], ids="{} tokens a step".format)

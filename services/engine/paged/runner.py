@@ -17,7 +17,7 @@ from services.engine.paged.step import Form, Inputs, PagedStep, write
 from services.engine.scheduler import Work
 from services.engine.slots import Change
 from services.engine.transfer import upload
-from services.engine.vision import Vision
+from services.engine.vision import Vision, seeing
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +71,17 @@ class PagedRunner:
     @torch.inference_mode()
     def run(self, batch: list[Work]) -> Tensor:
         self._cache.claim(batch)
-        sees = self.vision is not None and self.vision.concerns(batch)
-        if self._graphs and not sees and all(work.num_tokens == work.num_logits == 1 for work in batch):
+        vision = seeing(self.vision, batch)
+        if self._graphs and not vision and all(work.num_tokens == work.num_logits == 1 for work in batch):
             return self._graphs.run(batch)
-        return self._run(batch, self.vision if sees else None)
+        return self._run(batch, vision)
 
     @torch.inference_mode()
     def run_ahead(self, works: list[Work], tokens: Tensor) -> Tensor | None:
         """Only where nothing must be claimed: who knows whether the scheduler lets them go on."""
-        sees = self.vision is not None and self.vision.concerns(works)
-        if not self._graphs or sees or not all(self._cache.pages.owns(work.slot, work.start) for work in works):
+        if not self._graphs or seeing(self.vision, works):
+            return None
+        if not all(self._cache.pages.owns(work.slot, work.start) for work in works):
             return None
         return self._graphs.run(works, tokens)
 
