@@ -114,6 +114,13 @@ def test_a_nucleus_holds_its_share_of_all_tokens_not_of_the_likeliest_ones() -> 
     assert draws(scores, top_p=0.7)[0] / ROWS == pytest.approx(0.5 / 0.7, abs=0.04)  # and not 0.5 / (0.7 * 0.75)
 
 
+@pytest.mark.parametrize("vocabulary", [1, 97, 768, 1000])
+def test_of_equally_likely_tokens_the_first_is_taken(vocabulary: int) -> None:
+    scores = torch.randint(0, 3, (20, vocabulary), generator=torch.Generator().manual_seed(0)).float()
+
+    assert sample(scores, [row(temperature=0) for _ in scores]) == scores.argmax(-1).tolist()
+
+
 @pytest.mark.parametrize("temperature", [0, 1e-300, 1e-46, 1e-30, 1e-6])
 def test_temperature_zero_and_nearly_zero_take_the_likeliest(temperature: float) -> None:
     scores = torch.stack([logits(50, seed) for seed in range(20)])
