@@ -1,7 +1,8 @@
 // Attention of tokens that lie packed in one row, each over neighbouring positions of one slot of the cache.
 //
 // Tokens that follow each other in the same slot go through its keys together, with all query heads of one key/value
-// head: each key is read once for them. Sums are in float32 throughout.
+// head: each key is read once for them. Sums are in float32 throughout; bfloat16 is multiplied as it is, two products an
+// addition, where the processor can.
 #include "vectors.h"
 
 #include <ATen/Parallel.h>
@@ -21,7 +22,7 @@ namespace {
 constexpr int64_t ROWS = 24;        // queries that go through the keys together
 constexpr int64_t KEYS = 256;       // keys whose scores are held at once; a multiple of WIDTH
 constexpr int TALL = 8;             // rows that are scored at a time
-constexpr int64_t AHEAD = 8;        // keys that are fetched before they are needed: slots are no stream to the hardware
+constexpr int64_t AHEAD = 24;       // keys that are fetched before they are needed: slots are no stream to the hardware
 constexpr int64_t LINE = 64;        // bytes
 constexpr float NOTHING = std::numeric_limits<float>::lowest() / 2; // its exp is 0, also less something
 
@@ -44,20 +45,73 @@ constexpr auto larger_of = [](Floats a, Floats b) { return at::vec::maximum(a, b
 inline float total(Floats v) { return at::vec::vec_reduce_all<float>(sum_of, v); }
 inline float largest(Floats v) { return at::vec::vec_reduce_all<float>(larger_of, v); }
 
-// One row of numbers in registers, zeros behind its `size`.
-template <int PAIRS>
-struct Row {
-  Floats part[2 * PAIRS];
+// What is multiplied: STEP neighbours, of a row or of a column, with as many of WIDTH others.
+template <typename T>
+struct Product {
+  static constexpr int64_t STEP = 1;
+  using Each = float;
+  using Many = Floats;
 
-  template <typename T>
-  static inline Row read(const T* from, int64_t size) {
-    Row row;
-#pragma GCC unroll 8
-    for (int i = 0; i < PAIRS; ++i)
-      std::tie(row.part[2 * i], row.part[2 * i + 1]) = load(from + i * PAIR, size - i * PAIR);
-    return row;
+  static Floats add(Floats sum, Each each, Many many) { return at::vec::fmadd(Floats(each), many, sum); }
+  static Many read(const Each* from) { return Floats::loadu(from); }
+
+  // `size` numbers, zeros up to a multiple of PAIR.
+  static void copy(const T* from, int64_t size, Each* to) {
+    for (int64_t i = 0; i < size; i += PAIR) {
+      const auto [low, high] = load(from + i, size - i);
+      low.store(to + i), high.store(to + i + WIDTH);
+    }
+  }
+
+  static const Each* weights(const float* from, int64_t, int64_t, Each*) { return from; }
+
+  // PAIR numbers of one row, or as many as are left.
+  static std::tuple<Many, Many> rows(const T* from, int64_t, int64_t, int64_t count) { return load(from, count); }
+};
+
+#if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)
+template <>
+struct Product<at::BFloat16> {
+  static constexpr int64_t STEP = 2;
+  using Each = int32_t; // two numbers
+  using Many = __m512i;
+
+  static Floats add(Floats sum, Each each, Many many) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(each), (__m512bh)many);
+  }
+  static Many read(const Each* from) { return _mm512_loadu_si512(from); }
+
+  static void copy(const at::BFloat16* from, int64_t size, Each* to) {
+    for (int64_t i = 0; i < size; i += PAIR) _mm512_storeu_si512(to + i / STEP, part(from + i, size - i));
+  }
+
+  static const Each* weights(const float* from, int64_t rows, int64_t n, Each* to) {
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t i = row * KEYS; i < row * KEYS + n; i += PAIR)
+        _mm512_storeu_si512(to + i / STEP, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + WIDTH),
+                                                                        _mm512_loadu_ps(from + i)));
+    return to;
+  }
+
+  // Of two rows, the numbers in turns; of one, if no more are `left`.
+  static std::tuple<Many, Many> rows(const at::BFloat16* from, int64_t stride, int64_t left, int64_t count) {
+    const __m512i one = part(from, count), other = left > 1 ? part(from + stride, count) : _mm512_setzero_si512();
+    return {_mm512_permutex2var_epi16(one, _mm512_loadu_si512(TURNS), other),
+            _mm512_permutex2var_epi16(one, _mm512_loadu_si512(TURNS + PAIR), other)};
+  }
+
+ private:
+  alignas(64) static constexpr int16_t TURNS[2 * PAIR] = {
+      0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+      11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
+      22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+
+  static __m512i part(const at::BFloat16* from, int64_t count) {
+    if (count >= PAIR) return _mm512_loadu_si512(from);
+    return _mm512_maskz_loadu_epi16(count > 0 ? (__mmask32(1) << count) - 1 : 0, from);
   }
 };
+#endif
 
 template <typename T>
 inline void fetch(const T* row, int64_t size) {
@@ -65,37 +119,44 @@ inline void fetch(const T* row, int64_t size) {
 }
 
 // scores[row][key] = queries[row] . keys[key], for WIDTH keys that lie in columns: no sum goes across a register, and
-// none depends on which other rows there are.
-template <int COUNT>
-inline void score_columns(const float* queries, int64_t span, const float* columns, int64_t size, float* scores) {
-  Floats sums[COUNT];
+// none depends on which other rows there are. Each is two, because an addition takes longer than to begin the next.
+template <int COUNT, typename P>
+inline void score_columns(const typename P::Each* queries, int64_t span, const typename P::Each* columns, int64_t steps,
+                          float scale, float* scores) {
+  Floats sums[COUNT][2];
 #pragma GCC unroll 8
-  for (int r = 0; r < COUNT; ++r) sums[r] = Floats(0.f);
-  for (int64_t i = 0; i < size; ++i) {
-    const Floats column = Floats::loadu(columns + i * WIDTH);
+  for (int r = 0; r < COUNT; ++r) sums[r][0] = sums[r][1] = Floats(0.f);
+  for (int64_t i = 0; i < steps; i += 2)
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const auto column = P::read(columns + (i + half) * WIDTH);
 #pragma GCC unroll 8
-    for (int r = 0; r < COUNT; ++r) sums[r] = at::vec::fmadd(Floats(queries[r * span + i]), column, sums[r]);
-  }
+      for (int r = 0; r < COUNT; ++r) sums[r][half] = P::add(sums[r][half], queries[r * span + i + half], column);
+    }
 #pragma GCC unroll 8
-  for (int r = 0; r < COUNT; ++r) sums[r].store(scores + r * KEYS);
+  for (int r = 0; r < COUNT; ++r) ((sums[r][0] + sums[r][1]) * Floats(scale)).store(scores + r * KEYS);
 }
 
 // out[row] += weights[row][key] * values[key]
-template <int PAIRS, int COUNT, typename T>
-inline void mix(const float* weights, const T* values, int64_t stride, int64_t size, int64_t n, float* out) {
+template <typename P, int PAIRS, int COUNT, typename T>
+inline void mix(const typename P::Each* weights, const T* values, int64_t stride, int64_t size, int64_t n, float* out) {
   Floats sums[COUNT][2 * PAIRS];
 #pragma GCC unroll 4
   for (int r = 0; r < COUNT; ++r)
 #pragma GCC unroll 16
     for (int i = 0; i < 2 * PAIRS; ++i) sums[r][i] = Floats::loadu(out + r * PAIRS * PAIR + i * WIDTH);
-  for (int64_t key = 0; key < n; ++key) {
-    fetch(values + (key + AHEAD) * stride, size);
-    const auto row = Row<PAIRS>::read(values + key * stride, size);
+  for (int64_t key = 0; key < n; key += P::STEP) {
+    for (int64_t each = 0; each < P::STEP; ++each) fetch(values + (key + each + AHEAD) * stride, size);
+    typename P::Many row[2 * PAIRS];
+#pragma GCC unroll 8
+    for (int i = 0; i < PAIRS; ++i)
+      std::tie(row[2 * i], row[2 * i + 1]) =
+          P::rows(values + key * stride + i * PAIR, stride, n - key, size - i * PAIR);
 #pragma GCC unroll 4
     for (int r = 0; r < COUNT; ++r) {
-      const Floats weight(weights[r * KEYS + key]);
+      const auto weight = weights[(r * KEYS + key) / P::STEP];
 #pragma GCC unroll 16
-      for (int i = 0; i < 2 * PAIRS; ++i) sums[r][i] = at::vec::fmadd(weight, row.part[i], sums[r][i]);
+      for (int i = 0; i < 2 * PAIRS; ++i) sums[r][i] = P::add(sums[r][i], weight, row[i]);
     }
   }
 #pragma GCC unroll 4
@@ -110,7 +171,7 @@ struct Softmax {
 
   // Scores to weights, 0 outside of from .. to; -> what the weights before these must be multiplied with.
   float add(float* scores, int64_t from, int64_t to, int64_t n) {
-    const int64_t padded = (n + WIDTH - 1) / WIDTH * WIDTH;
+    const int64_t padded = (n + PAIR - 1) / PAIR * PAIR;
     std::fill(scores, scores + from, NOTHING);
     std::fill(scores + to, scores + padded, NOTHING);
     Floats highest(peak);
@@ -131,20 +192,24 @@ struct Softmax {
 
 template <typename T, int PAIRS>
 class Worker {
+  using P = Product<T>;
+  using Each = typename P::Each;
   static constexpr int TILE = PAIRS <= 2 ? 4 : PAIRS <= 4 ? 2 : 1; // rows whose sums fit into registers
   static constexpr int64_t SPAN = PAIRS * PAIR;
+  static constexpr int64_t STEPS = SPAN / P::STEP;
 
   const Call& call;
   at::Tensor& out;
   const int64_t group;
-  std::vector<float> queries, mixed, scores, lines, columns;
+  std::vector<Each> queries, weights, lines, columns;
+  std::vector<float> mixed, scores;
   std::vector<Softmax> softmax;
 
  public:
   Worker(const Call& call, at::Tensor& out) : call(call), out(out), group(call.group()) {
     const int64_t rows = std::max(ROWS, group);
-    queries.resize(rows * SPAN), mixed.resize(rows * SPAN), scores.resize(rows * KEYS), softmax.resize(rows);
-    lines.resize(WIDTH * SPAN), columns.resize(WIDTH * SPAN);
+    queries.resize(rows * STEPS), mixed.resize(rows * SPAN), scores.resize(rows * KEYS), softmax.resize(rows);
+    weights.resize(rows * KEYS / P::STEP), lines.resize(WIDTH * STEPS), columns.resize(WIDTH * STEPS);
   }
 
   void operator()(const Item& item) {
@@ -156,6 +221,8 @@ class Worker {
     const T* values = slot_of(call.values, item);
     const int64_t low = *std::min_element(call.begins + item.begin, call.begins + item.end);
     const int64_t high = *std::max_element(call.ends + item.begin, call.ends + item.end);
+    for (int64_t key = low; key < std::min(low + AHEAD, high); ++key)
+      fetch(values + key * call.values.stride(2), call.values.size(3));
     for (int64_t base = low; base < high; base += KEYS)
       attend(item, rows, base, std::min(KEYS, high - base), keys, values);
     write(item, rows);
@@ -174,9 +241,7 @@ class Worker {
     const at::Tensor& from = call.queries;
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t place = token_of(item, row) * from.stride(0) + head_of(item, row) * from.stride(1);
-      const auto query = Row<PAIRS>::read(from.template const_data_ptr<T>() + place, from.size(2));
-      for (int i = 0; i < 2 * PAIRS; ++i)
-        (query.part[i] * Floats(call.scale)).store(queries.data() + row * SPAN + i * WIDTH);
+      P::copy(from.template const_data_ptr<T>() + place, from.size(2), queries.data() + row * STEPS);
     }
   }
 
@@ -189,28 +254,39 @@ class Worker {
       const int64_t to = std::clamp<int64_t>(call.ends[token] - base, from, n);
       fade(row, softmax[row].add(scores.data() + row * KEYS, from, to, n));
     }
+    const Each* mixing = P::weights(scores.data(), rows, n, weights.data());
     tiles<TILE>(rows, [&](int64_t row, auto count) {
-      mix<PAIRS, count()>(scores.data() + row * KEYS, values + base * value_step, value_step, call.values.size(3), n,
-                          mixed.data() + row * SPAN);
+      mix<P, PAIRS, count()>(mixing + row * KEYS / P::STEP, values + base * value_step, value_step, call.values.size(3),
+                             n, mixed.data() + row * SPAN);
     });
   }
 
   // Keys are turned into columns once for all rows; those behind the last are whatever lay there, and never looked at.
   void turn_and_score(int64_t rows, const T* keys, int64_t step, int64_t n) {
-    const int64_t size = call.keys.size(3);
+    const int64_t size = call.keys.size(3), steps = (size + P::STEP - 1) / P::STEP;
+    const bool whole = sizeof(T) * P::STEP == sizeof(Each) && size % (P::STEP * WIDTH) == 0 && step % P::STEP == 0;
     for (int64_t start = 0; start < n; start += WIDTH) {
-      for (int64_t key = start; key < std::min(start + WIDTH, n); ++key) {
-        fetch(keys + (key + AHEAD) * step, size);
-        const auto row = Row<PAIRS>::read(keys + key * step, size);
-        for (int i = 0; i < 2 * PAIRS; ++i) row.part[i].store(lines.data() + (key - start) * SPAN + i * WIDTH);
+      const int64_t end = std::min(start + WIDTH, n);
+      for (int64_t key = start; key < end; ++key) fetch(keys + (key + AHEAD) * step, size);
+      if (whole && end == start + WIDTH) {
+        turn(reinterpret_cast<const Each*>(keys + start * step), step / P::STEP, steps);
+      } else {
+        for (int64_t key = start; key < end; ++key)
+          P::copy(keys + key * step, size, lines.data() + (key - start) * STEPS);
+        turn(lines.data(), STEPS, steps);
       }
-      for (int64_t i = 0; i < size; i += WIDTH)
-        at::vec::transpose_mxn<float, WIDTH, WIDTH>(lines.data() + i, SPAN, columns.data() + i * WIDTH, WIDTH);
       tiles<TALL>(rows, [&](int64_t row, auto count) {
-        score_columns<count()>(queries.data() + row * SPAN, SPAN, columns.data(), size,
-                               scores.data() + row * KEYS + start);
+        score_columns<count(), P>(queries.data() + row * STEPS, STEPS, columns.data(), steps, call.scale,
+                                  scores.data() + row * KEYS + start);
       });
     }
+  }
+
+  void turn(const Each* from, int64_t span, int64_t steps) { // as floats, which torch has something for
+    static_assert(sizeof(Each) == sizeof(float));
+    for (int64_t i = 0; i < steps; i += WIDTH)
+      at::vec::transpose_mxn<float, WIDTH, WIDTH>(reinterpret_cast<const float*>(from + i), span,
+                                                  reinterpret_cast<float*>(columns.data() + i * WIDTH), WIDTH);
   }
 
   void fade(int64_t row, float by) {
