@@ -1,4 +1,4 @@
-"""Gets a step compiled: from the disk, or by a process of its own, at the lowest priority, while others are served."""
+"""Gets a step compiled: from the disk, or by a process of its own, at a low priority, while others are served."""
 
 import logging
 import os
@@ -71,10 +71,9 @@ class Compilation:
 
     def _run_worker(self) -> None:
         command = [sys.executable, "-m", __name__, self.plan.maker, str(self.file), self.plan.to_json()]
-        # in a session of its own: a terminal's Ctrl-C is for the server, which then ends the worker
-        self._worker = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-        )
+        # in a group of its own: a terminal's Ctrl-C is for the server, which then ends the worker. Not in a session of
+        # its own: Linux shares processors between sessions (autogroup), whatever the priorities within them are
+        self._worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0)
         _, said = self._worker.communicate()
         if self._worker.returncode != 0 and not self._stopped:
             reason = said.decode(errors="replace").strip().splitlines()[-1:] or ["the compiling process failed"]
@@ -84,7 +83,7 @@ class Compilation:
 def main(maker: str, file: str, plan: str) -> None:
     """The process of its own."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaving tidily
-    os.nice(19)  # whoever is being served comes first
+    os.nice(10)  # whoever is being served comes first, but not for ever: at 19 a busy server never gets there
     import_module(maker).make(Path(file), plan)
 
 

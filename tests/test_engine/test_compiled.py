@@ -1,8 +1,11 @@
 """The step made ahead of time: the same logits as eager ones, and nothing lost where it cannot be made."""
 
+import json
+import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,6 +145,38 @@ def test_another_processor_gets_another_file(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(kernel, "machine", lambda: "x86_64 sse2")
     there = plan.file(tmp_path, runner._model), kernel.file(tmp_path)
     assert not {*here} & {*there}
+
+
+MAKER = """
+import json, os
+def make(file, plan):
+    file.write_text(json.dumps([os.getsid(0), os.getpgid(0), os.nice(0)]))
+"""
+
+
+@dataclass
+class Facts:
+    """A plan whose maker writes down what it is to the kernel."""
+
+    maker: str = "maker_of_facts"
+
+    def to_json(self) -> str:
+        return "{}"
+
+
+def test_the_worker_takes_no_time_from_who_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another session Linux would let it have a processor, whatever its priority; of our group it would be stopped
+    by a Ctrl-C that is for the server."""
+    (tmp_path / "maker_of_facts.py").write_text(MAKER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
+    compilation = Compilation(tmp_path / "facts.json", Facts(), lambda _: None)
+    compilation.start()
+    compilation.join()
+
+    session, group, niceness = json.loads((tmp_path / "facts.json").read_text())
+    assert session == os.getsid(0)
+    assert group != os.getpgid(0)
+    assert niceness > os.nice(0)
 
 
 def test_steps_stay_eager_where_the_worker_fails(
