@@ -30,7 +30,7 @@ from services.engine.compilation import Compilation
 from services.engine.device import pick_device, pick_dtype
 from services.engine.encoding import CompiledEncoder, EncoderPlan, agrees, pack_where_it_agrees
 from services.engine.loader import ALONE
-from services.engine.threads import release_team
+from services.engine.threads import neighbours, release_team
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, ServiceError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -420,6 +420,7 @@ class LocalEmbedder:
     def _vectors(self, rows: Sequence[Row]) -> Floats:
         self._running = len(rows)
         try:
-            return self._encode([row.tokens for row in rows])
+            with neighbours.watched():
+                return self._encode([row.tokens for row in rows])
         finally:
             self._running = 0

@@ -26,6 +26,7 @@ from services.engine.scheduler import Scheduler, Work
 from services.engine.sequence import Sequence
 from services.engine.shaping import unmaskable
 from services.engine.stream import Mailbox
+from services.engine.threads import neighbours
 from services.engine.token_texts import TokenTexts
 from services.errors import EngineFailed, ServiceError
 
@@ -124,7 +125,8 @@ class Stepper:
         for request in (self.requests[work.sequence] for work in works):
             request.started = request.started or time.monotonic()
         try:
-            return self.runner.run(works)
+            with neighbours.watched():
+                return self.runner.run(works)
         except RuntimeError as error:
             if not _is_out_of_memory(error) or not self._scheduler.shrink():
                 raise

@@ -3,10 +3,20 @@
 libgomp lets the members of a team wait for the next parallel region awake only while there are no more of them than
 cores; beyond that they sleep and are woken for each of a step's several hundred regions, which more than doubles a
 step. So whoever has nothing to compute lets its team go; it comes back by itself with the next region.
+
+Waiting awake has its price where other programs want a processor too. Linux shares them between sessions: it may give
+one to the other program and leave the other one to both members of a team, and then each region lasts until a member's
+turn is over. A step of 10 ms takes 3 s, with members that sleep it takes 25 ms, whoever else is there. So where steps
+show it, members sleep for a while: a team more than there is room for makes them.
 """
 
 import ctypes
 import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +26,62 @@ import torch
 logger = logging.getLogger(__name__)
 
 SOFT = 1  # omp_pause_soft of the OpenMP 5.0 specification
+TURNS = 64  # that a step lost to others; on a quiet machine fewer than half as many
+TURN = 0.001  # seconds, at least: another of our own threads takes a tenth of that
+SHORT, LONG = 5.0, 60.0  # seconds for which members sleep: at first, and at most, where it has not helped for long
+ENOUGH = 1_000_000  # numbers that torch computes on with all threads
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """What the kernel says of the calling thread."""
+
+    lost: int  # times that it would have gone on, but others were let in
+    computed: float  # seconds
+
+    @classmethod
+    def now(cls) -> "Turns":
+        import resource  # which not every system has; those with libgomp do
+
+        usage = resource.getrusage(resource.RUSAGE_THREAD)
+        return cls(usage.ru_nivcsw, usage.ru_utime + usage.ru_stime)
+
+
+class Neighbours:
+    """Other programs on the same processors, as far as they show in our steps."""
+
+    def __init__(self) -> None:
+        self._seconds = SHORT
+        self._until = 0.0  # members sleep
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        if _libgomp() is None:
+            yield
+            return
+        began, before = time.monotonic(), Turns.now()
+        yield
+        after, now = Turns.now(), time.monotonic()
+        lost, waited = after.lost - before.lost, now - began - (after.computed - before.computed)
+        if lost >= TURNS and waited >= TURN * lost and now >= self._until:
+            self._make_room(now)
+
+    def _make_room(self, now: float) -> None:
+        again = now < self._until + self._seconds
+        self._seconds = min(2 * self._seconds, LONG) if again else SHORT
+        self._until = now + self._seconds
+        logger.warning("another program keeps the processors busy: threads give way to it for %.0f s", self._seconds)
+        threading.Thread(target=_sit, args=(self._seconds,), name="neighbours", daemon=True).start()
+
+
+def _sit(seconds: float) -> None:
+    """Keeps a team that does nothing."""
+    torch.ones(ENOUGH).sum()
+    time.sleep(seconds)
+    release_team()
+
+
+neighbours = Neighbours()
 
 
 def release_team() -> None:

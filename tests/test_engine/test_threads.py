@@ -1,13 +1,14 @@
 """OpenMP's teams are let go of by whoever has nothing to compute."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from services.engine import threads
-from services.engine.threads import release_team
+from services.engine.threads import LONG, SHORT, TURNS, Neighbours, Turns, release_team
 
 
 @pytest.fixture
@@ -22,6 +23,14 @@ def num_threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
+def are_gone_but(number: int) -> bool:
+    """Threads that have ended are listed for a moment longer."""
+    deadline = time.monotonic() + 10
+    while num_threads() != number and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return num_threads() == number
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads by /proc")
 def test_a_team_ends_and_comes_back(two_threads: None) -> None:
     matrix = torch.ones(512, 512)
@@ -31,10 +40,92 @@ def test_a_team_ends_and_comes_back(two_threads: None) -> None:
     if num_threads() == without:
         pytest.skip("this torch computes without a team of OpenMP")
     release_team()
-    assert num_threads() == without
+    assert are_gone_but(without)
     assert (matrix @ matrix).sum() == expected
 
 
 def test_another_openmp_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "_libgomp", lambda: None)
     release_team()
+
+
+# --- neighbours ---
+
+
+class Clock:
+    """Time that passes by hand, and what the kernel says of a thread."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seconds = 1000.0
+        self.turns = Turns(lost=5, computed=1.0)
+        self.sat: list[float] = []
+        monkeypatch.setattr(threads, "_libgomp", lambda: object())
+        monkeypatch.setattr(threads, "_sit", self.sat.append)
+        monkeypatch.setattr("services.engine.threads.time.monotonic", lambda: self.seconds)
+        monkeypatch.setattr(Turns, "now", lambda: self.turns)
+
+    def step(self, neighbours: Neighbours, seconds: float, *, computed: float, lost: int) -> None:
+        with neighbours.watched():
+            self.seconds += seconds
+            self.turns = Turns(self.turns.lost + lost, self.turns.computed + computed)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "computed", "lost"),
+    [(0.01, 0.01, 0), (2.0, 0.1, 5), (0.13, 0.07, 485), (3.0, 2.9, 4 * TURNS), (3.0, 1.5, TURNS - 1)],
+    ids=["quiet", "waits for a disk", "our own threads", "long", "little"],
+)
+def test_members_go_on_waiting_awake(clock: Clock, seconds: float, computed: float, lost: int) -> None:
+    neighbours = Neighbours()
+    for _ in range(5):
+        clock.step(neighbours, seconds, computed=computed, lost=lost)
+
+    assert clock.sat == []
+
+
+def test_members_sleep_for_longer_and_longer_where_others_stay(clock: Clock) -> None:
+    neighbours = Neighbours()
+    for _ in range(6):
+        clock.step(neighbours, 3.0, computed=1.5, lost=400)
+        clock.step(neighbours, 0.02, computed=0.01, lost=0)
+        clock.seconds += clock.sat[-1]
+    assert clock.sat == [SHORT, 2 * SHORT, 4 * SHORT, 8 * SHORT, LONG, LONG]
+
+    clock.seconds += 2 * LONG
+    clock.step(neighbours, 3.0, computed=1.5, lost=400)
+    assert clock.sat[-1] == SHORT
+
+
+def test_who_sleeps_is_not_sent_to_sleep_again(clock: Clock) -> None:
+    neighbours = Neighbours()
+    for _ in range(2):
+        clock.step(neighbours, 1.0, computed=0.5, lost=400)
+
+    assert clock.sat == [SHORT]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads by /proc")
+def test_a_team_too_many_is_there_for_a_while(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    release_team()
+    without = num_threads()
+    with monkeypatch.context() as patch:
+        patch.setattr("services.engine.threads.time.sleep", lambda _: seen.append(num_threads()))
+        threads._sit(1.0)
+    if seen == [without]:
+        pytest.skip("this torch computes without a team of OpenMP")
+    assert seen == [without + 1]
+    assert are_gone_but(without)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_what_a_thread_has_computed_is_known() -> None:
+    before = Turns.now()
+    while Turns.now().computed < before.computed + 0.02:
+        sum(range(1000))
+    assert Turns.now().lost >= before.lost
