@@ -20,7 +20,7 @@ from app.common.auth import Gate, Keys
 from app.common.dependencies import Facts, Services
 from app.common.drain import Drain
 from app.common.ignored import UnknownKeys
-from app.common.middleware import BodyLimit, DrainGate, Options, Protocol, RequestLog
+from app.common.middleware import BodyLimit, DrainGate, Head, Options, Protocol, RequestLog
 from app.common.routes import Routes
 from app.common.settings import ImageSettings, ServerSettings, Settings
 from app.common.sse import Sse
@@ -219,6 +219,7 @@ def _middleware(settings: Settings, services: Services, routes: Routes) -> list[
         Middleware(Gate, keys=services.keys, origins=cors),
         Middleware(DrainGate, drain=services.drain),
         Middleware(BodyLimit, max_bytes=settings.server.max_body_bytes),
+        Middleware(Head, routes=routes),
     ]
 
 

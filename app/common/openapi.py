@@ -8,11 +8,11 @@ from fastapi import FastAPI
 
 from app.common.auth import STREAM, is_open
 from app.common.errors import Problem
-from app.common.routes import Routes
+from app.common.routes import EVENT_STREAM, Routes
 from schemas.error_schema import ErrorBody
 
 # For routes that stream if they are asked to: beside the JSON of a plain answer.
-EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {EVENT_STREAM: {}}}}
 
 REF = "#/components/schemas/"
 FASTAPIS_OWN = ("HTTPValidationError", "ValidationError")  # its errors, which ours replace

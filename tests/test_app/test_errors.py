@@ -73,7 +73,7 @@ async def test_unknown_route(site: Site) -> None:
 async def test_wrong_method_names_the_right_ones(site: Site) -> None:
     answer = await site.client.put(CHAT)
     check(answer, 405, "invalid_request_error")
-    assert answer.headers["allow"] == "GET, POST"
+    assert answer.headers["allow"] == "GET, HEAD, POST"
 
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "nonsense"])

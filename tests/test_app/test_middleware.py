@@ -5,7 +5,8 @@ import re
 import pytest
 
 from app.common.middleware import BodyLimit
-from tests.apps import NewSite, Site
+from tests.apps import MODEL, NewSite, Site
+from tests.fakes import FakeEngine
 
 CHAT = "/v1/chat/completions"
 HI = {"messages": [{"content": "hi"}]}
@@ -76,11 +77,11 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("path", "allow"),
         [
-            (CHAT, "GET, POST, OPTIONS"),
-            ("/chat/completions", "GET, POST, OPTIONS"),
+            (CHAT, "GET, HEAD, POST, OPTIONS"),
+            ("/chat/completions", "GET, HEAD, POST, OPTIONS"),
             ("/v1/embeddings", "POST, OPTIONS"),
-            ("/v1/models", "GET, OPTIONS"),
-            ("/v1/models/owner/name", "GET, OPTIONS"),
+            ("/v1/models", "GET, HEAD, OPTIONS"),
+            ("/v1/models/owner/name", "GET, HEAD, OPTIONS"),
             ("/predict", "POST, OPTIONS"),
         ],
     )
@@ -98,3 +99,47 @@ class TestOptions:
         answer = await site.client.options(CHAT, headers={"Origin": "https://x"})
         assert answer.status_code == 204
         assert "access-control-allow-origin" not in answer.headers
+
+
+class TestHead:
+    @pytest.mark.parametrize(
+        "path",
+        [
+            *("/", "/health", "/health/live", "/health/ready", "/metrics", "/chat", "/openapi.json", "/docs"),
+            *("/v1/models", "/v1/models/none", f"/v1/models/{MODEL}", "/static/chat.js", "/v1/conversations"),
+            *("/chat/completions", "/chat/get/messages/", "/chat/get/messages/?limit=0", "/api/tags", "/none"),
+        ],
+    )
+    async def test_is_get_without_its_body(self, server: Site, path: str) -> None:
+        """On a real port: where a body came after all, it would stand in the way of the next answer."""
+        get, head = await server.client.get(path), await server.client.head(path)
+        assert head.status_code == get.status_code
+        assert head.content == b""
+        own = {"x-request-id", "date", "content-length"}  # /metrics counts the requests between them
+        assert {*head.headers.items()} ^ {*get.headers.items()} <= {
+            (name, value) for each in (get, head) for name, value in each.headers.items() if name in own
+        }
+        assert ("content-length" in head.headers) == ("content-length" in get.headers)
+
+    @pytest.mark.parametrize(
+        ("path", "allow"),
+        [("/chat/stream?prompt=hi", "GET"), ("/v1/responses/none?stream=true", "DELETE, GET"), ("/predict", "POST")],
+    )
+    async def test_nothing_begins_for_nobody(self, site: Site, engine: FakeEngine, path: str, allow: str) -> None:
+        answer = await site.client.head(path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allow)
+        assert engine.jobs == []
+
+    async def test_needs_the_key_that_get_needs(self, new_site: NewSite) -> None:
+        site = await new_site(api_keys="secret")
+        assert (await site.client.head("/v1/models")).status_code == 401
+        assert (await site.client.head("/v1/models", headers={"x-api-key": "secret"})).status_code == 200
+
+    async def test_is_counted_as_itself(self, site: Site) -> None:
+        await site.client.head("/v1/models")
+        metrics = (await site.client.get("/metrics")).text
+        (line,) = (line for line in metrics.splitlines() if 'method="HEAD"' in line and "_total{" in line)
+        assert '/v1/models"' in line
+
+    async def test_is_no_operation_of_the_document(self, site: Site) -> None:
+        assert not any("head" in item for item in site.app.openapi()["paths"].values())
