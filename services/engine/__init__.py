@@ -21,10 +21,12 @@ def build(kind: str, /, **options: Any) -> Any:
     """Imports and constructs an engine; blocking (weights are read), so call it from a thread."""
     module, _, name = ENGINES[kind].partition(":")
     engine = getattr(import_module(module), name)
+    threads = import_module("services.engine.threads")
+    threads.fit_container()
     try:
         return engine.load(**options)
     finally:  # the thread that loads does not compute again
-        import_module("services.engine.threads").release_team()
+        threads.release_team()
 
 
 def warm_up() -> None:

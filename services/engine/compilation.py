@@ -14,6 +14,7 @@ from typing import Protocol
 from filelock import FileLock, Timeout
 
 from services.engine import kernel
+from services.engine.threads import fit_container
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ def main(maker: str, file: str, plan: str) -> None:
     """The process of its own."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaving tidily
     os.nice(10)  # whoever is being served comes first, but not for ever: at 19 a busy server never gets there
+    fit_container()  # as many threads as the server: they are part of what is compiled
     import_module(maker).make(Path(file), plan)
 
 

@@ -1,4 +1,4 @@
-"""Where a model runs and in which numbers, when the settings leave it open."""
+"""Where a model runs and in which numbers, where the settings leave it open, and what a container may use."""
 
 import os
 from contextlib import suppress
@@ -51,3 +51,14 @@ def free_ram() -> int:
         kept = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())["inactive_file"]
         free = min(free, limit - used + int(kept))  # files are kept as long as nobody needs the room
     return max(0, free)
+
+
+def num_processors() -> int | None:
+    """Whole ones of which a container may have the time; None: of all there are."""
+    with suppress(OSError, ValueError):  # no limit reads "max"
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+        return max(1, int(quota) // int(period))
+    with suppress(OSError, ValueError):  # an older kernel's way; no limit is -1
+        quota, period = ((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return max(1, int(quota) // int(period)) if int(quota) > 0 else None
+    return None

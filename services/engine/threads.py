@@ -12,6 +12,7 @@ show it, members sleep for a while: a team more than there is room for makes the
 
 import ctypes
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from services.engine.device import num_processors
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +85,15 @@ def _sit(seconds: float) -> None:
 
 
 neighbours = Neighbours()
+
+
+def fit_container() -> None:
+    """No more threads than processors: a container's time would be used up early in each tenth of a second, and a step
+    would stand still for the rest of it. Who sets OMP_NUM_THREADS knows better."""
+    allowed = num_processors()
+    if allowed and allowed < torch.get_num_threads() and "OMP_NUM_THREADS" not in os.environ:
+        logger.info("%d threads, because that many processors are allowed", allowed)
+        torch.set_num_threads(allowed)
 
 
 def release_team() -> None:
