@@ -3,7 +3,8 @@
 ServiceError
 ├─ InvalidRequest            the request cannot be served as it stands; `param` names the culprit
 │  ├─ PromptTooLong          more tokens than the model takes
-│  └─ UnsupportedParameter   part of the contract, not (yet) served here
+│  ├─ UnsupportedParameter   part of the contract, not (yet) served here
+│  └─ GrammarStuck           nothing can follow what was said so far: known in the middle of an answer
 ├─ NotAuthenticated          no key, or one we do not know
 ├─ Forbidden
 ├─ NotFound                  also what belongs to somebody else
@@ -34,6 +35,9 @@ class PromptTooLong(InvalidRequest): ...
 class UnsupportedParameter(InvalidRequest):
     def __init__(self, param: str, why: str = "is not supported by this server") -> None:
         super().__init__(f"'{param}' {why}", param=param)
+
+
+class GrammarStuck(InvalidRequest): ...
 
 
 class NotAuthenticated(ServiceError): ...

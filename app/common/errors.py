@@ -24,6 +24,7 @@ class ClientGone(errors.ServiceError):
 STATUS: dict[type[errors.ServiceError], tuple[int, str, str | None]] = {
     errors.PromptTooLong: (400, "invalid_request_error", "context_length_exceeded"),
     errors.UnsupportedParameter: (400, "invalid_request_error", "unsupported_parameter"),
+    errors.GrammarStuck: (400, "invalid_request_error", "grammar_stuck"),
     errors.InvalidRequest: (400, "invalid_request_error", None),
     errors.NotAuthenticated: (401, "authentication_error", "invalid_api_key"),
     errors.Forbidden: (403, "permission_error", None),

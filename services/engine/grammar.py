@@ -36,15 +36,15 @@ class Matcher:
 
     @property
     def is_over(self) -> bool:
-        """Nothing can follow."""
-        return self._matcher.is_stopped()
+        """Nothing can follow, and nothing is missing."""
+        return self._matcher.is_stopped() and not self._matcher.is_error()
 
     def advance(self, token: int) -> None:
-        if not self._matcher.consume_token(token):
-            raise ValueError("the grammar does not go on with this token")
+        """Where the grammar comes to its limits, or does not have this token, nothing is allowed from here on."""
+        self._matcher.consume_token(token)
 
     def allowed(self) -> Bits:
-        """A bit for each token, the lowest of a byte first; none where the grammar cannot go on within its limits."""
+        """A bit for each token, the lowest of a byte first; none where the grammar cannot go on."""
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         return mask[:0] if self._matcher.is_error() else mask
 

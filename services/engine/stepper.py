@@ -28,13 +28,26 @@ from services.engine.shaping import unmaskable
 from services.engine.stream import Mailbox
 from services.engine.threads import neighbours
 from services.engine.token_texts import TokenTexts
-from services.errors import EngineFailed, ServiceError
+from services.errors import EngineFailed, GrammarStuck, ServiceError
 
 logger = logging.getLogger(__name__)
 
 FAILED = "The engine failed on this request"
+STUCK = "the answer could not go on: too many ways are open there, or none that this model has tokens for"
 
 Delivery = tuple[Mailbox, Piece | ServiceError]
+ToError = Callable[[Sequence], ServiceError]
+
+
+def _failed(sequence: Sequence) -> EngineFailed:
+    return EngineFailed(FAILED)
+
+
+def _stuck(sequence: Sequence) -> GrammarStuck:
+    """What compiles may grow beyond all limits in use, or ask for what this model has no token for."""
+    grammar = sequence.job.sampling.grammar
+    param = grammar.param if grammar else None
+    return GrammarStuck(f"'{param}': after {sequence.num_sampled} tokens {STUCK}", param=param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +179,9 @@ class Stepper:
                 work.sequence.num_computed += 1
 
     def _draw(self, sequences: list[Sequence], logits: Tensor, alone: bool) -> None:
-        sequences, logits = self._without(unmaskable(sequences), "its grammar allows no token", sequences, logits)
+        sequences, logits = self._without(
+            unmaskable(sequences), "its grammar allows no token", sequences, logits, _stuck
+        )
         if not sequences:
             return
         draws = Draws(logits, sequences)
@@ -186,11 +201,11 @@ class Stepper:
             self._drawn.append(Drawn(self.requests[sequence], token, weighed.get(sequence)))
 
     def _without(
-        self, failing: list[int], why: str, sequences: list[Sequence], logits: Tensor
+        self, failing: list[int], why: str, sequences: list[Sequence], logits: Tensor, error: ToError = _failed
     ) -> tuple[list[Sequence], Tensor]:
         if not failing:
             return sequences, logits
-        self._fail_alone([sequences[row] for row in failing], why)
+        self._fail_alone([sequences[row] for row in failing], why, error)
         whole = [row for row in range(len(sequences)) if row not in failing]
         return [sequences[row] for row in whole], taken(logits, whole)
 
@@ -228,11 +243,11 @@ class Stepper:
         for sequence in [each for each in self.requests if each.is_over and each.slot is None]:
             del self.requests[sequence]
 
-    def _fail_alone(self, sequences: list[Sequence], why: str) -> None:
+    def _fail_alone(self, sequences: list[Sequence], why: str, error: ToError = _failed) -> None:
         for sequence in sequences:
             logger.error("request %s failed: %s", sequence.job.id, why)
             self._scheduler.fail(sequence)
-        self._end(sequences, EngineFailed(FAILED))
+            self._end([sequence], error(sequence))
 
     def _end(self, sequences: list[Sequence], error: ServiceError) -> None:
         requests = [self.requests.pop(sequence) for sequence in sequences if sequence in self.requests]

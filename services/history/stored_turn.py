@@ -16,7 +16,7 @@ from schemas.chat_schema import ChatMessage
 from services.chat.answer.response_events import code_of
 from services.chat.events import Event, Head
 from services.chat.items import Item
-from services.errors import EngineFailed, ServiceError, Stopped
+from services.errors import EngineFailed, GrammarStuck, ServiceError, Stopped
 from services.history.beginning import Beginning
 from services.history.group import Group
 from services.history.heard import Heard
@@ -148,4 +148,4 @@ class StoredTurn:
     def _broken(self, error: ServiceError | None) -> str:
         """What was never admitted has failed; what was cut short is there in part."""
         was_admitted = self._heard.reply.head is not None
-        return INCOMPLETE if was_admitted and not isinstance(error, EngineFailed) else FAILED
+        return INCOMPLETE if was_admitted and not isinstance(error, EngineFailed | GrammarStuck) else FAILED

@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionMessage
 from app.common import sse
 from services.chat.request.prompt import UNSUPPORTED
 from services.engine.base import SamplingParams
-from services.errors import EngineFailed, Overloaded, PromptTooLong
+from services.errors import EngineFailed, GrammarStuck, Overloaded, PromptTooLong
 from tests.apps import MODEL, NewSite, Site
 from tests.fakes import FakeEngine, Pause
 
@@ -368,6 +368,21 @@ class TestAfterTheFirstByte:
     async def test_plain_answer_fails_with_a_status(self, site: Site, engine: FakeEngine) -> None:
         engine.script = ("Hel", EngineFailed("The engine failed on this request"))
         assert (await ask(site)).status_code == 500
+
+    @BOTH
+    async def test_a_grammar_that_comes_to_no_end_is_the_requests_fault(
+        self, site: Site, engine: FakeEngine, stream: bool
+    ) -> None:
+        engine.script = ("Hel", GrammarStuck("It is stuck", param="response_format"))
+        answer = await ask(site, stream=stream)
+        assert answer.status_code == (200 if stream else 400)
+        text = answer.text.split("\n\n")[-3].removeprefix("data: ") if stream else answer.text
+        assert json.loads(text)["error"] == {
+            "message": "It is stuck",
+            "type": "invalid_request_error",
+            "param": "response_format",
+            "code": "grammar_stuck",
+        }
 
     @BOTH
     async def test_what_was_said_is_stored(self, site: Site, engine: FakeEngine, stream: bool) -> None:

@@ -20,7 +20,7 @@ from services.engine.paged.runner import Paging
 from services.engine.scheduler import Batch, Scheduler, Work
 from services.engine.sequence import Sequence
 from services.engine.slots import Forget
-from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, Unavailable
+from services.errors import EngineFailed, GrammarStuck, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from tests.test_engine import fakes
 from tests.test_engine.fakes import END, PATIENCE, Counting, Gate, GoingAhead, job, running, said, settled
 from tests.test_engine.recorder import Recorder
@@ -479,9 +479,35 @@ async def test_a_grammar_that_cannot_go_on_fails_its_request_alone(kind: Kind) -
         free = await engine.submit(job(max_tokens=6))
 
         assert await said(whole) == await said(free) == "defghi"
-        with pytest.raises(EngineFailed):
+        with pytest.raises(GrammarStuck, match="'guided_regex': after 2 tokens") as failure:
             await said(failing)
+        assert failure.value.param == "guided_regex"
         assert await said(await engine.submit(job(max_tokens=2))) == "de"
+        await settled(engine)
+
+
+MANY = range(1500)
+EXPLODING = {
+    "with the token it reads": (
+        f'start: "de" ({" | ".join(f"r{i}" for i in MANY)})\n'
+        + "\n".join(f'r{i}: "f" s{i}\ns{i}: "g" | "h{i}"' for i in MANY)
+    ),
+    "while it looks for the next": r"""start: "de" A
+        A: /([a-y]*[d-x][a-y]{1,300}){1,200}/ & ~/[a-y]*e[a-y]{25,400}f[a-y]*/""",
+}
+
+
+@OF_EACH_KIND
+@pytest.mark.parametrize("grammar", EXPLODING.values(), ids=EXPLODING.keys())
+async def test_a_grammar_that_explodes_in_use_ends_its_request_alone(kind: Kind, grammar: str) -> None:
+    """It compiles, and the matcher comes to its limits in the middle of an answer."""
+    async with running(kind()) as engine:
+        failing = await engine.submit(job(grammar=GrammarSpec("lark", grammar, "guided_grammar"), ignore_eos=True))
+        free = await engine.submit(job("a", max_tokens=63, ignore_eos=True))
+
+        with pytest.raises(GrammarStuck, match="'guided_grammar'"):
+            await said(failing)
+        assert len(await said(free)) == 63 - 2  # without both of its ends
         await settled(engine)
 
 

@@ -20,7 +20,7 @@ from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Text
 from services.chat.items import Item
 from services.conversation_service import ConversationService, StoredMessage
 from services.engine.base import TokenLogprob
-from services.errors import Conflict, EngineFailed, NotFound, Stopped, Unavailable
+from services.errors import Conflict, EngineFailed, GrammarStuck, NotFound, Stopped, Unavailable
 from services.history import rows
 from services.history.answer import Answer
 from services.history.rows import Place
@@ -217,6 +217,7 @@ class TestTurn:
             ([Text("Hi")], None, "incomplete"),
             ([Text("Hi")], Unavailable("shutting down"), "incomplete"),
             ([Text("Hi")], EngineFailed("broken"), "failed"),
+            ([Text("Hi")], GrammarStuck("it is stuck", param="tools"), "failed"),
             ([Text("Hi"), END], EngineFailed("too late"), "completed"),
         ],
     )
