@@ -1,13 +1,18 @@
 """A step that begins with tokens which only the device knows yet."""
 
+import logging
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from services.engine.device import is_out_of_memory
 from services.engine.runner import Runner
 from services.engine.sampler import taken
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,5 +36,17 @@ def send(runner: Runner, sequences: list[Sequence], tokens: Tensor, preemptions:
     rows = [row for row, each in enumerate(sequences) if each.num_left > 1 and not each.is_over]
     going = [sequences[row] for row in rows]
     works = [Work(each, each.slot, 1) for each in going if each.slot is not None]
-    logits = runner.run_ahead(works, taken(tokens, rows)) if works else None
+    logits = _run(runner, works, taken(tokens, rows)) if works else None
     return None if logits is None else Ahead({each: row for row, each in enumerate(going)}, logits, preemptions)
+
+
+def _run(runner: Runner, works: list[Work], tokens: Tensor) -> Tensor | None:
+    """None also where it found no memory: it will be planned, and that may be tried in smaller steps."""
+    try:
+        return runner.run_ahead(works, tokens)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.warning("out of memory ahead of a step of %d sequences: %s", len(works), error)
+    torch.cuda.empty_cache()
+    return None

@@ -119,11 +119,14 @@ def _paged_runner(model: Any, check: Check, size: _Size, shapes: Shapes, paging:
 def _recorded(model: Any, check: Check, shapes: Shapes, paging: Paging) -> Paging:
     """Without recording, if that goes wrong: some models look at their numbers on the way."""
     try:
-        compare(trial(model, shapes, 2 * CHECK_LENGTH, check, paging), check)
+        compare(tried := trial(model, shapes, 2 * CHECK_LENGTH, check, paging), check)
+        reason = tried.unrecorded
     except Exception as error:
-        logger.warning("steps of %s are not recorded: %s", type(model).__name__, brief(error))
-        return replace(paging, capture=None)
-    return paging
+        reason = brief(error)
+    if reason is None:
+        return paging
+    logger.warning("steps of %s are not recorded: %s", type(model).__name__, reason)
+    return replace(paging, capture=None)
 
 
 def _batch_runner(model: Any, check: Check, size: _Size, shapes: Shapes) -> BatchRunner:

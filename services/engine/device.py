@@ -40,6 +40,11 @@ def cache_budget(device: torch.device, gpu_memory_utilization: float, cpu_memory
     return int(cpu_memory_share * free_ram())
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """The CPU's allocator has no class of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
 def free_ram() -> int:
     """What the machine has left, or the container, whichever is less."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,5 +1,6 @@
 """One sequence at a time, for whatever cannot be batched."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,14 @@ from services.engine.loader import Source
 from services.engine.scheduler import Work
 from services.engine.slots import Change, Copy, Forget, Swap
 from services.engine.vision import Vision
+
+AGAIN = 128  # tokens at once, where a past is read again
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    cache: Any
+    length: int  # tokens it has read
 
 
 class SoloRunner:
@@ -26,7 +35,7 @@ class SoloRunner:
 
     def __init__(self, model: Any, num_slots: int, length: int) -> None:
         self._model = model
-        self._caches: dict[int, Any] = {}
+        self._pasts: dict[int, Past] = {}
         self.num_slots = num_slots
         self.length = length
         self.overlaps = model.device.type != "cpu"
@@ -37,9 +46,9 @@ class SoloRunner:
             match change:
                 case Swap(one, other):
                     places = {one: other, other: one}
-                    self._caches = {places.get(slot, slot): cache for slot, cache in self._caches.items()}
+                    self._pasts = {places.get(slot, slot): past for slot, past in self._pasts.items()}
                 case Forget(slot):
-                    self._caches.pop(slot, None)
+                    self._pasts.pop(slot, None)
                 case Copy():
                     raise NotImplementedError
 
@@ -56,8 +65,21 @@ class SoloRunner:
         return torch.stack(drawn) if drawn else torch.empty(0)
 
     def _forward(self, work: Work) -> Tensor:
-        cache = self._caches.get(work.slot) if work.start else None
-        ids = torch.tensor([work.sequence.tokens[work.start : work.end]], device=self._model.device)
-        out = self._model(input_ids=ids, past_key_values=cache, use_cache=True)
-        self._caches[work.slot] = out.past_key_values
+        """A past cannot be taken back: after a step that found no memory, whoever was read in it is read again."""
+        past = self._pasts.pop(work.slot, None)  # half of a step may be in it, if this fails
+        if past is None or past.length != work.start:
+            past = self._again(work)
+        return self._read(work, past, work.end)
+
+    def _again(self, work: Work) -> Past:
+        past = Past(None, 0)
+        while past.length < work.start:
+            self._read(work, past, min(past.length + AGAIN, work.start))
+            past = self._pasts.pop(work.slot)
+        return past
+
+    def _read(self, work: Work, past: Past, end: int) -> Tensor:
+        ids = torch.tensor([work.sequence.tokens[past.length : end]], device=self._model.device)
+        out = self._model(input_ids=ids, past_key_values=past.cache, use_cache=True)
+        self._pasts[work.slot] = Past(out.past_key_values, end)
         return out.logits[0, -1]  # type: ignore[no-any-return]

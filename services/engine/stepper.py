@@ -19,6 +19,7 @@ from torch import Tensor
 
 from services.engine.ahead import Ahead, send
 from services.engine.base import Piece, TokenLogprob
+from services.engine.device import is_out_of_memory
 from services.engine.request import Request
 from services.engine.runner import Runner
 from services.engine.sampler import Draws, Weighed, taken, weigh
@@ -141,7 +142,7 @@ class Stepper:
             with neighbours.watched():
                 return self.runner.run(works)
         except RuntimeError as error:
-            if not _is_out_of_memory(error) or not self._scheduler.shrink():
+            if not is_out_of_memory(error) or not self._scheduler.shrink():
                 raise
             logger.warning("out of memory in a step of %d sequences, trying smaller ones: %s", len(works), error)
         torch.cuda.empty_cache()
@@ -258,8 +259,3 @@ def _was_right(work: Work, depth: int) -> bool:
     """Whether the token just drawn was guessed, so that the one behind it can be drawn from the same step."""
     guessed = depth < len(work.draft) and work.draft[depth] == work.sequence.tokens[-1]
     return guessed and not work.sequence.finished
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """The CPU's allocator has no class of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from services.engine.base import Job, SamplingParams
 from services.engine.building import build_runner
+from services.engine.check import brief
 from services.engine.local import LocalEngine
-from services.engine.paged.graphs import NUM_PAGES, Replay, batch_sizes
+from services.engine.paged.graphs import NUM_PAGES, Capture, Replay, batch_sizes
 from services.engine.paged.pages import Pages
 from services.engine.paged.runner import PagedRunner, Paging
 from services.engine.paged.step import Form, write
@@ -47,7 +48,7 @@ class Tiny:
         return Answer(prompt(length), ids[:tokens], logits[:tokens], **when)
 
 
-def paged(name: str, recorder: Recorder | None = None, **size: Any) -> PagedRunner:
+def paged(name: str, recorder: Capture | None = None, **size: Any) -> PagedRunner:
     size = {"num_slots": SLOTS, "length": LENGTH, "budget": 2**30, **size}
     runner = build_runner(build(name), paging=Paging(PAGE, recorder), **size)
     assert isinstance(runner, PagedRunner)
@@ -256,6 +257,56 @@ def test_a_model_that_cannot_be_recorded_is_not(caplog: pytest.LogCaptureFixture
     answer = Answer(prompt(6), *generate(model, prompt(6), 5))
     run(runner, [answer], max_tokens=64)
     answer.check()
+
+
+@dataclass
+class Failing:
+    """Records until it is told not to."""
+
+    error: Exception | None = None
+    num_failed: int = 0
+    recorder: Recorder = field(default_factory=Recorder)
+
+    def __call__(self, forward: Callable[[], Tensor]) -> Replay:
+        if self.error is None:
+            return self.recorder(forward)
+        self.num_failed += 1
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("cannot be captured"), torch.OutOfMemoryError("no memory")])
+def test_a_form_that_cannot_be_recorded_while_serving_is_computed_anew(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, capture = build("llama"), Failing()
+    runner = paged("llama", capture)
+    assert runner.records
+    capture.error = error
+    answers = [Answer(prompt(length), *generate(model, prompt(length), 5)) for length in (6, 2)]
+
+    run(runner, answers, max_tokens=64)
+
+    for answer in answers:
+        answer.check()
+    assert capture.num_failed == 1  # it is not tried again
+    told = [record.getMessage() for record in caplog.records if "recorded" in record.getMessage()]
+    assert told == [f"steps of {Form(2, 2, 2, NUM_PAGES, 1, NUM_PAGES * PAGE)} are not recorded: {brief(error)}"]
+    assert not runner.records
+    capture.error = None
+    run(runner, [replace(answers[0], said=[])], max_tokens=64)
+    assert capture.recorder.replayed[-1] == 1  # others are
+
+
+def test_a_step_that_fails_in_itself_is_recorded_the_next_time() -> None:
+    recorder = Recorder()
+    runner = paged("llama", recorder)
+    work = Work(Sequence(Job("job", (10**6,)), 9), 0, 1)
+    with pytest.raises(IndexError):
+        runner.run([work])
+    runner.run([Work(Sequence(Job("job", (1,)), 9), 0, 1)])
+
+    assert runner.records
+    assert recorder.replayed[-1] == 1
 
 
 def test_all_batch_sizes_are_recorded_before_anybody_waits() -> None:

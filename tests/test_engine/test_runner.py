@@ -1,8 +1,10 @@
 """What the runners compute is what the model's own `generate` computes, in any company."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from services.engine.base import Job
 from services.engine.batch_runner import BatchRunner
 from services.engine.building import build_runner
 from services.engine.runner import Runner
-from services.engine.scheduler import Scheduler
+from services.engine.scheduler import Scheduler, Work
 from services.engine.sequence import Sequence
 from services.engine.slots import MIN_REUSE, Forget
 from services.engine.solo_runner import SoloRunner
@@ -339,9 +341,45 @@ def test_what_a_sequence_left_in_a_model_of_its_own_is_freed() -> None:
     scheduler = run(runner, answers, max_tokens=64)
     runner.change(scheduler.schedule().changes)
 
-    assert not runner._caches
+    assert not runner._pasts
     for answer in answers:
         answer.check()
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("read", [2, 4], ids="after {} tokens".format)
+def test_a_model_of_its_own_reads_again_what_a_step_without_memory_left_unclear(read: int, layer: int) -> None:
+    """One of the two was read, of the other some layers; to read them on would be to read these tokens twice."""
+    model = build("gemma2")
+    expected = [generate(model, prompt(length), 3) for length in (5, 9)]
+    runner = build_runner(model, num_slots=2, length=LENGTH, budget=2**30)
+    works = [Work(Sequence(Job("job", prompt(length)), 9), slot, read) for slot, length in enumerate((5, 9))]
+    runner.run(works)
+    for work in works:
+        work.sequence.num_computed = work.num_tokens
+
+    with failing(model.model.layers[layer].mlp, call=2), pytest.raises(torch.OutOfMemoryError):
+        runner.run([Work(work.sequence, work.slot, 1) for work in works])
+
+    for work, (_, logits) in zip(works, expected, strict=True):
+        rest = Work(work.sequence, work.slot, len(work.sequence.tokens) - work.sequence.num_computed)
+        torch.testing.assert_close(runner.run([rest])[0], logits[0], atol=1e-3, rtol=1e-3)
+
+
+@contextmanager
+def failing(module: torch.nn.Module, call: int) -> Iterator[None]:
+    """Its calls up to this one go well."""
+    calls = count(1)
+
+    def fail(*_: Any) -> None:
+        if next(calls) == call:
+            raise torch.OutOfMemoryError
+
+    handle = module.register_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def test_numbers_of_half_the_width() -> None:

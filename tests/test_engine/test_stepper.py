@@ -12,7 +12,7 @@ from services.engine import shaping
 from services.engine.base import Job, SamplingParams, ThinkingLimit
 from services.engine.request import Request
 from services.engine.sampler import draw
-from services.engine.scheduler import Scheduler
+from services.engine.scheduler import Scheduler, Work
 from services.engine.sequence import Sequence
 from services.engine.shaping import unmaskable
 from services.engine.stepper import Stepper
@@ -106,6 +106,22 @@ def test_a_token_that_was_replaced_is_not_gone_on_from() -> None:
         steps.step()
 
     assert "".join(events) == "bklm"
+
+
+def test_where_there_is_no_memory_to_go_ahead_a_step_is_planned() -> None:
+    class Cramped(GoingAhead):
+        def run_ahead(self, works: list[Work], tokens: torch.Tensor) -> torch.Tensor | None:
+            raise torch.OutOfMemoryError
+
+    events: list[str] = []
+    runner = Cramped()
+    steps = stepper(runner, events)
+    steps.add(request(job(max_tokens=3)))
+    for _ in range(4):
+        steps.step()
+
+    assert events == ["d", "e", "f"]
+    assert len(runner.steps) == 3
 
 
 def test_whose_logprobs_are_wanted_is_not_sent_ahead() -> None:

@@ -3,6 +3,7 @@
 Steps in which every sequence gets one token are padded to few batch sizes and few lengths, so that there are few forms.
 """
 
+import logging
 import threading
 from bisect import bisect_left
 from collections.abc import Callable
@@ -11,10 +12,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from services.engine.check import brief
 from services.engine.paged.cache import PagedCache
 from services.engine.paged.step import Form, Inputs, PagedStep, write
 from services.engine.scheduler import Work
 from services.engine.transfer import pinned
+
+logger = logging.getLogger(__name__)
 
 MULTIPLE = 8  # batch sizes are 1, 2, 4 and its multiples
 NUM_PAGES = 4  # of the shortest form; each longer one has four times as many, because attention is split by length
@@ -39,7 +43,8 @@ class CudaCapture:
 
     def __call__(self, forward: Callable[[], Tensor]) -> Replay:
         graph = torch.cuda.CUDAGraph()
-        with ALONE, torch.cuda.device(self._device):
+        # a recording that fails does not put back the stream that was current before
+        with ALONE, torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream(self._device)):
             self._warm_up(forward)
             # other engines' threads go on meanwhile: what they allocate is no error of this recording
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
@@ -55,9 +60,11 @@ class CudaCapture:
         """What libraries do at first use cannot be recorded."""
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            forward()
-        torch.cuda.current_stream().wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                forward()
+        finally:
+            torch.cuda.current_stream().wait_stream(stream)
 
 
 def call_again(forward: Callable[[], Tensor]) -> Replay:
@@ -72,6 +79,7 @@ class Graphs:
         self._capture = capture
         self._buffers: dict[Form, Tensor] = {}
         self._replays: dict[Form, Replay] = {}
+        self.failure: str | None = None  # why the latest form that is not recorded is not
         self.batch_sizes = batch_sizes(cache.num_slots)
 
     def run(self, works: list[Work], tokens: Tensor | None = None) -> Tensor:
@@ -83,9 +91,8 @@ class Graphs:
         self._buffers[form].copy_(pinned(array, self._cache.device), non_blocking=True)
         if tokens is not None:
             self._buffers[form][: len(tokens)] = tokens
-        if form not in self._replays:
-            self._replays[form] = self._record(form)
-        return self._replays[form]()[: len(works)]
+        logits = self._replays[form]() if form in self._replays else self._first(form)
+        return logits[: len(works)]
 
     def form(self, works: list[Work]) -> Form:
         """The smallest that the works fit into."""
@@ -98,9 +105,25 @@ class Graphs:
         width = min(width, table.shape[1])
         return Form(size, size, size, width, max_queries=1, max_length=width * pages.page_size)
 
-    def _record(self, form: Form) -> Replay:
+    def _first(self, form: Form) -> Tensor:
+        """Where it cannot be recorded, it is computed anew, now and from now on: that must cost nobody an answer."""
         buffer = self._buffers[form]
-        return self._capture(lambda: self._step(Inputs.split(buffer, form)))
+
+        def forward() -> Tensor:
+            return self._step(Inputs.split(buffer, form))
+
+        try:
+            replay = self._capture(forward)
+        except Exception as error:  # whatever a driver may throw
+            failure = brief(error)
+        else:
+            self._replays[form] = replay
+            return replay()
+        logits = forward()  # if this fails too, recording it was not what failed
+        self._replays[form] = forward
+        self.failure = failure
+        logger.warning("steps of %s are not recorded: %s", form, failure)
+        return logits
 
 
 def batch_sizes(most: int) -> list[int]:

@@ -59,7 +59,12 @@ class PagedRunner:
 
     @property
     def records(self) -> bool:
-        return self._graphs is not None
+        return self._graphs is not None and not self.unrecorded
+
+    @property
+    def unrecorded(self) -> str | None:
+        """Why some steps are not recorded that should be."""
+        return self._graphs.failure if self._graphs else None
 
     @property
     def token_bytes(self) -> int:
