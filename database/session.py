@@ -7,7 +7,7 @@ import anyio
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from database.engine import WRITE, create_engine
 from database.erasure import Deletions, empty_log, merge
@@ -19,7 +19,7 @@ NOT_NOW = ("08", "28", "3D", "40", "53", "57")
 class Database:
     def __init__(self, url: str, *, patience_s: float = 10.0) -> None:
         self._engine = create_engine(url, patience_s=patience_s)
-        self._readers = async_sessionmaker(self._engine, expire_on_commit=False)
+        self._readers = async_sessionmaker(_at_one_moment(self._engine), expire_on_commit=False)
         writing = self._engine.execution_options(**{WRITE: True})
         self._writers = async_sessionmaker(writing, expire_on_commit=False)
         self._turnstile = _turnstile(self._engine.dialect.name)
@@ -53,6 +53,13 @@ class Database:
 
     async def close(self) -> None:
         await self._engine.dispose()
+
+
+def _at_one_moment(engine: AsyncEngine) -> AsyncEngine:
+    """A transaction sees the same from its first statement to its last, as SQLite's do by themselves."""
+    if engine.dialect.name == "sqlite":
+        return engine
+    return engine.execution_options(isolation_level="REPEATABLE READ")
 
 
 def _turnstile(dialect: str) -> AbstractAsyncContextManager[None]:

@@ -9,10 +9,12 @@ from tests.databases import PostgresServer, free_port
 
 INSERT = text("INSERT INTO conversations (id, owner, metadata, created_at, updated_at) VALUES (:id, 'me', '{}', 0, 0)")
 
+COUNT = text("SELECT count(*) FROM conversations")
+
 
 async def count(database: Database) -> int:
     async with database.read() as session:
-        return int((await session.execute(text("SELECT count(*) FROM conversations"))).scalar_one())
+        return int((await session.execute(COUNT)).scalar_one())
 
 
 async def test_what_was_written_is_there_for_others(database: Database, database_url: str) -> None:
@@ -21,6 +23,15 @@ async def test_what_was_written_is_there_for_others(database: Database, database
     other = Database(database_url)
     assert await count(other) == 1
     await other.close()
+
+
+async def test_a_reader_sees_one_moment(database: Database) -> None:
+    async with database.read() as session:
+        before = await session.scalar(COUNT)
+        async with database.write() as other:
+            await other.execute(INSERT, {"id": "a"})
+        assert (before, await session.scalar(COUNT)) == (0, 0)
+    assert await count(database) == 1
 
 
 async def test_a_burst_of_readers_opens_no_connection_that_is_not_kept(database: Database) -> None:
