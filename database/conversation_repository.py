@@ -63,6 +63,7 @@ class ConversationRepository:
         running = select(Turn.id).where(Turn.conversation_id == Conversation.id, IS_RUNNING)
         old = select(Conversation.id).where(Conversation.updated_at < before, ~running.exists())
         gone = delete(Conversation).where(Conversation.id.in_(old.order_by(Conversation.updated_at).limit(limit)))
+        gone = gone.where(Conversation.updated_at < before)  # asked again where one had to be waited for
         return len((await self._session.scalars(gone.returning(Conversation.id))).all())
 
     async def delete_all_of(self, owner: str) -> int:
@@ -77,6 +78,13 @@ class ConversationRepository:
         touch(), so that two processes never wait for each other."""
         query = select(Conversation.id).where(Conversation.id.in_(conversation_ids)).order_by(Conversation.id)
         return set((await self._session.scalars(query.with_for_update(key_share=True))).all())
+
+    async def hold_of_turns(self, turn_ids: Collection[str]) -> None:
+        """As hold() does; to come before anything of the turns is read that is going to be changed."""
+        query = select(Conversation.id).where(
+            Conversation.id.in_(select(Turn.conversation_id).where(Turn.id.in_(turn_ids)))
+        )
+        await self._session.execute(query.order_by(Conversation.id).with_for_update(key_share=True))
 
     async def states(self, conversation_ids: Collection[str]) -> dict[str, State]:
         items = select(Item.id).where(Item.conversation_id == Conversation.id).order_by(Item.seq.desc())

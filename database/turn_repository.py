@@ -157,6 +157,12 @@ class TurnRepository:
         turn.updated_at = turn.completed_at = now
         await self._session.flush()
 
+    async def dismiss_writers(self, conversation_id: str) -> None:
+        """Of turns that were given up: they have no last word any more."""
+        given_up = Turn.completed_at.is_not(None) & Turn.writer.is_not(None)
+        change = update(Turn).where(Turn.conversation_id == conversation_id, given_up).values(writer=None)
+        await self._session.execute(change)
+
     async def stopped(self, turn_ids: Collection[str]) -> set[str]:
         """Those of them that somebody has cancelled or deleted."""
         query = select(Turn.id).where(Turn.id.in_(turn_ids), Turn.status != CANCELLED)

@@ -41,6 +41,7 @@ class ItemService:
     ) -> ItemPage:
         """To the end: the next answer goes on from the last of them."""
         async with self._store.writing() as repositories:
+            await existing(repositories, conversation_id, owner, lock=True)  # one of the same key is waited for
             if (before := await earlier(repositories, repeat, owner)) is not None:
                 known = await repositories.items.known(conversation_id, before.item_ids or [])
                 added = [row.data for row in sorted(known, key=lambda row: row.seq)]
@@ -81,6 +82,7 @@ async def quiet(repositories: Repositories, conversation_id: str, owner: str) ->
     conversation = await existing(repositories, conversation_id, owner, lock=True)
     if await repositories.turns.running_in(conversation.id) is not None:
         raise busy()
+    await repositories.turns.dismiss_writers(conversation.id)
     return conversation
 
 

@@ -93,8 +93,9 @@ class TurnService:
                 return GivenTurn(found, past, partial(self._ended, turn.id, turn.owner))
         if turn is not None:
             async with self._store.writing() as repositories:
+                await repositories.conversations.hold_of_turns([turn.id])
                 again = await _earlier(repositories, opening.repeat, opening.owner)
-                if again is not None and again.id == turn.id:
+                if again is not None and again.id == turn.id and again.status != COMPLETED:
                     await take_back(repositories, again)
         return None
 
@@ -144,14 +145,14 @@ class TurnService:
     async def describe(self, turn_id: str, owner: str, kind: Kind, metadata: Mapping[str, Any]) -> Answer:
         """Gives it other metadata."""
         async with self._store.writing() as repositories:
-            turn = await _existing(repositories, turn_id, owner, kind)
+            turn = await _held(repositories, turn_id, owner, kind)
             turn.metadata_ = dict(metadata)
             return await _whole(repositories, turn)
 
     async def cancel(self, turn_id: str, owner: str, kind: Kind) -> Answer:
         """Whoever writes it, here or elsewhere, sees it within a second; what is over stays as it is."""
         async with self._store.writing() as repositories:
-            turn = await _existing(repositories, turn_id, owner, kind)
+            turn = await _held(repositories, turn_id, owner, kind)
             for running in await repositories.turns.still_running([turn.id]):
                 await give_up(repositories, running, CANCELLED)
             stopped = await _whole(repositories, turn)
@@ -162,8 +163,8 @@ class TurnService:
     async def delete(self, turn_id: str, owner: str, kind: Kind) -> None:
         """With what was said in it, but for what belongs to a conversation."""
         async with self._store.writing() as repositories:
-            turn = await _existing(repositories, turn_id, owner, kind)
-            conversation = await repositories.conversations.get(turn.conversation_id, owner, lock=True)
+            turn = await _held(repositories, turn_id, owner, kind)
+            conversation = await repositories.conversations.get(turn.conversation_id, owner)
             assert conversation is not None
             turns = await repositories.turns.of_conversation(conversation.id)
             if not conversation.listed and len(turns) == 1:
@@ -171,6 +172,7 @@ class TurnService:
                 return
             if any(each.completed_at is None for each in turns):
                 raise Conflict("Another answer is being written where this one belongs")
+            await repositories.turns.dismiss_writers(conversation.id)
             if not conversation.listed:
                 await repositories.items.delete(await repositories.items.of_turn(turn.id))
             await repositories.turns.delete(turn.id)
@@ -179,6 +181,13 @@ class TurnService:
 async def _earlier(repositories: Repositories, repeat: Repeat, owner: str) -> Row | None:
     found = await earlier(repositories, repeat, owner)
     return await repositories.turns.get(found.turn_id, owner) if found and found.turn_id else None
+
+
+async def _held(repositories: Repositories, turn_id: str, owner: str, kind: Kind) -> Row:
+    """Nobody else changes it, or writes to its conversation, until the transaction ends."""
+    if TURN_ID.fullmatch(turn_id):
+        await repositories.conversations.hold_of_turns([turn_id])
+    return await _existing(repositories, turn_id, owner, kind)
 
 
 async def _existing(repositories: Repositories, turn_id: str, owner: str, kind: Kind) -> Row:

@@ -61,9 +61,9 @@ async def _write(repositories: Repositories, begun: Sequence[Beginning], known: 
     given = [row for each in begun for row in _given(each, known)]  # says what each answer hangs on
     await repositories.turns.add([each.row for each in begun])
     await repositories.items.add([*copies, *given])
-    await repositories.repeats.add(
-        [key(each.repeat, each.row.owner, each.thread, turn_id=each.row.id) for each in begun if each.repeat]
-    )
+    keys = [key(each.repeat, each.row.owner, each.thread, turn_id=each.row.id) for each in begun if each.repeat]
+    # in their order, so that two processes never wait for each other
+    await repositories.repeats.add(sorted(keys, key=lambda each: (each.owner, each.key)))
 
 
 async def _known(repositories: Repositories, going_on: Sequence[Beginning]) -> set[Place]:

@@ -109,6 +109,7 @@ class Keeper:
         if not abandoned:
             return
         async with self._store.writing() as repositories:
+            await repositories.conversations.hold_of_turns(abandoned)
             settled = await repositories.turns.still_running(abandoned)
             for turn in settled:
                 await give_up(repositories, turn, FAILED if turn.status == QUEUED else INCOMPLETE)

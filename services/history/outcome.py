@@ -34,6 +34,15 @@ def output(turn: Row, said: Sequence[Sequence[Item]]) -> list[ItemRow]:
     return [row for choice, items in enumerate(said) for row in rows.chain(items, replace(place, choice=choice))]
 
 
+async def has_gone_on(repositories: Repositories, turn: Row) -> bool:
+    """Whether others have added to its conversation since it was given up; answers by themselves branch freely."""
+    if not await repositories.conversations.listed({turn.conversation_id}):
+        return False
+    state = (await repositories.conversations.states({turn.conversation_id}))[turn.conversation_id]
+    own = {row.id for row in await repositories.items.of_turn(turn.id)} | {turn.parent_id}
+    return state.is_answered or state.newest not in own
+
+
 async def say_again(repositories: Repositories, turn: Row, said: Sequence[Sequence[Item]]) -> None:
     """What became items when only a checkpoint of it was there, in full."""
     known = {row.id: row for row in await repositories.items.of_turn(turn.id)}

@@ -10,7 +10,7 @@ from database.repositories import Repositories
 from database.turn_repository import Admission, Held, Outcome
 from services.errors import ServiceError, Stopped
 from services.history.beginning import Beginning, begin
-from services.history.outcome import output, say_again
+from services.history.outcome import has_gone_on, output, say_again
 from services.history.store import Store
 
 STOPPED = "The answer was stopped"
@@ -61,10 +61,11 @@ async def _admit(
 
 async def _end(repositories: Repositories, endings: Sequence[Ending], held: Mapping[str, Held]) -> None:
     """Those that were deleted meanwhile, or have ended already, are left alone."""
-    ours = [each for each in endings if each.row.id in held]
-    settled = [each for each in ours if held[each.row.id].completed_at is not None]  # by others, too early
-    await repositories.turns.finish({each.row.id: each.outcome for each in ours})
-    said = [row for each in ours if each not in settled for row in output(each.row, each.outcome.said)]
-    await repositories.items.add(said)
-    for each in settled:
+    ours = {each.row.id: each for each in endings if each.row.id in held}  # one that was tried again may be there twice
+    settled = [each for turn_id, each in ours.items() if held[turn_id].completed_at is not None]  # by others, too early
+    new = [each for each in ours.values() if each not in settled]
+    late = [each for each in settled if not await has_gone_on(repositories, each.row)]
+    await repositories.turns.finish({each.row.id: each.outcome for each in [*new, *late]})
+    await repositories.items.add([row for each in new for row in output(each.row, each.outcome.said)])
+    for each in late:
         await say_again(repositories, each.row, each.outcome.said)
