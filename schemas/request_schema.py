@@ -26,5 +26,9 @@ def fault(message: str, *where: int | str) -> ValidationError:
     return ValidationError.from_exception_data("input", [details])
 
 
+EXACT = 2**53  # beyond it a float stands for its neighbours too: JSON's integers of more than 64 bits come as such
+
+
 def _number(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    is_exact = isinstance(value, float) and value.is_integer() and abs(value) <= EXACT
+    return int(value) if is_exact else value

@@ -84,13 +84,16 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         received = 0
-        declared = Headers(scope=scope).get("content-length", "0")
+        length = Headers(scope=scope).get("content-length", "")
+        declared = int(length) if length.isdecimal() else 0
 
         async def counted() -> Message:
             nonlocal received
+            if declared > self._max_bytes:  # who would wait for a part of it, might wait for ever
+                raise HTTPException(413)
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._max_bytes or (declared.isdigit() and int(declared) > self._max_bytes):
+            if received > self._max_bytes:
                 raise HTTPException(413)
             return message
 

@@ -3,6 +3,8 @@
 import re
 
 import pytest
+from starlette.exceptions import HTTPException
+from starlette.types import Message
 
 from app.common.middleware import BodyLimit
 from tests.apps import MODEL, NewSite, Site
@@ -71,6 +73,18 @@ async def test_what_is_no_request_passes_the_body_limit() -> None:
 
     await BodyLimit(inner, max_bytes=1)({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
     assert scopes == [{"type": "lifespan"}]
+
+
+async def test_too_much_is_refused_before_any_of_it_has_come() -> None:
+    async def reads(scope, receive, send) -> None:
+        await receive()
+
+    async def receive() -> Message:
+        raise AssertionError("nobody sends anything")
+
+    scope = {"type": "http", "headers": [(b"content-length", b"2")]}
+    with pytest.raises(HTTPException, match="413"):
+        await BodyLimit(reads, max_bytes=1)(scope, receive, None)  # type: ignore[arg-type]
 
 
 class TestOptions:
