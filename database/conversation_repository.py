@@ -66,8 +66,10 @@ class ConversationRepository:
         gone = gone.where(Conversation.updated_at < before)  # asked again where one had to be waited for
         return len((await self._session.scalars(gone.returning(Conversation.id))).all())
 
-    async def delete_all_of(self, owner: str) -> int:
-        gone = delete(Conversation).where(Conversation.owner == owner).returning(Conversation.id)
+    async def delete_some_of(self, owner: str, *, limit: int) -> int:
+        """How many; none: there are no more."""
+        some = select(Conversation.id).where(Conversation.owner == owner).limit(limit)
+        gone = delete(Conversation).where(Conversation.id.in_(some)).returning(Conversation.id)
         return len((await self._session.scalars(gone)).all())
 
     async def add(self, conversations: Sequence[Conversation]) -> None:

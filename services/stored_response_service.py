@@ -62,7 +62,9 @@ class StoredResponseService:
         return await self.get(id, owner)
 
     async def delete(self, id: str, owner: str) -> DeletedResponse:
-        if self._streams.is_here(id, owner):
+        """One that is made in the background, here or elsewhere, is stopped by that."""
+        found = await self._turns.answer(id, owner, KIND)
+        if found.background and not found.is_over:
             await self._turns.cancel(id, owner, KIND)
             await self._streams.stop(id)
         await self._turns.delete(id, owner, KIND)

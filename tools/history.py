@@ -24,6 +24,8 @@ from tools.archive import ArchivedConversation
 
 T = TypeVar("T")
 
+DELETED_AT_ONCE = 1000  # conversations of one transaction
+
 app = typer.Typer(help="What was said, as files.", no_args_is_help=True, pretty_exceptions_enable=False)
 
 Url = Annotated[
@@ -117,8 +119,7 @@ async def _search(url: str, owner: str, query: str, limit: int) -> list[Found]:
 async def _delete(url: str, owner: str, conversations: list[str] | None) -> int:
     async with _opened(url) as database:
         if conversations is None:
-            async with Store(database).writing() as repositories:
-                count = await repositories.conversations.delete_all_of(owner)
+            count = await _delete_all(Store(database), owner)
         else:
             count = len(conversations)
             for each in conversations:
@@ -126,6 +127,17 @@ async def _delete(url: str, owner: str, conversations: list[str] | None) -> int:
         while await Store(database).erase():
             pass
     return count
+
+
+async def _delete_all(store: Store, owner: str) -> int:
+    """Some at a time: a server that shares the database waits for one transaction, not for all of them."""
+    count = 0
+    while True:
+        async with store.writing() as repositories:
+            gone = await repositories.conversations.delete_some_of(owner, limit=DELETED_AT_ONCE)
+        if not gone:
+            return count
+        count += gone
 
 
 @asynccontextmanager

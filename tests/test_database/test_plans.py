@@ -89,7 +89,7 @@ QUERIES: dict[str, tuple[Query, str]] = {
 OTHERS = {
     *(f"{table}.add" for table in ("conversations", "items", "turns", "streams", "repeats")),
     *("conversations.touch", "turns.admit", "turns.checkpoint", "turns.finish", "turns.give_up"),
-    *("conversations.all_of", "conversations.delete_all_of"),
+    *("conversations.all_of", "conversations.delete_some_of"),
 }
 
 

@@ -10,9 +10,11 @@ from database.session import Database
 from database.stream_repository import StreamRepository
 from schemas.response_answer_schema import StreamEvent
 from services import stream_service
-from services.errors import ServiceError
+from services.conversation_service import ConversationService
+from services.errors import NotFound, ServiceError
 from services.history.live import Live
 from services.history.turn import Opening, Turn
+from services.stored_response_service import StoredResponseService
 from services.stream_service import StreamService
 from services.turn_service import TurnService
 from tests.fakes import Pause
@@ -42,8 +44,9 @@ class Process:
         self.streams = StreamService(database)
         self.turns = TurnService(database, writer=name)
 
-    async def queue(self) -> Turn:
-        turn = await self.turns.open(Opening(owner="me", kind="response", stored=True, background=True))
+    async def queue(self, conversation: str | None = None) -> Turn:
+        opening = Opening(owner="me", kind="response", conversation=conversation, stored=True, background=True)
+        turn = await self.turns.open(opening)
         await turn.queue("a-model")
         return turn
 
@@ -128,6 +131,21 @@ async def test_what_another_process_ends_ends_here(one: Process, other: Process,
     assert one.streams.num_live == 0
     await one.streams.beat()
     assert await other.streams.last(turn.id) == (ended_event() if how == "cancel" else None)
+
+
+async def test_one_of_a_conversation_is_deleted_from_elsewhere(
+    one: Process, other: Process, database: Database
+) -> None:
+    conversation = (await ConversationService(database).create("me")).id
+    turn = await one.queue(conversation)
+    pause = Pause()
+    one.write(turn, event(0), pause)
+    await pause.reached.wait()
+    await StoredResponseService(other.turns, other.streams).delete(turn.id, "me")
+    await one.streams.beat()
+    assert one.streams.num_live == 0
+    with pytest.raises(NotFound):
+        await one.turns.answer(turn.id, "me", "response")
 
 
 def ended_event() -> StreamEvent:
