@@ -62,12 +62,14 @@ class Sse:
         """Named events, whose data say their names once more; the connection ends with the last."""
         return await self.respond(events, RESPONSES, headers)
 
-    async def messages(self, pieces: AsyncGenerator[BaseModel, None]) -> "Stream":
+    async def messages(self, pieces: AsyncGenerator[BaseModel, None], headers: Mapping[str, str]) -> "Stream":
         """Plain `data:` events for readers that know no `[DONE]`: they end with the connection."""
-        return await self.respond(pieces, MESSAGES)
+        return await self.respond(pieces, MESSAGES, headers)
 
-    async def browser(self, events: AsyncGenerator[BrowserEvent, None]) -> "Stream":
-        return await self.respond(events, BROWSER)
+    async def browser(
+        self, events: AsyncGenerator[BrowserEvent, None], headers: Mapping[str, str] | None = None
+    ) -> "Stream":
+        return await self.respond(events, BROWSER, headers)
 
     async def respond(
         self, source: AsyncGenerator[T, None], framing: Framing[T], headers: Mapping[str, str] | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from app.common.dependencies import Browser, Caller, Keys, Messages, Sse
+from app.common.dependencies import Browser, Caller, Keys, Messages, Sse, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import UntypedJsonRoute
 from app.common.openapi import EVENTS
@@ -26,16 +26,20 @@ router = APIRouter(tags=["messages"], strict_content_type=False, route_class=Unt
 async def new_message(
     body: NewMessage,
     request: Request,
+    response: Response,
     messages: Messages,
     caller: Caller,
     sse: Sse,
+    unknown: UnknownKeys,
     repeat: Repeated,
     accept: Annotated[str, Header()] = "",
 ) -> Any:
+    ignored = unknown.header(body.model_extra or ())
     if body.stream:
-        return await sse.messages(messages.stream(body, caller.owner, repeat))
+        return await sse.messages(messages.stream(body, caller.owner, repeat), ignored)
     if "text/event-stream" in accept:
-        return await sse.messages(messages.whole(body, caller.owner, repeat))
+        return await sse.messages(messages.whole(body, caller.owner, repeat), ignored)
+    response.headers.update(ignored)
     return await while_connected(request, messages.new(body, caller.owner, repeat))
 
 
@@ -60,10 +64,12 @@ async def stream(
     browser: Browser,
     caller: Caller,
     sse: Sse,
+    unknown: UnknownKeys,
     last_event_id: Annotated[str | None, Header(max_length=64)] = None,
 ) -> Response:
     if last_event_id is None:
-        return await sse.browser(browser.ask(question, caller.owner))
+        ignored = unknown.header({*(question.model_extra or ())} - {"token"})  # the Gate's
+        return await sse.browser(browser.ask(question, caller.owner), ignored)
     rest = await browser.resume(last_event_id, caller.owner)
     return await sse.browser(rest) if rest is not None else Response(status_code=204)
 

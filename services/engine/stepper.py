@@ -29,7 +29,7 @@ from services.engine.shaping import unmaskable
 from services.engine.stream import Mailbox
 from services.engine.threads import neighbours
 from services.engine.token_texts import TokenTexts
-from services.errors import EngineFailed, GrammarStuck, ServiceError
+from services.errors import EngineFailed, GrammarStuck, InvalidRequest, ServiceError
 
 logger = logging.getLogger(__name__)
 
@@ -246,9 +246,11 @@ class Stepper:
 
     def _fail_alone(self, sequences: list[Sequence], why: str, error: ToError = _failed) -> None:
         for sequence in sequences:
-            logger.error("request %s failed: %s", sequence.job.id, why)
+            told = error(sequence)
+            level = logging.INFO if isinstance(told, InvalidRequest) else logging.ERROR
+            logger.log(level, "request %s failed: %s", sequence.job.id, why)
             self._scheduler.fail(sequence)
-            self._end([sequence], error(sequence))
+            self._end([sequence], told)
 
     def _end(self, sequences: list[Sequence], error: ServiceError) -> None:
         requests = [self.requests.pop(sequence) for sequence in sequences if sequence in self.requests]

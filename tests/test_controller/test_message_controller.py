@@ -37,6 +37,24 @@ def text_of(events: list[Dispatched]) -> str:
     return "".join(event.data for event in events if event.event == "message")
 
 
+class TestUnknownKeys:
+    @pytest.mark.parametrize("way", [{}, {"stream": True}, {"headers": {"Accept": "text/event-stream"}}], ids=str)
+    async def test_are_named_in_a_header(self, site: Site, way: dict[str, Any]) -> None:
+        answer = await new(site, stop=["x"], conversation_id=None, **way)
+        assert (answer.status_code, answer.headers["x-parley-ignored"]) == (200, "stop")
+        assert "x-parley-ignored" not in (await new(site, **way)).headers
+
+    async def test_of_a_query_too_but_not_its_token(self, site: Site) -> None:
+        assert (await listen(site, stop="x", token="y")).headers["x-parley-ignored"] == "stop"
+        assert "x-parley-ignored" not in (await listen(site, token="y")).headers
+
+    async def test_are_refused_by_a_strict_server(self, new_site: NewSite, engine: FakeEngine) -> None:
+        site = await new_site(strict=True)
+        for answer in (await new(site, stop=["x"]), await listen(site, stop="x")):
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stop")
+        assert engine.jobs == []
+
+
 class TestNewMessage:
     async def test_plain(self, site: Site) -> None:
         answer = await new(site, history=[{"role": "user", "content": "before"}])

@@ -1,6 +1,7 @@
 """The engine thread: whoever leaves, whatever breaks, everything comes home and everyone is told."""
 
 import asyncio
+import logging
 import re
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -499,7 +500,9 @@ EXPLODING = {
 
 @OF_EACH_KIND
 @pytest.mark.parametrize("grammar", EXPLODING.values(), ids=EXPLODING.keys())
-async def test_a_grammar_that_explodes_in_use_ends_its_request_alone(kind: Kind, grammar: str) -> None:
+async def test_a_grammar_that_explodes_in_use_ends_its_request_alone(
+    kind: Kind, grammar: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """It compiles, and the matcher comes to its limits in the middle of an answer."""
     async with running(kind()) as engine:
         failing = await engine.submit(job(grammar=GrammarSpec("lark", grammar, "guided_grammar"), ignore_eos=True))
@@ -509,6 +512,7 @@ async def test_a_grammar_that_explodes_in_use_ends_its_request_alone(kind: Kind,
             await said(failing)
         assert len(await said(free)) == 63 - 2  # without both of its ends
         await settled(engine)
+    assert not [each for each in caplog.records if each.levelno > logging.INFO]  # no fault of the engine's
 
 
 @given(
