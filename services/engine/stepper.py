@@ -118,8 +118,11 @@ class Stepper:
             except Exception:
                 logger.exception("an image of request %s could not be looked at", work.sequence.job.id)
                 blind.append(work.sequence)
+        if not blind:
+            return works
+        self._say()  # what they have is theirs, and comes before the failure
         self._fail_alone(blind, "its images cannot be seen")
-        return [work for work in works if work.sequence not in blind]
+        return [work for work in works if not work.sequence.finished]
 
     def _join(self, ahead: Ahead, works: list[Work]) -> tuple[list[Work], Tensor | None]:
         begun, others = ahead.splits(works)

@@ -170,6 +170,25 @@ def test_what_was_drawn_is_said_before_a_failure_is() -> None:
     assert not steps.requests
 
 
+def test_what_was_drawn_is_said_before_its_image_fails() -> None:
+    class Blinded:
+        def look(self, work: Work) -> None:
+            if work.start == blinded_from:
+                raise RuntimeError
+
+    events: list[str] = []
+    runner = Counting(overlaps=True, vision=Blinded())
+    steps = stepper(runner, events)
+    blinded_from = 3  # one of the two, once it has said something
+    for each in (job("abc", max_tokens=3), job("lmnop", max_tokens=1)):
+        steps.add(request(each))
+    for _ in range(3):
+        steps.step()
+
+    assert events == ["d", "q", EngineFailed.__name__]
+    assert not steps.requests
+
+
 # --- waiting ---
 
 
