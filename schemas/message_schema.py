@@ -2,8 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from schemas.chat_schema import ChatMessage
 from schemas.page_schema import Page
@@ -35,12 +34,6 @@ class BrowserQuestion(Question):
 class NewMessage(Question):
     history: list[ChatMessage] | None = Field(None, description="What was said before; not with a conversation_id")
     stream: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, data: Any) -> Any:
-        """A body that was sent under another content type arrives as it is."""
-        return from_json(data) if isinstance(data, bytes) else data
 
 
 class HistoryItem(BaseModel):

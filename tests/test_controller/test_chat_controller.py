@@ -209,6 +209,7 @@ class TestParameters:
             ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
             ({"top_logprobs": 1}, "top_logprobs"),
             ({"chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs.tokenize"),
+            ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs.self"),
             ({"min_tokens": 6, "max_tokens": 5}, "min_tokens"),
             ({"metadata": {"min_tokens": 6}, "max_tokens": 5}, "min_tokens"),
             ({"metadata": {"min_tokens": -1}}, "metadata.min_tokens"),

@@ -1,10 +1,12 @@
 """Requests to jobs, without an engine."""
 
+import inspect
 from typing import ClassVar
 
 import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsStreaming
 from pydantic import ValidationError
+from transformers import PreTrainedTokenizerBase
 
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat.request import completion, prompt
@@ -34,6 +36,11 @@ def request(**fields: object) -> ChatCompletionRequest:
 
 def said(*messages: dict[str, object], system: str | None = None, history: tuple[Message, ...] = ()) -> list[Message]:
     return prompt.messages(request(messages=[*messages]), history, system)
+
+
+def test_what_a_tokenizer_takes_for_itself_never_comes_from_a_request() -> None:
+    taken = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    assert set(taken) - {"kwargs"} <= prompt.RESERVED
 
 
 class TestParameters:

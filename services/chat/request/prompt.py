@@ -35,7 +35,8 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
 RESERVED = {
     *("conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt"),
     *("continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
-    *("return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs"),
+    *("return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs", "self"),
+    "sanitize_control_tokens",
 }
 
 
