@@ -62,15 +62,25 @@ class Sequence:
     def insist(self, drawn: int) -> int:
         """The next token: what was drawn, or the end of thinking that has taken too long."""
         limit = self.job.sampling.thinking
-        if limit is None or self.has_thought:
-            return drawn
-        if limit.begin is not None and self.num_sampled == 0:
-            self.has_thought = drawn != limit.begin
+        if limit is None or self.has_thought or (limit.begin is not None and self.num_sampled == 0):
             return drawn
         num_thought = self.num_sampled - (limit.begin is not None)
-        token = limit.end if num_thought >= limit.tokens else drawn
-        self.has_thought = token == limit.end
-        return token
+        return limit.end if num_thought >= limit.tokens else drawn
+
+    def append(self, token: int) -> None:
+        limit = self.job.sampling.thinking
+        if limit and not self.has_thought:
+            begins = limit.begin is not None and self.num_sampled == 0
+            self.has_thought = token != limit.begin if begins else token == limit.end
+        self.tokens.append(token)
+        self.finished = token in self.ends or self.num_sampled >= self.max_tokens
+
+    def rewind(self) -> None:
+        """As if it had not been tried to draw its next token."""
+        self.num_computed = len(self.tokens) - 1
+        self.random = Random(self.job.sampling.seed)
+        for _ in range(self.num_sampled):  # a number each
+            self.random.random()
 
     @property
     def num_left(self) -> int:

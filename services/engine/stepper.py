@@ -145,11 +145,14 @@ class Stepper:
             with neighbours.watched():
                 return self.runner.run(works)
         except RuntimeError as error:
-            if not is_out_of_memory(error) or not self._scheduler.shrink():
-                raise
-            logger.warning("out of memory in a step of %d sequences, trying smaller ones: %s", len(works), error)
+            self._shrink(error, works)
         torch.cuda.empty_cache()
         return None
+
+    def _shrink(self, error: RuntimeError, works: list[Work]) -> None:
+        if not is_out_of_memory(error) or not self._scheduler.shrink():
+            raise error
+        logger.warning("out of memory in a step of %d sequences, trying smaller ones: %s", len(works), error)
 
     # --- drawing ---
 
@@ -158,7 +161,13 @@ class Stepper:
         rows = list(accumulate((work.num_logits for work in sampling), initial=0))
         for work in works:
             work.sequence.num_computed += work.num_tokens - len(work.draft)
-        self._draw_drafts(list(zip(sampling, rows, strict=False)), logits, alone=len(sampling) == len(works))
+        try:
+            self._draw_drafts(list(zip(sampling, rows, strict=False)), logits, alone=len(sampling) == len(works))
+        except RuntimeError as error:
+            self._ahead = None
+            for sequence in [work.sequence for work in sampling if not work.sequence.finished]:
+                sequence.rewind()
+            self._shrink(error, works)
         if not self.runner.overlaps:
             self._say()
 
@@ -200,8 +209,7 @@ class Stepper:
         for sequence, given, token in zip(sequences, whole, tokens, strict=True):
             if self._ahead and token != given:  # it went on with another
                 self._ahead.rows.pop(sequence, None)
-            sequence.tokens.append(token)
-            sequence.finished = token in sequence.ends or sequence.num_sampled >= sequence.max_tokens
+            sequence.append(token)
             self._drawn.append(Drawn(self.requests[sequence], token, weighed.get(sequence)))
 
     def _without(

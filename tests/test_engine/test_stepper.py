@@ -1,6 +1,7 @@
 """When things are said, and that nobody waits for a GPU but for what was drawn."""
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from services.engine import shaping
+from services.engine import stepper as stepping
 from services.engine.base import Job, SamplingParams, ThinkingLimit
 from services.engine.request import Request
 from services.engine.sampler import draw
@@ -187,6 +189,36 @@ def test_what_was_drawn_is_said_before_its_image_fails() -> None:
 
     assert events == ["d", "q", EngineFailed.__name__]
     assert not steps.requests
+
+
+@pytest.mark.parametrize("function", ["Draws", "weigh"])
+@pytest.mark.parametrize("runner", [Counting, GoingAhead])
+def test_what_there_was_no_memory_to_draw_is_drawn_in_a_smaller_step(
+    runner: type[Counting], function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is what it would have been: by its seed, by its limit of thinking."""
+    kinds: list[dict[str, Any]] = [{}, {"logprobs": 0}, {"thinking": ThinkingLimit(2, end=10)}]
+
+    def answers() -> list[list[int]]:
+        steps = stepper(runner(num_slots=3), [])
+        asked = [request(job(max_tokens=7, temperature=2.0, seed=i, **kind)) for i, kind in enumerate(kinds)]
+        for each in asked:
+            steps.add(each)
+        for _ in range(40):
+            steps.step()
+        assert not steps.requests
+        return [each.sequence.tokens for each in asked]
+
+    expected = answers()
+    original, calls = getattr(stepping, function), count()
+
+    def fails(*args: Any) -> Any:
+        if next(calls) in (0, 2):
+            raise torch.OutOfMemoryError
+        return original(*args)
+
+    monkeypatch.setattr(stepping, function, fails)
+    assert answers() == expected
 
 
 # --- waiting ---
