@@ -116,6 +116,12 @@ class TurnRepository:
         rows = await self._session.execute(select(Turn.id, Turn.status).where(Turn.id.in_(turn_ids)))
         return {each.id: each.status for each in rows}
 
+    async def keep(self, turn_ids: Collection[str]) -> dict[str, str]:
+        """As status() does; nobody deletes them until the transaction ends."""
+        query = select(Turn.id, Turn.status).where(Turn.id.in_(turn_ids)).order_by(Turn.id)
+        rows = await self._session.execute(query.with_for_update(read=True, key_share=True))
+        return {each.id: each.status for each in rows}
+
     async def running_in(self, conversation_id: str) -> Turn | None:
         query = select(Turn).where(Turn.conversation_id == conversation_id, IS_RUNNING)
         return await self._session.scalar(query.limit(1))

@@ -128,7 +128,7 @@ class StreamService:
         unsaved = {turn_id: each.unsaved() for turn_id, each in live.items()}
         ended = {turn_id for turn_id, each in live.items() if each.over}
         async with self._store.writing() as repositories:
-            status = await repositories.turns.status(list(live))
+            status = await repositories.turns.keep(list(live))
             for turn_id in sorted(live.keys() & status.keys()):
                 if turn_id in ended and live[turn_id].passing:
                     await repositories.streams.drop(turn_id)

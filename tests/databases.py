@@ -8,6 +8,8 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from database.session import Database
 from tools.data_migration import upgrade
@@ -83,6 +85,14 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     database = Database(database_url)
     yield database
     await database.close()
+
+
+async def waited_for(session: AsyncSession, by: int) -> None:
+    """So many others wait for what this transaction holds; on SQLite a writer is alone anyway."""
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    is_sqlite = (await session.connection()).dialect.name == "sqlite"
+    while not is_sqlite and await session.scalar(waiting) < by:
+        pass
 
 
 async def _copy(server: PostgresServer, template: str) -> AsyncIterator[str]:

@@ -67,6 +67,7 @@ QUERIES: dict[str, tuple[Query, str]] = {
     "running of some": (lambda r: r.turns.still_running(IDS), "turns"),
     "stopped": (lambda r: r.turns.stopped(IDS), "turns"),
     "status": (lambda r: r.turns.status(IDS), "turns"),
+    "turns kept": (lambda r: r.turns.keep(IDS), "turns"),
     "turns to write": (lambda r: r.turns.hold(IDS, "w"), "turns"),
     "writers dismissed": (lambda r: r.turns.dismiss_writers("c"), "ix_turns_conversation_id"),
     "turn deleted": (lambda r: r.turns.delete("t"), "turns"),

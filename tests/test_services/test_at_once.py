@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from database import repositories
 from database.session import Database
@@ -19,6 +18,7 @@ from services.history.answer import Answer
 from services.history.turn import Turn
 from services.item_service import ItemService, Part
 from services.turn_service import Repeat, TurnService, this_writer
+from tests.databases import waited_for
 from tests.test_services.test_turn_service import (
     END,
     Flaky,
@@ -54,15 +54,8 @@ async def at_once(database: Database, turn: Turn, *calls: Coroutine[Any, Any, ob
         thread = await session.scalar(text("SELECT conversation_id FROM turns WHERE id = :id"), {"id": turn.id})
         await repositories.of(session).conversations.touch([thread], time.time())
         tasks = [asyncio.create_task(call) for call in calls]
-        while await _waiting(session) < len(calls):
-            pass
+        await waited_for(session, len(calls))
     return await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _waiting(session: AsyncSession) -> float:
-    if (await session.connection()).dialect.name == "sqlite":
-        return float("inf")  # a writer there is alone
-    return float(await session.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
 
 
 class TestOneAnswer:

@@ -1,5 +1,6 @@
 """Streams that several processes follow, on both databases."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
@@ -17,6 +18,7 @@ from services.history.turn import Opening, Turn
 from services.stored_response_service import StoredResponseService
 from services.stream_service import StreamService
 from services.turn_service import TurnService
+from tests.databases import waited_for
 from tests.fakes import Pause
 
 
@@ -171,6 +173,18 @@ async def test_what_others_have_once_it_is_over_is_not_kept(one: Process, databa
     assert await one.read(turn) == [0, 1]
     await one.streams.beat()
     assert await count(database) == 0
+
+
+async def test_one_that_is_deleted_while_it_is_written_is_no_error(one: Process, database: Database) -> None:
+    turn = await one.queue()
+    one.write(turn, event(0), event(1, last=True))
+    assert await one.read(turn) == [0, 1]
+    async with database.write() as session:
+        await session.execute(text("DELETE FROM turns"))
+        beat = asyncio.create_task(one.streams.beat())
+        await waited_for(session, 1)
+    await beat
+    assert one.streams.num_live == 0
 
 
 async def test_it_goes_with_its_turn(one: Process, database: Database) -> None:
