@@ -36,7 +36,7 @@ class PagedMemory(Memory):
     def compute(self, works: list[Work]) -> None:
         self.claim(works)
         for work in works:
-            tokens = work.sequence.tokens
+            tokens = [*work.sequence.tokens, *work.draft]
             assert self.read(work.slot, work.start) == [digest(tokens[: i + 1]) for i in range(work.start)]
             self.write(work, [digest(tokens[: i + 1]) for i in range(work.start, work.end)])
 

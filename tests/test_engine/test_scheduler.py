@@ -55,7 +55,7 @@ class Memory:
 
     def compute(self, works: list[Work]) -> None:
         for work in works:
-            slot, tokens = self.slots[work.slot], work.sequence.tokens
+            slot, tokens = self.slots[work.slot], [*work.sequence.tokens, *work.draft]
             assert POISON not in slot  # masked or not, it would spread
             assert slot[: work.start] == [digest(tokens[: i + 1]) for i in range(work.start)]
             slot[work.start : work.end] = [digest(tokens[: i + 1]) for i in range(work.start, work.end)]

@@ -1,0 +1,198 @@
+"""The stepper and the scheduler over memories that are always full: whoever comes, leaves, loses its place or fails, at
+any moment, nobody hears anything but what it would hear alone.
+
+Each run is played from one seed; SIMULATIONS=10000 plays more of them.
+"""
+
+import os
+from asyncio import QueueEmpty
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from services.engine import drafts, scheduler
+from services.engine.base import Piece, ThinkingLimit
+from services.engine.request import Request
+from services.engine.scheduler import Scheduler, Work
+from services.engine.sequence import Sequence
+from services.engine.slots import Change
+from services.engine.stepper import Stepper
+from services.engine.stream import Mailbox
+from services.engine.streamer import RequestStreamer
+from services.engine.token_texts import TokenTexts
+from services.errors import EngineFailed
+from tests.test_engine.fakes import END, LETTERS, Alphabet, GoingAhead, job
+from tests.test_engine.test_pages import PagedMemory
+from tests.test_engine.test_scheduler import Memory, digest
+
+SEEDS = range(int(os.environ.get("SIMULATIONS", 30)))
+STEPS = 50  # in which requests come
+LENGTH = 24
+
+
+class Leaving(Sequence):
+    """Its client may leave between any two looks at it, as that is another thread's."""
+
+    __slots__ = ("chance", "unrest")
+    chance: Random
+    unrest: float
+
+    @property
+    def is_over(self) -> bool:
+        self.cancelled = self.cancelled or self.chance.random() < self.unrest
+        return self.cancelled or self.finished
+
+
+@dataclass
+class Remembering(GoingAhead):
+    """Looks at all that it would attend to; breaks now and then, in the middle of what it writes."""
+
+    memory: Memory | PagedMemory = field(default_factory=lambda: Memory(1))
+    chance: Random = field(default_factory=Random)
+    faults: float = 0.0
+
+    def change(self, changes: list[Change]) -> None:
+        self.memory.change(changes)
+
+    def run(self, batch: list[Work]) -> Tensor:
+        fault = self.chance.random()
+        if fault < self.faults:
+            self.memory.poison(batch)
+            raise RuntimeError("a step failed")
+        self.memory.compute(batch)
+        if fault < 3 * self.faults:
+            raise torch.OutOfMemoryError
+        return self._broken(super().run(batch))
+
+    def run_ahead(self, works: list[Work], tokens: Tensor) -> Tensor | None:
+        assert isinstance(self.memory, PagedMemory)
+        if not all(self.memory.pages.owns(work.slot, work.start) for work in works):
+            return None
+        if self.chance.random() < self.faults:
+            raise torch.OutOfMemoryError
+        for work, token in zip(works, tokens.tolist(), strict=True):
+            self.memory.write(work, [digest([*work.sequence.tokens, token])])
+        return self._broken(super().run_ahead(works, tokens))
+
+    def _broken(self, logits: Tensor | None) -> Tensor:
+        assert logits is not None
+        if len(logits) and self.chance.random() < self.faults:
+            logits[self.chance.randrange(len(logits))] = torch.nan
+        return logits
+
+
+class World:
+    def __init__(self, seed: int) -> None:
+        self.chance = Random(seed)
+        self.unrest = self._choice(0, 0.001, 0.02)
+        self.faults = self._choice(0, 0, 0.01, 0.05)
+        self.paged = self._choice(True, False)
+        self.runner = self._runner(slots=self._choice(1, 3, 5))
+        self.scheduler = Scheduler(
+            self.runner.num_slots,
+            self._choice(1, 5, 9, 40),
+            cache_tokens=self.runner.cache_tokens,
+            min_reuse=self._choice(None, 1, 3),
+            speculates=not self.paged,
+            block_size=self._choice(1, 1, 3, 8),
+            page_size=self.runner.page_size,
+            prompt_share=self._choice(1, 1, 0.5),
+        )
+        self.stepper = Stepper(self.runner, self.scheduler, TokenTexts(Alphabet()), self._deliver)
+        self.asked: list[Request] = []
+
+    def _choice(self, *of: Any) -> Any:
+        return self.chance.choice(of)
+
+    def _runner(self, slots: int) -> Remembering:
+        page_size = self._choice(1, 2, 3, 8) if self.paged else 1
+        pages = int(-(-LENGTH // page_size) * self._choice(1, 1.3, 2))
+        return Remembering(
+            num_slots=slots,
+            length=LENGTH,
+            page_size=page_size,
+            cache_tokens=pages * page_size,
+            overlaps=self.paged,
+            memory=PagedMemory(pages, page_size, slots, LENGTH) if self.paged else Memory(slots, LENGTH),
+            chance=self.chance,
+            faults=self.faults,
+        )
+
+    def _deliver(self, deliveries: list[Any]) -> None:
+        for mailbox, item in deliveries:
+            mailbox.put_nowait(item)
+
+    def ask(self) -> None:
+        prompt = self._choice("ab", "abcd", "xy")[: self.chance.randint(1, 4)] * self.chance.randint(1, 5)
+        params = {"thinking": self._choice(None, None, ThinkingLimit(2, end=self.chance.randrange(LETTERS)))}
+        params |= {"logprobs": self._choice(None, None, None, 1), "stop": self._choice((), (), ("no",), ("k",))}
+        asked = replace(job(prompt, **params), priority=self._choice(0, 0, 1))
+        room = LENGTH - len(prompt)
+        sequence = Leaving(asked, self._choice(room, self.chance.randint(1, room)), frozenset([END]))
+        sequence.chance, sequence.unrest = self.chance, self.unrest
+        streamer = RequestStreamer(Alphabet(), asked.prompt, asked.sampling, frozenset([END]))
+        self.asked.append(Request(sequence, streamer, Mailbox(), 0.0))
+        self.stepper.add(self.asked[-1])
+
+    def step(self) -> None:
+        """As the worker does it."""
+        try:
+            self.stepper.step()
+        except RuntimeError:
+            self.stepper.fail_step()
+        assert self.runner.memory.num_held <= (self.runner.cache_tokens or 0)
+        if self.scheduler.is_idle:
+            self.scheduler.check()
+            assert not self.stepper.requests
+
+    def check(self, request: Request) -> None:
+        sequence, items = request.sequence, _items(request.mailbox)
+        ends = [item for item in items if not isinstance(item, Piece) or item.finish]
+        heard = items[: items.index(ends[0]) + 1] if ends else items
+        failed = isinstance(heard[-1], EngineFailed) if heard else False
+        assert ends or sequence.cancelled  # nobody waits for ever
+        assert self.faults or not failed
+        assert not any(isinstance(item, Piece) for item in items[len(heard) :])
+        tokens = [token for item in heard if isinstance(item, Piece) for token in item.token_ids]
+        expected = _alone(request)
+        assert tokens == (expected[: len(tokens)] if failed or not ends else expected)
+
+
+def _items(mailbox: Mailbox) -> list[Any]:
+    items = []
+    while True:
+        try:
+            items.append(mailbox.get_nowait())
+        except QueueEmpty:
+            return items
+
+
+def _alone(request: Request) -> list[int]:
+    sequence = Sequence(request.sequence.job, request.sequence.max_tokens, frozenset([END]))
+    streamer = RequestStreamer(Alphabet(), sequence.job.prompt, sequence.job.sampling, frozenset([END]))
+    while not streamer.finish and not sequence.finished:
+        sequence.append(sequence.insist((sequence.tokens[-1] + 1) % LETTERS))
+        streamer.put(sequence.tokens[-1])
+    return sequence.tokens[len(sequence.job.prompt) :]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_everybody_hears_what_it_would_hear_alone(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "HEADROOM", seed % 3)
+    monkeypatch.setattr(scheduler, "RECOVERY", 8)
+    monkeypatch.setattr(drafts, "WORDS", 1)
+    world = World(seed)
+    for step in range(50 * STEPS):
+        if step < STEPS and world.scheduler.num_waiting < 5 and world.chance.random() < 0.4:
+            world.ask()
+        world.step()
+        if step >= STEPS and world.scheduler.is_idle:
+            break
+
+    assert world.scheduler.is_idle
+    for request in world.asked:
+        world.check(request)
