@@ -1,5 +1,7 @@
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ("tests.databases", "tests.apps")
@@ -11,3 +13,14 @@ settings.load_profile("parley")
 # the developer's own settings are not the tests'
 for name in [name for name in os.environ if name.startswith("PARLEY_")]:
     del os.environ[name]
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """A step of one token has hardly work for two, which beside other work wait for each other most of the time."""
+    import torch  # takes a while, and few need it
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

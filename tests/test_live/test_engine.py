@@ -1,7 +1,5 @@
 """The default model through the engine: compiled steps and guesses say what its eager steps say, token by token."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +9,8 @@ from services.engine import kernel
 from services.engine.base import Job, SamplingParams, TokenLogprob
 from services.engine.local import LocalEngine
 from tests.test_engine.compilers import needs_compiler
+from tests.test_live.engine import serving
 from tests.test_live.service import MODELS
-from tools.fetch_models import DEFAULT_CHAT
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 
@@ -24,28 +22,6 @@ PROMPTS = (
     "Write a short story about a lighthouse keeper.",
 )
 CLOSE = 0.5  # nats between two tokens, below which bfloat16 may round either way
-
-
-@asynccontextmanager
-async def serving(
-    compile_dir: Path | None, speculation: bool, quantization: Literal["int8"] | None
-) -> AsyncIterator[LocalEngine]:
-    folder = str(compile_dir) if compile_dir else None  # the service's own: what it compiled is taken
-    engine = LocalEngine.load(
-        source=str(MODELS / DEFAULT_CHAT),
-        device="cpu",
-        speculation=speculation,
-        compile_dir=folder,
-        quantization=quantization,
-    )
-    engine.start()
-    try:
-        if engine._compilation:
-            engine._compilation.join()
-            assert getattr(engine._worker.stepper.runner, "_compiled", None)
-        yield engine
-    finally:
-        await engine.stop()
 
 
 async def answer(engine: LocalEngine, question: str) -> tuple[list[int], list[TokenLogprob]]:
@@ -70,7 +46,8 @@ def agree(tokens: list[int], expected: list[int], weights: list[TokenLogprob]) -
 async def answers(
     compile_dir: Path | None, speculation: bool, quantization: Literal["int8"] | None
 ) -> list[tuple[list[int], list[TokenLogprob]]]:
-    async with serving(compile_dir, speculation, quantization) as engine:
+    folder = str(compile_dir) if compile_dir else None  # the service's own: what it compiled is taken
+    async with serving(speculation=speculation, compile_dir=folder, quantization=quantization) as engine:
         said = [await answer(engine, question) for question in PROMPTS]
         assert (engine.stats().accepted > 0) is speculation
     return said

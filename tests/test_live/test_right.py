@@ -1,8 +1,7 @@
 """The default model in float32 says what `generate` says: fifty prompts, alone and together, with all on and off."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +13,11 @@ from services.engine.loader import Source, load
 from services.engine.local import LocalEngine
 from tests.test_engine.compilers import needs_compiler
 from tests.test_engine.tiny_models import generate
+from tests.test_live.engine import SOURCE, serving
 from tests.test_live.service import MODELS
-from tools.fetch_models import DEFAULT_CHAT
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 
-SOURCE = str(MODELS / DEFAULT_CHAT)
 ANSWER = 16  # tokens
 TIED = 1e-3  # between two logits: float32 sums in another order may turn them round
 
@@ -57,15 +55,6 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """A step of one token has hardly work for two, which beside other work wait for each other most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
 def reference(models: None, one_thread: None) -> Reference:
     found = load(Source(SOURCE), "cpu", "float32")
     found.model.generation_config.eos_token_id = None
@@ -89,19 +78,6 @@ def _first_tie(logits: torch.Tensor) -> int:
     return [*(best - second < TIED).tolist(), True].index(True)
 
 
-@asynccontextmanager
-async def serving(**options: Any) -> AsyncIterator[LocalEngine]:
-    engine = LocalEngine.load(source=SOURCE, device="cpu", dtype="float32", **options)
-    engine.start()
-    try:
-        if engine._compilation:
-            engine._compilation.join()
-            assert getattr(engine._worker.stepper.runner, "_compiled", None)
-        yield engine
-    finally:
-        await engine.stop()
-
-
 async def answer(engine: LocalEngine, tokens: Tokens) -> list[int]:
     job = Job("job", tokens, SamplingParams(max_tokens=ANSWER, temperature=0, ignore_eos=True))
     return [token async for piece in await engine.submit(job) for token in piece.token_ids]
@@ -121,7 +97,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("switched", SWITCHES)
 async def test_together(reference: Reference, switched: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)  # preempts the sooner
-    async with serving(**SWITCHES[switched]) as engine:
+    async with serving(dtype="float32", **SWITCHES[switched]) as engine:
         reference.check(await asyncio.gather(*(answer(engine, each) for each in reference.prompts)))
         stats = engine.stats()
     assert (stats.preemptions > 0) is (switched in ("preemption", "everything"))
@@ -130,7 +106,7 @@ async def test_together(reference: Reference, switched: str, monkeypatch: pytest
 
 
 async def test_alone(reference: Reference) -> None:
-    async with serving(**SWITCHES["everything"]) as engine:
+    async with serving(dtype="float32", **SWITCHES["everything"]) as engine:
         reference.check([await answer(engine, each) for each in reference.prompts])
 
 
@@ -139,7 +115,7 @@ async def test_alone(reference: Reference) -> None:
 async def test_with_compiled_steps(reference: Reference, switched: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)
     options = SWITCHES[switched] | {"max_model_len": 128}  # of one length, so that both need but one compilation
-    async with serving(**options, compile_dir=str(MODELS / "compiled")) as engine:
+    async with serving(dtype="float32", **options, compile_dir=str(MODELS / "compiled")) as engine:
         reference.check(await asyncio.gather(*(answer(engine, each) for each in reference.prompts)))
         alone = reference.some()
         alone.check([await answer(engine, each) for each in alone.prompts])

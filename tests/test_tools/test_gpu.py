@@ -1,20 +1,12 @@
 """The script for the day there is a GPU: it runs, and it would notice."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from services.engine.paged import attention as paged_attention
 from tools import gpu
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_it_runs_on_the_cpu_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,25 @@
+"""The default model's engine, without a server around it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from services.engine.local import LocalEngine
+from tests.test_live.service import MODELS
+from tools.fetch_models import DEFAULT_CHAT
+
+SOURCE = str(MODELS / DEFAULT_CHAT)
+
+
+@asynccontextmanager
+async def serving(**options: Any) -> AsyncIterator[LocalEngine]:
+    """Once what it compiles is there."""
+    engine = LocalEngine.load(source=SOURCE, device="cpu", **options)
+    engine.start()
+    try:
+        if engine._compilation:
+            engine._compilation.join()
+            assert getattr(engine._worker.stepper.runner, "_compiled", None)
+        yield engine
+    finally:
+        await engine.stop()
