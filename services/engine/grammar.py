@@ -22,7 +22,8 @@ from services.errors import InvalidRequest
 KEPT = 64  # compiled grammars of one engine
 KEPT_SOURCE = 1_000_000  # characters of theirs in all: a large one takes up to 300 bytes for each
 MAX_SOURCE = 250_000  # characters; the library bounds what it makes of them
-LIMITS = LLParserLimits(verbose_errors=False)  # so that no error holds a whole grammar
+# verbose errors would hold a whole grammar; an ambiguous one takes half a second for a token by the library's own limit
+LIMITS = LLParserLimits(verbose_errors=False, step_max_items=10_000)
 
 Bits = NDArray[np.uint8]
 
@@ -126,7 +127,7 @@ REASONS = {
     r"min/maxProperties": "'minProperties' and 'maxProperties' are supported only where all properties are required",
     r"Pointer '.*' does not exist": "'$ref' points to nothing",
     r"Resource '.*' is not present": "'$ref' and '$schema' must not lead outside the schema",
-    r"too (?:big|large)|precomputation failed|Current row has": "it is too large, or takes too long",
+    r"too (?:big|large)|Too many items|precomputation failed|Current row has": "it is too large, or takes too long",
     r"NoExtension": "nothing can be said that fulfils it",
     r"regex parse error:.*\nerror: ([^\n]+)": "its regular expression is not supported: {}",
     r"(look-?arounds?) not supported": "its regular expression is not supported: {}",
