@@ -24,11 +24,11 @@ def num_threads() -> int:
 
 
 def are_gone_but(number: int) -> bool:
-    """Threads that have ended are listed for a moment longer."""
+    """Threads that have ended are listed for a moment longer, and others' may end too."""
     deadline = time.monotonic() + 10
-    while num_threads() != number and time.monotonic() < deadline:
+    while num_threads() > number and time.monotonic() < deadline:
         time.sleep(0.001)
-    return num_threads() == number
+    return num_threads() <= number
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads by /proc")
@@ -117,9 +117,9 @@ def test_a_team_too_many_is_there_for_a_while(two_threads: None, monkeypatch: py
     with monkeypatch.context() as patch:
         patch.setattr("services.engine.threads.time.sleep", lambda _: seen.append(num_threads()))
         threads._sit(1.0)
-    if seen == [without]:
+    if threads._libgomp() is None:
         pytest.skip("this torch computes without a team of OpenMP")
-    assert seen == [without + 1]
+    assert seen[0] > without
     assert are_gone_but(without)
 
 
