@@ -1,6 +1,7 @@
 """OpenMP's teams are let go of by whoever has nothing to compute."""
 
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -68,6 +69,9 @@ class Clock:
         with neighbours.watched():
             self.seconds += seconds
             self.turns = Turns(self.turns.lost + lost, self.turns.computed + computed)
+        for thread in threading.enumerate():
+            if thread.name == "neighbours":
+                thread.join()
 
 
 @pytest.fixture
