@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import AsyncIterator
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from database.models import Conversation, Item, Turn
 from database.repositories import Repositories
@@ -61,6 +61,20 @@ class ArchivedConversation(BaseModel):
     updated_at: float
     turns: list[ArchivedTurn] = []
     items: list[ArchivedItem] = []
+
+    @model_validator(mode="after")
+    def _is_a_tree(self) -> Self:
+        known: set[str] = set()
+        for item in self.items:
+            id, type = item.data.get("id"), item.data.get("type")
+            if not isinstance(id, str) or not isinstance(type, str):
+                raise ValueError(f"an item of '{self.id}' has no id or no type")
+            if id in known:
+                raise ValueError(f"'{id}' is in '{self.id}' twice")
+            if item.parent_id is not None and item.parent_id not in known:
+                raise ValueError(f"'{id}' goes on from '{item.parent_id}', which does not come before it")
+            known.add(id)
+        return self
 
 
 async def export(database: Database, owner: str) -> AsyncIterator[ArchivedConversation]:

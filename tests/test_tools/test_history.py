@@ -179,6 +179,25 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str, sqlite_url
     assert "neither" in run("import", str(file), url=sqlite_url, code=1).stderr
 
 
+@pytest.mark.parametrize(
+    ("items", "why"),
+    [
+        ([{"data": {"type": "message"}}], "no id"),
+        ([{"data": {"id": "msg_1"}}], "no type"),
+        ([{"data": {"id": "msg_1", "type": "message"}, "parent_id": "msg_0"}], "'msg_0'"),
+        ([{"data": {"id": "msg_1", "type": "message"}}] * 2, "twice"),
+    ],
+)
+def test_a_file_that_was_edited_is_refused_by_what_is_wrong(
+    items: list[dict[str, Any]], why: str, tmp_path: Path, sqlite_url: str
+) -> None:
+    file = tmp_path / "file"
+    conversation = {"id": "conv_1", "created_at": 1.0, "updated_at": 1.0}
+    file.write_text(json.dumps(conversation | {"items": [{"created_at": 1.0} | item for item in items]}))
+
+    assert why in run("import", str(file), url=sqlite_url, code=1).stderr
+
+
 def test_an_empty_file_has_nothing(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("\n")
