@@ -15,7 +15,7 @@ from services.engine.building import build_runner
 from services.engine.local import LocalEngine
 from services.engine.runner import Runner
 from services.engine.scheduler import Work
-from services.errors import EngineFailed, Overloaded, PromptTooLong
+from services.errors import EngineFailed, GrammarStuck, Overloaded, PromptTooLong
 from tests.test_engine.fakes import loaded, settled
 from tests.test_engine.tiny_models import VOCABULARY, build
 from tests.test_engine.tiny_tokenizers import byte_level
@@ -118,7 +118,7 @@ async def told(engine: LocalEngine, request: Request) -> list[Piece] | None:
             pieces.append(await anext(stream))
             if pieces[-1].finish:
                 return pieces
-    except EngineFailed:
+    except (EngineFailed, GrammarStuck):
         return None
     finally:
         await stream.aclose()

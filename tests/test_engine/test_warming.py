@@ -29,7 +29,7 @@ def test_nothing_is_left(name: str) -> None:
     if isinstance(runner, BatchRunner):
         assert not any(torch.count_nonzero(layer.keys[:, :, :40]) for layer in runner._cache.layers.values())
     else:
-        assert not runner._caches  # type: ignore[attr-defined]
+        assert not runner._pasts  # type: ignore[attr-defined]
 
 
 def test_collecting_garbage_goes_on_once_all_is_imported() -> None:
