@@ -4,6 +4,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.threads import computing_with
+
 pytest_plugins = ("tests.databases", "tests.apps")
 
 # a busy machine is no failure, and our fixtures may be used again with the next example
@@ -18,9 +20,5 @@ for name in [name for name in os.environ if name.startswith("PARLEY_")]:
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """A step of one token has hardly work for two, which beside other work wait for each other most of the time."""
-    import torch  # takes a while, and few need it
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with computing_with(1):
+        yield

@@ -6,10 +6,10 @@ company. Rows that ask for the same kind of draw share it, and none pays for wha
 On a GPU all is asked for without waiting, and what was drawn comes back at once.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ NUCLEUS = 1024
 # whole vocabulary takes fifty times as long.
 WIDTHS = (64, NUCLEUS, 8 * NUCLEUS)
 TOP = 20  # the most alternatives that may be asked for, always looked for: equals keep their order in any company
-BLOCK = 256  # tokens, of whose largest the likeliest is
+NARROW, BLOCK = 64, 512  # tokens of whose largest the likeliest is: fewer are no gain, GPT-2's 29 a loss
 GREEDY = 1e-5  # a temperature below it leaves one token, and dividing by it would overflow
 
 Draw = Callable[[Tensor, list[Sequence]], Tensor]
@@ -113,11 +113,20 @@ def _draw_of(params: SamplingParams) -> Draw:
 
 
 def _take_likeliest(logits: Tensor, rows: list[Sequence]) -> Tensor:
-    """The first of equals. To find what the largest is takes the CPU an eighth of the time of finding where it is."""
-    size = math.gcd(logits.shape[-1], BLOCK)
-    blocks = logits.view(len(logits), -1, size)
+    """The first of equals. To find what the largest is takes the CPU a sixth of the time of finding where it is."""
+    width = _width(logits.shape[-1])
+    if width < NARROW:
+        return logits.argmax(-1)
+    blocks = logits.view(len(logits), -1, width)
     block = blocks.amax(-1).argmax(-1)
-    return block * size + blocks[torch.arange(len(logits), device=logits.device), block].argmax(-1)
+    inside = blocks[torch.arange(len(logits), device=logits.device), block].argmax(-1)
+    return block * width + inside
+
+
+@cache
+def _width(size: int) -> int:
+    """Of blocks that a row of this size falls into."""
+    return next(width for width in range(BLOCK, 0, -1) if size % width == 0)
 
 
 def _draw(logits: Tensor, rows: list[Sequence]) -> Tensor:

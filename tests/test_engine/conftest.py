@@ -2,18 +2,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from services.engine import kernel
+from tests.threads import computing_with
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Tensors as small as these are slower on several, and much slower beside other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with computing_with(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from services.engine import device, threads
+from tests.threads import computing_with
 
 
 @pytest.mark.parametrize(
@@ -42,10 +43,6 @@ def test_threads_fit_the_container(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    try:
+    with computing_with(4):
         threads.fit_container()
         assert torch.get_num_threads() == expected
-    finally:
-        torch.set_num_threads(before)

@@ -10,14 +10,13 @@ import torch
 
 from services.engine import threads
 from services.engine.threads import LONG, SHORT, TURNS, Neighbours, Turns, release_team
+from tests.threads import computing_with
 
 
 @pytest.fixture
 def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+    with computing_with(2):
+        yield
 
 
 def num_threads() -> int:

@@ -38,16 +38,6 @@ from tests.test_services.test_turn_service import (
 ALONE: dict[str, object] = {"kind": "response", "create": False, "stored": True}
 
 
-@pytest.fixture
-def service(database: Database) -> TurnService:
-    return TurnService(database, writer=this_writer())
-
-
-@pytest.fixture
-def conversations(database: Database) -> ConversationService:
-    return ConversationService(database)
-
-
 async def at_once(database: Database, turn: Turn, *calls: Coroutine[Any, Any, object]) -> list[object]:
     """Each has begun, and waits for the turn's conversation, before one of them goes on."""
     async with database.write() as session:
@@ -59,49 +49,49 @@ async def at_once(database: Database, turn: Turn, *calls: Coroutine[Any, Any, ob
 
 
 class TestOneAnswer:
-    async def test_deleted_twice_takes_nothing_else_along(self, service: TurnService, database: Database) -> None:
-        first = await say(service, "1", "one", **ALONE)
-        second = await say(service, "2", "two", **ALONE, previous=first.id)
-        results = await at_once(database, first, *(service.delete(first.id, "me", "response") for _ in range(2)))
+    async def test_deleted_twice_takes_nothing_else_along(self, turns: TurnService, database: Database) -> None:
+        first = await say(turns, "1", "one", **ALONE)
+        second = await say(turns, "2", "two", **ALONE, previous=first.id)
+        results = await at_once(database, first, *(turns.delete(first.id, "me", "response") for _ in range(2)))
         assert {type(each) for each in results} == {type(None), NotFound}
-        assert (await service.answer(second.id, "me", "response")).status == "completed"
+        assert (await turns.answer(second.id, "me", "response")).status == "completed"
 
-    async def test_what_is_deleted_meanwhile_is_not_found(self, service: TurnService, database: Database) -> None:
-        turn = await say(service, "1", "one", **ALONE)
+    async def test_what_is_deleted_meanwhile_is_not_found(self, turns: TurnService, database: Database) -> None:
+        turn = await say(turns, "1", "one", **ALONE)
         changes: list[Coroutine[Any, Any, object]] = [
-            service.delete(turn.id, "me", "response"),
-            service.describe(turn.id, "me", "response", {"a": "b"}),
-            service.cancel(turn.id, "me", "response"),
+            turns.delete(turn.id, "me", "response"),
+            turns.describe(turn.id, "me", "response", {"a": "b"}),
+            turns.cancel(turn.id, "me", "response"),
         ]
         for each in await at_once(database, turn, *changes):
             assert isinstance(each, Answer | NotFound | None)
 
-    async def test_asked_again_twice_is_taken_back_once(self, service: TurnService, database: Database) -> None:
+    async def test_asked_again_twice_is_taken_back_once(self, turns: TurnService, database: Database) -> None:
         repeat = Repeat("k", "d")
-        first = await begin(service, "1", **ALONE, repeat=repeat)
+        first = await begin(turns, "1", **ALONE, repeat=repeat)
         await finish(first, Text("on"), status="incomplete")
-        second = await say(service, "2", "two", **ALONE, previous=first.id)
-        again = [service.open(opening("1", **ALONE, repeat=repeat)) for _ in range(2)]
+        second = await say(turns, "2", "two", **ALONE, previous=first.id)
+        again = [turns.open(opening("1", **ALONE, repeat=repeat)) for _ in range(2)]
         for each in await at_once(database, first, *again):
             assert not isinstance(each, BaseException)
-        assert (await service.answer(second.id, "me", "response")).status == "completed"
+        assert (await turns.answer(second.id, "me", "response")).status == "completed"
 
     async def test_one_that_becomes_whole_meanwhile_is_not_taken_back(
-        self, service: TurnService, database: Database, database_url: str
+        self, turns: TurnService, database: Database, database_url: str
     ) -> None:
         repeat = Repeat("k", "d")
         paused, slow = replica(database), Slow(database_url)
         turn = await begin(paused, repeat=repeat)
         turn.add(Text("Hi"))
         await make_older(database, turn, 100)
-        await service.keeper.settle()
+        await turns.keeper.settle()
         again = asyncio.create_task(replica(slow).open(opening("Hello", repeat=repeat)))
         await slow.reached.wait()
         await finish(turn, Text(" there"), END)
         slow.go.set()
         await again
         await slow.close()
-        assert await said(service, turn) == ("Hi there", "completed")
+        assert await said(turns, turn) == ("Hi there", "completed")
 
     async def test_an_end_that_is_told_twice_is_one_write(self, database_url: str) -> None:
         counted = Flaky(database_url)
@@ -119,40 +109,40 @@ class TestOneConversation:
     async def test_used_at_the_last_moment_is_not_forgotten(
         self, database: Database, conversations: ConversationService
     ) -> None:
-        service = TurnService(database, writer=this_writer(), ttl_s=60)
-        turn = await say(service, "1", "one")
+        turns = TurnService(database, writer=this_writer(), ttl_s=60)
+        turn = await say(turns, "1", "one")
         async with database.write() as session:
             await session.execute(text("UPDATE conversations SET updated_at = updated_at - 61"))
-        await at_once(database, turn, service.keeper.forget())
+        await at_once(database, turn, turns.keeper.forget())
         assert len((await conversations.page("me", limit=5)).data) == 1
 
-    async def test_items_that_come_twice_are_there_once(self, service: TurnService, database: Database) -> None:
-        turn = await say(service, "1", "one")
+    async def test_items_that_come_twice_are_there_once(self, turns: TurnService, database: Database) -> None:
+        turn = await say(turns, "1", "one")
         assert turn.conversation_id is not None
         new = [{"id": "msg_new", **given("2")[0]}]
         added = (ItemService(database).add(turn.conversation_id, "me", new, Repeat("k", "d")) for _ in range(2))
         one, other = await at_once(database, turn, *added)
         assert one == other
-        assert await history(service, turn) == ["1", "one", "2"]
+        assert await history(turns, turn) == ["1", "one", "2"]
 
 
 class TestLastWord:
     """Of a writer whose turn was given up or cancelled elsewhere."""
 
-    async def test_comes_too_late_when_others_have_gone_on(self, service: TurnService, database: Database) -> None:
-        turn = await begin(service, "1")
+    async def test_comes_too_late_when_others_have_gone_on(self, turns: TurnService, database: Database) -> None:
+        turn = await begin(turns, "1")
         await replica(database).cancel(turn.id, "me", "message")
-        await say(service, "2", "two", turn.conversation_id)
+        await say(turns, "2", "two", turn.conversation_id)
         await finish(turn, Text("one"), END)
-        assert await history(service, turn) == ["1", "2", "two"]
-        assert await said(service, turn) == ("", "cancelled")
+        assert await history(turns, turn) == ["1", "2", "two"]
+        assert await said(turns, turn) == ("", "cancelled")
 
     async def test_comes_too_late_while_others_go_on(
-        self, service: TurnService, conversations: ConversationService, database: Database
+        self, turns: TurnService, conversations: ConversationService, database: Database
     ) -> None:
-        turn = await begin(service, "1")
+        turn = await begin(turns, "1")
         await replica(database).cancel(turn.id, "me", "message")
-        then = await begin(service, conversation=turn.conversation_id)
+        then = await begin(turns, conversation=turn.conversation_id)
         await finish(turn, Text("one"), END)
         await finish(then, Text("two"), END)
         stored = await conversations.messages("me", turn.conversation_id, limit=10)
@@ -160,12 +150,12 @@ class TestLastWord:
 
     @pytest.mark.parametrize("index", [0, 1], ids=["question", "answer"])
     async def test_brings_nothing_back_that_was_deleted(
-        self, service: TurnService, database: Database, index: int
+        self, turns: TurnService, database: Database, index: int
     ) -> None:
-        turn = await begin(service, "1")
+        turn = await begin(turns, "1")
         assert turn.conversation_id is not None
         turn.add(Text("on"))
-        await service.keeper.checkpoint()
+        await turns.keeper.checkpoint()
         await replica(database).cancel(turn.id, "me", "message")
         kept = ItemService(database)
         there = (await kept.page(turn.conversation_id, "me", Part(limit=5, order="asc"))).data
@@ -174,5 +164,5 @@ class TestLastWord:
         rest = (await kept.page(turn.conversation_id, "me", Part(limit=5, order="asc"))).data
         assert rest == [each for each in there if each is not there[index]]
         assert items.text(there[1:]) == "on"
-        await service.keeper.checkpoint()  # and nothing is left to be tried again
+        await turns.keeper.checkpoint()  # and nothing is left to be tried again
         assert turn.completed_at is not None

@@ -5,13 +5,8 @@ import pytest
 from database.session import Database
 from services.conversation_service import ConversationService
 from services.errors import InvalidRequest, NotFound
-from services.turn_service import TurnService, this_writer
+from services.turn_service import TurnService
 from tests.test_services.test_turn_service import contents, opening, say
-
-
-@pytest.fixture
-def turns(database: Database) -> TurnService:
-    return TurnService(database, writer=this_writer())
 
 
 @pytest.fixture

@@ -34,11 +34,6 @@ def service(database: Database) -> TurnService:
     return TurnService(database, writer=this_writer())
 
 
-@pytest.fixture
-def conversations(database: Database) -> ConversationService:
-    return ConversationService(database)
-
-
 def replica(database: Database) -> TurnService:
     return TurnService(database, writer="another-host:1")
 
