@@ -9,6 +9,7 @@ sse-starlette ends all streams on SIGTERM by itself; here running answers may go
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -34,6 +35,10 @@ T = TypeVar("T")
 # begin, because OkHttp gives up on a server that is silent for 10; a refusal is an event then.
 FIRST_WAIT = 2.0
 
+# Line ends to Python's `str.splitlines`, and so to `ollama`, httpx and requests; JSON itself escapes all others.
+LINE_ENDS = {end.encode(): rf"\u{ord(end):04x}".encode() for end in "\x85\u2028\u2029"}
+LINE_END = re.compile(b"|".join(LINE_ENDS))
+
 OVER = "0" * 32 + ":end"  # the last event of no message: a browser that reconnects with it is answered by 204
 
 
@@ -46,6 +51,7 @@ class Framing(Generic[T]):
     end: bytes = b""
     silence: bytes = b": keep-alive\n\n"
     media_type: str = "text/event-stream"
+    is_json: bool = True  # what is not ASCII stands in JSON strings only, so that it may be escaped
 
 
 class Sse:
@@ -143,13 +149,21 @@ class Stream(EventSourceResponse):
 
 
 async def _body(source: Primed[T], framing: Framing[T]) -> AsyncIterator[bytes]:
+    on_one_line = escape_line_ends if framing.is_json else bytes
     try:
         async for item in source:
-            yield framing.item(item)
+            yield on_one_line(framing.item(item))
     except Exception as error:  # the 200 is out: whatever happens now can only be told as an event
-        yield framing.error(problem(error))
+        yield on_one_line(framing.error(problem(error)))
     if framing.end:
         yield framing.end
+
+
+def escape_line_ends(data: bytes) -> bytes:
+    """JSON in UTF-8 with U+2028, U+2029 and U+0085 escaped, at which many readers of lines would break it."""
+    if data.isascii():  # most chunks are: nothing is searched for in them
+        return data
+    return LINE_END.sub(lambda found: LINE_ENDS[found[0]], data)
 
 
 def _openai_chunk(chunk: BaseModel) -> bytes:
@@ -185,4 +199,5 @@ def _browser_error(found: Problem) -> bytes:
 OPENAI = Framing(_openai_chunk, _openai_error, end=b"data: [DONE]\n\n")
 RESPONSES = Framing(_stream_event, _response_error)
 MESSAGES = Framing(_openai_chunk, _named_error)
-BROWSER = Framing(_browser_event, _browser_error)
+# text as it is: `EventSource` ends lines at carriage returns and line feeds only, and would show an escape to people
+BROWSER = Framing(_browser_event, _browser_error, is_json=False)
