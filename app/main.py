@@ -17,6 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import models
 from app.common import errors, log, openapi
 from app.common.auth import Gate, Keys
+from app.common.compression import Decompress
 from app.common.dependencies import Facts, Services
 from app.common.drain import Drain
 from app.common.ignored import UnknownKeys
@@ -219,6 +220,7 @@ def _middleware(settings: Settings, services: Services, routes: Routes) -> list[
         Middleware(Gate, keys=services.keys, origins=cors),
         Middleware(DrainGate, drain=services.drain),
         Middleware(BodyLimit, max_bytes=settings.server.max_body_bytes),
+        Middleware(Decompress, max_bytes=settings.server.max_body_bytes),
         Middleware(Head, routes=routes),
     ]
 

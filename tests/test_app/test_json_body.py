@@ -81,13 +81,6 @@ async def test_much_that_is_not_deep_is_read(site: Site) -> None:
     assert answer.status_code == 200, answer.text
 
 
-@pytest.mark.parametrize("path", [CHAT, "/chat/new/message/"])
-async def test_what_is_compressed_is_told_so(site: Site, path: str) -> None:
-    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
-    answer = await site.client.post(path, content=b"\x1f\x8b", headers=headers)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "content-encoding")
-
-
 async def test_what_is_called_identical_is_read(site: Site) -> None:
     answer = await site.client.post(CHAT, json={"messages": HI}, headers={"Content-Encoding": "Identity"})
     assert answer.status_code == 200, answer.text

@@ -96,9 +96,11 @@ async def test_official_clients_read_all_of_it(server: Site) -> None:
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="any") as openai:
         chunks = await openai.chat.completions.create(model="default", messages=HI, stream=True)  # type: ignore[call-overload]
         assert await _joined(chunk.choices[0].delta.content async for chunk in chunks) == TEXT
-    async with AsyncAnthropic(base_url=url, api_key="any") as anthropic:
-        async with anthropic.messages.stream(model="default", max_tokens=9, messages=HI) as said:  # type: ignore[arg-type]
-            assert await said.get_final_text() == TEXT
+    async with (
+        AsyncAnthropic(base_url=url, api_key="any") as anthropic,
+        anthropic.messages.stream(model="default", max_tokens=9, messages=HI) as said,  # type: ignore[arg-type]
+    ):
+        assert await said.get_final_text() == TEXT
 
 
 async def test_a_browser_is_told_the_text_as_it_is(server: Site) -> None:
