@@ -126,7 +126,7 @@ def _check(tokens: list[int], name: str, max_length: int, vocabulary: int) -> No
     if not tokens:
         raise InvalidRequest(f"{name} has no tokens", param=name)
     if len(tokens) > max_length:
-        raise PromptTooLong(f"{name} has {len(tokens)} tokens, the model takes {max_length}", param=name)
+        raise PromptTooLong(len(tokens), max_length, param=name)
     if max(tokens) >= vocabulary:
         raise InvalidRequest(f"{name} holds a token id outside the model's vocabulary of {vocabulary}", param=name)
 

@@ -50,8 +50,9 @@ class ImageService:
         read: list[Image] = []
         for ref in refs:
             await self._read(ref, reader, read)
-            if sum(image.num_tokens for image in read) >= engine.max_length:  # before the next one takes memory
-                raise PromptTooLong(f"The images alone fill the model's {engine.max_length} tokens", param=ref.param)
+            tokens = sum(image.num_tokens for image in read)
+            if tokens >= engine.max_length:  # before the next one takes memory
+                raise PromptTooLong(tokens, engine.max_length, param=ref.param)
         return Illustration(read, reader)
 
     async def _read(self, ref: ImageRef, reader: ImageReader, own: list[Image]) -> None:

@@ -140,12 +140,15 @@ class ResponseService:
         length = await self._chat.max_length(asked.request.model)
         room = min(asked.request.max_output_tokens or length // 4, length // 2)
 
+        sizes: list[int] = []
+
         async def fits(messages: Chat) -> bool:
             chat = responses.as_chat(asked.request, messages)
-            return len(await self._chat.prompt_of(chat, asked.owner)) + room <= length
+            sizes.append(len(await self._chat.prompt_of(chat, asked.owner)))
+            return sizes[-1] + room <= length
 
         if (kept := await shortened(asked.messages, fits)) is None:
-            raise PromptTooLong(f"The newest message alone is more than the model's {length} tokens", param="input")
+            raise PromptTooLong(min(sizes), length, param="messages")
         asked.encoder.response.dropped_messages = len(asked.messages) - len(kept)
         asked.facts["dropped_messages"] = asked.encoder.response.dropped_messages
         asked.messages = kept

@@ -145,7 +145,7 @@ class FakeEngine:
         if self.stopped:
             raise Unavailable("The model is being unloaded")
         if len(job.prompt) >= self.max_length:
-            raise PromptTooLong(f"{len(job.prompt)} tokens, at most {self.max_length}", param="messages")
+            raise PromptTooLong(len(job.prompt), self.max_length, param=job.param)
         self.jobs.append(job)
         return self.open()
 

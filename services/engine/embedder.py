@@ -379,7 +379,7 @@ class LocalEmbedder:
         if not min(map(len, inputs)):
             raise InvalidRequest("an input without tokens cannot be embedded")
         if (longest := max(map(len, inputs))) > self.max_length:
-            raise PromptTooLong(f"an input has {longest} tokens, the model takes {self.max_length}")
+            raise PromptTooLong(longest, self.max_length, param="input")
 
     def _work(self) -> None:
         pending: list[Call] = []

@@ -146,7 +146,7 @@ class LocalEngine:
             raise InvalidRequest("This model takes text only", param=job.param)
         room = self.max_length - len(job.prompt)
         if room < 1:
-            raise PromptTooLong(_too_long(job, self.max_length), param=job.param)
+            raise PromptTooLong(len(job.prompt), self.max_length, param=job.param)
         self._check_ids(job.param, (min(job.prompt), max(job.prompt)))
         self._check_ids("logit_bias", job.sampling.logit_bias)
         self._check_ids("stop_token_ids", job.sampling.stop_token_ids)
@@ -187,7 +187,3 @@ class LocalEngine:
     async def settle(self) -> None:
         """Returns once nothing runs and nothing waits, and all that was held has been given back."""
         await self._worker.settle()
-
-
-def _too_long(job: Job, limit: int) -> str:
-    return f"The prompt has {len(job.prompt)} tokens, and this model's context is {limit} tokens, answer included"

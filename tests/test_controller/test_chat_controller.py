@@ -328,7 +328,10 @@ class TestRefusedBeforeTheStreamOpens:
         refused = await ask(site, stream=stream)
         assert refused.status_code == 400
         assert error(refused)["code"] == "context_length_exceeded"
-        assert re.search(r"\b21\b.*\b10\b", error(refused)["message"])
+        assert re.search(
+            r"maximum context length is 10 tokens\..*\b21 tokens\. .*reduce the length of the messages",
+            error(refused)["message"],
+        )
 
     @BOTH
     async def test_queue_full(self, site: Site, engine: FakeEngine, stream: bool) -> None:
@@ -347,7 +350,7 @@ class TestRefusedBeforeTheStreamOpens:
     @BOTH
     async def test_refused_request_stores_nothing(self, site: Site, engine: FakeEngine, stream: bool) -> None:
         id_ = await conversation(site)
-        for refusal in (Overloaded("full"), PromptTooLong("too long")):
+        for refusal in (Overloaded("full"), PromptTooLong(9, 8)):
             engine.refusal = refusal
             assert (await ask(site, stream=stream, conversation=id_)).status_code in (400, 429)
         assert len(await stored(site, id_)) == 2

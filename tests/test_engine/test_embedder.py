@@ -331,7 +331,7 @@ async def test_a_full_queue_refuses_at_once_but_one_call_may_be_of_any_size():
 
 async def test_inputs_the_model_cannot_take_are_refused():
     async with running(Echo(), max_length=3) as embedder:
-        with pytest.raises(PromptTooLong, match="4 tokens, the model takes 3"):
+        with pytest.raises(PromptTooLong, match=r"3 tokens.* 4 tokens"):
             await embedder.embed([[1], [1] * 4])
         with pytest.raises(InvalidRequest):
             await embedder.embed([[1], []])

@@ -169,7 +169,7 @@ async def test_a_step_serves_all_who_run() -> None:
 
 
 async def test_a_prompt_that_is_too_long_is_refused_with_both_counts(engine: LocalEngine) -> None:
-    with pytest.raises(PromptTooLong, match=r"70 tokens.* 64 tokens") as refusal:
+    with pytest.raises(PromptTooLong, match=r"64 tokens.* 70 tokens") as refusal:
         await engine.submit(job("a" * 70))
 
     assert refusal.value.param == "messages"

@@ -203,7 +203,7 @@ class TestRefusals:
         assert engine.starts == 0
 
     @BOTH
-    @pytest.mark.parametrize("error", [Overloaded("full"), PromptTooLong("too long"), EngineFailed("broken")], ids=type)
+    @pytest.mark.parametrize("error", [Overloaded("full"), PromptTooLong(9, 8), EngineFailed("broken")], ids=type)
     async def test_nothing_is_stored_for_it(
         self, chat: ChatService, engine: FakeEngine, memory: Memory, answer, error: ServiceError
     ) -> None:

@@ -153,7 +153,9 @@ async def test_more_dimensions_than_the_model_has_are_refused(service):
 async def test_an_input_too_long_is_named_with_both_counts(service, input, name):
     error = await refusal(service, input=input)
     assert isinstance(error, PromptTooLong)
-    assert (error.param, error.message) == (name, f"{name} has 9 tokens, the model takes 8")
+    assert (error.param, error.tokens, error.limit) == (name, 9, 8)
+    assert "maximum context length is 8 tokens" in error.message
+    assert "your input resulted in 9 tokens" in error.message
 
 
 async def test_truncation_to_the_models_length_keeps_the_end_marker(service, engine):
@@ -285,7 +287,7 @@ async def test_the_real_tokenizer_counts_refuses_and_truncates():
         answer = await create(service, input=["", "hello world"])
         assert answer["usage"]["prompt_tokens"] == 2 + 4
         error = await refusal(service, input="word " * 300)
-        assert error.message == "input has 302 tokens, the model takes 256"
+        assert (error.tokens, error.limit) == (302, 256)
         truncated = await create(service, input=["word " * 300, "word " * 254], truncate_prompt_tokens=-1)
         assert truncated["usage"]["prompt_tokens"] == 512
         first, second = (item["embedding"] for item in truncated["data"])
