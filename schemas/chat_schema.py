@@ -110,8 +110,8 @@ class ChatMessage(Closed):
     def _says_something(self) -> "ChatMessage":
         if self.content is None and self.refusal is None and not self.tool_calls:
             raise fault("content is required", "content")
-        if self.role != "user" and _has_image(self.content):
-            raise fault("images are the user's", "content")
+        if self.role not in ("user", "tool") and _has_image(self.content):
+            raise fault("images are the user's or a tool's", "content")
         if self.tool_calls and self.role != "assistant":
             raise fault("tool_calls are the assistant's", "tool_calls")
         if (self.role == "tool") != (self.tool_call_id is not None):

@@ -145,3 +145,42 @@ async def test_a_prompt_with_images_is_not_truncated(site: Site) -> None:
     answer = await ask(site, HELLO, RED, truncate_prompt_tokens=5)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "truncate_prompt_tokens")
     assert (await ask(site, HELLO, RED, truncate_prompt_tokens=500)).status_code == 200
+
+
+CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+
+
+async def ask_about_results(site: Site, *after: dict[str, Any]) -> Any:
+    """Two results of tools, the second of which is an image."""
+    calls = [CALL, {**CALL, "id": "call_2"}]
+    messages = [
+        {"role": "user", "content": "Look"},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "seen: "}, RED]},
+        {"role": "tool", "tool_call_id": "call_2", "content": "dark"},
+        *after,
+    ]
+    return await site.client.post("/v1/chat/completions", json={"model": MODEL, "messages": messages})
+
+
+async def test_an_image_that_a_tool_returns_is_seen(site: Site, engine: FakeEngine) -> None:
+    answer = await ask_about_results(site)
+    assert answer.status_code == 200, answer.text
+    assert len(engine.jobs[0].images) == 1
+    assert engine.prompts[0].endswith("<user>[XXXXXX]\n\n<assistant>\n")
+    assert "seen: " in engine.prompts[0]
+
+
+async def test_an_image_that_a_tool_returns_comes_before_what_the_user_says_next(
+    site: Site, engine: FakeEngine
+) -> None:
+    assert (await ask_about_results(site, {"role": "user", "content": "And now?"})).status_code == 200
+    assert engine.prompts[0].endswith("<user>[XXXXXX]\nAnd now?\n<assistant>\n")
+
+
+async def test_a_text_only_model_says_so_of_a_tools_image(site: Site, engine: FakeEngine) -> None:
+    engine.images = None
+    answer = await ask_about_results(site)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "messages.2.content.1.image_url.url")
+    assert "this model takes text only" in error["message"]

@@ -6,7 +6,7 @@ from typing import Literal
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat.dialects import Dialect
 from services.chat.parsing.splitter import Format
-from services.chat.request import prompt, tools
+from services.chat.request import prompt, tool_images, tools
 from services.chat.request.call_grammar import call_grammar, marker
 from services.chat.request.contents import Illustration
 from services.chat.request.thinking import thought
@@ -43,7 +43,7 @@ def asked(
     thinks = thought(request, dialect)
     shown = {"tools": tools.declared(offer.tools)} if offer and dialect.shows_tools else {}
     template = prompt.template(request, **shown, **thinks.arguments)
-    told = tools.told(messages, offer, dialect)
+    told = tools.told(tool_images.shown_by_user(messages), offer, dialect)
     job = prompt.job(id, told, params, model.tokenizer, template, illustration)
     state = _thinking(job, model)
     format = _format(dialect, offer, params, begun=state == "begun")
