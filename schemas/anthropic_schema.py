@@ -13,10 +13,6 @@ from schemas.request_schema import Request, fault
 
 
 class Block(Request):
-    """What it does not know it refuses, so that nothing is passed over."""
-
-    model_config = ConfigDict(extra="forbid")
-
     cache_control: dict[str, Any] | None = None
 
 
@@ -95,8 +91,6 @@ BLOCKS: dict[str, tuple[type[Block], ...]] = {
 
 
 class Message(Request):
-    model_config = ConfigDict(extra="forbid")
-
     role: Literal["user", "assistant", "system"]
     content: Annotated[list[Said], BeforeValidator(_blocks, json_schema_input_type=str | list[Said])]
 
@@ -124,8 +118,6 @@ class Tool(Block):
 
 
 class ToolChoice(Request):
-    model_config = ConfigDict(extra="forbid")
-
     type: Literal["auto", "any", "tool", "none"]
     name: FunctionName | None = Field(None, description="of the one tool, with type 'tool'")
     disable_parallel_tool_use: bool = False
@@ -133,8 +125,6 @@ class ToolChoice(Request):
 
 class Thinking(Request):
     """Without it, or disabled, a model whose template can be told to is told not to think."""
-
-    model_config = ConfigDict(extra="forbid")
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = Field(None, ge=1)
@@ -146,30 +136,22 @@ class Thinking(Request):
 
 
 class OutputFormat(Request):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     type: Literal["json_schema"]
     schema_: dict[str, Any] = Field(alias="schema")
 
 
 class OutputConfig(Request):
-    model_config = ConfigDict(extra="forbid")
-
     format: OutputFormat | None = None
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
 
 class Asker(Request):
-    model_config = ConfigDict(extra="forbid")
-
     user_id: str | None = None
 
 
 class CountRequest(Request):
-    """Keys that are not named here are kept in `model_extra`, so that they can be named and not just dropped."""
-
-    model_config = ConfigDict(extra="allow")
-
     model: str | None = None
     messages: list[Message] = Field(min_length=1)
     system: Texts = Field([])

@@ -1,49 +1,44 @@
 """OpenAI's chat completion request, as it goes over the wire."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, TypeAdapter, model_validator
 
-from schemas.generation_schema import Generation
-from schemas.request_schema import Request, fault
-
-
-class Closed(Request):
-    """What it does not know it refuses."""
-
-    model_config = ConfigDict(extra="forbid")
+from schemas.generation_schema import TIERS, Generation, ServiceTier
+from schemas.ignored_keys import Kept, kept
+from schemas.request_schema import Hints, Request, fault
 
 
-class CacheBreakpoint(Closed):
+class CacheBreakpoint(Request):
     """A hint that is not needed: equal beginnings are found."""
 
     mode: Literal["explicit"]
     ttl: Literal["30m", "12h"] | None = None
 
 
-class TextPart(Closed):
+class TextPart(Request):
     type: Literal["text"]
     text: str
     prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, exclude=True)
 
 
-class RefusalPart(Closed):
+class RefusalPart(Request):
     type: Literal["refusal"]
     refusal: str
 
 
-class ImageUrl(Closed):
+class ImageUrl(Request):
     url: str
     detail: Literal["auto", "low", "high", "original"] = "auto"
 
 
-class ImagePart(Closed):
+class ImagePart(Request):
     type: Literal["image_url"]
     image_url: ImageUrl
     prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, exclude=True)
 
 
-PARTS: dict[str, type[Closed]] = {
+PARTS: dict[str, type[Request]] = {
     "text": TextPart,
     "refusal": RefusalPart,
     "image_url": ImagePart,
@@ -51,31 +46,31 @@ PARTS: dict[str, type[Closed]] = {
 UNSUPPORTED_PARTS = ("input_audio", "file")
 
 
-def _part(part: object) -> dict[str, Any]:
+def _part(part: object) -> Kept:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind in UNSUPPORTED_PARTS:
         raise ValueError(f"'{kind}' is not supported by this server")
     if not isinstance(kind, str) or kind not in PARTS:
         raise ValueError(f"its type must be one of {', '.join(PARTS)}")
-    return PARTS[kind].model_validate(part).model_dump(exclude_unset=True)
+    return kept(PARTS[kind].model_validate(part), extra=False, exclude_unset=True)
 
 
-Part = Annotated[dict[str, Any], BeforeValidator(_part)]
-CONTENT: TypeAdapter[list[dict[str, Any]]] = TypeAdapter(Annotated[list[Part], Field(min_length=1)])
+Part = Annotated[Kept, PlainValidator(_part, json_schema_input_type=dict[str, Any])]
+CONTENT: TypeAdapter[list[Kept]] = TypeAdapter(Annotated[list[Part], Field(min_length=1)])
 
 
-def _content(value: object) -> object:
+def _content(value: object) -> str | list[Kept]:
     """Decides on the shape first: one short error, not one for each alternative."""
     if not isinstance(value, str | list):
         raise ValueError("must be a string or a list of parts")
     return value if isinstance(value, str) else CONTENT.validate_python(value)
 
 
-def _has_image(content: str | list[dict[str, Any]] | None) -> bool:
+def _has_image(content: str | list[Kept] | None) -> bool:
     return isinstance(content, list) and any(part["type"] == "image_url" for part in content)
 
 
-Content = Annotated[str | list[dict[str, Any]], BeforeValidator(_content)]
+Content = Annotated[str | list[Kept], PlainValidator(_content, json_schema_input_type=str | list[dict[str, Any]])]
 
 
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -94,7 +89,7 @@ class MessageToolCall(Request):
     function: CalledFunction
 
 
-class ChatMessage(Closed):
+class ChatMessage(Request):
     """A message without a role is the user's."""
 
     role: Literal["developer", "system", "user", "assistant", "tool"] = "user"
@@ -119,33 +114,33 @@ class ChatMessage(Closed):
         return self
 
 
-class Function(Closed):
+class Function(Request):
     name: FunctionName
     description: Description | None = None
     parameters: dict[str, Any] = Field({}, description="a JSON schema; none: no arguments")
     strict: bool = False
 
 
-class Tool(Closed):
+class Tool(Request):
     type: Literal["function"]
     function: Function
 
 
-class ChosenFunction(Closed):
+class ChosenFunction(Request):
     name: FunctionName
 
 
-class ChosenTool(Closed):
+class ChosenTool(Request):
     type: Literal["function"]
     function: ChosenFunction
 
 
-class ToolSet(Closed):
+class ToolSet(Request):
     mode: Literal["auto", "required"]
     tools: list[ChosenTool] = Field(min_length=1, max_length=128)
 
 
-class AllowedTools(Closed):
+class AllowedTools(Request):
     type: Literal["allowed_tools"]
     allowed_tools: ToolSet
 
@@ -181,12 +176,21 @@ ConversationId = Annotated[str, BeforeValidator(_conversation_id)]
 
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-ServiceTier = Literal["auto", "default", "flex", "priority", "fast"]
 ServedTier = Literal["default", "flex", "priority"]
 
 
 class ChatCompletionRequest(Generation):
     """What of the contract is served; `UNSUPPORTED` in `services/chat/request/prompt.py` names the rest."""
+
+    HINTS: ClassVar[Hints] = {
+        "moderation": (),
+        "prediction": (),
+        "prompt_cache_options": ({}, {"mode": "implicit"}),
+        "prompt_cache_retention": ("in_memory",),
+        "service_tier": TIERS,
+        "verbosity": ("medium",),
+        "web_search_options": (),
+    }
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
@@ -197,7 +201,9 @@ class ChatCompletionRequest(Generation):
     add_generation_prompt: bool | None = Field(None, description="true, unless the final message is continued")
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] = Field({}, max_length=64)
-    service_tier: ServiceTier | None = Field(None, description="flex: after the others; priority and fast: before them")
+    service_tier: ServiceTier | None = Field(
+        None, description="flex: after the others; priority, fast and ultrafast: before them"
+    )
     prompt_cache_key: str | None = Field(None, description="a hint that is not needed: equal beginnings are found")
     safety_identifier: str | None = Field(None, max_length=128, description="kept nowhere and reported to nobody")
     tools: list[Tool] = Field([], max_length=128)

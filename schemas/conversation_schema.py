@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from schemas.answer_schema import Omitted
 from schemas.generation_schema import Metadata
@@ -34,23 +34,17 @@ Title = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]
 
 
 class NewConversation(Request):
-    model_config = ConfigDict(extra="allow")
-
     items: NewItems = Field([])
     metadata: Metadata = Field({}, max_length=16)
     title: Title | None = None
 
 
 class ConversationUpdate(Request):
-    model_config = ConfigDict(extra="allow")
-
     metadata: Metadata | None = Field(None, max_length=16)
     title: Title | None = None
 
 
 class AddedItems(Request):
-    model_config = ConfigDict(extra="allow")
-
     items: NewItems = Field(min_length=1)
 
 

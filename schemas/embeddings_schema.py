@@ -2,19 +2,14 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, Field, StrictInt
 
 from schemas.input_schema import Input, Truncation, inputs_of, is_list
 from schemas.request_schema import Request
 
 
 class EmbeddingRequest(Request):
-    """OpenAI's, and vLLM's `truncate_prompt_tokens`: longer inputs are cut to so many tokens instead of refused.
-
-    Keys outside the contract are kept in `model_extra`, so that they can be named and not just dropped.
-    """
-
-    model_config = ConfigDict(extra="allow")
+    """OpenAI's, and vLLM's `truncate_prompt_tokens`: longer inputs are cut to so many tokens instead of refused."""
 
     input: Input = Field([""])
     model: str | None = None

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from schemas.input_schema import Truncation
 from schemas.request_schema import Request
@@ -49,12 +49,11 @@ MetadataValue = Annotated[str | int | float, BeforeValidator(_metadata_value)]
 Metadata = dict[MetadataKey, MetadataValue]
 TokenId = Annotated[int, Field(ge=0)]
 
+TIERS = ("auto", "default", "flex", "priority", "fast", "ultrafast")  # any other is a hint, and left aside
+ServiceTier = Annotated[str, StringConstraints(max_length=64)]
+
 
 class Generation(Request):
-    """Keys outside the contract are kept in `model_extra`, so that they can be named and not just dropped."""
-
-    model_config = ConfigDict(extra="allow")
-
     model: str | None = None
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)

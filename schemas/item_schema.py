@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import Field, PlainValidator, TypeAdapter
 
 from schemas.chat_schema import FunctionName
+from schemas.ignored_keys import Kept, kept
 from schemas.request_schema import Request
 
 Status = Literal["in_progress", "completed", "incomplete"]
@@ -23,13 +24,7 @@ Includable = Literal[
 ]
 
 
-class Open(Request):
-    """Keys that are not named here are kept: an item comes back as it was given."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class Text(Open):
+class Text(Request):
     type: str
     text: str
 
@@ -39,25 +34,25 @@ class OutputText(Text):
     logprobs: list[dict[str, Any]] = Field([])
 
 
-class Refusal(Open):
+class Refusal(Request):
     type: str
     refusal: str
 
 
-class InputImage(Open):
+class InputImage(Request):
     type: str
     image_url: str | None = None
     file_id: str | None = None
     detail: Literal["auto", "low", "high", "original"] = "auto"
 
 
-class Other(Open):
+class Other(Request):
     """Kept as it is; only a prompt cannot have it."""
 
     type: str = Field(min_length=1, max_length=64)
 
 
-PARTS: dict[object, type[Open]] = {
+PARTS: dict[object, type[Request]] = {
     "input_text": Text,
     "text": Text,
     "output_text": OutputText,
@@ -68,25 +63,27 @@ PARTS: dict[object, type[Open]] = {
 }
 
 
-def _part(value: object) -> object:
+def _part(value: object) -> Kept:
     return known(value, PARTS)
 
 
-def known(value: object, models: Mapping[object, type[Request]]) -> dict[str, Any]:
-    """Decides on the type first: errors of that one alone. One that is not served is kept, to be refused by name."""
+def known(value: object, models: Mapping[object, type[Request]]) -> Kept:
+    """Decides on the type first: errors of that one alone. One that is not served is kept as it is, like keys that are
+    not known: what is stored comes back as it was given."""
     if not isinstance(value, dict):
         raise ValueError("must be an object")
     kind = value.get("type")
     model = models.get(kind, Other) if isinstance(kind, str) else Other
-    return model.model_validate(value).model_dump(exclude_none=True)
+    return kept(model.model_validate(value), exclude_none=True)
 
 
-Part = Annotated[dict[str, Any], BeforeValidator(_part)]
+Part = Annotated[Kept, PlainValidator(_part, json_schema_input_type=dict[str, Any])]
+PART_LIST: TypeAdapter[list[Kept]] = TypeAdapter(list[Part])
 CallId = Annotated[str, Field(min_length=1, max_length=128)]
 ItemId = Annotated[str, Field(pattern=r"^[^\x00]{1,128}$")]
 
 
-class Message(Open):
+class Message(Request):
     type: Literal["message"]
     id: ItemId | None = None
     role: Literal["user", "assistant", "system", "developer"]
@@ -94,7 +91,7 @@ class Message(Open):
     status: Status | None = None
 
 
-class FunctionCall(Open):
+class FunctionCall(Request):
     type: Literal["function_call"]
     id: ItemId | None = None
     call_id: CallId
@@ -103,21 +100,21 @@ class FunctionCall(Open):
     status: Status | None = None
 
 
-def _output(value: object) -> object:
+def _output(value: object) -> str | list[Kept]:
     if not isinstance(value, str | list):
         raise ValueError("must be a string or a list of parts")
-    return value if isinstance(value, str) else [_part(each) for each in value]
+    return value if isinstance(value, str) else PART_LIST.validate_python(value)
 
 
-class FunctionCallOutput(Open):
+class FunctionCallOutput(Request):
     type: Literal["function_call_output"]
     id: ItemId | None = None
     call_id: CallId
-    output: Annotated[str | list[dict[str, Any]], BeforeValidator(_output)]
+    output: Annotated[str | list[Kept], PlainValidator(_output, json_schema_input_type=str | list[dict[str, Any]])]
     status: Status | None = None
 
 
-class Reasoning(Open):
+class Reasoning(Request):
     type: Literal["reasoning"]
     id: ItemId | None = None
     summary: list[Part] = Field([])
@@ -126,12 +123,12 @@ class Reasoning(Open):
     status: Status | None = None
 
 
-class Reference(Open):
+class Reference(Request):
     type: Literal["item_reference"]
     id: ItemId
 
 
-ITEMS: dict[object, type[Open]] = {
+ITEMS: dict[object, type[Request]] = {
     "message": Message,
     "function_call": FunctionCall,
     "function_call_output": FunctionCallOutput,
@@ -140,7 +137,7 @@ ITEMS: dict[object, type[Open]] = {
 }
 
 
-def _item(value: object) -> object:
+def _item(value: object) -> Kept:
     """In one form, however it was written: with its type, and a message's content as a list of parts."""
     if not isinstance(value, dict):
         raise ValueError("must be an object")
@@ -152,4 +149,4 @@ def _item(value: object) -> object:
     return known(value, ITEMS)
 
 
-Item = Annotated[dict[str, Any], BeforeValidator(_item)]
+Item = Annotated[Kept, PlainValidator(_item, json_schema_input_type=dict[str, Any])]

@@ -14,8 +14,6 @@ Prompt = Annotated[str, StringConstraints(min_length=1)]
 class Question(Request):
     """What a browser's `EventSource` can ask, all of it in the query."""
 
-    model_config = ConfigDict(extra="allow")  # to name it
-
     prompt: Prompt
     conversation_id: str | None = Field(None, max_length=64)
     max_tokens: int | None = Field(None, ge=1)

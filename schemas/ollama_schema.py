@@ -2,17 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from schemas.generation_schema import StopSequences, listed
 from schemas.request_schema import Request
 
 
 class Asked(Request):
-    """Keys that are not named here are kept in `model_extra`, so that they can be named and not just dropped."""
-
-    model_config = ConfigDict(extra="allow")
-
     model: str | None = None
 
 
@@ -57,8 +53,6 @@ class Generation(Asked):
 
 
 class CalledFunction(Request):
-    model_config = ConfigDict(extra="forbid")
-
     name: str
     arguments: dict[str, Any] = Field({})
     index: int | None = None
@@ -66,16 +60,12 @@ class CalledFunction(Request):
 
 
 class CallOfTool(Request):
-    model_config = ConfigDict(extra="forbid")
-
     id: str | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
 
 
 class Message(Request):
-    model_config = ConfigDict(extra="forbid")
-
     role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
     thinking: str | None = None
@@ -86,16 +76,12 @@ class Message(Request):
 
 
 class Function(Request):
-    model_config = ConfigDict(extra="forbid")
-
     name: str
     description: str | None = None
     parameters: dict[str, Any] = Field({})
 
 
 class Tool(Request):
-    model_config = ConfigDict(extra="forbid")
-
     type: Literal["function"] = "function"
     function: Function
 

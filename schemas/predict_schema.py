@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, Field, StringConstraints, model_validator
 
 from schemas.generation_schema import StopSequences
 from schemas.request_schema import Request, fault
@@ -11,9 +11,7 @@ Prompt = Annotated[str, StringConstraints(min_length=1)]
 
 
 class Prediction(Request):
-    """`input`, or as some call it `prompt`. Keys outside of this are kept in `model_extra`, so that they are named."""
-
-    model_config = ConfigDict(extra="allow")
+    """`input`, or as some call it `prompt`."""
 
     input: Prompt | None = Field(None, description="What the user says; `prompt` is another name for it")
     prompt: Prompt | None = None

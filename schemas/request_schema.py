@@ -1,15 +1,24 @@
 """What all bodies of requests have in common."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+Hints = Mapping[str, tuple[object, ...]]
+
 
 class Request(BaseModel):
-    """Types are JSON's own: "3" and true are no numbers, but 1.0 is 1. An explicit null equals an absent field."""
+    """Types are JSON's own: "3" and true are no numbers, but 1.0 is 1. An explicit null equals an absent field.
 
-    model_config = ConfigDict(strict=True)
+    Unknown keys are kept in `model_extra`, at every depth, so that they can be named and not just dropped.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    # Keys that are taken and change nothing, each with the values that ask for nothing and need no mention.
+    HINTS: ClassVar[Hints] = {}
 
     @model_validator(mode="before")
     @classmethod

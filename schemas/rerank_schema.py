@@ -37,8 +37,6 @@ Texts = Annotated[str | list[str], PlainValidator(_texts, json_schema_input_type
 
 
 class RerankRequest(Request):
-    model_config = ConfigDict(extra="allow")
-
     model: str | None = None
     query: str
     documents: Documents = Field(description="strings, or objects with a 'text'")
@@ -71,7 +69,7 @@ class RerankList(BaseModel):
 class ScoreRequest(Request):
     """One text against each of many, or as many against as many."""
 
-    model_config = ConfigDict(extra="allow", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     model: str | None = None
     text_1: Texts = Field(validation_alias=AliasChoices("text_1", "queries", "data_1"))

@@ -1,18 +1,19 @@
 """OpenAI's request for a response, as it goes over the wire."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, StringConstraints
 
-from schemas.chat_schema import ConversationId, Description, FunctionName, ServiceTier
-from schemas.generation_schema import MetadataKey
+from schemas.chat_schema import ConversationId, Description, FunctionName
+from schemas.generation_schema import TIERS, MetadataKey, ServiceTier
+from schemas.ignored_keys import Kept, kept
 from schemas.item_schema import Includable, Item, known
-from schemas.request_schema import Request
+from schemas.request_schema import Hints, Request
+
+Hint = Annotated[str, StringConstraints(max_length=64)]
 
 
 class FunctionTool(Request):
-    model_config = ConfigDict(extra="forbid")
-
     type: Literal["function"]
     name: FunctionName
     description: Description | None = None
@@ -21,25 +22,21 @@ class FunctionTool(Request):
 
 
 class ChosenTool(Request):
-    model_config = ConfigDict(extra="forbid")
-
     type: Literal["function"]
     name: FunctionName
 
 
 class AllowedTools(Request):
-    model_config = ConfigDict(extra="forbid")
-
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
     tools: list[ChosenTool] = Field(min_length=1, max_length=128)
 
 
-def _tool(value: object) -> object:
+def _tool(value: object) -> Kept:
     return known(value, {"function": FunctionTool})
 
 
-def _tool_choice(value: object) -> object:
+def _tool_choice(value: object) -> str | Kept:
     if isinstance(value, str):
         if value not in ("none", "auto", "required"):
             raise ValueError("must be 'none', 'auto', 'required' or an object")
@@ -47,16 +44,18 @@ def _tool_choice(value: object) -> object:
     return known(value, {"function": ChosenTool, "allowed_tools": AllowedTools})
 
 
-class PlainFormat(Request):
-    model_config = ConfigDict(extra="forbid")
+Tool = Annotated[Kept, PlainValidator(_tool, json_schema_input_type=dict[str, Any])]
+ToolChoice = Annotated[str | Kept, PlainValidator(_tool_choice, json_schema_input_type=str | dict[str, Any])]
 
+
+class PlainFormat(Request):
     type: Literal["text", "json_object"]
 
 
 class SchemaFormat(Request):
     """As it was given: `schema` is a name that pydantic's models have themselves."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     type: Literal["json_schema"]
     name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -65,32 +64,34 @@ class SchemaFormat(Request):
     strict: bool | None = None
 
 
-def _format(value: object) -> object:
+def _format(value: object) -> Kept:
     models: dict[object, type[Request]] = {"text": PlainFormat, "json_object": PlainFormat, "json_schema": SchemaFormat}
     if not isinstance(value, dict) or value.get("type") not in ("text", "json_object", "json_schema"):
         raise ValueError("its type must be 'text', 'json_object' or 'json_schema'")
-    return models[value["type"]].model_validate(value).model_dump(exclude_none=True, by_alias=True)
+    return kept(models[value["type"]].model_validate(value), extra=False, exclude_none=True, by_alias=True)
 
 
 class TextConfig(Request):
-    model_config = ConfigDict(extra="forbid")
+    HINTS: ClassVar[Hints] = {"verbosity": ("medium",)}
 
-    format: Annotated[dict[str, Any], BeforeValidator(_format)] = Field({"type": "text"})
+    format: Annotated[Kept, PlainValidator(_format, json_schema_input_type=dict[str, Any])] = Field(
+        default_factory=lambda: Kept(type="text")
+    )
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
 class ReasoningConfig(Request):
-    model_config = ConfigDict(extra="forbid")
+    HINTS: ClassVar[Hints] = {"summary": (), "generate_summary": (), "context": ("auto",), "mode": ("standard",)}
 
     effort: str | None = None
-    summary: Literal["auto", "concise", "detailed"] | None = None
-    generate_summary: Literal["auto", "concise", "detailed"] | None = None
-    context: Literal["auto", "current_turn", "all_turns"] | None = None
-    mode: str | None = None
+    summary: Hint | None = None
+    generate_summary: Hint | None = None
+    context: Hint | None = None
+    mode: Hint | None = None
 
 
 class StreamOptions(Request):
-    model_config = ConfigDict(extra="forbid")
+    HINTS: ClassVar[Hints] = {"include_obfuscation": (False,)}
 
     include_obfuscation: bool = False
 
@@ -108,15 +109,25 @@ Items = Annotated[list[Item], BeforeValidator(_input), Field(max_length=10_000)]
 class ResponseInput(Request):
     """What the prompt of a response is made of."""
 
-    model_config = ConfigDict(extra="allow")
+    HINTS: ClassVar[Hints] = {
+        "access_programs": (),
+        "client_metadata": (),
+        "context_management": ([],),
+        "image": (),
+        "moderation": (),
+        "personality": (),
+        "prompt_cache_options": ({}, {"mode": "implicit"}),
+        "prompt_cache_retention": ("in_memory",),
+        "service_tier": TIERS,
+    }
 
     input: Items = Field([], description="one user's text, or items")
     model: str | None = None
     instructions: str | None = None
     conversation: ConversationId | None = None
     previous_response_id: ResponseId | None = None
-    tools: list[Annotated[dict[str, Any], BeforeValidator(_tool)]] = Field([], max_length=128)
-    tool_choice: Annotated[str | dict[str, Any], BeforeValidator(_tool_choice)] = "auto"
+    tools: list[Tool] = Field([], max_length=128)
+    tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     text: TextConfig = Field(default_factory=TextConfig)
     reasoning: ReasoningConfig | None = None
@@ -130,7 +141,9 @@ class ResponseRequest(ResponseInput):
     stream_options: StreamOptions | None = None
     store: bool = True
     background: bool = False
-    include: list[Includable] = Field([], max_length=16)
+    include: list[Hint] = Field(
+        [], max_length=64, description="what no answer here has is left aside, and named `include.…`"
+    )
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_logprobs: int = Field(0, ge=0, le=20)

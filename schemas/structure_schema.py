@@ -35,7 +35,7 @@ Source = Annotated[str, StringConstraints(min_length=1)]
 
 
 class JsonSchema(Request):
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     name: Name
     schema_: Schema = Field(alias="schema", description="always enforced, whether strict or not")
@@ -44,8 +44,6 @@ class JsonSchema(Request):
 
 
 class ResponseFormat(Request):
-    model_config = ConfigDict(extra="forbid")
-
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = Field(None, validate_default=True, description="goes with its type")
 
@@ -60,7 +58,7 @@ class ResponseFormat(Request):
 class StructuredOutputs(Request):
     """As vLLM's clients write it."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     json_: Schema | None = Field(None, alias="json", description="a schema, also as text")
     regex: Source | None = None

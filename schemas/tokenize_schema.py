@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from schemas.answer_schema import Omitted
 from schemas.chat_schema import ChatMessage, Tool
@@ -14,8 +14,6 @@ MAX_TOKENS = 1_000_000
 
 class TokenizeRequest(Request):
     """Of a text, or of a chat as its model's template writes it."""
-
-    model_config = ConfigDict(extra="allow")
 
     model: str | None = None
     prompt: str | None = None
@@ -36,8 +34,6 @@ class Tokens(BaseModel):
 
 
 class DetokenizeRequest(Request):
-    model_config = ConfigDict(extra="allow")
-
     model: str | None = None
     tokens: list[TokenId] = Field(max_length=MAX_TOKENS)
 

@@ -22,6 +22,7 @@ from services.chat.parsing.channels import events
 from services.chat.request import prompt, sampling
 from services.chat.request.asked import Asked, Model, asked
 from services.chat.request.images import refs as image_refs
+from services.chat.request.refusals import Note, unnoted
 from services.engine.base import Engine, Job
 from services.errors import ServiceError, Unavailable
 from services.history.given_turn import GivenTurn
@@ -54,34 +55,49 @@ class ChatService:
         self._images = images or ImageService()
 
     def unknown_keys(self, request: ChatCompletionRequest) -> list[str]:
-        """Keys that are no part of the contract."""
+        """What is left aside of it, whatever its model."""
         return prompt.unknown_keys(request)
 
-    async def create(self, request: ChatCompletionRequest, owner: str, repeat: Repeat | None = None) -> ChatCompletion:
-        reply = await self.whole(request, owner, repeat=repeat)
+    async def create(
+        self, request: ChatCompletionRequest, owner: str, repeat: Repeat | None = None, note: Note = unnoted
+    ) -> ChatCompletion:
+        reply = await self.whole(request, owner, repeat=repeat, note=note)
         return encode.completion(reply, request.metadata, encode.wanted(request))
 
     async def stream(
-        self, request: ChatCompletionRequest, owner: str, repeat: Repeat | None = None
+        self, request: ChatCompletionRequest, owner: str, repeat: Repeat | None = None, note: Note = unnoted
     ) -> AsyncGenerator[ChatCompletionChunk, None]:
         """Refusals are raised by the first step; once a chunk has come, the request was admitted."""
-        async with aclosing(self.run(request, owner, repeat=repeat)) as run:
+        async with aclosing(self.run(request, owner, repeat=repeat, note=note)) as run:
             async for chunk in encode.chunks(run, encode.wanted(request)):
                 yield chunk
 
     async def whole(
-        self, request: ChatCompletionRequest, owner: str, turn: Turn | None = None, repeat: Repeat | None = None
+        self,
+        request: ChatCompletionRequest,
+        owner: str,
+        turn: Turn | None = None,
+        repeat: Repeat | None = None,
+        note: Note = unnoted,
     ) -> Reply:
         reply = Reply()
-        async with aclosing(self.run(request, owner, turn, repeat)) as run:
+        async with aclosing(self.run(request, owner, turn, repeat, note)) as run:
             async for event in run:
                 reply.add(event)
         return reply
 
     async def run(
-        self, request: ChatCompletionRequest, owner: str, turn: Turn | None = None, repeat: Repeat | None = None
+        self,
+        request: ChatCompletionRequest,
+        owner: str,
+        turn: Turn | None = None,
+        repeat: Repeat | None = None,
+        note: Note = unnoted,
     ) -> AsyncGenerator[Event, None]:
-        """A Head, then what is said. Who has opened a turn for it says what is remembered, else the request does."""
+        """A Head, then what is said. Who has opened a turn for it says what is remembered, else the request does.
+
+        `note` is given the names of the parameters that this model has no use for, before the Head comes.
+        """
         arrived = time.perf_counter()
         self.check(request)
         turn = turn or await self._turns.open(_opening(request, owner, repeat))
@@ -92,6 +108,7 @@ class ChatService:
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
             ready = await self._asked(request, turn, model)
+            note(ready.ignored)
             job = ready.job
             async with model.answering(sampling.choices(job, request.n)) as streams:
                 head = _head(job, turn, model, arrived, request)
@@ -116,13 +133,15 @@ class ChatService:
         async with self._models.lease(name) as model:
             return int(model.engine.max_length)
 
-    async def prompt_of(self, request: ChatCompletionRequest, owner: str) -> tuple[int, ...]:
+    async def prompt_of(self, request: ChatCompletionRequest, owner: str, note: Note = unnoted) -> tuple[int, ...]:
         """The tokens that would be submitted."""
         prompt.check(request)
         opening = Opening(owner=owner, conversation=request.conversation, item=request.parent_item)
         turn = await self._turns.open(opening)
         async with self._models.lease(request.model) as model:
-            return (await self._asked(request, turn, model)).job.prompt
+            ready = await self._asked(request, turn, model)
+            note(ready.ignored)
+            return ready.job.prompt
 
     async def _asked(self, request: ChatCompletionRequest, turn: Turn, model: Lease) -> Asked:
         messages = prompt.messages(request, map(prompt.message, turn.history), self._system_prompt)

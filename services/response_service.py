@@ -19,6 +19,7 @@ from services.chat.events import Event, head_of
 from services.chat.items import Item
 from services.chat.request import responses
 from services.chat.request.fitting import Chat, shortened
+from services.chat.request.refusals import Note, unnoted
 from services.chat_service import ChatService, settle
 from services.errors import Overloaded, PromptTooLong, ServiceError, UnsupportedParameter
 from services.history.given_turn import GivenTurn
@@ -40,6 +41,7 @@ class Asked:
     messages: Chat
     encoder: ResponseEncoder
     facts: dict[str, Any]  # what is stored of the request when it is admitted
+    note: Note
 
     def chat(self) -> ChatCompletionRequest:
         return responses.as_chat(self.request, self.messages)
@@ -55,13 +57,15 @@ class ResponseService:
         self._stored = stored
 
     def unknown_keys(self, request: ResponseInput) -> list[str]:
-        """Keys that are no part of the contract."""
+        """What is left aside of it, whatever its model."""
         return responses.unknown_keys(request)
 
     # --- asking ---
 
-    async def create(self, request: ResponseRequest, owner: str, repeat: Repeat | None = None) -> Response:
-        asked = await self._open(request, owner, repeat)
+    async def create(
+        self, request: ResponseRequest, owner: str, repeat: Repeat | None = None, note: Note = unnoted
+    ) -> Response:
+        asked = await self._open(request, owner, repeat, note)
         if request.background:
             return await self._begin(asked)
         async with aclosing(self._events(asked)) as events:
@@ -70,10 +74,10 @@ class ResponseService:
         return asked.encoder.response
 
     async def stream(
-        self, request: ResponseRequest, owner: str, repeat: Repeat | None = None
+        self, request: ResponseRequest, owner: str, repeat: Repeat | None = None, note: Note = unnoted
     ) -> AsyncGenerator[StreamEvent, None]:
         """Refusals are raised by the first step; what breaks after it is told by the last event."""
-        asked = await self._open(request, owner, repeat)
+        asked = await self._open(request, owner, repeat, note)
         if request.background:
             await self._begin(asked)
         events = self._stored.follow(asked.turn.id, owner, -1) if request.background else self._told(asked)
@@ -81,7 +85,7 @@ class ResponseService:
             async for event in events:
                 yield event
 
-    async def _open(self, request: ResponseRequest, owner: str, repeat: Repeat | None) -> Asked:
+    async def _open(self, request: ResponseRequest, owner: str, repeat: Repeat | None, note: Note) -> Asked:
         """Checks all that can be told before a model is asked."""
         responses.check(request)
         model = self._chat.model_name(request.model)
@@ -107,7 +111,7 @@ class ResponseService:
         messages = [*turn.history, *items.messages(own)]
         turn.history = ()  # it is part of the messages, and cut with them
         encoder = ResponseEncoder(begun, output, clock=lambda: turn.completed_at or time.time())
-        asked = Asked(request, owner, turn, messages, encoder, facts)
+        asked = Asked(request, owner, turn, messages, encoder, facts, responses.noted(note))
         with responses.in_its_words():
             self._chat.check(asked.chat())
         return asked
@@ -131,7 +135,7 @@ class ResponseService:
         with responses.in_its_words():
             if asked.request.truncation == "auto":
                 await self._shorten(asked)
-            async with aclosing(self._chat.run(asked.chat(), asked.owner, asked.turn)) as run:
+            async with aclosing(self._chat.run(asked.chat(), asked.owner, asked.turn, note=asked.note)) as run:
                 async for event in run:
                     yield event
 
@@ -208,7 +212,7 @@ class ResponseService:
             "compact", "is not supported: 'truncation': 'auto' drops the oldest messages instead"
         )
 
-    async def count(self, request: ResponseInput, owner: str) -> InputTokens:
+    async def count(self, request: ResponseInput, owner: str, note: Note = unnoted) -> InputTokens:
         responses.check(request)
         own = await self._own_items(request, owner)
         opening = Opening(
@@ -217,4 +221,4 @@ class ResponseService:
         history = (await self._turns.open(opening)).history
         with responses.in_its_words():
             chat = responses.as_chat(request, [*history, *items.messages(own)])
-            return InputTokens(input_tokens=len(await self._chat.prompt_of(chat, owner)))
+            return InputTokens(input_tokens=len(await self._chat.prompt_of(chat, owner, responses.noted(note))))

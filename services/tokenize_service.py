@@ -4,6 +4,7 @@ import asyncio
 
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.tokenize_schema import Detokenized, DetokenizeRequest, InputTokens, TokenizeRequest, Tokens
+from services.chat.request.refusals import Note, unnoted
 from services.chat_service import ChatService
 from services.engine.base import Engine
 from services.errors import InvalidRequest
@@ -31,8 +32,8 @@ class TokenizeService:
         async with self._models.lease(request.model, None) as model:
             return Detokenized(prompt=await asyncio.to_thread(_decode, request.tokens, model.engine))
 
-    async def count(self, request: ChatCompletionRequest, owner: str) -> InputTokens:
-        return InputTokens(input_tokens=len(await self._chat.prompt_of(request, owner)))
+    async def count(self, request: ChatCompletionRequest, owner: str, note: Note = unnoted) -> InputTokens:
+        return InputTokens(input_tokens=len(await self._chat.prompt_of(request, owner, note)))
 
 
 def _check(request: TokenizeRequest) -> None:

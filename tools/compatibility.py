@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from app.common.settings import Settings
 from app.main import create_app
+from schemas.request_schema import Hints, Request
 from services.chat.request import completion, prompt, responses
-from services.chat.request.refusals import REASONS
+from services.chat.request.refusals import LEFT_ASIDE, REASONS
 
 PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
 ONLY_THIS = "is not supported by this server"
@@ -46,11 +47,23 @@ CALLED_BY = {
 INTRODUCTION = """\
 # What is served
 
-Written from the code by `python -m tools.compatibility`, and held to it by a test. A parameter is **honoured**, or
-**refused**: 400 with its name in `param`; values that ask for nothing are taken all the same. Keys that stand in no
-table are ignored and named in the header `x-parley-ignored`, or refused too with `PARLEY_STRICT=true`. An explicit
-`null` is the same as an absent key. Types are JSON's own: `"3"` is no number and `1` no boolean, while `3.0` is an
-integer. Each route under `/v1` that OpenAI has also answers without the prefix.
+Written from the code by `python -m tools.compatibility`, and held to it by a test. A parameter is **honoured**,
+**left aside** or **refused**. An explicit `null` is the same as an absent key. Types are JSON's own: `"3"` is no number
+and `1` no boolean, while `3.0` is an integer. Each route under `/v1` that OpenAI has also answers without the prefix.
+
+## What is refused, and what is left aside
+
+| what a request brings | what becomes of it |
+| --- | --- |
+| a parameter that changes the answer and is not served | refused: 400 with its name in `param` |
+| a value that asks for nothing | taken, and not named |
+| what is only offered, hinted or annotated | left aside, and named in the header `x-parley-ignored` |
+| an unknown key, at any depth | left aside, and named: `messages.2.reasoning_details` |
+| an effort, of a model that does not think | left aside, and named |
+| a key in a JSON schema, in `metadata` or `chat_template_kwargs` | taken: it is the caller's own |
+
+With `PARLEY_STRICT=true` all that would be named is refused. The header has 20 names at most; where there are more, of
+those that differ only in their indices the first.
 """
 
 Json = dict[str, Any]
@@ -87,12 +100,40 @@ def body(operation: Json) -> str | None:
 
 def parameters(name: str, schemas: Json) -> str:
     schema, refused = schemas[name], REFUSED.get(name, {})
-    rows = [
-        (f"`{field}`", kind(about), "honoured", _note(field, about, schema))
-        for field, about in schema.get("properties", {}).items()
-    ]
+    honoured: Json = schema.get("properties", {})
+    rows = [(f"`{field}`", kind(about), "honoured", _note(field, about, schema)) for field, about in honoured.items()]
     rows += [(f"`{field}`", "", "refused", _reason(field, values)) for field, values in refused.items()]
+    rows += [
+        (f"`{field}`", "", "left aside", _aside(field, values))
+        for field, values in hints(name).items()
+        if field not in honoured
+    ]
     return table(("parameter", "type", "state", "note"), sorted(rows))
+
+
+def hints(name: str) -> Hints:
+    """Those of the request of this name, and of the objects inside it with their dotted paths."""
+    return {path: values for model in _models(Request) if model.__name__ == name for path, values in _hints(model)}
+
+
+def _models(base: type[Request]) -> Iterator[type[Request]]:
+    for model in base.__subclasses__():
+        yield model
+        yield from _models(model)
+
+
+def _hints(model: type[Request], path: str = "") -> Iterator[tuple[str, tuple[object, ...]]]:
+    yield from ((path + name, values) for name, values in model.HINTS.items())
+    for name, field in model.model_fields.items():
+        for inner in _objects(field.annotation):
+            yield from _hints(inner, f"{path}{name}.")
+
+
+def _objects(annotation: object) -> Iterator[type[Request]]:
+    if isinstance(annotation, type) and issubclass(annotation, Request):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _objects(inner)
 
 
 def _note(field: str, about: Json, schema: Json) -> str:
@@ -104,6 +145,11 @@ def _note(field: str, about: Json, schema: Json) -> str:
 def _reason(field: str, values: tuple[object, ...]) -> str:
     taken = ", ".join(f"`{value}`" for value in values)
     return REASONS.get(field, ONLY_THIS) + (f" (taken: {taken})" if taken else "")
+
+
+def _aside(field: str, values: tuple[object, ...]) -> str:
+    nothing = ", ".join(f"`{value}`" for value in values)
+    return LEFT_ASIDE.get(field.rpartition(".")[2], "") + (f" (not named: {nothing})" if nothing else "")
 
 
 def kind(about: Json) -> str:

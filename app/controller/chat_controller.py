@@ -29,11 +29,12 @@ async def create_chat_completion(
     unknown: UnknownKeys,
     repeat: Repeated,
 ) -> Any:
-    ignored = unknown.header(chat.unknown_keys(body))
+    ignored = unknown.of(chat.unknown_keys(body))
     if body.stream:
-        return await sse.openai(chat.stream(body, caller.owner, repeat), ignored)
-    response.headers.update(ignored)
-    return await while_connected(request, chat.create(body, caller.owner, repeat))
+        return await sse.openai(chat.stream(body, caller.owner, repeat, ignored.add), ignored.headers)
+    answer = await while_connected(request, chat.create(body, caller.owner, repeat, ignored.add))
+    response.headers.update(ignored.headers)
+    return answer
 
 
 @router.post("/v1/chat/completions/input_tokens")
@@ -47,8 +48,10 @@ async def count_input_tokens(
     unknown: UnknownKeys,
 ) -> InputTokens:
     """Of the body of a chat completion, before it is asked for."""
-    response.headers.update(unknown.header(chat.unknown_keys(body)))
-    return await tokenizers.count(body, caller.owner)
+    ignored = unknown.of(chat.unknown_keys(body))
+    count = await tokenizers.count(body, caller.owner, ignored.add)
+    response.headers.update(ignored.headers)
+    return count
 
 
 @router.get("/chat")

@@ -16,6 +16,7 @@ from schemas.conversation_schema import (
     ItemPage,
     NewConversation,
 )
+from schemas.ignored_keys import ignored_keys
 from schemas.item_schema import Includable
 from schemas.page_schema import Order, Page
 from services.item_service import Part
@@ -53,7 +54,7 @@ async def create_conversation(
     unknown: UnknownKeys,
     repeat: Repeated,
 ) -> Conversation:
-    response.headers.update(unknown.header(body.model_extra or ()))
+    response.headers.update(unknown.header(ignored_keys(body)))
     return await conversations.create(caller.owner, body.items, body.metadata, body.title, repeat)
 
 
@@ -86,7 +87,7 @@ async def update_conversation(
     caller: Caller,
     unknown: UnknownKeys,
 ) -> Conversation:
-    response.headers.update(unknown.header(body.model_extra or ()))
+    response.headers.update(unknown.header(ignored_keys(body)))
     return await conversations.describe(conversation_id, caller.owner, body.metadata, body.title)
 
 
@@ -117,7 +118,7 @@ async def add_items(
     unknown: UnknownKeys,
     repeat: Repeated,
 ) -> ItemPage:
-    response.headers.update(unknown.header(body.model_extra or ()))
+    response.headers.update(unknown.header(ignored_keys(body)))
     return await items.add(conversation_id, caller.owner, body.items, repeat)
 
 

@@ -6,6 +6,7 @@ from app.common.dependencies import Embedder, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
 from schemas.embeddings_schema import EmbeddingList, EmbeddingRequest
+from schemas.ignored_keys import ignored_keys
 
 router = APIRouter(tags=["embeddings"], route_class=JsonRoute)
 
@@ -15,6 +16,6 @@ router = APIRouter(tags=["embeddings"], route_class=JsonRoute)
 async def create_embeddings(
     body: EmbeddingRequest, request: Request, embedder: Embedder, unknown: UnknownKeys
 ) -> Response:
-    headers = unknown.header(body.model_extra or ())
+    headers = unknown.header(ignored_keys(body))
     answer = await while_connected(request, embedder.create(body))
     return Response(answer, headers=headers, media_type="application/json")

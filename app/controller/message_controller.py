@@ -10,6 +10,7 @@ from app.common.disconnect import while_connected
 from app.common.json_body import UntypedJsonRoute
 from app.common.openapi import EVENTS
 from app.common.repeat import Repeated
+from schemas.ignored_keys import ignored_keys
 from schemas.message_schema import (
     BrowserQuestion,
     NewMessage,
@@ -34,7 +35,7 @@ async def new_message(
     repeat: Repeated,
     accept: Annotated[str, Header()] = "",
 ) -> Any:
-    ignored = unknown.header(body.model_extra or ())
+    ignored = unknown.header(ignored_keys(body))
     if body.stream:
         return await sse.messages(messages.stream(body, caller.owner, repeat), ignored)
     if "text/event-stream" in accept:
@@ -68,7 +69,7 @@ async def stream(
     last_event_id: Annotated[str | None, Header(max_length=64)] = None,
 ) -> Response:
     if last_event_id is None:
-        ignored = unknown.header({*(question.model_extra or ())} - {"token"})  # the Gate's
+        ignored = unknown.header({*ignored_keys(question)} - {"token"})  # the Gate's
         return await sse.browser(browser.ask(question, caller.owner), ignored)
     rest = await browser.resume(last_event_id, caller.owner)
     return await sse.browser(rest) if rest is not None else Response(status_code=204)

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Response
 
 from app.common.dependencies import Caller, Models, Tokenizers, UnknownKeys
 from app.common.json_body import JsonRoute
+from schemas.ignored_keys import ignored_keys
 from schemas.status_schema import Model
 from schemas.status_schema import Models as ModelList
 from schemas.tokenize_schema import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
@@ -29,7 +30,7 @@ async def retrieve_model(model: str, models: Models) -> Model:
 async def tokenize(
     body: TokenizeRequest, response: Response, tokenizers: Tokenizers, caller: Caller, unknown: UnknownKeys
 ) -> Tokens:
-    response.headers.update(unknown.header(body.model_extra or ()))
+    response.headers.update(unknown.header(ignored_keys(body)))
     return await tokenizers.tokenize(body, caller.owner)
 
 
@@ -38,5 +39,5 @@ async def tokenize(
 async def detokenize(
     body: DetokenizeRequest, response: Response, tokenizers: Tokenizers, unknown: UnknownKeys
 ) -> Detokenized:
-    response.headers.update(unknown.header(body.model_extra or ()))
+    response.headers.update(unknown.header(ignored_keys(body)))
     return await tokenizers.detokenize(body)

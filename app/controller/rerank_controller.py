@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request, Response
 from app.common.dependencies import Reranker, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
+from schemas.ignored_keys import ignored_keys
 from schemas.rerank_schema import RerankList, RerankRequest, ScoreList, ScoreRequest
 
 router = APIRouter(tags=["rerank"], route_class=JsonRoute)
@@ -15,7 +16,7 @@ router = APIRouter(tags=["rerank"], route_class=JsonRoute)
 async def rerank(
     body: RerankRequest, request: Request, response: Response, reranker: Reranker, unknown: UnknownKeys
 ) -> RerankList:
-    response.headers.update(unknown.header(body.model_extra or ()))
+    response.headers.update(unknown.header(ignored_keys(body)))
     return await while_connected(request, reranker.rerank(body))
 
 
@@ -24,5 +25,5 @@ async def rerank(
 async def score(
     body: ScoreRequest, request: Request, response: Response, reranker: Reranker, unknown: UnknownKeys
 ) -> ScoreList:
-    response.headers.update(unknown.header(body.model_extra or ()))
+    response.headers.update(unknown.header(ignored_keys(body)))
     return await while_connected(request, reranker.score(body))

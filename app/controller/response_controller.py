@@ -31,11 +31,12 @@ async def create_response(
     unknown: UnknownKeys,
     repeat: Repeated,
 ) -> Any:
-    ignored = unknown.header(responses.unknown_keys(body))
+    ignored = unknown.of(responses.unknown_keys(body))
     if body.stream:
-        return await sse.responses(responses.stream(body, caller.owner, repeat), ignored)
-    response.headers.update(ignored)
-    return await while_connected(request, responses.create(body, caller.owner, repeat))
+        return await sse.responses(responses.stream(body, caller.owner, repeat, ignored.add), ignored.headers)
+    answer = await while_connected(request, responses.create(body, caller.owner, repeat, ignored.add))
+    response.headers.update(ignored.headers)
+    return answer
 
 
 @router.post("/v1/responses/input_tokens")
@@ -43,8 +44,10 @@ async def create_response(
 async def count_input_tokens(
     body: ResponseInput, response: HttpResponse, responses: Responses, caller: Caller, unknown: UnknownKeys
 ) -> InputTokens:
-    response.headers.update(unknown.header(responses.unknown_keys(body)))
-    return await responses.count(body, caller.owner)
+    ignored = unknown.of(responses.unknown_keys(body))
+    count = await responses.count(body, caller.owner, ignored.add)
+    response.headers.update(ignored.headers)
+    return count
 
 
 @router.post("/v1/responses/compact", responses={400: {"model": ErrorBody}})

@@ -6,10 +6,12 @@ from typing import Generic, TypeVar
 from fastapi import Request
 
 from app.common.dependencies import Services
+from app.common.ignored import Ignored
 from app.common.sse import Framing, Stream
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.embeddings_schema import EmbeddingRequest
 from services.chat.events import Event, Reply
+from services.chat.request.refusals import Note, unnoted
 from services.model_service import ModelCard
 
 T = TypeVar("T")
@@ -43,13 +45,16 @@ class Server:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    def run(self, chat: ChatCompletionRequest, owner: str) -> AsyncGenerator[Event, None]:
-        """A Head, then what is said; close it to end it early. Its first step raises what refuses the request."""
-        return self._services.chat.run(chat, owner)
+    def run(self, chat: ChatCompletionRequest, owner: str, note: Note = unnoted) -> AsyncGenerator[Event, None]:
+        """A Head, then what is said; close it to end it early. Its first step raises what refuses the request.
 
-    async def count(self, chat: ChatCompletionRequest, owner: str) -> int:
+        `note` is given the names of the parameters that the model has no use for.
+        """
+        return self._services.chat.run(chat, owner, note=note)
+
+    async def count(self, chat: ChatCompletionRequest, owner: str, note: Note = unnoted) -> int:
         """Tokens of the prompt that this chat would have."""
-        return len(await self._services.chat.prompt_of(chat, owner))
+        return len(await self._services.chat.prompt_of(chat, owner, note))
 
     async def embed(self, request: EmbeddingRequest) -> bytes:
         """OpenAI's answer, as JSON."""
@@ -75,9 +80,9 @@ class Server:
         owner: str = request.state.caller.owner
         return owner
 
-    def ignored(self, names: Iterable[str]) -> dict[str, str]:
-        """The header that names keys nobody knows; raises InvalidRequest for them if the server is strict."""
-        return self._services.unknown_keys.header(names)
+    def ignored(self, names: Iterable[str]) -> Ignored:
+        """What is left aside; its `headers` name it. Raises InvalidRequest for it if the server is strict."""
+        return self._services.unknown_keys.of(names)
 
     async def stream(
         self, items: AsyncGenerator[I, None], framing: Framing[I], headers: Mapping[str, str] | None = None

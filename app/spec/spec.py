@@ -2,18 +2,21 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ValidationError
 
 from app.common.disconnect import while_connected
 from app.common.errors import Problem, invalid
+from app.common.ignored import Ignored
 from app.common.json_body import JsonRoute, UntypedJsonRoute
 from app.common.sse import Framing
 from app.spec.framing import Item, Named, server_sent, to_json
 from app.spec.server import Output, Server
 from schemas.chat_schema import ChatCompletionRequest
+from schemas.ignored_keys import ignored_keys
+from services.chat.request.refusals import Note
 from services.errors import InvalidRequest
 
 B = TypeVar("B", bound=BaseModel)
@@ -37,6 +40,7 @@ class Spec(Generic[T]):
     """
 
     any_content_type = False  # read bodies as JSON, whatever they were sent as
+    names: ClassVar[Mapping[str, str]] = {}  # of chat completions' parameters, where they differ here
     request_id: str | None = None  # a header that has the request's id, besides x-request-id
 
     def __init__(self) -> None:
@@ -70,17 +74,21 @@ class Spec(Generic[T]):
         return server_sent(self.error_body)
 
     def ignored(self, request: T) -> Iterable[str]:
-        """Keys that nobody knows; they are named in a header, or refused by a strict server."""
-        return sorted(request.model_extra or ())
+        """What is left aside; it is named in a header, or refused by a strict server."""
+        return ignored_keys(request)
 
     async def answer(self, body: T, request: Request) -> Response:
-        headers = self.server.ignored(self.ignored(body))
+        ignored = self.server.ignored(self.ignored(body))
         chat = decoded(self.decode_request, body)
-        output = Output(body, self.server.run(chat, self.server.owner(request)))
+        output = Output(body, self.server.run(chat, self.server.owner(request), self.note(ignored)))
         encoded = self.encode_response(output)
         if isinstance(encoded, AsyncGenerator):
-            return await self.server.stream(_closing(encoded, output), self.framing(), headers)
-        return self.respond(await while_connected(request, _closed(encoded, output)), headers)
+            return await self.server.stream(_closing(encoded, output), self.framing(), ignored.headers)
+        return self.respond(await while_connected(request, _closed(encoded, output)), ignored.headers)
+
+    def note(self, ignored: Ignored) -> Note:
+        """Takes the chat completion's names of what its model has no use for."""
+        return lambda names: ignored.add(self.names.get(name, name) for name in names)
 
     def respond(self, answer: Item, headers: Mapping[str, str]) -> Response:
         return Response(to_json(answer), headers=headers, media_type="application/json")

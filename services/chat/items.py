@@ -181,7 +181,7 @@ def _items(message: ChatMessage) -> list[Item]:
 
 def _message_item(message: ChatMessage) -> Item:
     content = message.content if message.content is not None else []
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    parts: list[Part] = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
     if message.refusal is not None:
         parts.append({"type": "refusal", "refusal": message.refusal})
     kind = "output_text" if message.role == "assistant" else "input_text"

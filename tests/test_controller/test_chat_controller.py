@@ -151,7 +151,7 @@ class TestParameters:
         assert {'"service_tier":"flex"' in line for line in told} == {True}
         assert engine.jobs[0].priority == 1
         assert "service_tier" not in (await ask(site, stream=stream)).text
-        assert error(await ask(site, stream=stream, service_tier="scale"))["param"] == "service_tier"
+        assert (await ask(site, stream=stream, service_tier="scale")).headers["x-parley-ignored"] == "service_tier"
 
     async def test_who_counts_bytes_learns_no_words(self, site: Site, engine: FakeEngine) -> None:
         engine.script = ("a", "a longer word", "你好")
@@ -235,8 +235,6 @@ class TestParameters:
             ({"messages": "hi"}, "messages"),
             ({"messages": None}, "messages"),
             ({"messages": [{"role": "user"}]}, "messages.0.content"),
-            ({"messages": [{"content": [{"type": "text", "text": "hi", "odd": 1}]}]}, "messages.0.content.0.odd"),
-            ({"tools": [{"type": "function", "function": {"name": "f", "odd": 1}}]}, "tools.0.function.odd"),
             ({"messages": [{"role": "tool", "content": "hi"}]}, "messages.0.tool_call_id"),
             ({"metadata": {"k" * 65: "v"}}, f"metadata.{'k' * 65}"),
             ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
@@ -285,19 +283,43 @@ class TestParameters:
         assert answer.headers["x-parley-ignored"] == "apple, zebra"
 
     @BOTH
+    @pytest.mark.parametrize(
+        ("fields", "named"),
+        [
+            ({"messages": [{"content": [{"type": "text", "text": "hi", "odd": 1}]}]}, "messages.0.content.0.odd"),
+            ({"tools": [{"type": "function", "function": {"name": "f", "odd": 1}}]}, "tools.0.function.odd"),
+            ({"response_format": {"type": "text", "odd": 1}}, "response_format.odd"),
+            ({"verbosity": "low", "prediction": {"type": "content", "content": "x"}}, "prediction, verbosity"),
+            ({"prompt_cache_retention": "24h", "moderation": {"model": "m"}}, "moderation, prompt_cache_retention"),
+            (
+                {"web_search_options": {}},
+                "web_search_options",
+            ),
+            ({"reasoning_effort": "low", "enable_thinking": True}, "enable_thinking, reasoning_effort"),
+        ],
+        ids=str,
+    )
+    async def test_what_changes_no_answer_is_left_aside_and_named(
+        self, new_site: NewSite, fields: dict[str, Any], named: str, stream: bool
+    ) -> None:
+        answer = await ask(await new_site(), stream=stream, **fields)
+        assert (answer.status_code, answer.headers.get("x-parley-ignored")) == (200, named), answer.text
+        refused = await ask(await new_site(strict=True), stream=stream, **fields)
+        assert (refused.status_code, error(refused)["param"]) == (400, named.split(", ")[0])
+
+    @BOTH
     async def test_unknown_ones_are_refused_where_that_is_set(self, new_site: NewSite, stream: bool) -> None:
         refused = await ask(await new_site(strict=True), stream=stream, zebra=1)
         assert refused.status_code == 400
         assert error(refused)["param"] == "zebra"
 
     @BOTH
-    @pytest.mark.parametrize("key", ["metadata", "extra", "message"])
+    @pytest.mark.parametrize("key", ["metadata", "extra"])
     async def test_refusals_are_bounded_and_do_not_repeat_the_input(self, site: Site, key: str, stream: bool) -> None:
         long = "s3cret" * 10_000
         fields: dict[str, dict[str, Any]] = {
             "metadata": {"metadata": {long: 5}},
             "extra": {"temperature": long},
-            "message": {"messages": [{"content": "hi", long: 1}]},
         }
         refused = await ask(site, stream=stream, **fields[key])
         assert refused.status_code == 400

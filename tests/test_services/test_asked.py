@@ -64,8 +64,6 @@ class TestThinking:
         [
             (OPENS, {"enable_thinking": False}, "enable_thinking"),
             (OPENS, {"reasoning_effort": "none"}, "reasoning_effort"),
-            (TEMPLATE, {"enable_thinking": True}, "enable_thinking"),
-            (TEMPLATE, {"reasoning_effort": "low"}, "reasoning_effort"),
         ],
     )
     def test_refused_where_the_model_cannot(self, template: str, fields: dict[str, object], param: str) -> None:
@@ -74,7 +72,14 @@ class TestThinking:
         assert refused.value.param == param
 
     def test_model_that_does_not_think_need_not_be_kept_from_it(self) -> None:
-        assert ask(TEMPLATE, enable_thinking=False, reasoning_effort="none", thinking_token_budget=5).format.is_plain
+        ready = ask(TEMPLATE, enable_thinking=False, reasoning_effort="none", thinking_token_budget=5)
+        assert (ready.format.is_plain, ready.ignored) == (True, ("thinking_token_budget",))
+
+    @pytest.mark.parametrize("fields", [{"enable_thinking": True}, {"reasoning_effort": "low"}])
+    def test_wish_to_think_is_left_aside_where_the_model_cannot(self, fields: dict[str, object]) -> None:
+        ready = ask(TEMPLATE, **fields)
+        assert (ready.format.is_plain, ready.ignored) == (True, tuple(fields))
+        assert ask(THINKS, **fields).ignored == ()
 
     def test_template_that_knows_levels_has_them(self) -> None:
         template = "{{ reasoning_effort }}{% if 0 %}</think>{% endif %}"

@@ -71,19 +71,12 @@ def test_a_text_format_is_the_chats_response_format() -> None:
     ("fields", "param"),
     [
         ({"input": []}, "input"),
-        ({"moderation": {"model": "m"}}, "moderation"),
         ({"prompt": {"id": "p"}}, "prompt"),
-        ({"prompt_cache_retention": "24h"}, "prompt_cache_retention"),
         ({"conversation": "conv_1", "previous_response_id": "resp_1"}, "previous_response_id"),
         ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"tool_choice": {"type": "mcp", "server_label": "s"}}, "tool_choice.type"),
-        ({"reasoning": {"summary": "auto"}}, "reasoning.summary"),
-        ({"reasoning": {"mode": "pro"}}, "reasoning.mode"),
         ({"background": True, "store": False}, "background"),
-        ({"top_logprobs": 2}, "top_logprobs"),
         ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
-        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
-        ({"include": ["reasoning.encrypted_content"]}, "include"),
         ({"input": [{"type": "computer_call", "id": "x"}]}, "input.0.type"),
     ],
 )
@@ -108,19 +101,45 @@ def test_what_asks_for_nothing_is_taken(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"moderation": {"model": "m"}}, ["moderation"]),
+        ({"prompt_cache_retention": "24h"}, ["prompt_cache_retention"]),
+        ({"prompt_cache_retention": "in_memory"}, []),
+        ({"reasoning": {"summary": "auto", "mode": "pro"}}, ["reasoning.mode", "reasoning.summary"]),
+        ({"reasoning": {"context": "auto", "mode": "standard"}}, []),
+        ({"text": {"verbosity": "low"}}, ["text.verbosity"]),
+        ({"text": {"verbosity": "medium"}}, []),
+        ({"top_logprobs": 2}, ["top_logprobs"]),
+        ({"top_logprobs": 2, "include": ["message.output_text.logprobs"]}, []),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, ["stream_options.include_obfuscation"]),
+        ({"stream": True, "stream_options": {"include_obfuscation": False}}, []),
+        ({"include": ["file_search_call.results"]}, ["include.file_search_call.results"]),
+        ({"include": ["everything"]}, ["include.everything"]),
+        ({"tools": [{"type": "function", "name": "a", "defer_loading": True}]}, ["tools.0.defer_loading"]),
+        ({"service_tier": "slow"}, ["service_tier"]),
+        ({"service_tier": "ultrafast"}, []),
+        ({"context_management": [{"type": "compaction"}]}, ["context_management"]),
+    ],
+)
+def test_what_changes_no_answer_is_left_aside_and_named(fields: dict[str, Any], named: list[str]) -> None:
+    asked = request(**fields)
+    responses.check(asked)
+    assert responses.unknown_keys(asked) == named
+    responses.as_chat(asked, [ChatMessage(content="Hi")])
+
+
+@pytest.mark.parametrize(
     ("fields", "place"),
     [
         ({"input": 5}, ("input",)),
         ({"tools": [{"type": "function", "name": "a b"}]}, ("tools", 0, "name")),
-        ({"tools": [{"type": "function", "name": "a", "defer_loading": True}]}, ("tools", 0, "defer_loading")),
         ({"tool_choice": "sometimes"}, ("tool_choice",)),
         ({"tool_choice": {"type": "function"}}, ("tool_choice", "name")),
         ({"text": {"format": {"type": "xml"}}}, ("text", "format")),
         ({"text": {"format": {"type": "json_schema", "name": "n"}}}, ("text", "format", "schema")),
         ({"truncation": "some"}, ("truncation",)),
-        ({"include": ["everything"]}, ("include", 0)),
         ({"metadata": {"a": 1}}, ("metadata", "a")),
-        ({"service_tier": "slow"}, ("service_tier",)),
     ],
 )
 def test_what_is_malformed_names_its_place(fields: dict[str, Any], place: tuple[str | int, ...]) -> None:

@@ -156,7 +156,6 @@ class TestRefusals:
             ({"messages": [said()]}, "messages.0.content"),
             ({"messages": [said({"type": "video"})]}, "messages.0.content.0"),
             ({"messages": [said({"type": "text"})]}, "messages.0.content.0.text.text"),
-            ({"messages": [said({"type": "text", "text": "x", "odd": 1})]}, "messages.0.content.0.text.odd"),
             ({"messages": [said({"type": "thinking", "thinking": "x"})]}, "messages.0.content.0"),
             (
                 {"system": "s", "messages": [said({"type": "tool_result", "tool_use_id": "x"})]},

@@ -1,7 +1,7 @@
 """Anthropic's Messages API as a spec."""
 
-from collections.abc import AsyncIterator, Awaitable, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from typing import Any, ClassVar
 
 from app.common.log import request_id
 from app.common.openapi import EVENTS
@@ -38,6 +38,10 @@ PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 class AnthropicSpec(Spec[MessagesRequest]):
     request_id = "request-id"
+    names: ClassVar[Mapping[str, str]] = {
+        "reasoning_effort": "output_config.effort",
+        "thinking_token_budget": "thinking.budget_tokens",
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,9 +55,9 @@ class AnthropicSpec(Spec[MessagesRequest]):
         return await self.answer(body, request)
 
     async def count(self, body: CountRequest, request: Request) -> Response:
-        headers = self.server.ignored(ignored(body))
-        found = await self.server.count(decoded(chat, body), self.server.owner(request))
-        return self.respond(TokenCount(input_tokens=found), headers)
+        left_aside = self.server.ignored(ignored(body))
+        found = await self.server.count(decoded(chat, body), self.server.owner(request), self.note(left_aside))
+        return self.respond(TokenCount(input_tokens=found), left_aside.headers)
 
     def decode_request(self, request: MessagesRequest) -> ChatCompletionRequest:
         return chat(request)

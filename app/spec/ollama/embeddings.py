@@ -9,6 +9,7 @@ import orjson
 from app.spec import EmbeddingRequest, Request, Response, Server, decoded, while_connected
 from app.spec.framing import to_json
 from app.spec.ollama.request import model
+from schemas.ignored_keys import ignored_keys
 from schemas.ollama_answer_schema import NANOSECONDS, Embedding, Embeddings
 from schemas.ollama_schema import EmbeddingsRequest, EmbedRequest
 
@@ -19,7 +20,7 @@ class Embedder:
 
     async def embed(self, body: EmbedRequest, request: Request) -> Response:
         began = time.perf_counter()
-        headers = self._server.ignored(_ignored(body))
+        headers = self._server.ignored(_ignored(body)).headers
         answer = await while_connected(request, self._vectors(decoded(_asked, body)))
         found = Embeddings(
             model=body.model or "default",
@@ -30,7 +31,7 @@ class Embedder:
         return Response(await asyncio.to_thread(to_json, found), headers=headers, media_type="application/json")
 
     async def embed_one(self, body: EmbeddingsRequest, request: Request) -> Response:
-        headers = self._server.ignored(_ignored(body))
+        headers = self._server.ignored(_ignored(body)).headers
         answer = await while_connected(request, self._vectors(decoded(_asked_for_one, body)))
         found = Embedding(embedding=answer["data"][0]["embedding"])
         return Response(to_json(found), headers=headers, media_type="application/json")
@@ -52,4 +53,4 @@ def _asked_for_one(body: EmbeddingsRequest) -> EmbeddingRequest:
 
 
 def _ignored(body: EmbedRequest | EmbeddingsRequest) -> list[str]:
-    return sorted([*(body.model_extra or ()), *(f"options.{name}" for name in body.options)])
+    return sorted([*ignored_keys(body), *(f"options.{name}" for name in body.options)])

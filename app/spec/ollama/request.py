@@ -36,8 +36,7 @@ def model(name: str | None) -> str | None:
 
 def ignored(request: Generation) -> list[str]:
     """What models are loaded with is the operator's to say: `keep_alive`, `options.num_ctx` and the like."""
-    options = [f"options.{name}" for name in request.options.model_extra or ()]
-    return sorted([*unknown_keys(request, UNSUPPORTED), *options])
+    return unknown_keys(request, UNSUPPORTED)
 
 
 def _sampling(options: Options) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Ollama's API as a spec. Its models are the operator's: they are listed and asked, not pulled, made or deleted."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
@@ -51,6 +51,7 @@ NOT_SERVED = {
 
 class OllamaSpec(Spec[Generation]):
     any_content_type = True
+    names: ClassVar[Mapping[str, str]] = {"reasoning_effort": "think", "enable_thinking": "think"}
 
     def setup(self, server: Server) -> None:
         super().setup(server)
@@ -80,12 +81,12 @@ class OllamaSpec(Spec[Generation]):
 
     async def _load(self, body: Generation) -> Response:
         """What clients ask for by saying nothing."""
-        headers = self.server.ignored(self.ignored(body))
+        ignored = self.server.ignored(self.ignored(body))
         began = time.perf_counter()
         await self.server.load(requests.model(body.model))
         seconds = time.perf_counter() - began
         loaded = Part(ending=Ending(done_reason="load", total_duration=round(seconds * NANOSECONDS)))
-        return self.respond(_line(body)(loaded, _name(body)), headers)
+        return self.respond(_line(body)(loaded, _name(body)), ignored.headers)
 
     def decode_request(self, request: Generation) -> ChatCompletionRequest:
         return requests.chat(request)

@@ -21,6 +21,7 @@ TAIL = 16  # tokens of the prompt in which its last marker is
 class Asked:
     job: Job
     format: Format
+    ignored: tuple[str, ...] = ()  # parameters that this model has no use for
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def asked(
         grammar=replace(grammar, before=_before(format, state)) if grammar else None,
         thinking=_limit(thinks.budget, format, state, model),
     )
-    return Asked(replace(job, sampling=held), format)
+    return Asked(replace(job, sampling=held), format, thinks.ignored)
 
 
 State = Literal["open", "begun", "over"]

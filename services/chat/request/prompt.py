@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from schemas.chat_schema import ChatCompletionRequest, ChatMessage, MessageToolCall, ServedTier, ServiceTier
+from schemas.chat_schema import ChatCompletionRequest, ChatMessage, MessageToolCall, ServedTier
 from services.chat.request import contents, refusals, tools
 from services.chat.request import sampling as sampled
 from services.chat.request.contents import Illustration
@@ -22,12 +22,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "function_call": ("none",),
     "functions": ([],),
     "modalities": (["text"],),
-    "moderation": (),
-    "prediction": (),
-    "prompt_cache_options": ({}, {"mode": "implicit"}),
-    "prompt_cache_retention": ("in_memory",),
-    "verbosity": ("medium",),
-    "web_search_options": (),
 }
 
 
@@ -38,6 +32,9 @@ RESERVED = {
     *("return_assistant_tokens_mask", "tokenizer_kwargs", "processor_kwargs", "self"),
     "sanitize_control_tokens",
 }
+
+
+PRIORITIES: dict[ServedTier | None, int] = {"flex": 1, "priority": -1}
 
 
 def check(request: ChatCompletionRequest) -> None:
@@ -83,17 +80,18 @@ def job(
 
 
 def priority(request: ChatCompletionRequest) -> int:
-    return request.priority + {"flex": 1, "priority": -1, "fast": -1}.get(request.service_tier or "", 0)
+    return request.priority + PRIORITIES.get(served_tier(request.service_tier), 0)
 
 
-def served_tier(asked: ServiceTier | None) -> ServedTier | None:
+def served_tier(asked: str | None) -> ServedTier | None:
+    """A tier that nobody knows is served as any request is."""
     match asked:
-        case "auto":
-            return "default"
-        case "fast":
+        case None | "flex" | "priority":
+            return asked
+        case "fast" | "ultrafast":
             return "priority"
-        case tier:
-            return tier
+        case _:
+            return "default"
 
 
 def template(request: ChatCompletionRequest, **more: object) -> dict[str, Any]:

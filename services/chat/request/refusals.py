@@ -1,12 +1,24 @@
-"""Parts of the contract that are not served, each refused by its name."""
+"""Which parts of a contract that are not served are refused by name, and which are left aside and named.
 
-from collections.abc import Mapping
+What would make an answer wrong is refused: a parameter that changes the answer, and that nothing here honours. What is
+only offered, hinted or annotated is taken and left aside: an answer without it is right too.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 
 from pydantic import BaseModel
 
+from schemas.ignored_keys import MOST, ignored_keys
 from services.errors import UnsupportedParameter
 
 Unsupported = Mapping[str, tuple[object, ...]]  # name -> the values that ask for nothing
+Note = Callable[[Iterable[str]], None]  # takes the names of what is left aside; a strict server raises there
+
+
+def unnoted(names: Iterable[str]) -> None:
+    """For those who have nobody to tell."""
+
 
 # vLLM's, of no single kind of request.
 OF_ALL: dict[str, tuple[object, ...]] = {
@@ -21,13 +33,28 @@ REASONS = {
     "function_call": "is not supported: use 'tool_choice'",
     "functions": "is not supported: use 'tools'",
     "modalities": "is not supported but as ['text']: answers are text",
-    "moderation": "is not supported: nothing here moderates",
-    "prediction": "is not supported: no answer is faster for it",
-    "prompt_cache_options": "is not supported: prompts are cached by themselves, as long as there is room",
-    "prompt_cache_retention": "is not supported but as 'in_memory': the cache does not outlive the process",
     "suffix": "is not supported: the models served here write on, and do not fill in",
-    "verbosity": "is not supported but as 'medium': ask for a shorter or longer answer in a message",
-    "web_search_options": "is not supported: nothing here searches the web",
+}
+
+# Why an answer is right without it.
+LEFT_ASIDE = {
+    "access_programs": "there are none here",
+    "client_metadata": "kept nowhere",
+    "context": "the model's template decides which thoughts it is shown again",
+    "context_management": "nothing is edited out of a conversation; `truncation` drops its oldest messages",
+    "generate_summary": "thoughts are answered as they are",
+    "image": "images are shown to the model as they come",
+    "include_obfuscation": "events are not padded",
+    "mode": "models here have one",
+    "moderation": "nothing here moderates",
+    "personality": "no model here has that switch: ask for it in a message",
+    "prediction": "no answer is faster for it",
+    "prompt_cache_options": "prompts are cached by themselves, as long as there is room",
+    "prompt_cache_retention": "the cache does not outlive the process",
+    "service_tier": "other tiers are served as `default`",
+    "summary": "thoughts are answered as they are",
+    "verbosity": "no model here has that switch: ask for a shorter or longer answer in a message",
+    "web_search_options": "nothing here searches the web",
 }
 
 
@@ -42,5 +69,7 @@ def _refusal(name: str) -> UnsupportedParameter:
 
 
 def unknown_keys(request: BaseModel, unsupported: Unsupported) -> list[str]:
-    """Those outside the contract."""
-    return sorted(set(request.model_extra or {}) - set(unsupported))
+    """All that is left aside and can be told without a model. Of those that are refused, values that ask for nothing
+    are left."""
+    found = (name for name in ignored_keys(request) if name not in unsupported)
+    return sorted(islice(found, MOST))

@@ -1,6 +1,6 @@
 """A request for a response -> the chat completion it asks for, and the response as it begins."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,22 +12,16 @@ from schemas.response_schema import ResponseInput, ResponseRequest, Retrieval
 from services.chat import items
 from services.chat.items import Item
 from services.chat.request import prompt, refusals
-from services.chat.request.refusals import refuse
+from services.chat.request.refusals import Note, refuse
 from services.errors import InvalidRequest, UnsupportedParameter
 
 # Parts of the contract that this server does not serve, each with the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "access_programs": (),
-    "context_management": ([],),
-    "image": (),
-    "moderation": (),
-    "personality": (),
     "prompt": (),
-    "prompt_cache_options": ({}, {"mode": "implicit"}),
-    "prompt_cache_retention": ("in_memory",),
 }
 
 LOGPROBS = "message.output_text.logprobs"
+FILLED = (LOGPROBS, "message.input_image.image_url")
 
 # What a chat completion calls it -> what a response calls it.
 NAMES = {
@@ -35,7 +29,6 @@ NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "reasoning_effort": "reasoning.effort",
     "response_format": "text.format",
-    "verbosity": "text.verbosity",
 }
 
 
@@ -59,7 +52,6 @@ def check(request: ResponseInput) -> None:
         if tool["type"] != "function":
             raise UnsupportedParameter(f"tools.{index}.type", f"is '{tool['type']}': only functions are served here")
     _check_choice(request.tool_choice)
-    _check_reasoning(request)
     items.check([item for item in request.input if item["type"] != "item_reference"])
     if isinstance(request, ResponseRequest):
         _check_answer(request)
@@ -70,49 +62,39 @@ def _check_choice(choice: str | dict[str, Any]) -> None:
         raise UnsupportedParameter("tool_choice.type", f"is '{choice['type']}': only functions are served here")
 
 
-def _check_reasoning(request: ResponseInput) -> None:
-    if (wanted := request.reasoning) is None:
-        return
-    for name, value, nothing in (
-        ("summary", wanted.summary, None),
-        ("generate_summary", wanted.generate_summary, None),
-        ("context", wanted.context, "auto"),
-        ("mode", wanted.mode, "standard"),
-    ):
-        if value not in (None, nothing):
-            raise UnsupportedParameter(f"reasoning.{name}")
-
-
 def _check_answer(request: ResponseRequest) -> None:
     if not request.input and request.conversation is None and request.previous_response_id is None:
         raise InvalidRequest("'input' is required", param="input")
     if request.background and not request.store:
         raise InvalidRequest("'background' goes with 'store': true only", param="background")
-    if request.top_logprobs and LOGPROBS not in request.include:
-        raise InvalidRequest(f"'top_logprobs' goes with '{LOGPROBS}' in 'include' only", param="top_logprobs")
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("'stream_options' goes with 'stream': true only", param="stream_options")
-    if request.stream_options is not None and request.stream_options.include_obfuscation:
-        raise UnsupportedParameter("stream_options.include_obfuscation")
-    check_include(request.include)
-
-
-def check_include(include: Sequence[str]) -> None:
-    """All others are about tools that are not served here, or are always there."""
-    if "reasoning.encrypted_content" in include:
-        raise UnsupportedParameter("include", "cannot have reasoning.encrypted_content: reasoning is not hidden here")
 
 
 def check_retrieval(asked: Retrieval) -> None:
-    check_include(asked.include)
-    if asked.include_obfuscation:
-        raise UnsupportedParameter("include_obfuscation")
     if asked.starting_after is not None and not asked.stream:
         raise InvalidRequest("'starting_after' goes with 'stream': true only", param="starting_after")
 
 
 def unknown_keys(request: ResponseInput) -> list[str]:
-    return refusals.unknown_keys(request, UNSUPPORTED)
+    found = refusals.unknown_keys(request, UNSUPPORTED)
+    return found + list(_unused(request)) if isinstance(request, ResponseRequest) else found
+
+
+def _unused(request: ResponseRequest) -> Iterator[str]:
+    """What asks for more than an answer has."""
+    yield from unfilled(request.include)
+    if request.top_logprobs and LOGPROBS not in request.include:
+        yield "top_logprobs"
+
+
+def unfilled(include: Iterable[str]) -> Iterator[str]:
+    """Images are part of each message that has some; all others are about tools that are not served here."""
+    return (f"include.{name}" for name in include if name not in FILLED)
+
+
+def unknown_in_retrieval(asked: Retrieval) -> list[str]:
+    return [*unfilled(asked.include), *(["include_obfuscation"] if asked.include_obfuscation else [])]
 
 
 def as_chat(request: ResponseInput, messages: Sequence[ChatMessage]) -> ChatCompletionRequest:
@@ -124,7 +106,6 @@ def as_chat(request: ResponseInput, messages: Sequence[ChatMessage]) -> ChatComp
         "parallel_tool_calls": request.parallel_tool_calls,
         "reasoning_effort": request.reasoning.effort if request.reasoning else None,
         "response_format": _chat_format(request.text.format),
-        "verbosity": request.text.verbosity if request.text.verbosity != "medium" else None,
     }
     if isinstance(request, ResponseRequest):
         fields |= _sampling(request)
@@ -143,7 +124,7 @@ def _sampling(request: ResponseRequest) -> dict[str, Any]:
         "temperature": request.temperature,
         "top_p": request.top_p,
         "logprobs": LOGPROBS in request.include,
-        "top_logprobs": request.top_logprobs,
+        "top_logprobs": request.top_logprobs if LOGPROBS in request.include else 0,
         "service_tier": request.service_tier,
     }
 
@@ -166,6 +147,11 @@ def _chat_format(format: Mapping[str, Any]) -> dict[str, Any]:
     if format["type"] != "json_schema":
         return dict(format)
     return {"type": "json_schema", "json_schema": {name: value for name, value in format.items() if name != "type"}}
+
+
+def noted(note: Note) -> Note:
+    """Takes names of the chat completion's parameters, and passes them on as the response's request has them."""
+    return lambda names: note(NAMES.get(name, name) for name in names)
 
 
 @contextmanager
@@ -220,7 +206,7 @@ def _reasoning(request: ResponseRequest) -> dict[str, Any]:
 
 def own_items(request: ResponseInput, resolved: Mapping[str, Item]) -> list[Item]:
     """The request's own, with what it refers to in the place of the references."""
-    found = []
+    found: list[Item] = []
     for index, item in enumerate(request.input):
         if item["type"] != "item_reference":
             found.append(item)

@@ -1,5 +1,6 @@
 """Whether and how long a model thinks before it answers, as far as its template lets itself be told."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +16,13 @@ BUDGETS = {"minimal": 512, "low": 2048, "medium": 8192}
 class Thought:
     arguments: dict[str, Any] = field(default_factory=dict)  # of the template
     budget: int | None = None  # tokens
+    ignored: tuple[str, ...] = ()  # what asks for more thinking than this model can do
 
 
 def thought(request: ChatCompletionRequest, dialect: Dialect) -> Thought:
     effort = request.reasoning_effort
     if dialect.thinking is None and not dialect.has_effort:
-        _refuse_to_think(request)
-        return Thought()
+        return Thought(ignored=tuple(_wishes(request)))
     arguments: dict[str, Any] = {}
     if effort and dialect.has_effort:
         arguments["reasoning_effort"] = effort
@@ -33,11 +34,14 @@ def thought(request: ChatCompletionRequest, dialect: Dialect) -> Thought:
     return Thought(arguments, _budget(request, dialect))
 
 
-def _refuse_to_think(request: ChatCompletionRequest) -> None:
+def _wishes(request: ChatCompletionRequest) -> Iterator[str]:
+    """Of a model that does not think before it answers. An answer without thoughts is the answer all the same."""
     if request.reasoning_effort not in (None, "none"):
-        raise UnsupportedParameter("reasoning_effort", "must be 'none': this model does not think before it answers")
+        yield "reasoning_effort"
     if request.enable_thinking:
-        raise UnsupportedParameter("enable_thinking", "must be false: this model does not think before it answers")
+        yield "enable_thinking"
+    if request.thinking_token_budget:
+        yield "thinking_token_budget"
 
 
 def _switched(request: ChatCompletionRequest, dialect: Dialect, wanted: bool) -> dict[str, bool]:
