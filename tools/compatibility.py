@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from app.common import unserved
 from app.common.settings import Settings
 from app.main import create_app
 from schemas.request_schema import Hints, Request
@@ -44,6 +45,14 @@ CALLED_BY = {
     "GET /v1/responses/{response_id}/input_items": "responses.input_items.list",
     "POST /v1/responses/input_tokens": "responses.input_tokens.count",
 }
+# What the client can call on a served resource that this server does not do.
+UNSERVED_METHODS = {"models.delete": "405: models are configured where the server is started"}
+RESOURCES = """\
+## Resources of the `openai` client
+
+By the first part of their paths. An absent one is answered with 404, the code `unsupported_endpoint` and what it is
+about; a method that a served one does not have with 405.
+"""
 INTRODUCTION = """\
 # What is served
 
@@ -74,7 +83,8 @@ def page(document: Json) -> str:
     schemas = document["components"]["schemas"]
     bodies = dict.fromkeys(name for _, operation in operations(document) if (name := body(operation)) in schemas)
     tables = [f"\n## {name}\n\n{parameters(name, schemas)}" for name in bodies if name]
-    return "\n".join([INTRODUCTION, "## Routes\n", routes(document), *tables]).rstrip() + "\n"
+    parts = [INTRODUCTION, "## Routes\n", routes(document), RESOURCES, resources(), *tables]
+    return "\n".join(parts).rstrip() + "\n"
 
 
 def operations(document: Json) -> Iterator[tuple[str, Json]]:
@@ -89,6 +99,17 @@ def routes(document: Json) -> str:
         for route, operation in operations(document)
     ]
     return table(("route", "`openai` client", "parameters"), rows)
+
+
+def resources() -> str:
+    """A row for each resource of the official client, by the first part of its paths."""
+    served: dict[str, list[str]] = {}
+    for route, methods in CALLED_BY.items():
+        served.setdefault(route.removeprefix("/v1").split("/")[2], []).append(methods)
+    rows = [(f"`/v1/{part}`", "served", _code(", ".join(methods))) for part, methods in served.items()]
+    rows += [(f"`/v1/{part}`", "absent", about) for part, about in unserved.OPENAI.items()]
+    rows += [(f"`{method}`", "refused", reason) for method, reason in UNSERVED_METHODS.items()]
+    return table(("paths", "state", "note"), sorted(rows))
 
 
 def body(operation: Json) -> str | None:

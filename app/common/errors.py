@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
+from app.common import unserved
 from services import errors
 
 logger = logging.getLogger(__name__)
@@ -111,10 +112,17 @@ def invalid(found: Any) -> Problem:
 async def _on_http(request: Request, error: Exception) -> Response:
     """Starlette's own: no such route, no such method, and the like."""
     assert isinstance(error, HTTPException)
-    message = f"{HTTPStatus(error.status_code).phrase}: {request.method} {request.url.path[:200]}"
-    found = Problem(error.status_code, message, TYPE_OF_STATUS.get(error.status_code, "invalid_request_error"))
+    found = _no_route(request, error.status_code)
     response = found.response(request.scope)
     response.headers.update(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # Starlette names those of one route, a path has several
         response.headers["Allow"] = ", ".join(request.app.state.routes.methods(request.url.path))
     return response
+
+
+def _no_route(request: Request, status: int) -> Problem:
+    message = f"{HTTPStatus(status).phrase}: {request.method} {request.url.path[:200]}"
+    type_ = TYPE_OF_STATUS.get(status, "invalid_request_error")
+    if status == HTTPStatus.NOT_FOUND and (reason := unserved.reason(request.url.path)):
+        return Problem(status, f"{message} is not served here ({reason})", type_, None, "unsupported_endpoint")
+    return Problem(status, message, type_)

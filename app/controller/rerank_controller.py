@@ -1,4 +1,4 @@
-"""POST /v1/rerank and /v1/score, and the same without /v1."""
+"""POST /v1/rerank and /v1/score, the same without /v1, and /v2/rerank as newer clients of Cohere's API call it."""
 
 from fastapi import APIRouter, Request, Response
 
@@ -13,6 +13,7 @@ router = APIRouter(tags=["rerank"], route_class=JsonRoute)
 
 @router.post("/v1/rerank")
 @router.post("/rerank", include_in_schema=False)
+@router.post("/v2/rerank", include_in_schema=False)
 async def rerank(
     body: RerankRequest, request: Request, response: Response, reranker: Reranker, unknown: UnknownKeys
 ) -> RerankList:

@@ -8,7 +8,7 @@ import pytest
 
 from app.common.errors import STATUS, problem
 from services import errors
-from services.errors import ServiceError, TryLater, UnsupportedParameter
+from services.errors import PromptTooLong, ServiceError, TryLater, UnsupportedParameter
 from tests.apps import NewSite, Site
 from tests.fakes import FakeEngine
 
@@ -40,6 +40,8 @@ def check(answer: httpx2.Response, status: int, type_: str, param: str | None = 
 def instance(kind: type[ServiceError]) -> ServiceError:
     if issubclass(kind, TryLater):
         return kind("a reason", retry_after=2.5)
+    if kind is PromptTooLong:
+        return kind(9, 8, param="a_param")
     if kind is UnsupportedParameter:
         return kind("a_param")
     return kind("a reason", param="a_param")

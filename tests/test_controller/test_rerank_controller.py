@@ -58,7 +58,7 @@ def ranked(scores: list[float]) -> list[int]:
     return [int(index) for index in np.argsort([-score for score in scores])]
 
 
-@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank"])
+@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank", "/v2/rerank"])
 async def test_by_cross_encoder(site: Site, tmp_path: Path, path: str) -> None:
     answer = await post(site, path, query="abcd", documents=DOCUMENTS)
     scores = cross_encoded(tmp_path, [("abcd", text) for text in DOCUMENTS])

@@ -1,0 +1,46 @@
+"""Paths of the protocols spoken here that this server does not serve, so that their 404 can say so."""
+
+import re
+
+# The first part of a path in OpenAI's API, which every resource of its client begins with -> what it is about.
+OPENAI: dict[str, str] = {
+    "agents": "hosted agents",
+    "assistants": "assistants: use '/v1/responses' with '/v1/conversations'",
+    "audio": "speech and transcription: answers are text",
+    "batches": "batch jobs",
+    "chatkit": "ChatKit sessions",
+    "containers": "containers that run code",
+    "content_provenance_checks": "checks of where content comes from",
+    "decisions": "decisions",
+    "evals": "evaluations",
+    "files": "stored files: send text and images in the request",
+    "fine_tuning": "training",
+    "images": "making images: answers are text",
+    "live": "live sessions",
+    "moderations": "moderation",
+    "organization": "administration of an organization",
+    "projects": "administration of projects",
+    "realtime": "speech over WebSocket or WebRTC",
+    "safety": "safety alerts and cases",
+    "skills": "skills",
+    "threads": "assistants' threads: use '/v1/conversations'",
+    "uploads": "uploads in parts",
+    "vaults": "vaults of hosted agents",
+    "vector_stores": "stores of vectors: '/v1/embeddings' and '/v1/rerank' are served",
+    "videos": "making videos: answers are text",
+    "webhook_endpoints": "webhooks",
+    "webhook_event_types": "webhooks",
+}
+OTHERS: dict[str, str] = {
+    "/v1/complete": "Anthropic's text completions: use '/v1/messages'",
+    "/v1/messages/batches": "batches of messages",
+}
+FIRST_PART = re.compile(r"(?:/v1)?/([a-z_]+)(?=/|$)")
+
+
+def reason(path: str) -> str | None:
+    """What a known path is about that nothing here answers; None for any other path."""
+    if other := next((OTHERS[known] for known in OTHERS if path == known or path.startswith(known + "/")), None):
+        return other
+    found = FIRST_PART.match(path)
+    return OPENAI.get(found[1]) if found else None
