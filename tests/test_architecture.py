@@ -48,7 +48,7 @@ RULES = [
     Rule(r"app\.models", may=r"app\.common\.settings|services\.model_service|tools\.fetch_models"),
     Rule(r"app\.main", may=r"app\.(common|controller|models|spec)|services|schemas|database|tools"),
     Rule(
-        r"tools\.compatibility", may=r"app\.main|app\.common\.settings|services|schemas|tools"
+        r"tools\.compatibility", may=r"app\.main|app\.common\.(settings|unserved)|services|schemas|tools"
     ),  # it describes the whole app
     Rule("tools", may=r"tools|services|schemas|database|app\.common\.settings"),
     Rule("(app|services)$"),  # the two __init__ files
