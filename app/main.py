@@ -18,6 +18,8 @@ from app import models
 from app.common import errors, log, openapi
 from app.common.auth import Gate, Keys
 from app.common.compression import Decompress
+from app.common.connection import Deadlines
+from app.common.connections import ConnectionGate, Connections
 from app.common.dependencies import Facts, Services
 from app.common.drain import Drain
 from app.common.ignored import UnknownKeys
@@ -66,6 +68,8 @@ from tools import data_migration
 
 logger = logging.getLogger(__name__)
 
+OWN_TIME = 5.0  # seconds in which a stream ends by itself, with its own line in the log
+
 CONTROLLERS = (
     chat_controller,
     completion_controller,
@@ -95,10 +99,11 @@ def create_app(
     )
     services = _services(settings, turns, database, build)
     routes = Routes()
+    connections = _connections(settings.server)
     app = FastAPI(
         title="Parley",
-        lifespan=_lifespan(settings, services, turns, database, warm_up),
-        middleware=_middleware(settings, services, routes),
+        lifespan=_lifespan(settings, services, turns, database, warm_up, connections),
+        middleware=_middleware(settings, services, routes, connections),
     )
     app.state.services = services
     app.state.routes = routes
@@ -114,7 +119,12 @@ def create_app(
 
 
 def _lifespan(
-    settings: Settings, services: Services, turns: TurnService, database: Database, warm_up: Callable[[], None]
+    settings: Settings,
+    services: Services,
+    turns: TurnService,
+    database: Database,
+    warm_up: Callable[[], None],
+    connections: Connections,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -127,7 +137,9 @@ def _lifespan(
         warming = asyncio.ensure_future(asyncio.to_thread(warm_up))
         if not settings.api_keys:
             logger.warning("no PARLEY_API_KEYS: everybody who reaches this server may use it")
+        connections.install()
         yield
+        await connections.uninstall()
         await warming
         if exporter:
             await asyncio.to_thread(exporter.shutdown)
@@ -138,6 +150,16 @@ def _lifespan(
         await database.close()
 
     return lifespan
+
+
+def _connections(settings: ServerSettings) -> Connections:
+    deadlines = Deadlines(
+        headers=settings.headers_timeout_s,
+        body=settings.body_timeout_s,
+        body_rate=settings.body_rate,
+        send=settings.send_timeout_s + OWN_TIME,
+    )
+    return Connections(deadlines, settings.max_connections)
 
 
 def _exporter(settings: ServerSettings, metrics: Metrics) -> WSGIServer | None:
@@ -209,13 +231,14 @@ def _images(settings: ImageSettings) -> ImageService:
     )
 
 
-def _middleware(settings: Settings, services: Services, routes: Routes) -> list[Middleware]:
+def _middleware(settings: Settings, services: Services, routes: Routes, connections: Connections) -> list[Middleware]:
     """Outermost first."""
     cors = settings.cors.origins
     return [
         Middleware(Protocol, routes=routes),
         Middleware(RequestLog, metrics=services.metrics),
         Middleware(CORSMiddleware, allow_origins=cors, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]),
+        Middleware(ConnectionGate, connections=connections),
         Middleware(Options, routes=routes),
         Middleware(Gate, keys=services.keys, origins=cors),
         Middleware(DrainGate, drain=services.drain),

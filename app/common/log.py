@@ -9,6 +9,7 @@ import orjson
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 # h11 says this for every request of Java's HttpClient, which offers h2c each time and is content with HTTP/1.1
+NO_FILES = "socket.accept() out of system resource"
 NOISE = ("Unsupported upgrade request.", "No supported WebSocket library detected.")
 
 
@@ -23,6 +24,7 @@ def configure(level: str, format: str) -> None:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"  # our own access line knows the request's id
     logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith(NOISE))
+    logging.getLogger("asyncio").addFilter(Seldom(NO_FILES))
     for chatty in ("httpx", "httpx2", "alembic", "filelock", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
@@ -30,6 +32,26 @@ def configure(level: str, format: str) -> None:
 def _with_request_id(record: logging.LogRecord) -> bool:
     record.request_id = request_id.get()
     return True
+
+
+class Seldom(logging.Filter):
+    """One in ten seconds of a line that comes in thousands, without its traceback."""
+
+    def __init__(self, start: str, seconds: float = 10.0) -> None:
+        super().__init__()
+        self._start = start
+        self._seconds = seconds
+        self._next = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.getMessage().startswith(self._start):
+            return True
+        is_due = record.created >= self._next
+        if is_due:
+            self._next = record.created + self._seconds
+            record.exc_info = record.exc_text = None
+            record.msg, record.args = record.getMessage().partition("\n")[0], None
+        return is_due
 
 
 class _Text(logging.Formatter):

@@ -97,6 +97,10 @@ class ServerSettings(BaseModel):
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
     keepalive_s: float = Field(5, gt=0)  # between comments on a silent stream
     send_timeout_s: float = Field(60, gt=0)  # a reader that takes nothing for so long is gone
+    headers_timeout_s: float = Field(10, gt=0)  # from the connection, or the next request's first byte, to its headers
+    body_timeout_s: float = Field(20, gt=0)  # without a byte of the body; all of it: beyond what body_rate allows
+    body_rate: float = Field(500, gt=0)  # bytes a second
+    max_connections: int | None = Field(None, ge=1)  # unset: what the limit of open files leaves
     token_ttl_s: int = Field(3600, gt=0)  # how long a browser may use its stream token
     predict_path: str = "/predict"  # empty: none
     drain_s: float = Field(30, ge=0)  # how long running answers may go on after SIGTERM

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
 CHAT = "SmolLM2-135M-Instruct"
 ENDLESS = "Write all even numbers from 2 to 5000, separated by commas."  # greedy, it goes on for thousands of tokens
+UVICORN = ["uvicorn", "app.main:app", "--http", "h11", "--port"]
 SECONDS = 120.0  # no test measures time: what takes so long never happens
 
 T = TypeVar("T")
@@ -67,18 +68,22 @@ class Service:
 
 
 @contextmanager
-def running(folder: Path, **settings: str) -> Iterator[Service]:
-    """The service in `folder`, which nothing but `settings` configures; several lives may follow each other there."""
+def running(folder: Path, command: list[str] = UVICORN, files: int | None = None, **settings: str) -> Iterator[Service]:
+    """The service in `folder`, which nothing but `settings` configures; several lives may follow each other there.
+
+    `command` is a module and what comes before its port; `files` is how many it may open.
+    """
     folder.mkdir(exist_ok=True)
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PARLEY_")}
     environment |= {"PYTHONPATH": str(ROOT), "PARLEY_MODELS_DIR": str(MODELS)}
     environment |= {"PARLEY_ENGINE__COMPILE": "false"}  # a minute of work for each of many short lives
     environment |= {f"PARLEY_{name}": value for name, value in settings.items()}
-    command = [sys.executable, "-m", "uvicorn", "app.main:app", "--http", "h11", "--port", str(port)]
+    limit = [] if files is None else ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh"]
     log = folder / f"service-{port}.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
+        started = [*limit, sys.executable, "-m", *command, str(port)]
+        process = subprocess.Popen(started, cwd=folder, env=environment, stdout=output, stderr=output)
     service = Service(process, port, log)
     try:
         until(lambda: _is_up(service))
