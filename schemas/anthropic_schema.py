@@ -1,98 +1,27 @@
-"""Anthropic's requests for messages, as they go over the wire.
+"""Anthropic's requests for messages, as they go over the wire."""
 
-`cache_control` is taken everywhere and changes nothing: whatever prompts have in common is computed once anyway.
-"""
+from typing import Annotated, Any, ClassVar, Literal
 
-from typing import Annotated, Any, Literal
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, ValidationInfo, field_validator
-
-from schemas.chat_schema import Description, FunctionName
+from schemas.anthropic_block_schema import BLOCKS, Block, Said, Texts, blocks
 from schemas.generation_schema import StopSequence
-from schemas.request_schema import Request, fault
+from schemas.request_schema import Hints, Request, fault
 
-
-class Block(Request):
-    cache_control: dict[str, Any] | None = None
-
-
-class TextBlock(Block):
-    type: Literal["text"]
-    text: str
-    citations: list[Any] = Field([], max_length=0)
-
-
-class Base64Source(Request):
-    type: Literal["base64"]
-    media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
-    data: str = Field(min_length=1)
-
-
-class UrlSource(Request):
-    type: Literal["url"]
-    url: str = Field(min_length=1)
-
-
-def _one_of(*kinds: str) -> Discriminator:
-    """One short error for a type that nobody knows, without the input in it."""
-    known = ", ".join(f"'{kind}'" for kind in kinds)
-    return Discriminator("type", custom_error_type="type", custom_error_message=f"its type must be one of {known}")
-
-
-class ImageBlock(Block):
-    type: Literal["image"]
-    source: Annotated[Base64Source | UrlSource, _one_of("base64", "url")]
-
-
-class ThinkingBlock(Block):
-    type: Literal["thinking"]
-    thinking: str
-    signature: str = ""
-
-
-class DirectCaller(Request):
-    type: Literal["direct"]
-
-
-class ToolUseBlock(Block):
-    type: Literal["tool_use"]
-    id: str = Field(min_length=1, max_length=128)
-    name: FunctionName
-    input: dict[str, Any]
-    caller: DirectCaller | None = None
-
-
-def _blocks(value: object) -> object:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
-
-
-Shown = Annotated[TextBlock | ImageBlock, _one_of("text", "image")]
-Texts = Annotated[list[TextBlock], BeforeValidator(_blocks, json_schema_input_type=str | list[TextBlock])]
-
-
-class ToolResultBlock(Block):
-    type: Literal["tool_result"]
-    tool_use_id: str
-    content: Annotated[list[Shown], BeforeValidator(_blocks, json_schema_input_type=str | list[Shown])] = Field([])
-    is_error: bool = False
-
-
-Said = Annotated[
-    TextBlock | ImageBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock,
-    _one_of("text", "image", "thinking", "tool_use", "tool_result"),
-]
-
-
-BLOCKS: dict[str, tuple[type[Block], ...]] = {
-    "user": (TextBlock, ImageBlock, ToolResultBlock),
-    "assistant": (TextBlock, ThinkingBlock, ToolUseBlock),
-    "system": (TextBlock,),
-}
+ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 
 class Message(Request):
     role: Literal["user", "assistant", "system"]
-    content: Annotated[list[Said], BeforeValidator(_blocks, json_schema_input_type=str | list[Said])]
+    content: Annotated[list[Said], BeforeValidator(blocks, json_schema_input_type=str | list[Said])]
 
     @field_validator("content")
     @classmethod
@@ -107,19 +36,36 @@ class Message(Request):
 
 
 class Tool(Block):
-    """One that the client runs; those that run at Anthropic have another type."""
+    """One that the client runs."""
 
     type: Literal["custom"] = "custom"
-    name: FunctionName
-    description: Description | None = None
+    name: ToolName
+    description: str | None = None
     input_schema: dict[str, Any]
     strict: bool = False
     eager_input_streaming: bool = True
 
 
+class HostedTool(Request):
+    """One of Anthropic's own, by its type: offered, but not served here. Its settings are of no use without it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    type: str = Field(pattern=r"^[a-z0-9_]{1,64}$")
+    name: str = ""
+
+
+def _tool(value: object) -> Request:
+    is_own = not isinstance(value, dict) or value.get("type") in (None, "custom")
+    return (Tool if is_own else HostedTool).model_validate(value)
+
+
+AnyTool = Annotated[Tool | HostedTool, PlainValidator(_tool, json_schema_input_type=Tool | HostedTool)]
+
+
 class ToolChoice(Request):
     type: Literal["auto", "any", "tool", "none"]
-    name: FunctionName | None = Field(None, description="of the one tool, with type 'tool'")
+    name: ToolName | None = Field(None, description="of the one tool, with type 'tool'")
     disable_parallel_tool_use: bool = False
 
 
@@ -152,13 +98,24 @@ class Asker(Request):
 
 
 class CountRequest(Request):
+    """What else its contract has is an offer or a hint: it is named, as unknown keys are."""
+
+    HINTS: ClassVar[Hints] = {
+        "container": (),
+        "context_management": (),
+        "mcp_servers": ([],),
+        "service_tier": ("auto", "standard_only"),
+        "speed": ("standard",),
+    }
+
     model: str | None = None
     messages: list[Message] = Field(min_length=1)
     system: Texts = Field([])
-    tools: list[Tool] = Field([], max_length=128)
+    tools: list[AnyTool] = Field([])
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = Field(None, description="an older place of output_config.format")
     cache_control: dict[str, Any] | None = None
 
 
@@ -167,6 +124,6 @@ class MessagesRequest(CountRequest):
     temperature: float = Field(1.0, ge=0, le=1)
     top_k: int = Field(0, ge=0)
     top_p: float = Field(1.0, gt=0, le=1)
-    stop_sequences: list[StopSequence] = Field([], max_length=4)
+    stop_sequences: list[StopSequence] = Field([], max_length=128)
     metadata: Asker | None = None
     stream: bool = False

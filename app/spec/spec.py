@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from fastapi import APIRouter, Request, Response
@@ -13,11 +14,12 @@ from app.common.ignored import Ignored
 from app.common.json_body import JsonRoute, UntypedJsonRoute
 from app.common.sse import Framing
 from app.spec.framing import Item, Named, server_sent, to_json
+from app.spec.names import Names, Words, in_words, renamed, translated
 from app.spec.server import Output, Server
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.ignored_keys import ignored_keys
 from services.chat.request.refusals import Note
-from services.errors import InvalidRequest
+from services.errors import InvalidRequest, ServiceError
 
 B = TypeVar("B", bound=BaseModel)
 R = TypeVar("R")
@@ -40,7 +42,8 @@ class Spec(Generic[T]):
     """
 
     any_content_type = False  # read bodies as JSON, whatever they were sent as
-    names: ClassVar[Mapping[str, str]] = {}  # of chat completions' parameters, where they differ here
+    names: ClassVar[Names] = {}  # of chat completions' parameters, where they differ here
+    too_long: str | None = None  # its words for a prompt of {tokens} where a model takes {limit}
     request_id: str | None = None  # a header that has the request's id, besides x-request-id
 
     def __init__(self) -> None:
@@ -79,16 +82,25 @@ class Spec(Generic[T]):
 
     async def answer(self, body: T, request: Request) -> Response:
         ignored = self.server.ignored(self.ignored(body))
-        chat = decoded(self.decode_request, body)
+        words = partial(self.translate_error, body)
+        chat = decoded(self.decode_request, body, words)
         output = Output(body, self.server.run(chat, self.server.owner(request), self.note(ignored)))
         encoded = self.encode_response(output)
         if isinstance(encoded, AsyncGenerator):
-            return await self.server.stream(_closing(encoded, output), self.framing(), ignored.headers)
-        return self.respond(await while_connected(request, _closed(encoded, output)), ignored.headers)
+            return await self.server.stream(_closing(encoded, output, words), self.framing(), ignored.headers)
+        return self.respond(await while_connected(request, _closed(encoded, output, words)), ignored.headers)
 
     def note(self, ignored: Ignored) -> Note:
         """Takes the chat completion's names of what its model has no use for."""
-        return lambda names: ignored.add(self.names.get(name, name) for name in names)
+        return lambda names: ignored.add(renamed(name, self.names) for name in names)
+
+    def names_of(self, request: T) -> Names:
+        """`names`, and the places in this request of what its chat completion has elsewhere."""
+        return self.names
+
+    def translate_error(self, request: T, error: ServiceError) -> ServiceError:
+        """A refusal of the chat completion, as one of the request that it was made of."""
+        return in_words(error, self.names_of(request), self.too_long)
 
     def respond(self, answer: Item, headers: Mapping[str, str]) -> Response:
         return Response(to_json(answer), headers=headers, media_type="application/json")
@@ -101,21 +113,27 @@ class Spec(Generic[T]):
         return router
 
 
-def decoded(decode: Callable[[B], R], body: B) -> R:
+def _as_they_are(error: ServiceError) -> ServiceError:
+    return error
+
+
+def decoded(decode: Callable[[B], R], body: B, words: Words = _as_they_are) -> R:
     """Raises InvalidRequest for what a spec lets through and the service does not take."""
     try:
         return decode(body)
     except ValidationError as error:
         found = invalid([{**each, "loc": ("body", *each["loc"])} for each in error.errors()])
-        raise InvalidRequest(found.message, param=found.param) from None
+        raise words(InvalidRequest(found.message, param=found.param)) from None
 
 
-async def _closing(items: Items, output: Output[T]) -> Items:
+async def _closing(items: Items, output: Output[T], words: Words) -> Items:
     async with aclosing(output), aclosing(items):
-        async for item in items:
-            yield item
+        with translated(words):
+            async for item in items:
+                yield item
 
 
-async def _closed(answer: Awaitable[Item], output: Output[T]) -> Item:
+async def _closed(answer: Awaitable[Item], output: Output[T], words: Words) -> Item:
     async with aclosing(output):
-        return await answer
+        with translated(words):
+            return await answer

@@ -1,6 +1,7 @@
 """Anthropic's Messages API as a spec."""
 
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable
+from functools import partial
 from typing import Any, ClassVar
 
 from app.common.log import request_id
@@ -11,16 +12,19 @@ from app.spec import (
     Item,
     Items,
     Named,
+    NotFound,
     Output,
     Problem,
     Request,
     Response,
+    ServiceError,
     Spec,
     decoded,
     server_sent,
 )
 from app.spec.anthropic.answer import events, message
-from app.spec.anthropic.request import chat, ignored
+from app.spec.anthropic.request import NAMES, chat, ignored, names
+from app.spec.names import Names, in_words, translated
 from schemas.anthropic_answer_schema import MessageEvent, SaidMessage, TokenCount
 from schemas.anthropic_schema import CountRequest, MessagesRequest
 
@@ -33,15 +37,14 @@ TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+BATCHES = ("/v1/messages/batches", "/v1/messages/batches/{path:path}")
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
 class AnthropicSpec(Spec[MessagesRequest]):
     request_id = "request-id"
-    names: ClassVar[Mapping[str, str]] = {
-        "reasoning_effort": "output_config.effort",
-        "thinking_token_budget": "thinking.budget_tokens",
-    }
+    names: ClassVar[Names] = NAMES
+    too_long = "prompt is too long: {tokens} tokens > {limit} maximum"  # by which Claude Code compacts, and goes on
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,14 +53,27 @@ class AnthropicSpec(Spec[MessagesRequest]):
             "/v1/messages", self.create, ["POST"], response_model=SaidMessage, responses=EVENTS, **documented
         )
         self.add_endpoint("/v1/messages/count_tokens", self.count, ["POST"], response_model=TokenCount, **documented)
+        for path in BATCHES:
+            self.add_endpoint(path, self.refuse, ["GET", "POST", "DELETE"], include_in_schema=False)
 
     async def create(self, body: MessagesRequest, request: Request) -> Response:
         return await self.answer(body, request)
 
     async def count(self, body: CountRequest, request: Request) -> Response:
         left_aside = self.server.ignored(ignored(body))
-        found = await self.server.count(decoded(chat, body), self.server.owner(request), self.note(left_aside))
+        asked = decoded(chat, body, partial(self._words, body))
+        with translated(partial(self._words, body)):
+            found = await self.server.count(asked, self.server.owner(request), self.note(left_aside))
         return self.respond(TokenCount(input_tokens=found), left_aside.headers)
+
+    def _words(self, body: CountRequest, error: ServiceError) -> ServiceError:
+        return in_words(error, names(body), self.too_long)
+
+    async def refuse(self, request: Request) -> None:
+        raise NotFound(f"{request.url.path[:200]} is not served: messages are made one by one")
+
+    def names_of(self, request: MessagesRequest) -> Names:
+        return names(request)
 
     def decode_request(self, request: MessagesRequest) -> ChatCompletionRequest:
         return chat(request)

@@ -39,12 +39,15 @@ REASONS = {
 # Why an answer is right without it.
 LEFT_ASIDE = {
     "access_programs": "there are none here",
+    "citations": "answers have none",
     "client_metadata": "kept nowhere",
+    "container": "no programs are run here",
     "context": "the model's template decides which thoughts it is shown again",
     "context_management": "nothing is edited out of a conversation; `truncation` drops its oldest messages",
     "generate_summary": "thoughts are answered as they are",
     "image": "images are shown to the model as they come",
     "include_obfuscation": "events are not padded",
+    "mcp_servers": "tools are the client's to run",
     "mode": "models here have one",
     "moderation": "nothing here moderates",
     "personality": "no model here has that switch: ask for it in a message",
@@ -52,6 +55,7 @@ LEFT_ASIDE = {
     "prompt_cache_options": "prompts are cached by themselves, as long as there is room",
     "prompt_cache_retention": "the cache does not outlive the process",
     "service_tier": "other tiers are served as `default`",
+    "speed": "there is one",
     "summary": "thoughts are answered as they are",
     "verbosity": "no model here has that switch: ask for a shorter or longer answer in a message",
     "web_search_options": "nothing here searches the web",

@@ -1,0 +1,118 @@
+"""Anthropic's messages -> those of a chat completion, each with the place in the request that it comes from."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from app.spec import InvalidRequest
+from app.spec.anthropic.blocks import Part, call, parts, result
+from schemas.anthropic_block_schema import (
+    Block,
+    RedactedThinkingBlock,
+    ServerResultBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+)
+from schemas.anthropic_schema import Message
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A message that grows by blocks."""
+
+    role: str
+    content: list[Part] = field(default_factory=list)
+    calls: list[Part] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    places: dict[str, str] = field(default_factory=dict)  # of its parts in the chat -> in the request
+
+    def message(self) -> Part | None:
+        message: Part = {"role": self.role}
+        if self.content:
+            message["content"] = self.content
+        if self.calls:
+            message["tool_calls"] = self.calls
+        if self.thoughts:
+            message["reasoning_content"] = "".join(self.thoughts)
+            message.setdefault("content", "")
+        return message if len(message) > 1 else None
+
+    def add(self, found: list[Part], place: str) -> None:
+        for part in found:
+            self.places[f"content.{len(self.content)}"] = place
+            self.content.append(part)
+
+
+def unread(messages: Iterable[Message]) -> Iterator[str]:
+    """The places of what nobody here can read."""
+    for index, message in enumerate(messages):
+        for place, block in enumerate(message.content):
+            if isinstance(block, RedactedThinkingBlock):
+                yield f"messages.{index}.content.{place}"
+
+
+class History:
+    """Results of tools are messages of their own, in the place where they stand."""
+
+    def __init__(self, system: list[TextBlock], messages: Iterable[Message]) -> None:
+        self.messages: list[Part] = []
+        self.places: dict[str, str] = {}  # dotted paths of the chat -> those of the request, which end there
+        self._called: set[str] = set()
+        if system:
+            self._append({"role": "system", "content": "\n".join(block.text for block in system)}, "system")
+        for index, message in enumerate(messages):
+            self._add(message, f"messages.{index}")
+
+    def _append(self, message: Part, place: str, places: dict[str, str] | None = None) -> None:
+        path = f"messages.{len(self.messages)}"
+        self.places[path] = f"{place}."
+        self.places |= {f"{path}.{name}": f"{origin}." for name, origin in (places or {}).items()}
+        self.messages.append(message)
+
+    def _add(self, message: Message, place: str) -> None:
+        draft = _Draft(message.role)
+        for index, block in enumerate(message.content):
+            at = f"{place}.content.{index}"
+            if isinstance(block, ToolResultBlock) or (
+                isinstance(block, ServerResultBlock) and block.tool_use_id in self._called
+            ):
+                self._close(draft, place)
+                self._result(block, at)
+                draft = _Draft(message.role)
+            else:
+                self._grow(draft, block, at)
+        self._close(draft, place)
+
+    def _close(self, draft: _Draft, place: str) -> None:
+        if message := draft.message():
+            self._append(message, place, draft.places)
+
+    def _grow(self, draft: _Draft, block: Block, place: str) -> None:
+        match block:
+            case ToolUseBlock():
+                self._called.add(block.id)
+                draft.places[f"tool_calls.{len(draft.calls)}"] = place
+                draft.calls.append(call(block))
+            case ThinkingBlock(thinking=text):
+                draft.thoughts.append(text)
+            case ServerResultBlock():  # whose call was left out of the history
+                draft.add([{"type": "text", "text": result(block)}], place)
+            case _:  # of a block that nobody here can read there are none
+                draft.add(parts(block, place), place)
+
+    def _result(self, block: ToolResultBlock | ServerResultBlock, place: str) -> None:
+        if block.tool_use_id not in self._called:
+            param = f"{place}.tool_use_id"
+            raise InvalidRequest(f"'{param}' is the id of no tool_use block before", param=param)
+        told = _Draft("tool")
+        if block.is_error:  # chat templates know no other way to say so
+            told.add([{"type": "text", "text": "Error: "}], place)
+        if isinstance(block, ServerResultBlock):
+            told.add([{"type": "text", "text": result(block)}], place)
+        else:
+            for index, each in enumerate(block.content):
+                at = f"{place}.content.{index}"
+                told.add(parts(each, at), at)
+        message = {"role": "tool", "tool_call_id": block.tool_use_id, "content": told.content or ""}
+        self._append(message, place, told.places)

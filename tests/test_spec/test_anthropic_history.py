@@ -1,0 +1,164 @@
+"""Valid history of Anthropic's clients is never refused: it reaches the model, or is named."""
+
+import base64
+from typing import Any
+
+import pytest
+
+from tests.apps import Site
+from tests.fakes import FakeEngine
+from tests.pictures import FakeReader, encoded
+
+PNG = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(encoded()).decode()}
+USE = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
+
+
+def user(*content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": list(content)}
+
+
+def assistant(*content: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": list(content)}
+
+
+def text(said: str, **more: Any) -> dict[str, Any]:
+    return {"type": "text", "text": said, **more}
+
+
+async def post(site: Site, *messages: dict[str, Any], **more: Any) -> Any:
+    body = {"model": "default", "max_tokens": 9, "messages": [*messages], **more}
+    return await site.client.post("/v1/messages?beta=true", json=body)
+
+
+async def prompt(site: Site, engine: FakeEngine, *messages: dict[str, Any], **more: Any) -> str:
+    answer = await post(site, *messages, **more)
+    assert answer.status_code == 200, answer.text
+    return engine.prompts[-1]
+
+
+async def refusal(site: Site, *messages: dict[str, Any], **more: Any) -> str:
+    answer = await post(site, *messages, **more)
+    assert answer.status_code == 400, answer.text
+    message: str = answer.json()["error"]["message"]
+    return message
+
+
+class TestDocuments:
+    @pytest.mark.parametrize(
+        "source",
+        [
+            {"type": "text", "media_type": "text/plain", "data": "The river is called Lorn."},
+            {"type": "content", "content": "The river is called Lorn."},
+            {"type": "content", "content": [text("The river "), text("is called Lorn.")]},
+        ],
+        ids=["text", "string", "blocks"],
+    )
+    async def test_their_text_and_title_are_in_the_prompt(
+        self, site: Site, engine: FakeEngine, source: dict[str, Any]
+    ) -> None:
+        document = {"type": "document", "source": source, "title": "Rivers", "context": "of the north"}
+        asked = await prompt(site, engine, user(document, text("Which river?")))
+        assert asked.startswith("<user>Document: Rivers\n\nof the north\n\nThe river is called Lorn.\n\nWhich river?")
+
+    async def test_of_a_tools_result(self, site: Site, engine: FakeEngine) -> None:
+        document = {"type": "document", "source": {"type": "text", "data": "Lorn"}}
+        result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [document]}
+        assert "Lorn" in await prompt(site, engine, user(text("hi")), assistant(USE), user(result))
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            {"type": "base64", "media_type": "application/pdf", "data": "AAAA"},
+            {"type": "url", "url": "http://example.org/a.pdf"},
+            {"type": "file", "file_id": "file_1"},
+        ],
+        ids=lambda source: source["type"],
+    )
+    async def test_what_cannot_be_read_is_refused_by_its_name(self, site: Site, source: dict[str, Any]) -> None:
+        message = await refusal(site, user(text("hi"), {"type": "document", "source": source}), system="s")
+        assert "'messages.0.content.1.source'" in message
+
+    async def test_search_results_are_read(self, site: Site, engine: FakeEngine) -> None:
+        found = {"type": "search_result", "source": "http://a", "title": "T", "content": [text("Lorn")]}
+        asked = await prompt(site, engine, user({**found, "citations": {"enabled": True}}, text("Which?")))
+        assert asked.startswith("<user>T\nhttp://a\n\nLorn\n\nWhich?")
+
+
+class TestOthersBlocks:
+    async def test_citations_are_taken(self, site: Site, engine: FakeEngine) -> None:
+        cited = text("Lorn", citations=[{"type": "char_location", "cited_text": "x"}])
+        assert "Lorn" in await prompt(site, engine, user(text("hi")), assistant(cited), user(text("go on")))
+
+    async def test_sealed_thoughts_are_left_aside_and_named(self, site: Site, engine: FakeEngine) -> None:
+        sealed = {"type": "redacted_thinking", "data": "xyz"}
+        answer = await post(site, user(text("hi")), assistant(sealed, text("a")), user(text("b")))
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-parley-ignored"] == "messages.1.content.0"
+        assert "xyz" not in engine.prompts[-1]
+
+    @pytest.mark.parametrize("signature", [{}, {"signature": "unsigned"}, {"signature": "EqQBCgIYAhIM"}], ids=str)
+    async def test_thoughts_of_any_signature_are_read(
+        self, site: Site, engine: FakeEngine, signature: dict[str, str]
+    ) -> None:
+        thought = {"type": "thinking", "thinking": "hm", **signature}
+        await prompt(site, engine, user(text("hi")), assistant(thought, text("a")), user(text("b")))
+
+    async def test_what_a_servers_tool_did_is_put_into_words(self, site: Site, engine: FakeEngine) -> None:
+        use = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "rivers"}}
+        found = {"type": "web_search_result", "title": "Lorn", "url": "http://a", "encrypted_content": "sealed"}
+        result = {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": [found]}
+        asked = await prompt(site, engine, user(text("hi")), assistant(use, result, text("It is.")), user(text("b")))
+        assert asked.index("rivers") < asked.index("http://a") < asked.index("It is.")
+        assert "sealed" not in asked
+
+    @pytest.mark.parametrize(
+        "result",
+        [
+            {"type": "web_search_tool_result", "content": {"type": "error", "error_code": "Lorn"}},
+            {"type": "code_execution_tool_result", "content": {"type": "x", "stdout": "Lorn", "content": []}},
+            {"type": "mcp_tool_result", "content": [text("Lorn")], "is_error": True},
+            {"type": "tool_search_tool_result", "content": {"tool_references": [{"tool_name": "Lorn"}]}},
+        ],
+        ids=lambda result: result["type"],
+    )
+    async def test_whatever_it_returned(self, site: Site, engine: FakeEngine, result: dict[str, Any]) -> None:
+        use = {"type": "mcp_tool_use", "id": "t_1", "name": "f", "server_name": "s", "input": {}}
+        last = {**result, "tool_use_id": "t_1"}
+        assert "Lorn" in await prompt(site, engine, user(text("hi")), assistant(use, last), user(text("b")))
+        assert "Lorn" in await prompt(site, engine, user(text("hi")), assistant(last), user(text("b")))
+
+    async def test_tools_that_were_found_are_told(self, site: Site, engine: FakeEngine) -> None:
+        found = {"type": "tool_reference", "tool_name": "lookup_2"}
+        result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [found]}
+        assert "lookup_2" in await prompt(site, engine, user(text("hi")), assistant(USE), user(result))
+
+    async def test_a_summary_is_read(self, site: Site, engine: FakeEngine) -> None:
+        summary = {"type": "compaction", "content": "They spoke of Lorn."}
+        assert "Lorn" in await prompt(site, engine, user(text("hi")), assistant(summary), user(text("b")))
+
+    async def test_the_system_may_speak_in_between(self, site: Site, engine: FakeEngine) -> None:
+        asked = await prompt(site, engine, user(text("hi")), {"role": "system", "content": "Be brief."})
+        assert "<system>Be brief." in asked
+
+
+RESULT: dict[str, Any] = {
+    "type": "tool_result",
+    "tool_use_id": "toolu_1",
+    "content": [text("a picture"), {"type": "image", "source": PNG}],
+}
+
+
+class TestImagesOfTools:
+    async def test_reach_models_that_see(self, site: Site, engine: FakeEngine) -> None:
+        engine.images = FakeReader()
+        asked = await prompt(site, engine, user(text("hi")), assistant(USE), user(RESULT), system="s")
+        assert len(engine.jobs[0].images) == 1
+        assert "a picture" in asked
+
+    async def test_are_refused_where_they_stand_because_of_the_model(self, site: Site) -> None:
+        message = await refusal(site, user(text("hi")), assistant(USE), user(text("b"), RESULT), system="s")
+        assert message == "'messages.2.content.1.content.1' is an image, and this model takes text only"
+
+    async def test_files_are_refused_by_their_name(self, site: Site) -> None:
+        image = {"type": "image", "source": {"type": "file", "file_id": "f"}}
+        assert "'messages.0.content.0.source'" in await refusal(site, user(image))
