@@ -1,29 +1,38 @@
 """What an answer may look like, held to token by token. llguidance does the work; nobody who asks for none pays.
 
 Its masks take a few microseconds a token (docs/structured-output.md): they are made in the engine's thread, in turn.
+
+A grammar is first checked in a process that is killed when its time is up (`grammar_process`), and what has passed is
+compiled here, in a thread. Nothing shows in a source how long it takes: `(a|b)?` written 4,000 times takes half a
+second, 40,000 times 45, while most repetitions, counts and schemas of that size take milliseconds. The compiler lets
+other threads run (none paused for more than 10 ms in those 45 s), so the second time is felt by the caller alone: a new
+schema takes 3 ms more than if it were not checked, a known one nothing.
 """
 
 import asyncio
-import re
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
 from services.engine.base import GrammarSpec
-from services.engine.lark import NoGrammar, lark
+from services.engine.fair_slots import FairSlots
+from services.engine.grammar_check import Vocabulary, compile_text
+from services.engine.grammar_checker import CPU_S, GrammarChecker
+from services.engine.lark import NoGrammar
 from services.engine.token_texts import TokenTexts
 from services.errors import InvalidRequest
 
 KEPT = 64  # compiled grammars of one engine
 KEPT_SOURCE = 1_000_000  # characters of theirs in all: a large one takes up to 300 bytes for each
+KEPT_REFUSALS = 1024
 MAX_SOURCE = 250_000  # characters; the library bounds what it makes of them
-# verbose errors would hold a whole grammar; an ambiguous one takes half a second for a token by the library's own limit
-LIMITS = LLParserLimits(verbose_errors=False, step_max_items=10_000)
+SLOTS, SHARE = 4, 3  # grammars that are compiled at once, and of one owner
+MAX_WAITING = 64  # of one owner
 
 Bits = NDArray[np.uint8]
 
@@ -51,94 +60,83 @@ class Matcher:
 
 
 class Grammars:
-    """Compiles for one tokenizer, in a thread of its own: the same one twice at once is compiled once."""
+    """Compiles for one tokenizer: the same one twice at once is compiled once, and what was refused is remembered."""
 
-    def __init__(self, texts: TokenTexts, vocabulary: int, eos: frozenset[int]) -> None:
+    def __init__(self, texts: TokenTexts, vocabulary: int, eos: frozenset[int], cpu_s: float = CPU_S) -> None:
+        """`cpu_s`: how long checking one may take."""
         self._texts = texts
-        self._vocabulary = vocabulary
+        self._size = vocabulary
         self._ends = np.array(sorted(token for token in eos if token < vocabulary), np.int64)
-        self._worker = ThreadPoolExecutor(1, "grammar")
-        self._kept: dict[GrammarSpec, LLMatcher] = {}  # the worker's own, the latest last
+        self.checker = GrammarChecker(lambda: self._vocabulary, cpu_s)
+        self._workers = ThreadPoolExecutor(SLOTS, "grammar")
+        self._slots = FairSlots(SLOTS, SHARE, MAX_WAITING)
+        self._kept: dict[GrammarSpec, LLMatcher] = {}  # the latest last
+        self._refused: dict[bytes, str] = {}  # by digest, for what reason
+        self._compiling: dict[GrammarSpec, asyncio.Task[LLMatcher]] = {}
         self.num_compiled = 0
 
-    async def matcher(self, spec: GrammarSpec) -> Matcher:
-        loop = asyncio.get_running_loop()
+    async def matcher(self, spec: GrammarSpec, owner: str = "") -> Matcher:
         try:
-            return await loop.run_in_executor(self._worker, self._begin, replace(spec, param=""))
+            compiled = await self._compiled(replace(spec, param=""), owner)
         except NoGrammar as error:
             raise InvalidRequest(f"'{spec.param}': {error}", param=spec.param) from error
+        return Matcher(compiled.deep_copy(), self._ends)
 
-    def _begin(self, spec: GrammarSpec) -> Matcher:
-        compiled = self._kept.pop(spec, None) or self._compile(spec)
+    async def stop(self) -> None:
+        """Ends its process and its threads; whoever waits for a grammar gets Unavailable."""
+        await asyncio.to_thread(self.checker.stop)
+        await asyncio.to_thread(self._workers.shutdown)
+
+    async def _compiled(self, spec: GrammarSpec, owner: str) -> LLMatcher:
+        if len(spec.source) > MAX_SOURCE:
+            raise NoGrammar(f"it is longer than {MAX_SOURCE} characters")
+        if (compiled := self._kept.pop(spec, None)) is not None:
+            self._kept[spec] = compiled
+            return compiled
+        if (reason := self._refused.get(_digest(spec))) is not None:
+            raise NoGrammar(reason)
+        if (task := self._compiling.get(spec)) is None:
+            task = self._compiling[spec] = asyncio.create_task(self._compile(spec, owner))
+            task.add_done_callback(lambda done: self._settle(spec, done))
+        return await asyncio.shield(task)  # whoever leaves does not take it away from the others
+
+    async def _compile(self, spec: GrammarSpec, owner: str) -> LLMatcher:
+        async with self._slots.slot(owner):
+            return await asyncio.get_running_loop().run_in_executor(self._workers, self._work, spec)
+
+    def _work(self, spec: GrammarSpec) -> LLMatcher:
+        return compile_text(self.checker.check(spec), self._tokenizer)
+
+    def _settle(self, spec: GrammarSpec, task: asyncio.Task[LLMatcher]) -> None:
+        del self._compiling[spec]
+        match None if task.cancelled() else task.exception():
+            case None if not task.cancelled():
+                self._keep(spec, task.result())
+            case NoGrammar() as error:
+                self._refuse(spec, str(error))
+
+    def _keep(self, spec: GrammarSpec, compiled: LLMatcher) -> None:
+        self.num_compiled += 1
         self._kept[spec] = compiled
         while len(self._kept) > KEPT or sum(len(each.source) for each in self._kept) > KEPT_SOURCE:
             del self._kept[next(iter(self._kept))]
-        return Matcher(compiled.deep_copy(), self._ends)
 
-    def _compile(self, spec: GrammarSpec) -> LLMatcher:
-        if len(spec.source) > MAX_SOURCE:
-            raise NoGrammar(f"it is longer than {MAX_SOURCE} characters")
-        try:
-            grammar = LLMatcher.grammar_from_lark(lark(spec, self._texts.markers))
-        except UnicodeError:  # half of a surrogate pair
-            raise NoGrammar("it is no text") from None
-        matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
-        if error := _flaw(matcher):
-            raise NoGrammar(_why(error))
-        self.num_compiled += 1
-        return matcher
+    def _refuse(self, spec: GrammarSpec, reason: str) -> None:
+        self._refused[_digest(spec)] = reason
+        if len(self._refused) > KEPT_REFUSALS:
+            del self._refused[next(iter(self._refused))]
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
-        eos = self._ends.tolist()
-        return LLTokenizer(_Tokens(self._texts, self._vocabulary, eos), eos_token=eos or None)  # type: ignore[arg-type]
+        return self._vocabulary.tokenizer()
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        eos = tuple(self._ends.tolist())
+        special = sorted({*eos, *self._texts.markers.values()} & {*range(self._size)})
+        tokens = tuple(self._texts.raw(token) for token in range(self._size))
+        return Vocabulary(tokens, tuple(special), eos, self._texts.markers)
 
 
-def _flaw(matcher: LLMatcher) -> str | None:
-    """Of what can never be said, and of what has too many ways to go on once it is begun."""
-    mask = b"" if matcher.is_error() else matcher.compute_bitmask()
-    if matcher.is_error():
-        return str(matcher.get_error())
-    begun = matcher.deep_copy()
-    begun.consume_token(int(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little").argmax()))
-    return str(begun.get_error()) if begun.is_error() else None
-
-
-class _Tokens:
-    """A tokenizer as the library reads it: the bytes of each token, and which stand for more than these."""
-
-    is_tokenizer_wrapper = True
-    bos_token_id = None
-
-    def __init__(self, texts: TokenTexts, vocabulary: int, eos: Sequence[int]) -> None:
-        self.tokens = [texts.raw(token) for token in range(vocabulary)]
-        self.special_token_ids = sorted({*eos, *texts.markers.values()} & {*range(vocabulary)})
-        self.eos_token_id = eos[0] if eos else None
-
-    def __call__(self, text: bytes) -> list[int]:
-        """Only asked where tokens are forced, which none are; and without it the library finds tokens itself."""
-        return []
-
-
-REASONS = {
-    r'Unimplemented keys: \["([^"]+)"': "'{}' is not supported in a JSON schema",
-    r"Unknown format": "'format' names none of the formats that are supported",
-    r"oneOf constraints": "'oneOf' is supported only where no two of its schemas can both hold",
-    r"min/maxProperties": "'minProperties' and 'maxProperties' are supported only where all properties are required",
-    r"Pointer '.*' does not exist": "'$ref' points to nothing",
-    r"Resource '.*' is not present": "'$ref' and '$schema' must not lead outside the schema",
-    r"too (?:big|large)|Too many items|precomputation failed|Current row has": "it is too large, or takes too long",
-    r"NoExtension": "nothing can be said that fulfils it",
-    r"regex parse error:.*\nerror: ([^\n]+)": "its regular expression is not supported: {}",
-    r"(look-?arounds?) not supported": "its regular expression is not supported: {}",
-    r"Invalid type": "'type' names none of JSON's types",
-    r"^(?:at )?\d+\(\d+\): (?:failed to compile JSON schema: )?([^\n]{,80}?)(?:, got|\(at|\n|$)": "{}",
-}
-
-
-def _why(error: str) -> str:
-    """The library's reason without the caller's own text, which it quotes."""
-    for pattern, said in REASONS.items():
-        if found := re.search(pattern, error, re.DOTALL):
-            return said.format(*found.groups())
-    return "it is no grammar that is supported"
+def _digest(spec: GrammarSpec) -> bytes:
+    return sha256("\0".join((spec.kind, spec.before, spec.source)).encode(errors="surrogatepass")).digest()

@@ -8,7 +8,7 @@ from math import lcm
 from typing import Any
 
 from llguidance import regex_to_lark
-from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
 from services.engine.base import GrammarSpec
 
@@ -28,15 +28,19 @@ MAX_PROPERTIES = 5000
 MAX_MULTIPLE = 100_000
 ANSWER = "the-answer"  # what "start" is called where something comes before it
 
+# What a text or an expression leaves open is taken to the end of all, which the library refuses: to look for an end
+# from each quote anew would take time by the square of a source.
 PARTS = re.compile(
     r"""
-      "(?:\\.|[^"\\])*" | //[^\n]* | \#[^\n]* | /(?:\\.|[^/\\])+/
+      "(?:\\.|[^"\\])*(?:"|(?s:.)*) | //[^\n]* | \#[^\n]* | /(?:\\.|[^/\\])+(?:/|(?s:.)*)
     | (?P<json> %json\s*(?=\{) )
     | (?P<until> \.\.\.\s*)? <(?: (?P<quoted> "(?:\\.|[^"\\])+" ) | (?P<bare> [^<>\s\["][^<>\s]* ) )>
     | (?P<start> (?<![\w@%-]) start (?![\w-]) )
     """,
     re.VERBOSE,
 )
+LARK = re.compile(r"^[^\S\n]*(?:%llguidance\b|start\s*:)", re.MULTILINE)  # as the library tells it from GBNF
+GBNF_COMMENT = re.compile(r"""("(?:\\.|[^"\\])*"?|\[(?:\\.|[^\]\\])*\]?)|\#[^\n\r]*""")
 
 
 class NoGrammar(ValueError):
@@ -66,12 +70,13 @@ def _source(spec: GrammarSpec) -> str:
 
 
 def _is_gbnf(text: str) -> bool:
-    return "::=" in text and not is_lark_syntax(text)
+    return "::=" in text and not LARK.search(text)
 
 
 def _from_gbnf(text: str) -> str:
     try:
-        return gbnf_to_lark(text)
+        # it keeps the comments by adding each to all those before
+        return gbnf_to_lark(GBNF_COMMENT.sub(lambda found: found[1] or "", text))
     except Exception as error:  # the converter raises whatever it stumbles over
         raise NoGrammar("as GBNF it cannot be read") from error
 

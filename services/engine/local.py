@@ -136,6 +136,7 @@ class LocalEngine:
         self._stopping = True
         if self._compilation:
             self._compilation.stop()
+        await self._grammars.stop()
         await self._worker.stop()
 
     async def submit(self, job: Job) -> AsyncGenerator[Piece, None]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Iterator
 from random import Random
 from typing import Any
 
@@ -18,8 +19,33 @@ TOKENIZERS = [byte_level, byte_fallback]
 ROWS = 400  # more than either has tokens
 
 
+opened: dict[tuple[str, int], Grammars] = {}  # beginning a process takes longer than most tests
+
+
 def grammars(tokenizer: Any, rows: int = ROWS) -> Grammars:
+    key = (tokenizer.backend_tokenizer.to_str(), rows)
+    if key not in opened:
+        opened[key] = new_grammars(tokenizer, rows)
+    return opened[key]
+
+
+def new_grammars(tokenizer: Any, rows: int = ROWS) -> Grammars:
     return Grammars(TokenTexts(tokenizer), rows, frozenset([tokenizer.convert_tokens_to_ids(EOS)]))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _stopped() -> Iterator[None]:
+    yield
+    while opened:
+        asyncio.run(opened.popitem()[1].stop())
+
+
+@pytest.fixture
+async def compiling() -> AsyncIterator[Grammars]:
+    """One that nothing has been asked for."""
+    new = new_grammars(byte_level())
+    yield new
+    await new.stop()
 
 
 def allowed(matcher: Matcher) -> list[int]:
@@ -92,9 +118,8 @@ async def test_tokens_beyond_the_models_rows_are_never_allowed() -> None:
     assert 250 < max(allowed(matcher)) < 300
 
 
-async def test_each_answer_goes_its_own_way_through_a_grammar_compiled_once() -> None:
+async def test_each_answer_goes_its_own_way_through_a_grammar_compiled_once(compiling: Grammars) -> None:
     tokenizer = byte_level()
-    compiling = grammars(tokenizer)
     first, second = await asyncio.gather(*(compiling.matcher(GrammarSpec("regex", "aa|bb", param)) for param in "xy"))
 
     first.advance(tokenizer.encode("a")[0])
@@ -103,8 +128,7 @@ async def test_each_answer_goes_its_own_way_through_a_grammar_compiled_once() ->
     assert compiling.num_compiled == 1
 
 
-async def test_the_latest_are_kept_and_not_too_much_of_them() -> None:
-    compiling = grammars(byte_level())
+async def test_the_latest_are_kept_and_not_too_much_of_them(compiling: Grammars) -> None:
     large = [GrammarSpec("lark", f"start: /{letter}/ // {letter * (KEPT_SOURCE // 5)}") for letter in "abcde"]
 
     for spec in [*large, large[4], large[0]]:

@@ -1,7 +1,9 @@
 """Dialects and the chat templates of real models: what is found in them, what they make of calls and results."""
 
+import asyncio
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -147,11 +149,23 @@ def test_thinking_of_earlier_answers_is_told() -> None:
     assert "<think>\nIs it so?\n</think>\n\nYes." in text
 
 
+compiling: dict[Any, Grammars] = {}  # each reads its tokenizer twice
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _stopped() -> Iterator[None]:
+    yield
+    while compiling:
+        asyncio.run(compiling.popitem()[1].stop())
+
+
 async def accepts(tokenizer: Any, spec: GrammarSpec | None, text: str, end: bool = True) -> bool:
     """Whether an answer may be just that."""
     assert spec
     eos = tokenizer.eos_token_id
-    matcher = await Grammars(TokenTexts(tokenizer), len(tokenizer), frozenset([eos])).matcher(spec)
+    if tokenizer not in compiling:
+        compiling[tokenizer] = Grammars(TokenTexts(tokenizer), len(tokenizer), frozenset([eos]))
+    matcher = await compiling[tokenizer].matcher(spec)
     for token in [*tokenizer.encode(text, add_special_tokens=False), *([eos] if end else [])]:
         allowed = matcher.allowed()
         if not len(allowed) or not allowed[token >> 3] >> (token & 7) & 1:
