@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from app import models
-from app.common import errors, log, openapi
+from app.common import configuration, errors, log, openapi
 from app.common.auth import Gate, Keys
 from app.common.compression import Decompress
 from app.common.connection import Deadlines
@@ -25,7 +25,7 @@ from app.common.drain import Drain
 from app.common.ignored import UnknownKeys
 from app.common.middleware import BodyLimit, DrainGate, Head, Options, Protocol, RequestLog
 from app.common.routes import Routes
-from app.common.settings import ImageSettings, ServerSettings, Settings
+from app.common.settings import DatabaseSettings, ImageSettings, ServerSettings, Settings
 from app.common.sse import Sse
 from app.controller import (
     chat_controller,
@@ -43,6 +43,7 @@ from app.controller import (
 from app.spec import Server, loading
 from app.spec.predict import PredictSpec
 from app.spec.spec import Spec
+from app.startup import Process, announce, listening, uvicorn_server
 from database.session import Database
 from services.browser_service import BrowserService
 from services.chat_service import ChatService
@@ -55,7 +56,7 @@ from services.image_service import ImageService
 from services.item_service import ItemService
 from services.message_service import MessageService
 from services.metrics_service import Metrics
-from services.model_service import ModelManager
+from services.model_service import ModelManager, reason
 from services.rerank_service import RerankService
 from services.response_service import ResponseService
 from services.search_service import SearchService
@@ -64,7 +65,7 @@ from services.stored_response_service import StoredResponseService
 from services.stream_service import StreamService
 from services.tokenize_service import TokenizeService
 from services.turn_service import TurnService, this_writer
-from tools import data_migration
+from tools import data_migration, exits
 
 logger = logging.getLogger(__name__)
 
@@ -86,9 +87,13 @@ CONTROLLERS = (
 
 
 def create_app(
-    settings: Settings, build: Callable[..., Any] = build, warm_up: Callable[[], None] = lambda: None
+    settings: Settings,
+    build: Callable[..., Any] = build,
+    warm_up: Callable[[], None] = lambda: None,
+    process: Process | None = None,
 ) -> FastAPI:
-    """`build` makes the engines, as `services.engine.build` does; `warm_up` runs beside the first requests."""
+    """`build` makes the engines, as `services.engine.build` does; `warm_up` runs beside the first requests. `process`
+    ends where the start fails; without one the error goes on to whoever starts the app."""
     log.configure(settings.log.level, settings.log.format)
     database = Database(settings.database.url)
     turns = TurnService(
@@ -102,7 +107,7 @@ def create_app(
     connections = _connections(settings.server)
     app = FastAPI(
         title="Parley",
-        lifespan=_lifespan(settings, services, turns, database, warm_up, connections),
+        lifespan=_lifespan(settings, services, turns, database, warm_up, connections, process),
         middleware=_middleware(settings, services, routes, connections),
     )
     app.state.services = services
@@ -125,22 +130,31 @@ def _lifespan(
     database: Database,
     warm_up: Callable[[], None],
     connections: Connections,
+    process: Process | None,
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if settings.database.migrate:
-            await data_migration.upgrade(settings.database.url)
+        try:
+            exporter = _exporter(settings.server, services.metrics)
+            await _open(database, settings.database)
+        except Exception as error:
+            await database.close()
+            if process is None or (line := exits.explain(error)) is None:
+                raise
+            await process.refuse(line)
         await turns.start()
-        services.models.start(preload=models.preloaded(settings))
+        preloaded = models.preloaded(settings)
+        server = uvicorn_server()  # before the drain takes its signals
+        announce(settings, models.configs(settings), preloaded, server)
         services.drain.install()
-        exporter = _exporter(settings.server, services.metrics)
-        warming = asyncio.ensure_future(asyncio.to_thread(warm_up))
-        if not settings.api_keys:
-            logger.warning("no PARLEY_API_KEYS: everybody who reaches this server may use it")
+        opened = asyncio.create_task(listening(server))
+        services.models.start(preloaded, after=opened, failed=partial(_give_up, process))
+        warming = asyncio.create_task(_after(opened, warm_up))
         connections.install()
         yield
         await connections.uninstall()
-        await warming
+        opened.cancel()
+        await asyncio.wait([warming])
         if exporter:
             await asyncio.to_thread(exporter.shutdown)
             exporter.server_close()
@@ -148,6 +162,8 @@ def _lifespan(
         await services.models.stop()
         await turns.stop()
         await database.close()
+        if process:
+            process.ended()
 
     return lifespan
 
@@ -160,6 +176,26 @@ def _connections(settings: ServerSettings) -> Connections:
         send=settings.send_timeout_s + OWN_TIME,
     )
     return Connections(deadlines, settings.max_connections)
+
+
+async def _open(database: Database, settings: DatabaseSettings) -> None:
+    if settings.migrate:
+        await data_migration.upgrade(settings.url)
+    else:
+        data_migration.check_file(settings.url)
+        async with data_migration.reaching(settings.url):
+            await database.ping()
+
+
+async def _after(opened: "asyncio.Task[None]", work: Callable[[], None]) -> None:
+    await asyncio.shield(opened)
+    await asyncio.to_thread(work)
+
+
+def _give_up(process: Process | None, name: str, error: BaseException) -> None:
+    """Of a model that should be there from the start."""
+    if process:
+        process.give_up(f"The model '{name}' cannot be served: {reason(error)}")
 
 
 def _exporter(settings: ServerSettings, metrics: Metrics) -> WSGIServer | None:
@@ -248,4 +284,12 @@ def _middleware(settings: Settings, services: Services, routes: Routes, connecti
     ]
 
 
-app = create_app(Settings(), warm_up=warm_up)
+def _app() -> FastAPI:
+    """Of this process. What is wrong with its settings is said before anything is opened."""
+    with exits.in_one_line():
+        settings = configuration.read()
+        models.check(settings)
+        return create_app(settings, warm_up=warm_up, process=Process())
+
+
+app = _app()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from app.common.settings import ModelSettings, Settings
+from services.engine import model_files
 from services.model_service import ModelConfig
 from tools import fetch_models
 
@@ -18,11 +19,23 @@ def preloaded(settings: Settings) -> list[str]:
     return [_config(each, settings).name for each in _models(settings) if each.preload]
 
 
+def check(settings: Settings) -> None:
+    """Raises for a model that cannot be served, as far as its files tell: nothing is loaded."""
+    for each in _models(settings):
+        config = _config(each, settings)
+        if not _is_fetched(config.source):
+            model_files.check(config.source, config.kind)
+
+
 def locate(source: str, models_dir: Path) -> str:
     """Where an engine finds a model; a default one is fetched if it never was."""
-    if source in fetch_models.DEFAULT_MODELS and not Path(source).exists():
+    if _is_fetched(source):
         return str(fetch_models.fetch(source, models_dir))
     return source
+
+
+def _is_fetched(source: str) -> bool:
+    return source in fetch_models.DEFAULT_MODELS and not Path(source).exists()
 
 
 def _models(settings: Settings) -> list[ModelSettings]:
@@ -39,6 +52,7 @@ def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
         source=source,
         kind=model.kind,
         pinned=model.pinned,
+        required=model is settings.model or model.preload,
         idle_ttl=model.ttl_s,
         dialect=model.dialect,
         options=options | _engine_options(settings) if model.kind == "chat" else options,

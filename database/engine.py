@@ -27,13 +27,13 @@ DRIVERS = {
 
 def create_engine(url: str, *, patience_s: float = 10.0) -> AsyncEngine:
     """`patience_s`: how long a statement may wait for a lock or an answer before it fails."""
-    target = _with_async_driver(_parse(url))
+    target = _with_async_driver(parse_url(url))
     if target.get_backend_name() == "sqlite":
         return _sqlite(target, patience_s)
     return _postgresql(target, patience_s)
 
 
-def _parse(url: str) -> URL:
+def parse_url(url: str) -> URL:
     try:
         return make_url(url)
     except (ArgumentError, ValueError):  # their texts may quote the URL, and the password with it

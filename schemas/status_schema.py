@@ -18,10 +18,11 @@ class Running(BaseModel):
 class NotStarted(BaseModel):
     status: Literal["not started"] = "not started"
     message: str = "You need to start the service first."
+    reason: Literal["draining", "loading", "failed"]  # failed: the model could not be loaded; the server's log says why
 
 
 class Health(BaseModel):
-    status: Literal["ok", "loading", "draining", "stalled"] = "ok"
+    status: Literal["ok", "loading", "draining", "failed", "stalled"] = "ok"
 
 
 class Model(BaseModel):

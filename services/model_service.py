@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from services.engine import build
@@ -26,6 +27,7 @@ class ModelConfig:
     source: str  # folder, hub name, GGUF file, or the name of a default model
     kind: Kind = "chat"
     pinned: bool = False  # never freed
+    required: bool = False  # without it the service is not ready
     idle_ttl: float | None = None  # seconds without a user until it is freed; None: never
     dialect: str | None = None  # the format of its tool calls; None: as its chat template shows
     options: Mapping[str, Any] = field(default_factory=dict)  # the engine's own
@@ -64,6 +66,7 @@ class _Entry:
     engine: Any = None
     transition: asyncio.Task[None] | None = None  # the load or unload under way
     is_loading: bool = False
+    failure: BaseException | None = None  # of the latest load
     users: int = 0
     last_used: float = 0.0
 
@@ -121,6 +124,10 @@ class ModelManager:
     def is_loading(self) -> bool:
         return any(entry.is_loading for entry in self._entries.values())
 
+    def has_failed(self) -> bool:
+        """Whether a model that is to be there could not be loaded when it was last tried."""
+        return any(entry.failure for entry in self._entries.values() if entry.config.required)
+
     def is_stalled(self) -> bool:
         return any(stats.stalled for stats in self.stats().values())
 
@@ -150,9 +157,18 @@ class ModelManager:
 
     # --- life ---
 
-    def start(self, preload: Sequence[str] = ()) -> None:
+    def start(
+        self,
+        preload: Sequence[str] = (),
+        *,
+        after: "asyncio.Future[None] | None" = None,
+        failed: Callable[[str, BaseException], None] = lambda name, error: None,
+    ) -> None:
+        """Begins to load these, once `after` is done; `failed` hears of each that cannot be."""
         for name in preload:
-            self._begin(self._entries[name], self._load)
+            entry = self._entries[name]
+            task = self._begin(entry, partial(self._load_later, after=after), is_load=True)
+            task.add_done_callback(partial(self._hear, entry, failed))
         if ttls := [entry.config.idle_ttl for entry in self._entries.values() if entry.config.idle_ttl]:
             self._reaper = asyncio.create_task(self._reap_forever(min(ttls) / 4))
 
@@ -175,6 +191,10 @@ class ModelManager:
                 await self._begin(entry, self._unload)
 
     # --- inside ---
+
+    def _hear(self, entry: _Entry, failed: Callable[[str, BaseException], None], task: "asyncio.Task[None]") -> None:
+        if entry.failure and not self._stopped:
+            failed(entry.config.name, entry.failure)
 
     def _resolve(self, name: str | None, kind: Kind | None) -> _Entry:
         wanted = self._aliases.get(name, name) if name else None
@@ -209,31 +229,43 @@ class ModelManager:
             if self._stopped:
                 raise Unavailable("The server is shutting down")
             # shielded: a client that leaves does not take the load away from the others
-            await asyncio.shield(entry.transition or self._begin(entry, self._load))
+            await asyncio.shield(entry.transition or self._begin(entry, self._load, is_load=True))
         entry.last_used = self._clock()
         return entry.engine
 
-    def _begin(self, entry: _Entry, transition: Callable[[_Entry], Any]) -> asyncio.Task[None]:
+    def _begin(
+        self, entry: _Entry, transition: Callable[[_Entry], Any], *, is_load: bool = False
+    ) -> asyncio.Task[None]:
         async def run() -> None:
             try:
                 await transition(entry)
             finally:
                 entry.transition, entry.is_loading = None, False
 
-        entry.is_loading = transition == self._load
+        entry.is_loading = is_load
         entry.transition = asyncio.create_task(run())
         entry.transition.add_done_callback(_retrieve)
         return entry.transition
 
+    async def _load_later(self, entry: _Entry, after: "asyncio.Future[None] | None") -> None:
+        if after:
+            await asyncio.shield(after)
+        if self._stopped:
+            raise Unavailable("The server is shutting down")
+        await self._load(entry)
+
     async def _load(self, entry: _Entry) -> None:
         config = entry.config
         started = self._clock()
+        entry.failure = None
         try:
             engine = await asyncio.to_thread(self._open, config)
-        except ServiceError:
-            raise
         except Exception as error:
-            logger.exception("model %s could not be loaded", config.name)
+            entry.failure = error
+            logger.error("model %s could not be loaded: %s", config.name, reason(error))
+            logger.debug("its traceback", exc_info=True)
+            if isinstance(error, ServiceError):
+                raise
             raise EngineFailed(f"The model '{config.name}' could not be loaded; the server's log says why") from error
         engine.start()
         entry.engine = engine
@@ -251,6 +283,13 @@ class ModelManager:
         while True:
             await asyncio.sleep(interval)
             await self.reap()
+
+
+def reason(error: BaseException) -> str:
+    """In one line, for whoever runs the server: it may name files."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[0] if lines else ""
+    return said if isinstance(error, ServiceError) else f"{type(error).__name__}: {said}"
 
 
 def _retrieve(task: asyncio.Task[None]) -> None:

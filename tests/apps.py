@@ -109,7 +109,10 @@ def new_app(engine: FakeEngine, sqlite_url: str, process: None) -> Callable[...,
 
     def new_app(*, build: Callable[..., object] | None = None, **settings: object) -> FastAPI:
         database = {"url": sqlite_url, "migrate": False}
-        models = {"model": {"name": MODEL}, "embedding": {"name": "fake-embedding", "kind": "embedding"}}
+        models = {
+            "model": {"name": MODEL, "preload": False},
+            "embedding": {"name": "fake-embedding", "kind": "embedding"},
+        }
         given = {"database": database, "api_keys": [], **models, **settings}
         return create_app(Settings(_env_file=None, **given), build=build or engine.builder())
 
@@ -153,7 +156,7 @@ def process() -> Iterator[None]:
     """Puts back what an app changes of its process: the log's handlers and the signals'."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
-    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for handler in set(root.handlers) - set(before):
         if type(handler) is logging.StreamHandler:  # others are pytest's, which changes them with each phase

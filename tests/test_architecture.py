@@ -45,12 +45,16 @@ RULES = [
         r"|services\.chat\.(events|request\.refusals|answer\.logprobs)",
         never="torch",
     ),
-    Rule(r"app\.models", may=r"app\.common\.settings|services\.model_service|tools\.fetch_models"),
-    Rule(r"app\.main", may=r"app\.(common|controller|models|spec)|services|schemas|database|tools"),
+    Rule(
+        r"app\.models", may=r"app\.common\.settings|services\.(model_service|engine\.model_files)|tools\.fetch_models"
+    ),
+    Rule(r"app\.startup", may=r"app\.common\.settings|services\.model_service|tools\.exits"),
+    Rule(r"app\.main", may=r"app\.(common|controller|models|spec|startup)|services|schemas|database|tools"),
     Rule(
         r"tools\.compatibility", may=r"app\.main|app\.common\.(settings|unserved)|services|schemas|tools"
     ),  # it describes the whole app
-    Rule("tools", may=r"tools|services|schemas|database|app\.common\.settings"),
+    Rule(r"tools\.cli", may=r"app\.(models|common\.(settings|configuration))|tools"),  # it starts the app
+    Rule("tools", may=r"tools|services|schemas|database|app\.common\.(settings|configuration)"),
     Rule("(app|services)$"),  # the two __init__ files
 ]
 

@@ -1,12 +1,17 @@
 """The `parley` command. Each command imports what it needs itself, so that `--help` comes at once."""
 
+import asyncio
 import gc
 import os
+import socket
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from app.common.settings import Settings
 
 app = typer.Typer(name="parley", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -53,6 +58,9 @@ def serve(
     tensor_parallel_size: Annotated[int | None, typer.Option(help="1: a model is on one device.")] = None,
     quantization: Annotated[str | None, typer.Option(help="int8: weights of 8 bits, on the CPU.")] = None,
     enable_mm: Annotated[bool | None, typer.Option(help="Images: insist on them, or refuse them.")] = None,
+    lazy: Annotated[
+        bool | None, typer.Option(help="Load the model at its first request, and not at the start.")
+    ] = None,
 ) -> None:
     """Start the server."""
     override(
@@ -75,17 +83,20 @@ def serve(
         PARLEY_ENGINE__TENSOR_PARALLEL_SIZE=tensor_parallel_size,
         PARLEY_ENGINE__QUANTIZATION=quantization,
         PARLEY_ENGINE__ENABLE_MM=enable_mm,
+        PARLEY_MODEL__PRELOAD=None if lazy is None else not lazy,
     )
     gc.disable()  # until all is imported: services.engine.warm_up
     import uvicorn
-    from pydantic import ValidationError
 
-    from app.common.settings import Settings
+    from app.common import configuration
+    from tools.exits import in_one_line
 
-    try:
-        server = Settings().server
-    except ValidationError as wrong:
-        sys.exit("\n".join(f"Error: {_setting(each['loc'])}{each['msg']}" for each in wrong.errors()))
+    with in_one_line():
+        settings = configuration.read()
+        server = settings.server
+        check_port(server.host, server.port)
+        if server.workers > 1:  # which would each say what is wrong
+            prepare(settings)
     # h11: httptools drops the body of a POST that asks for h2c, as Java's HttpClient does.
     # Logs are the app's own business, access lines included.
     # app_dir: a spec of one's own may lie in the working directory, as with the `uvicorn` command.
@@ -101,8 +112,25 @@ def serve(
     )
 
 
-def _setting(path: tuple[int | str, ...]) -> str:
-    return "PARLEY_" + "__".join(str(part).upper() for part in path) + ": " if path else ""
+def check_port(host: str, port: int) -> None:
+    """Raises OSError where the server could not listen; before anything heavy is imported, which takes seconds."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise OSError(f"{host}:{port} cannot be listened on: {error.strerror}") from error
+
+
+def prepare(settings: "Settings") -> None:
+    """What each worker would find wrong at its start."""
+    from app import models
+    from tools.data_migration import upgrade
+
+    models.check(settings)
+    if settings.database.migrate:
+        asyncio.run(upgrade(settings.database.url))
 
 
 def override(**settings: str | float | None) -> None:

@@ -15,11 +15,15 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from database.engine import WRITE, create_engine
+from database import sqlite_file
+from database.engine import WRITE, create_engine, parse_url
+from services.errors import Unavailable
+from tools.exits import explain, in_one_line
 
 T = TypeVar("T")
 
@@ -49,7 +53,7 @@ async def downgrade(url: str, revision: str) -> None:
 async def status(url: str) -> Status:
     engine = create_engine(url)
     try:
-        async with engine.connect() as connection:
+        async with reaching(url), engine.connect() as connection:
             return await connection.run_sync(_status)
     finally:
         await engine.dispose()
@@ -58,9 +62,10 @@ async def status(url: str) -> Status:
 @asynccontextmanager
 async def _alone(url: str) -> AsyncIterator[AsyncConnection]:
     """One transaction, to which all other migrations of this database wait."""
+    check_file(url)
     engine = create_engine(url, patience_s=PATIENCE_S).execution_options(**{WRITE: True})
     try:
-        async with engine.connect() as connection:
+        async with reaching(url), engine.connect() as connection:
             await _lift_foreign_keys(connection)
             async with connection.begin():
                 await _lock(connection)
@@ -68,6 +73,22 @@ async def _alone(url: str) -> AsyncIterator[AsyncConnection]:
                 await _check_foreign_keys(connection)
     finally:
         await engine.dispose()
+
+
+def check_file(url: str) -> None:
+    """Raises for a file of another program's, which stays as it is."""
+    sqlite_file.check(parse_url(url))
+
+
+@asynccontextmanager
+async def reaching(url: str) -> AsyncIterator[None]:
+    """The system's own error names an address at best."""
+    try:
+        yield
+    except OSError as error:
+        target = parse_url(url)
+        where = f"at {target.host}:{target.port or 5432}" if target.host else target.database
+        raise Unavailable(f"The database {where} cannot be reached: {explain(error)}") from error
 
 
 async def _lock(connection: AsyncConnection) -> None:
@@ -92,7 +113,18 @@ async def _check_foreign_keys(connection: AsyncConnection) -> None:
 def _run(connection: Connection, step: Callable[[Config, str], None], revision: str) -> None:
     config = _config()
     config.attributes["connection"] = connection
+    _check_revision(connection)
     step(config, revision)
+
+
+def _check_revision(connection: Connection) -> None:
+    current = MigrationContext.configure(connection).get_current_revision()
+    try:
+        ScriptDirectory.from_config(_config()).get_revision(current or "base")
+    except (CommandError, ResolutionError):
+        raise CommandError(
+            f"The database's schema '{current}' is none of this Parley's: a newer one, or another program, has made it"
+        ) from None
 
 
 def _config() -> Config:
@@ -134,19 +166,17 @@ def _show_status(database_url: Url = None) -> None:
 
 
 def _finish(work: Coroutine[None, None, T]) -> T:
-    try:
+    with in_one_line():
         return asyncio.run(work)
-    except (CommandError, ValueError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 def _url(given: str | None) -> str:
     if given is not None:
         return given
-    from app.common.settings import Settings  # here: it reads the environment and .env
+    from app.common import configuration  # here: it takes a moment
 
-    return Settings().database.url
+    with in_one_line():
+        return configuration.read().database.url
 
 
 def main() -> None:

@@ -230,14 +230,13 @@ def _way_out(model: DefaultModel, error: Exception) -> str:
 
 
 def main() -> None:
-    from app.common.settings import Settings
+    from app.common import configuration
+    from tools.exits import in_one_line
 
     logging.basicConfig(format="%(message)s")
     logging.getLogger("tools").setLevel(logging.INFO)
-    try:
-        fetch_all(Settings().models_dir, progress=True)
-    except FetchFailed as error:
-        sys.exit(f"Error: {error.message}")
+    with in_one_line():
+        fetch_all(configuration.read().models_dir, progress=True)
 
 
 if __name__ == "__main__":

@@ -5,22 +5,23 @@ import sys
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn, TextIO, TypeVar
+from typing import Annotated, TextIO, TypeVar
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from app.common import settings
+from app.common import configuration, settings
 from database.session import Database
 from schemas.conversation_schema import Found
 from services.conversation_service import ConversationService
-from services.errors import ServiceError
 from services.history.store import Store
 from services.search_service import SearchService
 from tools import archive, chatgpt
 from tools.archive import ArchivedConversation
+from tools.data_migration import check_file, reaching
+from tools.exits import in_one_line, leave
 
 T = TypeVar("T")
 
@@ -41,8 +42,9 @@ def export(
     database_url: Url = None,
 ) -> None:
     """Writes a history as JSON Lines, a conversation each."""
-    with output.open("w", encoding="utf-8") if output else _standard_output() as file:
-        count = _run(_export(_url(database_url), owner_of(key), file))
+    url = _url(database_url)
+    with in_one_line(), output.open("w", encoding="utf-8") if output else _standard_output() as file:
+        count = _run(_export(url, owner_of(key), file))
     typer.echo(f"{count} conversations", err=True)
 
 
@@ -78,7 +80,7 @@ def delete(
 ) -> None:
     """Deletes conversations, with all that was said in them."""
     if bool(conversations) == all:
-        _fail("name conversations, or say --all")
+        leave("name conversations, or say --all")
     if all and not yes:
         typer.confirm("Delete the whole history? It cannot be brought back.", abort=True)
     count = _run(_delete(_url(database_url), owner_of(key), conversations))
@@ -142,9 +144,11 @@ async def _delete_all(store: Store, owner: str) -> int:
 
 @asynccontextmanager
 async def _opened(url: str) -> AsyncIterator[Database]:
+    check_file(url)
     database = Database(url)
     try:
-        yield database
+        async with reaching(url):
+            yield database
     finally:
         await database.close()
 
@@ -155,21 +159,18 @@ def _standard_output() -> Iterator[TextIO]:
 
 
 def _run(work: Coroutine[None, None, T]) -> T:
-    try:
-        return asyncio.run(work)
-    except ServiceError as error:
-        _fail(error.message)
-    except ValidationError as error:
-        _fail(f"the file is neither an export of parley's nor ChatGPT's: {error.errors()[0]['msg']}")
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"Error: {message}", err=True)
-    raise typer.Exit(1)
+    with in_one_line():
+        try:
+            return asyncio.run(work)
+        except ValidationError as error:
+            leave(f"the file is neither an export of parley's nor ChatGPT's: {error.errors()[0]['msg']}")
 
 
 def _url(given: str | None) -> str:
-    return given if given is not None else settings.Settings().database.url
+    if given is not None:
+        return given
+    with in_one_line():
+        return configuration.read().database.url
 
 
 def owner_of(key: str | None) -> str:

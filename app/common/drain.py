@@ -1,4 +1,5 @@
-"""SIGTERM: nothing new, the running answers to their end within a limit, then what is left ends with an error event.
+"""SIGTERM, SIGINT, SIGHUP: nothing new, the running answers to their end within a limit, then what is left ends with
+an error event.
 
 uvicorn closes its sockets the moment it is told to stop, so probes and new requests would meet no answer at all. The
 signal is held back here until the drain is over, and handed on then. A second signal is handed on at once.
@@ -42,19 +43,23 @@ class Drain:
         if threading.current_thread() is not threading.main_thread():
             return
         loop = asyncio.get_running_loop()
+        hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+        if hang_up is not None and signal.getsignal(hang_up) is signal.SIG_DFL:  # under nohup it stays ignored
+            self._take_over(hang_up, signal.SIGTERM, loop)
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._take_over(number, loop)
+            self._take_over(number, number, loop)
 
-    def _take_over(self, number: signal.Signals, loop: asyncio.AbstractEventLoop) -> None:
-        server = signal.getsignal(number)
+    def _take_over(self, number: signal.Signals, meaning: signal.Signals, loop: asyncio.AbstractEventLoop) -> None:
+        """The server is told `meaning`: it knows no SIGHUP."""
+        server = signal.getsignal(meaning)
 
-        def on_signal(signum: int, frame: FrameType | None) -> None:
+        def on_signal(_: int, frame: FrameType | None) -> None:
             if self.begun or not callable(server):
                 signal.signal(number, server)
-                _hand_on(server, signum, frame)
+                _hand_on(server, meaning, frame)
             else:
                 self.begun = True
-                loop.call_soon_threadsafe(self._start, lambda: _hand_on(server, signum, frame))
+                loop.call_soon_threadsafe(self._start, lambda: _hand_on(server, meaning, frame))
 
         signal.signal(number, on_signal)
 

@@ -1,13 +1,22 @@
 """All settings, from the environment (PARLEY_ in front, groups joined by "__") and `.env`. Read in main and tools."""
 
 import hashlib
+import logging
 import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import from_json
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from app.common import setting_names
 
 
 def _split(value: object) -> object:
@@ -19,13 +28,19 @@ def _split(value: object) -> object:
     return [each.strip() for each in value.split(",") if each.strip()]
 
 
-class ModelSettings(BaseModel):
+class Group(BaseModel):
+    """Its defaults are its class's own: one that is set in part keeps the others."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+
+class ModelSettings(Group):
     name: str = "default"  # folder, hub name, GGUF file, or "default"
     id: str | None = None  # what requests call it; None: made from the name
     kind: Literal["chat", "embedding", "reranker"] = "chat"
     device: str = "auto"  # cuda where there is one
     dtype: str = "auto"  # bfloat16 where the hardware has it
-    preload: bool = False  # at start, instead of at the first request
+    preload: bool = False  # at start, instead of at the first request; the service is ready when it is loaded
     pinned: bool = False  # never freed
     ttl_s: float | None = Field(None, gt=0)  # idle seconds until it is freed; unset: never
     # how it writes tool calls; unset: as its chat template shows
@@ -39,10 +54,15 @@ class ModelSettings(BaseModel):
 
 
 class DefaultModelSettings(ModelSettings):
+    preload: bool = True
     aliases: dict[str, str] = {}  # other name -> model; "*" stands for every unknown name
 
 
-class EngineSettings(BaseModel):
+class EmbeddingModelSettings(ModelSettings):
+    kind: Literal["chat", "embedding", "reranker"] = "embedding"
+
+
+class EngineSettings(Group):
     max_model_len: int | None = Field(None, ge=16)  # tokens of prompt and answer; unset: the model's own
     max_num_seqs: int = Field(32, ge=1)  # sequences in the batch
     max_num_batched_tokens: int = Field(512, ge=1)  # tokens computed in one step
@@ -68,13 +88,13 @@ class EngineSettings(BaseModel):
         return value
 
 
-class ChatSettings(BaseModel):
+class ChatSettings(Group):
     system_prompt: str | None = None  # put in front where a request has none
     max_new_tokens: int | None = Field(None, ge=1)  # where a request sets no limit; unset: the model's length
     checkpoint_s: float = Field(5, gt=0)  # how often a running answer is saved
 
 
-class ImageSettings(BaseModel):
+class ImageSettings(Group):
     max_images: int = Field(16, ge=1)  # in one request, its conversation included
     max_bytes: int = Field(10 * 1024 * 1024, ge=1024)  # of each, as it comes
     max_pixels: int = Field(32 * 1024 * 1024, ge=1024)  # of each
@@ -83,15 +103,15 @@ class ImageSettings(BaseModel):
     timeout_s: float = Field(10, gt=0)  # for one image, redirects and all
 
 
-class DatabaseSettings(BaseModel):
+class DatabaseSettings(Group):
     url: str = "sqlite+aiosqlite:///parley.db"
     migrate: bool = True  # bring the schema up to date at start
     ttl_s: float | None = Field(None, ge=60)  # what was not used for so long is deleted; unset: never
 
 
-class ServerSettings(BaseModel):
+class ServerSettings(Group):
     host: str = "127.0.0.1"
-    port: int = 8000
+    port: int = Field(8000, ge=0, le=65535)  # 0: a free one
     metrics_port: int | None = Field(None, ge=1, le=65535)  # of its own for /metrics, without keys; unset: none
     workers: int = Field(1, ge=1)  # processes, each with models of its own; several need PostgreSQL
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
@@ -106,13 +126,21 @@ class ServerSettings(BaseModel):
     drain_s: float = Field(30, ge=0)  # how long running answers may go on after SIGTERM
 
 
-class CorsSettings(BaseModel):
+class CorsSettings(Group):
     origins: list[str] = []  # e.g. ["https://chat.example.org"] or ["*"]
 
 
-class LogSettings(BaseModel):
+class LogSettings(Group):
     level: str = "INFO"
     format: Literal["text", "json"] = "text"
+
+    @field_validator("level")
+    @classmethod
+    def _is_a_level(cls, value: str) -> str:
+        levels = logging.getLevelNamesMapping()
+        if value.upper() not in levels:
+            raise ValueError(f"expected one of {', '.join(levels)}")
+        return value
 
 
 ANYBODY = "local"  # the owner of everything where no keys are configured
@@ -142,6 +170,9 @@ def api_key(text: str) -> ApiKey:
     return ApiKey(digest=hashlib.sha256(text.encode()).digest())
 
 
+class UnknownSettings(ValueError): ...
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="PARLEY_",
@@ -153,7 +184,7 @@ class Settings(BaseSettings):
     )
 
     model: DefaultModelSettings = DefaultModelSettings()
-    embedding: ModelSettings = ModelSettings(kind="embedding")
+    embedding: EmbeddingModelSettings = EmbeddingModelSettings()
     models: list[ModelSettings] = []  # further ones
     models_dir: Path = Path("models")  # where default models are kept
     engine: EngineSettings = EngineSettings()
@@ -169,6 +200,17 @@ class Settings(BaseSettings):
         "ollama",
     ]  # further protocols: shipped ones, and your own as "package.module:Class"
     strict: bool = False  # refuse request keys that nobody knows, instead of naming them in a header
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The usual ones; names that look like ours and are none are refused, wherever they stand."""
+        chosen = (*sources, *named.values())
+        given = {k: v for source in chosen if isinstance(source, EnvSettingsSource) for k, v in source.env_vars.items()}
+        if refusals := setting_names.refusals(cls, given):
+            raise UnknownSettings("\n".join(refusals))
+        return chosen
 
     @model_validator(mode="after")
     def _can_be_several(self) -> "Settings":

@@ -56,8 +56,12 @@ async def count_input_tokens(
 
 @router.get("/chat")
 async def status(request: Request, models: Models, drain: Drain, told: Told) -> Running | NotStarted:
-    if drain.begun or models.is_loading():
-        return NotStarted()
+    if drain.begun:
+        return NotStarted(reason="draining")
+    if models.is_loading():
+        return NotStarted(reason="loading")
+    if models.has_failed():
+        return NotStarted(reason="failed")
     model = models.default()
     engine = models.engine(model.name)
     return Running(

@@ -18,7 +18,12 @@ async def live() -> Health:
 @router.get("/health/ready", responses={503: {"model": Health}})
 async def ready(response: Response, models: Models, drain: Drain) -> Health:
     """Whether new requests should be sent here. A model that loads at its first use does not count as missing."""
-    troubles = {"draining": drain.begun, "loading": models.is_loading(), "stalled": models.is_stalled()}
+    troubles = {
+        "draining": drain.begun,
+        "loading": models.is_loading(),
+        "failed": models.has_failed(),
+        "stalled": models.is_stalled(),
+    }
     state = Health.model_validate({"status": next((name for name, there in troubles.items() if there), "ok")})
     response.status_code = 200 if state.status == "ok" else 503
     return state

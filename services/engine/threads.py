@@ -32,6 +32,7 @@ SOFT = 1  # omp_pause_soft of the OpenMP 5.0 specification
 TURNS = 64  # that a step lost to others; on a quiet machine fewer than half as many
 TURN = 0.001  # seconds, at least: another of our own threads takes a tenth of that
 SHORT, LONG = 5.0, 60.0  # seconds for which members sleep: at first, and at most, where it has not helped for long
+REPORTED_S = 3600.0  # between two lines of the log about the same neighbours
 ENOUGH = 1_000_000  # numbers that torch computes on with all threads
 
 
@@ -56,6 +57,7 @@ class Neighbours:
     def __init__(self) -> None:
         self._seconds = SHORT
         self._until = 0.0  # members sleep
+        self._reported: float | None = None
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -73,7 +75,9 @@ class Neighbours:
         again = now < self._until + self._seconds
         self._seconds = min(2 * self._seconds, LONG) if again else SHORT
         self._until = now + self._seconds
-        logger.warning("another program keeps the processors busy: threads give way to it for %.0f s", self._seconds)
+        if self._reported is None or now >= self._reported + REPORTED_S:
+            self._reported = now
+            logger.warning("another program keeps the processors busy: threads give way to it (reported once an hour)")
         threading.Thread(target=_sit, args=(self._seconds,), name="neighbours", daemon=True).start()
 
 

@@ -96,6 +96,23 @@ class TestSignal:
         signal.raise_signal(signal.SIGTERM)
         assert handed_on.is_set()
 
+    async def test_a_hang_up_is_as_a_stop(self, handed_on: asyncio.Event, interrupt: Interrupt) -> None:
+        busy = [True, False]
+        drain = Drain(60, interrupt, is_busy=lambda: busy.pop(0))
+        drain.install()
+        signal.raise_signal(signal.SIGHUP)
+        assert drain.begun
+        await handed_on.wait()
+        assert busy == []
+
+    async def test_a_hang_up_that_is_ignored_stays_so(self, handed_on: asyncio.Event, interrupt: Interrupt) -> None:
+        """As `nohup` wants it."""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        drain = Drain(60, interrupt, is_busy=lambda: False)
+        drain.install()
+        signal.raise_signal(signal.SIGHUP)
+        assert not drain.begun
+
     async def test_off_the_main_thread_signals_are_left_alone(
         self, handed_on: asyncio.Event, interrupt: Interrupt
     ) -> None:

@@ -46,7 +46,7 @@ class TestModels:
             await new_site(models=[{"name": "a", "id": "twin"}], model={"name": "b", "id": "twin"})
 
     async def test_default_ones_have_their_own_names(self, new_site: NewSite) -> None:
-        site = await new_site(model={}, embedding={"kind": "embedding"})
+        site = await new_site(model={"preload": False}, embedding={"kind": "embedding"})
         chat, embedding = await names(site)
         assert "default" not in (chat, embedding)
         assert (await site.client.get("/chat")).json()["model_name"] == chat

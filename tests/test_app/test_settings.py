@@ -1,11 +1,12 @@
 """Settings, as an environment gives them."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from app.common.settings import Settings
+from app.common.settings import Settings, UnknownSettings
 
 Environment = pytest.MonkeyPatch
 
@@ -94,6 +95,9 @@ def test_owner_says_nothing_of_the_key(monkeypatch: Environment) -> None:
         ("PARLEY_MODEL__TTL_S", "0"),
         ("PARLEY_SERVER__MAX_BODY_BYTES", "1"),
         ("PARLEY_MODELS", '[{"kind": "reranker"}]'),  # of which there is no default one
+        ("PARLEY_MODELS", '[{"nmae": "x"}]'),
+        ("PARLEY_SERVER__PORT", "99999"),
+        ("PARLEY_LOG__LEVEL", "LOUD"),
     ],
 )
 def test_nonsense_is_refused(monkeypatch: Environment, name: str, value: str) -> None:
@@ -115,3 +119,60 @@ def test_env_file_is_read(tmp_path, monkeypatch: Environment) -> None:
     (tmp_path / ".env").write_text("PARLEY_SERVER__PORT=9000\nSOMETHING_ELSE=1\n")
     monkeypatch.chdir(tmp_path)
     assert Settings().server.port == 9000
+
+
+GROUPS = {name: field for name, field in Settings.model_fields.items() if isinstance(field.default, BaseModel)}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_group_that_is_set_in_part_keeps_its_other_defaults(name: str) -> None:
+    field = GROUPS[name]
+    assert isinstance(field.annotation, type)
+    assert field.annotation() == field.default
+    assert type(field.default) is field.annotation
+
+
+def test_one_setting_of_the_embedding_model_leaves_it_one(monkeypatch: Environment) -> None:
+    monkeypatch.setenv("PARLEY_EMBEDDING__PRELOAD", "true")
+    assert (read().embedding.kind, read().embedding.preload) == ("embedding", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("PARLEY_MODLE__NAME", "PARLEY_MODEL__NAME"),
+        ("PARLEY_ENGINE__MAX_NUM_SEQ", "PARLEY_ENGINE__MAX_NUM_SEQS"),
+        ("PARLEY_SERVER_PORT", "PARLEY_SERVER__PORT"),
+        ("parley_api_key", "PARLEY_API_KEYS"),
+    ],
+)
+def test_a_name_that_is_no_setting_is_refused_with_the_nearest(
+    monkeypatch: Environment, name: str, meant: str, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text(f"{name}=9000\nSOMETHING_ELSE=1\n")
+    with pytest.raises(UnknownSettings, match=rf"^{name.upper()} is no setting: did you mean {meant}\?$"):
+        Settings(_env_file=tmp_path / ".env")
+    monkeypatch.setenv(name, "9000")
+    with pytest.raises(UnknownSettings, match=meant):
+        read()
+
+
+def test_a_clients_key_is_no_setting_but_may_stand_beside_the_servers(monkeypatch: Environment) -> None:
+    monkeypatch.setenv("PARLEY_API_KEYS", "one,two")
+    monkeypatch.setenv("PARLEY_API_KEY", "one")
+    assert len(read().api_keys) == 2
+
+
+def test_what_a_cluster_puts_beside_them_is_not_refused(monkeypatch: Environment) -> None:
+    """Of services that are called parley and parley-server."""
+    for name in ("PARLEY", "PARLEY_SERVER"):
+        monkeypatch.setenv(f"{name}_SERVICE_HOST", "10.0.0.1")
+        monkeypatch.setenv(f"{name}_SERVICE_PORT_HTTP", "8000")
+        monkeypatch.setenv(f"{name}_PORT", "tcp://10.0.0.1:8000")
+        monkeypatch.setenv(f"{name}_PORT_8000_TCP_ADDR", "10.0.0.1")
+    assert read().server.port == 8000
+
+
+def test_names_below_a_table_are_the_users_own(monkeypatch: Environment) -> None:
+    monkeypatch.setenv("PARLEY_MODEL__ALIASES__mine", "default")
+    assert read().model.aliases == {"mine": "default"}

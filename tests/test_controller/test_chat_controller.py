@@ -521,7 +521,7 @@ class TestStatus:
             return engine
 
         site = await new_site(build=build, model={"name": MODEL, "preload": True})
-        assert (await site.client.get("/chat")).json() == NOT_STARTED
+        assert (await site.client.get("/chat")).json() == {**NOT_STARTED, "reason": "loading"}
         gate.set()
         await site.services.models.get_model()
         assert (await site.client.get("/chat")).json()["status"] == "running"

@@ -1,5 +1,6 @@
 """Probes and /metrics."""
 
+import asyncio
 import threading
 
 import pytest
@@ -29,6 +30,42 @@ async def test_loading_is_alive_but_not_ready(new_site: NewSite, engine: FakeEng
     assert (await site.client.get("/health/live")).status_code == 200
     gate.set()
     await site.services.models.get_model()
+    assert (await site.client.get("/health/ready")).status_code == 200
+
+
+async def test_not_ready_while_the_model_cannot_be_loaded(new_site: NewSite, engine: FakeEngine) -> None:
+    failures = [OSError("/secret/path is broken")]
+
+    def build(kind: str, /, **options: object) -> FakeEngine:
+        if failures:
+            raise failures.pop()
+        return engine
+
+    site = await new_site(build=build)
+    assert (await site.client.get("/health/ready")).status_code == 200  # as it is loaded at its first request
+    assert (await site.client.post("/v1/chat/completions", json=HI)).status_code == 500
+    answer = await site.client.get("/health/ready")
+    assert (answer.status_code, answer.json()) == (503, {"status": "failed"})
+    status = (await site.client.get("/chat")).json()
+    assert (status["status"], status["reason"]) == ("not started", "failed")
+    assert "secret" not in str(status)
+    assert (await site.client.get("/health/live")).status_code == 200
+    assert (await site.client.post("/v1/chat/completions", json=HI)).status_code == 200
+    assert (await site.client.get("/health/ready")).status_code == 200
+
+
+async def test_the_model_is_loaded_at_the_start_unless_told_otherwise(new_site: NewSite, engine: FakeEngine) -> None:
+    gate = threading.Event()
+
+    def build(kind: str, /, **options: object) -> FakeEngine:
+        gate.wait()
+        return engine
+
+    site = await new_site(build=build, model={"name": MODEL})
+    assert (await site.client.get("/health/ready")).json() == {"status": "loading"}
+    waiting = asyncio.create_task(site.client.post("/v1/chat/completions", json=HI))
+    gate.set()
+    assert (await waiting).status_code == 200
     assert (await site.client.get("/health/ready")).status_code == 200
 
 

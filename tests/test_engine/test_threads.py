@@ -104,6 +104,17 @@ def test_members_sleep_for_longer_and_longer_where_others_stay(clock: Clock) -> 
     assert clock.sat[-1] == SHORT
 
 
+def test_neighbours_are_reported_once_an_hour(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    neighbours = Neighbours()
+    for _ in range(20):
+        clock.step(neighbours, 3.0, computed=1.5, lost=400)
+        clock.seconds += clock.sat[-1]
+    assert (len(clock.sat), len(caplog.messages)) == (20, 1)
+    clock.seconds += threads.REPORTED_S
+    clock.step(neighbours, 3.0, computed=1.5, lost=400)
+    assert len(caplog.messages) == 2
+
+
 def test_who_sleeps_is_not_sent_to_sleep_again(clock: Clock) -> None:
     neighbours = Neighbours()
     for _ in range(2):

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from services.errors import EngineFailed, InvalidRequest, ModelNotFound, Unavailable
-from services.model_service import ModelConfig, ModelManager
+from services.model_service import ModelConfig, ModelManager, reason
 from tests.fakes import FakeEngine
 
 
@@ -156,6 +156,49 @@ class TestLoading:
         assert models.is_loading()
         await models.get_model("other")
         assert builder.built == ["other-source"]
+
+    async def test_preload_waits_for_its_sign_and_counts_as_loading_meanwhile(
+        self, manager: NewManager, builder: Builder
+    ) -> None:
+        models = manager()
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        models.start(preload=["chat"], after=opened)
+        waiting = asyncio.create_task(models.get_model("chat"))
+        await asyncio.sleep(0)
+        assert (models.is_loading(), builder.built) == (True, [])
+        opened.set_result(None)
+        assert await waiting is builder.engines[0]
+
+    async def test_a_stop_before_the_sign_loads_nothing(self, manager: NewManager, builder: Builder) -> None:
+        models = manager()
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heard: list[str] = []
+        models.start(preload=["chat"], after=opened, failed=lambda name, error: heard.append(name))
+        await asyncio.sleep(0)
+        opened.cancel()
+        await models.stop()
+        assert (builder.built, heard) == ([], [])
+
+    async def test_a_failed_preload_is_heard_of(self, manager: NewManager, builder: Builder) -> None:
+        models = manager()
+        builder.failure = OSError("no such architecture\nand more")
+        heard: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
+        models.start(preload=["chat"], failed=lambda name, error: heard.set_result((name, reason(error))))
+        assert await heard == ("chat", "OSError: no such architecture")
+
+    @pytest.mark.parametrize("required", [True, False])
+    async def test_a_required_model_that_failed_is_missed_until_it_loads(
+        self, manager: NewManager, builder: Builder, required: bool
+    ) -> None:
+        models = manager(ModelConfig("chat", "chat-source", required=required))
+        assert not models.has_failed()
+        builder.failure = OSError("no memory")
+        with pytest.raises(EngineFailed):
+            await models.get_model("chat")
+        assert models.has_failed() is required
+        builder.failure = None
+        await models.get_model("chat")
+        assert not models.has_failed()
 
     async def test_source_is_located_first(self, builder: Builder) -> None:
         models = ModelManager([CHAT], locate=lambda source: f"/models/{source}", build=builder)

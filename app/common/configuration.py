@@ -1,0 +1,48 @@
+"""The settings of this process, and in one line each what is wrong with them."""
+
+import re
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from app.common.setting_names import JOINT, PREFIX, nearest_field
+from app.common.settings import Settings, UnknownSettings
+
+
+class WrongSettings(ValueError):
+    """A line for each."""
+
+
+def read(**given: Any) -> Settings:
+    """`given` wins over the environment, which wins over `.env`."""
+    try:
+        return Settings(**given)
+    except ValidationError as wrong:
+        raise WrongSettings("\n".join(_line(each) for each in wrong.errors())) from None
+    except UnknownSettings as wrong:
+        raise WrongSettings(str(wrong)) from None
+    except SettingsError as wrong:
+        raise WrongSettings(_no_json(wrong)) from None
+    except (OSError, UnicodeError) as wrong:
+        raise WrongSettings(f".env cannot be read: {wrong}") from None
+
+
+def _line(error: Any) -> str:
+    path: tuple[int | str, ...] = error["loc"]
+    if error["type"] == "extra_forbidden":
+        return f"{_name(path[:-1])}: there is no '{path[-1]}' in it{nearest_field(path, Settings)}"
+    said = str(error["msg"]).removeprefix("Value error, ")
+    return f"{_name(path)}: {said}" if path else said
+
+
+def _name(path: tuple[int | str, ...]) -> str:
+    parts = [f"[{part}]" if isinstance(part, int) else JOINT + part.upper() for part in path]
+    return "PARLEY_" + "".join(parts).removeprefix(JOINT)
+
+
+def _no_json(error: SettingsError) -> str:
+    """pydantic knows the group alone; the value may be a secret and is not quoted."""
+    found = re.search(r'field "(\w+)"', str(error))
+    group = f"{PREFIX}{found[1]}".upper() if found else ".env or the environment"
+    return f"{group}: the value is no JSON: {error.__cause__ or error}"

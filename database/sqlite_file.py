@@ -1,0 +1,39 @@
+"""Whose an SQLite file is: looked at before anything is written into it."""
+
+import sqlite3
+from pathlib import Path
+from urllib.parse import quote
+
+from sqlalchemy.engine import URL
+
+VERSION = "alembic_version"
+OURS = {"turns", "conversations"}
+
+
+class AnothersFile(ValueError):
+    """The file is no database, or another program's."""
+
+
+def check(url: URL) -> None:
+    path = Path(url.database or "")
+    if url.get_backend_name() != "sqlite" or not path.exists():
+        return
+    if path.is_dir():
+        raise AnothersFile(f"{path} is a folder, and not an SQLite file")
+    tables = _tables(path)
+    if tables - {VERSION} and not (VERSION in tables and tables & OURS):
+        raise AnothersFile(f"{path} is the database of another program, whose tables are in it: name another file")
+
+
+def _tables(path: Path) -> set[str]:
+    try:
+        connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+        try:
+            rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_NOTADB:
+            raise AnothersFile(f"{path} is no SQLite database") from None
+        return set()  # locked, or not to be opened: whoever opens it next is told so
+    return {name for (name,) in rows if not name.startswith("sqlite_")}

@@ -1,0 +1,4 @@
+"""Why a model's files cannot be served; for whoever runs the server, as it names them."""
+
+
+class Unusable(ValueError): ...

@@ -1,0 +1,85 @@
+"""Files of other programs are left as they are."""
+
+import resource
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.util import CommandError
+
+from database.sqlite_file import AnothersFile
+from tools.data_migration import downgrade, upgrade
+
+
+def write(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+        connection.commit()
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ("CREATE TABLE notes (text)",),
+        ("CREATE TABLE turns (text)",),
+        ("CREATE TABLE notes (text)", "CREATE TABLE alembic_version (version_num)"),
+    ],
+    ids=["plain", "one of our names", "migrated by the same library"],
+)
+async def test_another_programs_database_is_refused_and_unchanged(tmp_path: Path, statements: tuple[str, ...]) -> None:
+    path = tmp_path / "other.db"
+    write(path, *statements)
+    before = path.read_bytes()
+    with pytest.raises(AnothersFile, match="another program"):
+        await upgrade(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"not a database, but long enough to be looked at" * 9])
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "text.db"
+    path.write_bytes(content)
+    with pytest.raises(AnothersFile, match="no SQLite database"):
+        await upgrade(f"sqlite:///{path}")
+    assert path.read_bytes() == content
+
+
+async def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(AnothersFile, match="a folder"):
+        await upgrade(f"sqlite:///{tmp_path}")
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["missing", "empty"])
+async def test_ours_is_taken_in_any_state(tmp_path: Path, prepared: bool) -> None:
+    path = tmp_path / "parley.db"
+    if prepared:
+        path.touch()
+    await upgrade(f"sqlite:///{path}")
+    await upgrade(f"sqlite:///{path}")
+    await downgrade(f"sqlite:///{path}", "base")
+    await upgrade(f"sqlite:///{path}", "0001")
+    await upgrade(f"sqlite:///{path}")
+
+
+async def test_a_newer_schema_is_named(sqlite_url: str) -> None:
+    write(Path(sqlite_url.removeprefix("sqlite:///")), "UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(CommandError, match="'9999' is none of this Parley's"):
+        await upgrade(sqlite_url)
+
+
+def limited(bytes_: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_))
+
+
+def test_a_full_disk_is_told_in_a_line(tmp_path: Path) -> None:
+    """Any file that grows beyond a page, as the system sees it."""
+    command = [sys.executable, "-m", "tools.cli", "migrate", "upgrade", "--database-url", f"sqlite:///{tmp_path}/a.db"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limited(4096), timeout=120)
+    assert run.returncode == 2
+    assert run.stderr.startswith("Error: The database cannot be used: ")
+    assert run.stderr.count("\n") == 1
