@@ -135,8 +135,8 @@ def _lifespan(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
-            exporter = _exporter(settings.server, services.metrics)
             await _open(database, settings.database)
+            exporter = _exporter(settings.server, services.metrics)
         except Exception as error:
             await database.close()
             if process is None or (line := exits.explain(error)) is None:
