@@ -6,7 +6,8 @@ from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, 
 
 from schemas.generation_schema import TIERS, Generation, ServiceTier
 from schemas.ignored_keys import Kept, kept
-from schemas.request_schema import Hints, Request, fault
+from schemas.message_forms import as_function_call, with_tool_calls
+from schemas.request_schema import Hints, Request, Unserved, fault
 
 
 class CacheBreakpoint(Request):
@@ -56,7 +57,7 @@ def _part(part: object) -> Kept:
 
 
 Part = Annotated[Kept, PlainValidator(_part, json_schema_input_type=dict[str, Any])]
-CONTENT: TypeAdapter[list[Kept]] = TypeAdapter(Annotated[list[Part], Field(min_length=1)])
+CONTENT: TypeAdapter[list[Kept]] = TypeAdapter(list[Part])
 
 
 def _content(value: object) -> str | list[Kept]:
@@ -88,23 +89,38 @@ class MessageToolCall(Request):
     type: Literal["function"] = "function"
     function: CalledFunction
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_one_form(cls, data: Any) -> Any:
+        return as_function_call(data)
+
 
 class ChatMessage(Request):
-    """A message without a role is the user's."""
+    """A message without a role is the user's. An assistant's may have nothing but thoughts in it, or nothing at all."""
+
+    HINTS: ClassVar[Hints] = {"annotations": ([],)}
 
     role: Literal["developer", "system", "user", "assistant", "tool"] = "user"
     content: Content | None = None
     name: str | None = Field(None, max_length=64)
     refusal: str | None = None
     reasoning_content: str | None = None
-    annotations: list[Any] = Field([], max_length=0, description="an answer that comes back may have this, empty")
+    reasoning: str | None = Field(None, description="another name of `reasoning_content`")
+    annotations: list[Any] = Field([], description="an answer that comes back may have this")
     tool_calls: list[MessageToolCall] = Field([], max_length=128)
     tool_call_id: str | None = Field(None, max_length=128)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _in_one_form(cls, data: Any) -> Any:
+        return with_tool_calls(data)
+
     @model_validator(mode="after")
     def _says_something(self) -> "ChatMessage":
-        if self.content is None and self.refusal is None and not self.tool_calls:
-            raise fault("content is required", "content")
+        if self.reasoning and not self.reasoning_content:
+            self.reasoning_content = self.reasoning
+        if not self.content and not isinstance(self.content, str):
+            self.content = self._without_content()
         if self.role not in ("user", "tool") and _has_image(self.content):
             raise fault("images are the user's or a tool's", "content")
         if self.tool_calls and self.role != "assistant":
@@ -112,6 +128,11 @@ class ChatMessage(Request):
         if (self.role == "tool") != (self.tool_call_id is not None):
             raise fault("a tool's message has one, and no other", "tool_call_id")
         return self
+
+    def _without_content(self) -> str | None:
+        if self.role != "assistant" and self.refusal is None and not self.tool_calls:
+            raise fault("content is required", "content")
+        return None if self.refusal is not None or self.tool_calls else ""
 
 
 class Function(Request):
@@ -126,6 +147,17 @@ class Tool(Request):
     function: Function
 
 
+def _tool(value: object) -> Tool | Unserved:
+    if isinstance(value, Tool | Unserved):
+        return value
+    kind = value.get("type") if isinstance(value, dict) else None
+    model = Tool if kind is None or kind == "function" else Unserved
+    return model.model_validate(value)
+
+
+AnyTool = Annotated[Tool | Unserved, BeforeValidator(_tool, json_schema_input_type=Tool)]
+
+
 class ChosenFunction(Request):
     name: FunctionName
 
@@ -135,9 +167,20 @@ class ChosenTool(Request):
     function: ChosenFunction
 
 
+def _chosen(value: object) -> ChosenTool | Unserved:
+    if isinstance(value, ChosenTool | Unserved):
+        return value
+    kind = value.get("type") if isinstance(value, dict) else None
+    model = ChosenTool if kind is None or kind == "function" else Unserved
+    return model.model_validate(value)
+
+
+AnyChosen = Annotated[ChosenTool | Unserved, BeforeValidator(_chosen, json_schema_input_type=ChosenTool)]
+
+
 class ToolSet(Request):
     mode: Literal["auto", "required"]
-    tools: list[ChosenTool] = Field(min_length=1, max_length=128)
+    tools: list[AnyChosen] = Field(min_length=1, max_length=128)
 
 
 class AllowedTools(Request):
@@ -206,7 +249,7 @@ class ChatCompletionRequest(Generation):
     )
     prompt_cache_key: str | None = Field(None, description="a hint that is not needed: equal beginnings are found")
     safety_identifier: str | None = Field(None, max_length=128, description="kept nowhere and reported to nobody")
-    tools: list[Tool] = Field([], max_length=128)
+    tools: list[AnyTool] = Field([], max_length=128)
     tool_choice: ToolChoice | None = Field(None, description="none without tools, else auto")
     parallel_tool_calls: bool = True
     reasoning_effort: Effort | None = Field(None, description="none: no thinking, if the model can do without")

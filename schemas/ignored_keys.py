@@ -1,8 +1,8 @@
 """What a request brings that is left aside: unknown keys at any depth, and hints that nothing here acts upon.
 
 A model takes keys that it does not know (`extra="allow"` in `Request`), and names in `HINTS` those that it knows and
-leaves aside. `ignored_keys` finds both in a validated request. Objects of a free form, as JSON schemas, are not
-searched: all of their keys are the caller's own.
+leaves aside; `Unserved` is left aside as a whole. `ignored_keys` finds them in a validated request. Objects of a free
+form, as JSON schemas, are not searched: all of their keys are the caller's own.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,8 @@ def ignored_keys(value: object, path: str = "") -> Iterator[str]:
     """Their dotted paths, with an index for each list: `messages.2.reasoning_details`."""
     match value:
         case BaseModel():
-            yield from (path + name for name in _own(value))
+            own = value.left_aside() if isinstance(value, Request) else value.model_extra or ()
+            yield from (path + name for name in own)
             for field, name in _nesting(type(value)):
                 yield from ignored_keys(getattr(value, field), f"{path}{name}.")
         case Kept():
@@ -44,14 +45,6 @@ def ignored_keys(value: object, path: str = "") -> Iterator[str]:
         case list():
             for index, each in enumerate(value):
                 yield from ignored_keys(each, f"{path}{index}.")
-
-
-def _own(model: BaseModel) -> Iterator[str]:
-    hints, extra = model.HINTS if isinstance(model, Request) else {}, model.model_extra or {}
-    yield from (name for name, value in extra.items() if value not in hints.get(name, ()))
-    for name in hints.keys() & model.model_fields_set - extra.keys():
-        if getattr(model, name) not in hints[name]:
-            yield name
 
 
 @cache

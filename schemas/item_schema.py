@@ -1,13 +1,13 @@
 """Items, which responses and conversations are made of, as they go over the wire."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, TypeAdapter
 
 from schemas.chat_schema import FunctionName
 from schemas.ignored_keys import Kept, kept
-from schemas.request_schema import Request
+from schemas.request_schema import Request, Unserved
 
 Status = Literal["in_progress", "completed", "incomplete"]
 
@@ -46,12 +46,6 @@ class InputImage(Request):
     detail: Literal["auto", "low", "high", "original"] = "auto"
 
 
-class Other(Request):
-    """Kept as it is; only a prompt cannot have it."""
-
-    type: str = Field(min_length=1, max_length=64)
-
-
 PARTS: dict[object, type[Request]] = {
     "input_text": Text,
     "text": Text,
@@ -73,7 +67,7 @@ def known(value: object, models: Mapping[object, type[Request]]) -> Kept:
     if not isinstance(value, dict):
         raise ValueError("must be an object")
     kind = value.get("type")
-    model = models.get(kind, Other) if isinstance(kind, str) else Other
+    model = models.get(kind, Unserved) if isinstance(kind, str) else Unserved
     return kept(model.model_validate(value), exclude_none=True)
 
 
@@ -123,6 +117,44 @@ class Reasoning(Request):
     status: Status | None = None
 
 
+class CustomToolCall(Request):
+    type: Literal["custom_tool_call"]
+    id: ItemId | None = None
+    call_id: CallId
+    name: FunctionName
+    input: str
+    status: Status | None = None
+
+
+class CustomToolCallOutput(FunctionCallOutput):
+    type: Literal["custom_tool_call_output"]  # type: ignore[assignment]  # what it has is the same
+
+
+class Foreign(Request):
+    """Of a tool that is not served here. All of it is kept, and what it says is put into words for the model."""
+
+    type: str
+    id: ItemId | None = None
+    call_id: CallId | None = None
+    name: FunctionName | None = None
+
+    def left_aside(self) -> Iterator[str]:
+        yield from ()
+
+
+# What is taken and says nothing to a model here: it is left aside, and named by its type.
+ASIDE = {
+    *("additional_tools", "compaction", "compaction_trigger", "configuration_update", "image_generation_call"),
+    *("mcp_approval_request", "mcp_approval_response", "mcp_list_tools", "tool_search_call", "tool_search_output"),
+    "web_search_call",
+}
+FOREIGN = {
+    *("apply_patch_call", "apply_patch_call_output", "code_interpreter_call", "computer_call", "computer_call_output"),
+    *("file_search_call", "local_shell_call", "local_shell_call_output", "mcp_call", "program", "program_output"),
+    *("shell_call", "shell_call_output"),
+}
+
+
 class Reference(Request):
     type: Literal["item_reference"]
     id: ItemId
@@ -134,6 +166,9 @@ ITEMS: dict[object, type[Request]] = {
     "function_call_output": FunctionCallOutput,
     "reasoning": Reasoning,
     "item_reference": Reference,
+    "custom_tool_call": CustomToolCall,
+    "custom_tool_call_output": CustomToolCallOutput,
+    **dict.fromkeys(FOREIGN, Foreign),
 }
 
 

@@ -1,9 +1,9 @@
 """What all bodies of requests have in common."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Hints = Mapping[str, tuple[object, ...]]
@@ -27,6 +27,14 @@ class Request(BaseModel):
             return data
         return {key: _number(value) for key, value in data.items() if value is not None}
 
+    def left_aside(self) -> Iterator[str]:
+        """The keys of this object alone that nothing here acts upon."""
+        extra = self.model_extra or {}
+        yield from (name for name, value in extra.items() if value not in self.HINTS.get(name, ()))
+        for name in self.HINTS.keys() & self.model_fields_set - extra.keys():
+            if getattr(self, name) not in self.HINTS[name]:
+                yield name
+
 
 def fault(message: str, *where: int | str) -> ValidationError:
     """`where` leads to the culprit inside what is validated, so that the error's location ends in it."""
@@ -41,3 +49,12 @@ EXACT = 2**53  # beyond it a float stands for its neighbours too: JSON's integer
 def _number(value: Any) -> Any:
     is_exact = isinstance(value, float) and value.is_integer() and abs(value) <= EXACT
     return int(value) if is_exact else value
+
+
+class Unserved(Request):
+    """An object of a kind that is not served here: it is left aside as a whole, and named by its kind."""
+
+    type: str = Field(min_length=1, max_length=64)
+
+    def left_aside(self) -> Iterator[str]:
+        yield self.type

@@ -26,10 +26,17 @@ class ChosenTool(Request):
     name: FunctionName
 
 
+def _chosen(value: object) -> Kept:
+    return known(value, {"function": ChosenTool})
+
+
+Chosen = Annotated[Kept, PlainValidator(_chosen, json_schema_input_type=dict[str, Any])]
+
+
 class AllowedTools(Request):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[ChosenTool] = Field(min_length=1, max_length=128)
+    tools: list[Chosen] = Field(min_length=1, max_length=128)
 
 
 def _tool(value: object) -> Kept:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from schemas.answer_schema import Omitted
-from schemas.chat_schema import ChatMessage, Tool
+from schemas.chat_schema import AnyTool, ChatMessage
 from schemas.generation_schema import TokenId
 from schemas.request_schema import Request
 
@@ -22,7 +22,7 @@ class TokenizeRequest(Request):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] = Field({}, max_length=64)
-    tools: list[Tool] = Field([], max_length=128)
+    tools: list[AnyTool] = Field([], max_length=128)
     return_token_strs: bool = False
 
 

@@ -1,8 +1,10 @@
 """The Conversations API under /v1/conversations, the same without /v1; listing one's own is ours."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
+from pydantic import BaseModel
 
 from app.common.dependencies import Caller, Conversations, Items, Search, UnknownKeys
 from app.common.json_body import JsonRoute
@@ -31,6 +33,11 @@ async def _include(
     """All that could be asked for is in every answer."""
 
 
+def _ignored(body: BaseModel) -> Iterator[str]:
+    """Nothing of an item is left aside here: all of it is kept."""
+    return (name for name in ignored_keys(body) if not name.startswith("items."))
+
+
 INCLUDE = [Depends(_include)]
 After = Annotated[str | None, Query(max_length=128)]
 Limit = Annotated[int, Query(ge=1, le=100)]
@@ -54,7 +61,7 @@ async def create_conversation(
     unknown: UnknownKeys,
     repeat: Repeated,
 ) -> Conversation:
-    response.headers.update(unknown.header(ignored_keys(body)))
+    response.headers.update(unknown.header(_ignored(body)))
     return await conversations.create(caller.owner, body.items, body.metadata, body.title, repeat)
 
 
@@ -87,7 +94,7 @@ async def update_conversation(
     caller: Caller,
     unknown: UnknownKeys,
 ) -> Conversation:
-    response.headers.update(unknown.header(ignored_keys(body)))
+    response.headers.update(unknown.header(_ignored(body)))
     return await conversations.describe(conversation_id, caller.owner, body.metadata, body.title)
 
 
@@ -118,7 +125,7 @@ async def add_items(
     unknown: UnknownKeys,
     repeat: Repeated,
 ) -> ItemPage:
-    response.headers.update(unknown.header(ignored_keys(body)))
+    response.headers.update(unknown.header(_ignored(body)))
     return await items.add(conversation_id, caller.owner, body.items, repeat)
 
 

@@ -11,12 +11,21 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from schemas.chat_schema import ChatMessage
+from schemas.item_schema import ASIDE
+from services.chat import foreign_items
 from services.errors import InvalidRequest
 
 Item = dict[str, Any]
 Part = dict[str, Any]
 
-PREFIX = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+PREFIX = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+    "reasoning": "rs",
+}
 
 
 def new_id(item: Item) -> str:
@@ -31,7 +40,7 @@ def check(items: Iterable[Item], param: str = "input") -> None:
 
 def _check(item: Item, place: str) -> None:
     kind = item["type"]
-    if kind not in READERS:
+    if kind not in READERS and kind not in ASIDE:
         raise InvalidRequest(f"Items of type '{kind}' are not supported by this server", param=f"{place}.type")
     name, parts = _parts_of(item)
     for index, part in enumerate(parts):
@@ -39,8 +48,16 @@ def _check(item: Item, place: str) -> None:
             raise InvalidRequest(why, param=f"{place}.{name}.{index}")
 
 
+PARTS_IN = {
+    "message": "content",
+    "reasoning": "content",
+    "function_call_output": "output",
+    "custom_tool_call_output": "output",
+}
+
+
 def _parts_of(item: Item) -> tuple[str, list[Part]]:
-    name = "output" if item["type"] == "function_call_output" else "content"
+    name = PARTS_IN.get(item["type"], "")
     parts = item.get(name, [])
     return name, [] if isinstance(parts, str) else parts
 
@@ -58,7 +75,8 @@ def messages(items: Sequence[Item]) -> list[ChatMessage]:
     check(items)
     script = _Script()
     for item in items:
-        READERS[item["type"]](script, item)
+        if item["type"] not in ASIDE:
+            READERS[item["type"]](script, item)
     return script.end()
 
 
@@ -68,6 +86,7 @@ class _Script:
     def __init__(self) -> None:
         self._messages: list[ChatMessage] = []
         self._open: dict[str, Any] = {}
+        self._call_ids: dict[str, str] = {}  # of calls' items -> their calls
 
     def end(self) -> list[ChatMessage]:
         if self._open:
@@ -102,14 +121,30 @@ class _Script:
             self._open["reasoning_content"] = self._open.get("reasoning_content", "") + thought
 
     def function_call(self, item: Item) -> None:
-        function = {"name": item["name"], "arguments": item["arguments"]}
-        call = {"id": item["call_id"], "type": "function", "function": function}
-        self._open["tool_calls"] = [*self._open.get("tool_calls", []), call]
+        self._call(item["call_id"], item["name"], item["arguments"])
 
     def function_call_output(self, item: Item) -> None:
+        self._result(item["call_id"], item["output"])
+
+    def foreign_call(self, item: Item) -> None:
+        call = foreign_items.call(item)
+        self._call_ids[item.get("id", call.id)] = call.id
+        self._call(call.id, call.name, call.arguments)
+        if call.result is not None:
+            self._result(call.id, call.result)
+
+    def foreign_output(self, item: Item) -> None:
+        id = foreign_items.answered(item)
+        self._result(self._call_ids.get(id, id), foreign_items.output(item))
+
+    def _call(self, id: str, name: str, arguments: str) -> None:
+        call = {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        self._open["tool_calls"] = [*self._open.get("tool_calls", []), call]
+
+    def _result(self, call_id: str, output: str | list[Part]) -> None:
         self.end()
-        output = item["output"] if isinstance(item["output"], str) else [_as_chat(part) for part in item["output"]]
-        self._add({"role": "tool", "tool_call_id": item["call_id"], "content": output or ""})
+        content = output if isinstance(output, str) else [_as_chat(part) for part in output]
+        self._add({"role": "tool", "tool_call_id": call_id, "content": content or ""})
 
 
 READERS: dict[str, Callable[[_Script, Item], None]] = {
@@ -117,6 +152,8 @@ READERS: dict[str, Callable[[_Script, Item], None]] = {
     "reasoning": _Script.reasoning,
     "function_call": _Script.function_call,
     "function_call_output": _Script.function_call_output,
+    **dict.fromkeys(foreign_items.CALLS, _Script.foreign_call),
+    **dict.fromkeys(foreign_items.OUTPUTS, _Script.foreign_output),
 }
 
 # An item's part -> the chat's part it is.

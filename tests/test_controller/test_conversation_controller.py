@@ -151,11 +151,20 @@ async def test_ids_are_kept_and_are_there_once(openai: AsyncOpenAI) -> None:
 
 
 async def test_what_no_model_here_reads_is_refused_when_one_must(openai: AsyncOpenAI) -> None:
-    made = await openai.conversations.create(items=[ITEMS[7]])  # type: ignore[list-item]
-    with pytest.raises(BadRequestError, match="web_search_call"):
+    file = {"type": "message", "role": "user", "content": [{"type": "input_file", "file_id": "f"}]}
+    made = await openai.conversations.create(items=[file])  # type: ignore[list-item]
+    with pytest.raises(BadRequestError, match="input_file"):
         await openai.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": "d"}], extra_body={"conversation": made.id}
         )
+
+
+async def test_what_says_nothing_to_a_model_is_passed_over(openai: AsyncOpenAI, engine: FakeEngine) -> None:
+    made = await openai.conversations.create(items=[ITEMS[7], message("a")])  # type: ignore[list-item]
+    await openai.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "d"}], extra_body={"conversation": made.id}
+    )
+    assert engine.prompts == ["<user>a\n<user>d\n<assistant>\n"]
 
 
 async def test_nobody_writes_while_an_answer_is_written(openai: AsyncOpenAI, engine: FakeEngine) -> None:

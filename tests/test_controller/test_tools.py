@@ -66,6 +66,16 @@ async def test_text_without_tools_is_text(site: Site) -> None:
     assert choice["finish_reason"] == "stop"
 
 
+async def test_tool_that_is_not_served_is_left_aside(site: Site, engine: FakeEngine) -> None:
+    response = await ask(site, tools=[{"type": "web_search", "filters": {}}, TOOL], tool_choice="required")
+    assert (response.status_code, response.headers["x-parley-ignored"]) == (200, "tools.0.web_search")
+    assert "web_search" not in engine.prompts[-1]
+    refused = await ask(
+        site, tools=[{"type": "mcp"}, TOOL | {"function": {"name": "f", "parameters": {"type": "array"}}}]
+    )
+    assert refused.json()["error"]["param"] == "tools.1.function.parameters"
+
+
 async def test_model_is_told_of_the_tools_and_forced_to_call(site: Site, engine: FakeEngine) -> None:
     await answer(site, tool_choice="required")
     assert engine.prompts[-1].startswith("<system>You can call these functions")
@@ -113,7 +123,9 @@ async def test_thinking_is_told_apart_and_counted(site: Site, engine: FakeEngine
         ({"tools": [TOOL, TOOL]}, "tools.1.function.name"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools.0.function.parameters"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
-        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type"),
+        ({"tools": [{"type": "mcp"}], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [{"function": {"name": "f"}}]}, "tools.0.type"),
+        ({"tools": [5]}, "tools.0"),
         ({"tool_choice": "any"}, "tool_choice"),
         ({"messages": [{"role": "tool", "tool_call_id": "call_1", "content": "x"}]}, "messages.0.tool_call_id"),
         ({"reasoning_effort": "enormous"}, "reasoning_effort"),

@@ -140,7 +140,7 @@ def test_reasoning_that_was_cut_short_is_kept() -> None:
 @pytest.mark.parametrize(
     ("item", "param"),
     [
-        ({"type": "web_search_call", "id": "ws_1"}, "input.0.type"),
+        ({"type": "video_call", "id": "vc_1"}, "input.0.type"),
         ({"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}, "input.0.content.0"),
         ({"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}, "input.0.content.0"),
         (

@@ -73,11 +73,10 @@ def test_a_text_format_is_the_chats_response_format() -> None:
         ({"input": []}, "input"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"conversation": "conv_1", "previous_response_id": "resp_1"}, "previous_response_id"),
-        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"tool_choice": {"type": "mcp", "server_label": "s"}}, "tool_choice.type"),
         ({"background": True, "store": False}, "background"),
         ({"stream_options": {"include_obfuscation": False}}, "stream_options"),
-        ({"input": [{"type": "computer_call", "id": "x"}]}, "input.0.type"),
+        ({"input": [{"type": "video_call", "id": "x"}]}, "input.0.type"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
@@ -118,6 +117,7 @@ def test_what_asks_for_nothing_is_taken(fields: dict[str, Any]) -> None:
         ({"include": ["everything"]}, ["include.everything"]),
         ({"tools": [{"type": "function", "name": "a", "defer_loading": True}]}, ["tools.0.defer_loading"]),
         ({"service_tier": "slow"}, ["service_tier"]),
+        ({"tools": [{"type": "function", "name": "f"}, {"type": "mcp", "server_label": "s"}]}, ["tools.1.mcp"]),
         ({"service_tier": "ultrafast"}, []),
         ({"context_management": [{"type": "compaction"}]}, ["context_management"]),
     ],

@@ -48,9 +48,6 @@ def check(request: ResponseInput) -> None:
             "'previous_response_id' goes without 'conversation': both name what was said before",
             param="previous_response_id",
         )
-    for index, tool in enumerate(request.tools):
-        if tool["type"] != "function":
-            raise UnsupportedParameter(f"tools.{index}.type", f"is '{tool['type']}': only functions are served here")
     _check_choice(request.tool_choice)
     items.check([item for item in request.input if item["type"] != "item_reference"])
     if isinstance(request, ResponseRequest):
@@ -130,6 +127,9 @@ def _sampling(request: ResponseRequest) -> dict[str, Any]:
 
 
 def _chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Others than functions keep their places, so that those of functions are the same."""
+    if tool["type"] != "function":
+        return {"type": tool["type"]}
     return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
 
 
@@ -161,13 +161,19 @@ def in_its_words() -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        first, _, rest = (error.param or "").partition(".")
-        if first not in NAMES:
-            raise
-        named = NAMES[first] + (f".{rest}" if rest and first != "messages" else "")
+        named = _named(error.param or "")
         error.message = error.message.replace(f"'{error.param}'", f"'{named}'")
-        error.param = named
+        error.param = named or None
         raise
+
+
+def _named(param: str) -> str:
+    first, _, rest = param.partition(".")
+    if first == "tools":
+        return param.replace(".function.", ".", 1)
+    if first not in NAMES:
+        return param
+    return NAMES[first] + (f".{rest}" if rest and first != "messages" else "")
 
 
 def begun(request: ResponseRequest, model: str) -> Response:

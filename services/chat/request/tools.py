@@ -32,13 +32,13 @@ class Offer:
 
 def offer(request: ChatCompletionRequest) -> Offer | None:
     """None: nothing may be called, and the model is told of no tools."""
-    choice = request.tool_choice or "auto"
-    if not request.tools or choice == "none":
+    choice, served = request.tool_choice or "auto", list(_served(request))
+    if not served or choice == "none":
         return None
     names = _chosen(choice)
-    may = [(place, tool) for place, tool in enumerate(request.tools) if names is None or tool.function.name in names]
+    may = [(place, tool) for place, tool in served if names is None or tool.function.name in names]
     # of the allowed ones only is the model told, that it calls no other where nothing forces it
-    shown = [tool for _, tool in may] if isinstance(choice, AllowedTools) else request.tools
+    shown = [tool for _, tool in (may if isinstance(choice, AllowedTools) else served)]
     return Offer(
         tools=tuple(shown),
         callable=tuple(tool.function for _, tool in may),
@@ -48,12 +48,17 @@ def offer(request: ChatCompletionRequest) -> Offer | None:
     )
 
 
+def _served(request: ChatCompletionRequest) -> Iterator[tuple[int, Tool]]:
+    """With their places. Tools of other kinds are only offered: they are left aside."""
+    return ((place, tool) for place, tool in enumerate(request.tools) if isinstance(tool, Tool))
+
+
 def _chosen(choice: str | ChosenTool | AllowedTools) -> set[str] | None:
     match choice:
         case ChosenTool():
             return {choice.function.name}
         case AllowedTools():
-            return {each.function.name for each in choice.allowed_tools.tools}
+            return {each.function.name for each in choice.allowed_tools.tools if isinstance(each, ChosenTool)}
         case _:
             return None
 
@@ -66,10 +71,10 @@ def _is_required(choice: str | ChosenTool | AllowedTools) -> bool:
 
 
 def check(request: ChatCompletionRequest) -> None:
-    if request.tool_choice not in (None, "none", "auto") and not request.tools:
-        raise InvalidRequest("'tool_choice' goes with 'tools' only", param="tool_choice")
+    if request.tool_choice not in (None, "none", "auto"):
+        _check_forced(request)
     names: set[str] = set()
-    for place, tool in enumerate(request.tools):
+    for place, tool in _served(request):
         if tool.function.name in names:
             param = f"tools.{place}.function.name"
             raise InvalidRequest(f"'{param}': two tools have the same name", param=param)
@@ -77,6 +82,14 @@ def check(request: ChatCompletionRequest) -> None:
         check_parameters(tool.function.parameters, f"tools.{place}.function.parameters")
     if not (_chosen(request.tool_choice or "auto") or set()) <= names:
         raise InvalidRequest("'tool_choice' names a tool that is not among 'tools'", param="tool_choice")
+
+
+def _check_forced(request: ChatCompletionRequest) -> None:
+    """An answer without a call that it is to have would be wrong."""
+    if not request.tools:
+        raise InvalidRequest("'tool_choice' goes with 'tools' only", param="tool_choice")
+    if not any(_served(request)) or _chosen(request.tool_choice or "auto") == set():
+        raise InvalidRequest("'tool_choice' leaves only tools of kinds that are not served here", param="tool_choice")
 
 
 def check_parameters(schema: Mapping[str, Any], param: str) -> None:

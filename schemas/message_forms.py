@@ -1,0 +1,31 @@
+"""Calls in a chat's messages, as older and newer clients write them, in the one form that is read: of functions."""
+
+import json
+from typing import Any
+
+
+def as_function_call(call: Any) -> Any:
+    """Of a custom tool, whose input is a text."""
+    custom = call.get("custom") if isinstance(call, dict) and call.get("type") == "custom" else None
+    if not isinstance(custom, dict):
+        return call
+    arguments = json.dumps({"input": custom.get("input")}, ensure_ascii=False)
+    function = {"name": custom.get("name"), "arguments": arguments}
+    return {**_without(call, "custom"), "type": "function", "function": function}
+
+
+def with_tool_calls(message: Any) -> Any:
+    """`function_call` and the role `function`, from before there were tools. The function's name is the call's id."""
+    if not isinstance(message, dict):
+        return message
+    if message.get("role") == "function":
+        return {**_without(message, "name"), "role": "tool", "tool_call_id": message.get("name")}
+    called = message.get("function_call")
+    if not isinstance(called, dict) or message.get("tool_calls"):
+        return message
+    call = {"id": called.get("name"), "type": "function", "function": called}
+    return {**_without(message, "function_call"), "tool_calls": [call]}
+
+
+def _without(given: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name != key}

@@ -1,0 +1,75 @@
+"""Requests that users reported as refused, each with the answer that is right."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.agents import apps
+from tests.fakes import TEMPLATE, FakeEngine
+
+LINES = [json.loads(line) for line in (Path(__file__).parent / "reports.jsonl").read_text().splitlines()]
+REPORTS = {each["name"]: each for each in LINES}
+# The names that the header is to have, of a model that does not think.
+NAMED = {
+    "web_search": "tools.1.web_search",
+    "namespace": "tools.0.namespace",
+    "reasoning_summary": "reasoning.summary",
+    "encrypted_content": "include.reasoning.encrypted_content",
+    "obfuscation": None,
+    "top_logprobs": "top_logprobs",
+    "effort": "output_config.effort",
+    "context_management": "context_management",
+    "content_null": None,
+    "document": None,
+    "cache_control": "messages.0.content.0.cache_control",
+    "reasoning": "messages.1.reasoning_details",
+    "stop_sequences": None,
+}
+NOT_YET = {"context_management", "document", "stop_sequences"}
+
+
+@pytest.fixture(scope="module")
+def engine() -> FakeEngine:
+    return apps.engine(TEMPLATE)
+
+
+@pytest.fixture(scope="module")
+def client(engine: FakeEngine, sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with apps.serving(engine, sqlite_template, tmp_path_factory.mktemp("reports") / "parley.db") as client:
+        yield client
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_is_answered(client: TestClient, name: str, request: pytest.FixtureRequest) -> None:
+    if name in NOT_YET:
+        request.applymarker(pytest.mark.xfail(strict=True))
+    report = REPORTS[name]
+    answer = client.post(report["route"].removeprefix("POST "), json=report["body"])
+    assert (answer.status_code, answer.headers.get("x-parley-ignored")) == (200, NAMED[name]), answer.text
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"tool_choice": {"type": "web_search"}}, "tool_choice.type"),
+        ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "web_search"}]}}, "tool_choice"),
+        ({"tool_choice": "required", "tools": [{"type": "web_search"}]}, "tool_choice"),
+    ],
+)
+def test_tool_that_is_not_served_is_not_to_be_forced(client: TestClient, more: dict[str, Any], param: str) -> None:
+    answer = client.post("/v1/responses", json=REPORTS["web_search"]["body"] | more)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("name", ["content_null", "reasoning"])
+def test_thoughts_reach_the_template_by_either_name(
+    client: TestClient, engine: FakeEngine, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "tokenizer", apps.Tokenizer(apps.THINKS))
+    client.post("/v1/chat/completions", json=REPORTS[name]["body"])
+    assert "<think>t</think>" in engine.prompts[-1]
+    assert "None" not in engine.prompts[-1]
