@@ -10,14 +10,20 @@ from typing import Any, cast
 
 import aiosqlite
 
+from database.private_file import make_private
+
 
 async def connect(path: str, patience_s: float) -> "Connection":
-    # isolation_level None: the driver starts no transactions of its own, engine.py does
-    open_file = partial(sqlite3.connect, path, timeout=patience_s, isolation_level=None, check_same_thread=False)
-    connection = Connection(open_file, iter_chunk_size=64)
+    connection = Connection(partial(_open, path, patience_s), iter_chunk_size=64)
     connection._thread.daemon = True  # as SQLAlchemy has it: no process waits for it
     await connection
     return connection
+
+
+def _open(path: str, patience_s: float) -> sqlite3.Connection:
+    make_private(path)
+    # isolation_level None: the driver starts no transactions of its own, engine.py does
+    return sqlite3.connect(path, timeout=patience_s, isolation_level=None, check_same_thread=False)
 
 
 class Connection(aiosqlite.Connection):
