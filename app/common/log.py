@@ -13,6 +13,9 @@ NO_FILES = "socket.accept() out of system resource"
 NOISE = ("Unsupported upgrade request.", "No supported WebSocket library detected.")
 
 
+OURS = ("app", "database", "parley", "services", "tools")
+
+
 def configure(level: str, format: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(
@@ -20,6 +23,7 @@ def configure(level: str, format: str) -> None:
     )
     handler.addFilter(_with_request_id)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    _bound_libraries()
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"  # our own access line knows the request's id
@@ -27,6 +31,14 @@ def configure(level: str, format: str) -> None:
     logging.getLogger("asyncio").addFilter(Seldom(NO_FILES))
     for chatty in ("httpx", "httpx2", "alembic", "filelock", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _bound_libraries() -> None:
+    """Details are ours alone: those of libraries are statements with their values, chunks of answers and queries."""
+    root = logging.getLogger()
+    for name in OURS:
+        logging.getLogger(name).setLevel(root.level if root.level < logging.INFO else logging.NOTSET)
+    root.setLevel(max(root.level, logging.INFO))
 
 
 def _with_request_id(record: logging.LogRecord) -> bool:

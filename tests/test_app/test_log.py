@@ -2,6 +2,8 @@
 
 import io
 import json
+import logging
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import redirect_stderr
 
@@ -96,3 +98,47 @@ async def test_level_is_a_setting(new_log: NewLog) -> None:
 async def test_open_server_says_so(new_log: NewLog) -> None:
     assert (await new_log()).lines("everybody")
     assert not (await new_log(api_keys="secret")).lines("everybody")
+
+
+class TestDebug:
+    """At the level of most words: nothing that was asked or answered is among them, by whichever way it came."""
+
+    ASKED, ANSWERED = "xylophone", "Zanzibar"
+
+    async def ask_everywhere(self, site: Site) -> None:
+        client, asked = site.client, self.ASKED
+        messages = [{"role": "user", "content": asked}]
+        for stream in (False, True):
+            for path in ("/v1/chat/completions", "/v1/messages", "/api/chat"):
+                body = {"messages": messages, "max_tokens": 9, "stream": stream, "model": "default", "store": True}
+                assert (await client.post(path, json=body)).status_code == 200
+            for path in ("/v1/responses", "/predict"):
+                assert (await client.post(path, json={"input": asked, "stream": stream})).status_code == 200
+            for path in ("/v1/completions", "/chat/new/message/", "/api/generate"):
+                assert (await client.post(path, json={"prompt": asked, "stream": stream})).status_code == 200
+        assert (await client.get("/chat/stream", params={"prompt": asked})).status_code == 200
+        kept = await client.post("/v1/conversations", json={"items": messages, "metadata": {asked: asked}})
+        assert kept.status_code == 200
+        for path in (f"/v1/conversations/search?query={asked}", "/chat/get/messages/", "/v1/chat/completions"):
+            assert {asked, self.ANSWERED} & set(re.findall(r"\w+", (await client.get(path)).text))
+        for wrong in ({"messages": asked}, {"messages": messages, "temperature": asked}, {asked: asked}):
+            assert (await client.post("/v1/chat/completions", json=wrong)).status_code == 400
+
+    async def test_nothing_said_is_logged(self, new_server: NewSite, engine: FakeEngine, database_url: str) -> None:
+        engine.script = (self.ANSWERED, " ", self.ANSWERED)
+        with redirect_stderr(io.StringIO()) as written:
+            site = await new_server(log={"level": "debug"}, database={"url": database_url, "migrate": True})
+            await self.ask_everywhere(site)
+            engine.script = (self.ANSWERED, RuntimeError("it broke"))
+            await site.client.post("/chat/new/message/", json={"prompt": self.ASKED})
+        log = written.getvalue()
+        assert "POST /chat/new/message/ 500" in log
+        for word in (self.ASKED, self.ANSWERED):
+            assert [line for line in log.split("\n") if word in line] == []
+
+    async def test_details_of_our_own_are_there(self, new_log: NewLog) -> None:
+        log = await new_log(log={"level": "debug"})
+        for name in ("services.x", "app.x", "database.x", "sse_starlette.x", "anybody"):
+            logging.getLogger(name).debug("a detail of %s", name)
+        said = log.lines("a detail of")
+        assert [line.split()[-1] for line in said] == ["services.x", "app.x", "database.x"]
