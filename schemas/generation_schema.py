@@ -39,6 +39,9 @@ def _metadata_value(value: object) -> object:
         raise ValueError("must have at most 512 characters")
     if isinstance(value, str) and "\0" in value:
         raise ValueError("must not contain the NUL character")
+    if isinstance(value, float) and not -(2**63) < value < 2**64:
+        # a larger integer becomes a float when JSON is read, and would come back as another number
+        raise ValueError("must be a number of at most 64 bits: send a larger one as a string")
     return value
 
 
