@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import models
 from app.common import configuration, errors, log, openapi
+from app.common.allowed_hosts import AllowedHosts
 from app.common.auth import Gate, Keys
 from app.common.compression import Decompress
 from app.common.connection import Deadlines
@@ -24,7 +25,9 @@ from app.common.dependencies import Facts, Services
 from app.common.drain import Drain
 from app.common.ignored import UnknownKeys
 from app.common.middleware import BodyLimit, DrainGate, Head, Options, Protocol, RequestLog
+from app.common.page_guard import PageGuard
 from app.common.routes import Routes
+from app.common.security_headers import SecurityHeaders
 from app.common.settings import DatabaseSettings, ImageSettings, ServerSettings, Settings
 from app.common.sse import Sse
 from app.controller import (
@@ -270,13 +273,17 @@ def _images(settings: ImageSettings) -> ImageService:
 def _middleware(settings: Settings, services: Services, routes: Routes, connections: Connections) -> list[Middleware]:
     """Outermost first."""
     cors = settings.cors.origins
+    hosts = AllowedHosts(settings.server.host, settings.server.allowed_hosts)
+    guard = [] if settings.api_keys else [Middleware(PageGuard, hosts=hosts, origins=cors)]
     return [
         Middleware(Protocol, routes=routes),
+        Middleware(SecurityHeaders),
         Middleware(RequestLog, metrics=services.metrics),
         Middleware(CORSMiddleware, allow_origins=cors, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]),
         Middleware(ConnectionGate, connections=connections),
+        *guard,
         Middleware(Options, routes=routes),
-        Middleware(Gate, keys=services.keys, origins=cors),
+        Middleware(Gate, keys=services.keys),
         Middleware(DrainGate, drain=services.drain),
         Middleware(BodyLimit, max_bytes=settings.server.max_body_bytes),
         Middleware(Decompress, max_bytes=settings.server.max_body_bytes),

@@ -24,7 +24,7 @@ class Question(Request):
 class BrowserQuestion(Question):
     """A reconnect asks nothing: the header Last-Event-ID says what it waits for."""
 
-    model_config = ConfigDict(strict=False)  # all in a query is text
+    model_config = ConfigDict(strict=False, extra="ignore")  # all in a query is text; its unknown keys are named
 
     prompt: str = ""
 

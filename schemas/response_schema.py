@@ -166,8 +166,6 @@ class ResponseRequest(ResponseInput):
 class Retrieval(BaseModel):
     """The query of a response that is read once more. Lists come with brackets from the official client."""
 
-    model_config = ConfigDict(extra="forbid")
-
     include: list[Includable] = Field([], max_length=16, alias="include[]")
     stream: bool = False
     starting_after: int | None = Field(None, ge=0, lt=2**31, description="goes with stream")

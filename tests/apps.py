@@ -182,7 +182,7 @@ async def _opening(
 @asynccontextmanager
 async def _called(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
     transport = httpx2.ASGITransport(app)
-    client = httpx2.AsyncClient(transport=transport, base_url="http://parley")
+    client = httpx2.AsyncClient(transport=transport, base_url="http://localhost")
     async with app.router.lifespan_context(app), client:
         yield client
 

@@ -22,12 +22,17 @@ class ClientGone(errors.ServiceError):
     """Nobody reads the answer to this one; the log and the counters do."""
 
 
+class HostNotAllowed(errors.Forbidden):
+    """The name in the header Host may be that of somebody else's page."""
+
+
 STATUS: dict[type[errors.ServiceError], tuple[int, str, str | None]] = {
     errors.PromptTooLong: (400, "invalid_request_error", "context_length_exceeded"),
     errors.UnsupportedParameter: (400, "invalid_request_error", "unsupported_parameter"),
     errors.GrammarStuck: (400, "invalid_request_error", "grammar_stuck"),
     errors.InvalidRequest: (400, "invalid_request_error", None),
     errors.NotAuthenticated: (401, "authentication_error", "invalid_api_key"),
+    HostNotAllowed: (403, "permission_error", "host_not_allowed"),
     errors.Forbidden: (403, "permission_error", None),
     errors.ModelNotFound: (404, "invalid_request_error", "model_not_found"),
     errors.NotFound: (404, "invalid_request_error", "not_found"),

@@ -1,13 +1,15 @@
 """What requests bring that is left aside: named in a header, or refused, but never dropped in silence."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
+
+from starlette.responses import Response
 
 from services.errors import InvalidRequest
 
 HEADER = "x-parley-ignored"
-PRINTABLE = re.compile(r"[\w.\-]{1,128}", re.ASCII)
+PRINTABLE = re.compile(r"[\w.\-\[\]]{1,128}", re.ASCII)
 SHOWN = 20
 LOOKED_AT = 1_000
 INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -51,3 +53,11 @@ class UnknownKeys:
     def header(self, names: Iterable[str]) -> dict[str, str]:
         """For answers of which no more becomes known."""
         return self.of(names).headers
+
+
+def add(ignored: Mapping[str, str], response: Response) -> Response:
+    """Beside the names that the answer has of its own."""
+    for name, value in ignored.items():
+        before = response.headers.get(name)
+        response.headers[name] = f"{before}, {value}" if before else value
+    return response

@@ -6,10 +6,14 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from app.common.errors import PARAM_LENGTH
+from app.common.ignored import UnknownKeys, add
+from app.common.page_guard import is_from_another_origin
+from app.common.query_keys import QueryKeys
 from services.errors import InvalidRequest
 
 MAX_DEPTH = 128  # encoders end at 254, and answers wrap what they repeat
@@ -19,10 +23,12 @@ MAX_NODES = 50_000  # each takes its time to be checked, and everybody else's me
 class JsonRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
+        query_keys = QueryKeys(self)
 
         async def strictly(request: Request) -> Response:
+            ignored = _ignored(request, query_keys.unknown(request.query_params))
             try:
-                return await answer(_JsonRequest(request.scope, request.receive))
+                return add(ignored, await answer(_JsonRequest(request.scope, request.receive)))
             except HTTPException as error:
                 if isinstance(error.__cause__, InvalidRequest):  # FastAPI wraps what reading the body raises
                     raise error.__cause__ from None
@@ -31,12 +37,28 @@ class JsonRoute(APIRoute):
         return strictly
 
 
+def _ignored(request: Request, names: list[str]) -> dict[str, str]:
+    unknown: UnknownKeys | None = request.app.state.services.unknown_keys if names else None
+    return unknown.header(names) if unknown else {}
+
+
 class UntypedJsonRoute(JsonRoute):
-    """For clients that send JSON under another type, as curl and `requests` do unless told otherwise."""
+    """For clients that send JSON under another type, as curl and `requests` do unless told otherwise.
+
+    For programs only: text is what a browser lets any page send anywhere without asking, JSON is not.
+    """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        if self.body_field and is_from_another_origin(headers) and not _is_json(headers.get("content-type", "")):
+            raise InvalidRequest("A page of another origin sends Content-Type: application/json", param="content-type")
         scope["headers"] = [header for header in scope["headers"] if header[0] != b"content-type"]
         await super().handle(scope, receive, send)
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 class _JsonRequest(Request):

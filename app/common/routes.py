@@ -1,7 +1,7 @@
 """Which methods answer on which path: known before any route is looked up, and who of two would never be reached."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -31,6 +31,9 @@ class Entry:
 class Routes:
     def __init__(self) -> None:
         self._entries: list[Entry] = []
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries)
 
     def add(
         self,

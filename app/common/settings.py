@@ -6,7 +6,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import from_json
 from pydantic_settings import (
     BaseSettings,
@@ -109,9 +117,20 @@ class DatabaseSettings(Group):
     ttl_s: float | None = Field(None, ge=60)  # what was not used for so long is deleted; unset: never
 
 
+HOST_NAME = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|[0-9a-f:.]+", re.ASCII | re.IGNORECASE)
+
+
+def _host_name(value: str) -> str:
+    if not HOST_NAME.fullmatch(value):
+        raise ValueError("must be a name such as chat.example.org or *.example.org, without scheme, port and path")
+    return value
+
+
 class ServerSettings(Group):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)  # 0: a free one
+    # further names by which it may be called while there are no keys; ["*"]: any
+    allowed_hosts: Annotated[list[Annotated[str, AfterValidator(_host_name)]], NoDecode, BeforeValidator(_split)] = []
     metrics_port: int | None = Field(None, ge=1, le=65535)  # of its own for /metrics, without keys; unset: none
     workers: int = Field(1, ge=1)  # processes, each with models of its own; several need PostgreSQL
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
@@ -157,11 +176,20 @@ class ApiKey(BaseModel):
 
 
 def _api_keys(value: object) -> object:
-    return [api_key(each) if isinstance(each, str) else each for each in (_split(value) or [])]  # type: ignore[attr-defined]
+    listed = _split(value)
+    if not isinstance(listed, list):
+        raise ValueError("must be keys with commas between them, or a JSON list of them")
+    # an empty variable is what is left of a secret that was not found: it must not open the server to everybody
+    if isinstance(value, str) and not listed:
+        raise ValueError("is set, but there is no key in it: unset it to let everybody in")
+    return [api_key(each) if isinstance(each, str) else each for each in listed]
 
 
 def api_key(text: str) -> ApiKey:
     """A key itself, or `sha256:` and its digest in hexadecimal."""
+    text = text.strip()
+    if not text:
+        raise ValueError("has an empty key in it: every caller would have that one")
     scheme, _, digest = text.partition(":")
     if scheme == "sha256":
         if not re.fullmatch("[0-9a-fA-F]{64}", digest):

@@ -72,10 +72,8 @@ class Sse:
         """Plain `data:` events for readers that know no `[DONE]`: they end with the connection."""
         return await self.respond(pieces, MESSAGES, headers)
 
-    async def browser(
-        self, events: AsyncGenerator[BrowserEvent, None], headers: Mapping[str, str] | None = None
-    ) -> "Stream":
-        return await self.respond(events, BROWSER, headers)
+    async def browser(self, events: AsyncGenerator[BrowserEvent, None]) -> "Stream":
+        return await self.respond(events, BROWSER)
 
     async def respond(
         self, source: AsyncGenerator[T, None], framing: Framing[T], headers: Mapping[str, str] | None = None

@@ -65,12 +65,10 @@ async def stream(
     browser: Browser,
     caller: Caller,
     sse: Sse,
-    unknown: UnknownKeys,
     last_event_id: Annotated[str | None, Header(max_length=64)] = None,
 ) -> Response:
     if last_event_id is None:
-        ignored = unknown.header({*ignored_keys(question)} - {"token"})  # the Gate's
-        return await sse.browser(browser.ask(question, caller.owner), ignored)
+        return await sse.browser(browser.ask(question, caller.owner))
     rest = await browser.resume(last_event_id, caller.owner)
     return await sse.browser(rest) if rest is not None else Response(status_code=204)
 

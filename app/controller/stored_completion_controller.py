@@ -18,6 +18,14 @@ router = APIRouter(tags=["stored chat completions"], route_class=JsonRoute)
 After = Annotated[str | None, InQuery(max_length=128)]
 Limit = Annotated[int, InQuery(ge=1, le=100)]
 KEY = re.compile(r"metadata\[([^\]]*)\]")
+METADATA = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "description": "metadata[key]=value: those that have it",
+    "schema": {"type": "object", "maxProperties": 16, "additionalProperties": {"type": "string", "maxLength": 512}},
+}
 
 
 async def _metadata(request: Request) -> dict[str, str]:
@@ -28,8 +36,8 @@ async def _metadata(request: Request) -> dict[str, str]:
     return found
 
 
-@router.get("/v1/chat/completions")
-@router.get("/chat/completions", include_in_schema=False)
+@router.get("/v1/chat/completions", openapi_extra={"parameters": [METADATA]})
+@router.get("/chat/completions", openapi_extra={"parameters": [METADATA]}, include_in_schema=False)
 async def list_chat_completions(
     stored: StoredCompletions,
     caller: Caller,

@@ -192,34 +192,6 @@ class TestStreamToken:
         assert await self.listen(site, token) == 200
 
 
-class TestOriginsWithoutKeys:
-    @pytest.mark.parametrize(
-        ("origin", "status"),
-        [
-            ("http://parley", 200),
-            ("https://parley", 200),
-            ("http://parley:81", 403),
-            ("https://evil.example", 403),
-            ("http://parley.evil.example", 403),
-            ("null", 403),
-        ],
-    )
-    async def test_own_page_yes_others_no(self, site: Site, origin: str, status: int) -> None:
-        assert (await ask(site, headers={"Origin": origin})).status_code == status
-        answer = await site.client.get(STREAM, params={"prompt": "hi"}, headers={"Origin": origin})
-        assert answer.status_code == status
-
-    async def test_those_that_are_configured(self, new_site: NewSite) -> None:
-        site = await new_site(cors={"origins": ["https://chat.example"]})
-        answer = await ask(site, headers={"Origin": "https://chat.example"})
-        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://chat.example")
-        assert (await ask(site, headers={"Origin": "https://evil.example"})).status_code == 403
-
-    async def test_all_where_that_is_configured(self, new_site: NewSite) -> None:
-        site = await new_site(cors={"origins": ["*"]})
-        assert (await ask(site, headers={"Origin": "https://any.example"})).status_code == 200
-
-
 class TestCors:
     @pytest.fixture
     async def open_to_one(self, new_site: NewSite) -> Site:

@@ -69,10 +69,33 @@ def test_keys_may_be_a_json_list_as_all_other_lists_are(monkeypatch: Environment
     assert [each.digest for each in read().api_keys] == [hashlib.sha256(each).digest() for each in (b"one", b"two")]
 
 
-@pytest.mark.parametrize("value", ["", " , ", "[]"])
-def test_no_key_is_none(monkeypatch: Environment, value: str) -> None:
+@pytest.mark.parametrize("value", ["", " , ", "[]", '[""]', '["one", " "]', "[null]"])
+def test_keys_that_are_set_but_empty_do_not_open_the_server(monkeypatch: Environment, value: str) -> None:
     monkeypatch.setenv("PARLEY_API_KEYS", value)
-    assert read().api_keys == []
+    with pytest.raises(ValidationError) as refused:
+        read()
+    (error,) = refused.value.errors()
+    assert error["loc"][0] == "api_keys"
+
+
+def test_empty_keys_in_an_env_file_do_not_either(tmp_path: Path, monkeypatch: Environment) -> None:
+    (tmp_path / ".env").write_text("PARLEY_API_KEYS=\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValidationError, match="there is no key in it"):
+        Settings()
+
+
+@pytest.mark.parametrize("value", ["chat.example, *.example.org,::1", '["chat.example", "*.example.org", "::1"]'])
+def test_allowed_hosts_are_a_list_in_either_form(monkeypatch: Environment, value: str) -> None:
+    monkeypatch.setenv("PARLEY_SERVER__ALLOWED_HOSTS", value)
+    assert read().server.allowed_hosts == ["chat.example", "*.example.org", "::1"]
+
+
+@pytest.mark.parametrize("value", ["https://chat.example", "chat.example:8000", "chat.example/", "*x", '[""]'])
+def test_allowed_hosts_are_names_alone(monkeypatch: Environment, value: str) -> None:
+    monkeypatch.setenv("PARLEY_SERVER__ALLOWED_HOSTS", value)
+    with pytest.raises(ValidationError, match="without scheme, port and path"):
+        read()
 
 
 def test_owner_says_nothing_of_the_key(monkeypatch: Environment) -> None:

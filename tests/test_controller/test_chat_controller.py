@@ -502,7 +502,7 @@ class TestStatus:
         status = (await site.client.get("/chat")).json()
         assert status == {
             "status": "running",
-            "llm_serving_url": "http://parley/",
+            "llm_serving_url": "http://localhost/",
             "model_name": MODEL,
             "max_new_tokens": None,
             "device": "auto",

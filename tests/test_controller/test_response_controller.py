@@ -361,7 +361,7 @@ class TestStored:
         assert engine.jobs[-1].sampling.logprobs == 2
         assert await client.responses.retrieve(answer.id, include=included) == answer
 
-    @pytest.mark.parametrize("query", ["starting_after=3", "include[].0=x", "colour=red"])
+    @pytest.mark.parametrize("query", ["starting_after=3", "include[].0=x"])
     async def test_queries_are_honoured_or_refused(self, site: Site, query: str) -> None:
         made = (await site.client.post(PATH, json={"input": "Hi"})).json()
         answer = await site.client.get(f"{PATH}/{made['id']}?{query.replace('.0', '')}")

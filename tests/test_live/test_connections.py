@@ -13,7 +13,7 @@ from tests.test_live.service import UVICORN, Service, running
 
 FILES = 256
 MANY = 300
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 KINDS = [b"", b"GET /health HT", HEAD, HEAD + b'Content-Length: 100\r\n\r\n{"messages"']
 STARTS: dict[str, list[str]] = {
     "uvicorn": UVICORN,

@@ -1,0 +1,67 @@
+"""Without keys, no web page may reach this server through the browser of somebody who can.
+
+Programs send neither Origin nor Sec-Fetch-Site, and are let in. Browsers cannot be made to leave them out, but for one
+case: to an address that is not loopback, without TLS, they send no Sec-Fetch-Site (SECURITY.md).
+"""
+
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.common.allowed_hosts import AllowedHosts
+from app.common.auth import HEALTH, is_open
+from app.common.errors import HostNotAllowed, problem
+from services.errors import Forbidden, ServiceError
+
+NO_OTHER = (None, "none", "same-origin")  # none: typed, or a bookmark
+
+
+def is_from_another_origin(headers: Headers) -> bool:
+    """Whether a page of another origin sends this. Node's `fetch` sends Sec-Fetch-Mode, and is no page."""
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if origin is not None and _authority(origin) != headers.get("host"):
+        return True
+    if site == "same-site":  # ours if it says so: TLS may end in front of this server, and the scheme differ
+        return origin is None
+    return site not in NO_OTHER
+
+
+def _authority(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # of brackets that are left open
+        return None
+
+
+class PageGuard:
+    """ASGI: refuses names that are not this server's, and pages of origins that are not configured."""
+
+    def __init__(self, app: ASGIApp, hosts: AllowedHosts, origins: Sequence[str]) -> None:
+        self._app = app
+        self._hosts = hosts
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self._check(scope)
+            except ServiceError as refused:
+                await problem(refused).response(scope)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers, path = Headers(scope=scope), scope["path"]
+        if path in HEALTH:  # load balancers and kubelets call a server as they like, and learn that it is up
+            return
+        local_address, *_ = scope.get("server") or (None,)
+        if not self._hosts.permits(headers.get("host"), local_address):
+            raise HostNotAllowed("This server is not known by this name: see PARLEY_SERVER__ALLOWED_HOSTS")
+        if not is_open(path) and not self._is_allowed(headers):
+            raise Forbidden("This origin is not allowed: see PARLEY_CORS__ORIGINS")
+
+    def _is_allowed(self, headers: Headers) -> bool:
+        is_configured = "*" in self._origins or headers.get("origin") in self._origins
+        return is_configured or not is_from_another_origin(headers)

@@ -1,0 +1,211 @@
+"""Without keys: no page of another origin, and none whose name was made ours, reaches any route by a browser."""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import httpx2
+import pytest
+
+from app.common.auth import HEALTH
+from tests.apps import NewSite, Site
+from tests.fakes import FakeEngine
+
+CHAT, NEW, GET, STREAM = "/v1/chat/completions", "/chat/new/message/", "/chat/get/messages/", "/chat/stream"
+EVIL = "https://evil.example"
+Headers = dict[str, str]
+
+REBOUND: list[Headers] = [
+    {"Host": "rebound.example:8000", "Origin": "http://rebound.example:8000", "Sec-Fetch-Site": "same-origin"},
+    {"Host": "rebound.example:8000", "Sec-Fetch-Site": "same-origin"},
+    {"Host": "rebound.example:8000"},
+    {"Host": "localhost.rebound.example"},
+    {"Host": "192.168.1.5"},
+]
+STRANGE: list[Headers] = [
+    {"Origin": EVIL},
+    {"Origin": "null"},
+    {"Origin": "http://[localhost"},
+    {"Origin": "http://localhost:81"},
+    {"Origin": "http://localhost.evil.example"},
+    {"Origin": EVIL, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"},
+    {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
+    {"Origin": "http://localhost:81", "Sec-Fetch-Site": "same-site"},
+    {"Origin": "http://localhost", "Sec-Fetch-Site": "cross-site"},  # what a redirect has led here
+    {"Sec-Fetch-Site": "whatever"},
+]
+PROGRAMS: list[Headers] = [
+    {},
+    {"User-Agent": "okhttp/4.12.0", "Accept": "text/event-stream"},
+    {"User-Agent": "node", "Sec-Fetch-Mode": "cors"},
+    {"Host": "127.0.0.1:8000"},
+]
+OWN_PAGES: list[Headers] = [
+    {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"},
+    {"Origin": "https://localhost", "Sec-Fetch-Site": "same-site"},
+    {"Origin": "http://localhost"},
+    {"Sec-Fetch-Site": "same-origin"},
+    {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"},
+    {"Host": "[::1]:8000", "Origin": "http://[::1]:8000"},
+]
+
+
+def routes(site: Site) -> Iterator[tuple[str, str]]:
+    """All there are, documented or not, and some there are not."""
+    for entry in site.app.state.routes:
+        path = (
+            "/static/chat.js"
+            if entry.path == "/static"
+            else entry.path.replace("{model:path}", "a/b").replace("{", "").replace("}", "")
+        )
+        for method in entry.methods or ("GET",):
+            yield method, path
+    yield from (("GET", "/no/such/route"), ("POST", "/no/such/route"), ("OPTIONS", CHAT))
+
+
+async def ask(site: Site, path: str = CHAT, headers: Headers | None = None, **fields: Any) -> httpx2.Response:
+    body = {"messages": [{"content": "hi"}], "prompt": "hi", **fields}
+    return await site.client.post(path, json=body, headers=headers)
+
+
+class TestEveryRoute:
+    async def statuses(self, site: Site, table: list[Headers]) -> dict[str, set[int]]:
+        """Of each path, under any of these headers."""
+        found: dict[str, set[int]] = {}
+        for method, path in sorted(set(routes(site))):
+            answers = [await site.client.request(method, path, headers=headers) for headers in table]
+            found.setdefault(path, set()).update(answer.status_code for answer in answers)
+        assert {"/", "/static/chat.js", CHAT, NEW, GET, STREAM, "/metrics", "/api/chat", "/openapi.json"} < set(found)
+        return found
+
+    async def test_is_closed_to_strange_hosts_but_the_probes(self, site: Site) -> None:
+        for path, statuses in (await self.statuses(site, REBOUND)).items():
+            assert statuses == ({200} if path in HEALTH else {403}), path
+
+    async def test_is_closed_to_strange_pages_but_the_page_and_the_probes(self, site: Site) -> None:
+        for path, statuses in (await self.statuses(site, STRANGE)).items():
+            assert statuses == ({200} if path in ("/", "/static/chat.js", *HEALTH) else {403}), path
+
+    async def test_is_open_to_programs_and_our_own_page(self, site: Site) -> None:
+        for path, statuses in (await self.statuses(site, [*PROGRAMS, *OWN_PAGES])).items():
+            assert not statuses & {401, 403}, path
+
+
+async def test_nothing_is_written_and_nothing_is_stored(site: Site, engine: FakeEngine) -> None:
+    await ask(site, NEW)
+    for headers in [*REBOUND, *STRANGE]:
+        for path in (CHAT, NEW, "/v1/responses", "/predict", "/api/generate"):
+            assert (await ask(site, path, headers)).status_code == 403
+        for path in (f"{STREAM}?prompt=hi", GET):
+            refused = await site.client.get(path, headers=headers)
+            assert refused.status_code == 403
+            assert "Hello" not in refused.text
+    assert len(engine.jobs) == 1
+    assert len((await site.client.get(GET)).json()["data"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [(CHAT, {"message", "type", "param", "code"}), ("/v1/messages", {"type", "message"}), ("/api/chat", None)],
+)
+async def test_refusal_has_the_body_of_its_protocol_and_names_the_setting(
+    site: Site, path: str, names: set[str] | None
+) -> None:
+    answer = await ask(site, path, REBOUND[0])
+    error = answer.json()["error"]
+    assert "PARLEY_SERVER__ALLOWED_HOSTS" in str(error)
+    assert "rebound" not in answer.text
+    assert (set(error) if isinstance(error, dict) else None) == names
+
+
+async def test_code_of_a_refused_host(site: Site) -> None:
+    assert (await ask(site, headers=REBOUND[0])).json()["error"]["code"] == "host_not_allowed"
+
+
+class TestSettings:
+    async def test_hosts(self, new_site: NewSite) -> None:
+        site = await new_site(server={"allowed_hosts": ["chat.example"]})
+        headers = {"Host": "chat.example", "Origin": "https://chat.example", "Sec-Fetch-Site": "same-origin"}
+        assert (await ask(site, headers=headers)).status_code == 200
+        assert (await ask(site, headers=REBOUND[0])).status_code == 403
+
+    async def test_bound_to_all_addresses(self, new_site: NewSite) -> None:
+        site = await new_site(server={"host": "0.0.0.0"})
+        assert (await ask(site, headers={"Host": "192.168.1.5:8000"})).status_code == 200
+        assert (await ask(site, headers=REBOUND[0])).status_code == 403
+
+    async def test_origins(self, new_site: NewSite) -> None:
+        site = await new_site(cors={"origins": ["https://chat.example"]})
+        for more in ({}, {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"}):
+            answer = await ask(site, headers={"Origin": "https://chat.example", **more})
+            assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "https://chat.example")
+        for headers in STRANGE:
+            assert (await ask(site, headers=headers)).status_code == 403
+
+    async def test_every_origin(self, new_site: NewSite) -> None:
+        site = await new_site(cors={"origins": ["*"]})
+        for headers in STRANGE:
+            assert (await ask(site, headers=headers)).status_code == 200
+        assert (await ask(site, headers=REBOUND[0])).status_code == 403
+
+    async def test_with_keys_the_key_alone_decides(self, new_site: NewSite) -> None:
+        site = await new_site(api_keys="secret")
+        for headers in [*REBOUND, *STRANGE]:
+            assert (await ask(site, headers=headers)).status_code == 401
+            assert (await ask(site, headers={**headers, "X-API-Key": "secret"})).status_code == 200
+
+
+UNTYPED = (NEW, "/predict", "/api/chat", "/api/generate")
+BODY = b'{"prompt": "hi", "messages": [{"role": "user", "content": "hi"}], "stream": false}'
+
+
+class TestBodiesWithoutAType:
+    """A page may send text to another origin without asking; JSON it may not."""
+
+    async def test_programs_may_send_them(self, site: Site) -> None:
+        for path, type in product(UNTYPED, ("text/plain", "application/x-www-form-urlencoded", None)):
+            for headers in [*PROGRAMS, *OWN_PAGES]:
+                sent = headers | ({"Content-Type": type} if type else {})
+                assert (await site.client.post(path, content=BODY, headers=sent)).status_code == 200, (path, sent)
+
+    @pytest.mark.parametrize("keys", [[], ["secret"]])
+    async def test_pages_of_other_origins_may_not(self, new_site: NewSite, keys: list[str]) -> None:
+        site = await new_site(cors={"origins": ["*"]}, api_keys=keys)
+        for path, headers in product(UNTYPED, STRANGE):
+            for type in ("text/plain", "text/plain;application/json", "application/x-www-form-urlencoded", ""):
+                sent = headers | {"X-API-Key": "secret"} | ({"Content-Type": type} if type else {})
+                answer = await site.client.post(path, content=BODY, headers=sent)
+                assert answer.status_code == 400, (path, sent)
+                assert "application/json" in answer.text
+            typed = headers | {"X-API-Key": "secret", "Content-Type": "application/json; charset=utf-8"}
+            assert (await site.client.post(path, content=BODY, headers=typed)).status_code == 200
+
+    async def test_what_takes_no_body_needs_no_type(self, new_site: NewSite) -> None:
+        site = await new_site(cors={"origins": ["*"]})
+        assert (await site.client.post("/chat/token", headers={"Origin": EVIL})).status_code == 200
+
+
+@pytest.mark.parametrize("keys", [[], ["secret"]])
+async def test_every_answer_tells_browsers_what_not_to_do_with_it(new_site: NewSite, keys: list[str]) -> None:
+    site = await new_site(api_keys=keys)
+    for headers in ({}, {"X-API-Key": "secret"}, REBOUND[0], STRANGE[0]):
+        for method, path in {*routes(site), ("POST", "/v1/models"), ("GET", f"{STREAM}?prompt=hi")}:
+            answer = await site.client.request(method, path, headers=headers)
+            assert answer.headers["x-content-type-options"] == "nosniff", (method, path)
+            assert answer.headers["content-security-policy"] == "frame-ancestors 'none'", (method, path)
+            is_file = path.startswith("/static/")
+            assert (answer.headers.get("cache-control") == "no-store") == (not is_file), (method, path)
+
+
+async def test_streams_and_faults_do_so_too(new_server: NewSite, engine: FakeEngine) -> None:
+    site = await new_server()
+    streamed = await ask(site, stream=True)
+    engine.refusal = RuntimeError("it broke")  # type: ignore[assignment]
+    failed = await ask(site)
+    assert (streamed.status_code, failed.status_code) == (200, 500)
+    for answer in (streamed, failed):
+        assert answer.headers.get_list("cache-control") == ["no-store"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["content-security-policy"] == "frame-ancestors 'none'"

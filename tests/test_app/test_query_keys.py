@@ -1,0 +1,94 @@
+"""Keys of a query that a route does not know are named, as those of bodies are, on every route that is read."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.apps import MODEL, NewSite, Site, post
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+NEEDED = {"/v1/conversations/search": "query=hi&", "/chat/stream": "prompt=hi&"}
+
+
+def documented(site: Site) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, methods in site.app.openapi()["paths"].items():
+        if "get" in methods and not path.startswith(("/health", "/metrics")):
+            yield path, methods["get"]
+
+
+async def ids(site: Site) -> dict[str, str]:
+    conversation = (await post(site, "/v1/conversations", items=MESSAGES))["id"]
+    items = (await site.client.get(f"/v1/conversations/{conversation}/items")).json()["data"]
+    return {
+        "conversation_id": conversation,
+        "item_id": items[0]["id"],
+        "completion_id": (await post(site, "/v1/chat/completions", messages=MESSAGES, store=True))["id"],
+        "response_id": (await post(site, "/v1/responses", input="hi"))["id"],
+        "model": MODEL,
+    }
+
+
+def ignored(answer: httpx2.Response) -> str | None:
+    header: str | None = answer.headers.get("x-parley-ignored")
+    return header
+
+
+async def test_every_route_that_is_read_names_them(site: Site) -> None:
+    known = await ids(site)
+    seen = set()
+    for path, _ in documented(site):
+        url = f"{path.format(**known)}?{NEEDED.get(path, '')}"
+        for each in {url, url.removeprefix("/v1")}:
+            answer = await site.client.get(f"{each}zebra=1&apple[x]=2&zebra=3&limits=5")
+            assert (answer.status_code, ignored(answer)) == (200, "apple[x], limits, zebra"), each
+            assert ignored(await site.client.get(each)) is None
+        seen.add(path)
+    assert {"/v1/conversations", "/v1/chat/completions", "/chat/get/messages/", "/v1/models", "/api/tags"} < seen
+
+
+async def test_what_a_route_documents_is_not_among_them(site: Site) -> None:
+    known = await ids(site)
+    for path, operation in documented(site):
+        url = f"{path.format(**known)}?{NEEDED.get(path, '')}"
+        for parameter in operation.get("parameters", ()):
+            name = f"{parameter['name']}[a]" if parameter.get("style") == "deepObject" else parameter["name"]
+            if parameter["in"] == "query":
+                assert ignored(await site.client.get(f"{url}{name}=1")) is None, (path, name)
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("/v1/chat/completions?metadata[a]=b&metadata=x&metadat[a]=b", "metadat[a], metadata"),
+        ("/chat/stream?prompt=hi&token=x&tokens=x", "tokens"),
+        ("/chat/get/messages/?token=x", "token"),
+        ("/v1/conversations?%0d%0aSet-Cookie:x=1", None),  # no name that a header could carry
+    ],
+)
+async def test_what_is_known_by_other_means(site: Site, path: str, names: str | None) -> None:
+    answer = await site.client.get(path)
+    assert (answer.status_code, ignored(answer)) == (200, names)
+
+
+async def test_a_route_that_takes_a_query_and_a_body_names_those_of_both(site: Site) -> None:
+    path = f"/v1/conversations/{(await ids(site))['conversation_id']}/items"
+    answer = await site.client.post(f"{path}?include[]=x&zebra=1", json={"items": MESSAGES, "apple": 1})
+    assert answer.status_code == 400  # of include[], which is known
+    answer = await site.client.post(f"{path}?zebra=1", json={"items": MESSAGES, "apple": 1})
+    assert (answer.status_code, ignored(answer)) == (200, "apple, zebra")
+    assert ignored(await site.client.post("/v1/chat/completions?api-version=1", json={"messages": MESSAGES})) is None
+
+
+async def test_a_strict_server_refuses_them_and_does_nothing(new_site: NewSite) -> None:
+    site = await new_site(strict=True)
+    known = await ids(site)
+    for path, _ in documented(site):
+        url = f"{path.format(**known)}?{NEEDED.get(path, '')}"
+        assert (await site.client.get(url)).status_code == 200
+        answer = await site.client.get(f"{url}zebra=1")
+        assert answer.status_code == 400, path
+        assert "Unknown parameter: 'zebra'" in answer.text
+    asked = (await site.client.get("/chat/get/messages/")).json()["data"]
+    assert len([each for each in asked if each["role"] == "user"]) == 1
