@@ -14,7 +14,7 @@ from pydantic import (
 
 from schemas.anthropic_block_schema import BLOCKS, Block, Said, Texts, blocks
 from schemas.generation_schema import StopSequence
-from schemas.request_schema import Hints, Request, fault
+from schemas.request_schema import Hints, Request, Unserved, fault
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
@@ -46,12 +46,9 @@ class Tool(Block):
     eager_input_streaming: bool = True
 
 
-class HostedTool(Request):
-    """One of Anthropic's own, by its type: offered, but not served here. Its settings are of no use without it."""
+class HostedTool(Unserved):
+    """One of Anthropic's own, by its type: offered, but not served here."""
 
-    model_config = ConfigDict(extra="ignore")
-
-    type: str = Field(pattern=r"^[a-z0-9_]{1,64}$")
     name: str = ""
 
 

@@ -74,9 +74,9 @@ def _has_image(content: str | list[Kept] | None) -> bool:
 Content = Annotated[str | list[Kept], PlainValidator(_content, json_schema_input_type=str | list[dict[str, Any]])]
 
 
-FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
-Description = Annotated[str, StringConstraints(max_length=16_384)]
+Description = str  # of any length: agents describe their tools on pages
 
 
 class CalledFunction(Request):
@@ -223,7 +223,10 @@ ServedTier = Literal["default", "flex", "priority"]
 
 
 class ChatCompletionRequest(Generation):
-    """What of the contract is served; `UNSUPPORTED` in `services/chat/request/prompt.py` names the rest."""
+    """A chat completion, whichever protocol asks for it: what one of them limits is limited where its requests come in.
+
+    What of OpenAI's contract is not served is named by `UNSUPPORTED` in `services/chat/request/prompt.py`.
+    """
 
     HINTS: ClassVar[Hints] = {
         "moderation": (),
@@ -249,7 +252,7 @@ class ChatCompletionRequest(Generation):
     )
     prompt_cache_key: str | None = Field(None, description="a hint that is not needed: equal beginnings are found")
     safety_identifier: str | None = Field(None, max_length=128, description="kept nowhere and reported to nobody")
-    tools: list[AnyTool] = Field([], max_length=128)
+    tools: list[AnyTool] = Field([], max_length=1024)
     tool_choice: ToolChoice | None = Field(None, description="none without tools, else auto")
     parallel_tool_calls: bool = True
     reasoning_effort: Effort | None = Field(None, description="none: no thinking, if the model can do without")

@@ -6,15 +6,16 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, PlainValidator
 
 from schemas.chat_answer_schema import CompletionUsage
-from schemas.generation_schema import Generation, Metadata
+from schemas.generation_schema import Metadata
 from schemas.input_schema import Shape, check_input, inputs_of, is_list
+from schemas.openai_limits_schema import OpenAILimits
 
 MAX_PROMPTS = 128
 
 Prompt = Annotated[Shape, PlainValidator(partial(check_input, max_inputs=MAX_PROMPTS), json_schema_input_type=Shape)]
 
 
-class CompletionRequest(Generation):
+class CompletionRequest(OpenAILimits):
     """What of the contract is served; `UNSUPPORTED` in `services/chat/request/completion.py` names the rest."""
 
     prompt: Prompt

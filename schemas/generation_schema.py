@@ -46,11 +46,12 @@ def _metadata_value(value: object) -> object:
 
 
 StopSequence = Annotated[str, StringConstraints(min_length=1, max_length=512)]
-StopSequences = Annotated[list[StopSequence], BeforeValidator(listed), Field(max_length=4)]
+StopSequences = Annotated[list[StopSequence], BeforeValidator(listed), Field(max_length=128)]
 MetadataKey = Annotated[str, StringConstraints(max_length=64, pattern=r"^[^\x00]*$")]
 MetadataValue = Annotated[str | int | float, BeforeValidator(_metadata_value)]
 Metadata = dict[MetadataKey, MetadataValue]
 TokenId = Annotated[int, Field(ge=0)]
+Penalty = Annotated[float, Field(ge=-1000, le=1000)]
 
 TIERS = ("auto", "default", "flex", "priority", "fast", "ultrafast")  # any other is a hint, and left aside
 ServiceTier = Annotated[str, StringConstraints(max_length=64)]
@@ -63,8 +64,8 @@ class Generation(Request):
     top_k: int = Field(0, ge=-1, description="0 and -1: off")
     min_p: float = Field(0.0, ge=0, le=1)
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
     logit_bias: Annotated[dict[int, Bias], BeforeValidator(_bias)] = Field({}, max_length=1024)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: StopSequences = Field([])

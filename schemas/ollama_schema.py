@@ -1,11 +1,11 @@
 """Ollama's requests, as they go over the wire."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from schemas.generation_schema import StopSequences, listed
-from schemas.request_schema import Request
+from schemas.generation_schema import Penalty, StopSequences, listed
+from schemas.request_schema import Hints, Request
 
 
 class Asked(Request):
@@ -15,7 +15,9 @@ class Asked(Request):
 class Options(Asked):
     """Where a request says nothing, Ollama's own temperature, top_k and top_p hold, but no penalty."""
 
-    num_predict: int = Field(-1, ge=-2, description="negative: up to the model's length")
+    HINTS: ClassVar[Hints] = {"tfs_z": (1,), "typical_p": (1,)}
+
+    num_predict: int = Field(-1, description="0 and less: up to the model's length")
     temperature: float = Field(0.8, ge=0, le=2)
     top_k: int = Field(40, ge=0, description="0: off")
     top_p: float = Field(0.9, gt=0, le=1)
@@ -23,11 +25,11 @@ class Options(Asked):
     seed: int = Field(-1, ge=-1, lt=2**63, description="-1: another one each time")
     stop: StopSequences = Field([])
     repeat_penalty: float = Field(1.0, ge=0.01, le=100)
-    repeat_last_n: int | None = Field(None, ge=-1, description="0: no penalty, -1: over all of it; no other window")
-    presence_penalty: float = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    tfs_z: Annotated[float, Field(ge=1, le=1)] = 1
-    typical_p: Annotated[float, Field(ge=1, le=1)] = 1
+    repeat_last_n: int | None = Field(None, ge=-1, description="0: no penalty; any other: one over all of the text")
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    tfs_z: float = Field(1, description="as in Ollama's own engine, which has none of it")
+    typical_p: float = Field(1, description="as in Ollama's own engine, which has none of it")
     mirostat: Literal[0] = 0
 
 
@@ -70,7 +72,7 @@ class Message(Request):
     content: str = ""
     thinking: str | None = None
     images: list[str] = Field([], description="in base64")
-    tool_calls: list[CallOfTool] = Field([], max_length=128)
+    tool_calls: list[CallOfTool] = Field([])
     tool_name: str | None = Field(None, description="of a tool's result: the first call of it that has none yet")
     tool_call_id: str | None = None
 
@@ -88,7 +90,7 @@ class Tool(Request):
 
 class ChatRequest(Generation):
     messages: list[Message] = Field([], description="none: the model is loaded, nothing is said")
-    tools: list[Tool] = Field([], max_length=128)
+    tools: list[Tool] = Field([])
 
 
 class GenerateRequest(Generation):

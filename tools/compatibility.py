@@ -14,7 +14,7 @@ from services.chat.request.refusals import LEFT_ASIDE, REASONS
 PAGE = Path(__file__).parent.parent / "docs" / "compatibility.md"
 ONLY_THIS = "is not supported by this server"
 REFUSED: dict[str, Mapping[str, tuple[object, ...]]] = {
-    "ChatCompletionRequest": prompt.UNSUPPORTED,
+    "CreateChatCompletionRequest": prompt.UNSUPPORTED,
     "CompletionRequest": completion.UNSUPPORTED,
     "ResponseRequest": responses.UNSUPPORTED,
 }

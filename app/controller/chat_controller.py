@@ -10,7 +10,7 @@ from app.common.json_body import JsonRoute
 from app.common.openapi import EVENTS
 from app.common.repeat import Repeated
 from schemas.chat_answer_schema import ChatCompletion
-from schemas.chat_schema import ChatCompletionRequest
+from schemas.create_chat_completion_schema import CreateChatCompletionRequest
 from schemas.status_schema import NotStarted, Running
 from schemas.tokenize_schema import InputTokens
 
@@ -20,7 +20,7 @@ router = APIRouter(tags=["chat"], route_class=JsonRoute)
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=EVENTS)
 @router.post("/chat/completions", response_model=ChatCompletion, include_in_schema=False)
 async def create_chat_completion(
-    body: ChatCompletionRequest,
+    body: CreateChatCompletionRequest,
     request: Request,
     response: Response,
     chat: Chat,
@@ -40,7 +40,7 @@ async def create_chat_completion(
 @router.post("/v1/chat/completions/input_tokens")
 @router.post("/chat/completions/input_tokens", include_in_schema=False)
 async def count_input_tokens(
-    body: ChatCompletionRequest,
+    body: CreateChatCompletionRequest,
     response: Response,
     chat: Chat,
     tokenizers: Tokenizers,

@@ -29,7 +29,6 @@ NAMED = {
     "reasoning": "messages.1.reasoning_details",
     "stop_sequences": None,
 }
-NOT_YET = {"context_management", "document", "stop_sequences"}
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +43,7 @@ def client(engine: FakeEngine, sqlite_template: Path, tmp_path_factory: pytest.T
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_is_answered(client: TestClient, name: str, request: pytest.FixtureRequest) -> None:
-    if name in NOT_YET:
-        request.applymarker(pytest.mark.xfail(strict=True))
+def test_is_answered(client: TestClient, name: str) -> None:
     report = REPORTS[name]
     answer = client.post(report["route"].removeprefix("POST "), json=report["body"])
     assert (answer.status_code, answer.headers.get("x-parley-ignored")) == (200, NAMED[name]), answer.text

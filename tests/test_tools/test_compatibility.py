@@ -24,7 +24,7 @@ def test_the_page_is_up_to_date(page: str) -> None:
 @pytest.mark.parametrize(
     ("name", "contract"),
     [
-        ("ChatCompletionRequest", chat_create_params.CompletionCreateParamsStreaming),
+        ("CreateChatCompletionRequest", chat_create_params.CompletionCreateParamsStreaming),
         ("CompletionRequest", completion_create_params.CompletionCreateParamsStreaming),
         ("EmbeddingRequest", embedding_create_params.EmbeddingCreateParams),
         ("ResponseRequest", response_create_params.ResponseCreateParamsStreaming),

@@ -42,7 +42,6 @@ def names(request: CountRequest) -> dict[str, str]:
 
 def ignored(request: CountRequest) -> Iterator[str]:
     yield from unknown_keys(request, {})
-    yield from tools.hosted(request)
     yield from unread(request.messages)
 
 
@@ -64,7 +63,7 @@ def _sampling(request: MessagesRequest) -> dict[str, Any]:
 def _thinking(thinking: Thinking | None) -> dict[str, Any]:
     if thinking is None or thinking.type == "disabled":
         return {"chat_template_kwargs": {"enable_thinking": False}}
-    asked: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": True}}
+    asked: dict[str, Any] = {"enable_thinking": True}
     if thinking.type == "enabled":
         if thinking.budget_tokens is None:
             raise InvalidRequest("'thinking.budget_tokens' is required", param="thinking.budget_tokens")

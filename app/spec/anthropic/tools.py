@@ -27,11 +27,6 @@ def places(request: CountRequest) -> dict[str, str]:
     return found
 
 
-def hosted(request: CountRequest) -> list[str]:
-    """As they are named where they are left aside."""
-    return [f"tools.{index}.{tool.type}" for index, tool in enumerate(request.tools) if isinstance(tool, HostedTool)]
-
-
 def _own(request: CountRequest) -> list[tuple[int, Tool]]:
     return [(index, tool) for index, tool in enumerate(request.tools) if isinstance(tool, Tool)]
 

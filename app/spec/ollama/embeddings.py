@@ -2,16 +2,21 @@
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 import orjson
 
 from app.spec import EmbeddingRequest, Request, Response, Server, decoded, while_connected
 from app.spec.framing import to_json
-from app.spec.ollama.request import model
+from app.spec.names import Names, in_words, translated
+from app.spec.ollama.request import TOO_LONG, model
 from schemas.ignored_keys import ignored_keys
 from schemas.ollama_answer_schema import NANOSECONDS, Embedding, Embeddings
 from schemas.ollama_schema import EmbeddingsRequest, EmbedRequest
+
+NOTHING: Names = {}
+PROMPT: Names = {"input": "prompt"}
 
 
 class Embedder:
@@ -32,12 +37,13 @@ class Embedder:
 
     async def embed_one(self, body: EmbeddingsRequest, request: Request) -> Response:
         headers = self._server.ignored(_ignored(body)).headers
-        answer = await while_connected(request, self._vectors(decoded(_asked_for_one, body)))
+        answer = await while_connected(request, self._vectors(decoded(_asked_for_one, body), PROMPT))
         found = Embedding(embedding=answer["data"][0]["embedding"])
         return Response(to_json(found), headers=headers, media_type="application/json")
 
-    async def _vectors(self, asked: EmbeddingRequest) -> dict[str, Any]:
-        answer = await self._server.embed(asked)
+    async def _vectors(self, asked: EmbeddingRequest, names: Names = NOTHING) -> dict[str, Any]:
+        with translated(partial(in_words, names=names, too_long=TOO_LONG)):
+            answer = await self._server.embed(asked)
         vectors: dict[str, Any] = await asyncio.to_thread(orjson.loads, answer)  # may be megabytes
         return vectors
 

@@ -2,15 +2,38 @@
 
 import json
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from app.spec import ChatCompletionRequest, InvalidRequest, UnsupportedParameter, refuse, unknown_keys
+from app.spec import ChatCompletionRequest, InvalidRequest, refuse, unknown_keys
 from schemas.ollama_schema import CallOfTool, ChatRequest, GenerateRequest, Generation, Message, Options, Tool
 
 # Each kind of image begins in its own way, in base64 too.
 IMAGES = {"iVBOR": "png", "/9j/": "jpeg", "R0lG": "gif", "UklG": "webp"}
 UNSUPPORTED: dict[str, tuple[object, ...]] = {"context": (), "width": (), "height": (), "steps": ()}
+
+# What the chat completion calls it -> what this protocol does.
+NAMES = {
+    "chat_template_kwargs": "think.",
+    "enable_thinking": "think",
+    "frequency_penalty": "options.frequency_penalty",
+    "max_completion_tokens": "options.num_predict",
+    "messages.*.content.*": "messages.*.images.*.",
+    "messages.*.reasoning_content": "messages.*.thinking",
+    "messages.*.tool_call_id": "messages.*.tool_name",
+    "min_p": "options.min_p",
+    "presence_penalty": "options.presence_penalty",
+    "reasoning_effort": "think",
+    "repetition_penalty": "options.repeat_penalty",
+    "response_format": "format.",
+    "seed": "options.seed",
+    "stop": "options.stop",
+    "temperature": "options.temperature",
+    "top_k": "options.top_k",
+    "top_p": "options.top_p",
+}
+TOO_LONG = "the input length exceeds the context length: {tokens} tokens > {limit}"  # by which clients know it
+WINDOWS = (None, -1, 0)  # of penalties: of all tokens, or of none
 
 Part = dict[str, Any]
 
@@ -34,16 +57,28 @@ def model(name: str | None) -> str | None:
     return name.removesuffix(":latest") if name else name
 
 
-def ignored(request: Generation) -> list[str]:
+def names(request: Generation) -> dict[str, str]:
+    """Of the parts of its chat completion, in this request."""
+    if not isinstance(request, GenerateRequest):
+        return NAMES
+    place = f"messages.{1 if request.system else 0}"
+    images = {f"{place}.content.{index}": f"images.{index}." for index in range(len(request.images))}
+    return {**NAMES, "messages": "prompt.", "messages.0": "system." if request.system else "prompt.", **images}
+
+
+def ignored(request: Generation) -> Iterator[str]:
     """What models are loaded with is the operator's to say: `keep_alive`, `options.num_ctx` and the like."""
-    return unknown_keys(request, UNSUPPORTED)
+    yield from unknown_keys(request, UNSUPPORTED)
+    if request.options.repeat_last_n not in WINDOWS and _penalises(request.options):
+        yield "options.repeat_last_n"
+
+
+def _penalises(options: Options) -> bool:
+    return options.repeat_penalty != 1 or options.presence_penalty != 0 or options.frequency_penalty != 0
 
 
 def _sampling(options: Options) -> dict[str, Any]:
-    if options.num_predict == 0:
-        raise InvalidRequest("'options.num_predict' must not be 0", param="options.num_predict")
-    if options.repeat_penalty != 1 and options.repeat_last_n not in (None, -1, 0):
-        raise UnsupportedParameter("options.repeat_last_n", "must be -1 or 0: the penalty looks at all of the text")
+    is_penalised = options.repeat_last_n != 0
     return {
         "max_completion_tokens": options.num_predict if options.num_predict > 0 else None,
         "temperature": options.temperature,
@@ -52,9 +87,9 @@ def _sampling(options: Options) -> dict[str, Any]:
         "min_p": options.min_p,
         "seed": None if options.seed == -1 else options.seed,
         "stop": options.stop,
-        "repetition_penalty": 1.0 if options.repeat_last_n == 0 else options.repeat_penalty,
-        "presence_penalty": options.presence_penalty,
-        "frequency_penalty": options.frequency_penalty,
+        "repetition_penalty": options.repeat_penalty if is_penalised else 1.0,
+        "presence_penalty": options.presence_penalty if is_penalised else 0.0,
+        "frequency_penalty": options.frequency_penalty if is_penalised else 0.0,
     }
 
 
@@ -68,7 +103,9 @@ def _format(format: str | dict[str, Any]) -> dict[str, Any]:
 def _thinking(request: Generation) -> dict[str, Any]:
     if request.think is None:
         return {}
-    asked: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": bool(request.think)}}
+    if request.think is False:  # which is no complaint about a model that cannot do without
+        return {"chat_template_kwargs": {"enable_thinking": False}}
+    asked: dict[str, Any] = {"enable_thinking": True}
     return asked | ({"reasoning_effort": request.think} if isinstance(request.think, str) else {})
 
 
@@ -96,7 +133,8 @@ class _Script:
 
     def _message(self, index: int, message: Message) -> Part:
         if message.role == "tool":
-            return {"role": "tool", "content": message.content, "tool_call_id": self._answered(index, message)}
+            content = _content(message.content, message.images)
+            return {"role": "tool", "content": content, "tool_call_id": self._answered(index, message)}
         written: Part = {"role": message.role, "content": _content(message.content, message.images)}
         if message.thinking is not None:
             written["reasoning_content"] = message.thinking

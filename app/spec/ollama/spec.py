@@ -1,7 +1,7 @@
 """Ollama's API as a spec. Its models are the operator's: they are listed and asked, not pulled, made or deleted."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
@@ -21,6 +21,7 @@ from app.spec import (
     UnsupportedParameter,
     json_lines,
 )
+from app.spec.names import Names
 from app.spec.ollama import request as requests
 from app.spec.ollama.answer import Part, parts, whole
 from app.spec.ollama.catalogue import Catalogue
@@ -51,7 +52,8 @@ NOT_SERVED = {
 
 class OllamaSpec(Spec[Generation]):
     any_content_type = True
-    names: ClassVar[Mapping[str, str]] = {"reasoning_effort": "think", "enable_thinking": "think"}
+    names: ClassVar[Names] = requests.NAMES
+    too_long = requests.TOO_LONG
 
     def setup(self, server: Server) -> None:
         super().setup(server)
@@ -87,6 +89,9 @@ class OllamaSpec(Spec[Generation]):
         seconds = time.perf_counter() - began
         loaded = Part(ending=Ending(done_reason="load", total_duration=round(seconds * NANOSECONDS)))
         return self.respond(_line(body)(loaded, _name(body)), ignored.headers)
+
+    def names_of(self, request: Generation) -> Names:
+        return requests.names(request)
 
     def decode_request(self, request: Generation) -> ChatCompletionRequest:
         return requests.chat(request)
