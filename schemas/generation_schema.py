@@ -50,6 +50,7 @@ StopSequences = Annotated[list[StopSequence], BeforeValidator(listed), Field(max
 MetadataKey = Annotated[str, StringConstraints(max_length=64, pattern=r"^[^\x00]*$")]
 MetadataValue = Annotated[str | int | float, BeforeValidator(_metadata_value)]
 Metadata = dict[MetadataKey, MetadataValue]
+CacheSalt = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 TokenId = Annotated[int, Field(ge=0)]
 Penalty = Annotated[float, Field(ge=-1000, le=1000)]
 
@@ -86,6 +87,7 @@ class Generation(Request):
     return_token_ids: bool = False
     stream: bool = False
     stream_options: StreamOptions | None = None
-    priority: int = Field(0, ge=-(2**31), lt=2**31, description="Lower ones run first")
+    priority: int = Field(0, ge=-(2**31), lt=2**31, description="Lower ones run first, among the same key's")
+    cache_salt: CacheSalt | None = Field(None, description="prompts are reused only where this is the same")
     user: str | None = Field(None, description="kept nowhere and reported to nobody")
     metadata: Metadata = Field({}, max_length=16)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, StringConstraints
 
 from schemas.chat_schema import ConversationId, Description, FunctionName
-from schemas.generation_schema import TIERS, MetadataKey, ServiceTier
+from schemas.generation_schema import TIERS, CacheSalt, MetadataKey, ServiceTier
 from schemas.ignored_keys import Kept, kept
 from schemas.item_schema import Includable, Item, known
 from schemas.request_schema import Hints, Request
@@ -161,6 +161,7 @@ class ResponseRequest(ResponseInput):
     user: Label | None = None
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
+    cache_salt: CacheSalt | None = Field(None, description="prompts are reused only where this is the same")
 
 
 class Retrieval(BaseModel):

@@ -22,6 +22,7 @@ from services.chat.parsing.channels import events
 from services.chat.request import prompt, sampling
 from services.chat.request.asked import Asked, Model, asked
 from services.chat.request.images import refs as image_refs
+from services.chat.request.public_prefix import num_public, public_prefix
 from services.chat.request.refusals import Note, unnoted
 from services.engine.base import Engine, Job
 from services.errors import ServiceError, Unavailable
@@ -110,7 +111,7 @@ class ChatService:
             ready = await self._asked(request, turn, model)
             note(ready.ignored)
             job = ready.job
-            async with model.answering(sampling.choices(job, request.n)) as streams:
+            async with model.answering(sampling.choices(job, request.n), owner) as streams:
                 head = _head(job, turn, model, arrived, request)
                 await turn.begin(head)
                 said = events(head, streams, [prompt.echo(request)] * request.n, ready.format)
@@ -152,7 +153,11 @@ class ChatService:
         # in a thread: a long prompt takes long enough to render to be felt by every other stream
         ready = await asyncio.to_thread(asked, turn.id, request, messages, params, target, illustration)
         job = sampling.truncated(replace(ready.job, priority=prompt.priority(request)), request, engine.max_length)
-        return replace(ready, job=job)
+        public = await asyncio.to_thread(public_prefix, engine.tokenizer, self._system_prompt)
+        return replace(
+            ready,
+            job=replace(job, cache_salt=request.cache_salt or "", num_public=num_public(job.prompt, public)),
+        )
 
 
 async def _recorded(turn: Turn, said: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:

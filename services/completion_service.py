@@ -25,20 +25,20 @@ class CompletionService:
         """Keys that are no part of the contract."""
         return completion.unknown_keys(request)
 
-    async def create(self, request: CompletionRequest) -> Completion:
+    async def create(self, request: CompletionRequest, owner: str) -> Completion:
         reply = Reply()
-        async with aclosing(self.run(request)) as run:
+        async with aclosing(self.run(request, owner)) as run:
             async for event in run:
                 reply.add(event)
         return encode_completion.completion(reply, wanted(request), request.n)
 
-    async def stream(self, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
+    async def stream(self, request: CompletionRequest, owner: str) -> AsyncGenerator[Completion, None]:
         """Refusals are raised by the first step; once a chunk has come, the request was admitted."""
-        async with aclosing(self.run(request)) as run:
+        async with aclosing(self.run(request, owner)) as run:
             async for chunk in encode_completion.chunks(run, wanted(request)):
                 yield chunk
 
-    async def run(self, request: CompletionRequest) -> AsyncGenerator[Event, None]:
+    async def run(self, request: CompletionRequest, owner: str) -> AsyncGenerator[Event, None]:
         """A Head, then what is said."""
         arrived = time.perf_counter()
         completion.check(request)
@@ -48,7 +48,7 @@ class CompletionService:
             made = await asyncio.to_thread(
                 completion.jobs, f"cmpl-{uuid4().hex}", request, model.engine.tokenizer, model.engine.max_length
             )
-            async with model.answering(made.jobs) as streams:
+            async with model.answering(made.jobs, owner) as streams:
                 said = timer.follow(events(_head(made, model, arrived), streams, made.echoes))
                 async with aclosing(said):
                     async for event in said:

@@ -53,7 +53,7 @@ class EmbeddingService:
         self._models = models
         self._metrics = metrics
 
-    async def create(self, request: EmbeddingRequest) -> bytes:
+    async def create(self, request: EmbeddingRequest, owner: str) -> bytes:
         """The answer as JSON: 2,048 vectors are megabytes, too much for the event loop to write.
 
         Raises PromptTooLong and InvalidRequest for the first input at fault, and what the engine raises.
@@ -63,7 +63,7 @@ class EmbeddingService:
             inputs = await asyncio.to_thread(
                 rows_of, request.inputs, model.engine, request.truncate_prompt_tokens, request.name_of
             )
-            embeddings = await model.engine.embed(inputs)
+            embeddings = await model.engine.embed(inputs, owner)
         tokens = sum(map(len, inputs))
         self._metrics.embedded(model.id, tokens)
         return await asyncio.to_thread(answer, request, model.name, embeddings, tokens)

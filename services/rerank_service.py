@@ -48,10 +48,10 @@ class RerankService:
         self._models = models
         self._metrics = metrics
 
-    async def rerank(self, request: RerankRequest) -> RerankList:
+    async def rerank(self, request: RerankRequest, owner: str) -> RerankList:
         query = Text(request.query, "query")
         pairs = [(query, Text(text, f"documents.{index}")) for index, text in enumerate(request.documents)]
-        compared = await self._compare(request, pairs)
+        compared = await self._compare(request, owner, pairs)
         best = sorted(enumerate(compared.scores), key=lambda item: -item[1])[: request.top_n]
         return RerankList(
             id=f"rerank-{uuid4().hex}",
@@ -61,8 +61,8 @@ class RerankService:
             method=compared.method,
         )
 
-    async def score(self, request: ScoreRequest) -> ScoreList:
-        compared = await self._compare(request, _pairs(request))
+    async def score(self, request: ScoreRequest, owner: str) -> ScoreList:
+        compared = await self._compare(request, owner, _pairs(request))
         return ScoreList(
             id=f"score-{uuid4().hex}",
             created=int(time.time()),
@@ -72,11 +72,13 @@ class RerankService:
             method=compared.method,
         )
 
-    async def _compare(self, request: RerankRequest | ScoreRequest, pairs: Sequence[tuple[Text, Text]]) -> Compared:
+    async def _compare(
+        self, request: RerankRequest | ScoreRequest, owner: str, pairs: Sequence[tuple[Text, Text]]
+    ) -> Compared:
         kind = self._kind(request.model)
         compare = _by_cross_encoder if kind == "reranker" else _by_embedding
         async with self._models.lease(request.model, kind) as model:
-            scores, tokens = await compare(model.engine, pairs, request.truncate_prompt_tokens)
+            scores, tokens = await compare(model.engine, owner, pairs, request.truncate_prompt_tokens)
         self._metrics.embedded(model.id, tokens)
         usage = EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
         return Compared(scores, model.name, METHODS[kind], usage)
@@ -111,22 +113,22 @@ def _result(request: RerankRequest, index: int, score: float) -> RerankResult:
 
 
 async def _by_cross_encoder(
-    engine: EmbeddingEngine, pairs: Sequence[tuple[Text, Text]], limit: int | None
+    engine: EmbeddingEngine, owner: str, pairs: Sequence[tuple[Text, Text]], limit: int | None
 ) -> tuple[list[float], int]:
     texts = [(first.text, second.text) for first, second in pairs]
     inputs = await asyncio.to_thread(pairs_of, texts, engine, limit, lambda index: pairs[index][1].name)
-    scores = await engine.embed(inputs)
+    scores = await engine.embed(inputs, owner)
     return np.frombuffer(scores.data, dtype="<f4").tolist(), sum(map(len, inputs))
 
 
 async def _by_embedding(
-    engine: EmbeddingEngine, pairs: Sequence[tuple[Text, Text]], limit: int | None
+    engine: EmbeddingEngine, owner: str, pairs: Sequence[tuple[Text, Text]], limit: int | None
 ) -> tuple[list[float], int]:
     """Each text is read once, however many it is compared with."""
     names = {text.text: text.name for pair in reversed(pairs) for text in pair}
     texts = list(names)
     inputs = await asyncio.to_thread(rows_of, texts, engine, limit, lambda index: names[texts[index]])
-    embeddings = await engine.embed(inputs)
+    embeddings = await engine.embed(inputs, owner)
     place = {text: index for index, text in enumerate(texts)}
     places = [(place[first.text], place[second.text]) for first, second in pairs]
     return await asyncio.to_thread(_cosines, embeddings, places), sum(map(len, inputs))

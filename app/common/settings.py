@@ -81,7 +81,8 @@ class EngineSettings(Group):
     num_gpu_blocks_override: int | None = Field(None, ge=1)  # blocks of the cache, whatever the memory would allow
     block_size: int = Field(1, ge=1)  # tokens by which the cache is counted and shared
     kv_cache_ratio: float = Field(1, gt=0, le=1)  # of the cache, that may be taken when a prompt is let in
-    prefix_cache: bool = True  # off: no answer's timing tells what others have asked
+    prefix_cache: bool = True  # prompts that begin like an earlier one of the same key begin with what it left
+    share_prefixes: bool = False  # or of any key: count and timing then tell one key what another has asked
     use_warmup: bool = False  # a full step at load, so that no request pays for what is done at first use
     tensor_parallel_size: int = 1
     quantization: Literal["int8"] | None = None  # of the weights, on the CPU; unset: in dtype

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.common.dependencies import Completions, Sse, UnknownKeys
+from app.common.dependencies import Caller, Completions, Sse, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
 from app.common.openapi import EVENTS
@@ -20,11 +20,12 @@ async def create_completion(
     request: Request,
     response: Response,
     completions: Completions,
+    caller: Caller,
     sse: Sse,
     unknown: UnknownKeys,
 ) -> Any:
     ignored = unknown.header(completions.unknown_keys(body))
     if body.stream:
-        return await sse.openai(completions.stream(body), ignored)
+        return await sse.openai(completions.stream(body, caller.owner), ignored)
     response.headers.update(ignored)
-    return await while_connected(request, completions.create(body))
+    return await while_connected(request, completions.create(body, caller.owner))

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from app.common.dependencies import Embedder, UnknownKeys
+from app.common.dependencies import Caller, Embedder, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
 from schemas.embeddings_schema import EmbeddingList, EmbeddingRequest
@@ -14,8 +14,8 @@ router = APIRouter(tags=["embeddings"], route_class=JsonRoute)
 @router.post("/v1/embeddings", response_model=EmbeddingList)
 @router.post("/embeddings", response_model=EmbeddingList, include_in_schema=False)
 async def create_embeddings(
-    body: EmbeddingRequest, request: Request, embedder: Embedder, unknown: UnknownKeys
+    body: EmbeddingRequest, request: Request, embedder: Embedder, caller: Caller, unknown: UnknownKeys
 ) -> Response:
     headers = unknown.header(ignored_keys(body))
-    answer = await while_connected(request, embedder.create(body))
+    answer = await while_connected(request, embedder.create(body, caller.owner))
     return Response(answer, headers=headers, media_type="application/json")

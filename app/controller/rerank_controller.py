@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from app.common.dependencies import Reranker, UnknownKeys
+from app.common.dependencies import Caller, Reranker, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
 from schemas.ignored_keys import ignored_keys
@@ -15,16 +15,26 @@ router = APIRouter(tags=["rerank"], route_class=JsonRoute)
 @router.post("/rerank", include_in_schema=False)
 @router.post("/v2/rerank", include_in_schema=False)
 async def rerank(
-    body: RerankRequest, request: Request, response: Response, reranker: Reranker, unknown: UnknownKeys
+    body: RerankRequest,
+    request: Request,
+    response: Response,
+    reranker: Reranker,
+    caller: Caller,
+    unknown: UnknownKeys,
 ) -> RerankList:
     response.headers.update(unknown.header(ignored_keys(body)))
-    return await while_connected(request, reranker.rerank(body))
+    return await while_connected(request, reranker.rerank(body, caller.owner))
 
 
 @router.post("/v1/score")
 @router.post("/score", include_in_schema=False)
 async def score(
-    body: ScoreRequest, request: Request, response: Response, reranker: Reranker, unknown: UnknownKeys
+    body: ScoreRequest,
+    request: Request,
+    response: Response,
+    reranker: Reranker,
+    caller: Caller,
+    unknown: UnknownKeys,
 ) -> ScoreList:
     response.headers.update(unknown.header(ignored_keys(body)))
-    return await while_connected(request, reranker.score(body))
+    return await while_connected(request, reranker.score(body, caller.owner))

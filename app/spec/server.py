@@ -56,9 +56,9 @@ class Server:
         """Tokens of the prompt that this chat would have."""
         return len(await self._services.chat.prompt_of(chat, owner, note))
 
-    async def embed(self, request: EmbeddingRequest) -> bytes:
+    async def embed(self, request: EmbeddingRequest, owner: str) -> bytes:
         """OpenAI's answer, as JSON."""
-        return await self._services.embeddings.create(request)
+        return await self._services.embeddings.create(request, owner)
 
     def models(self) -> list[ModelCard]:
         return self._services.models.cards()

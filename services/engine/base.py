@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
-
+ANYBODY = "local"  # the owner of everything where there are no keys
 
 Message = dict[str, Any]  # one message as chat templates read it: role, content, tool_calls, ...
 
@@ -133,10 +133,13 @@ class Job:
     id: str
     prompt: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    priority: int = 0  # lower ones run first
+    priority: int = 0  # lower ones run first, among their owner's
     param: str = "messages"  # the part of the request that the prompt is made of
     truncated: int | None = None  # tokens that were cut off the prompt; None: nobody asked for it
     images: tuple[PlacedImage, ...] = ()  # in the order of their positions
+    owner: str = ANYBODY  # who shares slots and queues with the others in equal parts, and finds only its own prefixes
+    cache_salt: str = ""  # prefixes are found under the same one only
+    num_public: int = 0  # leading tokens that are the server's own text: every owner may find them
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +184,7 @@ class EngineStats:
     prefix_reused: int = 0  # and found there
     drafted: int = 0  # tokens that were guessed, ever
     accepted: int = 0  # and right
-    preemptions: int = 0  # sequences sent back to the queue for want of memory, ever
+    preemptions: int = 0  # sequences sent back to the queue, for want of memory or for another owner, ever
     stalled: bool = False  # it has been at one step for too long
 
 
@@ -244,6 +247,6 @@ class EmbeddingEngine(Protocol):
 
     async def stop(self) -> None: ...
 
-    async def embed(self, inputs: Sequence[Sequence[int]]) -> Embeddings: ...
+    async def embed(self, inputs: Sequence[Sequence[int]], owner: str = ANYBODY) -> Embeddings: ...
 
     def stats(self) -> EngineStats: ...

@@ -9,8 +9,11 @@ import contextlib
 import json
 import logging
 import threading
+from bisect import insort
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Protocol
@@ -25,10 +28,11 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
-from services.engine.base import Embeddings, EngineStats, Tokenizer
+from services.engine.base import ANYBODY, Embeddings, EngineStats, Tokenizer
 from services.engine.compilation import Compilation
 from services.engine.device import pick_device, pick_dtype
 from services.engine.encoding import CompiledEncoder, EncoderPlan, agrees, pack_where_it_agrees
+from services.engine.fairness import full, may_enter
 from services.engine.loader import ALONE
 from services.engine.threads import neighbours, release_team
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, ServiceError, Unavailable
@@ -202,7 +206,8 @@ def padded(rows: Sequence[Tokens], filler: int) -> NDArray[np.int64]:
 class Call:
     """One caller's inputs on their way through the batches; the engine's thread owns all but `over` and `future`."""
 
-    def __init__(self, inputs: Sequence[Tokens], dimensions: int) -> None:
+    def __init__(self, inputs: Sequence[Tokens], dimensions: int, owner: str = ANYBODY) -> None:
+        self.owner = owner
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Embeddings] = self._loop.create_future()
         self.over = False  # answered, or its caller has gone: worth no more work
@@ -211,6 +216,11 @@ class Call:
         self._untaken = sorted(range(len(inputs)), key=lambda index: -len(inputs[index]))
         self._vectors = np.empty((len(inputs), dimensions), dtype="<f4")
         self._missing = len(inputs)
+
+    @property
+    def least(self) -> int:
+        """Tokens of the shortest input not yet taken."""
+        return len(self._inputs[self._untaken[-1]]) if self._untaken else 0
 
     def take(self, tokens: int) -> "list[Row]":
         """The shortest inputs not yet taken, worth at most `tokens`; one at least."""
@@ -221,6 +231,10 @@ class Call:
             self.tokens_left -= len(row.tokens)
             rows.append(row)
         return rows
+
+    def put_back(self, index: int) -> None:
+        insort(self._untaken, index, key=lambda untaken: -len(self._inputs[untaken]))
+        self.tokens_left += len(self._inputs[index])
 
     def add(self, index: int, vector: Floats) -> None:
         self._vectors[index] = vector
@@ -251,8 +265,33 @@ class Row:
 
 
 def share(calls: Sequence[Call], budget: int) -> list[Row]:
-    """What is embedded next: every call gets an equal part of `budget` tokens, and what the small ones leave of theirs
-    goes to the larger. So a call with one input never waits for the end of one with thousands."""
+    """What is embedded next: every owner gets an equal part of `budget` tokens, and what the small ones leave of theirs
+    goes to the larger. So one call never waits for the end of another key's thousands."""
+    owners: dict[str, list[Call]] = {}
+    for call in calls:
+        owners.setdefault(call.owner, []).append(call)
+    if len(owners) < 2:
+        return _among_calls(calls, budget)
+    rows: list[Row] = []
+    neediest_last = sorted(owners.values(), key=lambda own: sum(call.tokens_left for call in own))
+    for claimants, own in zip(range(len(owners), 0, -1), neediest_last, strict=True):
+        part = budget // claimants
+        taken = _among_calls(_first(own, part), part)
+        budget = max(0, budget - sum(len(row.tokens) for row in taken))
+        rows += taken
+    return rows
+
+
+def _first(calls: Sequence[Call], budget: int) -> list[Call]:
+    """As many as may have an input each; one at least."""
+    lengths = accumulate(call.least for call in calls)
+    return [
+        call for index, (call, length) in enumerate(zip(calls, lengths, strict=True)) if not index or length <= budget
+    ]
+
+
+def _among_calls(calls: Sequence[Call], budget: int) -> list[Row]:
+    """An equal part for every call: one with one input never waits for the end of one with thousands."""
     rows: list[Row] = []
     neediest_last = sorted(calls, key=lambda call: call.tokens_left)
     for claimants, call in zip(range(len(calls), 0, -1), neediest_last, strict=True):
@@ -291,7 +330,8 @@ class LocalEmbedder:
         max_waiting: int = 16_384,
         compilation: Compilation | None = None,
     ) -> None:
-        """`max_waiting`: inputs held for all callers together. A call beyond it is refused, but never the only one."""
+        """`max_waiting`: inputs held for all owners together. A call beyond it is refused, but never an owner's only
+        one, nor while it holds less than its share."""
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.dimensions = encode.dimensions
@@ -303,7 +343,7 @@ class LocalEmbedder:
         self._max_waiting = max_waiting
         self._queue: SimpleQueue[Call | None] = SimpleQueue()  # None: stop
         self._thread: threading.Thread | None = None
-        self._held = 0  # inputs of all calls; counted on the event loop only
+        self._held: Counter[str] = Counter()  # inputs of each owner's calls; counted on the event loop only
         self._running = 0
 
     @classmethod
@@ -354,28 +394,29 @@ class LocalEmbedder:
             self._queue.put(None)
             await asyncio.to_thread(thread.join)
 
-    async def embed(self, inputs: Sequence[Tokens]) -> Embeddings:
+    async def embed(self, inputs: Sequence[Tokens], owner: str = ANYBODY) -> Embeddings:
         """Raises PromptTooLong, Overloaded or Unavailable at once; cancelling it takes the inputs out of the queue."""
         if not inputs:
             return Embeddings(b"", self.dimensions)
-        self._check(inputs)
-        call = Call(inputs, self.dimensions)
-        self._held += len(inputs)
+        self._check(inputs, owner)
+        call = Call(inputs, self.dimensions, owner)
+        self._held[owner] += len(inputs)
         self._queue.put(call)
         try:
             return await call.future
         finally:
             call.over = True
-            self._held -= len(inputs)
+            self._held[owner] -= len(inputs)
+            self._held = +self._held  # without those who have left
 
     def stats(self) -> EngineStats:
-        return EngineStats(running=self._running, waiting=max(0, self._held - self._running))
+        return EngineStats(running=self._running, waiting=max(0, sum(list(self._held.values())) - self._running))
 
-    def _check(self, inputs: Sequence[Tokens]) -> None:
+    def _check(self, inputs: Sequence[Tokens], owner: str) -> None:
         if not (self._thread and self._thread.is_alive()):
             raise Unavailable("the embedding engine is not running")
-        if self._held and self._held + len(inputs) > self._max_waiting:
-            raise Overloaded("too many inputs are waiting to be embedded")
+        if not may_enter(self._held, owner, len(inputs), self._max_waiting):
+            raise Overloaded(full("too many inputs are waiting to be embedded", self._held, owner))
         if not min(map(len, inputs)):
             raise InvalidRequest("an input without tokens cannot be embedded")
         if (longest := max(map(len, inputs))) > self.max_length:
@@ -384,13 +425,25 @@ class LocalEmbedder:
     def _work(self) -> None:
         pending: list[Call] = []
         try:
-            while self._receive(pending):
-                rows = share(pending, self._batch_tokens)
-                for batch in cut(rows, self._batch_tokens, pads=self._encode.pads):
-                    self._run([row for row in batch if not row.call.over])
+            while self._receive(pending) and self._round(pending):
+                pass
         finally:
             for call in pending:
                 call.settle(Unavailable("the embedding engine has stopped"))
+
+    def _round(self, pending: list[Call]) -> bool:
+        """Ends early where another owner comes in, who would wait for all of it. False: stop."""
+        owners = {call.owner for call in pending}
+        batches = deque(cut(share(pending, self._batch_tokens), self._batch_tokens, pads=self._encode.pads))
+        while batches:
+            self._run([row for row in batches.popleft() if not row.call.over])
+            if batches and not self._receive(pending):
+                return False
+            if any(call.owner not in owners for call in pending):
+                break
+        for row in (row for batch in batches for row in batch):
+            row.call.put_back(row.index)
+        return True
 
     def _receive(self, pending: list[Call]) -> bool:
         """Drops the calls that are over and adds the new ones, blocking while there is no work. False: stop."""

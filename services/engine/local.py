@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 from typing import Literal
@@ -10,12 +11,13 @@ from services.engine.base import EngineStats, ImageReader, Job, Piece, Tokenizer
 from services.engine.building import build_runner
 from services.engine.compilation import Compilation
 from services.engine.device import cache_budget
+from services.engine.fairness import full, may_enter
 from services.engine.grammar import Grammars
 from services.engine.loader import Loaded, Source, load
 from services.engine.request import Request
 from services.engine.runner import Runner
 from services.engine.scheduler import Scheduler
-from services.engine.sequence import Sequence
+from services.engine.sequence import CacheKey, Sequence
 from services.engine.sight import give as give_sight
 from services.engine.sight import sight_of
 from services.engine.slots import MIN_REUSE
@@ -38,6 +40,7 @@ class LocalEngine:
         max_num_batched_tokens: int,
         max_queue: int,
         prefix_cache: bool = True,
+        share_prefixes: bool = False,
         speculation: bool = True,
         block_size: int = 1,
         kv_cache_ratio: float = 1,
@@ -64,7 +67,9 @@ class LocalEngine:
             page_size=runner.page_size,
             prompt_share=kv_cache_ratio,
         )
+        self._shares_prefixes = share_prefixes
         self._max_open = runner.num_slots + max_queue
+        self._open: list[Sequence] = []  # and some that are over
         self._worker = Worker(runner, self._scheduler, texts)
         self._stopping = False
 
@@ -82,6 +87,7 @@ class LocalEngine:
         gpu_memory_utilization: float = 0.9,
         cpu_memory_share: float = 0.4,
         prefix_cache: bool = True,
+        share_prefixes: bool = False,
         speculation: bool = True,
         block_size: int = 1,
         num_gpu_blocks_override: int | None = None,
@@ -120,6 +126,7 @@ class LocalEngine:
             max_num_batched_tokens=max_num_batched_tokens,
             max_queue=max_queue,
             prefix_cache=prefix_cache,
+            share_prefixes=share_prefixes,
             speculation=speculation,
             block_size=block_size,
             kv_cache_ratio=kv_cache_ratio,
@@ -140,7 +147,7 @@ class LocalEngine:
         await self._worker.stop()
 
     async def submit(self, job: Job) -> AsyncGenerator[Piece, None]:
-        self._check_room()
+        self._check_room(job.owner)
         if not job.prompt:
             raise InvalidRequest("The prompt is empty", param=job.param)
         if job.images and self.images is None:
@@ -152,19 +159,25 @@ class LocalEngine:
         self._check_ids("logit_bias", job.sampling.logit_bias)
         self._check_ids("stop_token_ids", job.sampling.stop_token_ids)
         matcher = await self._grammars.matcher(job.sampling.grammar) if job.sampling.grammar else None
-        self._check_room()  # nothing is awaited from here on
-        sequence = Sequence(job, min(job.sampling.max_tokens or room, room), job.sampling.ends(self._eos), matcher)
+        self._check_room(job.owner)  # nothing is awaited from here on
+        limit = min(job.sampling.max_tokens or room, room)
+        key = CacheKey(None if self._shares_prefixes else job.owner, job.cache_salt)
+        sequence = Sequence(job, limit, job.sampling.ends(self._eos), matcher, cache_key=key)
+        self._open.append(sequence)
         streamer = RequestStreamer(self.tokenizer, job.prompt, job.sampling, self._eos)
         mailbox = Mailbox()
         self._worker.submit(Request(sequence, streamer, mailbox, time.monotonic()))
         return PieceStream(sequence, mailbox)
 
-    def _check_room(self) -> None:
+    def _check_room(self, owner: str) -> None:
         if self._stopping:
             raise Unavailable("The model is being unloaded")
+        self._open = [each for each in self._open if not each.is_over]
+        held = Counter(each.job.owner for each in self._open)
         stats = self.stats()
-        if stats.running + stats.waiting >= self._max_open:
-            raise Overloaded("The queue is full")
+        leaving = max(0, stats.running + stats.waiting - held.total())  # they are over, and still have their places
+        if not may_enter(held, owner, 1, self._max_open - leaving):
+            raise Overloaded(full("The queue is full", held, owner))
 
     def _check_ids(self, param: str, ids: Iterable[int]) -> None:
         if not all(0 <= token < self._vocabulary for token in ids):

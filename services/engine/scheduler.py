@@ -1,10 +1,12 @@
 """Who runs next. Plain Python: no tensors, no threads, no clock."""
 
 from bisect import insort
+from collections import Counter
 from dataclasses import dataclass
 from itertools import count
 
 from services.engine.drafts import FULL, LONGEST
+from services.engine.fairness import Rounds, heaviest, rank, reading_shares, victim
 from services.engine.sequence import Sequence, Wait
 from services.engine.slots import MIN_REUSE, Change, Prefix, Slots
 
@@ -47,6 +49,18 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """For who comes in."""
+
+    free: int  # slots
+    claimed: int  # tokens of the cache
+
+    def after(self, claim: int) -> "Room":
+        """Once somebody has left."""
+        return Room(self.free + 1, self.claimed - claim)
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One step: first the changes to the cache, in their order, then the works, all at once."""
 
@@ -55,7 +69,8 @@ class Batch:
 
 
 class Scheduler:
-    """By priority, then first come, first served; running sequences before waiting ones, under one token budget a step.
+    """By priority, then first come, first served, and in rounds between owners; running sequences before waiting ones,
+    under one token budget a step.
 
     `cache_tokens`: what all slots together may hold, counted in blocks, and in whole pages of `page_size` tokens; None:
     each may be full. `prompt_share` of it may be taken when a sequence comes in; the rest is for them to grow.
@@ -85,6 +100,7 @@ class Scheduler:
         self._waiting: list[Sequence] = []  # in the order in which they will run
         self._running: list[Sequence] = []
         self._arrivals = count()
+        self._rounds = Rounds()
         self._steps_shrunk = 0
         self._step_tokens = 0
         self.num_preemptions = 0
@@ -111,7 +127,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         sequence.arrival = next(self._arrivals)
-        insort(self._waiting, sequence, key=_rank)
+        insort(self._waiting, sequence, key=rank)
 
     def schedule(self) -> Batch:
         """The next step: one token for each that is writing, then prompts in chunks of what is left."""
@@ -185,14 +201,14 @@ class Scheduler:
         while self._cache_tokens is not None and self._num_claimed > self._cache_tokens and len(self._running) > 1:
             self._preempt()
 
-    def _preempt(self) -> None:
+    def _preempt(self, sequence: Sequence | None = None) -> None:
         """Back to the queue with what it has said; its tokens are computed again, unless its slot still holds them."""
-        sequence = max(self._running, key=_rank)
+        sequence = sequence or heaviest(self._running, self._claim)
         self._running.remove(sequence)
         self._slots.give_back(sequence)
         sequence.num_computed = 0
         self.num_preemptions += 1
-        insort(self._waiting, sequence, key=_rank)
+        insort(self._waiting, sequence, key=rank)
 
     # --- coming in ---
 
@@ -205,19 +221,37 @@ class Scheduler:
         return _up(_up(len(sequence.tokens), self._block_size), self._page_size)
 
     def _admit_waiting(self) -> None:
-        """In order. Who waits for a prefix keeps its place and a slot, so that nobody who comes later takes it."""
+        """In turns. Who waits for a prefix keeps its place and a slot, so that nobody who comes later takes it."""
         free = min(self._slots.num_free, self._max_tokens - len(self._running))
         claimed = self._num_claimed
-        waiting = []
-        for index, sequence in enumerate(self._waiting):
-            claimed += self._claim(sequence)
-            if free <= 0 or not self._fits(claimed, alone=not self._running):
-                waiting += self._waiting[index:]
+        held = Counter(each.job.owner for each in self._running)
+        for sequence in self._rounds.order(self._waiting, held):
+            room = Room(free, claimed)
+            for other in self._who_gives_way(sequence, room):
+                held[other.job.owner] -= 1
+                room = room.after(self._claim(other))
+                self._preempt(other)
+            if not self._is_enough(room, sequence):
                 break
-            free -= 1
-            if not self._admit(sequence):
-                waiting.append(sequence)
-        self._waiting = waiting
+            free, claimed = room.free - 1, room.claimed + self._claim(sequence)
+            self._admit(sequence)
+        self._waiting = [each for each in self._waiting if each.slot is None]
+
+    def _who_gives_way(self, coming: Sequence, room: Room) -> list[Sequence]:
+        """Of other owners, who hold more; nobody where that would not do."""
+        running, gone = list(self._running), []
+        while not self._is_enough(room, coming, alone=not running):
+            other = victim(running, coming, self._claim if room.free > 0 else lambda _: 1)
+            if other is None:
+                return []
+            running.remove(other)
+            gone.append(other)
+            room = room.after(self._claim(other))
+        return gone
+
+    def _is_enough(self, room: Room, coming: Sequence, *, alone: bool = False) -> bool:
+        claimed = room.claimed + self._claim(coming)
+        return room.free > 0 and self._fits(claimed, alone=alone or not self._running)
 
     def _fits(self, claimed: int, *, alone: bool) -> bool:
         if self._cache_tokens is None or alone:
@@ -234,6 +268,7 @@ class Scheduler:
             return False
         self._slots.take(sequence, best)
         self._running.append(sequence)
+        self._rounds.took_turn(sequence.job.owner)
         if sequence.num_reused is None:  # not when it comes back
             sequence.num_reused = sequence.num_computed
             self.num_queried += len(sequence.tokens) if self._min_reuse else 0
@@ -268,14 +303,14 @@ class Scheduler:
     # --- the step ---
 
     def _share_budget(self) -> list[Work]:
-        """Half of what writers leave is for the prompt that is first in order, so that short ones cannot hold up a
-        long one for ever; the rest is for the shortest first, which need not wait behind it."""
+        """Each owner has an equal part of what writers leave. Half of it is for the prompt that is first in order, so
+        that short ones cannot hold up a long one for ever; the rest for the shortest first, which need not wait."""
         self._recover()
         writing = [sequence for sequence in self._running if sequence.num_pending == 1]
-        reading = sorted((sequence for sequence in self._running if sequence.num_pending > 1), key=_rank)
+        reading = sorted((sequence for sequence in self._running if sequence.num_pending > 1), key=rank)
         works = self._write(writing) if writing and not reading else [self._work(each, 1) for each in writing]
         left = self._max_tokens - len(works)
-        shares = _shares(reading, left)
+        shares = reading_shares(reading, left)
         works += [self._work(sequence, shares[sequence]) for sequence in reading if shares[sequence]]
         self._step_tokens = sum(work.num_tokens for work in works)
         return works
@@ -311,22 +346,3 @@ def _up(number: int, unit: int) -> int:
 
 def _down(number: int, unit: int) -> int:
     return number // unit * unit
-
-
-def _rank(sequence: Sequence) -> tuple[int, int]:
-    return sequence.job.priority, sequence.arrival
-
-
-def _shares(reading: list[Sequence], left: int) -> dict[Sequence, int]:
-    """Tokens for each of those that read, given in their order."""
-    if not reading:
-        return {}
-    first, *others = reading
-    reserved = min(first.num_pending, (left + 1) // 2)
-    left -= reserved
-    shares = {first: reserved}
-    for sequence in sorted(others, key=lambda sequence: (sequence.job.priority, sequence.num_pending)):
-        shares[sequence] = min(sequence.num_pending, left)
-        left -= shares[sequence]
-    shares[first] += min(first.num_pending - reserved, left)
-    return shares

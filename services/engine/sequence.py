@@ -11,6 +11,14 @@ from services.engine.base import Job
 from services.engine.drafts import Drafter
 
 
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """What was computed for one of them serves no other."""
+
+    owner: str | None  # None: keys share what they have
+    salt: str = ""
+
+
 @dataclass(slots=True, eq=False)
 class Wait:
     """For tokens that another sequence is about to compute."""
@@ -31,6 +39,9 @@ class Sequence:
     slot: int | None = None  # its place in the cache, while it runs
     arrival: int = 0  # its number in the queue
     num_reused: int | None = None  # prompt tokens found in the cache when it was first admitted
+    num_found: int = 0  # tokens found in the cache when it was last admitted
+    num_known: int = 0  # tokens that it had then
+    cache_key: "CacheKey | None" = None  # whose prefixes it may find; None: those of its owner and its salt
     wait: Wait | None = None  # why it is not admitted yet, though there is room
     patience: int = 8  # times that it will begin such a wait, or see the other stand still
     cancelled: bool = False  # the one thing written from another thread
@@ -45,6 +56,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.job.prompt)
+        self.cache_key = self.cache_key or CacheKey(self.job.owner, self.job.cache_salt)
         self._prompt_keys = _keys(self.job) if self.job.images else []
         self.random = Random(self.job.sampling.seed)
 
@@ -54,6 +66,11 @@ class Sequence:
             return self.tokens[start:end]
         first, last, _ = slice(start, end).indices(len(self.tokens))
         return self._prompt_keys[first:last] + self.tokens[max(first, len(self._prompt_keys)) : last]
+
+    @property
+    def num_written(self) -> int:
+        """Tokens sampled since it was last admitted."""
+        return len(self.tokens) - self.num_known
 
     @property
     def num_sampled(self) -> int:

@@ -5,8 +5,8 @@ slot over or gets a copy of them instead of computing them again. Candidates are
 blocks: halving over typed arrays costs microseconds a slot, finds the prefix to the token, and leaves no second book
 that must be kept in step.
 
-All requests share what is here, whoever's key they came with. That is what makes a common system prompt cheap, and it
-means that an answer's timing may tell that somebody sent the same beginning before: PARLEY_ENGINE__PREFIX_CACHE=false.
+What one owner's sequences left serves no other owner's: how much of a prompt was found, and how long it took, would
+tell what others have asked. Only the server's own text, with which a prompt may begin, is found by everybody.
 """
 
 from array import array
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from services.engine.sequence import Sequence
+from services.engine.sequence import CacheKey, Sequence
 
 MIN_REUSE = 16  # tokens; copying fewer, or waiting for them, is not worth its bookkeeping
 MOSTLY = 0.8  # so much of a free slot must be the prefix for it to be taken over; else the rest is worth keeping
@@ -57,6 +57,7 @@ class Slot:
     tokens: "array[int]" = field(default_factory=lambda: array("i"))  # whose keys and values it holds, from the start
     ahead: "array[int]" = field(default_factory=lambda: array("i"))  # what its holder is going to read
     holder: Sequence | None = None
+    key: CacheKey | None = None  # of the last holder: who else finds what it holds
     used: int = 0  # when it was last of use; 0: it holds nothing worth keeping
     written: int = 0  # positions that may hold something: what it costs
     reach: int = 0  # positions that were ever written
@@ -117,9 +118,12 @@ class Slots:
         if self._min_reuse is None or len(sequence.tokens) <= self._min_reuse:
             return
         wanted = array("i", sequence.keys(0, -1))
+        public = wanted[: sequence.job.num_public]
         for slot in self._slots:
-            length = later = self._common(wanted, slot.tokens)
-            if slot.holder and (length == len(slot.tokens) or not length):
+            is_own = slot.key == sequence.cache_key
+            length = later = self._common(wanted if is_own else public, slot.tokens)
+            # nobody waits for what another owner reads
+            if is_own and slot.holder and (length == len(slot.tokens) or not length):
                 later = max(length, self._common(wanted, slot.ahead))
             if later:
                 yield Prefix(slot, length, later)
@@ -141,7 +145,8 @@ class Slots:
         del slot.tokens[length:]
         slot.ahead = array("i", sequence.keys())
         slot.end = length
-        slot.holder, sequence.slot, sequence.num_computed = sequence, slot.index, length
+        slot.holder, slot.key, sequence.slot, sequence.num_computed = sequence, sequence.cache_key, slot.index, length
+        sequence.num_found, sequence.num_known = length, len(sequence.tokens)
 
     def advance(self, sequence: Sequence, end: int) -> None:
         """What is computed by now, and how far the next step will write."""

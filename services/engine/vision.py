@@ -19,6 +19,7 @@ from services.engine.base import Image, Job, Picture, PlacedImage
 from services.engine.parts import language_part
 from services.engine.pictures import PictureReader
 from services.engine.scheduler import Work
+from services.engine.sequence import CacheKey
 
 KEPT_TOKENS = 16_384  # of images that were seen
 IMAGE = 1  # as `mm_token_type_ids` say it
@@ -59,7 +60,7 @@ class Vision:
         self.reader = reader
         self.model = model
         self._part = model.base_model
-        self._kept: OrderedDict[bytes, Seen] = OrderedDict()
+        self._kept: OrderedDict[tuple[CacheKey | None, bytes], Seen] = OrderedDict()
         _refuse_what_looks_ahead(model)
         self._inputs = _parameters(self._part.get_image_features)
         self._counts = getattr(self._part, "get_rope_index", None)
@@ -90,7 +91,7 @@ class Vision:
         sequence = work.sequence
         for placed in sequence.job.images:
             if _part(placed, work):
-                self._see(placed.image)
+                self._see(placed.image, sequence.cache_key)
         if sequence.job.images and self._counts and sequence.places is None:
             sequence.places = self._places(sequence.job)
 
@@ -109,7 +110,7 @@ class Vision:
             for placed in work.sequence.job.images:
                 if part := _part(placed, work):
                     rows = [begin + position - work.start for position in placed.positions[part]]
-                    yield Shown(self._see(placed.image), part, rows)
+                    yield Shown(self._see(placed.image, work.sequence.cache_key), part, rows)
             begin += work.num_tokens
 
     def _moved(self, works: Sequence[Work], positions: Tensor) -> Tensor:
@@ -129,13 +130,15 @@ class Vision:
         return moved
 
     @torch.inference_mode()
-    def _see(self, image: Image) -> Seen:
-        if image.digest not in self._kept:
-            self._kept[image.digest] = self._features(image)
-        self._kept.move_to_end(image.digest)
+    def _see(self, image: Image, whose: CacheKey | None) -> Seen:
+        """Once for each owner: that an image was seen before is felt in the time it takes."""
+        key = whose, image.digest
+        if key not in self._kept:
+            self._kept[key] = self._features(image)
+        self._kept.move_to_end(key)
         while len(self._kept) > 1 and sum(len(seen.embeddings) for seen in self._kept.values()) > KEPT_TOKENS:
             self._kept.popitem(last=False)
-        return self._kept[image.digest]
+        return self._kept[key]
 
     def _features(self, image: Image) -> Seen:
         given = {name: tensor for name, tensor in self._given([image]).items() if name in self._inputs}

@@ -5,6 +5,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from app.common import dependencies
+from app.common.auth import Caller
 from app.common.ignored import UnknownKeys
 from app.controller.embeddings_controller import router
 from schemas.embeddings_schema import EmbeddingRequest
@@ -16,7 +17,8 @@ class Embedder:
     def __init__(self) -> None:
         self.requests: list[EmbeddingRequest] = []
 
-    async def create(self, request: EmbeddingRequest) -> bytes:
+    async def create(self, request: EmbeddingRequest, owner: str) -> bytes:
+        assert owner == "me"
         self.requests.append(request)
         return ANSWER
 
@@ -32,6 +34,7 @@ def client(embedder) -> TestClient:
     app.include_router(router)
     app.dependency_overrides[dependencies.Embedder.__metadata__[0].dependency] = lambda: embedder
     app.dependency_overrides[dependencies.UnknownKeys.__metadata__[0].dependency] = lambda: UnknownKeys(strict=False)
+    app.dependency_overrides[dependencies._caller] = lambda: Caller("me")
     return TestClient(app)
 
 

@@ -329,6 +329,46 @@ async def test_a_full_queue_refuses_at_once_but_one_call_may_be_of_any_size():
         await embedder.embed([[1]])
 
 
+async def test_an_owner_with_less_than_its_share_comes_in_where_the_queue_is_full():
+    encode = Echo()
+    async with running(encode, max_waiting=10) as embedder:
+        encode.gate.clear()
+        calls = [asyncio.create_task(embedder.embed([[1]] * 10, "alpha"))]
+        await encode.has_begun()
+        calls += [asyncio.create_task(embedder.embed([[2]] * 5, "beta"))]
+        await asyncio.sleep(0)  # it is taken in
+        for owner in ("alpha", "beta"):
+            with pytest.raises(Overloaded, match="its share"):
+                await embedder.embed([[1]], owner)
+        encode.gate.set()
+        await asyncio.gather(*calls)
+
+
+async def test_any_number_of_calls_of_one_owner_is_in_front_of_anothers_for_one_batch():
+    encode = Echo()
+    async with running(encode, batch_tokens=100) as embedder:
+        encode.gate.clear()
+        crowd = [asyncio.create_task(embedder.embed([[1] * 10], "alpha")) for _ in range(200)]
+        await encode.has_begun()
+        single = asyncio.create_task(embedder.embed([[2] * 10], "beta"))
+        await asyncio.sleep(0)
+        encode.gate.set()
+        await single
+        await asyncio.gather(*crowd)
+    assert [2] * 10 in [row for batch in encode.batches[: 1 + 2] for row in batch]
+
+
+async def test_rounds_between_owners_leave_nothing_behind():
+    calls = [Call([[1] * 10] * (1 + 7 * index), 2, owner) for owner in "abc" for index in range(6)]
+    taken = []
+    while any(call.tokens_left for call in calls):
+        rows = share([call for call in calls if call.tokens_left], budget=60)
+        assert len({row.call.owner for row in rows}) == len({row.call.owner for row in rows + rows})
+        assert sum(len(row.tokens) for row in rows) <= 60
+        taken += rows
+    assert len(taken) == sum(1 + 7 * index for index in range(6)) * 3
+
+
 async def test_inputs_the_model_cannot_take_are_refused():
     async with running(Echo(), max_length=3) as embedder:
         with pytest.raises(PromptTooLong, match=r"3 tokens.* 4 tokens"):

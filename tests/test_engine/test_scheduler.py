@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from services.engine.base import Job
+from services.engine import fairness
+from services.engine.base import ANYBODY, Job
 from services.engine.scheduler import RECOVERY, Batch, Scheduler, Work
 from services.engine.sequence import Sequence
 from services.engine.slots import Change, Copy, Forget, Swap, common_prefix
@@ -23,8 +24,10 @@ LONGEST = 36
 POISON = -1
 
 
-def sequence(prompt: int, answer: int = 1, name: str = "job", first: int = 0, priority: int = 0) -> Sequence:
-    return Sequence(Job(name, tuple(range(first, first + prompt)), priority=priority), answer)
+def sequence(
+    prompt: int, answer: int = 1, name: str = "job", first: int = 0, priority: int = 0, owner: str = ANYBODY
+) -> Sequence:
+    return Sequence(Job(name, tuple(range(first, first + prompt)), priority=priority, owner=owner), answer)
 
 
 def following(tokens: list[int]) -> int:
@@ -65,6 +68,11 @@ class Memory:
             self.slots[work.slot][: work.end] = [POISON] * work.end
 
 
+def common(one: list[int], other: list[int]) -> int:
+    """Tokens that they begin with in common."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
 def digest(tokens: list[int]) -> int:
     return abs(hash(tuple(tokens)))
 
@@ -98,8 +106,22 @@ class Service(RuleBasedStateMachine):
         budget=st.integers(1, 40),
         cache_tokens=st.none() | st.integers(LONGEST, 100),
         min_reuse=st.sampled_from([None, 1, 3]),
+        owners=st.sampled_from([(ANYBODY,), ("alpha", "beta")]),
+        slices=st.sampled_from([(1, 2), (2, 4), (fairness.SLICE, fairness.QUANTUM)]),
     )
-    def start(self, slots: int, budget: int, cache_tokens: int | None, min_reuse: int | None) -> None:
+    def start(
+        self,
+        slots: int,
+        budget: int,
+        cache_tokens: int | None,
+        min_reuse: int | None,
+        owners: tuple[str, ...],
+        slices: tuple[int, int],
+    ) -> None:
+        self.owners = owners
+        self.ran: set[Sequence] = set()
+        self.usual = fairness.SLICE, fairness.QUANTUM
+        fairness.SLICE, fairness.QUANTUM = slices
         self.num_slots = slots
         self.budget = max(budget, slots)
         self.cache_tokens = cache_tokens
@@ -108,9 +130,16 @@ class Service(RuleBasedStateMachine):
         self.sequences: list[Sequence] = []
         self.batch = Batch([], [])
 
-    @rule(prompt=LENGTHS, answer=ANSWERS, family=st.integers(0, 1), priority=st.sampled_from([0, 0, 0, 1]))
-    def add(self, prompt: int, answer: int, family: int, priority: int) -> None:
-        self.sequences.append(sequence(prompt, answer, first=10 * family, priority=priority))
+    @rule(
+        prompt=LENGTHS,
+        answer=ANSWERS,
+        family=st.integers(0, 1),
+        priority=st.sampled_from([0, 0, 0, 1]),
+        owner=st.integers(0, 1),
+    )
+    def add(self, prompt: int, answer: int, family: int, priority: int, owner: int) -> None:
+        whose = self.owners[owner % len(self.owners)]
+        self.sequences.append(sequence(prompt, answer, first=10 * family, priority=priority, owner=whose))
         self.scheduler.add(self.sequences[-1])
 
     @precondition(lambda self: any(each.finished for each in self.sequences))
@@ -119,7 +148,7 @@ class Service(RuleBasedStateMachine):
         """A conversation grows by a turn."""
         before = data.draw(st.sampled_from([each for each in self.sequences if each.finished]))
         tokens = (*before.tokens, *said)[: LONGEST - 2]
-        self.sequences.append(Sequence(Job("job", tokens), 2))
+        self.sequences.append(Sequence(Job("job", tokens, owner=before.job.owner), 2))
         self.scheduler.add(self.sequences[-1])
 
     @rule(data=st.data())
@@ -188,9 +217,21 @@ class Service(RuleBasedStateMachine):
         assert all(each in scheduled or each.slot is None for each in writing)  # nobody who reads holds up who writes
         admitted = [each for each in self.sequences if each.slot is not None and each not in before]
         waiting = [each for each in self.sequences if each.slot is None and not each.is_over and not each.wait]
-        assert all(rank(each) < rank(other) for each in admitted for other in waiting)
+        if len(self.owners) > 1:  # who has given way to another owner in this step comes after those admitted in it
+            waiting = [each for each in waiting if each not in before]
+        pairs = [(each, other) for each in admitted for other in waiting if each.job.owner == other.job.owner]
+        assert all(rank(each) < rank(other) for each, other in pairs)
+        for each in admitted:
+            self._has_found_only_its_owners(each)
 
         self.memory.change(self.batch.changes)
+
+    def _has_found_only_its_owners(self, admitted: Sequence) -> None:
+        """Or its own, if it ran before."""
+        own = [each for each in self.sequences if each.job.owner == admitted.job.owner and each is not admitted]
+        known = max((common(admitted.tokens, each.tokens) for each in own), default=0)
+        assert admitted.num_found <= known or admitted in self.ran
+        self.ran.add(admitted)
 
     @invariant()
     def every_slot_is_free_or_held_once(self) -> None:
@@ -213,7 +254,10 @@ class Service(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         longest = sum(len(each.job.prompt) + each.max_tokens for each in self.sequences)
+        if len(self.owners) > 1:  # each token may cost reading what is before it once more
+            longest *= LONGEST
         assert sum(1 for _ in steps(self.scheduler, self.memory)) <= 2 * longest
+        fairness.SLICE, fairness.QUANTUM = self.usual
         assert all(each.cancelled or each.finished for each in self.sequences)
         self.scheduler.check()
         assert self.scheduler.num_cached == 0

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.engine import drafts, scheduler
-from services.engine.base import Piece, ThinkingLimit
+from services.engine import drafts, fairness, scheduler
+from services.engine.base import ANYBODY, Piece, ThinkingLimit
 from services.engine.request import Request
 from services.engine.scheduler import Scheduler, Work
 from services.engine.sequence import Sequence
@@ -91,6 +91,7 @@ class World:
         self.unrest = self._choice(0, 0.001, 0.02)
         self.faults = self._choice(0, 0, 0.01, 0.05)
         self.paged = self._choice(True, False)
+        self.owners = self._choice((ANYBODY,), ("alpha", "beta"), ("alpha", "beta", "gamma"))
         self.runner = self._runner(slots=self._choice(1, 3, 5))
         self.scheduler = Scheduler(
             self.runner.num_slots,
@@ -130,7 +131,7 @@ class World:
         prompt = self._choice("ab", "abcd", "xy")[: self.chance.randint(1, 4)] * self.chance.randint(1, 5)
         params = {"thinking": self._choice(None, None, ThinkingLimit(2, end=self.chance.randrange(LETTERS)))}
         params |= {"logprobs": self._choice(None, None, None, 1), "stop": self._choice((), (), ("no",), ("k",))}
-        asked = replace(job(prompt, **params), priority=self._choice(0, 0, 1))
+        asked = replace(job(prompt, **params), priority=self._choice(0, 0, 1), owner=self._choice(*self.owners))
         room = LENGTH - len(prompt)
         sequence = Leaving(asked, self._choice(room, self.chance.randint(1, room)), frozenset([END]))
         sequence.chance, sequence.unrest = self.chance, self.unrest
@@ -184,6 +185,8 @@ def _alone(request: Request) -> list[int]:
 def test_everybody_hears_what_it_would_hear_alone(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "HEADROOM", seed % 3)
     monkeypatch.setattr(scheduler, "RECOVERY", 8)
+    monkeypatch.setattr(fairness, "SLICE", 1 + seed % 2)
+    monkeypatch.setattr(fairness, "QUANTUM", 2 + seed % 3)
     monkeypatch.setattr(drafts, "WORDS", 1)
     world = World(seed)
     for step in range(50 * STEPS):

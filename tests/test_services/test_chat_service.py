@@ -183,6 +183,21 @@ async def test_priority_reaches_the_engine_with_every_choice(chat: ChatService, 
     assert [job.priority for job in engine.jobs] == [-3, -3]
 
 
+async def test_owner_and_salt_reach_the_engine_with_every_choice(chat: ChatService, engine: FakeEngine) -> None:
+    await chat.whole(request(cache_salt="salt", n=2), "me")
+    assert [(job.owner, job.cache_salt) for job in engine.jobs] == [("me", "salt")] * 2
+
+
+@pytest.mark.parametrize("keep", [None, 12])
+async def test_what_is_cut_off_a_prompt_is_not_what_is_public(
+    models: ModelManager, turns: TurnService, engine: FakeEngine, keep: int | None
+) -> None:
+    chat = ChatService(models, turns, Metrics(), system_prompt="Be kind.")
+    await chat.whole(request(truncate_prompt_tokens=keep), "me")
+    (job,) = engine.jobs
+    assert bytes(job.prompt[: job.num_public]).decode() == ("<" if keep else "<system>Be kind.\n<user>")
+
+
 class TestRefusals:
     @BOTH
     @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ class Engine:
     def __init__(self) -> None:
         self.inputs: list[list[int]] = []
 
-    async def embed(self, inputs: Sequence[list[int]]) -> Embeddings:
+    async def embed(self, inputs: Sequence[list[int]], owner: str) -> Embeddings:
         self.inputs = list(inputs)
         rows = [(len(row), *(row + [0] * 3)[:3]) for row in inputs]
         return Embeddings(np.array(rows, dtype="<f4").tobytes(), 4)
@@ -83,7 +83,7 @@ async def test_tokens_are_counted(engine) -> None:
 
 
 async def create(service: EmbeddingService, **body: Any) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(await service.create(EmbeddingRequest(**body)))
+    answer: dict[str, Any] = json.loads(await service.create(EmbeddingRequest(**body), "me"))
     return answer
 
 

@@ -26,7 +26,7 @@ class Embedder:
     async def embed(self, body: EmbedRequest, request: Request) -> Response:
         began = time.perf_counter()
         headers = self._server.ignored(_ignored(body)).headers
-        answer = await while_connected(request, self._vectors(decoded(_asked, body)))
+        answer = await while_connected(request, self._vectors(decoded(_asked, body), request))
         found = Embeddings(
             model=body.model or "default",
             embeddings=[each["embedding"] for each in answer["data"]],
@@ -37,13 +37,13 @@ class Embedder:
 
     async def embed_one(self, body: EmbeddingsRequest, request: Request) -> Response:
         headers = self._server.ignored(_ignored(body)).headers
-        answer = await while_connected(request, self._vectors(decoded(_asked_for_one, body), PROMPT))
+        answer = await while_connected(request, self._vectors(decoded(_asked_for_one, body), request, PROMPT))
         found = Embedding(embedding=answer["data"][0]["embedding"])
         return Response(to_json(found), headers=headers, media_type="application/json")
 
-    async def _vectors(self, asked: EmbeddingRequest, names: Names = NOTHING) -> dict[str, Any]:
+    async def _vectors(self, asked: EmbeddingRequest, request: Request, names: Names = NOTHING) -> dict[str, Any]:
         with translated(partial(in_words, names=names, too_long=TOO_LONG)):
-            answer = await self._server.embed(asked)
+            answer = await self._server.embed(asked, self._server.owner(request))
         vectors: dict[str, Any] = await asyncio.to_thread(orjson.loads, answer)  # may be megabytes
         return vectors
 

@@ -55,7 +55,15 @@ def jobs(id: str, request: CompletionRequest, tokenizer: Tokenizer, max_length: 
     params = _params(request)
     tokens = [_tokens(prompt, request, tokenizer) for prompt in request.prompts]
     whole = [
-        Job(id, tuple(ids), params, request.priority, param=request.name_of(index)) for index, ids in enumerate(tokens)
+        Job(
+            id,
+            tuple(ids),
+            params,
+            request.priority,
+            param=request.name_of(index),
+            cache_salt=request.cache_salt or "",
+        )
+        for index, ids in enumerate(tokens)
     ]
     made = [sampling.truncated(job, request, max_length) for job in whole]
     texts = [_text(prompt, tokenizer) if request.echo else "" for prompt in request.prompts]

@@ -123,6 +123,7 @@ def _sampling(request: ResponseRequest) -> dict[str, Any]:
         "logprobs": LOGPROBS in request.include,
         "top_logprobs": request.top_logprobs if LOGPROBS in request.include else 0,
         "service_tier": request.service_tier,
+        "cache_salt": request.cache_salt,
     }
 
 
