@@ -34,6 +34,7 @@ MAX_SOURCE = 250_000  # characters; the library bounds what it makes of them
 SLOTS, SHARE = 4, 3  # grammars that are compiled at once, and of one owner
 MAX_WAITING = 64  # of one owner
 
+Owned = tuple[str, GrammarSpec]
 Bits = NDArray[np.uint8]
 
 
@@ -60,7 +61,10 @@ class Matcher:
 
 
 class Grammars:
-    """Compiles for one tokenizer: the same one twice at once is compiled once, and what was refused is remembered."""
+    """Compiles for one tokenizer: the same one twice at once is compiled once, and what was refused is remembered.
+
+    For each owner by itself: that a grammar is there already is felt in the time it takes, and would tell of another's.
+    """
 
     def __init__(self, texts: TokenTexts, vocabulary: int, eos: frozenset[int], cpu_s: float = CPU_S) -> None:
         """`cpu_s`: how long checking one may take."""
@@ -70,9 +74,9 @@ class Grammars:
         self.checker = GrammarChecker(lambda: self._vocabulary, cpu_s)
         self._workers = ThreadPoolExecutor(SLOTS, "grammar")
         self._slots = FairSlots(SLOTS, SHARE, MAX_WAITING)
-        self._kept: dict[GrammarSpec, LLMatcher] = {}  # the latest last
+        self._kept: dict[Owned, LLMatcher] = {}  # the latest last
         self._refused: dict[bytes, str] = {}  # by digest, for what reason
-        self._compiling: dict[GrammarSpec, asyncio.Task[LLMatcher]] = {}
+        self._compiling: dict[Owned, asyncio.Task[LLMatcher]] = {}
         self.num_compiled = 0
 
     async def matcher(self, spec: GrammarSpec, owner: str = "") -> Matcher:
@@ -90,14 +94,15 @@ class Grammars:
     async def _compiled(self, spec: GrammarSpec, owner: str) -> LLMatcher:
         if len(spec.source) > MAX_SOURCE:
             raise NoGrammar(f"it is longer than {MAX_SOURCE} characters")
-        if (compiled := self._kept.pop(spec, None)) is not None:
-            self._kept[spec] = compiled
+        key = owner, spec
+        if (compiled := self._kept.pop(key, None)) is not None:
+            self._kept[key] = compiled
             return compiled
         if (reason := self._refused.get(_digest(spec))) is not None:
             raise NoGrammar(reason)
-        if (task := self._compiling.get(spec)) is None:
-            task = self._compiling[spec] = asyncio.create_task(self._compile(spec, owner))
-            task.add_done_callback(lambda done: self._settle(spec, done))
+        if (task := self._compiling.get(key)) is None:
+            task = self._compiling[key] = asyncio.create_task(self._compile(spec, owner))
+            task.add_done_callback(lambda done: self._settle(key, done))
         return await asyncio.shield(task)  # whoever leaves does not take it away from the others
 
     async def _compile(self, spec: GrammarSpec, owner: str) -> LLMatcher:
@@ -107,18 +112,18 @@ class Grammars:
     def _work(self, spec: GrammarSpec) -> LLMatcher:
         return compile_text(self.checker.check(spec), self._tokenizer)
 
-    def _settle(self, spec: GrammarSpec, task: asyncio.Task[LLMatcher]) -> None:
-        del self._compiling[spec]
+    def _settle(self, key: Owned, task: asyncio.Task[LLMatcher]) -> None:
+        del self._compiling[key]
         match None if task.cancelled() else task.exception():
             case None if not task.cancelled():
-                self._keep(spec, task.result())
+                self._keep(key, task.result())
             case NoGrammar() as error:
-                self._refuse(spec, str(error))
+                self._refuse(key[1], str(error))
 
-    def _keep(self, spec: GrammarSpec, compiled: LLMatcher) -> None:
+    def _keep(self, key: Owned, compiled: LLMatcher) -> None:
         self.num_compiled += 1
-        self._kept[spec] = compiled
-        while len(self._kept) > KEPT or sum(len(each.source) for each in self._kept) > KEPT_SOURCE:
+        self._kept[key] = compiled
+        while len(self._kept) > KEPT or sum(len(spec.source) for _, spec in self._kept) > KEPT_SOURCE:
             del self._kept[next(iter(self._kept))]
 
     def _refuse(self, spec: GrammarSpec, reason: str) -> None:

@@ -158,7 +158,8 @@ class LocalEngine:
         self._check_ids(job.param, (min(job.prompt), max(job.prompt)))
         self._check_ids("logit_bias", job.sampling.logit_bias)
         self._check_ids("stop_token_ids", job.sampling.stop_token_ids)
-        matcher = await self._grammars.matcher(job.sampling.grammar) if job.sampling.grammar else None
+        grammar = job.sampling.grammar
+        matcher = await self._grammars.matcher(grammar, job.owner) if grammar else None
         self._check_room(job.owner)  # nothing is awaited from here on
         limit = min(job.sampling.max_tokens or room, room)
         key = CacheKey(None if self._shares_prefixes else job.owner, job.cache_salt)

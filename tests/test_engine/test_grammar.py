@@ -128,6 +128,13 @@ async def test_each_answer_goes_its_own_way_through_a_grammar_compiled_once(comp
     assert compiling.num_compiled == 1
 
 
+async def test_each_owner_compiles_its_own(compiling: Grammars) -> None:
+    """Else a guess would be known to be right by how soon it is there."""
+    for owner in ("alpha", "beta", "alpha"):
+        await compiling.matcher(GrammarSpec("regex", "4711"), owner)
+    assert compiling.num_compiled == 2
+
+
 async def test_the_latest_are_kept_and_not_too_much_of_them(compiling: Grammars) -> None:
     large = [GrammarSpec("lark", f"start: /{letter}/ // {letter * (KEPT_SOURCE // 5)}") for letter in "abcde"]
 
