@@ -14,6 +14,7 @@ from typing import Protocol
 from filelock import FileLock, Timeout
 
 from services.engine import kernel
+from services.engine.quarantine import CRASHES, Quarantine
 from services.engine.threads import fit_container
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Compilation:
         self.file = file
         self.plan = plan
         self._ready = ready
+        self._quarantine = Quarantine(file)
         self._worker: subprocess.Popen[bytes] | None = None
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="compilation", daemon=True)
@@ -43,6 +45,7 @@ class Compilation:
 
     def stop(self) -> None:
         self._stopped = True
+        self._quarantine.abandon()
         if self._worker is not None:
             self._worker.terminate()
 
@@ -51,10 +54,12 @@ class Compilation:
 
     def _run(self) -> None:
         try:
+            if self._quarantine.holds():
+                return
             if not self._is_made:
                 self._make()
             if not self._stopped and self._is_made:
-                self._ready(self.file)
+                self._quarantine.use(lambda: self._ready(self.file))
         except Exception:
             logger.exception("steps stay eager: the compiled one cannot be used")
 
@@ -79,6 +84,8 @@ class Compilation:
         if self._worker.returncode != 0 and not self._stopped:
             reason = said.decode(errors="replace").strip().splitlines()[-1:] or ["the compiling process failed"]
             logger.warning("steps stay eager: %s", reason[0])
+            if -self._worker.returncode in CRASHES:
+                self._quarantine.mark()
 
 
 def main(maker: str, file: str, plan: str) -> None:

@@ -24,16 +24,20 @@ from torch import Tensor, nn
 
 from services.engine import kernel
 from services.engine.attention import NAME, running
+from services.engine.base import Job
 from services.engine.kv_cache import LayerShape, SlotCache
 from services.engine.loader import Source, load
 from services.engine.packed import pack_linears, packed_weights
 from services.engine.parts import language_part
 from services.engine.scheduler import Work
+from services.engine.sequence import Sequence
 
 CONSTANT = "_tensor_constant"  # how AOTInductor numbers the tensors that are no parameters, in the order of the modules
 SOURCES = ("attend.cpp", "attention.py", "compiled.py", "int8.cpp", "int8.py", "packed.py")
 MIN_ROWS = 2  # torch.export specialises on 1
+MIN_SLOTS = 2  # so it does on a memory of one slot; a memory may have fewer slots than were compiled for, never more
 MAX_ROWS = 2**16
+TRIED_TOKENS = 512  # of a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,9 @@ class Plan:
         given = json.loads(text)
         shapes = {int(index): _shape(**shape) for index, shape in given.pop("shapes").items()}
         return cls(source=Source(**given.pop("source")), **given, shapes=shapes)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_slots", max(MIN_SLOTS, self.num_slots))
 
     def file(self, folder: Path, model: Any) -> Path:
         same = {"source": self.source.quantization, "class": type(model).__name__}  # one architecture shares a step
@@ -188,9 +195,9 @@ def _tensors(cache: SlotCache) -> tuple[list[Tensor], list[Tensor]]:
     return [layer.keys for layer in layers], [layer.values for layer in layers]
 
 
-def open_package(file: Path, model: nn.Module) -> Callable[..., Tensor]:
-    """Calls it without Python's lock: other threads go on meanwhile."""
-    kernel.load(kernel.file(file.parent))
+def open_package(file: Path, model: nn.Module, kernels: Path | None = None) -> Callable[..., Tensor]:
+    """Calls it without Python's lock: other threads go on meanwhile. `kernels`: the folder of ours, if another."""
+    kernel.load(kernel.file(kernels or file.parent))
     package = torch.classes.parley.Package(str(file))
     names = package.names()
     package.give(names, _constants(model, names))
@@ -226,11 +233,44 @@ def compile_to(file: Path, model: nn.Module, plan: Plan) -> None:
     tokens = torch.export.Dim("tokens", min=MIN_ROWS, max=MAX_ROWS)
     logits = torch.export.Dim("logits", min=MIN_ROWS, max=MAX_ROWS)
     as_it_is: list[None] = [None] * len(plan.shapes)
-    package(step, (*example, *_tensors(cache)), (*[{0: tokens}] * 4, {0: logits}, as_it_is, as_it_is), file)
+    package(
+        step,
+        (*example, *_tensors(cache)),
+        (*[{0: tokens}] * 4, {0: logits}, as_it_is, as_it_is),
+        file,
+        try_out=lambda made: try_step(CompiledStep(open_package(made, model, file.parent), cache), cache),
+    )
 
 
-def package(step: nn.Module, example: tuple[Any, ...], dynamic: tuple[Any, ...], file: Path) -> None:
-    """Exports and compiles; a minute or so. The file appears whole or not at all."""
+def try_step(step: CompiledStep, cache: SlotCache) -> None:
+    """The corners of what it may be asked for: the fewest and the most rows and tokens, and the memory's last place."""
+    every, last = range(cache.num_slots), cache.num_slots - 1
+    prompt = min(TRIED_TOKENS, cache.length)
+    for works in (
+        [_work(0, 0, 1)],
+        [_work(last, cache.length - 1, 1)],
+        [_work(slot, slot % cache.length, 1) for slot in every],
+        [_work(last, cache.length - prompt, prompt)],
+        [*(_work(slot, 0, 1) for slot in every if slot != last), _work(last, 0, prompt)],
+    ):
+        if not step.run(works).isfinite().all():
+            raise ValueError("the compiled step does not compute numbers")
+
+
+def _work(slot: int, start: int, num_tokens: int) -> Work:
+    sequence = Sequence(Job("trial", (0,) * (start + num_tokens)), 1)
+    sequence.num_computed = start
+    return Work(sequence, slot, num_tokens)
+
+
+def package(
+    step: nn.Module,
+    example: tuple[Any, ...],
+    dynamic: tuple[Any, ...],
+    file: Path,
+    try_out: Callable[[Path], None],
+) -> None:
+    """Exports and compiles; a minute or so. The file appears whole and tried, or not at all."""
     with torch.no_grad(), _workshop(file) as folder:
         program = torch.export.export(step, example, dynamic_shapes=dynamic)
         torch._inductor.aoti_compile_and_package(
@@ -238,6 +278,7 @@ def package(step: nn.Module, example: tuple[Any, ...], dynamic: tuple[Any, ...],
             package_path=str(folder / file.name),
             inductor_configs={"aot_inductor.package_constants_in_so": False},
         )
+        try_out(folder / file.name)
         os.replace(folder / file.name, file)
 
 

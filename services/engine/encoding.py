@@ -18,7 +18,7 @@ from torch.nn.functional import cosine_similarity
 
 from services.engine import kernel
 from services.engine.attention import NAME, UnsupportedAttention, running
-from services.engine.compiled import MAX_ROWS, MIN_ROWS, digest, open_package, package
+from services.engine.compiled import MAX_ROWS, MIN_ROWS, TRIED_TOKENS, digest, open_package, package
 from services.engine.packed import pack_linears, unpack_linears
 
 SOURCES = ("attend.cpp", "attention.py", "compiled.py", "encoding.py", "packed.py")
@@ -145,4 +145,17 @@ def compile_to(file: Path, model: Any) -> None:
         *(torch.tensor(each) for each in ([0, 1, 2, 3, 0, 1], [0] * 4 + [4] * 2, [4] * 4 + [6] * 2)),
     )
     tokens = torch.export.Dim("tokens", min=MIN_ROWS, max=MAX_ROWS)
-    package(EncodeStep(model).eval(), example, ({0: tokens},) * 4, file)
+    package(
+        EncodeStep(model).eval(),
+        example,
+        ({0: tokens},) * 4,
+        file,
+        try_out=lambda made: try_encoder(CompiledEncoder(open_package(made, model, file.parent))),
+    )
+
+
+def try_encoder(encoder: CompiledEncoder) -> None:
+    """The corners: one token, and many texts."""
+    for rows in (((5,),), TRIAL, ((5,),) * TRIED_TOKENS):
+        if not encoder(rows).isfinite().all():
+            raise ValueError("the compiled encoder does not compute numbers")

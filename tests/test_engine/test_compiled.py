@@ -18,7 +18,8 @@ from services.engine.base import Job
 from services.engine.batch_runner import BatchRunner
 from services.engine.building import build_runner
 from services.engine.compilation import Compilation
-from services.engine.compiled import CompiledStep, Plan, open_package
+from services.engine.compiled import CompiledStep, Plan, open_package, try_step
+from services.engine.kv_cache import SlotCache
 from services.engine.loader import Source
 from services.engine.scheduler import Work
 from services.engine.sequence import Sequence
@@ -28,8 +29,8 @@ from tests.test_engine.tiny_models import build
 SLOTS, LENGTH = 6, 48
 
 
-def runner_of(name: str) -> BatchRunner:
-    runner = build_runner(build(name), num_slots=SLOTS, length=LENGTH, budget=2**30)
+def runner_of(name: str, num_slots: int = SLOTS) -> BatchRunner:
+    runner = build_runner(build(name), num_slots=num_slots, length=LENGTH, budget=2**30)
     assert isinstance(runner, BatchRunner)
     return runner
 
@@ -108,6 +109,57 @@ def test_the_runner_goes_on_with_it_once_it_is_there(
     assert opened == [file]  # for the trial and for good
     assert runner._compiled is not None
     close(runner.run(read(runner, {0: 1, 1: 4})), eager)
+
+
+@needs_compiler
+@pytest.mark.parametrize("num_slots", [1, 2])  # one file for both
+def test_it_is_taken_over_whatever_the_number_of_slots(num_slots: int, folder: Path, native_kernel: None) -> None:
+    """The trial has two slots: with a step made for one, native code ended the whole process."""
+    runner = runner_of("llama", num_slots)
+    last = num_slots - 1
+    expected = [runner.run(read(runner, lengths)) for lengths in ({0: 1}, {last: 9})]
+    runner.adopt(made(runner, folder))
+    assert runner._compiled is not None
+    for lengths, eager in zip(({0: 1}, {last: 9}), expected, strict=True):
+        close(runner.run(read(runner, lengths)), eager)
+
+
+class Step:
+    """A compiled step that notes what it was tried with."""
+
+    def __init__(self, logits: float = 0.0) -> None:
+        self.tried: list[list[tuple[int, int, int]]] = []
+        self._logits = logits
+
+    def run(self, works: list[Work]) -> Tensor:
+        self.tried.append([(work.slot, work.start, work.num_tokens) for work in works])
+        return torch.full((sum(work.num_logits for work in works), 4), self._logits)
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, SLOTS])
+def test_it_is_tried_at_its_corners_where_it_is_made(num_slots: int) -> None:
+    cache = SlotCache(runner_of("llama")._cache.shapes, num_slots, LENGTH, torch.device("cpu"))
+    step = Step()
+    try_step(step, cache)  # type: ignore[arg-type]
+    assert [(0, 0, 1)] in step.tried
+    assert [(num_slots - 1, LENGTH - 1, 1)] in step.tried
+    assert [(num_slots - 1, 0, LENGTH)] in step.tried
+    assert max(len(works) for works in step.tried) == num_slots
+    with pytest.raises(ValueError, match="does not compute numbers"):
+        try_step(Step(float("nan")), cache)  # type: ignore[arg-type]
+
+
+@needs_compiler
+def test_what_fails_its_trial_does_not_appear(tmp_path: Path, native_kernel: None) -> None:
+    def fail(made: Path) -> None:
+        assert made.exists()
+        raise RuntimeError("out of bounds")
+
+    doubling = nn.Linear(2, 2).eval()
+    file = tmp_path / "double.pt2"
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        compiled.package(doubling, (torch.ones(2, 2),), ({0: None},), file, fail)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_file_changes_with_what_the_step_depends_on(tmp_path: Path) -> None:
@@ -191,3 +243,40 @@ def test_steps_stay_eager_where_the_worker_fails(
     compilation.join()
     assert not handed.is_set()
     assert "stay eager" in caplog.text
+
+
+CRASHING = """
+import os
+def make(file, plan):
+    file.with_name("tries").open("a").write("x")
+    os.abort()
+"""
+
+
+@dataclass
+class Crash:
+    maker: str = "maker_of_crashes"
+
+    def to_json(self) -> str:
+        return "{}"
+
+
+def run(file: Path, plan: Facts | Crash, ready: Callable[[Path], None]) -> None:
+    compilation = Compilation(file, plan, ready)
+    compilation.start()
+    compilation.join()
+
+
+def test_what_crashed_where_it_was_made_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "maker_of_crashes.py").write_text(CRASHING)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
+    handed: list[Path] = []
+    for _ in range(2):
+        caplog.clear()
+        run(tmp_path / "step.pt2", Crash(), handed.append)
+        assert "steps stay eager" in caplog.text
+    assert handed == []
+    assert (tmp_path / "tries").read_text() == "x"
+    assert "step.crashed" in caplog.text
