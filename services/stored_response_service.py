@@ -23,6 +23,10 @@ class StoredResponseService:
         self._turns = turns
         self._streams = streams
 
+    def unknown_keys(self, asked: Retrieval) -> list[str]:
+        """What is left aside of it."""
+        return responses.unknown_in_retrieval(asked)
+
     async def retrieve(self, id: str, owner: str, asked: Retrieval) -> Response:
         responses.check_retrieval(asked)
         return await self.get(id, owner)

@@ -60,10 +60,18 @@ async def compact(responses: Responses) -> None:
 @router.get("/v1/responses/{response_id}", response_model=Response, responses=EVENTS)
 @router.get("/responses/{response_id}", response_model=Response, include_in_schema=False)
 async def retrieve_response(
-    response_id: str, asked: Annotated[Retrieval, Query()], stored: StoredResponses, caller: Caller, sse: Sse
+    response_id: str,
+    asked: Annotated[Retrieval, Query()],
+    response: HttpResponse,
+    stored: StoredResponses,
+    caller: Caller,
+    sse: Sse,
+    unknown: UnknownKeys,
 ) -> Any:
+    ignored = unknown.header(stored.unknown_keys(asked))
     if asked.stream:
-        return await sse.responses(await stored.resume(response_id, caller.owner, asked), {})
+        return await sse.responses(await stored.resume(response_id, caller.owner, asked), ignored)
+    response.headers.update(ignored)
     return await stored.retrieve(response_id, caller.owner, asked)
 
 

@@ -368,6 +368,13 @@ class TestStored:
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == query.split("=")[0]
 
+    async def test_query_for_more_than_there_is_is_left_aside(self, site: Site) -> None:
+        made = (await site.client.post(PATH, json={"input": "Hi"})).json()
+        query = "include_obfuscation=true&include[]=file_search_call.results&include[]=message.output_text.logprobs"
+        answer = await site.client.get(f"{PATH}/{made['id']}?{query}")
+        assert answer.status_code == 200
+        assert answer.headers["x-parley-ignored"] == "include.file_search_call.results, include_obfuscation"
+
     async def test_compaction_is_refused(self, client: AsyncOpenAI) -> None:
         with pytest.raises(openai.BadRequestError, match="truncation") as refused:
             await client.responses.compact(model="fake-chat", input="Hi")
