@@ -25,9 +25,9 @@ class Kept(dict[str, Any]):
 
 def kept(model: Request, *, extra: bool = True, **dump: Any) -> Kept:
     """With `extra`, unknown keys are part of it. They are named either way; `dump`: how pydantic is to write it."""
-    unknown = set() if extra else set(model.model_extra or ())
+    unknown = None if extra or not model.model_extra else set(model.model_extra)
     found = Kept(model.model_dump(exclude=unknown, **dump))
-    if ignored := tuple(islice(ignored_keys(model), MOST)):
+    if (model.model_extra or _can_have(type(model))) and (ignored := tuple(islice(ignored_keys(model), MOST))):
         found.ignored = ignored
     return found
 
@@ -39,12 +39,19 @@ def ignored_keys(value: object, path: str = "") -> Iterator[str]:
             own = value.left_aside() if isinstance(value, Request) else value.model_extra or ()
             yield from (path + name for name in own)
             for field, name in _nesting(type(value)):
-                yield from ignored_keys(getattr(value, field), f"{path}{name}.")
+                if inner := getattr(value, field):
+                    yield from ignored_keys(inner, f"{path}{name}.")
         case Kept():
             yield from (path + name for name in value.ignored)
         case list():
             for index, each in enumerate(value):
                 yield from ignored_keys(each, f"{path}{index}.")
+
+
+@cache
+def _can_have(model: type[Request]) -> bool:
+    """Something to be left aside besides unknown keys. Most parts of a request are texts, and cannot."""
+    return bool(model.HINTS or _nesting(model)) or model.left_aside is not Request.left_aside
 
 
 @cache

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+MAX_KEYS = 1_000  # of an object that has names for them: each takes its time to be looked at
+
 Hints = Mapping[str, tuple[object, ...]]
 
 
@@ -25,15 +27,17 @@ class Request(BaseModel):
     def _as_in_json(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        if len(data) > MAX_KEYS:
+            raise fault(f"has more than {MAX_KEYS} keys")
         return {key: _number(value) for key, value in data.items() if value is not None}
 
     def left_aside(self) -> Iterator[str]:
         """The keys of this object alone that nothing here acts upon."""
-        extra = self.model_extra or {}
-        yield from (name for name, value in extra.items() if value not in self.HINTS.get(name, ()))
-        for name in self.HINTS.keys() & self.model_fields_set - extra.keys():
-            if getattr(self, name) not in self.HINTS[name]:
+        for name, value in (self.model_extra or {}).items():
+            if value not in self.HINTS.get(name, ()):
                 yield name
+        known = self.HINTS.keys() & type(self).model_fields.keys() & self.model_fields_set
+        yield from (name for name in known if getattr(self, name) not in self.HINTS[name])
 
 
 def fault(message: str, *where: int | str) -> ValidationError:

@@ -4,7 +4,7 @@ from itertools import islice
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage
 from schemas.ignored_keys import Kept, ignored_keys, kept
@@ -70,10 +70,20 @@ def test_models_of_others_are_searched_too() -> None:
     assert list(ignored_keys(Outer.model_validate({"inner": [{}, {"odd": 1}], "odd": 1}))) == ["inner.1.odd"]
 
 
-def test_of_very_many_no_more_are_looked_at_than_are_asked_for() -> None:
-    keys = {f"k{n}": n for n in range(100_000)}
+def test_of_many_no_more_are_looked_at_than_are_asked_for() -> None:
+    keys = {f"k{n}": n for n in range(900)}
     many = ChatCompletionRequest.model_validate({"messages": [{"content": "hi"}], **keys})
     assert len(list(islice(ignored_keys(many), 3))) == 3
-    message = ChatMessage.model_validate({"content": "hi", **keys})
+    message = ChatMessage.model_validate({"content": [{**TEXT, **keys}, {**TEXT, **keys}]})
     assert isinstance(shown := kept(message, extra=False), Kept)
     assert len(shown.ignored) == 1_000
+
+
+@pytest.mark.parametrize("place", ["request", "part"])
+def test_objects_of_very_many_keys_are_refused(place: str) -> None:
+    keys = {f"k{n}": n for n in range(1_000)}
+    content = [{**TEXT, **keys}] if place == "part" else "hi"
+    with pytest.raises(ValidationError, match="more than 1000 keys"):
+        ChatCompletionRequest.model_validate(
+            {"messages": [{"content": content}], **(keys if place == "request" else {})}
+        )
