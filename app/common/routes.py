@@ -27,6 +27,9 @@ class Entry:
     def answers(self, path: str, methods: Iterable[str]) -> bool:
         return bool(self.pattern.match(path)) and (not self.methods or not self.methods.isdisjoint(methods))
 
+    def is_above(self, path: str) -> bool:
+        return bool(self.pattern.match(path)) or path.startswith(f"{self.path}/")
+
 
 class Routes:
     def __init__(self) -> None:
@@ -68,8 +71,8 @@ class Routes:
         return entry is not None and entry.head_is_get
 
     def foreign(self, path: str) -> Entry | None:
-        """The entry of another protocol than OpenAI's that answers this path."""
-        return next((each for each in self._entries if each.error_body and each.pattern.match(path)), None)
+        """The entry of another protocol than OpenAI's that answers this path, or one above it."""
+        return next((each for each in self._entries if each.error_body and each.is_above(path)), None)
 
 
 def _head_is_get(route: BaseRoute, methods: frozenset[str]) -> bool:

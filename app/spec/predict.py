@@ -1,12 +1,13 @@
 """POST /predict: `{"input": "…"}` in, `{"output": "…"}` out."""
 
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import Request, Response
 
 from app.common.sse import Framing
 from app.spec.framing import Item, Named, json_lines
+from app.spec.names import Names
 from app.spec.server import Output
 from app.spec.spec import Items, Spec
 from schemas.chat_schema import ChatCompletionRequest
@@ -18,6 +19,7 @@ LINES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/x-ndjso
 
 class PredictSpec(Spec[Prediction]):
     any_content_type = True
+    names: ClassVar[Names] = {"messages": "input."}
 
     def __init__(self, path: str = "/predict") -> None:
         super().__init__()

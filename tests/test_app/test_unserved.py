@@ -38,7 +38,6 @@ def test_each_resource_of_the_client_is_served_or_known_as_unserved() -> None:
         ("/v1/audio/speech", "speech"),
         ("/batches", "batch jobs"),
         ("/v1/vector_stores/vs_1/files", "/v1/embeddings"),
-        ("/v1/messages/batches", "batches of messages"),
     ],
 )
 async def test_its_404_names_it(site: Site, path: str, about: str) -> None:

@@ -147,6 +147,12 @@ class TestPrompt:
 
 
 class TestRefusals:
+    async def test_routes_that_are_not_served_say_so_in_the_protocols_body(self, client: AsyncAnthropic) -> None:
+        for call in (client.messages.batches.list(), client.messages.batches.retrieve("msgbatch_1")):
+            with pytest.raises(anthropic.NotFoundError, match="batches of messages") as refused:
+                await call
+            assert (refused.value.type, bool(refused.value.request_id)) == ("not_found_error", True)
+
     @pytest.mark.parametrize(
         ("asked", "named"),
         [

@@ -48,7 +48,7 @@ async def test_sampling_reaches_the_engine(site: Site, engine: FakeEngine) -> No
         ({"input": ""}, "input"),
         ({"input": 4.0}, "input"),
         ({"input": "hi", "temperature": 3}, "temperature"),
-        ({"input": "hi", "stop": [""]}, "stop"),
+        ({"input": "hi", "stop": [""]}, "stop.0"),
         ({"input": "hi", "model": "other"}, "model"),
     ],
     ids=str,
@@ -76,3 +76,10 @@ async def test_path_is_a_setting(new_site: NewSite) -> None:
     assert (await predict(site, input="hi")).status_code == 404
     site = await new_site(server={"predict_path": ""})
     assert (await predict(site, input="hi")).status_code == 404
+
+
+async def test_what_is_too_long_is_its_input(site: Site, engine: FakeEngine) -> None:
+    engine.max_length = 10
+    answer = await site.client.post("/predict", json={"input": "hi"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, "input", "context_length_exceeded")

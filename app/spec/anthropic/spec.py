@@ -12,7 +12,6 @@ from app.spec import (
     Item,
     Items,
     Named,
-    NotFound,
     Output,
     Problem,
     Request,
@@ -37,7 +36,6 @@ TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-BATCHES = ("/v1/messages/batches", "/v1/messages/batches/{path:path}")
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
@@ -53,8 +51,6 @@ class AnthropicSpec(Spec[MessagesRequest]):
             "/v1/messages", self.create, ["POST"], response_model=SaidMessage, responses=EVENTS, **documented
         )
         self.add_endpoint("/v1/messages/count_tokens", self.count, ["POST"], response_model=TokenCount, **documented)
-        for path in BATCHES:
-            self.add_endpoint(path, self.refuse, ["GET", "POST", "DELETE"], include_in_schema=False)
 
     async def create(self, body: MessagesRequest, request: Request) -> Response:
         return await self.answer(body, request)
@@ -68,9 +64,6 @@ class AnthropicSpec(Spec[MessagesRequest]):
 
     def _words(self, body: CountRequest, error: ServiceError) -> ServiceError:
         return in_words(error, names(body), self.too_long)
-
-    async def refuse(self, request: Request) -> None:
-        raise NotFound(f"{request.url.path[:200]} is not served: messages are made one by one")
 
     def names_of(self, request: MessagesRequest) -> Names:
         return names(request)
