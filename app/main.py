@@ -197,8 +197,11 @@ async def _after(opened: "asyncio.Task[None]", work: Callable[[], None]) -> None
 
 def _give_up(process: Process | None, name: str, error: BaseException) -> None:
     """Of a model that should be there from the start."""
+    line = f"The model '{name}' cannot be served: {reason(error)}"
     if process:
-        process.give_up(f"The model '{name}' cannot be served: {reason(error)}")
+        process.give_up(line)
+    else:
+        logger.error("%s", line)
 
 
 def _exporter(settings: ServerSettings, metrics: Metrics) -> WSGIServer | None:

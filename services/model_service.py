@@ -61,6 +61,9 @@ class Lease:
             yield [await stack.enter_async_context(aclosing(await self.engine.submit(job))) for job in own]
 
 
+Failed = Callable[[str, BaseException], None]  # a model's name, and why it could not be loaded
+
+
 @dataclass(slots=True, eq=False)
 class _Entry:
     config: ModelConfig
@@ -68,6 +71,7 @@ class _Entry:
     transition: asyncio.Task[None] | None = None  # the load or unload under way
     is_loading: bool = False
     failure: BaseException | None = None  # of the latest load
+    report: Failed | None = None  # who hears of a failure; None: the log
     users: int = 0
     last_used: float = 0.0
 
@@ -163,13 +167,13 @@ class ModelManager:
         preload: Sequence[str] = (),
         *,
         after: "asyncio.Future[None] | None" = None,
-        failed: Callable[[str, BaseException], None] = lambda name, error: None,
+        failed: Failed | None = None,
     ) -> None:
-        """Begins to load these, once `after` is done; `failed` hears of each that cannot be."""
+        """Begins to load these, once `after` is done; `failed` hears of each that cannot be, instead of the log."""
         for name in preload:
             entry = self._entries[name]
-            task = self._begin(entry, partial(self._load_later, after=after), is_load=True)
-            task.add_done_callback(partial(self._hear, entry, failed))
+            entry.report = failed
+            self._begin(entry, partial(self._load_later, after=after), is_load=True)
         if ttls := [entry.config.idle_ttl for entry in self._entries.values() if entry.config.idle_ttl]:
             self._reaper = asyncio.create_task(self._reap_forever(min(ttls) / 4))
 
@@ -192,10 +196,6 @@ class ModelManager:
                 await self._begin(entry, self._unload)
 
     # --- inside ---
-
-    def _hear(self, entry: _Entry, failed: Callable[[str, BaseException], None], task: "asyncio.Task[None]") -> None:
-        if entry.failure and not self._stopped:
-            failed(entry.config.name, entry.failure)
 
     def _resolve(self, name: str | None, kind: Kind | None) -> _Entry:
         wanted = self._aliases.get(name, name) if name else None
@@ -262,16 +262,23 @@ class ModelManager:
         try:
             engine = await asyncio.to_thread(self._open, config)
         except Exception as error:
-            entry.failure = error
-            logger.error("model %s could not be loaded: %s", config.name, reason(error))
-            logger.debug("its traceback", exc_info=True)
+            self._fail(entry, error)
             if isinstance(error, ServiceError):
                 raise
             raise EngineFailed(f"The model '{config.name}' could not be loaded; the server's log says why") from error
         engine.start()
-        entry.engine = engine
+        entry.engine, entry.report = engine, None
         entry.last_used = self._clock()
         logger.info("model %s loaded in %.1f s", config.name, self._clock() - started)
+
+    def _fail(self, entry: _Entry, error: Exception) -> None:
+        entry.failure = error
+        logger.debug("loading %s failed", entry.config.name, exc_info=True)
+        report, entry.report = entry.report, None
+        if report and not self._stopped:
+            report(entry.config.name, error)
+        else:
+            logger.error("model %s could not be loaded: %s", entry.config.name, reason(error))
 
     def _open(self, config: ModelConfig) -> Any:
         return self._build(ENGINE_OF[config.kind], source=self._locate(config.source), **config.options)
