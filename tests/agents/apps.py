@@ -45,6 +45,6 @@ def serving(engine: FakeEngine, template: Path, database: Path) -> Iterator[Test
     url = {"url": f"sqlite:///{database}", "migrate": False}
     settings = Settings(_env_file=None, database=url, api_keys=[], model={"name": "fake-chat"})
     before = logging.getLogger().handlers[:]
-    with TestClient(create_app(settings, build=engine.builder())) as client:
+    with TestClient(create_app(settings, build=engine.builder()), base_url="http://127.0.0.1") as client:
         yield client
     logging.getLogger().handlers[:] = before
