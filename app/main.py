@@ -66,6 +66,7 @@ from services.search_service import SearchService
 from services.stored_completion_service import StoredCompletionService
 from services.stored_response_service import StoredResponseService
 from services.stream_service import StreamService
+from services.text_service import TextService
 from services.tokenize_service import TokenizeService
 from services.turn_service import TurnService, this_writer
 from tools import data_migration, exits
@@ -226,6 +227,7 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
     )
     metrics.watch(manager.stats)
     streams = StreamService(database)
+    texts = TextService()
     chat = ChatService(
         manager,
         turns,
@@ -233,6 +235,8 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
         system_prompt=settings.chat.system_prompt,
         max_new_tokens=settings.chat.max_new_tokens,
         images=_images(settings.images),
+        texts=texts,
+        max_tokenize_chars=settings.server.max_tokenize_chars,
     )
     conversations = ConversationService(database)
     messages = MessageService(chat, turns, conversations)
@@ -240,8 +244,8 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
     return Services(
         browser=BrowserService(messages, turns, streams),
         chat=chat,
-        completions=CompletionService(manager, metrics),
-        embeddings=EmbeddingService(manager, metrics),
+        completions=CompletionService(manager, metrics, texts),
+        embeddings=EmbeddingService(manager, metrics, texts),
         messages=messages,
         stored_completions=StoredCompletionService(turns),
         conversations=conversations,
@@ -252,11 +256,11 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
         keys=Keys(settings.api_keys, settings.server.token_ttl_s),
         drain=Drain(settings.server.drain_s, interrupt=manager.stop, is_busy=lambda: streams.num_live > 0),
         sse=Sse(keepalive=settings.server.keepalive_s, send_timeout=settings.server.send_timeout_s),
-        reranker=RerankService(manager, metrics),
+        reranker=RerankService(manager, metrics, texts),
         responses=ResponseService(chat, turns, streams, stored_responses),
         stored_responses=stored_responses,
         streams=streams,
-        tokenizers=TokenizeService(manager, chat),
+        tokenizers=TokenizeService(manager, chat, texts, settings.server.max_tokenize_chars),
         unknown_keys=UnknownKeys(strict=settings.strict),
         facts=Facts(settings.chat.max_new_tokens, settings.model.device, settings.chat.system_prompt),
     )

@@ -21,6 +21,7 @@ from services.chat.events import Event, Head, Reply
 from services.chat.parsing.channels import events
 from services.chat.request import prompt, sampling
 from services.chat.request.asked import Asked, Model, asked
+from services.chat.request.encoding import MAX_TOKENIZE_CHARS, Room
 from services.chat.request.images import refs as image_refs
 from services.chat.request.public_prefix import num_public, public_prefix
 from services.chat.request.refusals import Note, unnoted
@@ -32,6 +33,7 @@ from services.history.turn import Opening, Turn
 from services.image_service import ImageService
 from services.metrics_service import Metrics
 from services.model_service import Lease, ModelManager
+from services.text_service import TextService, characters
 from services.turn_service import TurnService
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ class ChatService:
         system_prompt: str | None = None,
         max_new_tokens: int | None = None,
         images: ImageService | None = None,
+        texts: TextService | None = None,
+        max_tokenize_chars: int = MAX_TOKENIZE_CHARS,
     ) -> None:
         self._models = models
         self._turns = turns
@@ -54,6 +58,8 @@ class ChatService:
         self._system_prompt = system_prompt
         self._max_new_tokens = max_new_tokens
         self._images = images or ImageService()
+        self._texts = texts or TextService()
+        self._max_tokenize_chars = max_tokenize_chars
 
     def unknown_keys(self, request: ChatCompletionRequest) -> list[str]:
         """What is left aside of it, whatever its model."""
@@ -108,7 +114,7 @@ class ChatService:
             return
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
-            ready = await self._asked(request, turn, model)
+            ready = await self._asked(request, turn, model, model.engine.max_length)
             note(ready.ignored)
             job = ready.job
             async with model.answering(sampling.choices(job, request.n), owner) as streams:
@@ -134,24 +140,29 @@ class ChatService:
         async with self._models.lease(name) as model:
             return int(model.engine.max_length)
 
-    async def prompt_of(self, request: ChatCompletionRequest, owner: str, note: Note = unnoted) -> tuple[int, ...]:
-        """The tokens that would be submitted."""
+    async def prompt_of(
+        self, request: ChatCompletionRequest, owner: str, note: Note = unnoted, limit: int | None = None
+    ) -> tuple[int, ...]:
+        """The tokens that would be submitted. `limit`: far more of them need not be found, but are PromptTooLong."""
         prompt.check(request)
         opening = Opening(owner=owner, conversation=request.conversation, item=request.parent_item)
         turn = await self._turns.open(opening)
         async with self._models.lease(request.model) as model:
-            ready = await self._asked(request, turn, model)
+            ready = await self._asked(request, turn, model, limit)
             note(ready.ignored)
             return ready.job.prompt
 
-    async def _asked(self, request: ChatCompletionRequest, turn: Turn, model: Lease) -> Asked:
+    async def _asked(self, request: ChatCompletionRequest, turn: Turn, model: Lease, limit: int | None) -> Asked:
         messages = prompt.messages(request, map(prompt.message, turn.history), self._system_prompt)
         params = prompt.sampling(request, self._max_new_tokens)
         engine: Engine = model.engine
         target = Model(engine.tokenizer, dialect_of(engine.tokenizer.chat_template, model.dialect))
         illustration = await self._images.illustration(image_refs(messages, len(request.messages)), engine)
-        # in a thread: a long prompt takes long enough to render to be felt by every other stream
-        ready = await asyncio.to_thread(asked, turn.id, request, messages, params, target, illustration)
+        keep = None if illustration else sampling.kept_tokens(request, params.max_tokens, engine.max_length)
+        room = Room(limit, keep) if limit else Room.to_count(self._max_tokenize_chars, engine.max_length, keep)
+        async with self._texts.room(characters(messages)):
+            # in a thread: a long prompt takes long enough to render to be felt by every other stream
+            ready = await asyncio.to_thread(asked, turn.id, request, messages, params, target, illustration, room)
         job = sampling.truncated(replace(ready.job, priority=prompt.priority(request)), request, engine.max_length)
         public = await asyncio.to_thread(public_prefix, engine.tokenizer, self._system_prompt)
         return replace(

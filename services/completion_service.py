@@ -12,14 +12,17 @@ from services.chat.answer.encode import wanted
 from services.chat.events import Event, Head, Reply
 from services.chat.parsing.channels import events
 from services.chat.request import completion
+from services.engine.base import Engine
 from services.metrics_service import Metrics
 from services.model_service import Lease, ModelManager
+from services.text_service import TextService
 
 
 class CompletionService:
-    def __init__(self, models: ModelManager, metrics: Metrics) -> None:
+    def __init__(self, models: ModelManager, metrics: Metrics, texts: TextService | None = None) -> None:
         self._models = models
         self._metrics = metrics
+        self._texts = texts or TextService()
 
     def unknown_keys(self, request: CompletionRequest) -> list[str]:
         """Keys that are no part of the contract."""
@@ -44,15 +47,20 @@ class CompletionService:
         completion.check(request)
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
-            # in a thread: long prompts take long enough to tokenise to be felt by every other stream
-            made = await asyncio.to_thread(
-                completion.jobs, f"cmpl-{uuid4().hex}", request, model.engine.tokenizer, model.engine.max_length
-            )
+            made = await self._jobs(request, model.engine)
             async with model.answering(made.jobs, owner) as streams:
                 said = timer.follow(events(_head(made, model, arrived), streams, made.echoes))
                 async with aclosing(said):
                     async for event in said:
                         yield event
+
+    async def _jobs(self, request: CompletionRequest, engine: Engine) -> completion.Jobs:
+        size = sum(len(prompt) for prompt in request.prompts if isinstance(prompt, str))
+        async with self._texts.room(size):
+            # in a thread: long prompts take long enough to tokenise to be felt by every other stream
+            return await asyncio.to_thread(
+                completion.jobs, f"cmpl-{uuid4().hex}", request, engine.tokenizer, engine.max_length
+            )
 
 
 def _head(made: completion.Jobs, model: Lease, arrived: float) -> Head:

@@ -2,21 +2,27 @@
 
 import asyncio
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
 from schemas.embeddings_schema import EmbeddingRequest
+from services.chat.request import long_text
 from services.engine.base import EmbeddingEngine, Embeddings, Pair
 from services.errors import InvalidRequest, PromptTooLong
 from services.metrics_service import Metrics
 from services.model_service import ModelManager
+from services.text_service import TextService
+
+BATCH = 262_144  # characters, or token ids, that are tokenised and looked at together
 
 Floats = NDArray[np.float32]
+T = TypeVar("T")
 
 
 class Encoding(Protocol):
@@ -49,9 +55,10 @@ class BatchTokenizer(Protocol):
 
 
 class EmbeddingService:
-    def __init__(self, models: ModelManager, metrics: Metrics) -> None:
+    def __init__(self, models: ModelManager, metrics: Metrics, texts: TextService | None = None) -> None:
         self._models = models
         self._metrics = metrics
+        self._texts = texts or TextService()
 
     async def create(self, request: EmbeddingRequest, owner: str) -> bytes:
         """The answer as JSON: 2,048 vectors are megabytes, too much for the event loop to write.
@@ -60,9 +67,10 @@ class EmbeddingService:
         """
         async with self._models.lease(request.model, "embedding") as model:
             _check_limit("dimensions", request.dimensions, model.engine.dimensions)
-            inputs = await asyncio.to_thread(
-                rows_of, request.inputs, model.engine, request.truncate_prompt_tokens, request.name_of
-            )
+            async with self._texts.room(sum(map(len, request.inputs))):
+                inputs = await asyncio.to_thread(
+                    rows_of, request.inputs, model.engine, request.truncate_prompt_tokens, request.name_of
+                )
             embeddings = await model.engine.embed(inputs, owner)
         tokens = sum(map(len, inputs))
         self._metrics.embedded(model.id, tokens)
@@ -78,27 +86,75 @@ def rows_of(
     inputs: list[str] | list[list[int]], engine: EmbeddingEngine, limit: int | None, name_of: Callable[[int], str]
 ) -> list[list[int]]:
     """Token ids, cut to `limit` of them, -1 for as many as the model takes; `name_of` an input in errors."""
-    # engines load transformers' tokenizers, which do more than the seam asks of them
-    tokenizer = cast(BatchTokenizer, engine.tokenizer)
-    _check_limit("truncate_prompt_tokens", limit, engine.max_length)
-    rows = _token_ids(inputs, tokenizer)
-    if limit:
-        special = frozenset(tokenizer.all_special_ids)
-        rows = [shorten(row, engine.max_length if limit == -1 else limit, special) for row in rows]
-    vocabulary = len(tokenizer)
-    for index, row in enumerate(rows):
-        _check(row, name_of(index), engine.max_length, vocabulary)
+    fit = _Fit.of(engine, limit)
+    rows: list[list[int]] = []
+    given: Sequence[str | list[int]] = inputs
+    for batch in batches(given, len):  # what does not fit is refused before the others are tokenised
+        rows += fit.rows(fit.token_ids(batch, len(rows), name_of), len(rows), name_of)
     return rows
 
 
-def _token_ids(inputs: list[str] | list[list[int]], tokenizer: BatchTokenizer) -> list[list[int]]:
-    if not isinstance(inputs[0], str):
-        return inputs  # the schema lets no mixture through
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """What a model takes of each input."""
+
+    tokenizer: BatchTokenizer
+    max_length: int
+    keep: int | None  # of the first tokens; None: longer inputs are refused
+
+    @classmethod
+    def of(cls, engine: EmbeddingEngine, limit: int | None) -> "_Fit":
+        _check_limit("truncate_prompt_tokens", limit, engine.max_length)
+        # engines load transformers' tokenizers, which do more than the seam asks of them
+        tokenizer = cast(BatchTokenizer, engine.tokenizer)
+        return cls(tokenizer, engine.max_length, engine.max_length if limit == -1 else limit)
+
+    def token_ids(
+        self, batch: Sequence[str | list[int]], first: int, name_of: Callable[[int], str]
+    ) -> Sequence[list[int]]:
+        texts = [self.text(each, name_of(index)) for index, each in enumerate(batch, first) if isinstance(each, str)]
+        return _token_ids(texts, self.tokenizer) if texts else [each for each in batch if not isinstance(each, str)]
+
+    def text(self, text: str, name: str) -> str:
+        """As much of it as can matter."""
+        if self.keep:
+            return long_text.head(text, self.keep, self._count)
+        if (tokens := long_text.overflow(text, self.max_length, self._count)) is not None:
+            raise PromptTooLong(tokens, self.max_length, param=name, exactly=False)
+        return text
+
+    def rows(self, rows: Sequence[list[int]], first: int, name_of: Callable[[int], str]) -> list[list[int]]:
+        special = frozenset(self.tokenizer.all_special_ids)
+        fitting = [shorten(row, self.keep, special) if self.keep else row for row in rows]
+        vocabulary = len(self.tokenizer)
+        for index, row in enumerate(fitting, first):
+            _check(row, name_of(index), self.max_length, vocabulary)
+        return fitting
+
+    def _count(self, text: str) -> int:
+        return len(_token_ids([text], self.tokenizer)[0])
+
+
+def batches(inputs: Sequence[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """In their order, of about so many characters."""
+    batch: list[T] = []
+    left = BATCH
+    for each in inputs:
+        batch.append(each)
+        left -= size(each)
+        if left <= 0:
+            yield batch
+            batch, left = [], BATCH
+    if batch:
+        yield batch
+
+
+def _token_ids(texts: Sequence[str], tokenizer: BatchTokenizer) -> list[list[int]]:
     backend: Backend | None = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
-        return [encoding.ids for encoding in backend.encode_batch_fast(inputs)]
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts)]
     # what is switched off would be built for nothing, or be a warning in the log about a text we refuse ourselves
-    encoded = tokenizer(inputs, return_attention_mask=False, return_token_type_ids=False, verbose=False)
+    encoded = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, verbose=False)
     return encoded["input_ids"]
 
 
@@ -106,12 +162,20 @@ def pairs_of(
     texts: Sequence[tuple[str, str]], engine: EmbeddingEngine, limit: int | None, name_of: Callable[[int], str]
 ) -> list[Pair]:
     """As rows_of, for a cross-encoder: the second text of each comes last, and is what is cut."""
-    tokenizer = cast(BatchTokenizer, engine.tokenizer)
-    first, second = map(list, zip(*texts, strict=True))
-    encoded = tokenizer(first, second, return_attention_mask=False, verbose=False)
-    all_types = encoded.get("token_type_ids") or [[0] * len(row) for row in encoded["input_ids"]]
-    rows = rows_of(encoded["input_ids"], engine, limit, name_of)
-    return [Pair(row, types[: len(row)]) for row, types in zip(rows, all_types, strict=True)]
+    fit = _Fit.of(engine, limit)
+    known: dict[str, str] = {}  # what is left of it; one is often compared with many
+    fitting = [
+        tuple(known[text] if text in known else known.setdefault(text, fit.text(text, name_of(index))) for text in pair)
+        for index, pair in enumerate(texts)
+    ]
+    pairs: list[Pair] = []
+    for batch in batches(fitting, lambda pair: sum(map(len, pair))):
+        first, second = map(list, zip(*batch, strict=True))
+        encoded = fit.tokenizer(first, second, return_attention_mask=False, verbose=False)
+        all_types = encoded.get("token_type_ids") or [[0] * len(row) for row in encoded["input_ids"]]
+        rows = fit.rows(encoded["input_ids"], len(pairs), name_of)
+        pairs += [Pair(row, types[: len(row)]) for row, types in zip(rows, all_types, strict=True)]
+    return pairs
 
 
 def shorten(tokens: list[int], limit: int, special: frozenset[int]) -> list[int]:

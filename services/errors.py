@@ -32,12 +32,13 @@ class InvalidRequest(ServiceError): ...
 class PromptTooLong(InvalidRequest):
     """In OpenAI's words: by them programs find out that they are to send less, and try again."""
 
-    def __init__(self, tokens: int, limit: int, *, param: str | None = None) -> None:
+    def __init__(self, tokens: int, limit: int, *, param: str | None = None, exactly: bool = True) -> None:
         self.tokens = tokens
         self.limit = limit
         what = (param or "prompt").partition(".")[0]
         super().__init__(
-            f"This model's maximum context length is {limit} tokens. However, your {what} resulted in {tokens} tokens. "
+            f"This model's maximum context length is {limit} tokens. However, your {what} resulted in "
+            f"{'' if exactly else 'about '}{tokens} tokens. "
             f"Please reduce the length of the {what}.",
             param=param,
         )

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Literal
 from uuid import uuid4
@@ -25,6 +26,9 @@ from services.engine.base import EmbeddingEngine, Embeddings
 from services.errors import InvalidRequest
 from services.metrics_service import Metrics
 from services.model_service import ModelManager
+from services.text_service import TextService
+
+Room = AbstractAsyncContextManager[None]
 
 METHODS: dict[Literal["reranker", "embedding"], Method] = {"reranker": "cross-encoder", "embedding": "embedding"}
 
@@ -44,9 +48,10 @@ class Compared:
 
 
 class RerankService:
-    def __init__(self, models: ModelManager, metrics: Metrics) -> None:
+    def __init__(self, models: ModelManager, metrics: Metrics, texts: TextService | None = None) -> None:
         self._models = models
         self._metrics = metrics
+        self._texts = texts or TextService()
 
     async def rerank(self, request: RerankRequest, owner: str) -> RerankList:
         query = Text(request.query, "query")
@@ -78,7 +83,9 @@ class RerankService:
         kind = self._kind(request.model)
         compare = _by_cross_encoder if kind == "reranker" else _by_embedding
         async with self._models.lease(request.model, kind) as model:
-            scores, tokens = await compare(model.engine, owner, pairs, request.truncate_prompt_tokens)
+            size = sum(len(text) for text in {text.text for pair in pairs for text in pair})
+            room = self._texts.room(size)
+            scores, tokens = await compare(model.engine, owner, pairs, request.truncate_prompt_tokens, room)
         self._metrics.embedded(model.id, tokens)
         usage = EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
         return Compared(scores, model.name, METHODS[kind], usage)
@@ -113,21 +120,23 @@ def _result(request: RerankRequest, index: int, score: float) -> RerankResult:
 
 
 async def _by_cross_encoder(
-    engine: EmbeddingEngine, owner: str, pairs: Sequence[tuple[Text, Text]], limit: int | None
+    engine: EmbeddingEngine, owner: str, pairs: Sequence[tuple[Text, Text]], limit: int | None, room: Room
 ) -> tuple[list[float], int]:
     texts = [(first.text, second.text) for first, second in pairs]
-    inputs = await asyncio.to_thread(pairs_of, texts, engine, limit, lambda index: pairs[index][1].name)
+    async with room:
+        inputs = await asyncio.to_thread(pairs_of, texts, engine, limit, lambda index: pairs[index][1].name)
     scores = await engine.embed(inputs, owner)
     return np.frombuffer(scores.data, dtype="<f4").tolist(), sum(map(len, inputs))
 
 
 async def _by_embedding(
-    engine: EmbeddingEngine, owner: str, pairs: Sequence[tuple[Text, Text]], limit: int | None
+    engine: EmbeddingEngine, owner: str, pairs: Sequence[tuple[Text, Text]], limit: int | None, room: Room
 ) -> tuple[list[float], int]:
     """Each text is read once, however many it is compared with."""
     names = {text.text: text.name for pair in reversed(pairs) for text in pair}
     texts = list(names)
-    inputs = await asyncio.to_thread(rows_of, texts, engine, limit, lambda index: names[texts[index]])
+    async with room:
+        inputs = await asyncio.to_thread(rows_of, texts, engine, limit, lambda index: names[texts[index]])
     embeddings = await engine.embed(inputs, owner)
     place = {text: index for index, text in enumerate(texts)}
     places = [(place[first.text], place[second.text]) for first, second in pairs]

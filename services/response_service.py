@@ -148,7 +148,10 @@ class ResponseService:
 
         async def fits(messages: Chat) -> bool:
             chat = responses.as_chat(asked.request, messages)
-            sizes.append(len(await self._chat.prompt_of(chat, asked.owner)))
+            try:
+                sizes.append(len(await self._chat.prompt_of(chat, asked.owner, limit=length)))
+            except PromptTooLong as error:
+                sizes.append(error.tokens)
             return sizes[-1] + room <= length
 
         if (kept := await shortened(asked.messages, fits)) is None:

@@ -4,20 +4,30 @@ import asyncio
 
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.tokenize_schema import Detokenized, DetokenizeRequest, InputTokens, TokenizeRequest, Tokens
+from services.chat.request.encoding import MAX_TOKENIZE_CHARS, Room, check_countable
 from services.chat.request.refusals import Note, unnoted
 from services.chat_service import ChatService
 from services.engine.base import Engine
 from services.errors import InvalidRequest
 from services.model_service import ModelManager
+from services.text_service import TextService
 
 OF_CHATS = {"add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"}
 OF_TEXTS = {"add_special_tokens"}
 
 
 class TokenizeService:
-    def __init__(self, models: ModelManager, chat: ChatService) -> None:
+    def __init__(
+        self,
+        models: ModelManager,
+        chat: ChatService,
+        texts: TextService | None = None,
+        max_chars: int = MAX_TOKENIZE_CHARS,
+    ) -> None:
         self._models = models
         self._chat = chat
+        self._texts = texts or TextService()
+        self._max_chars = max_chars
 
     async def tokenize(self, request: TokenizeRequest, owner: str) -> Tokens:
         _check(request)
@@ -25,8 +35,15 @@ class TokenizeService:
             if request.messages:
                 tokens = list(await self._chat.prompt_of(_chat_request(request), owner))
             else:
-                tokens = await asyncio.to_thread(_encode, request, model.engine)
+                tokens = await self._tokens(request, model.engine)
             return await asyncio.to_thread(_answer, tokens, request, model.engine)
+
+    async def _tokens(self, request: TokenizeRequest, engine: Engine) -> list[int]:
+        assert request.prompt is not None
+        room = Room.to_count(self._max_chars, engine.max_length)
+        check_countable(request.prompt, room, "prompt")
+        async with self._texts.room(len(request.prompt)):
+            return await asyncio.to_thread(_encode, request, engine)
 
     async def detokenize(self, request: DetokenizeRequest) -> Detokenized:
         async with self._models.lease(request.model, None) as model:

@@ -135,6 +135,7 @@ class ServerSettings(Group):
     metrics_port: int | None = Field(None, ge=1, le=65535)  # of its own for /metrics, without keys; unset: none
     workers: int = Field(1, ge=1)  # processes, each with models of its own; several need PostgreSQL
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
+    max_tokenize_chars: int = Field(1024 * 1024, ge=1024)  # of a text or chat whose tokens are only counted or listed
     keepalive_s: float = Field(5, gt=0)  # between comments on a silent stream
     send_timeout_s: float = Field(60, gt=0)  # a reader that takes nothing for so long is gone
     headers_timeout_s: float = Field(10, gt=0)  # from the connection, or the next request's first byte, to its headers

@@ -36,20 +36,21 @@ class FairSlots:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._give_back(owner)
-            else:
+            if turn.cancelled():
                 self._forget(owner, turn)
+            else:  # it had just been let in
+                self._give_back(owner)
             raise
 
     def _grant(self) -> None:
         while self._free and (owner := next((each for each in self._waiting if self._may(each)), None)) is not None:
-            self._free -= 1
-            self._held[owner] += 1
             turn = self._waiting[owner].popleft()
             self._waiting.move_to_end(owner)
             self._drop_empty(owner)
-            turn.set_result(None)
+            if not turn.cancelled():
+                self._free -= 1
+                self._held[owner] += 1
+                turn.set_result(None)
 
     def _may(self, owner: str) -> bool:
         return self._held[owner] < self._share

@@ -239,7 +239,7 @@ class TestMessages:
 class TestRender:
     def render(self, *messages: Message, template: str | None, **fields: object) -> str:
         options = prompt.template(request(**fields))
-        return bytes(prompt.render(list(messages), FakeTokenizer(template), options)).decode()
+        return prompt.render(list(messages), FakeTokenizer(template), options)
 
     ANSWERED: ClassVar[list[Message]] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hel"}]
 

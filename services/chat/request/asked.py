@@ -9,6 +9,7 @@ from services.chat.parsing.splitter import Format
 from services.chat.request import prompt, tool_images, tools
 from services.chat.request.call_grammar import call_grammar, marker
 from services.chat.request.contents import Illustration
+from services.chat.request.encoding import Room
 from services.chat.request.thinking import thought
 from services.chat.request.tools import Offer
 from services.engine.base import Job, Message, SamplingParams, ThinkingLimit, Tokenizer
@@ -39,13 +40,14 @@ def asked(
     params: SamplingParams,
     model: Model,
     illustration: Illustration | None = None,
+    room: Room = prompt.ANY,
 ) -> Asked:
     dialect, offer = model.dialect, tools.offer(request)
     thinks = thought(request, dialect)
     shown = {"tools": tools.declared(offer.tools)} if offer and dialect.shows_tools else {}
     template = prompt.template(request, **shown, **thinks.arguments)
     told = tools.told(tool_images.shown_by_user(messages), offer, dialect)
-    job = prompt.job(id, told, params, model.tokenizer, template, illustration)
+    job = prompt.job(id, told, params, model.tokenizer, template, illustration, room)
     state = _thinking(job, model)
     format = _format(dialect, offer, params, begun=state == "begun")
     grammar = call_grammar(offer, dialect.calls, params.grammar) if offer else params.grammar

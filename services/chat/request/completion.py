@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from schemas.completion_schema import CompletionRequest
 from services.chat.request import refusals, sampling
+from services.chat.request.encoding import Encoded, Room, encode
 from services.chat.request.refusals import refuse
 from services.engine.base import Job, SamplingParams, Tokenizer
 from services.errors import InvalidRequest, UnsupportedParameter
@@ -53,17 +54,19 @@ class Jobs:
 
 def jobs(id: str, request: CompletionRequest, tokenizer: Tokenizer, max_length: int) -> Jobs:
     params = _params(request)
-    tokens = [_tokens(prompt, request, tokenizer) for prompt in request.prompts]
+    room = Room(max_length, sampling.kept_tokens(request, params.max_tokens, max_length))
+    tokens = [_tokens(index, request, tokenizer, room) for index in range(len(request.prompts))]
     whole = [
         Job(
             id,
-            tuple(ids),
+            each.ids,
             params,
             request.priority,
             param=request.name_of(index),
+            truncated=each.cut or None,
             cache_salt=request.cache_salt or "",
         )
-        for index, ids in enumerate(tokens)
+        for index, each in enumerate(tokens)
     ]
     made = [sampling.truncated(job, request, max_length) for job in whole]
     texts = [_text(prompt, tokenizer) if request.echo else "" for prompt in request.prompts]
@@ -82,10 +85,12 @@ def _params(request: CompletionRequest) -> SamplingParams:
     return sampling.params(request, request.max_tokens, logprobs=logprobs)
 
 
-def _tokens(prompt: str | list[int], request: CompletionRequest, tokenizer: Tokenizer) -> list[int]:
+def _tokens(index: int, request: CompletionRequest, tokenizer: Tokenizer, room: Room) -> Encoded:
+    prompt = request.prompts[index]
     if isinstance(prompt, list):
-        return prompt
-    return tokenizer.encode(prompt, add_special_tokens=request.add_special_tokens)
+        return Encoded(tuple(prompt))
+    param = request.name_of(index)
+    return encode(prompt, tokenizer, room, param, add_special_tokens=request.add_special_tokens)
 
 
 def _text(prompt: str | list[int], tokenizer: Tokenizer) -> str:

@@ -10,6 +10,8 @@ from schemas.chat_schema import ChatCompletionRequest, ChatMessage, MessageToolC
 from services.chat.request import contents, refusals, tools
 from services.chat.request import sampling as sampled
 from services.chat.request.contents import Illustration
+from services.chat.request.encoding import Room, check_fits, encode
+from services.chat.request.long_text import CHUNK
 from services.chat.request.refusals import refuse
 from services.engine.base import Job, Message, SamplingParams, Tokenizer
 from services.errors import InvalidRequest
@@ -35,6 +37,9 @@ RESERVED = {
 
 
 PRIORITIES: dict[ServedTier | None, int] = {"flex": 1, "priority": -1}
+
+
+ANY = Room()  # for whatever is written
 
 
 def check(request: ChatCompletionRequest) -> None:
@@ -74,9 +79,20 @@ def job(
     tokenizer: Tokenizer,
     template: Mapping[str, Any],
     illustration: Illustration | None = None,
+    room: Room = ANY,
 ) -> Job:
-    ids = render(messages, tokenizer, template, illustration)
-    return Job(id, tuple(ids), params, images=illustration.placed(ids) if illustration else ())
+    _check_contents(messages, tokenizer, room)
+    text = render(messages, tokenizer, template, illustration)
+    taken = encode(text, tokenizer, room, "messages", add_special_tokens=not tokenizer.chat_template)
+    images = illustration.placed(taken.ids) if illustration else ()
+    return Job(id, taken.ids, params, images=images, truncated=taken.cut or None)
+
+
+def _check_contents(messages: Iterable[Message], tokenizer: Tokenizer, room: Room) -> None:
+    """Before they are rendered, which holds the interpreter's lock. Of answers, templates leave some parts out."""
+    for each in messages:
+        if each["role"] != "assistant" and isinstance(text := each.get("content"), str) and len(text) > CHUNK:
+            check_fits(text.strip(), tokenizer, room, "messages")
 
 
 def priority(request: ChatCompletionRequest) -> int:
@@ -157,25 +173,18 @@ def render(
     tokenizer: Tokenizer,
     template: Mapping[str, Any],
     illustration: Illustration | None = None,
-) -> list[int]:
-    """Token ids. Only with images is there a text in between, for them to be put into."""
+) -> str:
     form = contents.form(tokenizer)
     placeholder = illustration.reader.placeholder if illustration else ""
     if illustration or not form.strings:
         messages = contents.shaped(messages, form, placeholder)
-    if not tokenizer.chat_template:
-        text = _plain(messages, template)
-        return tokenizer.encode(illustration.fill(text) if illustration else text)
-    if illustration is None:
-        ids: list[int] = _templated(messages, tokenizer, template, tokenize=True, return_dict=False)
-        return ids
-    text = _templated(messages, tokenizer, template, tokenize=False)
-    return tokenizer.encode(illustration.fill(text), add_special_tokens=False)
+    text = _templated(messages, tokenizer, template) if tokenizer.chat_template else _plain(messages, template)
+    return illustration.fill(text) if illustration else text
 
 
-def _templated(messages: list[Message], tokenizer: Tokenizer, template: Mapping[str, Any], **options: bool) -> Any:
+def _templated(messages: list[Message], tokenizer: Tokenizer, template: Mapping[str, Any]) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, **template, **options)
+        return str(tokenizer.apply_chat_template(messages, **template, tokenize=False))
     # templates refuse, for instance, roles that do not alternate, and stumble over arguments they do not expect
     except (TemplateError, TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(f"The model's chat template refuses these messages: {error}", param="messages") from error

@@ -5,7 +5,7 @@ from itertools import takewhile
 from weakref import WeakKeyDictionary
 
 from services.chat.request import prompt
-from services.engine.base import Message, Tokenizer
+from services.engine.base import Message, SamplingParams, Tokenizer
 from services.errors import InvalidRequest
 
 Tokens = tuple[int, ...]
@@ -32,11 +32,12 @@ def num_public(tokens: Tokens, public: Tokens) -> int:
 
 def _rendered(tokenizer: Tokenizer, system_prompt: str | None) -> Tokens:
     first: list[Message] = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    begun = {"add_generation_prompt": True}
     try:
         one, other = (
-            prompt.render([*first, {"role": "user", "content": probe}], tokenizer, {"add_generation_prompt": True})
+            prompt.job("", [*first, {"role": "user", "content": probe}], SamplingParams(), tokenizer, begun).prompt
             for probe in PROBES
         )
     except InvalidRequest:  # the template refuses these; it says so to every request that needs them
         return ()
-    return tuple(one[: num_public(tuple(one), tuple(other))])
+    return one[: num_public(one, other)]

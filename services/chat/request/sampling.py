@@ -51,16 +51,20 @@ def _min_tokens(request: Generation) -> int:
     return int(given)
 
 
+def kept_tokens(request: Generation, max_tokens: int | None, max_length: int) -> int | None:
+    """Of the prompt's last, where the request wants no more of them."""
+    keep = request.truncate_prompt_tokens
+    return max(1, max_length - (max_tokens or 1)) if keep == -1 else keep
+
+
 def truncated(job: Job, request: Generation, max_length: int) -> Job:
     """With the last tokens of its prompt, where the request wants no more of them."""
-    keep = request.truncate_prompt_tokens
+    keep = kept_tokens(request, job.sampling.max_tokens, max_length)
     if keep is None:
         return job
-    if keep == -1:
-        keep = max(1, max_length - (job.sampling.max_tokens or 1))
     if job.images and keep < len(job.prompt):
         raise InvalidRequest("A prompt with images in it is not truncated", param="truncate_prompt_tokens")
-    return replace(job, prompt=job.prompt[-keep:], truncated=max(0, len(job.prompt) - keep))
+    return replace(job, prompt=job.prompt[-keep:], truncated=(job.truncated or 0) + max(0, len(job.prompt) - keep))
 
 
 def choices(job: Job, n: int) -> list[Job]:
