@@ -105,6 +105,10 @@ class TestKeys:
         assert (await ask(site, headers=bearer(ONE))).status_code == 200
         assert (await ask(site, headers=bearer(TWO))).status_code == 401
 
+    def test_no_key_is_nobodys_even_where_the_hash_of_nothing_is_configured(self) -> None:
+        keys = Keys([ApiKey(digest=hashlib.sha256(b"").digest())], token_ttl=60)
+        assert (keys.caller(None), keys.caller("")) == (None, None)
+
     def test_hash_and_key_have_the_same_owner(self) -> None:
         digest = hashlib.sha256(ONE.encode()).hexdigest()
         by_key, by_hash = (Settings(_env_file=None, api_keys=each).api_keys[0] for each in (ONE, f"sha256:{digest}"))
