@@ -54,6 +54,7 @@ from services.completion_service import CompletionService
 from services.conversation_service import ConversationService
 from services.embedding_service import EmbeddingService
 from services.engine import build, warm_up
+from services.engine.generation_config import read_sampling_defaults
 from services.fetch_service import Fetcher
 from services.image_service import ImageService
 from services.item_service import ItemService
@@ -224,6 +225,7 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
         aliases=settings.model.aliases,
         locate=partial(models.locate, models_dir=settings.models_dir),
         build=build,
+        recommended=partial(models.recommended, models_dir=settings.models_dir, read=read_sampling_defaults),
     )
     metrics.watch(manager.stats)
     streams = StreamService(database)

@@ -1,11 +1,13 @@
 """The models that the settings ask for, and where they are found."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from app.common.settings import ModelSettings, Settings
 from services.engine import model_files
-from services.model_service import ModelConfig
+from services.model_service import ModelConfig, SamplingDefaults
 from tools import fetch_models
 
 DEFAULT_OF = {"chat": fetch_models.DEFAULT_CHAT, "embedding": fetch_models.DEFAULT_EMBEDDING}
@@ -38,6 +40,17 @@ def _is_fetched(source: str) -> bool:
     return source in fetch_models.DEFAULT_MODELS and not Path(source).exists()
 
 
+def recommended(
+    source: str, models_dir: Path, read: Callable[[str], SamplingDefaults | None]
+) -> SamplingDefaults | None:
+    """How its authors recommend to sample a model; of a default one that is known before it is fetched."""
+    default = fetch_models.DEFAULT_MODELS.get(source)
+    if default is None or Path(source).exists():
+        return read(source)
+    found = read(str(models_dir / source)) or SamplingDefaults()
+    return replace(default.sampling, **found.given)
+
+
 def _models(settings: Settings) -> list[ModelSettings]:
     return [settings.model, *settings.models, settings.embedding]
 
@@ -55,6 +68,7 @@ def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
         required=model is settings.model or model.preload,
         idle_ttl=model.ttl_s,
         dialect=model.dialect,
+        sampling=None if model.sampling is None else SamplingDefaults(**model.sampling.model_dump()),
         options=options | _engine_options(settings) if model.kind == "chat" else options,
     )
 

@@ -15,6 +15,7 @@ from pydantic import (
 from schemas.anthropic_block_schema import BLOCKS, Block, Said, Texts, blocks
 from schemas.generation_schema import StopSequence
 from schemas.request_schema import Hints, Request, Unserved, fault
+from schemas.sampling_schema import MODELS, TopP
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
@@ -118,9 +119,9 @@ class CountRequest(Request):
 
 class MessagesRequest(CountRequest):
     max_tokens: int = Field(ge=1)
-    temperature: float = Field(1.0, ge=0, le=1)
-    top_k: int = Field(0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: float | None = Field(None, ge=0, le=1, description=MODELS)
+    top_k: int | None = Field(None, ge=0, description=MODELS)
+    top_p: TopP | None = Field(None, description=MODELS)
     stop_sequences: list[StopSequence] = Field([], max_length=128)
     metadata: Asker | None = None
     stream: bool = False

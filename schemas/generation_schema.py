@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, StringConstraints
 
 from schemas.input_schema import Truncation
 from schemas.request_schema import Request
+from schemas.sampling_schema import MODELS, MODELS_TOP_K, MinP, RepetitionPenalty, Temperature, TopK, TopP
 from schemas.structure_schema import Choices, ResponseFormat, Schema, Source, StructuredOutputs
 
 
@@ -60,11 +61,11 @@ ServiceTier = Annotated[str, StringConstraints(max_length=64)]
 
 class Generation(Request):
     model: str | None = None
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=-1, description="0 and -1: off")
-    min_p: float = Field(0.0, ge=0, le=1)
-    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    temperature: Temperature | None = Field(None, description=MODELS)
+    top_p: TopP | None = Field(None, description=MODELS)
+    top_k: TopK | None = Field(None, description=MODELS_TOP_K)
+    min_p: MinP | None = Field(None, description=MODELS)
+    repetition_penalty: RepetitionPenalty | None = Field(None, description=MODELS)
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
     logit_bias: Annotated[dict[int, Bias], BeforeValidator(_bias)] = Field({}, max_length=1024)

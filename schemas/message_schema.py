@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from schemas.chat_schema import ChatMessage
 from schemas.page_schema import Page
 from schemas.request_schema import Request
+from schemas.sampling_schema import MODELS, Temperature, TopP
 
 Prompt = Annotated[str, StringConstraints(min_length=1)]
 
@@ -17,8 +18,8 @@ class Question(Request):
     prompt: Prompt
     conversation_id: str | None = Field(None, max_length=64)
     max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: Temperature | None = Field(None, description=MODELS)
+    top_p: TopP | None = Field(None, description=MODELS)
 
 
 class BrowserQuestion(Question):

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from schemas.generation_schema import Penalty, StopSequences, listed
 from schemas.request_schema import Hints, Request
+from schemas.sampling_schema import MODELS, MinP, RepetitionPenalty, Temperature, TopP
 
 
 class Asked(Request):
@@ -13,18 +14,18 @@ class Asked(Request):
 
 
 class Options(Asked):
-    """Where a request says nothing, Ollama's own temperature, top_k and top_p hold, but no penalty."""
+    """Where a request says nothing the model's own values hold, as those of a Modelfile would."""
 
     HINTS: ClassVar[Hints] = {"tfs_z": (1,), "typical_p": (1,)}
 
     num_predict: int = Field(-1, description="0 and less: up to the model's length")
-    temperature: float = Field(0.8, ge=0, le=2)
-    top_k: int = Field(40, ge=0, description="0: off")
-    top_p: float = Field(0.9, gt=0, le=1)
-    min_p: float = Field(0.0, ge=0, le=1)
+    temperature: Temperature | None = Field(None, description=MODELS)
+    top_k: int | None = Field(None, ge=0, description=f"0: off; {MODELS}")
+    top_p: TopP | None = Field(None, description=MODELS)
+    min_p: MinP | None = Field(None, description=MODELS)
     seed: int = Field(-1, ge=-1, lt=2**63, description="-1: another one each time")
     stop: StopSequences = Field([])
-    repeat_penalty: float = Field(1.0, ge=0.01, le=100)
+    repeat_penalty: RepetitionPenalty | None = Field(None, description=MODELS)
     repeat_last_n: int | None = Field(None, ge=-1, description="0: no penalty; any other: one over all of the text")
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0

@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field, StringConstraints, model_validator
 
 from schemas.generation_schema import StopSequences
 from schemas.request_schema import Request, fault
+from schemas.sampling_schema import MODELS, MODELS_TOP_K, Temperature, TopK, TopP
 
 Prompt = Annotated[str, StringConstraints(min_length=1)]
 
@@ -17,9 +18,9 @@ class Prediction(Request):
     prompt: Prompt | None = None
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=-1, description="0 and -1: off")
+    temperature: Temperature | None = Field(None, description=MODELS)
+    top_p: TopP | None = Field(None, description=MODELS)
+    top_k: TopK | None = Field(None, description=MODELS_TOP_K)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: StopSequences = Field([], description="one string or several")
     stream: bool = Field(False, description="Answer in lines of JSON, each with the next piece as its `output`")

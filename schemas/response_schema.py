@@ -9,6 +9,7 @@ from schemas.generation_schema import TIERS, CacheSalt, MetadataKey, ServiceTier
 from schemas.ignored_keys import Kept, kept
 from schemas.item_schema import Includable, Item, known
 from schemas.request_schema import Hints, Request
+from schemas.sampling_schema import MODELS, Temperature, TopP
 
 Hint = Annotated[str, StringConstraints(max_length=64)]
 
@@ -151,8 +152,8 @@ class ResponseRequest(ResponseInput):
     include: list[Hint] = Field(
         [], max_length=64, description="what no answer here has is left aside, and named `include.…`"
     )
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
+    temperature: Temperature | None = Field(None, description=MODELS)
+    top_p: TopP | None = Field(None, description=MODELS)
     top_logprobs: int = Field(0, ge=0, le=20)
     max_output_tokens: int | None = Field(None, ge=1)
     max_tool_calls: int | None = Field(None, ge=1, description="of built-in tools, of which there are none here")

@@ -2,7 +2,10 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
+
+from schemas.answer_schema import Omitted
+from schemas.sampling_schema import EffectiveSampling
 
 
 class Running(BaseModel):
@@ -11,7 +14,8 @@ class Running(BaseModel):
     model_name: str
     max_new_tokens: int | None  # None: the model's length, known once it is loaded
     device: str
-    do_sample: bool = True  # unless a request asks for temperature 0
+    do_sample: bool = True  # unless the temperature is 0
+    sampling: EffectiveSampling = Field(description="where a request names nothing")
     system_prompt: str | None
 
 
@@ -30,6 +34,7 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "parley"
+    sampling: Omitted[EffectiveSampling] = Field(None, description="of a chat model, where a request names nothing")
 
 
 class Models(BaseModel):

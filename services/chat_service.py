@@ -7,7 +7,7 @@ written, so that a refused request (429, 503, a prompt too long) leaves nothing 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -25,7 +25,7 @@ from services.chat.request.encoding import MAX_TOKENIZE_CHARS, Room
 from services.chat.request.images import refs as image_refs
 from services.chat.request.public_prefix import num_public, public_prefix
 from services.chat.request.refusals import Note, unnoted
-from services.engine.base import Engine, Job
+from services.engine.base import Engine, Job, SamplingDefaults
 from services.errors import ServiceError, Unavailable
 from services.history.given_turn import GivenTurn
 from services.history.repeat import Repeat
@@ -107,13 +107,16 @@ class ChatService:
         """
         arrived = time.perf_counter()
         self.check(request)
-        turn = turn or await self._turns.open(_opening(request, owner, repeat))
+        facts = stored.asked(request)
+        turn = turn or await self._turns.open(_opening(request, owner, repeat, facts))
         if isinstance(turn, GivenTurn):
             async for event in turn.events():
                 yield event
             return
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
+            request = sampling.settled(request, model.sampling)
+            facts.update(stored.asked(request))
             ready = await self._asked(request, turn, model, model.engine.max_length)
             note(ready.ignored)
             job = ready.job
@@ -134,6 +137,13 @@ class ChatService:
         """As an answer will call it; raises ModelNotFound."""
         self._models.check(name, "chat")
         return name or self._models.default().name
+
+    async def sampling(self, name: str | None, *, load: bool = False) -> SamplingDefaults:
+        """What holds where a request names nothing; of a hub's model it may be known only once that is loaded."""
+        if not load:
+            return await self._models.sampling(name)
+        async with self._models.lease(name) as model:
+            return model.sampling
 
     async def max_length(self, name: str | None) -> int:
         """Tokens of prompt and answer together."""
@@ -209,14 +219,15 @@ async def _unbroken(write: Coroutine[Any, Any, None]) -> None:
 _writes: set[asyncio.Future[None]] = set()  # the event loop itself holds its tasks only weakly
 
 
-def _opening(request: ChatCompletionRequest, owner: str, repeat: Repeat | None) -> Opening:
+def _opening(request: ChatCompletionRequest, owner: str, repeat: Repeat | None, facts: Mapping[str, Any]) -> Opening:
+    """`facts`: what is stored of the request when it is admitted."""
     return Opening(
         owner=owner,
         input=items.of_messages(request.messages),
         conversation=request.conversation,
         item=request.parent_item,
         stored=request.store,
-        request=stored.asked(request),
+        request=facts,
         metadata=request.metadata,
         repeat=repeat,
     )

@@ -11,7 +11,7 @@ from services.chat.answer import encode_completion
 from services.chat.answer.encode import wanted
 from services.chat.events import Event, Head, Reply
 from services.chat.parsing.channels import events
-from services.chat.request import completion
+from services.chat.request import completion, sampling
 from services.engine.base import Engine
 from services.metrics_service import Metrics
 from services.model_service import Lease, ModelManager
@@ -47,6 +47,7 @@ class CompletionService:
         completion.check(request)
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
+            request = sampling.settled(request, model.sampling)
             made = await self._jobs(request, model.engine)
             async with model.answering(made.jobs, owner) as streams:
                 said = timer.follow(events(_head(made, model, arrived), streams, made.echoes))

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from services.engine import build
 from services.engine.base import EngineStats, Job, Piece, Tokenizer
+from services.engine.base import SamplingDefaults as SamplingDefaults
 from services.errors import EngineFailed, InvalidRequest, ModelNotFound, ServiceError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 Kind = Literal["chat", "embedding", "reranker"]
 ENGINE_OF: dict[Kind, str] = {"chat": "local", "embedding": "embedding", "reranker": "reranker"}
 SHOWN = 200  # characters of a name in an error
+NOTHING_RECOMMENDED = SamplingDefaults()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class ModelConfig:
     required: bool = False  # without it the service is not ready
     idle_ttl: float | None = None  # seconds without a user until it is freed; None: never
     dialect: str | None = None  # the format of its tool calls; None: as its chat template shows
+    sampling: SamplingDefaults | None = None  # where requests name nothing; None: as its authors recommend
     options: Mapping[str, Any] = field(default_factory=dict)  # the engine's own
 
 
@@ -47,6 +50,7 @@ class Lease:
     name: str  # as the request called it
     engine: Any  # Engine or EmbeddingEngine, by the kind that was asked for
     dialect: str | None = None
+    sampling: SamplingDefaults = NOTHING_RECOMMENDED
 
     @property
     def fingerprint(self) -> str:
@@ -74,13 +78,15 @@ class _Entry:
     report: Failed | None = None  # who hears of a failure; None: the log
     users: int = 0
     last_used: float = 0.0
+    sampling: SamplingDefaults | None = None  # None: not known yet
 
 
 class ModelManager:
     """Loads each model on its first use, off the event loop, once however many ask together.
 
     `locate` turns a config's source into what an engine can open (fetching a default model if need be); it and the
-    load run in a worker thread.
+    load run in a worker thread. `recommended` reads what the authors of the model at a source say of sampling; None
+    where it is not there yet.
     """
 
     def __init__(
@@ -90,6 +96,7 @@ class ModelManager:
         aliases: Mapping[str, str] | None = None,
         locate: Callable[[str], str] = str,
         build: Callable[..., Any] = build,
+        recommended: Callable[[str], SamplingDefaults | None] = lambda source: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._entries: dict[str, _Entry] = {}
@@ -100,6 +107,7 @@ class ModelManager:
         self._aliases = dict(aliases or {})
         self._locate = locate
         self._build = build
+        self._recommended = recommended
         self._clock = clock
         self._created = int(time.time())
         self._reaper: asyncio.Task[None] | None = None
@@ -121,6 +129,13 @@ class ModelManager:
 
     def default(self, kind: Kind = "chat") -> ModelConfig:
         return self._resolve(None, kind).config
+
+    async def sampling(self, name: str | None) -> SamplingDefaults:
+        """What holds where a request names nothing. Asking does not load the model."""
+        entry = self._resolve(name, None)
+        if entry.sampling is None:
+            entry.sampling = await asyncio.to_thread(self._sampling, entry.config)
+        return entry.sampling or NOTHING_RECOMMENDED
 
     def engine(self, name: str) -> Any | None:
         """The loaded engine of a model, or None: asking does not load it."""
@@ -148,7 +163,8 @@ class ModelManager:
         engine = await self._loaded(entry)
         entry.users += 1
         try:
-            yield Lease(entry.config.name, name or entry.config.name, engine, entry.config.dialect)
+            config, sampling = entry.config, entry.sampling or NOTHING_RECOMMENDED
+            yield Lease(config.name, name or config.name, engine, config.dialect, sampling)
         finally:
             entry.users -= 1
             entry.last_used = self._clock()
@@ -261,6 +277,7 @@ class ModelManager:
         entry.failure = None
         try:
             engine = await asyncio.to_thread(self._open, config)
+            entry.sampling = await asyncio.to_thread(self._sampling, config)  # the files may be new
         except Exception as error:
             self._fail(entry, error)
             if isinstance(error, ServiceError):
@@ -282,6 +299,9 @@ class ModelManager:
 
     def _open(self, config: ModelConfig) -> Any:
         return self._build(ENGINE_OF[config.kind], source=self._locate(config.source), **config.options)
+
+    def _sampling(self, config: ModelConfig) -> SamplingDefaults | None:
+        return self._recommended(config.source) if config.sampling is None else config.sampling
 
     async def _unload(self, entry: _Entry) -> None:
         engine, entry.engine = entry.engine, None

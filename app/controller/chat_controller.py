@@ -11,6 +11,7 @@ from app.common.openapi import EVENTS
 from app.common.repeat import Repeated
 from schemas.chat_answer_schema import ChatCompletion
 from schemas.create_chat_completion_schema import CreateChatCompletionRequest
+from schemas.sampling_schema import EffectiveSampling
 from schemas.status_schema import NotStarted, Running
 from schemas.tokenize_schema import InputTokens
 
@@ -64,10 +65,13 @@ async def status(request: Request, models: Models, drain: Drain, told: Told) -> 
         return NotStarted(reason="failed")
     model = models.default()
     engine = models.engine(model.name)
+    sampling = EffectiveSampling(**(await models.sampling(model.name)).given)
     return Running(
         llm_serving_url=str(request.base_url),
         model_name=model.name,
         max_new_tokens=told.max_new_tokens or (engine.max_length if engine else None),
         device=engine.device if engine else told.device,
+        do_sample=sampling.temperature > 0,
+        sampling=sampling,
         system_prompt=told.system_prompt,
     )

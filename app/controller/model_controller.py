@@ -5,6 +5,7 @@ from fastapi import APIRouter, Response
 from app.common.dependencies import Caller, Models, Tokenizers, UnknownKeys
 from app.common.json_body import JsonRoute
 from schemas.ignored_keys import ignored_keys
+from schemas.sampling_schema import EffectiveSampling
 from schemas.status_schema import Model
 from schemas.status_schema import Models as ModelList
 from schemas.tokenize_schema import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
@@ -15,14 +16,20 @@ router = APIRouter(tags=["models"], route_class=JsonRoute)
 @router.get("/v1/models")
 @router.get("/models", include_in_schema=False)
 async def list_models(models: Models) -> ModelList:
-    return ModelList(data=[Model(id=card.id, created=card.created) for card in models.cards()])
+    return ModelList(data=[await _shown(card.id, models) for card in models.cards()])
 
 
 # ids of hub models have a slash: percent-encoded by some clients, raw by others
 @router.get("/v1/models/{model:path}")
 @router.get("/models/{model:path}", include_in_schema=False)
 async def retrieve_model(model: str, models: Models) -> Model:
-    return Model(id=model, created=models.card(model).created)
+    return await _shown(model, models)
+
+
+async def _shown(name: str, models: Models) -> Model:
+    card = models.card(name)
+    sampling = EffectiveSampling(**(await models.sampling(name)).given) if card.kind == "chat" else None
+    return Model(id=name, created=card.created, sampling=sampling)
 
 
 @router.post("/tokenize")

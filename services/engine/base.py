@@ -1,7 +1,7 @@
 """The seam between the service and whatever makes tokens: plain values and protocols, no tensors."""
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
@@ -84,6 +84,21 @@ class SamplingParams:
     def ends(self, eos: frozenset[int]) -> frozenset[int]:
         """The tokens that end the answer."""
         return eos.difference(eos if self.ignore_eos else ()).union(self.stop_token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What holds where a request names nothing; None: what it means to name nothing to OpenAI."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None  # 0 and -1: off
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from app.common.settings import Settings, UnknownSettings
+from schemas.sampling_schema import SamplingSettings
 
 Environment = pytest.MonkeyPatch
 
@@ -199,3 +200,19 @@ def test_what_a_cluster_puts_beside_them_is_not_refused(monkeypatch: Environment
 def test_names_below_a_table_are_the_users_own(monkeypatch: Environment) -> None:
     monkeypatch.setenv("PARLEY_MODEL__ALIASES__mine", "default")
     assert read().model.aliases == {"mine": "default"}
+
+
+def test_sampling_of_each_model(monkeypatch: Environment) -> None:
+    assert read().model.sampling is None
+    monkeypatch.setenv("PARLEY_MODEL__SAMPLING", "{}")
+    monkeypatch.setenv("PARLEY_MODELS", '[{"name": "owner/model", "sampling": {"temperature": 0.5, "top_k": 3}}]')
+    settings = read()
+    assert (settings.model.sampling, settings.model.name) == (SamplingSettings(), "default")
+    assert settings.models[0].sampling == SamplingSettings(temperature=0.5, top_k=3)
+
+
+@pytest.mark.parametrize("value", ['{"temperature": 3}', '{"temprature": 1}', '{"top_p": 0}', "[]", '{"min_p": "x"}'])
+def test_sampling_that_makes_no_sense_is_refused(monkeypatch: Environment, value: str) -> None:
+    monkeypatch.setenv("PARLEY_MODEL__SAMPLING", value)
+    with pytest.raises(ValidationError, match=r"model\.sampling"):
+        read()

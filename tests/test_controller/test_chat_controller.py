@@ -11,6 +11,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessage
 
 from app.common import sse
+from schemas.sampling_schema import EffectiveSampling
 from services.chat.request.prompt import UNSUPPORTED
 from services.engine.base import SamplingParams
 from services.errors import EngineFailed, GrammarStuck, Overloaded, PromptTooLong
@@ -507,6 +508,7 @@ class TestStatus:
             "max_new_tokens": None,
             "device": "auto",
             "do_sample": True,
+            "sampling": EffectiveSampling().model_dump(),
             "system_prompt": "be brief",
         }
         await ask(site)

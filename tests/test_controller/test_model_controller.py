@@ -18,7 +18,8 @@ async def test_all_are_listed(many: Site, prefix: str) -> None:
     assert listed["object"] == "list"
     assert [each["id"] for each in listed["data"]] == [MODEL, "owner/model", "fake-embedding"]
     for each in listed["data"]:
-        assert set(each) == {"id", "object", "created", "owned_by"}
+        assert set(each) - {"sampling"} == {"id", "object", "created", "owned_by"}
+        assert ("sampling" in each) == (each["id"] != "fake-embedding")
         assert each["object"] == "model"
         assert isinstance(each["created"], int)
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from services.errors import EngineFailed, InvalidRequest, ModelNotFound, Unavailable
-from services.model_service import ModelConfig, ModelManager, reason
+from services.model_service import ModelConfig, ModelManager, SamplingDefaults, reason
 from tests.fakes import FakeEngine
 
 
@@ -341,3 +341,35 @@ class TestFreeing:
         models = manager()
         await models.get_model("other")
         assert list(models.stats()) == ["other"]
+
+
+class TestSampling:
+    """What holds where requests name nothing."""
+
+    def recommend(self, builder: Builder, *configs: ModelConfig, **said: SamplingDefaults) -> ModelManager:
+        return ModelManager(configs, build=builder, recommended=said.get)
+
+    async def test_it_is_known_without_a_load(self, builder: Builder) -> None:
+        models = self.recommend(builder, ModelConfig("chat", "here"), here=SamplingDefaults(temperature=0.2))
+        assert (await models.sampling("chat")).temperature == 0.2
+        assert (await models.sampling(None)).temperature == 0.2
+        assert builder.built == []
+
+    async def test_what_is_set_comes_first(self, builder: Builder) -> None:
+        own, none = (
+            ModelConfig(name, "here", sampling=sampling)
+            for name, sampling in (("own", SamplingDefaults(top_p=0.5)), ("none", SamplingDefaults()))
+        )
+        models = self.recommend(builder, own, none, here=SamplingDefaults(temperature=0.2))
+        assert await models.sampling("own") == SamplingDefaults(top_p=0.5)
+        assert await models.sampling("none") == SamplingDefaults()
+
+    async def test_what_comes_with_the_load_holds_for_its_first_user(self, builder: Builder) -> None:
+        said: dict[str, SamplingDefaults] = {}
+        models = ModelManager([ModelConfig("chat", "hub")], build=builder, recommended=said.get)
+        assert await models.sampling("chat") == SamplingDefaults()
+        said["hub"] = SamplingDefaults(top_k=7)
+        async with models.lease("chat") as lease:
+            assert lease.sampling == SamplingDefaults(top_k=7)
+        assert await models.sampling("chat") == SamplingDefaults(top_k=7)
+        await models.stop()

@@ -65,10 +65,10 @@ class TestChat:
         assert (params.min_p, params.seed, params.stop) == (0.1, 7, ("x",))
         assert (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.2, 0.5, 0.25)
 
-    async def test_ollamas_own_defaults(self, client: AsyncClient, engine: FakeEngine) -> None:
+    async def test_what_is_not_named_is_not_ollamas_to_say(self, client: AsyncClient, engine: FakeEngine) -> None:
         await client.chat(**HI, options={"seed": -1, "num_predict": -1})
         params = engine.jobs[0].sampling
-        assert (params.temperature, params.top_k, params.top_p) == (0.8, 40, 0.9)
+        assert (params.temperature, params.top_k, params.top_p) == (1.0, None, 1.0)
         assert (params.seed, params.max_tokens) == (None, None)
 
     async def test_tag_behind_a_name_is_taken_off(self, client: AsyncClient) -> None:

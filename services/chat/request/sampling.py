@@ -1,11 +1,22 @@
 """How the tokens of an answer are drawn, whatever kind of request it is for."""
 
 from dataclasses import replace
+from typing import TypeVar
+
+from pydantic import BaseModel
 
 from schemas.generation_schema import Generation
 from services.chat.request import structure
-from services.engine.base import Job, SamplingParams
+from services.engine.base import Job, SamplingDefaults, SamplingParams
 from services.errors import InvalidRequest
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def settled(request: R, defaults: SamplingDefaults) -> R:
+    """With what the model has for all that the request names nothing of."""
+    missing = {name: value for name, value in defaults.given.items() if getattr(request, name, 0) is None}
+    return request.model_copy(update=missing) if missing else request
 
 
 def check(request: Generation, limit: int | None) -> None:
@@ -18,15 +29,16 @@ def check(request: Generation, limit: int | None) -> None:
 
 
 def params(request: Generation, max_tokens: int | None, *, logprobs: int | None) -> SamplingParams:
+    """Of a request that is settled: what neither it nor the model names is as OpenAI's API says."""
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        top_k=request.top_k if request.top_k > 0 else None,
+        temperature=1.0 if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=request.top_k if request.top_k is not None and request.top_k > 0 else None,
         seed=request.seed,
         stop=tuple(request.stop),
-        min_p=request.min_p,
-        repetition_penalty=request.repetition_penalty,
+        min_p=request.min_p or 0.0,
+        repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
         frequency_penalty=request.frequency_penalty,
         presence_penalty=request.presence_penalty,
         logit_bias=request.logit_bias,
