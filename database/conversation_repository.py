@@ -1,4 +1,8 @@
-"""Every statement about conversations. The caller's session decides where a transaction ends."""
+"""Every statement about conversations. The caller's session decides where a transaction ends.
+
+A transaction locks conversations first, then turns, then all else, each in the order of ids: two of them never wait for
+each other. A deletion reaches all that hangs on a conversation, in an order of the database's own: so it locks first.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -62,15 +66,14 @@ class ConversationRepository:
         """Deletes those that nobody has used since then, but for what is just being answered."""
         running = select(Turn.id).where(Turn.conversation_id == Conversation.id, IS_RUNNING)
         old = select(Conversation.id).where(Conversation.updated_at < before, ~running.exists())
-        gone = delete(Conversation).where(Conversation.id.in_(old.order_by(Conversation.updated_at).limit(limit)))
-        gone = gone.where(Conversation.updated_at < before)  # asked again where one had to be waited for
-        return len((await self._session.scalars(gone.returning(Conversation.id))).all())
+        oldest = (await self._session.scalars(old.order_by(Conversation.updated_at).limit(limit))).all()
+        # asked again where one had to be waited for
+        return await self._delete(oldest, Conversation.updated_at < before)
 
     async def delete_some_of(self, owner: str, *, limit: int) -> int:
         """How many; none: there are no more."""
         some = select(Conversation.id).where(Conversation.owner == owner).limit(limit)
-        gone = delete(Conversation).where(Conversation.id.in_(some)).returning(Conversation.id)
-        return len((await self._session.scalars(gone)).all())
+        return await self._delete((await self._session.scalars(some)).all())
 
     async def add(self, conversations: Sequence[Conversation]) -> None:
         await insert_all(self._session, conversations)
@@ -102,4 +105,13 @@ class ConversationRepository:
 
     async def delete(self, conversation_id: str) -> None:
         """With all that was said in it."""
-        await self._session.execute(delete(Conversation).where(Conversation.id == conversation_id))
+        await self._delete([conversation_id])
+
+    async def _delete(self, conversation_ids: Collection[str], *conditions: ColumnElement[bool]) -> int:
+        """How many there were."""
+        query = select(Conversation.id).where(Conversation.id.in_(conversation_ids), *conditions)
+        gone = (await self._session.scalars(query.order_by(Conversation.id).with_for_update())).all()
+        turns = select(Turn.id).where(Turn.conversation_id.in_(gone)).order_by(Turn.id)
+        await self._session.execute(turns.with_for_update())
+        await self._session.execute(delete(Conversation).where(Conversation.id.in_(gone)))
+        return len(gone)

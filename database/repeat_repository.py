@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from database.bulk import insert_all
@@ -21,4 +21,7 @@ class RepeatRepository:
         await insert_all(self._session, keys)
 
     async def forget(self, before: float) -> None:
-        await self._session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < before))
+        """Those that are locked are being deleted with their conversation: nobody waits for them."""
+        columns = IdempotencyKey.owner, IdempotencyKey.key
+        old = select(*columns).where(IdempotencyKey.created_at < before).with_for_update(skip_locked=True)
+        await self._session.execute(delete(IdempotencyKey).where(tuple_(*columns).in_(old)))

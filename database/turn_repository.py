@@ -163,11 +163,14 @@ class TurnRepository:
         turn.updated_at = turn.completed_at = now
         await self._session.flush()
 
-    async def dismiss_writers(self, conversation_id: str) -> None:
-        """Of turns that were given up: they have no last word any more."""
+    async def dismiss_writers(self, conversation_id: str, *, doomed: str = "") -> None:
+        """Of turns that were given up: they have no last word any more. `doomed` is the turn to be deleted next: it is
+        locked with them, in the order of ids."""
         given_up = Turn.completed_at.is_not(None) & Turn.writer.is_not(None)
-        change = update(Turn).where(Turn.conversation_id == conversation_id, given_up).values(writer=None)
-        await self._session.execute(change)
+        query = select(Turn.id).where(Turn.conversation_id == conversation_id, given_up | (Turn.id == doomed))
+        held = (await self._session.scalars(query.order_by(Turn.id).with_for_update(key_share=not doomed))).all()
+        if held:
+            await self._session.execute(update(Turn).where(Turn.id.in_(held)).values(writer=None))
 
     async def stopped(self, turn_ids: Collection[str]) -> set[str]:
         """Those of them that somebody has cancelled or deleted."""

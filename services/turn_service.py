@@ -18,7 +18,6 @@ from services.history.answer import Answer, answer
 from services.history.given_turn import GivenTurn
 from services.history.group import Group
 from services.history.keeper import Keeper
-from services.history.keeper import this_writer as this_writer
 from services.history.outcome import give_up
 from services.history.past import TURN_ID, of_answer, of_conversation, of_turn
 from services.history.repeat import PARAM, earlier, take_back
@@ -26,6 +25,7 @@ from services.history.repeat import Repeat as Repeat
 from services.history.store import Store
 from services.history.stored_turn import StoredTurn
 from services.history.turn import Kind, Opening, Turn, UnstoredTurn
+from services.history.writer import this_writer as this_writer
 from services.history.writes import Write, commit
 
 POLL_S = 0.5  # how often an answer that is being written is looked at
@@ -172,7 +172,7 @@ class TurnService:
                 return
             if any(each.completed_at is None for each in turns):
                 raise Conflict("Another answer is being written where this one belongs")
-            await repositories.turns.dismiss_writers(conversation.id)
+            await repositories.turns.dismiss_writers(conversation.id, doomed=turn.id)
             if not conversation.listed:
                 await repositories.items.delete(await repositories.items.of_turn(turn.id))
             await repositories.turns.delete(turn.id)

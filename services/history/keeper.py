@@ -3,8 +3,6 @@
 import asyncio
 import itertools
 import logging
-import os
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -16,6 +14,7 @@ from services.history.outcome import give_up
 from services.history.repeat import KEPT_S
 from services.history.store import Store
 from services.history.stored_turn import StoredTurn
+from services.history.writer import is_gone
 
 logger = logging.getLogger(__name__)
 
@@ -120,39 +119,17 @@ class Keeper:
         now = time.time()
         async with self._store.writing() as repositories:
             await repositories.repeats.forget(now - KEPT_S)
-            if self._ttl_s is not None:
-                forgotten = await repositories.conversations.forget(now - self._ttl_s, limit=FORGOTTEN_AT_ONCE)
-                if forgotten:
-                    logger.info("%d conversations were not used any more, they are deleted", forgotten)
+        if self._ttl_s is None:
+            return
+        async with self._store.writing() as repositories:  # another one: keys are locked after conversations
+            forgotten = await repositories.conversations.forget(now - self._ttl_s, limit=FORGOTTEN_AT_ONCE)
+        if forgotten:
+            logger.info("%d conversations were not used any more, they are deleted", forgotten)
 
     def _is_abandoned(self, turn: Row) -> bool:
         if turn.id in self._running:
             return False
-        return time.time() - turn.updated_at > self._silence_s or _is_gone(turn.writer, self._writer)
-
-
-def this_writer() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _is_gone(writer: str | None, me: str) -> bool:
-    """Known for processes of this machine only; our own name, met from outside, is from before a restart."""
-    if writer is None or writer == me:
-        return True
-    host, _, pid = writer.rpartition(":")
-    return host == me.rpartition(":")[0] and pid.isdigit() and not _is_alive(int(pid))
-
-
-def _is_alive(pid: int) -> bool:
-    if os.name != "posix":  # elsewhere signal 0 is not a question
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        return time.time() - turn.updated_at > self._silence_s or is_gone(turn.writer, self._writer)
 
 
 async def _attempt(step: Callable[[], Awaitable[object]]) -> None:

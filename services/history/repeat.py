@@ -71,7 +71,7 @@ async def take_back(repositories: Repositories, turn: TurnRow) -> None:
     turns = await repositories.turns.of_conversation(turn.conversation_id)
     if any(each.completed_at is None for each in turns):
         raise busy()
-    await repositories.turns.dismiss_writers(turn.conversation_id)
+    await repositories.turns.dismiss_writers(turn.conversation_id, doomed=turn.id)
     if conversation is not None and not conversation.listed and len(turns) == 1:
         await repositories.conversations.delete(conversation.id)
         return

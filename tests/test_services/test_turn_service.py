@@ -54,6 +54,10 @@ def head(turn: Turn, n: int = 1) -> Head:
 END = Finish("stop", 3, 2, cached_tokens=1)
 
 
+def of_process(pid: int) -> str:
+    return this_writer().replace(f":{os.getpid()}:", f":{pid}:")
+
+
 async def begin(service: TurnService, *messages: ChatMessage | str, n: int = 1, **fields: object) -> Turn:
     turn = await service.open(opening(*messages or ["Hello"], **fields))
     await turn.begin(head(turn, n))
@@ -501,12 +505,12 @@ class TestKeeping:
     ) -> None:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
         await process.wait()
-        turn = await begin(TurnService(database, writer=this_writer().replace(str(os.getpid()), str(process.pid))))
+        turn = await begin(TurnService(database, writer=of_process(process.pid)))
         await service.keeper.settle()
         assert (await said(service, turn))[1] == "incomplete"
 
     async def test_answers_of_living_processes_are_left_alone(self, service: TurnService, database: Database) -> None:
-        sibling = TurnService(database, writer=this_writer().replace(str(os.getpid()), str(os.getppid())))
+        sibling = TurnService(database, writer=of_process(os.getppid()))
         turns = [await begin(owner) for owner in (service, sibling, replica(database))]
         await service.keeper.settle()
         assert [(await said(service, turn))[1] for turn in turns] == ["in_progress"] * 3
