@@ -109,8 +109,12 @@ class ConversationRepository:
 
     async def _delete(self, conversation_ids: Collection[str], *conditions: ColumnElement[bool]) -> int:
         """How many there were."""
+        if not conversation_ids:
+            return 0
         query = select(Conversation.id).where(Conversation.id.in_(conversation_ids), *conditions)
         gone = (await self._session.scalars(query.order_by(Conversation.id).with_for_update())).all()
+        if not gone:
+            return 0
         turns = select(Turn.id).where(Turn.conversation_id.in_(gone)).order_by(Turn.id)
         await self._session.execute(turns.with_for_update())
         await self._session.execute(delete(Conversation).where(Conversation.id.in_(gone)))

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import load_only
 
 from database.bulk import execute_all, insert_all
-from database.item_repository import Order
+from database.item_repository import SOME, Order
 from database.json_text import json_text
 from database.models import CANCELLED, IN_PROGRESS, RUNNING, Turn
 
@@ -113,8 +113,13 @@ class TurnRepository:
 
     async def status(self, turn_ids: Collection[str]) -> dict[str, str]:
         """Of those that there are."""
-        rows = await self._session.execute(select(Turn.id, Turn.status).where(Turn.id.in_(turn_ids)))
-        return {each.id: each.status for each in rows}
+        found: dict[str, str] = {}
+        ids = list(turn_ids)
+        for start in range(0, len(ids), SOME):
+            some = Turn.id.in_(ids[start : start + SOME])
+            rows = await self._session.execute(select(Turn.id, Turn.status).where(some))
+            found |= {each.id: each.status for each in rows}
+        return found
 
     async def keep(self, turn_ids: Collection[str]) -> dict[str, str]:
         """As status() does; nobody deletes them until the transaction ends."""
@@ -168,9 +173,10 @@ class TurnRepository:
         locked with them, in the order of ids."""
         given_up = Turn.completed_at.is_not(None) & Turn.writer.is_not(None)
         query = select(Turn.id).where(Turn.conversation_id == conversation_id, given_up | (Turn.id == doomed))
-        held = (await self._session.scalars(query.order_by(Turn.id).with_for_update(key_share=not doomed))).all()
-        if held:
-            await self._session.execute(update(Turn).where(Turn.id.in_(held)).values(writer=None))
+        if found := (await self._session.scalars(query)).all():
+            held = select(Turn.id).where(Turn.id.in_(found)).order_by(Turn.id)
+            await self._session.execute(held.with_for_update(key_share=not doomed))
+            await self._session.execute(update(Turn).where(Turn.id.in_(found), given_up).values(writer=None))
 
     async def stopped(self, turn_ids: Collection[str]) -> set[str]:
         """Those of them that somebody has cancelled or deleted."""

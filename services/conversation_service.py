@@ -20,6 +20,7 @@ from services.chat.items import Item
 from services.errors import InvalidRequest, NotFound
 from services.history.past import existing
 from services.history.repeat import Repeat, earlier, remember
+from services.history.rows import seconds
 from services.history.store import Store
 from services.item_service import shown, write
 
@@ -124,12 +125,12 @@ def _stored(item: Item, row: ItemRow, turn: TurnRow | None) -> StoredMessage:
     return StoredMessage(
         id=ours[1] if ours else row.id,
         conversation_id=row.conversation_id,
-        role=item["role"],
-        content=items.shown(item["content"]),
-        status=_status(reply.status) if reply else item["status"],
+        role=item.get("role", "user"),
+        content=items.shown(item.get("content", [])),
+        status=_status(reply.status) if reply else item.get("status", COMPLETED),
         finish_reason=cast("str | None", reply.choices[0]["finish_reason"]) if reply and reply.choices else None,
         model=reply.model if reply else None,
-        created_at=row.created_at,
+        created_at=seconds(row.created_at),
     )
 
 

@@ -74,7 +74,9 @@ class ItemService:
 
 
 def shown(row: ConversationRow) -> Conversation:
-    return Conversation(id=row.id, created_at=int(row.created_at), metadata=row.metadata_, title=row.title)
+    return Conversation(
+        id=row.id, created_at=int(rows.seconds(row.created_at)), metadata=row.metadata_, title=row.title
+    )
 
 
 async def quiet(repositories: Repositories, conversation_id: str, owner: str) -> ConversationRow:

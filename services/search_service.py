@@ -7,7 +7,7 @@ from database.session import Database
 from schemas.conversation_schema import Found
 from schemas.page_schema import Page, page
 from services.errors import InvalidRequest
-from services.history.rows import text
+from services.history.rows import seconds, text
 from services.history.store import Store
 
 
@@ -42,5 +42,5 @@ def _found(row: Row, query: str, *, is_listed: bool) -> Found:
         answer_id=None if is_listed else row.turn_id,
         item=row.data,
         snippet=terms.snippet(text(row.data), query),
-        created_at=int(row.created_at),
+        created_at=int(seconds(row.created_at)),
     )

@@ -1,11 +1,11 @@
 """Histories as JSON Lines, a conversation each: written, and read back into the same tree."""
 
 import hashlib
-from collections.abc import AsyncIterator
-from typing import Any, Literal, Self
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel
 
 from database.models import Conversation, Item, Turn
 from database.repositories import Repositories
@@ -13,68 +13,7 @@ from database.session import Database
 from services.history import rows
 from services.history.rows import Place
 from services.history.store import Store
-
-FORMAT: Literal["parley.conversation.1"] = "parley.conversation.1"
-
-
-class ArchivedItem(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
-    data: dict[str, Any]
-    parent_id: str | None = None
-    turn_id: str | None = None
-    choice: int | None = None
-    created_at: float
-
-
-class ArchivedTurn(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
-    id: str
-    kind: str
-    status: Literal["completed", "incomplete", "failed", "cancelled"]
-    stored: bool
-    background: bool = False
-    model: str
-    request: dict[str, Any] = Field({})
-    metadata: dict[str, Any] = Field({}, validation_alias="metadata_", serialization_alias="metadata_")
-    fingerprint: str | None = None
-    previous_id: str | None = None
-    parent_id: str | None = None
-    choices: list[dict[str, Any]] | None = None
-    usage: dict[str, int] | None = None
-    error: dict[str, Any] | None = None
-    created_at: float
-    updated_at: float
-    completed_at: float | None = None
-
-
-class ArchivedConversation(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
-
-    format: Literal["parley.conversation.1"] = FORMAT
-    id: str
-    listed: bool = True
-    title: str | None = None
-    metadata: dict[str, Any] = Field({}, validation_alias="metadata_", serialization_alias="metadata_")
-    created_at: float
-    updated_at: float
-    turns: list[ArchivedTurn] = []
-    items: list[ArchivedItem] = []
-
-    @model_validator(mode="after")
-    def _is_a_tree(self) -> Self:
-        known: set[str] = set()
-        for item in self.items:
-            id, type = item.data.get("id"), item.data.get("type")
-            if not isinstance(id, str) or not isinstance(type, str):
-                raise ValueError(f"an item of '{self.id}' has no id or no type")
-            if id in known:
-                raise ValueError(f"'{id}' is in '{self.id}' twice")
-            if item.parent_id is not None and item.parent_id not in known:
-                raise ValueError(f"'{id}' goes on from '{item.parent_id}', which does not come before it")
-            known.add(id)
-        return self
+from tools.archive_schema import ArchivedConversation, ArchivedItem, ArchivedTurn
 
 
 async def export(database: Database, owner: str) -> AsyncIterator[ArchivedConversation]:
@@ -94,11 +33,22 @@ async def export(database: Database, owner: str) -> AsyncIterator[ArchivedConver
 async def _archived(repositories: Repositories, conversation: Conversation) -> ArchivedConversation:
     turns = await repositories.turns.of_conversation(conversation.id)
     items = await repositories.items.page(conversation.id)
-    archived = ArchivedConversation.model_validate(conversation)
-    archived.turns = [ArchivedTurn.model_validate(turn) for turn in turns if turn.completed_at is not None]
-    known = {turn.id for turn in archived.turns}
-    archived.items = [ArchivedItem.model_validate(item) for item in items if item.turn_id in known | {None}]
-    return archived
+    known = {turn.id for turn in turns if turn.completed_at is not None}
+    return ArchivedConversation.model_construct(
+        **_columns(conversation, ArchivedConversation),
+        turns=[ArchivedTurn.model_construct(**_columns(turn, ArchivedTurn)) for turn in turns if turn.id in known],
+        items=[
+            ArchivedItem.model_construct(**_columns(item, ArchivedItem))
+            for item in items
+            if item.turn_id is None or item.turn_id in known
+        ],
+    )
+
+
+def _columns(row: Conversation | Turn | Item, model: type[BaseModel]) -> dict[str, Any]:
+    """As they are, sensible or not: an export leaves nothing out, an import is particular."""
+    names = {name: str(field.validation_alias or name) for name, field in model.model_fields.items()}
+    return {name: getattr(row, column) for name, column in names.items() if hasattr(row, column)}
 
 
 async def restore(database: Database, owner: str, archived: ArchivedConversation) -> bool:
@@ -111,7 +61,7 @@ async def restore(database: Database, owner: str, archived: ArchivedConversation
         id = own_id if taken else archived.id
         await repositories.conversations.add([_conversation(archived, id, owner)])
         names = await _turns(repositories, archived, id, owner)
-        await repositories.items.add([_item(item, id, owner, names) for item in archived.items])
+        await repositories.items.add(rows_of(archived, id, owner, names))
     return True
 
 
@@ -140,7 +90,12 @@ def _named(turn: ArchivedTurn, names: dict[str, str]) -> dict[str, str | None]:
     return {"id": names[turn.id], "previous_id": names.get(turn.previous_id or "", turn.previous_id)}
 
 
-def _item(item: ArchivedItem, conversation_id: str, owner: str, names: dict[str, str]) -> Item:
+def rows_of(archived: ArchivedConversation, conversation_id: str, owner: str, names: Mapping[str, str]) -> list[Item]:
+    """`names`: what each turn is called now."""
+    return [_item(item, conversation_id, owner, names) for item in archived.items]
+
+
+def _item(item: ArchivedItem, conversation_id: str, owner: str, names: Mapping[str, str]) -> Item:
     turn_id = names.get(item.turn_id or "")
     place = Place(owner, conversation_id, item.created_at, item.parent_id, turn_id, item.choice)
     return rows.chain([item.data], place)[0]

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tools.archive import ArchivedConversation, ArchivedItem
+from tools.archive_schema import ArchivedConversation, ArchivedItem
 
 TEXTS = ("text", "multimodal_text")
 KINDS = {"user": "input_text", "system": "input_text", "assistant": "output_text"}

@@ -13,7 +13,10 @@ import typer
 if TYPE_CHECKING:
     from app.common.settings import Settings
 
-app = typer.Typer(name="parley", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+# plain help: rich cuts the names of options off where a terminal is narrow, or none
+app = typer.Typer(
+    name="parley", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 
 # all of the command's arguments are for the program behind it, --help too
 HANDED_OVER = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
@@ -39,27 +42,61 @@ def parley(
 
 @app.command()
 def serve(
-    model: Annotated[str | None, typer.Option(help="A local folder, a GGUF file or a hub name.")] = None,
-    host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="The port to listen on.")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="A port of its own for /metrics, without keys.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes, each with its own models; needs PostgreSQL.")] = None,
-    max_model_len: Annotated[int | None, typer.Option(help="Tokens of prompt and answer together.")] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(help="Answers generated at once.")] = None,
-    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of one step of the engine.")] = None,
-    block_size: Annotated[int | None, typer.Option(help="Tokens by which the KV cache is counted and shared.")] = None,
-    num_gpu_blocks_override: Annotated[int | None, typer.Option(help="Blocks of the KV cache.")] = None,
-    kv_cache_ratio: Annotated[float | None, typer.Option(help="Share of the KV cache for prompts to begin in.")] = None,
-    gpu_memory_utilization: Annotated[float | None, typer.Option(help="Share of a GPU's memory to use.")] = None,
-    cpu_memory_share: Annotated[float | None, typer.Option(help="Share of the free RAM for the KV cache.")] = None,
-    enable_prefix_caching: Annotated[bool | None, typer.Option(help="Reuse what prompts have in common.")] = None,
-    speculation: Annotated[bool | None, typer.Option(help="Guess how answers go on, check several at once.")] = None,
-    use_warmup: Annotated[bool | None, typer.Option(help="Run a full step when a model is loaded.")] = None,
-    tensor_parallel_size: Annotated[int | None, typer.Option(help="1: a model is on one device.")] = None,
-    quantization: Annotated[str | None, typer.Option(help="int8: weights of 8 bits, on the CPU.")] = None,
-    enable_mm: Annotated[bool | None, typer.Option(help="Images: insist on them, or refuse them.")] = None,
+    model: Annotated[
+        str | None, typer.Option(show_default="the default model", help="A local folder, a GGUF file or a hub name.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(show_default="127.0.0.1", help="The address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(show_default="8000", help="The port to listen on.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(show_default="none", help="A port of its own for /metrics, without keys.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(show_default="1", help="Processes, each with its own models; needs PostgreSQL.")
+    ] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(show_default="the model's", help="Tokens of prompt and answer together.")
+    ] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(show_default="32", help="Answers generated at once.")] = None,
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option(show_default="512", help="Tokens of one step of the engine.")
+    ] = None,
+    block_size: Annotated[
+        int | None, typer.Option(show_default="1", help="Tokens by which the KV cache is counted and shared.")
+    ] = None,
+    num_gpu_blocks_override: Annotated[
+        int | None, typer.Option(show_default="from the memory", help="Blocks of the KV cache.")
+    ] = None,
+    kv_cache_ratio: Annotated[
+        float | None, typer.Option(show_default="1", help="Share of the KV cache for prompts to begin in.")
+    ] = None,
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option(show_default="0.9", help="Share of a GPU's memory to use.")
+    ] = None,
+    cpu_memory_share: Annotated[
+        float | None, typer.Option(show_default="0.4", help="Share of the free RAM for the KV cache.")
+    ] = None,
+    enable_prefix_caching: Annotated[
+        bool | None, typer.Option(show_default="on", help="Reuse what prompts have in common.")
+    ] = None,
+    speculation: Annotated[
+        bool | None, typer.Option(show_default="on", help="Guess how answers go on, check several at once.")
+    ] = None,
+    use_warmup: Annotated[
+        bool | None, typer.Option(show_default="off", help="Run a full step when a model is loaded.")
+    ] = None,
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option(show_default="1", help="1: a model is on one device.")
+    ] = None,
+    quantization: Annotated[
+        str | None, typer.Option(show_default="none", help="int8: weights of 8 bits, on the CPU.")
+    ] = None,
+    enable_mm: Annotated[
+        bool | None,
+        typer.Option(show_default="where the model takes them", help="Images: insist on them, or refuse them."),
+    ] = None,
     lazy: Annotated[
-        bool | None, typer.Option(help="Load the model at its first request, and not at the start.")
+        bool | None,
+        typer.Option(show_default="off", help="Load the model at its first request, and not at the start."),
     ] = None,
 ) -> None:
     """Start the server."""

@@ -30,7 +30,7 @@ T = TypeVar("T")
 PATIENCE_S = 600.0  # somebody else's migration of a large table may have to be waited for
 LOCK = 0x7061726C6579  # "parley", the key of our advisory lock
 
-app = typer.Typer(help="The database's schema.", no_args_is_help=True)
+app = typer.Typer(help="The database's schema.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,14 @@ import sys
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Annotated, TextIO, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar
 
 import typer
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
+from pydantic_core import from_json
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from app.common import configuration, settings
 from database.session import Database
@@ -19,7 +21,7 @@ from services.conversation_service import ConversationService
 from services.history.store import Store
 from services.search_service import SearchService
 from tools import archive, chatgpt
-from tools.archive import ArchivedConversation
+from tools.archive_schema import ArchivedConversation
 from tools.data_migration import check_file, reaching
 from tools.exits import in_one_line, leave
 
@@ -27,7 +29,9 @@ T = TypeVar("T")
 
 DELETED_AT_ONCE = 1000  # conversations of one transaction
 
-app = typer.Typer(help="What was said, as files.", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="What was said, as files.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 
 Url = Annotated[
     str | None, typer.Option("--database-url", envvar="PARLEY_DATABASE__URL", help="Default: the settings'.")
@@ -64,10 +68,17 @@ def search(
 ) -> None:
     """Finds what has all of the words, the newest first."""
     found = _run(_search(_url(database_url), owner_of(key), " ".join(query), limit))
-    table = Table("Where", "Who", "What", box=None)
-    for each in found:
-        table.add_row(each.conversation_id or each.answer_id, each.item.get("role", each.item["type"]), each.snippet)
-    Console().print(table)
+    rows = [
+        (each.conversation_id or each.answer_id or "", _who(each), " ".join(each.snippet.split())) for each in found
+    ]
+    console = Console()
+    if not console.is_terminal:  # for programs: a line each, with tabs
+        typer.echo("".join("\t".join(row) + "\n" for row in rows), nl=False)
+        return
+    table = Table(Column("Where", no_wrap=True, overflow="fold"), "Who", "What", box=None)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
 
 
 @app.command("delete")
@@ -87,15 +98,57 @@ def delete(
     typer.echo(f"{count} conversations deleted", err=True)
 
 
+def _who(found: Found) -> str:
+    return str(found.item.get("role", found.item["type"]))
+
+
 def read(source: Path) -> Iterator[ArchivedConversation]:
-    with source.open(encoding="utf-8") as file:
+    """Raises Unreadable for the first that cannot be stored and shown again."""
+    with source.open("rb") as file:
         first = file.readline()
         file.seek(0)
-        if first.lstrip().startswith("["):
-            exports = TypeAdapter(list[chatgpt.Export]).validate_json(file.read())
-            yield from map(chatgpt.conversation, exports)
-        else:
-            yield from (ArchivedConversation.model_validate_json(line) for line in file if line.strip())
+        if first.lstrip().startswith(b"["):
+            yield from _of_chatgpt(file.read())
+            return
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                with _located(f"line {number}"):
+                    conversation = ArchivedConversation.model_validate(_json(line))
+                yield conversation
+
+
+def _of_chatgpt(data: bytes) -> Iterator[ArchivedConversation]:
+    with _located("the file"):
+        exports = _json(data)  # a list: that is how it begins
+    for number, export in enumerate(exports, 1):
+        with _located(f"conversation {number}"):
+            conversation = chatgpt.conversation(chatgpt.Export.model_validate(export))
+        yield conversation
+
+
+class Unreadable(Exception):
+    """Says where, and what is wrong there."""
+
+
+@contextmanager
+def _located(where: str) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise Unreadable(f"{where}, {field}: {first['msg']}" if field else f"{where}: {first['msg']}") from error
+    except ValueError as error:
+        raise Unreadable(f"{where} is neither parley's nor ChatGPT's: {error}") from error
+
+
+def _json(data: bytes) -> Any:
+    """JSON's own numbers only: what is none could be stored, and not be shown."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start + 1} is not UTF-8") from error
+    return from_json(data, allow_inf_nan=False)
 
 
 async def _export(url: str, owner: str, file: TextIO) -> int:
@@ -162,8 +215,8 @@ def _run(work: Coroutine[None, None, T]) -> T:
     with in_one_line():
         try:
             return asyncio.run(work)
-        except ValidationError as error:
-            leave(f"the file is neither an export of parley's nor ChatGPT's: {error.errors()[0]['msg']}")
+        except Unreadable as error:
+            leave(str(error))
 
 
 def _url(given: str | None) -> str:

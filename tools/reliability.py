@@ -33,7 +33,7 @@ MODELS = Annotated[Path, typer.Option(help="Where default models are kept.")]
 DATABASE = Annotated[Backend, typer.Option(help="For postgresql its server programs must be installed.")]
 OUTPUT = Annotated[Path, typer.Option(help="Where the figures go, as JSON.")]
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None)
 
 
 @dataclass(frozen=True, slots=True)

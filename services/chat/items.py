@@ -72,12 +72,15 @@ def _refused(part: Part) -> str | None:
 
 def messages(items: Sequence[Item]) -> list[ChatMessage]:
     """What a prompt is made of. Reasoning, text and calls that follow each other are one message of the assistant's."""
-    check(items)
-    script = _Script()
-    for item in items:
-        if item["type"] not in ASIDE:
-            READERS[item["type"]](script, item)
-    return script.end()
+    try:
+        check(items)
+        script = _Script()
+        for item in items:
+            if item["type"] not in ASIDE:
+                READERS[item["type"]](script, item)
+        return script.end()
+    except (KeyError, TypeError, AttributeError) as error:  # of an import that nobody checked
+        raise InvalidRequest("An item that was stored is not whole: no prompt can have it", param="input") from error
 
 
 class _Script:
@@ -192,8 +195,14 @@ def _as_chat(part: Part) -> Part:
 
 def shown(parts: Sequence[Part]) -> str | list[Part]:
     """A message's content the way a chat has it; parts that a chat knows not are as they are."""
-    said = [_as_chat(part) if part["type"] in PART_OF else part for part in parts]
-    return said[0]["text"] if len(said) == 1 and said[0]["type"] == "text" else said
+    said = [_as_chat(part) if _is_whole(part) else part for part in parts]
+    return said[0]["text"] if len(said) == 1 and said[0].get("type") == "text" and "text" in said[0] else said
+
+
+def _is_whole(part: Part) -> bool:
+    """One that a chat knows, with what it must have."""
+    kind = PART_OF.get(part.get("type", ""))
+    return kind is not None and kind in part
 
 
 def text(items: Iterable[Item]) -> str:

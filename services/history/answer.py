@@ -7,6 +7,7 @@ from typing import Any
 from database.models import Item as ItemRow
 from database.models import Turn as Row
 from services.chat.items import Item
+from services.history.rows import seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +52,8 @@ def answer(turn: Row, rows: Sequence[ItemRow], *, listed: bool) -> Answer:
         choices=tuple(turn.choices or [unended for _ in output]),
         usage=turn.usage,
         error=turn.error,
-        created_at=turn.created_at,
-        completed_at=turn.completed_at,
+        created_at=seconds(turn.created_at),
+        completed_at=None if turn.completed_at is None else seconds(turn.completed_at),
     )
 
 

@@ -44,7 +44,9 @@ def _said(items: tuple[Item, ...], index: int, logprobs: tuple[TokenLogprob, ...
                 yield Text(text, logprobs=logprobs, index=index)
                 logprobs = ()
             case "reasoning":
-                yield Reasoning("".join(part["text"] for part in item["content"]), index=index)
+                yield Reasoning(
+                    "".join(part["text"] for part in item.get("content") or item.get("summary", [])), index=index
+                )
             case "function_call":
                 yield ToolCall(item["call_id"], item["name"], call, index=index)
                 yield Arguments(item["arguments"], call, index=index)

@@ -1,5 +1,6 @@
 """Items as rows of the database."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,11 @@ def chain(items: Iterable[Item], place: Place) -> list[Row]:
 
 def copies(rows: Sequence[Row], conversation_id: str, created_at: float) -> list[Row]:
     return chain([row.data for row in rows], Place(rows[0].owner, conversation_id, created_at)) if rows else []
+
+
+def seconds(at: float) -> float:
+    """A time that is none, of an import that nobody checked, is shown as the beginning of all."""
+    return at if math.isfinite(at) else 0.0
 
 
 def text(item: Mapping[str, Any]) -> str:

@@ -1,16 +1,18 @@
 import gc
+import inspect
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import uvicorn
 from typer.testing import CliRunner
 
+from app.common.settings import Settings
 from tests.test_tools.wheels import FILES, Index, model_of
 from tools import cli, fetch_models
 
@@ -167,3 +169,47 @@ def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, tools.cli; sys.exit(any(heavy in sys.modules for heavy in sys.argv[1:]))"
     heavy = ["torch", "transformers", "sqlalchemy", "fastapi"]
     assert subprocess.run([sys.executable, "-c", code, *heavy], cwd=root, check=False).returncode == 0
+
+
+def help_of(width: str | None) -> str:
+    """In a terminal of that width, or piped."""
+    environment = {"COLUMNS": width or ""} | ({"FORCE_COLOR": "1"} if width else {})
+    return CliRunner().invoke(cli.app, ["serve", "--help"], env=environment).output
+
+
+@pytest.mark.parametrize("width", [None, "80", "200"])
+def test_help_shows_whole_names_and_defaults(width: str | None) -> None:
+    shown = help_of(width)
+    words = " ".join(shown.split())
+    assert "…" not in shown
+    for option in inspect.signature(cli.serve).parameters:
+        assert f"--{option.replace('_', '-')} " in shown + " "
+    assert words.count("[default: (") == len(inspect.signature(cli.serve).parameters)
+
+
+def test_help_shows_the_defaults_that_hold() -> None:
+    settings = Settings(_env_file=None)
+    engine, server = settings.engine, settings.server
+    given = {
+        "host": server.host,
+        "port": server.port,
+        "metrics_port": server.metrics_port or "none",
+        "workers": server.workers,
+        "max_model_len": engine.max_model_len or "the model's",
+        "max_num_seqs": engine.max_num_seqs,
+        "max_num_batched_tokens": engine.max_num_batched_tokens,
+        "block_size": engine.block_size,
+        "num_gpu_blocks_override": engine.num_gpu_blocks_override or "from the memory",
+        "kv_cache_ratio": engine.kv_cache_ratio,
+        "gpu_memory_utilization": engine.gpu_memory_utilization,
+        "cpu_memory_share": engine.cpu_memory_share,
+        "enable_prefix_caching": "on" if engine.prefix_cache else "off",
+        "speculation": "on" if engine.speculation else "off",
+        "use_warmup": "on" if engine.use_warmup else "off",
+        "tensor_parallel_size": engine.tensor_parallel_size,
+        "quantization": engine.quantization or "none",
+        "enable_mm": "where the model takes them" if engine.enable_mm is None else engine.enable_mm,
+    }
+    options = get_type_hints(cli.serve, include_extras=True)
+    shown = {name: options[name].__metadata__[0].show_default for name in given}
+    assert shown == {name: str(value) for name, value in given.items()}

@@ -1,22 +1,32 @@
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
+from sqlalchemy import event
 from typer.testing import CliRunner
 
 from app.common.settings import api_key
+from database.models import Conversation
 from database.session import Database
 from schemas.chat_schema import ChatMessage
+from schemas.response_schema import ResponseRequest
 from services.chat.events import Arguments, Reasoning, Text, ToolCall
+from services.chat.request.responses import ASKED
+from services.chat.request.responses import begun as response_begun
 from services.conversation_service import ConversationService
+from services.history import rows
+from services.history.store import Store
 from services.history.turn import Opening
 from services.turn_service import TurnService
+from tests.apps import NewSite
 from tests.test_services.test_turn_service import END, begin, finish, say
-from tools.archive import ArchivedConversation
+from tools import archive
+from tools.archive_schema import ArchivedConversation
 from tools.history import app, owner_of, read
 
 
@@ -31,6 +41,11 @@ async def run_in_thread(*arguments: str, url: str, code: int = 0) -> Result:
     return await asyncio.to_thread(run, *arguments, url=url, code=code)
 
 
+FACTS = response_begun(ResponseRequest(input="1"), "m").model_dump(
+    include=ASKED
+)  # what is stored of a response's request
+
+
 async def fill(database: Database, owner: str = "local") -> list[str]:
     """A conversation, and two answers that go on from one."""
     turns = TurnService(database, writer="host:1")
@@ -38,7 +53,7 @@ async def fill(database: Database, owner: str = "local") -> list[str]:
     await finish(named, Reasoning("Hm"), ToolCall("call_1", "weather", 0), Arguments("{}", 0), END)
     output = ChatMessage(role="tool", tool_call_id="call_1", content="Rain")
     await finish(await begin(turns, output, owner=owner, conversation=named.conversation_id), Text("Rain"), END)
-    kept: dict[str, Any] = {"owner": owner, "create": False, "stored": True, "kind": "response"}
+    kept: dict[str, Any] = {"owner": owner, "create": False, "stored": True, "kind": "response", "request": FACTS}
     first = await say(turns, "1", "one", metadata={"a": "b"}, **kept)
     others = [await say(turns, asked, "two", previous=first.id, **kept) for asked in ("2", "2, too")]
     return [turn.id for turn in (named, first, *others)]
@@ -176,23 +191,24 @@ def test_chatgpts_export_may_lack_times_and_have_speech(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str, sqlite_url: str) -> None:
     file = tmp_path / "file"
     file.write_text(text)
-    assert "neither" in run("import", str(file), url=sqlite_url, code=2).stderr
+    refused = run("import", str(file), url=sqlite_url, code=2).stderr
+    assert refused.startswith(("Error: line 1", "Error: conversation 1"))
 
 
 @pytest.mark.parametrize(
     ("items", "why"),
     [
-        ([{"data": {"type": "message"}}], "no id"),
-        ([{"data": {"id": "msg_1"}}], "no type"),
-        ([{"data": {"id": "msg_1", "type": "message"}, "parent_id": "msg_0"}], "'msg_0'"),
-        ([{"data": {"id": "msg_1", "type": "message"}}] * 2, "twice"),
+        ([{"data": {"type": "message"}}], "has an id"),
+        ([{"data": {"id": "msg_1"}}], "has a type"),
+        ([{"data": {"id": "rs_1", "type": "reasoning"}, "parent_id": "msg_0"}], "'msg_0'"),
+        ([{"data": {"id": "rs_1", "type": "reasoning"}}] * 2, "twice"),
     ],
 )
 def test_a_file_that_was_edited_is_refused_by_what_is_wrong(
     items: list[dict[str, Any]], why: str, tmp_path: Path, sqlite_url: str
 ) -> None:
     file = tmp_path / "file"
-    conversation = {"id": "conv_1", "created_at": 1.0, "updated_at": 1.0}
+    conversation = {"id": "conv_" + "0" * 32, "created_at": 1.0, "updated_at": 1.0}
     file.write_text(json.dumps(conversation | {"items": [{"created_at": 1.0} | item for item in items]}))
 
     assert why in run("import", str(file), url=sqlite_url, code=2).stderr
@@ -240,3 +256,204 @@ def test_a_database_that_is_not_there_is_told_in_a_line() -> None:
     output = run("search", "x", url="postgresql://user:secret@127.0.0.1:1/x", code=2).output
     assert output == "Error: The conversation store is not reachable\n"
     assert run("search", "x", url="mysql://user:secret@h/x", code=2).output.count("\n") == 1
+
+
+MESSAGE: dict[str, Any] = {
+    "id": "msg_1",
+    "type": "message",
+    "role": "user",
+    "content": [{"type": "input_text", "text": "Hi"}],
+    "status": "completed",
+}
+CALL = {"id": "fc_1", "type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "status": "completed"}
+RESP = "resp_" + "0" * 32
+
+
+def line(*items: dict[str, Any], turns: list[dict[str, Any]] | None = None, **more: Any) -> dict[str, Any]:
+    rows = [{"data": data, "created_at": 1.0} for data in items]
+    known = {"id": "conv_" + "0" * 32, "created_at": 1.0, "updated_at": 1.0}
+    return {**known, "items": rows, "turns": turns or [], **more}
+
+
+def without(name: str, item: dict[str, Any] = MESSAGE) -> dict[str, Any]:
+    return {key: value for key, value in item.items() if key != name}
+
+
+def turn(**more: Any) -> dict[str, Any]:
+    times = {"created_at": 1.0, "updated_at": 1.0, "completed_at": 1.0}
+    return {"id": RESP, "kind": "response", "status": "completed", "stored": True, "model": "m", **times, **more}
+
+
+@pytest.mark.parametrize(
+    ("archived", "where"),
+    [
+        (line(without("status")), "items.0.data.status"),
+        (line(without("role")), "items.0.data.role"),
+        (line(without("content")), "items.0.data.content"),
+        (line(without("id")), "items.0.data.id"),
+        (line(MESSAGE, CALL | {"call_id": ""}), "items.1.data.call_id"),
+        (line(without("status", CALL)), "items.0.data.status"),
+        (line(MESSAGE | {"content": [{"type": "input_text"}]}), "items.0.data.content.0.text"),
+        (line(MESSAGE | {"content": "Hi"}), "items.0.data.content"),
+        (line(MESSAGE | {"role": "wizard"}), "items.0.data.role"),
+        (line(MESSAGE | {"status": "odd"}), "items.0.data.status"),
+        (line(MESSAGE | {"type": "item_reference"}), "items.0.data.type"),
+        (line(created_at=-1), "created_at"),
+        (line(updated_at=1e300), "updated_at"),
+        (line(title="a\0b"), "title"),
+        (line(id="conv_1"), "id"),
+        (line(turns=[turn(id="resp_1")]), "turns.0.id"),
+        (line(turns=[turn(kind="else")]), "turns.0.kind"),
+        (line(turns=[turn(completed_at=None)]), "turns.0.completed_at"),
+        (
+            line(turns=[turn(request={"temperature": 9} | without("user", FACTS))]),
+            "turns.0.request.user",
+        ),  # a response is shown with what was asked
+        (line(turns=[turn(kind="message", usage={"prompt_tokens": 1})]), "turns.0.usage.cached_tokens"),
+        (line(turns=[turn(kind="message", error={"code": "x"})]), "turns.0.error.message"),
+        (line(turns=[turn(kind="message", choices=[{"finish_reason": 1}])]), "turns.0.choices.0.finish_reason"),
+        (line(turns=[turn(kind="message", choices=[{"logprobs": [{}]}])]), "turns.0"),
+        (line(turns=[turn(kind="chat.completion", metadata_={"a": []})]), "turns.0.metadata"),
+        (line() | {"items": [{"data": MESSAGE, "created_at": 1.0, "turn_id": RESP}]}, "items"),
+        (line() | {"items": [{"data": MESSAGE, "created_at": 1.0, "choice": 10**9}]}, "items.0.choice"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_could_not_be_shown_is_refused_with_line_and_field(
+    archived: dict[str, Any], where: str, tmp_path: Path, sqlite_url: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("\n\n" + json.dumps(archived) + "\n")
+    assert f"Error: line 3, {where}" in run("import", str(file), url=sqlite_url, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b'{"title": "caf\xe9"}', "byte 15 is not UTF-8"),
+        (b'{"created_at": NaN}', "line 2"),
+        (b'{"metadata": {"a": Infinity}}', "line 2"),
+        (b'{"created_at": 1e999}', "line 2"),
+        (b'{"title": "\\ud800"}', "line 2"),
+        (b'{"a": ' * 500, "line 2"),
+        (b"1", "line 2"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, bytes) else "",
+)
+def test_what_is_no_json_is_refused_with_its_line(data: bytes, said: str, tmp_path: Path, sqlite_url: str) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(json.dumps(line()).encode() + b"\n" + data + b"\n")
+    refused = run("import", str(file), url=sqlite_url, code=2).stderr
+    assert said in refused
+    assert "Traceback" not in refused
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b'[{"mapping": {}}, {"mapping": 1}]', "conversation 2, mapping"),
+        (b'[{"mapping": {}, "create_time": NaN}]', "the file"),
+        (b'[{"mapping": {}, "title": "\xff"}]', "byte 28 is not UTF-8"),
+        (b"[1]", "conversation 1"),
+    ],
+    ids=str,
+)
+def test_chatgpts_export_is_refused_with_the_place(data: bytes, said: str, tmp_path: Path, sqlite_url: str) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(data)
+    assert said in run("import", str(file), url=sqlite_url, code=2).stderr
+
+
+async def test_what_was_stored_unchecked_can_be_read(
+    database: Database, database_url: str, new_site: NewSite, tmp_path: Path
+) -> None:
+    """Of imports by earlier versions."""
+    conversation = "conv_" + "0" * 32
+    damaged = [without("status"), without("role"), without("content"), MESSAGE | {"content": [{"type": "input_text"}]}]
+    items = [each | {"id": f"msg_{index}"} for index, each in enumerate(damaged)]
+    async with Store(database).writing() as repositories:
+        made = Conversation(id=conversation, owner="local", created_at=1.0, updated_at=1.0)
+        await repositories.conversations.add([made])
+        await repositories.items.add(rows.chain(items, rows.Place("local", conversation, 1.0)))
+    site = await new_site(database={"url": database_url, "migrate": False})
+    for path in (
+        f"/chat/get/messages/?conversation_id={conversation}",
+        f"/v1/conversations/{conversation}/items",
+        f"/v1/conversations/{conversation}/items/msg_0",
+        "/v1/conversations/search?query=Hi",
+    ):
+        assert (await site.client.get(path)).status_code == 200, path
+    asked = {"messages": [{"content": "Hi"}], "conversation": conversation}
+    assert (await site.client.post("/v1/chat/completions", json=asked)).status_code == 400
+    exported = (await run_in_thread("export", url=database_url)).stdout
+    (tmp_path / "file").write_text(exported)
+    assert (
+        "items.0.data.status"
+        in (await run_in_thread("import", str(tmp_path / "file"), url=database_url, code=2)).stderr
+    )
+
+
+def tree(size: int) -> dict[str, Any]:
+    """A long thread that branches at every tenth message."""
+    items = []
+    for index in range(size):
+        parent = index - 2 if index % 10 == 9 else index - 1
+        data = MESSAGE | {"id": f"msg_{index}", "content": [{"type": "input_text", "text": f"number {index}"}]}
+        items.append({"data": data, "created_at": 1.0, "parent_id": f"msg_{parent}" if index else None})
+    return line() | {"items": items}
+
+
+@contextmanager
+def counted(database: Database) -> Iterator[list[str]]:
+    """The statements that it is sent; one of many rows is one."""
+    statements: list[str] = []
+
+    def note(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    engine = database._engine.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    yield statements
+    event.remove(engine, "before_cursor_execute", note)
+
+
+async def test_a_long_tree_takes_as_many_statements_as_a_short_one(database: Database) -> None:
+    counts = []
+    for number, size in enumerate((20, 2000)):
+        archived = ArchivedConversation.model_validate(tree(size) | {"id": f"conv_{number:032}"})
+        with counted(database) as statements:
+            assert await archive.restore(database, "local", archived)
+        counts.append(len(statements))
+        assert len(await ConversationService(database).messages("local", archived.id, limit=size + 1)) == size
+    assert counts[0] == counts[1]
+
+
+def test_a_long_tree_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each item is prepared once, whatever the tree's size."""
+    calls = []
+    chain = rows.chain
+    monkeypatch.setattr(rows, "chain", lambda items, place: calls.append(len(items)) or chain(items, place))
+    archived = ArchivedConversation.model_validate(tree(300))
+    assert len(archive.rows_of(archived, archived.id, "local", {})) == 300
+    assert sum(calls) == 300
+
+
+def test_what_is_found_is_printed_whole_for_programs(sqlite_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    text = "a needle in\na [bold]haystack[/bold] " + "of words " * 30
+    file.write_text(json.dumps(line(MESSAGE | {"content": [{"type": "input_text", "text": text}]})))
+    run("import", str(file), url=sqlite_url)
+    (found,) = run("search", "needle", url=sqlite_url).stdout.splitlines()
+    where, who, what = found.split("\t")
+    assert (where, who) == ("conv_" + "0" * 32, "user")
+    assert what.startswith("a needle in a [bold]haystack[/bold] of words")
+
+
+def test_what_is_found_has_whole_ids_in_a_terminal(sqlite_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text(json.dumps(line(MESSAGE | {"content": [{"type": "input_text", "text": "needle " * 30}]})))
+    run("import", str(file), url=sqlite_url)
+    environment = {"FORCE_COLOR": "1", "COLUMNS": "60", "TERM": "xterm"}
+    result = CliRunner().invoke(app, ["search", "needle", "--database-url", sqlite_url], env=environment)
+    assert "conv_" + "0" * 32 in result.output
+    assert "Where" in result.output

@@ -1,0 +1,175 @@
+"""A conversation as a line of an archive. What is read without an error can be stored, and shown by every route."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from database.models import Item, Turn
+from schemas.item_schema import ITEMS, known
+from schemas.request_schema import fault
+from services.chat.answer import stored
+from services.history import replay
+from services.history.answer import answer
+from services.history.past import CONVERSATION_ID, TURN_ID
+from services.history.response import response_of
+from services.history.rows import HAVE_STATUS
+
+FORMAT: Literal["parley.conversation.1"] = "parley.conversation.1"
+MAX_CHOICES = 256  # of one answer: far more than a request may ask for
+
+Time = Annotated[float, Field(ge=0, le=253_402_300_799, allow_inf_nan=False)]  # up to the year 9999
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]  # PostgreSQL takes no other
+Name = Annotated[str, StringConstraints(max_length=128, min_length=1, pattern=r"^[^\x00]*$")]
+ConversationId = Annotated[str, StringConstraints(pattern=f"^{CONVERSATION_ID.pattern}$")]
+TurnId = Annotated[str, StringConstraints(pattern=f"^{TURN_ID.pattern}$")]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+
+
+def _item(data: dict[str, Any]) -> dict[str, Any]:
+    """Held to the form that the API takes, and kept as it was written."""
+    kind, id = data.get("type"), data.get("id")
+    if not isinstance(kind, str) or not 0 < len(kind) <= 64 or "\0" in kind:
+        raise fault("an item has a type", "type")
+    if not isinstance(id, str) or not 0 < len(id) <= 128 or "\0" in id:
+        raise fault("an item has an id, of 128 characters at most", "id")
+    if kind == "item_reference":
+        raise fault("an item is not a reference to another", "type")
+    if kind in ITEMS:
+        known(data, ITEMS)
+        if kind in HAVE_STATUS and data.get("status") is None:
+            raise fault("Field required", "status")
+    return data
+
+
+class ArchivedItem(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    data: Annotated[dict[str, Any], AfterValidator(_item)]
+    parent_id: Name | None = None
+    turn_id: TurnId | None = None
+    choice: int | None = Field(None, ge=0, lt=MAX_CHOICES)
+    created_at: Time
+
+
+class Choice(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    finish_reason: str | None = None
+
+
+class Usage(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    prompt_tokens: Count
+    cached_tokens: Count
+    completion_tokens: Count
+    reasoning_tokens: Count
+
+
+class Failure(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    code: str
+    message: str
+
+
+def _like(model: type[BaseModel]) -> Any:
+    """Held to that form, and kept as it was written."""
+
+    def check(value: dict[str, Any]) -> dict[str, Any]:
+        model.model_validate(value, strict=True)
+        return value
+
+    return Annotated[dict[str, Any], AfterValidator(check)]
+
+
+class ArchivedTurn(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    id: TurnId
+    kind: Literal["chat.completion", "response", "message"]
+    status: Literal["completed", "incomplete", "failed", "cancelled"]
+    stored: bool
+    background: bool = False
+    model: Text
+    request: dict[str, Any] = Field({})
+    metadata: dict[str, Any] = Field({}, validation_alias="metadata_", serialization_alias="metadata_")
+    fingerprint: Text | None = None
+    previous_id: Annotated[str, StringConstraints(max_length=64, pattern=r"^[^\x00]*$")] | None = None
+    parent_id: Name | None = None
+    choices: Annotated[list[_like(Choice)], Field(max_length=MAX_CHOICES)] | None = None  # type: ignore[valid-type]
+    usage: _like(Usage) | None = None  # type: ignore[valid-type]
+    error: _like(Failure) | None = None  # type: ignore[valid-type]
+    created_at: Time
+    updated_at: Time
+    completed_at: Time
+
+
+class ArchivedConversation(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    format: Literal["parley.conversation.1"] = FORMAT
+    id: ConversationId
+    listed: bool = True
+    title: Text | None = None
+    metadata: dict[str, Any] = Field({}, validation_alias="metadata_", serialization_alias="metadata_")
+    created_at: Time
+    updated_at: Time
+    turns: list[ArchivedTurn] = []
+    items: list[ArchivedItem] = []
+
+    @model_validator(mode="after")
+    def _is_a_tree(self) -> Self:
+        known: set[str] = set()
+        for index, item in enumerate(self.items):
+            id = item.data["id"]
+            if id in known:
+                raise fault(f"'{id}' is in '{self.id}' twice", "items", index, "data", "id")
+            if item.parent_id is not None and item.parent_id not in known:
+                why = f"'{id}' goes on from '{item.parent_id}', which does not come before it"
+                raise fault(why, "items", index, "parent_id")
+            known.add(id)
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_shown(self) -> Self:
+        said = self._said()
+        for index, turn in enumerate(self.turns):
+            try:
+                _show(turn, said.pop(turn.id, []))
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise fault(first["msg"], "turns", index, *_place(turn, first["loc"])) from None
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+                raise fault(f"this answer cannot be shown: {error!r}", "turns", index) from None
+        for turn_id in said:
+            raise fault(f"an item is of the turn '{turn_id}', which is not there", "items")
+        return self
+
+    def _said(self) -> dict[str, list[ArchivedItem]]:
+        said: dict[str, list[ArchivedItem]] = {}
+        for item in self.items:
+            if item.turn_id is not None:
+                said.setdefault(item.turn_id, []).append(item)
+        return said
+
+
+def _place(turn: ArchivedTurn, where: tuple[int | str, ...]) -> Iterator[int | str]:
+    """Of what is shown, in the archive."""
+    if where and where[0] not in ArchivedTurn.model_fields:
+        yield "request"
+    yield from where
+
+
+def _show(turn: ArchivedTurn, items: list[ArchivedItem]) -> None:
+    """As the routes do that read it. Of rows it is only read: to make real ones takes most of an import's time."""
+    rows = [cast("Item", SimpleNamespace(data=each.data, choice=each.choice)) for each in items]
+    facts = vars(turn) | {"metadata_": turn.metadata, "conversation_id": "", "said": None}
+    found = answer(cast("Turn", SimpleNamespace(**facts)), rows, listed=True)
+    if turn.kind == "response":
+        response_of(found)
+    reply = replay.reply(found)
+    if turn.kind == "chat.completion":
+        stored.completion(reply, found.request, found.metadata, found.status)
