@@ -9,7 +9,7 @@ HUB = {"name": "owner/model", "kind": "chat"}
 
 @pytest.fixture
 async def many(new_site: NewSite) -> Site:
-    return await new_site(models=[HUB], model={"name": MODEL, "aliases": {"gpt-4o": "default"}})
+    return await new_site(models=[HUB], model={"name": MODEL, "preload": False, "aliases": {"gpt-4o": "default"}})
 
 
 @pytest.mark.parametrize("prefix", ["", "/v1"])

@@ -27,7 +27,7 @@ every_route = pytest.mark.parametrize(("path", "body"), ROUTES.items(), ids=list
 
 @pytest.fixture
 async def site(new_site: NewSite) -> Site:
-    return await new_site(model={"name": MODEL, "sampling": OWN})
+    return await new_site(model={"name": MODEL, "preload": False, "sampling": OWN})
 
 
 def sampled(engine: FakeEngine) -> dict[str, Any]:
@@ -63,7 +63,7 @@ async def test_null_names_nothing(site: Site, engine: FakeEngine, path: str, bod
 async def test_switched_off_it_is_as_openais_api_says(
     new_site: NewSite, engine: FakeEngine, path: str, body: dict[str, Any]
 ) -> None:
-    site = await new_site(model={"name": MODEL, "sampling": {}})
+    site = await new_site(model={"name": MODEL, "preload": False, "sampling": {}})
     await post(site, path, **body)
     assert sampled(engine) == OPENAIS
 
@@ -83,7 +83,7 @@ async def test_each_can_be_switched_off_by_the_request(site: Site, engine: FakeE
 
 async def test_each_model_has_its_own(new_site: NewSite, engine: FakeEngine) -> None:
     other = {"name": "other", "sampling": {"temperature": 0.7}}
-    site = await new_site(model={"name": MODEL, "sampling": {"top_k": 3}}, models=[other])
+    site = await new_site(model={"name": MODEL, "preload": False, "sampling": {"top_k": 3}}, models=[other])
     await post(site, "/v1/chat/completions", **CHAT, model="other")
     assert sampled(engine) == OPENAIS | {"temperature": 0.7}
     await post(site, "/v1/chat/completions", **CHAT)
@@ -100,7 +100,7 @@ async def test_each_model_has_its_own(new_site: NewSite, engine: FakeEngine) -> 
 async def test_the_status_page_shows_them(site: Site, new_site: NewSite) -> None:
     told = (await site.client.get("/chat")).json()
     assert (told["sampling"], told["do_sample"]) == (OWN, True)
-    greedy = await new_site(model={"name": MODEL, "sampling": {"temperature": 0}})
+    greedy = await new_site(model={"name": MODEL, "preload": False, "sampling": {"temperature": 0}})
     told = (await greedy.client.get("/chat")).json()
     assert (told["sampling"], told["do_sample"]) == (OPENAIS | {"temperature": 0}, False)
 
