@@ -284,6 +284,27 @@ async def test_owners_that_share_find_each_others(then: dict[str, Any], found: i
         await engine.stop()
 
 
+@given(
+    st.lists(st.tuples(owners, st.integers(1, 30), st.integers(0, 4)), min_size=2, max_size=12),
+    st.integers(2, 5),
+    st.integers(0, 8),
+)
+@settings(deadline=None)
+def test_whatever_comes_finds_only_its_owners_and_what_is_public(
+    asked: list[tuple[str, int, int]], slots: int, public: int
+) -> None:
+    scheduler = Scheduler(num_slots=slots, max_tokens=16, min_reuse=1)
+    longest: Counter[str] = Counter()  # all prompts begin alike
+    for owner, length, steps_between in asked:
+        each = Sequence(Job("job", tuple(range(length)), owner=owner, num_public=min(public, length)), 2)
+        scheduler.add(each)
+        longest[owner] = max(longest[owner], public, length if owner in longest else 0)
+        for _ in range(steps_between):
+            compute(scheduler.schedule())
+        assert (each.num_reused or 0) <= longest[owner]
+        longest[owner] = max(longest[owner], length)
+
+
 def test_nobody_waits_for_what_another_owner_reads() -> None:
     scheduler = Scheduler(num_slots=4, max_tokens=64)
     scheduler.add(sequence(200, owner=ALPHA))
