@@ -15,7 +15,7 @@ from pydantic import (
 from schemas.anthropic_block_schema import BLOCKS, Block, Said, Texts, blocks
 from schemas.generation_schema import StopSequence
 from schemas.request_schema import Hints, Request, Unserved, fault
-from schemas.sampling_schema import MODELS, TopP
+from schemas.sampling_schema import MODELS, AnyTopP
 
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
@@ -121,7 +121,7 @@ class MessagesRequest(CountRequest):
     max_tokens: int = Field(ge=1)
     temperature: float | None = Field(None, ge=0, le=1, description=MODELS)
     top_k: int | None = Field(None, ge=0, description=MODELS)
-    top_p: TopP | None = Field(None, description=MODELS)
+    top_p: AnyTopP | None = Field(None, description=MODELS)
     stop_sequences: list[StopSequence] = Field([], max_length=128)
     metadata: Asker | None = None
     stream: bool = False

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, StringConstraints
 
 from schemas.input_schema import Truncation
 from schemas.request_schema import Request
-from schemas.sampling_schema import MODELS, MODELS_TOP_K, MinP, RepetitionPenalty, Temperature, TopK, TopP
+from schemas.sampling_schema import MODELS, MODELS_TOP_K, AnyTemperature, AnyTopP, MinP, RepetitionPenalty, TopK
 from schemas.structure_schema import Choices, ResponseFormat, Schema, Source, StructuredOutputs
 
 
@@ -61,8 +61,8 @@ ServiceTier = Annotated[str, StringConstraints(max_length=64)]
 
 class Generation(Request):
     model: str | None = None
-    temperature: Temperature | None = Field(None, description=MODELS)
-    top_p: TopP | None = Field(None, description=MODELS)
+    temperature: AnyTemperature | None = Field(None, description=MODELS)
+    top_p: AnyTopP | None = Field(None, description=MODELS)
     top_k: TopK | None = Field(None, description=MODELS_TOP_K)
     min_p: MinP | None = Field(None, description=MODELS)
     repetition_penalty: RepetitionPenalty | None = Field(None, description=MODELS)

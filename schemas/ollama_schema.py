@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from schemas.generation_schema import Penalty, StopSequences, listed
 from schemas.request_schema import Hints, Request
-from schemas.sampling_schema import MODELS, MinP, RepetitionPenalty, Temperature, TopP
+from schemas.sampling_schema import MODELS, AnyTemperature, AnyTopP, MinP, RepetitionPenalty
 
 
 class Asked(Request):
@@ -19,9 +19,9 @@ class Options(Asked):
     HINTS: ClassVar[Hints] = {"tfs_z": (1,), "typical_p": (1,)}
 
     num_predict: int = Field(-1, description="0 and less: up to the model's length")
-    temperature: Temperature | None = Field(None, description=MODELS)
+    temperature: AnyTemperature | None = Field(None, description=MODELS)
     top_k: int | None = Field(None, ge=0, description=f"0: off; {MODELS}")
-    top_p: TopP | None = Field(None, description=MODELS)
+    top_p: AnyTopP | None = Field(None, description=MODELS)
     min_p: MinP | None = Field(None, description=MODELS)
     seed: int = Field(-1, ge=-1, lt=2**63, description="-1: another one each time")
     stop: StopSequences = Field([])

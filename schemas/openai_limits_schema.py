@@ -5,11 +5,14 @@ from typing import Annotated
 from pydantic import Field
 
 from schemas.generation_schema import Generation, StopSequences
+from schemas.sampling_schema import MODELS, Temperature, TopP
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class OpenAILimits(Generation):
+    temperature: Temperature | None = Field(None, description=MODELS)
+    top_p: TopP | None = Field(None, description=MODELS)
     frequency_penalty: Penalty = 0.0
     presence_penalty: Penalty = 0.0
     stop: Annotated[StopSequences, Field(max_length=4)] = Field([])

@@ -4,8 +4,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Temperature = Annotated[float, Field(ge=0, le=2)]
+Temperature = Annotated[float, Field(ge=0, le=2)]  # OpenAI's limits, as for top_p
 TopP = Annotated[float, Field(gt=0, le=1)]
+AnyTemperature = Annotated[float, Field(ge=0, le=1000)]
+AnyTopP = Annotated[float, Field(ge=0, le=1, description="0: the likeliest token")]
 TopK = Annotated[int, Field(ge=-1)]
 MinP = Annotated[float, Field(ge=0, le=1)]
 RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]

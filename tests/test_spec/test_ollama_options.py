@@ -25,6 +25,11 @@ async def test_no_limit(site: Site, engine: FakeEngine, tokens: int) -> None:
     assert params.max_tokens is None
 
 
+async def test_temperatures_and_shares_have_its_range(site: Site, engine: FakeEngine) -> None:
+    params, _ = await ask(site, engine, temperature=3, top_p=0)
+    assert (params.temperature, params.top_p) == (3, 0)
+
+
 async def test_stop_sequences_are_as_many_as_there_are(site: Site, engine: FakeEngine) -> None:
     stops = [f"s{index}" for index in range(6)]
     params, ignored = await ask(site, engine, stop=stops)

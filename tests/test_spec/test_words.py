@@ -144,8 +144,10 @@ async def test_limits_of_openais_bind_its_own_routes_only(
         ({"tools": [tool(f"f{index}") for index in MANY]}, "tools"),
         ({"stop": STOPS}, "stop"),
         ({"frequency_penalty": 3}, "frequency_penalty"),
+        ({"temperature": 3}, "temperature"),
+        ({"top_p": 0}, "top_p"),
     ],
-    ids=["name", "tools", "stop", "penalty"],
+    ids=["name", "tools", "stop", "penalty", "temperature", "top_p"],
 )
 async def test_there_they_bind(site: Site, fields: dict[str, Any], named: str) -> None:
     answer = await post(site, "/v1/chat/completions", **fields)
