@@ -12,7 +12,7 @@ from openai.types.responses import Response
 
 from services.errors import EngineFailed, Overloaded
 from tests.apps import NewSite, Site
-from tests.fakes import FakeEngine, Pause
+from tests.fakes import FakeEngine, FakeTokenizer, Pause
 
 PATH = "/v1/responses"
 
@@ -417,3 +417,16 @@ class TestStored:
 async def test_metadata_that_no_database_finds_again_is_refused(site: Site) -> None:
     answer = await site.client.post("/v1/responses", json={"input": "hi", "metadata": {"a": "\0"}})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "metadata.a")
+
+
+async def test_instructions_and_developers_are_one_system_message_where_the_template_wants_it(
+    site: Site, engine: FakeEngine
+) -> None:
+    engine.tokenizer = FakeTokenizer(
+        "{% for message in messages %}{% if message.role == 'system' and not loop.first %}"
+        "{{ raise_exception('the system comes first') }}{% endif %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+    )
+    turns = [{"role": "developer", "content": "Use English."}, {"role": "user", "content": "hi"}]
+    answer = await site.client.post(PATH, json={"instructions": "Be brief.", "input": turns})
+    assert answer.status_code == 200
+    assert engine.prompts == ["<system>Be brief.\n\nUse English.<user>hi"]

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage, MessageToolCall, ServedTier
-from services.chat.request import contents, refusals, tools
+from services.chat.request import contents, refusals, tools, turn_order
 from services.chat.request import sampling as sampled
 from services.chat.request.contents import Illustration
 from services.chat.request.encoding import Room, check_fits, encode
@@ -183,11 +183,17 @@ def render(
 
 
 def _templated(messages: list[Message], tokenizer: Tokenizer, template: Mapping[str, Any]) -> str:
-    try:
-        return str(tokenizer.apply_chat_template(messages, **template, tokenize=False))
-    # templates refuse, for instance, roles that do not alternate, and stumble over arguments they do not expect
-    except (TemplateError, TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequest(f"The model's chat template refuses these messages: {error}", param="messages") from error
+    refused: list[Exception] = []
+    for ordered in turn_order.orders(messages):
+        try:
+            return str(tokenizer.apply_chat_template(ordered, **template, tokenize=False))
+        except TemplateError as error:  # for instance of roles that do not alternate
+            refused.append(error)
+        except (TypeError, ValueError, RecursionError) as error:  # it stumbles over arguments it does not expect
+            refused.append(error)
+            break
+    first = refused[0]
+    raise InvalidRequest(f"The model's chat template refuses these messages: {first}", param="messages") from first
 
 
 def _plain(messages: list[Message], template: Mapping[str, Any]) -> str:
