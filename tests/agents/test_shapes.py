@@ -12,34 +12,47 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.agents import apps
+from tests.fakes import FakeEngine
+from tests.pictures import FakeReader
 
 SHAPES = [json.loads(line) for line in (Path(__file__).parent / "shapes.jsonl").read_text().splitlines()]
 
-# Refusals that are right, each with its reason.
-REFUSED = {
-    "claude-code-image.messages.2": "a tool has returned an image, and the model takes text only",
-    "claude-code-image.messages.3": "a tool has returned an image, and the model takes text only",
-}
-# What is not answered yet: a name is taken out once its request is answered.
-NOT_YET: dict[str, str] = {}
+# Refusals that are right, each with its reason: none, of a model that sees.
+REFUSED: dict[str, str] = {}
+# Those of a model that takes text only.
+WITH_IMAGES = {"claude-code-image.messages.2", "claude-code-image.messages.3"}
 
 
 @pytest.fixture(scope="module")
-def client(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
-    database = tmp_path_factory.mktemp("agents") / "parley.db"
-    with apps.serving(apps.engine(apps.THINKS), sqlite_template, database) as client:
+def engine() -> FakeEngine:
+    engine = apps.engine(apps.THINKS)
+    engine.images = FakeReader()
+    return engine
+
+
+@pytest.fixture(scope="module")
+def client(engine: FakeEngine, sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    with apps.serving(engine, sqlite_template, tmp_path_factory.mktemp("agents") / "parley.db") as client:
         yield client
 
 
 @pytest.mark.parametrize("shape", [pytest.param(each, id=each["name"]) for each in SHAPES])
-def test_is_answered(client: TestClient, shape: dict[str, Any], request: pytest.FixtureRequest) -> None:
-    if reason := NOT_YET.get(shape["name"]):
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+def test_is_answered(client: TestClient, shape: dict[str, Any]) -> None:
     answer = client.post(shape["request"].removeprefix("POST "), json=shape["body"])
     assert answer.status_code == (400 if shape["name"] in REFUSED else 200), answer.text
     assert '"error":{' not in answer.text or shape["name"] in REFUSED
 
 
+@pytest.mark.parametrize("name", sorted(WITH_IMAGES))
+def test_model_that_takes_text_only_says_so(
+    client: TestClient, engine: FakeEngine, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "images", None)
+    answer = client.post("/v1/messages", json=next(each["body"] for each in SHAPES if each["name"] == name))
+    assert answer.status_code == 400
+    assert "this model takes text only" in answer.json()["error"]["message"]
+
+
 def test_each_name_is_a_shapes() -> None:
-    assert {*REFUSED, *NOT_YET} <= {each["name"] for each in SHAPES}
+    assert {*REFUSED, *WITH_IMAGES} <= {each["name"] for each in SHAPES}
     assert len(SHAPES) == 141

@@ -424,7 +424,7 @@ async def test_instructions_and_developers_are_one_system_message_where_the_temp
 ) -> None:
     engine.tokenizer = FakeTokenizer(
         "{% for message in messages %}{% if message.role == 'system' and not loop.first %}"
-        "{{ raise_exception('the system comes first') }}{% endif %}<{{ message.role }}>{{ message.content }}{% endfor %}"
+        "{{ raise_exception('it comes first') }}{% endif %}<{{ message.role }}>{{ message.content }}{% endfor %}"
     )
     turns = [{"role": "developer", "content": "Use English."}, {"role": "user", "content": "hi"}]
     answer = await site.client.post(PATH, json={"instructions": "Be brief.", "input": turns})
