@@ -31,8 +31,7 @@ def said(*turns: tuple[str, Any]) -> list[Message]:
 
 
 def rendered(template: str, *turns: tuple[str, Any]) -> str:
-    tokenizer = FakeTokenizer(template)
-    return tokenizer.decode(prompt.render(said(*turns), tokenizer, {"add_generation_prompt": True}))
+    return prompt.render(said(*turns), FakeTokenizer(template), {"add_generation_prompt": True})
 
 
 @pytest.mark.parametrize(
