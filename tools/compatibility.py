@@ -7,6 +7,7 @@ from typing import Any, get_args
 from app.common import unserved
 from app.common.settings import Settings
 from app.main import create_app
+from schemas.item_schema import ASIDE, FOREIGN, ITEMS
 from schemas.request_schema import Hints, Request
 from services.chat.request import completion, prompt, responses
 from services.chat.request.refusals import LEFT_ASIDE, REASONS
@@ -69,10 +70,18 @@ and `1` no boolean, while `3.0` is an integer. Each route under `/v1` that OpenA
 | what is only offered, hinted or annotated | left aside, and named in the header `x-parley-ignored` |
 | an unknown key, at any depth | left aside, and named: `messages.2.reasoning_details` |
 | an effort, of a model that does not think | left aside, and named |
+| a tool of a kind that is not served | left aside, and named: `tools.1.web_search` |
+| a `tool_choice` that leaves no other tools | refused |
 | a key in a JSON schema, in `metadata` or `chat_template_kwargs` | taken: it is the caller's own |
 
 With `PARLEY_STRICT=true` all that would be named is refused. The header has 20 names at most; where there are more, of
 those that differ only in their indices the first.
+"""
+
+ITEM_TYPES = """\
+## Items of a response's input
+
+Each type of the contract is taken. All of an item is kept where it is stored, whatever a model is shown of it.
 """
 
 Json = dict[str, Any]
@@ -83,8 +92,17 @@ def page(document: Json) -> str:
     schemas = document["components"]["schemas"]
     bodies = dict.fromkeys(name for _, operation in operations(document) if (name := body(operation)) in schemas)
     tables = [f"\n## {name}\n\n{parameters(name, schemas)}" for name in bodies if name]
-    parts = [INTRODUCTION, "## Routes\n", routes(document), RESOURCES, resources(), *tables]
+    parts = [INTRODUCTION, ITEM_TYPES, items(), "## Routes\n", routes(document), RESOURCES, resources(), *tables]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def items() -> str:
+    states: dict[object, str] = {
+        **dict.fromkeys(ITEMS, "honoured"),
+        **dict.fromkeys(FOREIGN, "shown to the model as a call of a function, or its result"),
+        **dict.fromkeys(ASIDE, "left aside, and named"),
+    }
+    return table(("type", "state"), [(f"`{kind}`", state) for kind, state in sorted(states.items(), key=str)])
 
 
 def operations(document: Json) -> Iterator[tuple[str, Json]]:
