@@ -39,8 +39,9 @@ def test_without_a_key_nothing_but_probes_answers(guarded: Service) -> None:
         assert nobody.get(path).status_code == 401, path
     for path in ("/v1/chat/completions", "/chat/new/message/", "/chat/token", "/embeddings"):
         assert nobody.post(path).status_code == 401, path
-    for path in ("/health", "/health/live", "/health/ready", "/"):
+    for path in ("/health", "/health/live", "/"):
         assert nobody.get(path).status_code == 200, path
+    assert nobody.get("/health/ready").status_code in (200, 503)  # as the model may still be loading
 
 
 def test_a_conversation_is_its_owners_alone(first: Holder, second: Holder) -> None:
