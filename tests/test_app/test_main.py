@@ -74,6 +74,7 @@ class TestModels:
             "gpu_memory_utilization": 0.9,
             "cpu_memory_share": 0.4,
             "prefix_cache": True,
+            "share_prefixes": False,
             "speculation": True,
             "quantization": None,
             "enable_mm": None,
