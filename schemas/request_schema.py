@@ -22,6 +22,9 @@ class Request(BaseModel):
     # Keys that are taken and change nothing, each with the values that ask for nothing and need no mention.
     HINTS: ClassVar[Hints] = {}
 
+    # Keys that would change the answer and are not served, each with what to say of it.
+    REFUSED: ClassVar[Mapping[str, str]] = {}
+
     @model_validator(mode="before")
     @classmethod
     def _as_in_json(cls, data: Any) -> Any:
@@ -29,6 +32,9 @@ class Request(BaseModel):
             return data
         if len(data) > MAX_KEYS:
             raise fault(f"has more than {MAX_KEYS} keys")
+        for name, why in cls.REFUSED.items():
+            if data.get(name) is not None:
+                raise fault(why, name)
         return {key: _number(value) for key, value in data.items() if value is not None}
 
     def left_aside(self) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """What an answer is to look like, in the three ways in which clients say so."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -44,6 +45,8 @@ class JsonSchema(Request):
 
 
 class ResponseFormat(Request):
+    REFUSED: ClassVar[Mapping[str, str]] = {"schema": "goes into 'json_schema', with the type of that name"}
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = Field(None, validate_default=True, description="goes with its type")
 
@@ -57,6 +60,11 @@ class ResponseFormat(Request):
 
 class StructuredOutputs(Request):
     """As vLLM's clients write it."""
+
+    REFUSED: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("structural_tag", "whitespace_pattern", "disable_any_whitespace", "disable_additional_properties"),
+        "is not supported by this server",
+    )
 
     model_config = ConfigDict(populate_by_name=True)
 

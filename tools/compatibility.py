@@ -142,6 +142,7 @@ def parameters(name: str, schemas: Json) -> str:
     honoured: Json = schema.get("properties", {})
     rows = [(f"`{field}`", kind(about), "honoured", _note(field, about, schema)) for field, about in honoured.items()]
     rows += [(f"`{field}`", "", "refused", _reason(field, values)) for field, values in refused.items()]
+    rows += [(f"`{field}`", "", "refused", why) for field, why in inner_refusals(name).items()]
     rows += [
         (f"`{field}`", "", "left aside", _aside(field, values))
         for field, values in hints(name).items()
@@ -153,6 +154,17 @@ def parameters(name: str, schemas: Json) -> str:
 def hints(name: str) -> Hints:
     """Those of the request of this name, and of the objects inside it with their dotted paths."""
     return {path: values for model in _models(Request) if model.__name__ == name for path, values in _hints(model)}
+
+
+def inner_refusals(name: str) -> dict[str, str]:
+    return {path: why for model in _models(Request) if model.__name__ == name for path, why in _refusals(model)}
+
+
+def _refusals(model: type[Request], path: str = "") -> Iterator[tuple[str, str]]:
+    yield from ((path + name, why) for name, why in model.REFUSED.items())
+    for name, field in model.model_fields.items():
+        for inner in _objects(field.annotation):
+            yield from _refusals(inner, f"{path}{name}.")
 
 
 def _models(base: type[Request]) -> Iterator[type[Request]]:
