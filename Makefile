@@ -2,7 +2,7 @@
 PYTHON := $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 BIN := .venv/bin
 
-.PHONY: run test check bench image
+.PHONY: run test test-agents check bench image
 
 run: .venv/.installed
 	$(BIN)/parley fetch
@@ -12,6 +12,10 @@ run: .venv/.installed
 test: .venv/.installed-dev
 	$(BIN)/parley fetch
 	$(BIN)/pytest
+
+# real agent programs, which npm brings, in a network without anything else
+test-agents: .venv/.installed-dev
+	$(BIN)/pytest -m agents tests/test_agents
 
 check: .venv/.installed-dev
 	$(BIN)/ruff format --check .

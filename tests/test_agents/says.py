@@ -1,0 +1,11 @@
+"""What a model of the Qwen3 kind writes."""
+
+import json
+
+
+def call(name: str, **arguments: object) -> str:
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
+def thinking(thought: str, then: str) -> str:
+    return f"<think>\n{thought}\n</think>\n\n{then}"

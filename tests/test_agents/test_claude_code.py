@@ -1,0 +1,54 @@
+"""Claude Code over Anthropic's Messages."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.pictures import encoded
+from tests.test_agents.agent import Agent
+from tests.test_agents.programs import CLAUDE_CODE
+from tests.test_agents.says import call, thinking
+from tests.test_agents.scripted import PAD
+from tests.test_agents.service import Service
+
+pytestmark = pytest.mark.agents
+
+ONCE = ("--print", "--output-format", "json", "--allowedTools", "Bash Write Read")
+
+
+@pytest.fixture
+def agent(service: Service, tmp_path: Path) -> Agent:
+    agent = Agent(CLAUDE_CODE, service, tmp_path)
+    agent.configure("claude-code-settings.json", ".claude/settings.json")
+    return agent
+
+
+def test_it_writes_a_file_and_runs_a_command(service: Service, agent: Agent) -> None:
+    asked = service.play(
+        "claude-code",
+        thinking(
+            "A file is wanted.",
+            call("Write", file_path=str(agent.work / "hello.txt"), content="Hello from Claude Code\n"),
+        ),
+        call("Bash", command="wc -c hello.txt > size.txt; cat size.txt", description="Counts"),
+        "The file is there.",
+    )
+    said = json.loads(agent.run(*ONCE, "--", asked))
+    assert said["result"] == "The file is there."
+    assert (agent.work / "hello.txt").read_text() == "Hello from Claude Code\n"
+    assert (agent.work / "size.txt").read_text() == "23 hello.txt\n"
+    prompts = [each["prompt"] for each in service.record("claude-code") if "<tools>" in each["prompt"]]
+    assert "<tool_response>\n23 hello.txt" in prompts[2]
+    assert service.refused() == []
+
+
+def test_it_shows_an_image_to_a_model_that_sees(service: Service, agent: Agent) -> None:
+    (agent.work / "red.png").write_bytes(encoded(size=(3, 2)))
+    asked = service.play(
+        "claude-code-image", call("Read", file_path=str(agent.work / "red.png")), "It is a small red picture."
+    )
+    said = json.loads(agent.run("--model", "sees", *ONCE, "--", asked))
+    assert said["result"] == "It is a small red picture."
+    assert 6 * PAD in service.record("claude-code-image")[-1]["prompt"]
+    assert service.refused() == []
