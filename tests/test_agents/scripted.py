@@ -21,6 +21,8 @@ from tests.npm_packages import tokenizer
 
 CERTAIN = 1000.0  # as a logit: nothing else is drawn, whatever the temperature
 NAMED = re.compile(r"play:([a-z0-9-]+)")
+ASKED = "<|im_start|>user\n"
+SUMMARY = "<summary>"  # in the form that Claude Code wants one in
 ANSWER = "<|im_start|>assistant\n"
 PAD = "<|image_pad|>"
 RECORD = "record.jsonl"
@@ -30,6 +32,7 @@ RECORD = "record.jsonl"
 class Scripts:
     """`NAME.json` is a list of answers to the prompts that name it last: the first one, then one after each of them.
 
+    A wish for a summary is answered by `NAME-summary.json`, whose only line that is.
     What names none, offers no tools or goes beyond the list is answered all the same: agents ask for titles, too.
     """
 
@@ -45,9 +48,17 @@ class Scripts:
         names = list(NAMED.finditer(prompt))
         if not names or "<tools>" not in prompt:
             return "Some work on files."
-        lines = json.loads((self.folder / f"{names[-1][1]}.json").read_text())
+        name = names[-1][1]
+        if SUMMARY in prompt[prompt.rindex(ASKED) :]:
+            (summary,) = self._lines(f"{name}-summary")
+            return summary
+        lines = self._lines(name)
         step = prompt.count(ANSWER, names[-1].end()) - 1
-        return str(lines[step]) if step < len(lines) else "All is done."
+        return lines[step] if step < len(lines) else "All is done."
+
+    def _lines(self, name: str) -> list[str]:
+        lines: list[str] = json.loads((self.folder / f"{name}.json").read_text())
+        return lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,3 +52,14 @@ def test_it_shows_an_image_to_a_model_that_sees(service: Service, agent: Agent) 
     assert said["result"] == "It is a small red picture."
     assert 6 * PAD in service.record("claude-code-image")[-1]["prompt"]
     assert service.refused() == []
+
+
+def test_it_makes_a_long_session_shorter_and_goes_on(service: Service, agent: Agent) -> None:
+    after = service.play("claude-code-later", *3 * ["I went on from there."])  # its last calls may be kept behind it
+    count = call("Bash", command="seq 100000 100700", description="Counts")
+    asked = service.play("claude-code-long", count, count, count)
+    service.play("claude-code-long-summary", f"<summary>Numbers were counted. {after}</summary>")
+    said = json.loads(agent.run("--model", "short", *ONCE, "--", asked))
+    assert said["result"] == "I went on from there."
+    assert "Numbers were counted." in service.record("claude-code-later")[-1]["prompt"]
+    assert len(service.refused()) == 1  # the prompt that was too long
