@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,10 @@ class Service:
     process: int
     url: str
     folder: Path
+    since: int = 0  # characters of its log that are of others
+
+    def for_one_test(self) -> "Service":
+        return replace(self, since=len(self._log()))
 
     def play(self, name: str, *lines: str) -> str:
         """What is said to each prompt in turn; the words by which a prompt asks for it."""
@@ -37,8 +41,10 @@ class Service:
 
     def refused(self) -> list[str]:
         """Requests that had another answer than they asked for."""
-        log = (self.folder / LOG).read_text()
-        return re.findall(r"^.*parley\.access.* [45]\d\d \d+ ms.*$|^.* ERROR .*$", log, re.MULTILINE)
+        return re.findall(r"^.* (?:[A-Z]+ /\S* [45]\d\d \d+ ms|ERROR .*)$", self._log()[self.since :], re.MULTILINE)
+
+    def _log(self) -> str:
+        return (self.folder / LOG).read_text()
 
 
 @contextmanager
