@@ -5,8 +5,9 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from schemas.answer_schema import Omitted
-from schemas.chat_schema import MessageToolCall, ServedTier
+from schemas.chat_schema import ServedTier
 from schemas.generation_schema import Metadata
+from schemas.tool_schema import AnyToolCall
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -35,7 +36,7 @@ class AssistantMessage(BaseModel):
     content: str | None
     refusal: str | None = None
     reasoning_content: Omitted[str] = None
-    tool_calls: Omitted[list[MessageToolCall]] = None
+    tool_calls: Omitted[list[AnyToolCall]] = None
     token_ids: Omitted[list[int]] = None
 
 
@@ -83,13 +84,19 @@ class FunctionDelta(BaseModel):
     arguments: str = ""
 
 
+class CustomDelta(BaseModel):
+    name: str | None = None
+    input: str = ""
+
+
 class ToolCallDelta(BaseModel):
-    """The first of a call has its id, type and name, the others only more of its arguments."""
+    """The first of a call has its id, type and name, the others only more of its arguments or its input."""
 
     index: int
     id: str | None = None
-    type: Literal["function"] | None = None
-    function: FunctionDelta
+    type: Literal["function", "custom"] | None = None
+    function: Omitted[FunctionDelta] = None
+    custom: Omitted[CustomDelta] = None
 
 
 class Delta(BaseModel):

@@ -2,12 +2,13 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, TypeAdapter, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, TypeAdapter, model_validator
 
 from schemas.generation_schema import TIERS, Generation, ServiceTier
 from schemas.ignored_keys import Kept, kept
-from schemas.message_forms import as_function_call, with_tool_calls
-from schemas.request_schema import Hints, Request, Unserved, fault
+from schemas.message_forms import with_tool_calls
+from schemas.request_schema import Hints, Request, fault
+from schemas.tool_schema import AnyTool, AnyToolCall, ToolChoice
 
 
 class CacheBreakpoint(Request):
@@ -74,27 +75,6 @@ def _has_image(content: str | list[Kept] | None) -> bool:
 Content = Annotated[str | list[Kept], PlainValidator(_content, json_schema_input_type=str | list[dict[str, Any]])]
 
 
-FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
-
-Description = str  # of any length: agents describe their tools on pages
-
-
-class CalledFunction(Request):
-    name: FunctionName
-    arguments: str = Field(description="JSON, as text")
-
-
-class MessageToolCall(Request):
-    id: str = Field(min_length=1, max_length=128)
-    type: Literal["function"] = "function"
-    function: CalledFunction
-
-    @model_validator(mode="before")
-    @classmethod
-    def _in_one_form(cls, data: Any) -> Any:
-        return as_function_call(data)
-
-
 class ChatMessage(Request):
     """A message without a role is the user's. An assistant's may have nothing but thoughts in it, or nothing at all."""
 
@@ -107,8 +87,18 @@ class ChatMessage(Request):
     reasoning_content: str | None = None
     reasoning: str | None = Field(None, description="another name of `reasoning_content`")
     annotations: list[Any] = Field([], description="an answer that comes back may have this")
-    tool_calls: list[MessageToolCall] = Field([], max_length=128)
+    tool_calls: list[AnyToolCall] = Field([], max_length=128)
     tool_call_id: str | None = Field(None, max_length=128)
+
+    _found: list[dict[str, Any]] = PrivateAttr(default_factory=list)
+
+    @property
+    def found_tools(self) -> list[dict[str, Any]]:
+        """As a response's request has them: a search of the client's brought them, and they can be called now."""
+        return self._found
+
+    def bring(self, tools: list[dict[str, Any]]) -> None:
+        self._found = tools
 
     @model_validator(mode="before")
     @classmethod
@@ -133,78 +123,6 @@ class ChatMessage(Request):
         if self.role != "assistant" and self.refusal is None and not self.tool_calls:
             raise fault("content is required", "content")
         return None if self.refusal is not None or self.tool_calls else ""
-
-
-class Function(Request):
-    name: FunctionName
-    description: Description | None = None
-    parameters: dict[str, Any] = Field({}, description="a JSON schema; none: no arguments")
-    strict: bool = False
-
-
-class Tool(Request):
-    type: Literal["function"]
-    function: Function
-
-
-def _tool(value: object) -> Tool | Unserved:
-    if isinstance(value, Tool | Unserved):
-        return value
-    kind = value.get("type") if isinstance(value, dict) else None
-    model = Tool if kind is None or kind == "function" else Unserved
-    return model.model_validate(value)
-
-
-AnyTool = Annotated[Tool | Unserved, BeforeValidator(_tool, json_schema_input_type=Tool)]
-
-
-class ChosenFunction(Request):
-    name: FunctionName
-
-
-class ChosenTool(Request):
-    type: Literal["function"]
-    function: ChosenFunction
-
-
-def _chosen(value: object) -> ChosenTool | Unserved:
-    if isinstance(value, ChosenTool | Unserved):
-        return value
-    kind = value.get("type") if isinstance(value, dict) else None
-    model = ChosenTool if kind is None or kind == "function" else Unserved
-    return model.model_validate(value)
-
-
-AnyChosen = Annotated[ChosenTool | Unserved, BeforeValidator(_chosen, json_schema_input_type=ChosenTool)]
-
-
-class ToolSet(Request):
-    mode: Literal["auto", "required"]
-    tools: list[AnyChosen] = Field(min_length=1, max_length=128)
-
-
-class AllowedTools(Request):
-    type: Literal["allowed_tools"]
-    allowed_tools: ToolSet
-
-
-def _tool_choice(value: object) -> object:
-    """Decides on the shape first: one short error, not one for each alternative."""
-    if isinstance(value, str):
-        if value not in ("none", "auto", "required"):
-            raise ValueError("must be 'none', 'auto', 'required' or an object")
-        return value
-    kinds: dict[object, type[ChosenTool] | type[AllowedTools]] = {
-        "function": ChosenTool,
-        "allowed_tools": AllowedTools,
-    }
-    kind = value.get("type") if isinstance(value, dict) else None
-    if kind not in kinds:
-        raise ValueError("its type must be 'function' or 'allowed_tools'")
-    return kinds[kind].model_validate(value)
-
-
-ToolChoice = Annotated[Literal["none", "auto", "required"] | ChosenTool | AllowedTools, BeforeValidator(_tool_choice)]
 
 
 def _conversation_id(value: object) -> object:

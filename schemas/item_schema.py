@@ -1,14 +1,16 @@
 """Items, which responses and conversations are made of, as they go over the wire."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, TypeAdapter
 
-from schemas.chat_schema import FunctionName
-from schemas.ignored_keys import Kept, kept
-from schemas.request_schema import Request, Unserved
+from schemas.ignored_keys import Kept
+from schemas.request_schema import Request
+from schemas.response_tool_schema import ResponseTool, known
+from schemas.tool_schema import FunctionName
 
+MAX_FOUND = 128
 Status = Literal["in_progress", "completed", "incomplete"]
 
 # What of items a client can ask for besides them.
@@ -61,16 +63,6 @@ def _part(value: object) -> Kept:
     return known(value, PARTS)
 
 
-def known(value: object, models: Mapping[object, type[Request]]) -> Kept:
-    """Decides on the type first: errors of that one alone. One that is not served is kept as it is, like keys that are
-    not known: what is stored comes back as it was given."""
-    if not isinstance(value, dict):
-        raise ValueError("must be an object")
-    kind = value.get("type")
-    model = models.get(kind, Unserved) if isinstance(kind, str) else Unserved
-    return kept(model.model_validate(value), exclude_none=True)
-
-
 Part = Annotated[Kept, PlainValidator(_part, json_schema_input_type=dict[str, Any])]
 PART_LIST: TypeAdapter[list[Kept]] = TypeAdapter(list[Part])
 CallId = Annotated[str, Field(min_length=1, max_length=128)]
@@ -90,6 +82,7 @@ class FunctionCall(Request):
     id: ItemId | None = None
     call_id: CallId
     name: FunctionName
+    namespace: FunctionName | None = None
     arguments: str
     status: Status | None = None
 
@@ -122,12 +115,33 @@ class CustomToolCall(Request):
     id: ItemId | None = None
     call_id: CallId
     name: FunctionName
+    namespace: FunctionName | None = None
     input: str
     status: Status | None = None
 
 
 class CustomToolCallOutput(FunctionCallOutput):
     type: Literal["custom_tool_call_output"]  # type: ignore[assignment]  # what it has is the same
+
+
+class ToolSearchCall(Request):
+    """Of a search that the client runs itself."""
+
+    type: Literal["tool_search_call"]
+    id: ItemId | None = None
+    call_id: CallId
+    execution: Literal["client"]
+    arguments: dict[str, Any]
+    status: Status | None = None
+
+
+class ToolSearchOutput(Request):
+    type: Literal["tool_search_output"]
+    id: ItemId | None = None
+    call_id: CallId
+    execution: Literal["client"]
+    tools: list[ResponseTool] = Field(max_length=MAX_FOUND)
+    status: Status | None = None
 
 
 class Foreign(Request):
@@ -145,7 +159,7 @@ class Foreign(Request):
 # What is taken and says nothing to a model here: it is left aside, and named by its type.
 ASIDE = {
     *("additional_tools", "compaction", "compaction_trigger", "configuration_update", "image_generation_call"),
-    *("mcp_approval_request", "mcp_approval_response", "mcp_list_tools", "tool_search_call", "tool_search_output"),
+    *("mcp_approval_request", "mcp_approval_response", "mcp_list_tools"),
     "web_search_call",
 }
 FOREIGN = {
@@ -170,6 +184,7 @@ ITEMS: dict[object, type[Request]] = {
     "custom_tool_call_output": CustomToolCallOutput,
     **dict.fromkeys(FOREIGN, Foreign),
 }
+SEARCHES: dict[object, type[Request]] = {"tool_search_call": ToolSearchCall, "tool_search_output": ToolSearchOutput}
 
 
 def _item(value: object) -> Kept:
@@ -181,7 +196,7 @@ def _item(value: object) -> Kept:
     if value["type"] == "message" and isinstance(value.get("content"), str):
         kind = "output_text" if value.get("role") == "assistant" else "input_text"
         value = value | {"content": [{"type": kind, "text": value["content"]}]}
-    return known(value, ITEMS)
+    return known(value, ITEMS | SEARCHES if value.get("execution") == "client" else ITEMS)
 
 
 Item = Annotated[Kept, PlainValidator(_item, json_schema_input_type=dict[str, Any])]

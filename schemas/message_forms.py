@@ -1,17 +1,6 @@
-"""Calls in a chat's messages, as older and newer clients write them, in the one form that is read: of functions."""
+"""Calls in a chat's messages, as older clients write them, in the one form that is read."""
 
-import json
 from typing import Any
-
-
-def as_function_call(call: Any) -> Any:
-    """Of a custom tool, whose input is a text."""
-    custom = call.get("custom") if isinstance(call, dict) and call.get("type") == "custom" else None
-    if not isinstance(custom, dict):
-        return call
-    arguments = json.dumps({"input": custom.get("input")}, ensure_ascii=False)
-    function = {"name": custom.get("name"), "arguments": arguments}
-    return {**_without(call, "custom"), "type": "function", "function": function}
 
 
 def with_tool_calls(message: Any) -> Any:

@@ -83,13 +83,14 @@ class ItemEvent(ResponseEvent):
 
 
 class CallEvent(ResponseEvent):
-    """A piece of a call's arguments, or all of them."""
+    """A piece of a call's arguments, or of its input, or all of them."""
 
     item_id: str
     output_index: int
     delta: str | None = None
     name: str | None = None
     arguments: str | None = None
+    input: str | None = None
 
 
 class PartEvent(ResponseEvent):

@@ -4,56 +4,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, StringConstraints
 
-from schemas.chat_schema import ConversationId, Description, FunctionName
+from schemas.chat_schema import ConversationId
 from schemas.generation_schema import TIERS, CacheSalt, MetadataKey, ServiceTier
 from schemas.ignored_keys import Kept, kept
-from schemas.item_schema import Includable, Item, known
+from schemas.item_schema import Includable, Item
 from schemas.request_schema import Hints, Request
+from schemas.response_tool_schema import ResponseTool, ToolChoice
 from schemas.sampling_schema import MODELS, Temperature, TopP
 
 Hint = Annotated[str, StringConstraints(max_length=64)]
-
-
-class FunctionTool(Request):
-    type: Literal["function"]
-    name: FunctionName
-    description: Description | None = None
-    parameters: dict[str, Any] | None = Field(None, description="a JSON schema; none: no arguments")
-    strict: bool = False
-
-
-class ChosenTool(Request):
-    type: Literal["function"]
-    name: FunctionName
-
-
-def _chosen(value: object) -> Kept:
-    return known(value, {"function": ChosenTool})
-
-
-Chosen = Annotated[Kept, PlainValidator(_chosen, json_schema_input_type=dict[str, Any])]
-
-
-class AllowedTools(Request):
-    type: Literal["allowed_tools"]
-    mode: Literal["auto", "required"]
-    tools: list[Chosen] = Field(min_length=1, max_length=128)
-
-
-def _tool(value: object) -> Kept:
-    return known(value, {"function": FunctionTool})
-
-
-def _tool_choice(value: object) -> str | Kept:
-    if isinstance(value, str):
-        if value not in ("none", "auto", "required"):
-            raise ValueError("must be 'none', 'auto', 'required' or an object")
-        return value
-    return known(value, {"function": ChosenTool, "allowed_tools": AllowedTools})
-
-
-Tool = Annotated[Kept, PlainValidator(_tool, json_schema_input_type=dict[str, Any])]
-ToolChoice = Annotated[str | Kept, PlainValidator(_tool_choice, json_schema_input_type=str | dict[str, Any])]
 
 
 class PlainFormat(Request):
@@ -134,7 +93,7 @@ class ResponseInput(Request):
     instructions: str | None = None
     conversation: ConversationId | None = None
     previous_response_id: ResponseId | None = None
-    tools: list[Tool] = Field([], max_length=128)
+    tools: list[ResponseTool] = Field([], max_length=128)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
     text: TextConfig = Field(default_factory=TextConfig)

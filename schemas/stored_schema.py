@@ -6,9 +6,9 @@ from pydantic import BaseModel, Field
 
 from schemas.answer_schema import Omitted
 from schemas.chat_answer_schema import ChatCompletion
-from schemas.chat_schema import MessageToolCall
 from schemas.generation_schema import Metadata
 from schemas.request_schema import Request
+from schemas.tool_schema import AnyToolCall
 
 
 class StoredChatCompletion(ChatCompletion):
@@ -33,7 +33,7 @@ class StoredMessage(BaseModel):
     content_parts: list[dict[str, Any]] | None = Field(None, description="where the content was given in parts")
     refusal: str | None = None
     name: str | None = None
-    tool_calls: list[MessageToolCall] | None = None
+    tool_calls: list[AnyToolCall] | None = None
     tool_call_id: str | None = None
 
 

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from schemas.answer_schema import Omitted
-from schemas.chat_schema import AnyTool, ChatMessage
+from schemas.chat_schema import ChatMessage
 from schemas.generation_schema import TokenId
 from schemas.request_schema import Request
+from schemas.tool_schema import AnyTool
 
 MAX_TOKENS = 1_000_000
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from database.models import Item, Turn
-from schemas.item_schema import ITEMS, known
+from schemas.item_schema import ITEMS
 from schemas.request_schema import fault
+from schemas.response_tool_schema import known
 from services.chat.answer import stored
 from services.history import replay
 from services.history.answer import answer

@@ -8,7 +8,7 @@ from functools import lru_cache
 from jinja2 import Environment, TemplateSyntaxError, meta
 
 ENVIRONMENT = Environment(extensions=["jinja2.ext.loopcontrols"])  # nothing is rendered
-NAME = "(?P<name>[a-zA-Z0-9_.-]{1,64})"
+NAME = "(?P<name>[a-zA-Z0-9_.-]{1,128})"
 SPACE = r"\s*"
 ARGUMENTS = "ARGUMENTS"  # stands for the arguments of a call, as NAME_HERE for the tool's name
 NAME_HERE = "NAME"
@@ -23,10 +23,10 @@ class Header:
     wrapped: bool  # in an object, which goes on after the arguments
 
     @classmethod
-    def of(cls, *atoms: str, wrapped: bool) -> "Header":
+    def of(cls, *atoms: str, wrapped: bool, before: str = r"\{") -> "Header":
         """`atoms` are regular expressions which, cut off anywhere, still match: letters and repetitions."""
         begun = "".join(f"(?:{atom}" for atom in atoms) + ")?" * len(atoms)
-        return cls(re.compile("".join(atoms) + r"(?=\{)"), re.compile(begun), wrapped)
+        return cls(re.compile("".join(atoms) + f"(?={before})"), re.compile(begun), wrapped)
 
 
 def _object(arguments: str) -> Header:
@@ -37,6 +37,11 @@ def _object(arguments: str) -> Header:
 
 NAMED = Header.of(NAME, r"\[", *"ARGS", r"\]", SPACE, wrapped=False)  # f[ARGS]
 NUMBERED = Header.of(NAME, r"\[", *"CALL_ID", r"\]", "[a-zA-Z0-9_-]*", r"\[", *"ARGS", r"\]", SPACE, wrapped=False)
+
+
+RAW = '{"name": "NAME"}\n'  # and then a text that is no JSON
+_RAW_ATOMS = [r"\{", SPACE, *'"name"', SPACE, ":", SPACE, '"', NAME, '"', SPACE, r"\}", "\n"]
+RAW_HEADER = Header.of(*_RAW_ATOMS, wrapped=False, before="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,11 @@ class Calls:
     end: str = ""  # after each call
     bare: bool = False
     short_ids: bool = False  # templates take ids of nine letters and digits only
+
+    @property
+    def raw_end(self) -> str:
+        """What ends the text of a call that is no JSON, if something does before the answer ends."""
+        return self.end or (self.marker if self.marker in self.between else "")
 
     def write(self, made: Iterable[tuple[str, str]]) -> str:
         """Names and JSON arguments, as a model writes them."""

@@ -50,9 +50,21 @@ class Reasoning:
     index: int = 0
 
 
+CallKind = Literal["function", "custom", "tool_search"]
+
+
+@dataclass(frozen=True, slots=True)
+class Callee:
+    """Who is called, as the client knows it. A model knows each by one flat name."""
+
+    name: str
+    kind: CallKind = "function"
+    namespace: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call begins; its arguments follow, as pieces of JSON text."""
+    """A call begins; its arguments follow, as pieces of JSON text, or of a custom tool's input as it is."""
 
     id: str
     name: str
@@ -60,6 +72,8 @@ class ToolCall:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     index: int = 0
+    kind: CallKind = "function"
+    namespace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +83,7 @@ class Arguments:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     index: int = 0
+    kind: CallKind = "function"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +108,7 @@ class SaidCall:
     id: str
     name: str
     arguments: str = ""
+    kind: CallKind = "function"
 
 
 @dataclass(slots=True)
@@ -116,8 +132,8 @@ class Said:
                 self.text += text
             case Reasoning(text):
                 self.reasoning += text
-            case ToolCall(id, name):
-                self.calls.append(SaidCall(id, name))
+            case ToolCall(id, name, kind=kind):
+                self.calls.append(SaidCall(id, name, kind=kind))
             case Arguments(text, call):
                 self.calls[call].arguments += text
         self.logprobs += event.logprobs

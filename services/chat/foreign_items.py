@@ -19,7 +19,6 @@ CALLS: dict[str, tuple[str, ...]] = {
     "apply_patch_call": ("operation",),
     "code_interpreter_call": ("code",),
     "computer_call": ("action", "actions"),
-    "custom_tool_call": ("input",),
     "file_search_call": ("queries",),
     "local_shell_call": ("action",),
     "mcp_call": ("arguments",),
@@ -36,7 +35,6 @@ RESULTS: dict[str, tuple[str, ...]] = {
 OUTPUTS: dict[str, tuple[str, ...]] = {
     "apply_patch_call_output": ("output", "status"),
     "computer_call_output": ("output",),
-    "custom_tool_call_output": ("output",),
     "local_shell_call_output": ("output",),
     "program_output": ("result",),
     "shell_call_output": ("output",),
@@ -69,8 +67,6 @@ def output(item: Item) -> str | list[dict[str, Any]]:
     given = item.get("output")
     if isinstance(given, dict) and given.get("image_url"):  # a screenshot
         return [{"type": "input_image", "image_url": given["image_url"]}]
-    if item["type"] == "custom_tool_call_output" and isinstance(given, list):
-        return given
     return _result(item, OUTPUTS[item["type"]])
 
 

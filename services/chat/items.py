@@ -4,6 +4,7 @@ An item is JSON in the form that `schemas/item_schema.py` gives it. One assistan
 its reasoning, its text, each of its calls.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -12,7 +13,10 @@ from pydantic import ValidationError
 
 from schemas.chat_schema import ChatMessage
 from schemas.item_schema import ASIDE
+from schemas.tool_schema import CustomToolCall, MessageToolCall
 from services.chat import foreign_items
+from services.chat.call_items import custom_tool_call, function_call
+from services.chat.names import SEARCH, flat_name, found
 from services.errors import InvalidRequest
 
 Item = dict[str, Any]
@@ -25,6 +29,8 @@ PREFIX = {
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
     "reasoning": "rs",
+    "tool_search_call": "tsc",
+    "tool_search_output": "tso",
 }
 
 
@@ -124,7 +130,20 @@ class _Script:
             self._open["reasoning_content"] = self._open.get("reasoning_content", "") + thought
 
     def function_call(self, item: Item) -> None:
-        self._call(item["call_id"], item["name"], item["arguments"])
+        self._call(item["call_id"], flat_name(item), item["arguments"])
+
+    def custom_tool_call(self, item: Item) -> None:
+        custom = {"name": flat_name(item), "input": item["input"]}
+        self._add_call({"id": item["call_id"], "type": "custom", "custom": custom})
+
+    def tool_search_call(self, item: Item) -> None:
+        if item.get("execution") == "client":  # others ran where they were called
+            self._call(item["call_id"], SEARCH, json.dumps(item.get("arguments") or {}, ensure_ascii=False))
+
+    def tool_search_output(self, item: Item) -> None:
+        if item.get("execution") == "client":
+            self._result(item["call_id"], found(item["tools"]))
+            self._messages[-1].bring(item["tools"])
 
     def function_call_output(self, item: Item) -> None:
         self._result(item["call_id"], item["output"])
@@ -141,7 +160,9 @@ class _Script:
         self._result(self._call_ids.get(id, id), foreign_items.output(item))
 
     def _call(self, id: str, name: str, arguments: str) -> None:
-        call = {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        self._add_call({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}})
+
+    def _add_call(self, call: dict[str, Any]) -> None:
         self._open["tool_calls"] = [*self._open.get("tool_calls", []), call]
 
     def _result(self, call_id: str, output: str | list[Part]) -> None:
@@ -155,6 +176,10 @@ READERS: dict[str, Callable[[_Script, Item], None]] = {
     "reasoning": _Script.reasoning,
     "function_call": _Script.function_call,
     "function_call_output": _Script.function_call_output,
+    "custom_tool_call": _Script.custom_tool_call,
+    "custom_tool_call_output": _Script.function_call_output,
+    "tool_search_call": _Script.tool_search_call,
+    "tool_search_output": _Script.tool_search_output,
     **dict.fromkeys(foreign_items.CALLS, _Script.foreign_call),
     **dict.fromkeys(foreign_items.OUTPUTS, _Script.foreign_output),
 }
@@ -222,7 +247,13 @@ def _items(message: ChatMessage) -> list[Item]:
     items = [reasoning(message.reasoning_content)] if message.reasoning_content else []
     if message.content is not None or message.refusal is not None:
         items.append(_message_item(message))
-    return items + [function_call(call.id, call.function.name, call.function.arguments) for call in message.tool_calls]
+    return items + list(map(_call_item, message.tool_calls))
+
+
+def _call_item(call: MessageToolCall | CustomToolCall) -> Item:
+    if isinstance(call, CustomToolCall):
+        return custom_tool_call(call.id, call.custom.name, call.custom.input)
+    return function_call(call.id, call.function.name, call.function.arguments)
 
 
 def _message_item(message: ChatMessage) -> Item:
@@ -262,7 +293,3 @@ def output_text(text: str) -> Part:
 
 def reasoning(text: str) -> Item:
     return {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": text}]}
-
-
-def function_call(call_id: str, name: str, arguments: str) -> Item:
-    return {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}

@@ -33,6 +33,7 @@ ANSWER = "the-answer"  # what "start" is called where something comes before it
 PARTS = re.compile(
     r"""
       "(?:\\.|[^"\\])*(?:"|(?s:.)*) | //[^\n]* | \#[^\n]* | /(?:\\.|[^/\\])+(?:/|(?s:.)*)
+    | %lark\ \{\n (?: (?s:.*?)\n\}\n | (?s:.*) )
     | (?P<json> %json\s*(?=\{) )
     | (?P<until> \.\.\.\s*)? <(?: (?P<quoted> "(?:\\.|[^"\\])+" ) | (?P<bare> [^<>\s\["][^<>\s]* ) )>
     | (?P<start> (?<![\w@%-]) start (?![\w-]) )

@@ -16,7 +16,7 @@ REPORTS = {each["name"]: each for each in LINES}
 # The names that the header is to have, of a model that does not think.
 NAMED = {
     "web_search": "tools.1.web_search",
-    "namespace": "tools.0.namespace",
+    "namespace": None,
     "reasoning_summary": "reasoning.summary",
     "encrypted_content": "include.reasoning.encrypted_content",
     "obfuscation": None,

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from schemas.chat_schema import ChatMessage
+from schemas.tool_schema import CustomToolCall
 
 
 def message(**fields: Any) -> ChatMessage:
@@ -50,7 +51,8 @@ def test_calls_from_before_there_were_tools() -> None:
 def test_calls_of_custom_tools() -> None:
     call = {"id": "c", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}
     (read,) = message(role="assistant", tool_calls=[call]).tool_calls
-    assert (read.id, read.function.name, read.function.arguments) == ("c", "patch", '{"input": "*** Begin"}')
+    assert isinstance(read, CustomToolCall)
+    assert (read.id, read.custom.name, read.custom.input) == ("c", "patch", "*** Begin")
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,15 @@ from schemas.chat_answer_schema import (
     ChoiceLogprobs,
     ChunkChoice,
     ConversationRef,
+    CustomDelta,
     Delta,
     FunctionDelta,
     ToolCallDelta,
 )
-from schemas.chat_schema import CalledFunction, ChatCompletionRequest, MessageToolCall
+from schemas.chat_schema import ChatCompletionRequest
 from schemas.completion_schema import Completion, CompletionChoice, CompletionRequest
 from schemas.generation_schema import Metadata
+from schemas.tool_schema import CalledCustom, CalledFunction, CustomToolCall, MessageToolCall
 from services.chat.answer import logprobs
 from services.chat.answer.padding import padding
 from services.chat.answer.tally import Tally, usage_of
@@ -137,9 +139,14 @@ def _delta(event: Spoken | Finish) -> Delta:
             return Delta(content=text)
         case Reasoning(text):
             return Delta(reasoning_content=text)
+        case ToolCall(id, name, call, kind="custom"):
+            custom = CustomDelta(name=name, input="")
+            return Delta(tool_calls=[ToolCallDelta(index=call, id=id, type="custom", custom=custom)])
         case ToolCall(id, name, call):  # each once: clients add strings up
             function = FunctionDelta(name=name, arguments="")
             return Delta(tool_calls=[ToolCallDelta(index=call, id=id, type="function", function=function)])
+        case Arguments(text, call, kind="custom"):
+            return Delta(tool_calls=[ToolCallDelta(index=call, custom=CustomDelta(input=text))])
         case Arguments(text, call):
             return Delta(tool_calls=[ToolCallDelta(index=call, function=FunctionDelta(arguments=text))])
         case Finish():
@@ -183,7 +190,9 @@ def _message(said: Said, wanted: Wanted) -> AssistantMessage:
     return message
 
 
-def _call(call: SaidCall) -> MessageToolCall:
+def _call(call: SaidCall) -> MessageToolCall | CustomToolCall:
+    if call.kind == "custom":
+        return CustomToolCall(id=call.id, custom=CalledCustom(name=call.name, input=call.arguments))
     return MessageToolCall(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
 
 

@@ -2,9 +2,10 @@
 
 from typing import Any, Literal
 
+from services.chat import call_items
 from services.chat.answer.logprobs import weighed
 from services.chat.events import Arguments, Finish, Reasoning, Spoken, Text, ToolCall
-from services.chat.items import PREFIX, Item, function_call, output_text, reasoning
+from services.chat.items import PREFIX, Item, output_text, reasoning
 from services.engine.base import TokenLogprob
 
 
@@ -19,15 +20,16 @@ class Output:
         self._reply_id = reply_id
         self._logprobs = logprobs
         self._calls: list[int] = []  # where each is among the items
+        self._searches: dict[int, str] = {}  # what has come of their arguments
 
     def add(self, event: Spoken) -> int | None:
         """The item it belongs to; None where there is nothing to show."""
         match event:
-            case ToolCall(id, name):
-                self._calls.append(self._begin(function_call(id, name, "")))
+            case ToolCall():
+                self._calls.append(self._begin(call_items.begun(event)))
                 return self._calls[-1]
             case Arguments(text, call):
-                self.items[self._calls[call]]["arguments"] += text
+                self._add_to_call(self._calls[call], text)
                 return self._calls[call]
             case Text(text) | Reasoning(text):
                 return self._say(event) if text or (event.logprobs and self._logprobs) else None
@@ -41,6 +43,14 @@ class Output:
         if kind == "message":
             part["logprobs"] += self.logprobs(event)
         return len(self.items) - 1
+
+    def _add_to_call(self, index: int, text: str) -> None:
+        item = self.items[index]
+        if key := call_items.GROWS.get(item["type"]):
+            item[key] += text
+            return
+        self._searches[index] = searched = self._searches.get(index, "") + text
+        item["arguments"] = call_items.read(searched) if searched.rstrip().endswith("}") else {}
 
     def logprobs(self, event: Spoken) -> list[dict[str, Any]]:
         """Those that are wanted."""

@@ -19,6 +19,7 @@ from schemas.response_answer_schema import (
     ResponseUsage,
     StreamEvent,
 )
+from services.chat import call_items
 from services.chat.answer.output import Output, status
 from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Spoken, Text
 from services.chat.items import Item
@@ -34,6 +35,12 @@ TYPE = {
     "cancelled": "response.incomplete",  # the contract has no event of that name
 }
 SAYS = {"message": "response.output_text", "reasoning": "response.reasoning_text"}
+
+# Of a search for tools there is the item alone.
+CALLS = {
+    "function_call": "response.function_call_arguments",
+    "custom_tool_call": "response.custom_tool_call_input",
+}
 
 
 class ResponseEncoder:
@@ -68,7 +75,7 @@ class ResponseEncoder:
             yield from self._close()
             yield from self._begin(index)
         match event:
-            case Arguments(text):
+            case Arguments(text) if self._item["type"] in CALLS:
                 yield self._call(".delta", delta=text)
             case Text(text) | Reasoning(text):
                 yield self._delta(event)
@@ -125,8 +132,8 @@ class ResponseEncoder:
             spoken = {"text": part["text"], **({"logprobs": part["logprobs"]} if "logprobs" in part else {})}
             yield self._event(PartEvent, SAYS[item["type"]] + ".done", **deepcopy(spoken))
             yield self._event(PartEvent, "response.content_part.done", part=deepcopy(part))
-        else:
-            yield self._call(".done", name=item["name"], arguments=item["arguments"])
+        elif item["type"] in CALLS:
+            yield self._call(".done", **_whole_call(item))
         yield self._event(ItemEvent, "response.output_item.done", item=deepcopy(item))
         self._open = None
 
@@ -137,7 +144,7 @@ class ResponseEncoder:
         return self._event(PartEvent, SAYS[self._item["type"]] + ".delta", **said)
 
     def _call(self, what: str, **fields: str) -> ResponseEvent:
-        return self._event(CallEvent, "response.function_call_arguments" + what, **fields)
+        return self._event(CallEvent, CALLS[self._item["type"]] + what, **fields)
 
     @property
     def _item(self) -> Item:
@@ -195,9 +202,14 @@ def code_of(error: ServiceError) -> str:
 
 def _emptied(item: Item) -> Item:
     """As it began."""
-    if item["type"] == "function_call":
-        return item | {"arguments": "", "status": "in_progress"}
+    if item["type"] not in SAYS:
+        return call_items.emptied(item)
     return item | {"content": [], "status": "in_progress"}
+
+
+def _whole_call(item: Item) -> dict[str, str]:
+    names = ("name", "arguments") if item["type"] == "function_call" else ("input",)
+    return {name: item[name] for name in names}
 
 
 def _silent(part: dict[str, Any]) -> dict[str, Any]:

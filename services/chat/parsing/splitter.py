@@ -1,12 +1,13 @@
 """The text of one answer, split while it comes into what is thought, what is said and which tools are called."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from uuid import uuid4
 
-from services.chat.dialects import Calls, Header, Thinking
-from services.chat.events import Arguments, Reasoning, Spoken, Text, ToolCall
+from services.chat.dialects import RAW_HEADER, Calls, Header, Thinking
+from services.chat.events import Arguments, Callee, Reasoning, Spoken, Text, ToolCall
+from services.chat.parsing.input_text import InputText, unwrapped
 from services.chat.parsing.json_text import JsonEnd, call_in
 from services.engine.stops import first, overlap
 
@@ -21,6 +22,7 @@ class Format:
     begun: bool = False  # the prompt has opened the thinking already
     calls: Calls | None = None  # None: no tools are offered
     names: frozenset[str] = frozenset()  # of the tools
+    callees: Mapping[str, Callee] = field(default_factory=dict)  # those that are no functions of the same name
     stop: tuple[str, ...] = ()  # strings that end it, in what is said
     include_stop: bool = False
     min_tokens: int = 0  # in these no stop string is looked for
@@ -55,6 +57,9 @@ class Splitter:
         self._num_taken = 0
         self._is_over = False
         self._json = JsonEnd()
+        self._callee = Callee("")
+        self._customs = {name for name, each in format.callees.items() if each.kind == "custom"}
+        self._input: InputText | None = None  # of the call, while it comes
         self._parts: list[Part] = []
         self._step: Callable[[], bool] = self._skip_to_thought if format.begun else self._open
 
@@ -65,11 +70,16 @@ class Splitter:
 
     def finish(self) -> list[Part]:
         self._is_over = True
-        return self._run()
+        parts = self._run()
+        self._end_input()
+        return parts + self._take_parts()
 
     def _run(self) -> list[Part]:
         while self._step():
             pass
+        return self._take_parts()
+
+    def _take_parts(self) -> list[Part]:
         parts, self._parts = self._parts, []
         return parts
 
@@ -127,6 +137,11 @@ class Splitter:
             if (found := header.whole.match(self._buffer)) and found["name"] in self._format.names:
                 self._take(found.end())
                 return self._begin_arguments(header, found["name"])
+        if found := self._raw_header():
+            self._take(found.end())
+            self._begin_call(found["name"])
+            self._input = None
+            return self._go(self._say_raw)
         if self._may_be_header():
             return False
         self._json = JsonEnd()
@@ -137,10 +152,26 @@ class Splitter:
         self._is_wrapped = header.wrapped
         return self._go(self._argue)
 
+    def _raw_header(self) -> re.Match[str] | None:
+        found = RAW_HEADER.whole.match(self._buffer)
+        return found if found and found["name"] in self._customs else None
+
+    def _say_raw(self) -> bool:
+        """The input of a custom tool as it is."""
+        found = first(self._buffer, filter(None, [self._calls.raw_end]))
+        if found is None:
+            held = 0 if self._is_over else overlap(self._buffer, list(filter(None, [self._calls.raw_end])))
+            self._say(Arguments, len(self._buffer) - held)
+            return False
+        self._say(Arguments, found[0])
+        return self._go(self._call)
+
     def _argue(self) -> bool:
         """Arguments are passed on as they were written."""
         end = self._json.feed(self._buffer)
         self._say(Arguments, len(self._buffer) if end is None else end)
+        if end is not None:
+            self._end_input()
         return end is not None and self._go(self._close if self._is_wrapped else self._call)
 
     def _close(self) -> bool:
@@ -169,7 +200,9 @@ class Splitter:
             return self._go(self._take_back)
         self._object = ""
         self._begin_call(called.name)
-        self._add(Arguments(called.arguments, self.num_calls - 1, index=self._index))
+        is_custom = self._callee.kind == "custom"
+        self._argument(unwrapped(called.arguments) if is_custom else called.arguments)
+        self._input = None
         return self._go(self._call)
 
     def _take_back(self) -> bool:
@@ -200,11 +233,20 @@ class Splitter:
         if not text:
             return
         if kind is Arguments:
-            self._add(Arguments(text, self.num_calls - 1, index=self._index))
+            self._argument(self._input.feed(text) if self._input else text)
         elif kind is Reasoning:
             self._add(Reasoning(text, index=self._index))
         else:
             self._add(Text(text, index=self._index))
+
+    def _argument(self, text: str) -> None:
+        if text:
+            self._add(Arguments(text, self.num_calls - 1, index=self._index, kind=self._callee.kind))
+
+    def _end_input(self) -> None:
+        if self._input:
+            self._argument(self._input.finish())
+            self._input = None
 
     def _say_until(self, marker: str, kind: type[Text | Reasoning], stops: tuple[str, ...] = ()) -> str | None:
         """The marker or the stop string that came first, if one did. White space in front of a marker is dropped."""
@@ -245,11 +287,18 @@ class Splitter:
         return not self._is_over and marker.startswith(text)
 
     def _may_be_header(self) -> bool:
-        return not self._is_over and any(each.begun.fullmatch(self._buffer) for each in self._calls.headers)
+        headers = [*self._calls.headers, RAW_HEADER] if self._customs else self._calls.headers
+        return not self._is_over and any(each.begun.fullmatch(self._buffer) for each in headers)
 
     def _begin_call(self, name: str) -> None:
         self._json = JsonEnd()
-        self._add(ToolCall(f"call_{uuid4().hex}", name, self.num_calls, index=self._index))
+        self._callee = callee = self._format.callees.get(name) or Callee(name)
+        self._input = InputText() if callee.kind == "custom" else None
+        id = f"call_{uuid4().hex}"
+        call = ToolCall(
+            id, callee.name, self.num_calls, index=self._index, kind=callee.kind, namespace=callee.namespace
+        )
+        self._add(call)
         self.num_calls += 1
         self._passed = None
 

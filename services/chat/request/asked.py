@@ -76,7 +76,8 @@ def _thinking(job: Job, model: Model) -> State:
 
 def _format(dialect: Dialect, offer: Offer | None, params: SamplingParams, *, begun: bool) -> Format:
     names = offer.names if offer else frozenset()
-    format = Format(dialect.thinking, begun, dialect.calls if offer else None, names)
+    callees = offer.callees if offer else {}
+    format = Format(dialect.thinking, begun, dialect.calls if offer else None, names, callees)
     if format.is_plain:
         return format
     # stop strings are the content's: in thoughts and calls they would break it

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from schemas.chat_schema import Function
-from services.chat.dialects import ARGUMENTS, NAME_HERE, Calls
+from schemas.tool_schema import Function
+from services.chat.dialects import ARGUMENTS, NAME_HERE, RAW, Calls
+from services.chat.request import custom_tools
 from services.chat.request.tools import Offer
 from services.engine.base import GrammarSpec
 from services.errors import InvalidRequest
@@ -53,18 +54,48 @@ def _pattern(text: str) -> str:
 
 
 def _block(calls: Calls, offer: Offer) -> str:
-    """One call, or several."""
-    more = f"({_lark(calls.between)} call){{0,{MAX_CALLS - 1}}}" if offer.parallel else ""
-    return " ".join(filter(None, [_lark(calls.before), "call", more, _lark(calls.after)]))
+    """One call, or several. A text that nothing ends but the answer is the last."""
+    before, between, after = _lark(calls.before), _lark(calls.between), _lark(calls.after)
+    several = offer.parallel and _is_followed(offer, calls)
+    blocks = []
+    if _is_followed(offer, calls):
+        more = f"({between} call){{0,{MAX_CALLS - 1}}}" if several else ""
+        blocks.append([before, "call", more, after])
+    if offer.grammars:
+        earlier = f"(call {between}){{0,{MAX_CALLS - 1}}}" if several else ""
+        blocks.append([before, earlier, "text-call"])
+    return (
+        "(" * (len(blocks) > 1) + " | ".join(" ".join(filter(None, each)) for each in blocks) + ")" * (len(blocks) > 1)
+    )
+
+
+def _is_followed(offer: Offer, calls: Calls) -> bool:
+    """Some calls have an end of their own."""
+    return bool(calls.raw_end) or len(offer.grammars) < len(offer.callable)
 
 
 def _rules(offer: Offer, calls: Calls) -> list[str]:
-    ways = " | ".join(f"call-{place}" for place in range(len(offer.callable)))
-    rules = [f"call: {ways}"]
+    places = [(place, each.name in offer.grammars) for place, each in enumerate(offer.callable)]
+    ended = [f"call-{place}" for place, is_text in places if not is_text or calls.raw_end]
+    texts = [f"text-call-{place}" for place, is_text in places if is_text]
+    named = {"call": ended, "text-call": texts}
+    rules = [f"{name}: {' | '.join(ways)}" for name, ways in named.items() if ways]
     for place, function in enumerate(offer.callable):
+        if grammar := offer.grammars.get(function.name):
+            rules += _text_rules(place, function, calls)
+            rules += custom_tools.rules(f"text-{place}", grammar, offer.params[place])
+            continue
         parts = [f"arguments-{place}" if part == ARGUMENTS else _lark([_named(part, function)]) for part in calls.call]
-        rules += [f"call-{place}: {' '.join(parts)}", f"arguments-{place}: %json {_schema(function)}"]
+        rules.append(f"call-{place}: {' '.join(parts)}")
+        rules.append(f"arguments-{place}: %json {_schema(function)}")
     return rules
+
+
+def _text_rules(place: int, function: Function, calls: Calls) -> list[str]:
+    whole = f"{json.dumps(_named(RAW, function))} text-{place}"
+    end = _lark([calls.raw_end]) if calls.raw_end not in calls.between else ""  # that of the next call is enough
+    ended = [f"call-{place}: {whole} {end}"] if calls.raw_end else []
+    return [f"text-call-{place}: {whole}", *ended]
 
 
 def _named(part: str, function: Function) -> str:

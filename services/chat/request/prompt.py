@@ -6,7 +6,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from schemas.chat_schema import ChatCompletionRequest, ChatMessage, MessageToolCall, ServedTier
+from schemas.chat_schema import ChatCompletionRequest, ChatMessage, ServedTier
+from schemas.tool_schema import CustomToolCall, MessageToolCall
+from services.chat.parsing.input_text import INPUT
 from services.chat.request import contents, refusals, tools, turn_order
 from services.chat.request import sampling as sampled
 from services.chat.request.contents import Illustration
@@ -149,7 +151,10 @@ def message(given: ChatMessage) -> Message:
     return said
 
 
-def _call(given: MessageToolCall) -> dict[str, Any]:
+def _call(given: MessageToolCall | CustomToolCall) -> dict[str, Any]:
+    if isinstance(given, CustomToolCall):  # as its tool is shown
+        function: dict[str, Any] = {"name": given.custom.name, "arguments": {INPUT: given.custom.input}}
+        return {"id": given.id, "type": "function", "function": function}
     function = {"name": given.function.name, "arguments": _arguments(given.function.arguments)}
     return {"id": given.id, "type": "function", "function": function}
 

@@ -11,8 +11,9 @@ from schemas.response_answer_schema import Response
 from schemas.response_schema import ResponseInput, ResponseRequest, Retrieval
 from services.chat import items
 from services.chat.items import Item
-from services.chat.request import prompt, refusals
+from services.chat.request import prompt, refusals, response_tools
 from services.chat.request.refusals import Note, refuse
+from services.chat.request.response_tools import FlatRequest, Tools
 from services.errors import InvalidRequest, UnsupportedParameter
 
 # Parts of the contract that this server does not serve, each with the values that ask for nothing.
@@ -55,8 +56,8 @@ def check(request: ResponseInput) -> None:
 
 
 def _check_choice(choice: str | dict[str, Any]) -> None:
-    if isinstance(choice, dict) and choice["type"] not in ("function", "allowed_tools"):
-        raise UnsupportedParameter("tool_choice.type", f"is '{choice['type']}': only functions are served here")
+    if isinstance(choice, dict) and choice["type"] not in ("function", "custom", "allowed_tools"):
+        raise UnsupportedParameter("tool_choice.type", f"is '{choice['type']}': no tools of that type are served here")
 
 
 def _check_answer(request: ResponseRequest) -> None:
@@ -81,6 +82,7 @@ def unknown_keys(request: ResponseInput) -> list[str]:
 def _unused(request: ResponseRequest) -> Iterator[str]:
     """What asks for more than an answer has."""
     yield from unfilled(request.include)
+    yield from response_tools.unheeded(request)
     if request.top_logprobs and LOGPROBS not in request.include:
         yield "top_logprobs"
 
@@ -96,10 +98,11 @@ def unknown_in_retrieval(asked: Retrieval) -> list[str]:
 
 def as_chat(request: ResponseInput, messages: Sequence[ChatMessage]) -> ChatCompletionRequest:
     """`messages`: all that the prompt has but the instructions."""
+    tools = Tools.of(request, messages)
     fields: dict[str, Any] = {
         "model": request.model,
-        "tools": [_chat_tool(tool) for tool in request.tools],
-        "tool_choice": _chat_choice(request),
+        "tools": tools.tools,
+        "tool_choice": tools.choice(request),
         "parallel_tool_calls": request.parallel_tool_calls,
         "reasoning_effort": request.reasoning.effort if request.reasoning else None,
         "response_format": _chat_format(request.text.format),
@@ -108,11 +111,14 @@ def as_chat(request: ResponseInput, messages: Sequence[ChatMessage]) -> ChatComp
         fields |= _sampling(request)
     instructions = [ChatMessage(role="system", content=request.instructions)] if request.instructions else []
     try:
-        return ChatCompletionRequest(messages=[*instructions, *messages], **fields)
+        chat = FlatRequest(messages=[*instructions, *messages], **fields)
     except ValidationError as error:
         found = error.errors()[0]
         param = ".".join(map(str, found["loc"]))
         raise InvalidRequest(f"'{NAMES.get(param, param)}': {found['msg']}", param=NAMES.get(param, param)) from error
+
+    chat.flatten(tools.flat)
+    return chat
 
 
 def _sampling(request: ResponseRequest) -> dict[str, Any]:
@@ -125,23 +131,6 @@ def _sampling(request: ResponseRequest) -> dict[str, Any]:
         "service_tier": request.service_tier,
         "cache_salt": request.cache_salt,
     }
-
-
-def _chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """Others than functions keep their places, so that those of functions are the same."""
-    if tool["type"] != "function":
-        return {"type": tool["type"]}
-    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
-
-
-def _chat_choice(request: ResponseInput) -> str | dict[str, Any] | None:
-    choice = request.tool_choice
-    if isinstance(choice, str):
-        return choice if request.tools or choice == "required" else None
-    if choice["type"] == "function":
-        return _chat_tool(choice)
-    allowed = {"mode": choice["mode"], "tools": [_chat_tool(tool) for tool in choice["tools"]]}
-    return {"type": "allowed_tools", "allowed_tools": allowed}
 
 
 def _chat_format(format: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,8 +159,6 @@ def in_its_words() -> Iterator[None]:
 
 def _named(param: str) -> str:
     first, _, rest = param.partition(".")
-    if first == "tools":
-        return param.replace(".function.", ".", 1)
     if first not in NAMES:
         return param
     return NAMES[first] + (f".{rest}" if rest and first != "messages" else "")

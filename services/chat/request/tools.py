@@ -3,11 +3,24 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from schemas.chat_schema import AllowedTools, ChatCompletionRequest, ChosenTool, Function, Tool
+from schemas.chat_schema import ChatCompletionRequest
+from schemas.tool_schema import (
+    AllowedTools,
+    ChosenCustom,
+    ChosenTool,
+    CustomTool,
+    Function,
+    Grammar,
+    One,
+    Tool,
+)
 from services.chat.dialects import Calls, Dialect
+from services.chat.events import Callee
+from services.chat.request import custom_tools
+from services.chat.request.response_tools import FlatRequest
 from services.engine.base import Message
 from services.errors import InvalidRequest
 
@@ -23,7 +36,9 @@ class Offer:
     callable: tuple[Function, ...]
     must: bool
     parallel: bool
-    params: tuple[str, ...]  # where the schema of each that may be called is in the request
+    params: tuple[str, ...]  # where the form of what each takes is in the request
+    callees: Mapping[str, Callee] = field(default_factory=dict)  # those that are no functions of the same name
+    grammars: Mapping[str, Grammar] = field(default_factory=dict)  # of custom tools, by name
 
     @property
     def names(self) -> frozenset[str]:
@@ -36,34 +51,60 @@ def offer(request: ChatCompletionRequest) -> Offer | None:
     if not served or choice == "none":
         return None
     names = _chosen(choice)
-    may = [(place, tool) for place, tool in served if names is None or tool.function.name in names]
+    may = [each for each in served if names is None or (each.type, each.function.name) in names]
     # of the allowed ones only is the model told, that it calls no other where nothing forces it
-    shown = [tool for _, tool in (may if isinstance(choice, AllowedTools) else served)]
+    shown = may if isinstance(choice, AllowedTools) else served
     return Offer(
-        tools=tuple(shown),
-        callable=tuple(tool.function for _, tool in may),
-        must=choice == "required" or isinstance(choice, ChosenTool) or _is_required(choice),
-        parallel=request.parallel_tool_calls and not isinstance(choice, ChosenTool),
-        params=tuple(f"tools.{place}.function.parameters" for place, _ in may),
+        tools=tuple(Tool(type="function", function=each.function) for each in shown),
+        callable=tuple(each.function for each in may),
+        must=choice == "required" or isinstance(choice, One) or _is_required(choice),
+        parallel=request.parallel_tool_calls and not isinstance(choice, One),
+        params=tuple(each.form for each in may),
+        callees={each.function.name: each.callee for each in may if each.callee},
+        grammars={each.function.name: each.grammar for each in may if each.grammar},
     )
 
 
-def _served(request: ChatCompletionRequest) -> Iterator[tuple[int, Tool]]:
-    """With their places. Tools of other kinds are only offered: they are left aside."""
-    return ((place, tool) for place, tool in enumerate(request.tools) if isinstance(tool, Tool))
+@dataclass(frozen=True, slots=True)
+class Served:
+    type: Literal["function", "custom"]
+    function: Function  # as the model knows it
+    place: str  # in the request
+    callee: Callee | None = None
+    grammar: Grammar | None = None
+
+    @property
+    def form(self) -> str:
+        """Where that of its arguments is in the request."""
+        return f"{self.place}.parameters" if self.type == "function" else f"{self.place}.format"
 
 
-def _chosen(choice: str | ChosenTool | AllowedTools) -> set[str] | None:
+def _served(request: ChatCompletionRequest) -> Iterator[Served]:
+    """Tools of other kinds are only offered: they are left aside."""
+    flat = request.flat if isinstance(request, FlatRequest) else {}
+    for index, tool in enumerate(request.tools):
+        known = flat.get(index)
+        place = known.place if known else f"tools.{index}.{tool.type}"
+        match tool:
+            case Tool():
+                yield Served("function", tool.function, place, known.callee if known else None)
+            case CustomTool(custom=custom):
+                callee = known.callee if known else Callee(custom.name, "custom")
+                yield Served("custom", custom_tools.as_function(custom), place, callee, custom.grammar)
+
+
+def _chosen(choice: str | One | AllowedTools) -> set[tuple[str, str]] | None:
+    """Types and names."""
     match choice:
-        case ChosenTool():
-            return {choice.function.name}
+        case ChosenTool() | ChosenCustom():
+            return {(choice.type, choice.name)}
         case AllowedTools():
-            return {each.function.name for each in choice.allowed_tools.tools if isinstance(each, ChosenTool)}
+            return {(each.type, each.name) for each in choice.allowed_tools.tools if isinstance(each, One)}
         case _:
             return None
 
 
-def _is_required(choice: str | ChosenTool | AllowedTools) -> bool:
+def _is_required(choice: str | One | AllowedTools) -> bool:
     return isinstance(choice, AllowedTools) and choice.allowed_tools.mode == "required"
 
 
@@ -74,13 +115,15 @@ def check(request: ChatCompletionRequest) -> None:
     if request.tool_choice not in (None, "none", "auto"):
         _check_forced(request)
     names: set[str] = set()
-    for place, tool in _served(request):
-        if tool.function.name in names:
-            param = f"tools.{place}.function.name"
+    kinds: set[tuple[str, str]] = set()
+    for each in _served(request):
+        if each.function.name in names:
+            param = f"{each.place}.name"
             raise InvalidRequest(f"'{param}': two tools have the same name", param=param)
-        names.add(tool.function.name)
-        check_parameters(tool.function.parameters, f"tools.{place}.function.parameters")
-    if not (_chosen(request.tool_choice or "auto") or set()) <= names:
+        names.add(each.function.name)
+        kinds.add((each.type, each.function.name))
+        check_parameters(each.function.parameters, each.form)
+    if not (_chosen(request.tool_choice or "auto") or set()) <= kinds:
         raise InvalidRequest("'tool_choice' names a tool that is not among 'tools'", param="tool_choice")
 
 

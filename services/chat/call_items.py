@@ -1,0 +1,46 @@
+"""Calls as items: of functions, of custom tools, and for more tools."""
+
+import json
+from typing import Any
+
+from services.chat.events import ToolCall
+
+Item = dict[str, Any]
+
+# Type of the item -> its key that grows while the call comes.
+GROWS = {"function_call": "arguments", "custom_tool_call": "input"}
+
+
+def begun(call: ToolCall) -> Item:
+    """As it is before anything of its arguments has come."""
+    where = {"namespace": call.namespace} if call.namespace is not None else {}
+    match call.kind:
+        case "function":
+            return function_call(call.id, call.name, "") | where
+        case "custom":
+            return custom_tool_call(call.id, call.name, "") | where
+        case "tool_search":
+            return {"type": "tool_search_call", "call_id": call.id, "execution": "client", "arguments": {}}
+
+
+def function_call(call_id: str, name: str, arguments: str) -> Item:
+    return {"type": "function_call", "call_id": call_id, "name": name, "arguments": arguments}
+
+
+def custom_tool_call(call_id: str, name: str, input: str) -> Item:
+    return {"type": "custom_tool_call", "call_id": call_id, "name": name, "input": input}
+
+
+def emptied(item: Item) -> Item:
+    """As it began."""
+    empty: object = {} if item["type"] == "tool_search_call" else ""
+    return item | {GROWS.get(item["type"], "arguments"): empty, "status": "in_progress"}
+
+
+def read(arguments: str) -> dict[str, Any]:
+    """Of a search, whose item has them as an object; none as long as they are not whole."""
+    try:
+        given = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return {}
+    return given if isinstance(given, dict) else {}

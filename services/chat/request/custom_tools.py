@@ -1,0 +1,53 @@
+"""Custom tools, whose input is a text, as models know them: functions with the input as their only argument.
+
+Every format of calls has JSON arguments, and so has every call that a model has learned from: what it writes of itself,
+and is shown of earlier calls, is `{"name": "f", "arguments": {"input": "…"}}`. The text is read out of that while it
+comes (`parsing/input_text.py`).
+
+A call that is held to a grammar is written as `{"name": "f"}`, a line end, and the text as it is, to the mark that ends
+a call or to the end of the answer. Inside a JSON string a grammar could not be held to: lexers look one letter ahead,
+and there line ends and quotes are two.
+"""
+
+import re
+from typing import Any
+
+from llguidance import regex_to_lark
+
+from schemas.tool_schema import Custom, Function, Grammar
+from services.chat.parsing.input_text import INPUT
+from services.errors import InvalidRequest
+
+BRACE = re.compile(r"^\s*\}\s*$", re.MULTILINE)
+GRAMMARS = {"lark": "a text of this Lark grammar", "regex": "a text that matches this regular expression as a whole"}
+
+
+def as_function(custom: Custom) -> Function:
+    """One with a grammar is strict: that is what the grammar is for."""
+    grammar = custom.grammar
+    text = {"type": "string", "description": _described(grammar)}
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {INPUT: text},
+        "required": [INPUT],
+        "additionalProperties": False,
+    }
+    return Function(name=custom.name, description=custom.description, parameters=schema, strict=grammar is not None)
+
+
+def _described(grammar: Grammar | None) -> str:
+    return f"{GRAMMARS[grammar.syntax]}:\n{grammar.definition}" if grammar else "any text"
+
+
+def rules(name: str, grammar: Grammar, param: str) -> list[str]:
+    """One, named `name`: a text of the grammar. What it ignores, and what its rules are called, stays inside."""
+    if BRACE.search(grammar.definition):
+        raise InvalidRequest(f"'{param}': a line of its grammar is a brace alone", param=param)
+    return [f"{name}: %lark {{\n{_as_lark(grammar)}\n}}\n"]
+
+
+def _as_lark(grammar: Grammar) -> str:
+    if grammar.syntax == "lark":
+        return grammar.definition
+    pattern = regex_to_lark(grammar.definition, "d")
+    return f"start: /{pattern}/" if pattern else 'start: ""'

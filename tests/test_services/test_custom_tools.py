@@ -1,0 +1,181 @@
+"""Custom tools: how a call is read, and what it is held to where it has a grammar."""
+
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher, LLTokenizer
+
+from schemas.chat_schema import ChatCompletionRequest
+from services.chat.dialects import CALLS, Calls
+from services.chat.events import Callee, Said
+from services.chat.parsing.splitter import Format, Splitter
+from services.chat.request import tools
+from services.chat.request.call_grammar import call_grammar
+from services.engine.grammar_check import Vocabulary
+from services.engine.lark import lark
+from services.errors import InvalidRequest
+
+MARKERS = {"</tool_call>": 257, "<tool_call>": 258, "[TOOL_CALLS]": 259}
+ENDS = [b"<end>", *(each.encode() for each in MARKERS)]
+BYTES = Vocabulary(tuple(bytes([each]) for each in range(256)) + tuple(ENDS), (256, *MARKERS.values()), (256,), MARKERS)
+PATCH = r"""
+start: begin_patch hunk+ end_patch
+begin_patch: "*** Begin Patch" LF
+end_patch: "*** End Patch" LF?
+
+hunk: add_hunk | delete_hunk | update_hunk
+add_hunk: "*** Add File: " filename LF add_line+
+delete_hunk: "*** Delete File: " filename LF
+update_hunk: "*** Update File: " filename LF change_move? change?
+
+filename: /(.+)/
+add_line: "+" /(.*)/ LF -> line
+
+change_move: "*** Move to: " filename LF
+change: (change_context | change_line)+ eof_line?
+change_context: ("@@" | "@@ " /(.+)/) LF
+change_line: ("+" | "-" | " ") /(.*)/ LF
+eof_line: "*** End of File" LF
+
+%import common.LF
+"""
+PATCHED = '*** Begin Patch\n*** Add File: a "b".txt\n+x\\y\t"z"}]\n+\n*** End Patch'
+LETTERS = "^[A-Z]{2}/\\d\n?$"
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "integer"}}}}}
+
+
+def custom(name: str, syntax: str = "", definition: str = "") -> dict[str, Any]:
+    grammar = {"syntax": syntax, "definition": definition}
+    format = {"type": "grammar", "grammar": grammar} if syntax else {"type": "text"}
+    return {"type": "custom", "custom": {"name": name, "format": format}}
+
+
+TOOLS = [FUNCTION, custom("patch", "lark", PATCH), custom("code", "regex", LETTERS), custom("say")]
+CODE = {"type": "custom", "custom": {"name": "code"}}
+
+
+def offer(choice: object, **more: object) -> tools.Offer:
+    asked = {"messages": [{"content": "hi"}], "tools": TOOLS, "tool_choice": choice, **more}
+    request = ChatCompletionRequest.model_validate(asked)
+    tools.check(request)
+    found = tools.offer(request)
+    assert found
+    return found
+
+
+def tokens(text: str) -> list[int]:
+    found: list[int] = []
+    while text:
+        marker = next((each for each in MARKERS if text.startswith(each)), "")
+        found += [MARKERS[marker]] if marker else text[0].encode()
+        text = text[len(marker or text[0]) :]
+    return found
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> LLTokenizer:
+    return BYTES.tokenizer()
+
+
+def takes(tokenizer: LLTokenizer, calls: Calls, offer: tools.Offer, text: str) -> bool:
+    spec = call_grammar(offer, calls)
+    assert spec
+    matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(lark(spec, MARKERS)))
+    assert not matcher.is_error(), matcher.get_error()
+    said = tokens(text)
+    return matcher.validate_tokens(said) == len(said) and matcher.consume_tokens(said) and matcher.is_accepting()
+
+
+def read(calls: Calls, offer: tools.Offer, *pieces: str) -> tuple[str, list[tuple[str, str, str]]]:
+    splitter, said = Splitter(Format(calls=calls, names=offer.names, callees=offer.callees)), Said()
+    for part in [part for piece in pieces for part in splitter.feed(piece)] + splitter.finish():
+        said.add(part.event)
+    return said.text, [(call.kind, call.name, call.arguments) for call in said.calls]
+
+
+def begun(calls: Calls, name: str) -> str:
+    return "".join(calls.before) + f'{{"name": "{name}"}}\n'
+
+
+@pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
+class TestHeldToAGrammar:
+    @pytest.mark.parametrize("choice", ["required", "auto"])
+    def test_text_is_one_of_the_grammar_and_read_as_it_is(
+        self, calls: Calls, choice: str, tokenizer: LLTokenizer
+    ) -> None:
+        for name, text, no_text in (("patch", PATCHED, PATCHED[1:]), ("code", "AB/7\n", "AB/\n")):
+            said = begun(calls, name)
+            assert takes(tokenizer, calls, offer(choice), said + text)
+            assert not takes(tokenizer, calls, offer(choice), said + no_text)
+            for pieces in ((said + text,), tuple(said + text)):
+                assert read(calls, offer(choice), *pieces) == ("", [("custom", name, text)])
+
+    def test_chosen_one_is_called_once(self, calls: Calls, tokenizer: LLTokenizer) -> None:
+        assert takes(tokenizer, calls, offer(CODE), begun(calls, "code") + "AB/7")
+        assert not takes(tokenizer, calls, offer(CODE), begun(calls, "patch") + PATCHED)
+        assert not takes(tokenizer, calls, offer(CODE), calls.write([("f", "{}")]))
+
+    def test_comes_after_others(self, calls: Calls, tokenizer: LLTokenizer) -> None:
+        first = calls.write([("f", '{"a": 1}'), ("say", '{"input": "\\u00e9\\n"}')]).removesuffix("".join(calls.after))
+        said = first + "".join(calls.between) + '{"name": "code"}\nAB/7'
+        assert takes(tokenizer, calls, offer("required"), said.replace("\\u00e9", "e"))
+        made = [("function", "f", '{"a": 1}'), ("custom", "say", "é\n"), ("custom", "code", "AB/7")]
+        for pieces in ((said,), tuple(said)):
+            assert read(calls, offer("required"), *pieces) == ("", made)
+        alone = offer("required", parallel_tool_calls=False)
+        assert not takes(tokenizer, calls, alone, said.replace("\\u00e9", "e"))
+
+    def test_model_may_write_it_as_a_function(self, calls: Calls) -> None:
+        said = calls.write([("patch", '{"input": "*** \\"a\\"\\n"}'), ("f", "{}")])
+        made = [("custom", "patch", '*** "a"\n'), ("function", "f", "{}")]
+        for pieces in ((said,), tuple(said)):
+            assert read(calls, offer("auto"), *pieces) == ("", made)
+
+
+def test_several_texts_with_an_end_each(tokenizer: LLTokenizer) -> None:
+    for name in ("hermes", "mistral-args"):
+        calls = CALLS[name]
+        ended = "AB/7\n" + calls.raw_end * (calls.raw_end not in calls.between)
+        said = begun(calls, "code") + ended + "".join(calls.between) + '{"name": "code"}\nCD/8' + calls.end
+        assert takes(tokenizer, calls, offer("required"), said)
+        assert read(calls, offer("auto"), *said) == ("", [("custom", "code", "AB/7\n"), ("custom", "code", "CD/8")])
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [('{"name": "f"}\nhi', ""), ('{"name": "nobody"}\nhi', '{"name": "nobody"}\nhi'), ('{"name": ', '{"name": ')],
+)
+def test_what_is_no_call_of_a_custom_tool_is_none(text: str, content: str) -> None:
+    for pieces in ((text,), tuple(text)):
+        said, made = read(CALLS["json"], offer("auto"), *pieces)
+        assert said == content or made == [("function", "f", "{}")]
+
+
+def test_one_without_a_grammar_is_free() -> None:
+    asked = {"messages": [{"content": "hi"}], "tools": [custom("say")]}
+    free = tools.offer(ChatCompletionRequest.model_validate(asked))
+    assert free
+    assert free.callees == {"say": Callee("say", "custom")}
+    assert call_grammar(free, CALLS["json"]) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": {"type": "function", "function": {"name": "say"}}}, "tool_choice"),
+        ({"tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "tool_choice"),
+        ({"tools": [custom("f"), FUNCTION]}, "tools.1.function.name"),
+        ({"tools": [FUNCTION, custom("f")]}, "tools.1.custom.name"),
+    ],
+)
+def test_refusal_names_what_is_wrong(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        offer(**{"choice": "auto", **fields}) if "tools" in fields else offer(fields["tool_choice"])
+    assert refused.value.param == param
+
+
+def test_grammar_cannot_leave_its_place() -> None:
+    escaping = offer("required", tools=[custom("a", "lark", 'start: "a"\n}\nother: "b"\n')])
+    with pytest.raises(InvalidRequest) as refused:
+        call_grammar(escaping, CALLS["json"])
+    assert refused.value.param == "tools.0.custom.format"
