@@ -1,4 +1,4 @@
-"""What the store survives: `parley reliability crash | outage | scale`, with a server and databases of their own.
+"""What the service survives: `parley reliability crash | outage | scale | attack`, with servers of their own.
 
 Everything runs in a temporary folder and on loopback, on a model with random weights, and is gone afterwards. Crashes
 and outages are judged from outside: what clients were told is stored must be there, whole, when the server is back.
@@ -19,6 +19,7 @@ from rich.progress import Progress
 
 from database.session import Database
 from database.turn_repository import TurnRepository
+from tools.attacks import command
 from tools.data_migration import upgrade
 from tools.faults import tiny_model
 from tools.faults.crash import CrashReport, crash_rounds
@@ -34,6 +35,7 @@ DATABASE = Annotated[Backend, typer.Option(help="For postgresql its server progr
 OUTPUT = Annotated[Path, typer.Option(help="Where the figures go, as JSON.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None)
+app.command("attack")(command.attack)
 
 
 @dataclass(frozen=True, slots=True)

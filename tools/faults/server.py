@@ -23,11 +23,16 @@ class Server:
     model: Path
     port: int = field(default_factory=free_port)
     settings: dict[str, str] = field(default_factory=dict)
+    files: int | None = None  # that it may open; None: as many as this process
     _process: "subprocess.Popen[bytes] | None" = None
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
 
     def start(self) -> None:
         """Returns when it is ready to answer."""
@@ -41,7 +46,8 @@ class Server:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])),
             **self.settings,
         }
-        command = [sys.executable, "-m", "tools.cli", "serve"]
+        limit = [] if self.files is None else ["sh", "-c", f'ulimit -n {self.files}; exec "$@"', "sh"]
+        command = [*limit, sys.executable, "-m", "tools.cli", "serve"]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
         self._wait_until_ready()

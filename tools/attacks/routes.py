@@ -1,0 +1,52 @@
+"""All that a server answers: what its OpenAPI document names, and what it leaves out."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tools.attacks.target import Target
+
+# Left out of the document because they are other names of what is in it; the tests hold that none is forgotten.
+ALIASES = {"/tokenize": "/v1/tokenize", "/detokenize": "/v1/detokenize", "/v1/rerank": "/v2/rerank"}
+HIDDEN = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")
+REFUSING = ("/api/create", "/api/copy", "/api/delete", "/api/pull", "/api/push")  # of Ollama
+PAGE = ("/", "/static/", "/health", "/health/live", "/health/ready")  # open to everybody
+METHODS = ("get", "post", "put", "patch", "delete")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    method: str
+    path: str  # with names in braces
+    has_body: bool = False
+
+    def filled(self, value: str = "x") -> str:
+        return re.sub(r"{[^}]*}", value, self.path)
+
+
+def is_open(path: str) -> bool:
+    """By the document on security: the page, its files and the probes."""
+    return path in PAGE or path.startswith("/static/")
+
+
+async def routes(target: Target) -> list[Route]:
+    async with target.client(target.alpha if target.keys else None) as client, client.get("/openapi.json") as answer:
+        answer.raise_for_status()
+        return routes_of(await answer.json())
+
+
+def routes_of(document: dict[str, Any]) -> list[Route]:
+    found = [
+        Route(method.upper(), path, "requestBody" in about)
+        for path, operations in document["paths"].items()
+        for method, about in operations.items()
+        if method in METHODS
+    ]
+    hidden = [Route(each.method, alias, each.has_body) for each in found for alias in _aliases(each.path)]
+    others = [*(Route("GET", path) for path in HIDDEN), *(Route("POST", path, True) for path in REFUSING)]
+    return list(dict.fromkeys([*found, *hidden, *others]))
+
+
+def _aliases(path: str) -> list[str]:
+    short = [path.removeprefix("/v1")] if path.startswith("/v1/") else []
+    return [*short, *([ALIASES[path]] if path in ALIASES else [])]
