@@ -1,14 +1,21 @@
 """Calls as items: of functions, of custom tools, and for more tools."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
-from services.chat.events import ToolCall
+from services.chat.events import Arguments, CallKind, ToolCall
 
 Item = dict[str, Any]
 
 # Type of the item -> its key that grows while the call comes.
 GROWS = {"function_call": "arguments", "custom_tool_call": "input"}
+
+KINDS: dict[str, CallKind] = {
+    "function_call": "function",
+    "custom_tool_call": "custom",
+    "tool_search_call": "tool_search",
+}
 
 
 def begun(call: ToolCall) -> Item:
@@ -21,6 +28,15 @@ def begun(call: ToolCall) -> Item:
             return custom_tool_call(call.id, call.name, "") | where
         case "tool_search":
             return {"type": "tool_search_call", "call_id": call.id, "execution": "client", "arguments": {}}
+
+
+def events(item: Item, call: int, index: int) -> Iterator[ToolCall | Arguments]:
+    """That the item was made of; `call`: its place among the calls of its choice."""
+    kind = KINDS[item["type"]]
+    text = json.dumps(item["arguments"]) if kind == "tool_search" else item[GROWS[item["type"]]]
+    name = item.get("name", kind)
+    yield ToolCall(item["call_id"], name, call, index=index, kind=kind, namespace=item.get("namespace"))
+    yield Arguments(text, call, index=index, kind=kind)
 
 
 def function_call(call_id: str, name: str, arguments: str) -> Item:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, cast
 
-from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Reply, Text, ToolCall
+from services.chat import call_items
+from services.chat.events import Event, Finish, Head, Reasoning, Reply, Text
 from services.chat.items import Item
 from services.engine.base import TokenLogprob
 from services.history.answer import Answer
@@ -47,9 +48,8 @@ def _said(items: tuple[Item, ...], index: int, logprobs: tuple[TokenLogprob, ...
                 yield Reasoning(
                     "".join(part["text"] for part in item.get("content") or item.get("summary", [])), index=index
                 )
-            case "function_call":
-                yield ToolCall(item["call_id"], item["name"], call, index=index)
-                yield Arguments(item["arguments"], call, index=index)
+            case kind if kind in call_items.KINDS:
+                yield from call_items.events(item, call, index)
                 call += 1
 
 

@@ -116,7 +116,6 @@ class TestCreate:
         ("body", "param"),
         [
             ({}, "input"),
-            ({"input": "Hi", "tools": [{"type": "web_search"}]}, "tools.0.type"),
             ({"input": "Hi", "model": "nobody"}, "model"),
             ({"input": "Hi", "previous_response_id": "resp_1"}, "previous_response_id"),
             ({"input": "Hi", "conversation": "conv_1"}, "conversation"),

@@ -1,6 +1,7 @@
 """Whole answers of a model that knows nothing but Qwen3's tokens and template: whatever it draws, the form holds."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from schemas.chat_schema import ChatCompletionRequest
+from schemas.tool_schema import CustomToolCall, MessageToolCall
 from services.chat_service import ChatService
 from services.engine.building import build_runner
 from services.engine.loader import Loaded
@@ -77,6 +79,7 @@ async def test_the_tool_is_called_after_thinking_that_keeps_its_budget(chat: Cha
         assert choice.finish_reason == "tool_calls"
         assert choice.message.content is None
         (call,) = choice.message.tool_calls or []
+        assert isinstance(call, MessageToolCall)
         assert is_valid(call.function.arguments)
         assert choice.message.reasoning_content
         # with its mark, and perhaps without white space at its end
@@ -113,3 +116,20 @@ async def test_answers_that_are_free_or_calls(chat: ChatService) -> None:
         asked = request(tools=[TOOL], seed=seed, max_tokens=40, parallel_tool_calls=False, enable_thinking=False)
         (choice,) = (await chat.create(asked, "me")).choices
         assert choice.message.content or choice.message.tool_calls
+
+
+async def test_custom_tools_are_held_to_their_grammars(chat: ChatService) -> None:
+    lark = 'start: "*** Begin\\n" line+ "*** End"\nline: ("+" | "-") /[^\\n]{0,9}/ LF\n%import common.LF'
+    for syntax, definition, whole in (
+        ("lark", lark, r"\*\*\* Begin\n([+-][^\n]{0,9}\n)+\*\*\* End"),
+        ("regex", r'[a-z]{3}"\d\n', r'[a-z]{3}"\d\n'),
+    ):
+        format = {"type": "grammar", "grammar": {"syntax": syntax, "definition": definition}}
+        tool = {"type": "custom", "custom": {"name": "patch", "format": format}}
+        choice = {"type": "custom", "custom": {"name": "patch"}}
+        ends = {str(tokenizer("qwen3").convert_tokens_to_ids("***")): 5}
+        for seed in SEEDS[:2]:
+            asked = request(tools=[tool], tool_choice=choice, seed=seed, enable_thinking=False, logit_bias=ends)
+            (call,) = (await chat.create(asked, "me")).choices[0].message.tool_calls or []
+            assert isinstance(call, CustomToolCall)
+            assert re.fullmatch(whole, call.custom.input), call.custom.input
