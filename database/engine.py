@@ -1,10 +1,13 @@
 """How a database is reached: URLs to async drivers, and what a new connection is told first."""
 
+import json
 import sqlite3
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiosqlite
+import orjson
 from sqlalchemy import Connection, event, make_url
 from sqlalchemy.engine import URL, AdaptedConnection
 from sqlalchemy.exc import ArgumentError
@@ -23,6 +26,24 @@ DRIVERS = {
     "postgresql": "postgresql+asyncpg",
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
+
+
+def _to_json(value: object) -> str:
+    """Several times as fast as `json`, whose whole call holds the event loop; that one is for what JSON is not."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # an integer beyond 64 bits, half of a surrogate pair
+        return json.dumps(value)
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        return json.loads(text)
+
+
+JSON: dict[str, Any] = {"json_serializer": _to_json, "json_deserializer": _from_json}
 
 
 def create_engine(url: str, *, patience_s: float = 10.0) -> AsyncEngine:
@@ -51,7 +72,8 @@ def _sqlite(url: URL, patience_s: float) -> AsyncEngine:
         raise ValueError("An SQLite URL names a file here: sqlite:///FILE")
     Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     open_file = partial(connect, url.database, patience_s)
-    engine = create_async_engine(url, async_creator=open_file, pool_size=10, max_overflow=0, hide_parameters=True)
+    options = {"pool_size": 10, "max_overflow": 0, "hide_parameters": True, **JSON}
+    engine = create_async_engine(url, async_creator=open_file, **options)
     event.listen(engine.sync_engine, "connect", _prepare)
     event.listen(engine.sync_engine, "begin", _begin)
     return engine
@@ -70,6 +92,7 @@ def _postgresql(url: URL, patience_s: float) -> AsyncEngine:
         pool_pre_ping=True,  # a restarted server costs a reconnect, not a failed request
         pool_recycle=1800,
         hide_parameters=True,  # errors are logged, what people write to a model is not
+        **JSON,
     )
 
 

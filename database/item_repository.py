@@ -1,15 +1,34 @@
 """Every statement about items. The caller's session decides where a transaction ends."""
 
 from collections.abc import Collection, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from database.bulk import insert_all
 from database.models import Item
+from database.portion import Portion, fitting, weight
 
 Order = Literal["asc", "desc"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    where: list[ColumnElement[bool]]
+    by: ColumnElement[Any]
+
+
+def _in_order(conversation_id: str, order: Order, after: Item | None, kind: str | None) -> _Order:
+    where: list[ColumnElement[bool]] = [Item.conversation_id == conversation_id]
+    if kind is not None:
+        where.append(Item.type == kind)
+    if after is not None:
+        where.append(Item.seq > after.seq if order == "asc" else Item.seq < after.seq)
+    return _Order(where, Item.seq.asc() if order == "asc" else Item.seq.desc())
+
+
 SOME = 10_000  # values that a statement may have, of 32,766
 
 
@@ -38,14 +57,24 @@ class ItemRepository:
         limit: int | None = None,
         kind: str | None = None,
     ) -> Sequence[Item]:
-        query = select(Item).where(Item.conversation_id == conversation_id)
-        if kind is not None:
-            query = query.where(Item.type == kind)
-        if after is not None:
-            query = query.where(Item.seq > after.seq if order == "asc" else Item.seq < after.seq)
-        return (
-            await self._session.scalars(query.order_by(Item.seq if order == "asc" else Item.seq.desc()).limit(limit))
-        ).all()
+        wanted = _in_order(conversation_id, order, after, kind)
+        return (await self._session.scalars(select(Item).where(*wanted.where).order_by(wanted.by).limit(limit))).all()
+
+    async def portion(
+        self,
+        conversation_id: str,
+        *,
+        order: Order = "asc",
+        after: Item | None = None,
+        limit: int,
+        kind: str | None = None,
+    ) -> Portion:
+        """As many of the page as are light enough to be read at once."""
+        wanted = _in_order(conversation_id, order, after, kind)
+        query = select(weight(Item.data)).where(*wanted.where).order_by(wanted.by).limit(limit)
+        size = fitting((await self._session.scalars(query)).all())
+        rows = await self.page(conversation_id, order=order, after=after, limit=size + 1, kind=kind)
+        return Portion(rows, size)
 
     async def of_turn(self, turn_id: str) -> Sequence[Item]:
         return (await self._session.scalars(select(Item).where(Item.turn_id == turn_id).order_by(Item.seq))).all()

@@ -43,8 +43,10 @@ def phrases(query: str) -> list[str]:
 
 
 def snippet(text: str, query: str, before: int = 60, after: int = 140) -> str:
-    """What stands around the first of the words that are looked for."""
+    """What stands around the first of the words that are looked for, in what is indexed of the text."""
     wanted = {phrase.partition(" ")[0] for phrase in phrases(query)}
-    found = next((match.start() for match in WORD.finditer(text) if plain(match[0])[:WORD_LENGTH] in wanted), 0)
+    found = next(
+        (match.start() for match in WORD.finditer(text, 0, LENGTH) if plain(match[0])[:WORD_LENGTH] in wanted), 0
+    )
     start, end = max(0, found - before), found + after
     return f"{'…' if start else ''}{text[start:end]}{'…' if len(text) > end else ''}"

@@ -14,6 +14,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
+from schemas import json_size
 from schemas.request_schema import Request
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
@@ -21,6 +22,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 def _schema(value: object) -> object:
     """Also as text; one short error, and not one for each alternative."""
+    if isinstance(value, str):
+        json_size.check(value.encode(errors="replace"))
     try:
         read = from_json(value) if isinstance(value, str) else value
     except ValueError:

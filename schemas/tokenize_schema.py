@@ -10,7 +10,7 @@ from schemas.generation_schema import TokenId
 from schemas.request_schema import Request
 from schemas.tool_schema import AnyTool
 
-MAX_TOKENS = 1_000_000
+MAX_TOKENS = 500_000
 
 
 class TokenizeRequest(Request):

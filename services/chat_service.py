@@ -31,6 +31,7 @@ from services.history.given_turn import GivenTurn
 from services.history.repeat import Repeat
 from services.history.turn import Opening, Turn
 from services.image_service import ImageService
+from services.large import aside
 from services.metrics_service import Metrics
 from services.model_service import Lease, ModelManager
 from services.text_service import TextService, characters
@@ -106,9 +107,9 @@ class ChatService:
         `note` is given the names of the parameters that this model has no use for, before the Head comes.
         """
         arrived = time.perf_counter()
-        self.check(request)
-        facts = stored.asked(request)
-        turn = turn or await self._turns.open(_opening(request, owner, repeat, facts))
+        await aside(self.check, request)
+        facts = await aside(stored.asked, request)
+        turn = turn or await self._turns.open(await aside(_opening, request, owner, repeat, facts))
         if isinstance(turn, GivenTurn):
             async for event in turn.events():
                 yield event
@@ -154,7 +155,7 @@ class ChatService:
         self, request: ChatCompletionRequest, owner: str, note: Note = unnoted, limit: int | None = None
     ) -> tuple[int, ...]:
         """The tokens that would be submitted. `limit`: far more of them need not be found, but are PromptTooLong."""
-        prompt.check(request)
+        await aside(prompt.check, request)
         opening = Opening(owner=owner, conversation=request.conversation, item=request.parent_item)
         turn = await self._turns.open(opening)
         async with self._models.lease(request.model) as model:
@@ -163,8 +164,9 @@ class ChatService:
             return ready.job.prompt
 
     async def _asked(self, request: ChatCompletionRequest, turn: Turn, model: Lease, limit: int | None) -> Asked:
-        messages = prompt.messages(request, map(prompt.message, turn.history), self._system_prompt)
-        params = prompt.sampling(request, self._max_new_tokens)
+        history = map(prompt.message, turn.history)
+        messages = await aside(prompt.messages, request, history, self._system_prompt)
+        params = await aside(prompt.sampling, request, self._max_new_tokens)
         engine: Engine = model.engine
         target = Model(engine.tokenizer, dialect_of(engine.tokenizer.chat_template, model.dialect))
         illustration = await self._images.illustration(image_refs(messages, len(request.messages)), engine)

@@ -87,7 +87,7 @@ class ConversationService:
 
     async def messages(
         self, owner: str, conversation: str | None, *, limit: int, after: str | None = None
-    ) -> list[StoredMessage]:
+    ) -> Page[StoredMessage]:
         """Oldest first; without a conversation those of the most recently used one."""
         async with self._store.reading() as repositories:
             if conversation is not None:
@@ -95,14 +95,16 @@ class ConversationService:
             elif (latest := await repositories.conversations.latest(owner)) is not None:
                 found = latest
             else:
-                return []
+                return page([], [], limit)
             start = None if after is None else await _message(repositories, found, after)
-            rows = await repositories.items.page(found.id, kind="message", after=start, limit=limit)
+            portion = await repositories.items.portion(found.id, kind="message", after=start, limit=limit)
+            rows, is_end = portion.rows, len(portion.rows) <= portion.size
             replies = [row.turn_id for row in rows if row.turn_id is not None and row.choice is not None]
             turns = {turn.id: turn for turn in await repositories.turns.some(replies)}
-            running = await repositories.turns.running_in(found.id) if len(rows) < limit else None
+            running = await repositories.turns.running_in(found.id) if is_end else None
         messages = [_stored(row.data, row, turns.get(row.turn_id or "")) for row in rows]
-        return [*messages, *([_being_written(running)] if running else [])]
+        shown = [*messages, *([_being_written(running)] if running else [])]
+        return page(shown, [each.id for each in shown], limit if is_end else portion.size)
 
 
 async def _conversation(repositories: Repositories, after: str, owner: str) -> Row:

@@ -19,6 +19,7 @@ from services.history.past import existing
 from services.history.repeat import Repeat, earlier, remember
 from services.history.rows import Place
 from services.history.store import Store, busy
+from services.large import aside
 
 ITEM_ID = re.compile(r"[^\x00]{1,128}")
 
@@ -56,8 +57,8 @@ class ItemService:
         async with self._store.reading() as repositories:
             await existing(repositories, conversation_id, owner)
             after = None if part.after is None else await _cursor(repositories, conversation_id, part.after)
-            found = await repositories.items.page(conversation_id, order=part.order, after=after, limit=part.limit + 1)
-        return page([row.data for row in found], [row.id for row in found], part.limit)
+            found = await repositories.items.portion(conversation_id, order=part.order, after=after, limit=part.limit)
+        return page([row.data for row in found.rows], [row.id for row in found.rows], found.size)
 
     async def get(self, conversation_id: str, item_id: str, owner: str) -> Item:
         async with self._store.reading() as repositories:
@@ -96,7 +97,7 @@ async def write(repositories: Repositories, conversation: ConversationRow, given
     now = time.time()
     tip = await repositories.items.newest(conversation.id)
     place = Place(conversation.owner, conversation.id, now, parent_id=tip.id if tip else None)
-    await repositories.items.add(rows.chain(items, place))
+    await repositories.items.add(await aside(rows.chain, items, place))
     await repositories.conversations.touch([conversation.id], now)
     return items
 

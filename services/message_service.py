@@ -13,7 +13,6 @@ from schemas.message_schema import (
     StoredMessages,
     TextPiece,
 )
-from schemas.page_schema import page
 from services.chat import items
 from services.chat.events import Event, Text, head_of
 from services.chat.request import contents
@@ -79,8 +78,7 @@ class MessageService:
 
     async def messages(self, owner: str, conversation: str | None, limit: int, after: str | None) -> StoredMessages:
         with _in_its_words():
-            found = await self._conversations.messages(owner, conversation, limit=limit + 1, after=after)
-        return page(found, [each.id for each in found], limit)
+            return await self._conversations.messages(owner, conversation, limit=limit, after=after)
 
     async def begin(self, question: Question, owner: str) -> tuple[Turn, AsyncGenerator[Event, None]]:
         """The turn of an answer, which is known before it begins, and what will be said."""

@@ -27,6 +27,7 @@ from services.history.given_turn import GivenTurn
 from services.history.live import Live
 from services.history.repeat import Repeat
 from services.history.turn import Opening, Turn
+from services.large import aside
 from services.stored_response_service import KIND, StoredResponseService
 from services.stream_service import StreamService
 from services.turn_service import TurnService
@@ -109,12 +110,12 @@ class ResponseService:
         turn = await self._turns.open(opening)
         begun.id, begun.created_at, begun.conversation = turn.id, int(turn.created_at), reference(turn.conversation_id)
         output = Output(turn.reply_id, logprobs=responses.LOGPROBS in request.include)
-        messages = [*turn.history, *items.messages(own)]
+        messages = [*turn.history, *await aside(items.messages, own)]
         turn.history = ()  # it is part of the messages, and cut with them
         encoder = ResponseEncoder(begun, output, clock=lambda: turn.completed_at or time.time())
         asked = Asked(request, owner, turn, messages, encoder, facts, responses.noted(note))
         with responses.in_its_words():
-            self._chat.check(asked.chat())
+            await aside(lambda: self._chat.check(asked.chat()))
         return asked
 
     async def _own_items(self, request: ResponseInput, owner: str) -> list[Item]:
@@ -137,7 +138,8 @@ class ResponseService:
             await self._settle(asked)
             if asked.request.truncation == "auto":
                 await self._shorten(asked)
-            async with aclosing(self._chat.run(asked.chat(), asked.owner, asked.turn, note=asked.note)) as run:
+            chat = await aside(asked.chat)
+            async with aclosing(self._chat.run(chat, asked.owner, asked.turn, note=asked.note)) as run:
                 async for event in run:
                     yield event
 

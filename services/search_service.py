@@ -1,5 +1,8 @@
 """Full-text search over one's own history."""
 
+import asyncio
+from collections.abc import Collection, Sequence
+
 from database import terms
 from database.models import Item as Row
 from database.repositories import Repositories
@@ -22,10 +25,11 @@ class SearchService:
             raise InvalidRequest("'query' has no word to look for", param="query")
         async with self._store.reading() as repositories:
             before = None if after is None else await _place(repositories, after, owner)
-            rows = await repositories.search.find(owner, phrases, limit=limit + 1, before=before)
+            portion = await repositories.search.find(owner, phrases, limit=limit, before=before)
+            rows = portion.rows
             listed = await repositories.conversations.listed({row.conversation_id for row in rows})
-        found = [_found(row, query, is_listed=row.conversation_id in listed) for row in rows]
-        return page(found, [f"{row.conversation_id}:{row.id}" for row in rows], limit)
+        found = await asyncio.to_thread(_all_found, rows, query, listed)
+        return page(found, [f"{row.conversation_id}:{row.id}" for row in rows], portion.size)
 
 
 async def _place(repositories: Repositories, after: str, owner: str) -> int:
@@ -34,6 +38,11 @@ async def _place(repositories: Repositories, after: str, owner: str) -> int:
     if row is None or row.owner != owner:
         raise InvalidRequest("'after' is none of what was found", param="after")
     return row.seq
+
+
+def _all_found(rows: Sequence[Row], query: str, listed: Collection[str]) -> list[Found]:
+    """In a thread: each of the texts is searched for the words that it was found by."""
+    return [_found(row, query, is_listed=row.conversation_id in listed) for row in rows]
 
 
 def _found(row: Row, query: str, *, is_listed: bool) -> Found:

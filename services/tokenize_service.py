@@ -1,9 +1,12 @@
 """What a tokenizer makes of a text or a chat, and of token ids. What grows with their length runs in threads."""
 
 import asyncio
+from collections.abc import Iterator, Sequence
+
+import orjson
 
 from schemas.chat_schema import ChatCompletionRequest
-from schemas.tokenize_schema import Detokenized, DetokenizeRequest, InputTokens, TokenizeRequest, Tokens
+from schemas.tokenize_schema import MAX_TOKENS, Detokenized, DetokenizeRequest, InputTokens, TokenizeRequest, Tokens
 from services.chat.request.encoding import MAX_TOKENIZE_CHARS, Room, check_countable
 from services.chat.request.refusals import Note, unnoted
 from services.chat_service import ChatService
@@ -13,6 +16,7 @@ from services.model_service import ModelManager
 from services.text_service import TextService
 
 OF_CHATS = {"add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"}
+STEP = 50_000  # tokens that are written at once
 OF_TEXTS = {"add_special_tokens"}
 
 
@@ -29,14 +33,15 @@ class TokenizeService:
         self._texts = texts or TextService()
         self._max_chars = max_chars
 
-    async def tokenize(self, request: TokenizeRequest, owner: str) -> Tokens:
+    async def tokenize(self, request: TokenizeRequest, owner: str) -> bytes:
+        """The answer as JSON."""
         _check(request)
         async with self._models.lease(request.model, "chat" if request.messages else None) as model:
             if request.messages:
                 tokens = list(await self._chat.prompt_of(_chat_request(request), owner))
             else:
                 tokens = await self._tokens(request, model.engine)
-            return await asyncio.to_thread(_answer, tokens, request, model.engine)
+            return await asyncio.to_thread(lambda: as_json(_answer(tokens, request, model.engine)))
 
     async def _tokens(self, request: TokenizeRequest, engine: Engine) -> list[int]:
         assert request.prompt is not None
@@ -71,9 +76,29 @@ def _encode(request: TokenizeRequest, engine: Engine) -> list[int]:
     return engine.tokenizer.encode(request.prompt, add_special_tokens=request.add_special_tokens)
 
 
+def as_json(answer: Tokens) -> bytes:
+    """In steps: a call for all of it would hold the event loop, and a model's fields be checked once more."""
+    lists: dict[str, Sequence[int | str]] = {
+        "tokens": answer.tokens,
+        **({} if answer.token_strs is None else {"token_strs": answer.token_strs}),
+    }
+    fields = [orjson.dumps({"count": answer.count, "max_model_len": answer.max_model_len})[1:-1]]
+    fields += [b'"%b":[%b]' % (name.encode(), b",".join(_steps(values))) for name, values in lists.items()]
+    return b"{%b}" % b",".join(fields)
+
+
+def _steps(values: Sequence[int | str]) -> Iterator[bytes]:
+    for start in range(0, len(values), STEP):
+        yield orjson.dumps(values[start : start + STEP])[1:-1]
+
+
 def _answer(tokens: list[int], request: TokenizeRequest, engine: Engine) -> Tokens:
+    if len(tokens) > MAX_TOKENS:
+        param = "prompt" if request.messages is None else "messages"
+        raise InvalidRequest(f"'{param}' has {len(tokens)} tokens, at most {MAX_TOKENS} are answered", param=param)
     strs = engine.tokenizer.convert_ids_to_tokens(tokens) if request.return_token_strs else None
-    return Tokens(count=len(tokens), max_model_len=engine.max_length, tokens=tokens, token_strs=strs)
+    # not validated: hundreds of thousands of them are what the tokenizer says they are
+    return Tokens.model_construct(count=len(tokens), max_model_len=engine.max_length, tokens=tokens, token_strs=strs)
 
 
 def _decode(tokens: list[int], engine: Engine) -> str:

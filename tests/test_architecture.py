@@ -26,7 +26,7 @@ WEB = "fastapi|starlette|sse_starlette"
 RULES = [
     Rule("schemas", may="schemas"),
     Rule("database", may="database"),
-    Rule(r"services\.errors"),
+    Rule(r"services\.(errors|large)"),
     Rule(r"services\.engine", may=r"services\.(errors|engine)", never=WEB),
     Rule(r"services\.chat", may=r"schemas|services\.(errors|chat|engine\.(base|stops))", never=f"torch|{WEB}"),
     Rule(
@@ -34,14 +34,14 @@ RULES = [
     ),
     Rule(
         r"services\.\w+_service",
-        may=r"schemas|database|services\.(errors|chat|history|\w+_service|engine\.(base|build))",
+        may=r"schemas|database|services\.(errors|large|chat|history|\w+_service|engine\.(base|build))",
         never=WEB,
     ),
-    Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|\w+_service)|app\.common", never="torch"),
+    Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|large|\w+_service)|app\.common", never="torch"),
     # a spec reads requests and encodes events itself: of services.chat the parts that know no protocol
     Rule(
         r"app\.spec",
-        may=r"schemas|services\.(errors|engine\.base|\w+_service)|app\.(common|spec)"
+        may=r"schemas|services\.(errors|large|engine\.base|\w+_service)|app\.(common|spec)"
         r"|services\.chat\.(events|request\.refusals|answer\.logprobs)",
         never="torch",
     ),

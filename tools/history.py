@@ -168,7 +168,12 @@ async def _import(url: str, owner: str, conversations: Iterable[ArchivedConversa
 
 async def _search(url: str, owner: str, query: str, limit: int) -> list[Found]:
     async with _opened(url) as database:
-        return (await SearchService(database).find(owner, query, limit=limit)).data
+        search, found, after = SearchService(database), list[Found](), None
+        while True:  # a page of long items is a short one
+            page = await search.find(owner, query, limit=limit - len(found), after=after)
+            found, after = [*found, *page.data], page.last_id
+            if not page.has_more or len(found) == limit:
+                return found
 
 
 async def _delete(url: str, owner: str, conversations: list[str] | None) -> int:

@@ -1,10 +1,14 @@
 """Bodies as strict JSON: no NaN, no half of a surrogate pair, neither deeper nor more than what comes later bears."""
 
+import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import orjson
 from fastapi import Request, Response
+from fastapi._compat import ModelField
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -14,23 +18,30 @@ from app.common.errors import PARAM_LENGTH
 from app.common.ignored import UnknownKeys, add
 from app.common.page_guard import is_from_another_origin
 from app.common.query_keys import QueryKeys
+from schemas import json_size
 from services.errors import InvalidRequest
+from services.large import is_large
 
 MAX_DEPTH = 128  # encoders end at 254, and answers wrap what they repeat
 MAX_NODES = 50_000  # each takes its time to be checked, and everybody else's meanwhile
+LARGE = 32 * 1024  # bytes; what is in fewer is read before a thread has begun
+
+_readers = ThreadPoolExecutor(2, "json")  # few: each of their steps that holds the interpreter's lock delays the loop
 
 
 class JsonRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         answer = super().get_route_handler()
         query_keys = QueryKeys(self)
+        field = self.body_field
 
         async def strictly(request: Request) -> Response:
             ignored = _ignored(request, query_keys.unknown(request.query_params))
             try:
-                return add(ignored, await answer(_JsonRequest(request.scope, request.receive)))
+                return add(ignored, await answer(_JsonRequest(request.scope, request.receive, field)))
             except HTTPException as error:
-                if isinstance(error.__cause__, InvalidRequest):  # FastAPI wraps what reading the body raises
+                # FastAPI wraps what reading the body raises
+                if isinstance(error.__cause__, InvalidRequest | RequestValidationError):
                     raise error.__cause__ from None
                 raise
 
@@ -62,12 +73,38 @@ def _is_json(content_type: str) -> bool:
 
 
 class _JsonRequest(Request):
+    def __init__(self, scope: Scope, receive: Receive, field: ModelField | None) -> None:
+        super().__init__(scope, receive)
+        self._field = field
+
     async def json(self) -> Any:
+        """A large body is one that is validated already: FastAPI would do it on the event loop."""
         text = await self.body()
-        body = orjson.loads(text)  # its error is a json.JSONDecodeError, which FastAPI knows
-        if text.count(b"[") + text.count(b"{") > MAX_DEPTH:  # else it is small
-            _check_shape(body)
+        if len(text) <= LARGE:
+            return _read(text)
+        is_large.set(True)
+        return await asyncio.get_running_loop().run_in_executor(_readers, _validated, text, self._field)
+
+
+def _validated(text: bytes, field: ModelField | None) -> Any:
+    try:
+        json_size.check(text)
+    except json_size.TooMuch as error:
+        raise InvalidRequest(f"The body {error}") from None
+    body = _read(text)
+    if field is None:
         return body
+    found, errors = field.validate(body, {}, loc=("body",))
+    if errors:
+        raise RequestValidationError(errors[:1])  # none but the first is told
+    return found
+
+
+def _read(text: bytes) -> Any:
+    body = orjson.loads(text)  # its error is a json.JSONDecodeError, which FastAPI knows
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH:  # else it is small
+        _check_shape(body)
+    return body
 
 
 def _check_shape(body: Any) -> None:

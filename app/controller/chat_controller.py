@@ -14,6 +14,7 @@ from schemas.create_chat_completion_schema import CreateChatCompletionRequest
 from schemas.sampling_schema import EffectiveSampling
 from schemas.status_schema import NotStarted, Running
 from schemas.tokenize_schema import InputTokens
+from services.large import aside
 
 router = APIRouter(tags=["chat"], route_class=JsonRoute)
 
@@ -30,7 +31,7 @@ async def create_chat_completion(
     unknown: UnknownKeys,
     repeat: Repeated,
 ) -> Any:
-    ignored = unknown.of(chat.unknown_keys(body))
+    ignored = unknown.of(await aside(chat.unknown_keys, body))
     if body.stream:
         return await sse.openai(chat.stream(body, caller.owner, repeat, ignored.add), ignored.headers)
     answer = await while_connected(request, chat.create(body, caller.owner, repeat, ignored.add))
@@ -49,7 +50,7 @@ async def count_input_tokens(
     unknown: UnknownKeys,
 ) -> InputTokens:
     """Of the body of a chat completion, before it is asked for."""
-    ignored = unknown.of(chat.unknown_keys(body))
+    ignored = unknown.of(await aside(chat.unknown_keys, body))
     count = await tokenizers.count(body, caller.owner, ignored.add)
     response.headers.update(ignored.headers)
     return count

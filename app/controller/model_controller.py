@@ -32,13 +32,11 @@ async def _shown(name: str, models: Models) -> Model:
     return Model(id=name, created=card.created, sampling=sampling)
 
 
-@router.post("/tokenize")
-@router.post("/v1/tokenize", include_in_schema=False)
-async def tokenize(
-    body: TokenizeRequest, response: Response, tokenizers: Tokenizers, caller: Caller, unknown: UnknownKeys
-) -> Tokens:
-    response.headers.update(unknown.header(ignored_keys(body)))
-    return await tokenizers.tokenize(body, caller.owner)
+@router.post("/tokenize", response_model=Tokens)
+@router.post("/v1/tokenize", response_model=Tokens, include_in_schema=False)
+async def tokenize(body: TokenizeRequest, tokenizers: Tokenizers, caller: Caller, unknown: UnknownKeys) -> Response:
+    headers = unknown.header(ignored_keys(body))
+    return Response(await tokenizers.tokenize(body, caller.owner), headers=headers, media_type="application/json")
 
 
 @router.post("/detokenize")

@@ -15,6 +15,7 @@ from schemas.page_schema import Order, Page
 from schemas.response_answer_schema import DeletedResponse, Response
 from schemas.response_schema import ResponseInput, ResponseRequest, Retrieval
 from schemas.tokenize_schema import InputTokens
+from services.large import aside
 
 router = APIRouter(tags=["responses"], route_class=JsonRoute)
 
@@ -31,7 +32,7 @@ async def create_response(
     unknown: UnknownKeys,
     repeat: Repeated,
 ) -> Any:
-    ignored = unknown.of(responses.unknown_keys(body))
+    ignored = unknown.of(await aside(responses.unknown_keys, body))
     if body.stream:
         return await sse.responses(responses.stream(body, caller.owner, repeat, ignored.add), ignored.headers)
     answer = await while_connected(request, responses.create(body, caller.owner, repeat, ignored.add))
@@ -44,7 +45,7 @@ async def create_response(
 async def count_input_tokens(
     body: ResponseInput, response: HttpResponse, responses: Responses, caller: Caller, unknown: UnknownKeys
 ) -> InputTokens:
-    ignored = unknown.of(responses.unknown_keys(body))
+    ignored = unknown.of(await aside(responses.unknown_keys, body))
     count = await responses.count(body, caller.owner, ignored.add)
     response.headers.update(ignored.headers)
     return count

@@ -20,6 +20,7 @@ from schemas.chat_schema import ChatCompletionRequest
 from schemas.ignored_keys import ignored_keys
 from services.chat.request.refusals import Note
 from services.errors import InvalidRequest, ServiceError
+from services.large import aside
 
 B = TypeVar("B", bound=BaseModel)
 R = TypeVar("R")
@@ -81,9 +82,9 @@ class Spec(Generic[T]):
         return ignored_keys(request)
 
     async def answer(self, body: T, request: Request) -> Response:
-        ignored = self.server.ignored(self.ignored(body))
+        ignored = await aside(self.server.ignored, self.ignored(body))
         words = partial(self.translate_error, body)
-        chat = decoded(self.decode_request, body, words)
+        chat = await aside(decoded, self.decode_request, body, words)
         output = Output(body, self.server.run(chat, self.server.owner(request), self.note(ignored)))
         encoded = self.encode_response(output)
         if isinstance(encoded, AsyncGenerator):
@@ -135,5 +136,7 @@ async def _closing(items: Items, output: Output[T], words: Words) -> Items:
 
 async def _closed(answer: Awaitable[Item], output: Output[T], words: Words) -> Item:
     async with aclosing(output):
-        with translated(words):
+        try:
             return await answer
+        except ServiceError as error:
+            raise await aside(words, error) from error.__cause__

@@ -41,6 +41,7 @@ QUERIES: dict[str, tuple[Query, str]] = {
     "item": (lambda r: r.items.get("c", "i"), "items"),
     "newest item": (lambda r: r.items.newest("c"), "ix_items_conversation_id_seq"),
     "items": (lambda r: r.items.page("c", limit=20, order="desc", after=ITEM), "ix_items_conversation_id_seq"),
+    "a page of items": (lambda r: r.items.portion("c", limit=20, after=ITEM), "ix_items_conversation_id_seq"),
     "items of a turn": (lambda r: r.items.of_turn("t"), "ix_items_turn_id"),
     "items of turns": (lambda r: r.items.of_turns(IDS), "ix_items_turn_id"),
     "known items": (lambda r: r.items.known("c", IDS), "items"),

@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from schemas import json_size
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage, ServedTier
 from schemas.tool_schema import CustomToolCall, MessageToolCall
 from services.chat.parsing.input_text import INPUT
@@ -162,6 +163,7 @@ def _call(given: MessageToolCall | CustomToolCall) -> dict[str, Any]:
 def _arguments(text: str) -> object:
     """An object, as templates expect it; what is none stays as it was said."""
     try:
+        json_size.check(text.encode(errors="replace"))
         read = json.loads(text)
     except (ValueError, RecursionError):
         return text
