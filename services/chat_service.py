@@ -117,7 +117,7 @@ class ChatService:
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
             request = sampling.settled(request, model.sampling)
-            facts.update(stored.asked(request))
+            facts.update(await aside(stored.asked, request))
             ready = await self._asked(request, turn, model, model.engine.max_length)
             note(ready.ignored)
             job = ready.job
