@@ -142,7 +142,7 @@ class TestServer:
         return answer
 
     async def last(self, conversations: ConversationService) -> tuple[object, str]:
-        found = (await conversations.messages("local", None, limit=10))[-1]
+        found = (await conversations.messages("local", None, limit=10)).data[-1]
         return found.content, found.status
 
     async def test_running_stream_finishes_and_new_work_is_refused(

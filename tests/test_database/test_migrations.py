@@ -201,11 +201,11 @@ async def test_messages_become_turns_and_items(empty_url: str) -> None:
     await upgrade(empty_url)
     database = Database(empty_url)
     turns, conversations = TurnService(database, writer="host:1"), ConversationService(database)
-    stored = await conversations.messages("me", CONVERSATION, limit=10)
+    stored = (await conversations.messages("me", CONVERSATION, limit=10)).data
     assert [(each.id, each.role, each.content, each.status, each.model) for each in stored] == [
         (row["id"], row["role"], row["content"], row["status"], row["model"]) for row in OLD if row is not SILENT
     ]
-    assert [each.content for each in await conversations.messages("me", LONG, limit=2000)] == [
+    assert [each.content for each in (await conversations.messages("me", LONG, limit=2000)).data] == [
         row["content"] for row in MANY
     ]
     running = await turns.answer(OLD[-1]["id"], "me", "message")

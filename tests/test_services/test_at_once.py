@@ -145,7 +145,7 @@ class TestLastWord:
         then = await begin(turns, conversation=turn.conversation_id)
         await finish(turn, Text("one"), END)
         await finish(then, Text("two"), END)
-        stored = await conversations.messages("me", turn.conversation_id, limit=10)
+        stored = (await conversations.messages("me", turn.conversation_id, limit=10)).data
         assert contents(stored) == ["1", "Hello", "two"]
 
     @pytest.mark.parametrize("index", [0, 1], ids=["question", "answer"])

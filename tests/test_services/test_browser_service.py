@@ -122,7 +122,7 @@ class TestAsk:
         gate.set()
         await models.get_model()
         assert engine.jobs == []
-        assert await conversations.messages("me", None, limit=10) == []
+        assert (await conversations.messages("me", None, limit=10)).data == []
         await models.stop()
 
     async def test_failure_midway_is_the_last_event(

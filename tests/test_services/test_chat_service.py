@@ -60,7 +60,7 @@ class Memory:
         self._service = service
 
     async def messages(self) -> list[StoredMessage]:
-        return await self._service.messages("me", self.id, limit=100)
+        return (await self._service.messages("me", self.id, limit=100)).data
 
     async def said(self) -> list[tuple[str, object, str]]:
         return [(each.role, each.content, each.status) for each in await self.messages()]
@@ -233,7 +233,7 @@ class TestRefusals:
         engine.refusal = Overloaded("full")
         with pytest.raises(Overloaded):
             await begun(chat, turns, request())
-        assert await conversations.messages("me", None, limit=10) == []
+        assert (await conversations.messages("me", None, limit=10)).data == []
 
     async def test_unknown_keys_are_named(self, chat: ChatService) -> None:
         assert chat.unknown_keys(request(zebra=1)) == ["zebra"]
@@ -285,7 +285,7 @@ class TestConversations:
         self, chat: ChatService, conversations: ConversationService, answer
     ) -> None:
         await answer(chat, request())
-        assert await conversations.messages("me", None, limit=10) == []
+        assert (await conversations.messages("me", None, limit=10)).data == []
 
     @BOTH
     async def test_failure_midway_leaves_what_was_said(

@@ -29,13 +29,13 @@ class TestMessages:
         for message in (turn.id, uuid4().hex, "x", "", "\x00"):
             with pytest.raises(NotFound):
                 await turns.answer(message, "you", "message")
-        assert await service.messages("you", None, limit=10) == []
+        assert (await service.messages("you", None, limit=10)).data == []
 
     async def test_they_come_by_the_page(self, turns: TurnService, service: ConversationService) -> None:
         turn = await say(turns, "1", "one")
         await say(turns, "2", "two", turn.conversation_id)
-        first = await service.messages("me", turn.conversation_id, limit=3)
-        rest = await service.messages("me", turn.conversation_id, limit=3, after=first[-1].id)
+        first = (await service.messages("me", turn.conversation_id, limit=3)).data
+        rest = (await service.messages("me", turn.conversation_id, limit=3, after=first[-1].id)).data
         assert contents([*first, *rest]) == ["1", "one", "2", "two"]
 
     async def test_a_place_that_is_not_in_the_conversation_is_refused(
@@ -54,6 +54,6 @@ class TestMessages:
         await say(turns, "2", "two")
         await say(turns, "3", "three", owner="you")
         await say(turns, "5", "five", create=False, stored=True, kind="response")
-        assert contents(await service.messages("me", None, limit=10)) == ["2", "two"]
+        assert contents((await service.messages("me", None, limit=10)).data) == ["2", "two"]
         await say(turns, "4", "four", first.conversation_id)
-        assert contents(await service.messages("me", None, limit=10))[0] == "1"
+        assert contents((await service.messages("me", None, limit=10)).data)[0] == "1"

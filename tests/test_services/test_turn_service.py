@@ -104,7 +104,7 @@ class TestTurn:
     async def test_begin_is_seen_by_others_at_once(self, service: TurnService, database_url: str) -> None:
         turn = await begin(service, ChatMessage(role="system", content="Be brief"), "Hello")
         other = Database(database_url)
-        stored = await ConversationService(other).messages("me", turn.conversation_id, limit=10)
+        stored = (await ConversationService(other).messages("me", turn.conversation_id, limit=10)).data
         seen = await replica(other).answer(turn.id, "me", "message")
         await other.close()
         assert [(message.role, message.content, message.status) for message in stored] == [
@@ -121,7 +121,7 @@ class TestTurn:
 
     async def test_open_leaves_nothing_behind(self, service: TurnService, conversations: ConversationService) -> None:
         turn = await service.open(opening("Hello"))
-        assert await conversations.messages("me", None, limit=10) == []
+        assert (await conversations.messages("me", None, limit=10)).data == []
         with pytest.raises(NotFound):
             await service.open(opening(conversation=turn.conversation_id))
 
@@ -207,7 +207,7 @@ class TestTurn:
     ) -> None:
         turn = await service.open(opening("Hello"))
         await turn.finish()
-        assert await conversations.messages("me", None, limit=10) == []
+        assert (await conversations.messages("me", None, limit=10)).data == []
 
     @pytest.mark.parametrize(
         ("events", "error", "status"),
@@ -234,7 +234,7 @@ class TestTurn:
     async def test_content_comes_back_as_it_was(self, service: TurnService, conversations: ConversationService) -> None:
         parts = [{"type": "text", "text": "你好 \x00"}, {"type": "text", "text": "a lone surrogate \ud800"}]
         turn = await begin(service, ChatMessage(role="user", content=parts), ChatMessage(role="user", content=""))
-        stored = await conversations.messages("me", turn.conversation_id, limit=10)
+        stored = (await conversations.messages("me", turn.conversation_id, limit=10)).data
         assert contents(stored) == [parts, "", ""]
 
     async def test_a_turn_nobody_asked_to_remember(
@@ -245,7 +245,7 @@ class TestTurn:
         assert turn.conversation_id is None
         assert len(turn.reply_id) == 32
         assert turn.history == ()
-        assert await conversations.messages("me", None, limit=10) == []
+        assert (await conversations.messages("me", None, limit=10)).data == []
 
 
 class TestAnswers:
@@ -306,7 +306,7 @@ class TestAnswers:
         second = await self.respond(service, "2", "two", first.id)
         third = await self.respond(service, "3", "three", second.id)
         assert await self.history(service, third) == ["1", "one", "2", "two", "3", "three"]
-        assert contents(await conversations.messages("me", None, limit=10)) == ["1", "one"]
+        assert contents((await conversations.messages("me", None, limit=10)).data) == ["1", "one"]
 
     async def test_a_deleted_one_is_gone_and_what_came_after_it_stays(
         self, service: TurnService, database: Database
@@ -331,7 +331,7 @@ class TestAnswers:
         await service.delete(turn.id, "me", "response")
         with pytest.raises(NotFound):
             await service.answer(turn.id, "me", "response")
-        assert contents(await conversations.messages("me", turn.conversation_id, limit=10)) == ["1", "one"]
+        assert contents((await conversations.messages("me", turn.conversation_id, limit=10)).data) == ["1", "one"]
 
     async def test_a_cancelled_one_keeps_what_was_said_and_its_writer_is_told(
         self, service: TurnService, database: Database
@@ -389,7 +389,7 @@ class TestWriters:
         for database in databases:
             await database.close()
         assert [type(result) for result in results if isinstance(result, Exception)] == [Conflict]
-        assert len(await conversations.messages("me", None, limit=10)) == 4
+        assert len((await conversations.messages("me", None, limit=10)).data) == 4
 
     async def test_a_conversation_being_answered_is_refused(self, service: TurnService) -> None:
         turn = await begin(service)
@@ -405,7 +405,7 @@ class TestWriters:
         await say(service, "2", "two", first.conversation_id)
         with pytest.raises(Conflict):
             await late.begin(head(late))
-        assert len(await conversations.messages("me", first.conversation_id, limit=10)) == 4
+        assert len((await conversations.messages("me", first.conversation_id, limit=10)).data) == 4
 
     async def test_nobody_writes_beside_an_answer_to_nothing_new(self, service: TurnService) -> None:
         first = await say(service, "1", "one")
@@ -622,7 +622,7 @@ class TestTogether:
         await counted.close()
         for n, turn in enumerate(turns):
             assert await said(replica(database), turn) == (f"said {n}", "completed")
-            messages = await conversations.messages("me", turn.conversation_id, limit=10)
+            messages = (await conversations.messages("me", turn.conversation_id, limit=10)).data
             assert contents(messages)[-2:] == [f"{n}", f"said {n}"]
 
     async def test_one_of_two_in_a_conversation_wins_and_the_others_go_on(
@@ -634,7 +634,7 @@ class TestTogether:
         results = await asyncio.gather(*(turn.begin(head(turn)) for turn in opened), return_exceptions=True)
         assert [type(result) for result in results] == [type(None), Conflict, type(None)]
         for turn in (first, other):
-            assert len(await conversations.messages("me", turn.conversation_id, limit=10)) == 4
+            assert len((await conversations.messages("me", turn.conversation_id, limit=10)).data) == 4
 
     async def test_a_key_that_comes_twice_is_written_once_and_the_others_go_on(
         self, service: TurnService, database: Database
@@ -764,7 +764,7 @@ class TestTrouble:
         await process.communicate()
         await service.start()
         await service.stop()
-        stored = await conversations.messages("me", conversation, limit=10)
+        stored = (await conversations.messages("me", conversation, limit=10)).data
         assert [(message.content, message.status) for message in stored] == [
             ("Hello", "completed"),
             ("Hi the", "incomplete"),
