@@ -78,7 +78,7 @@ async def test_all_bodies_are_read_with_this_code(site: Site) -> None:
     for bomb in bombs():
         if bomb.name == "1,001 unknown keys":
             answer = await site.client.post(bomb.path, content=bomb.body(), headers=JSON)
-            assert (answer.status_code, b"An object has more than 1000 keys" in answer.content) == (400, True), bomb
+            assert (answer.status_code, b"has more than 1000 keys" in answer.content) == (400, True), bomb
 
 
 @pytest.fixture
