@@ -104,7 +104,7 @@ def invalid(found: Any) -> Problem:
     first = found[0]
     if first["type"] == "json_invalid":
         return Problem(400, "The body is not valid JSON", "invalid_request_error", None, "invalid_json")
-    if first["loc"] == ("body",) and first["type"] != "value_error":
+    if first["loc"] == ("body",) and first["type"] not in ("value_error", "fault"):
         message = "The body must be a JSON object, sent with Content-Type: application/json"
         return Problem(400, message, "invalid_request_error", None, "invalid_json")
     place = [str(step) for step in first["loc"][1:] if step != "[key]"]  # without "body", "query", ...
