@@ -64,6 +64,7 @@ from services.model_service import ModelManager, reason
 from services.rerank_service import RerankService
 from services.response_service import ResponseService
 from services.search_service import SearchService
+from services.secret_service import SecretService
 from services.stored_completion_service import StoredCompletionService
 from services.stored_response_service import StoredResponseService
 from services.stream_service import StreamService
@@ -229,6 +230,7 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
     )
     metrics.watch(manager.stats)
     streams = StreamService(database)
+    secrets = SecretService(database, settings.server.secret)
     texts = TextService()
     chat = ChatService(
         manager,
@@ -242,7 +244,7 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
     )
     conversations = ConversationService(database)
     messages = MessageService(chat, turns, conversations)
-    stored_responses = StoredResponseService(turns, streams)
+    stored_responses = StoredResponseService(turns, streams, secrets)
     return Services(
         browser=BrowserService(messages, turns, streams),
         chat=chat,
@@ -259,7 +261,7 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
         drain=Drain(settings.server.drain_s, interrupt=manager.stop, is_busy=lambda: streams.num_live > 0),
         sse=Sse(keepalive=settings.server.keepalive_s, send_timeout=settings.server.send_timeout_s),
         reranker=RerankService(manager, metrics, texts),
-        responses=ResponseService(chat, turns, streams, stored_responses),
+        responses=ResponseService(chat, turns, streams, stored_responses, secrets),
         stored_responses=stored_responses,
         streams=streams,
         tokenizers=TokenizeService(manager, chat, texts, settings.server.max_tokenize_chars),

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 STARTUP_FAILURE = 3  # uvicorn's: a worker that ends with it is not started again
 SHOWN = 80  # characters of a value
-SECRETS = ("PARLEY_API_KEYS",)
+SECRETS = ("PARLEY_API_KEYS", "PARLEY_SERVER__SECRET")
 
 
 class Process:

@@ -175,3 +175,12 @@ class IdempotencyKey(Base):
     created_at: Mapped[float] = mapped_column(Double)
     turn_id: Mapped[str | None] = mapped_column(ForeignKey("turns.id", ondelete="CASCADE"), default=None)
     item_ids: Mapped[list[str] | None] = mapped_column(Json, default=None)
+
+
+class Secret(Base):
+    """Of the server's own, shared by its processes: made by the first that needs it."""
+
+    __tablename__ = "secrets"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    value: Mapped[str] = mapped_column(String(128))

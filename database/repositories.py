@@ -8,6 +8,7 @@ from database.conversation_repository import ConversationRepository
 from database.item_repository import ItemRepository
 from database.repeat_repository import RepeatRepository
 from database.search_repository import SearchRepository
+from database.secret_repository import SecretRepository
 from database.stream_repository import StreamRepository
 from database.turn_repository import TurnRepository
 
@@ -20,6 +21,7 @@ class Repositories:
     search: SearchRepository
     repeats: RepeatRepository
     streams: StreamRepository
+    secrets: SecretRepository
 
 
 def of(session: AsyncSession) -> Repositories:
@@ -30,4 +32,5 @@ def of(session: AsyncSession) -> Repositories:
         SearchRepository(session),
         RepeatRepository(session),
         StreamRepository(session),
+        SecretRepository(session),
     )

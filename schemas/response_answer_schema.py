@@ -103,6 +103,17 @@ class PartEvent(ResponseEvent):
     logprobs: list[dict[str, Any]] | None = None
 
 
+class SummaryEvent(ResponseEvent):
+    """Of the summary of a thought."""
+
+    item_id: str
+    output_index: int
+    summary_index: int = 0
+    part: dict[str, Any] | None = None
+    delta: str | None = None
+    text: str | None = None
+
+
 class ErrorEvent(ResponseEvent):
     type: str = "error"
     code: str | None

@@ -1,6 +1,6 @@
 """OpenAI's request for a response, as it goes over the wire."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, StringConstraints
 
@@ -47,14 +47,29 @@ class TextConfig(Request):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
+Summary = Literal["auto", "concise", "detailed"]
+SUMMARIES: tuple[Summary, ...] = get_args(Summary)
+
+
 class ReasoningConfig(Request):
-    HINTS: ClassVar[Hints] = {"summary": (), "generate_summary": (), "context": ("auto",), "mode": ("standard",)}
+    HINTS: ClassVar[Hints] = {
+        "summary": (*SUMMARIES, "none"),
+        "generate_summary": (*SUMMARIES, "none"),
+        "context": ("auto",),
+        "mode": ("standard",),
+    }
 
     effort: str | None = None
     summary: Hint | None = None
     generate_summary: Hint | None = None
     context: Hint | None = None
     mode: Hint | None = None
+
+    @property
+    def wanted_summary(self) -> Summary | None:
+        """The newer name counts first."""
+        asked = self.summary or self.generate_summary
+        return next((each for each in SUMMARIES if each == asked), None)
 
 
 class StreamOptions(Request):

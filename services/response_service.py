@@ -15,10 +15,12 @@ from services.chat import items
 from services.chat.answer.encode import reference
 from services.chat.answer.output import Output
 from services.chat.answer.response_events import ResponseEncoder, framed, response_events
+from services.chat.answer.thoughts import Thoughts
 from services.chat.events import Event, head_of
 from services.chat.items import Item
 from services.chat.request import responses
 from services.chat.request.fitting import Chat, shortened
+from services.chat.request.opened import Opened, is_sealed
 from services.chat.request.refusals import Note, unnoted
 from services.chat.request.sampling import settled
 from services.chat_service import ChatService, settle
@@ -28,6 +30,7 @@ from services.history.live import Live
 from services.history.repeat import Repeat
 from services.history.turn import Opening, Turn
 from services.large import aside
+from services.secret_service import SecretService
 from services.stored_response_service import KIND, StoredResponseService
 from services.stream_service import StreamService
 from services.turn_service import TurnService
@@ -51,12 +54,18 @@ class Asked:
 
 class ResponseService:
     def __init__(
-        self, chat: ChatService, turns: TurnService, streams: StreamService, stored: StoredResponseService
+        self,
+        chat: ChatService,
+        turns: TurnService,
+        streams: StreamService,
+        stored: StoredResponseService,
+        secrets: SecretService,
     ) -> None:
         self._chat = chat
         self._turns = turns
         self._streams = streams
         self._stored = stored
+        self._secrets = secrets
 
     def unknown_keys(self, request: ResponseInput) -> list[str]:
         """What is left aside of it, whatever its model."""
@@ -92,7 +101,7 @@ class ResponseService:
         responses.check(request)
         model = self._chat.model_name(request.model)
         begun = responses.begun(settled(request, await self._chat.sampling(request.model)), model)
-        own = await self._own_items(request, owner)
+        own = await self._own_items(request, owner, note)
         facts = begun.model_dump(include=responses.ASKED)
         opening = Opening(
             owner=owner,
@@ -112,15 +121,27 @@ class ResponseService:
         output = Output(turn.reply_id, logprobs=responses.LOGPROBS in request.include)
         messages = [*turn.history, *await aside(items.messages, own)]
         turn.history = ()  # it is part of the messages, and cut with them
-        encoder = ResponseEncoder(begun, output, clock=lambda: turn.completed_at or time.time())
+        thoughts = await self._thoughts(request, owner)
+        encoder = ResponseEncoder(begun, output, lambda: turn.completed_at or time.time(), thoughts)
         asked = Asked(request, owner, turn, messages, encoder, facts, responses.noted(note))
         with responses.in_its_words():
             await aside(lambda: self._chat.check(asked.chat()))
         return asked
 
-    async def _own_items(self, request: ResponseInput, owner: str) -> list[Item]:
+    async def _own_items(self, request: ResponseInput, owner: str, note: Note) -> list[Item]:
         ids = [item["id"] for item in request.input if item["type"] == "item_reference"]
-        return responses.own_items(request, await self._turns.referred(ids, owner) if ids else {})
+        own = responses.own_items(request, await self._turns.referred(ids, owner) if ids else {})
+        if not any(map(is_sealed, own)):
+            return own
+        opened = Opened(own, await self._secrets.seal(owner))
+        note(opened.unread)
+        return opened.items
+
+    async def _thoughts(self, request: ResponseRequest, owner: str) -> Thoughts:
+        """The form in which they are answered."""
+        summary = request.reasoning.wanted_summary if request.reasoning else None
+        seal = await self._secrets.seal(owner) if responses.SEALED in request.include else None
+        return Thoughts(summary, seal.closing("reasoning") if seal else None)
 
     # --- answering ---
 
@@ -188,7 +209,7 @@ class ResponseService:
 
     async def _begin(self, asked: Asked) -> Response:
         if isinstance(asked.turn, GivenTurn):
-            return await self._stored.get(asked.turn.id, asked.owner)
+            return await self._stored.get(asked.turn.id, asked.owner, asked.request.include)
         queued = asked.encoder.response.model_copy()
         await asked.turn.queue(queued.model)
 
@@ -230,7 +251,7 @@ class ResponseService:
 
     async def count(self, request: ResponseInput, owner: str, note: Note = unnoted) -> InputTokens:
         responses.check(request)
-        own = await self._own_items(request, owner)
+        own = await self._own_items(request, owner, note)
         opening = Opening(
             owner=owner, kind=KIND, conversation=request.conversation, previous=request.previous_response_id
         )

@@ -1,6 +1,6 @@
 """Responses that were stored: read, followed while they are written, cancelled and deleted."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from schemas.page_schema import Order, Page, page
@@ -12,6 +12,7 @@ from services.chat.request import responses
 from services.errors import InvalidRequest
 from services.history.response import response_of
 from services.history.turn import Kind
+from services.secret_service import SecretService
 from services.stream_service import StreamService
 from services.turn_service import TurnService
 
@@ -19,9 +20,10 @@ KIND: Kind = "response"
 
 
 class StoredResponseService:
-    def __init__(self, turns: TurnService, streams: StreamService) -> None:
+    def __init__(self, turns: TurnService, streams: StreamService, secrets: SecretService) -> None:
         self._turns = turns
         self._streams = streams
+        self._secrets = secrets
 
     def unknown_keys(self, asked: Retrieval) -> list[str]:
         """What is left aside of it."""
@@ -29,10 +31,11 @@ class StoredResponseService:
 
     async def retrieve(self, id: str, owner: str, asked: Retrieval) -> Response:
         responses.check_retrieval(asked)
-        return await self.get(id, owner)
+        return await self.get(id, owner, asked.include)
 
-    async def get(self, id: str, owner: str) -> Response:
-        return response_of(await self._turns.answer(id, owner, KIND))
+    async def get(self, id: str, owner: str, include: Sequence[str] = ()) -> Response:
+        seal = await self._secrets.seal(owner) if responses.SEALED in include else None
+        return response_of(await self._turns.answer(id, owner, KIND), seal.closing("reasoning") if seal else None)
 
     async def resume(self, id: str, owner: str, asked: Retrieval) -> AsyncGenerator[StreamEvent, None]:
         """What comes after that event."""

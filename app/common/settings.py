@@ -146,6 +146,8 @@ class ServerSettings(Group):
     body_timeout_s: float = Field(20, gt=0)  # without a byte of the body; all of it: beyond what body_rate allows
     body_rate: float = Field(500, gt=0)  # bytes a second
     max_connections: int | None = Field(None, ge=1)  # unset: what the limit of open files leaves
+    # of which the keys are made that seal what clients keep; unset: one that the database keeps
+    secret: str | None = Field(None, min_length=16, max_length=1024)
     token_ttl_s: int = Field(3600, gt=0)  # how long a browser may use its stream token
     predict_path: str = "/predict"  # empty: none
     drain_s: float = Field(30, ge=0)  # how long running answers may go on after SIGTERM

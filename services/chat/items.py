@@ -125,8 +125,7 @@ class _Script:
     def reasoning(self, item: Item) -> None:
         if self._open.keys() - {"reasoning_content"}:
             self.end()
-        thought = "".join(part["text"] for part in item.get("content") or item.get("summary", []))
-        if thought:
+        if thought := text_of_thought(item):
             self._open["reasoning_content"] = self._open.get("reasoning_content", "") + thought
 
     def function_call(self, item: Item) -> None:
@@ -289,6 +288,10 @@ def _input_text(text: str) -> Part:
 
 def output_text(text: str) -> Part:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+
+
+def text_of_thought(item: Item) -> str:
+    return "".join(part["text"] for part in item.get("content") or item.get("summary", []))
 
 
 def reasoning(text: str) -> Item:

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from services.chat import call_items
 from services.chat.events import Event, Finish, Head, Reasoning, Reply, Text
-from services.chat.items import Item
+from services.chat.items import Item, text_of_thought
 from services.engine.base import TokenLogprob
 from services.history.answer import Answer
 
@@ -45,9 +45,7 @@ def _said(items: tuple[Item, ...], index: int, logprobs: tuple[TokenLogprob, ...
                 yield Text(text, logprobs=logprobs, index=index)
                 logprobs = ()
             case "reasoning":
-                yield Reasoning(
-                    "".join(part["text"] for part in item.get("content") or item.get("summary", [])), index=index
-                )
+                yield Reasoning(text_of_thought(item), index=index)
             case kind if kind in call_items.KINDS:
                 yield from call_items.events(item, call, index)
                 call += 1

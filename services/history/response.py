@@ -1,14 +1,19 @@
 """A stored response as it is shown."""
 
+from collections.abc import Callable
+
 from schemas.response_answer_schema import IncompleteDetails, Response, ResponseError
 from services.chat.answer.encode import reference
 from services.chat.answer.response_events import INTERRUPTED, usage
+from services.chat.answer.thoughts import Thoughts
 from services.history.answer import Answer
 
 COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
 
 
-def response_of(answer: Answer) -> Response:
+def response_of(answer: Answer, seal: Callable[[str], str] | None = None) -> Response:
+    """`seal` is given where the sealed text of its thoughts is asked for."""
+    thoughts = Thoughts((answer.request.get("reasoning") or {}).get("summary"), seal)
     response = Response.model_validate(
         {
             **answer.request,
@@ -19,7 +24,7 @@ def response_of(answer: Answer) -> Response:
             "conversation": reference(answer.conversation_id),
             "previous_response_id": answer.previous_id,
             "metadata": answer.metadata,
-            "output": list(answer.output[0]) if answer.output else [],
+            "output": [thoughts.shown(item) for item in answer.output[0]] if answer.output else [],
         }
     )
     if answer.usage:

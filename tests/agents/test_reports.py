@@ -17,8 +17,8 @@ REPORTS = {each["name"]: each for each in LINES}
 NAMED = {
     "web_search": "tools.1.web_search",
     "namespace": None,
-    "reasoning_summary": "reasoning.summary",
-    "encrypted_content": "include.reasoning.encrypted_content",
+    "reasoning_summary": None,
+    "encrypted_content": None,
     "obfuscation": None,
     "top_logprobs": "top_logprobs",
     "effort": "output_config.effort",

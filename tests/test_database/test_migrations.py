@@ -22,11 +22,12 @@ from services.conversation_service import ConversationService
 from services.history.repeat import Repeat
 from services.history.turn import Opening
 from services.search_service import SearchService
+from services.secret_service import SecretService
 from services.turn_service import TurnService
 from tests.test_services.test_turn_service import begin, say
 from tools.data_migration import Status, app, downgrade, status, upgrade
 
-ALL = ("0001", "0002", "0003", "0004")
+ALL = ("0001", "0002", "0003", "0004", "0005")
 HEAD = ALL[-1]
 
 # Of the search, which each database has in its own way; the models do not know it.
@@ -263,6 +264,7 @@ async def store_everything(url: str) -> None:
     await say(turns, "And?", "And", create=False, kind="response", stored=True, previous=alone.id)
     await begin(turns, "Wait", create=False, kind="response", stored=True, background=True)
     await ConversationService(database).create("me", [{"type": "compaction", "encrypted_content": "x"}], {}, "Title")
+    await SecretService(database).seal("me")
     async with database.write() as session:
         session.add(StreamBatch(turn_id=named.id, number=3, events="[]"))
     await database.close()

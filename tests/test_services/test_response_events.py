@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from schemas.response_schema import ResponseRequest
 from services.chat.answer.output import Output
 from services.chat.answer.response_events import ResponseEncoder, framed, response_events
+from services.chat.answer.thoughts import Thoughts
 from services.chat.events import Arguments, Finish, Reasoning, Spoken, Text, ToolCall
 from services.chat.request import responses
 from services.engine.base import TokenLogprob
@@ -19,9 +20,9 @@ FINISH = Finish("stop", prompt_tokens=5, completion_tokens=2, cached_tokens=3, r
 OFFICIAL: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
-def encoder(*, logprobs: bool = False) -> ResponseEncoder:
+def encoder(*, logprobs: bool = False, thoughts: Thoughts | None = None) -> ResponseEncoder:
     response = responses.begun(ResponseRequest.model_validate({"input": "Hi"}), "a-model")
-    return ResponseEncoder(response, Output("r", logprobs=logprobs))
+    return ResponseEncoder(response, Output("r", logprobs=logprobs), thoughts=thoughts)
 
 
 async def run(said: Iterable[Spoken | Finish]) -> AsyncIterator[Spoken | Finish]:
@@ -29,8 +30,10 @@ async def run(said: Iterable[Spoken | Finish]) -> AsyncIterator[Spoken | Finish]
         yield event
 
 
-async def transcript(*said: Spoken | Finish, logprobs: bool = False) -> list[dict[str, Any]]:
-    encoding = encoder(logprobs=logprobs)
+async def transcript(
+    *said: Spoken | Finish, logprobs: bool = False, thoughts: Thoughts | None = None
+) -> list[dict[str, Any]]:
+    encoding = encoder(logprobs=logprobs, thoughts=thoughts)
     events = [encoding.created(), *[each async for each in response_events(encoding, run(said))]]
     sent = [framed(event) for event in events]
     assert [each.number for each in sent] == list(range(len(sent)))
@@ -168,3 +171,32 @@ async def test_logprobs_come_with_their_text() -> None:
     assert found == {"response.output_text.delta": told, "response.output_text.done": told}
     assert events[-1]["response"]["output"][0]["content"][0]["logprobs"] == told
     assert events[3]["part"]["logprobs"] == []
+
+
+async def test_a_summary_is_told_as_it_grows() -> None:
+    said = Reasoning("\nHm."), Reasoning("\n"), Reasoning("\nWell."), Reasoning(" So."), Text("42"), FINISH
+    events = await transcript(*said, thoughts=Thoughts("concise", seal=str.upper))
+    at = {"output_index": 0, "item_id": "rs_r", "summary_index": 0}
+    whole = {"type": "summary_text", "text": "Hm."}
+    item = {"id": "rs_r", "status": "completed", "type": "reasoning", "summary": [whole]}
+    sealed = item | {"encrypted_content": "\nHM.\n\nWELL. SO."}
+    assert [short(event) for event in events[2:8]] == [
+        {
+            "type": "response.output_item.added",
+            "output_index": 0,
+            "item": item | {"status": "in_progress", "summary": []},
+        },
+        {"type": "response.reasoning_summary_part.added", **at, "part": whole | {"text": ""}},
+        {"type": "response.reasoning_summary_text.delta", **at, "delta": "Hm."},
+        {"type": "response.reasoning_summary_text.done", **at, "text": "Hm."},
+        {"type": "response.reasoning_summary_part.done", **at, "part": whole},
+        {"type": "response.output_item.done", "output_index": 0, "item": sealed},
+    ]
+    assert events[-1]["response"]["output"][0] == sealed
+
+
+async def test_a_thought_that_is_its_own_summary_is_told_as_it_comes() -> None:
+    events = await transcript(Reasoning("Hm.\n"), Reasoning("\nWell."), Text("42"), FINISH, thoughts=Thoughts("auto"))
+    deltas = [each["delta"] for each in events if each["type"] == "response.reasoning_summary_text.delta"]
+    assert deltas == ["Hm.\n", "\nWell."]
+    assert not [each for each in events if each["type"].startswith("response.reasoning_text")]

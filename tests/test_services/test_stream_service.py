@@ -15,6 +15,7 @@ from services.conversation_service import ConversationService
 from services.errors import NotFound, ServiceError
 from services.history.live import Live
 from services.history.turn import Opening, Turn
+from services.secret_service import SecretService
 from services.stored_response_service import StoredResponseService
 from services.stream_service import StreamService
 from services.turn_service import TurnService
@@ -143,7 +144,7 @@ async def test_one_of_a_conversation_is_deleted_from_elsewhere(
     pause = Pause()
     one.write(turn, event(0), pause)
     await pause.reached.wait()
-    await StoredResponseService(other.turns, other.streams).delete(turn.id, "me")
+    await StoredResponseService(other.turns, other.streams, SecretService(database)).delete(turn.id, "me")
     await one.streams.beat()
     assert one.streams.num_live == 0
     with pytest.raises(NotFound):

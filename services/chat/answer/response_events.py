@@ -18,11 +18,13 @@ from schemas.response_answer_schema import (
     ResponseEvent,
     ResponseUsage,
     StreamEvent,
+    SummaryEvent,
 )
 from services.chat import call_items
 from services.chat.answer.output import Output, status
+from services.chat.answer.thoughts import Thoughts, summary_part
 from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Spoken, Text
-from services.chat.items import Item
+from services.chat.items import Item, text_of_thought
 from services.errors import InvalidRequest, Overloaded, ServiceError, Stopped, Unavailable
 
 INTERRUPTED = "interrupted"
@@ -46,10 +48,18 @@ CALLS = {
 class ResponseEncoder:
     """Of one response: numbers its events, and keeps it as it stands."""
 
-    def __init__(self, response: Response, output: Output, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        response: Response,
+        output: Output,
+        clock: Callable[[], float] = time.time,
+        thoughts: Thoughts | None = None,
+    ) -> None:
         self.response = response
         self._output = output
         self._clock = clock
+        self._thoughts = thoughts or Thoughts()
+        self._summary = ""  # of the open thought, as far as it was told
         self._open: int | None = None
         self._number = -1
 
@@ -77,7 +87,9 @@ class ResponseEncoder:
         match event:
             case Arguments(text) if self._item["type"] in CALLS:
                 yield self._call(".delta", delta=text)
-            case Text(text) | Reasoning(text):
+            case Reasoning() if self._thoughts.summarised:
+                yield from self._summarise()
+            case Text() | Reasoning():
                 yield self._delta(event)
 
     def finished(self, finish: Finish) -> Iterator[ResponseEvent]:
@@ -108,7 +120,7 @@ class ResponseEncoder:
         for index in range(known, len(self._output.items)):  # an answer without a word
             yield from self._begin(index)
         yield from self._close(last=True)
-        self.response.output = deepcopy(self._output.items)
+        self.response.output = [self._thoughts.shown(item) for item in self._output.items]
         self.response.status = how  # type: ignore[assignment]  # one of its values
         if how == "completed":
             self.response.completed_at = int(self._clock())
@@ -117,9 +129,21 @@ class ResponseEncoder:
     def _begin(self, index: int) -> Iterator[ResponseEvent]:
         self._open = index
         item = self._item
-        yield self._event(ItemEvent, "response.output_item.added", item=_emptied(item))
-        if item["type"] in SAYS:
+        yield self._event(ItemEvent, "response.output_item.added", item=self._thoughts.shown(_emptied(item)))
+        if self._is_summary(item):
+            self._summary = ""
+            yield self._event(SummaryEvent, "response.reasoning_summary_part.added", part=summary_part(""))
+        elif item["type"] in SAYS:
             yield self._event(PartEvent, "response.content_part.added", part=_silent(item["content"][0]))
+
+    def _is_summary(self, item: Item) -> bool:
+        return item["type"] == "reasoning" and self._thoughts.summarised
+
+    def _summarise(self) -> Iterator[ResponseEvent]:
+        """What a thought that has grown adds to its summary."""
+        told, self._summary = self._summary, self._thoughts.summary(text_of_thought(self._item))
+        if delta := self._summary[len(told) :]:
+            yield self._event(SummaryEvent, "response.reasoning_summary_text.delta", delta=delta)
 
     def _close(self, *, last: bool = False) -> Iterator[ResponseEvent]:
         if self._open is None:
@@ -127,14 +151,17 @@ class ResponseEncoder:
         item = self._item
         if not last:
             item["status"] = "completed"
-        if item["type"] in SAYS:
+        if self._is_summary(item):
+            yield self._event(SummaryEvent, "response.reasoning_summary_text.done", text=self._summary)
+            yield self._event(SummaryEvent, "response.reasoning_summary_part.done", part=summary_part(self._summary))
+        elif item["type"] in SAYS:
             part = item["content"][0]
             spoken = {"text": part["text"], **({"logprobs": part["logprobs"]} if "logprobs" in part else {})}
             yield self._event(PartEvent, SAYS[item["type"]] + ".done", **deepcopy(spoken))
             yield self._event(PartEvent, "response.content_part.done", part=deepcopy(part))
         elif item["type"] in CALLS:
             yield self._call(".done", **_whole_call(item))
-        yield self._event(ItemEvent, "response.output_item.done", item=deepcopy(item))
+        yield self._event(ItemEvent, "response.output_item.done", item=self._thoughts.shown(item))
         self._open = None
 
     def _delta(self, event: Text | Reasoning) -> ResponseEvent:

@@ -44,7 +44,7 @@ LEFT_ASIDE = {
     "container": "no programs are run here",
     "context": "the model's template decides which thoughts it is shown again",
     "context_management": "nothing is edited out of a conversation; `truncation` drops its oldest messages",
-    "generate_summary": "thoughts are answered as they are",
+    "generate_summary": "is 'auto', 'concise' or 'detailed'",
     "image": "images are shown to the model as they come",
     "include_obfuscation": "events are not padded",
     "mcp_servers": "tools are the client's to run",
@@ -56,7 +56,7 @@ LEFT_ASIDE = {
     "prompt_cache_retention": "the cache does not outlive the process",
     "service_tier": "other tiers are served as `default`",
     "speed": "there is one",
-    "summary": "thoughts are answered as they are",
+    "summary": "is 'auto', 'concise' or 'detailed'",
     "verbosity": "no model here has that switch: ask for a shorter or longer answer in a message",
     "web_search_options": "nothing here searches the web",
 }

@@ -22,7 +22,8 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
 }
 
 LOGPROBS = "message.output_text.logprobs"
-FILLED = (LOGPROBS, "message.input_image.image_url")
+SEALED = "reasoning.encrypted_content"
+FILLED = (LOGPROBS, SEALED, "message.input_image.image_url")
 
 # What a chat completion calls it -> what a response calls it.
 NAMES = {
@@ -195,7 +196,8 @@ def begun(request: ResponseRequest, model: str) -> Response:
 
 
 def _reasoning(request: ResponseRequest) -> dict[str, Any]:
-    return {"effort": request.reasoning.effort if request.reasoning else None, "summary": None}
+    asked = request.reasoning
+    return {"effort": asked.effort if asked else None, "summary": asked.wanted_summary if asked else None}
 
 
 def own_items(request: ResponseInput, resolved: Mapping[str, Item]) -> list[Item]:

@@ -1,0 +1,37 @@
+"""The server's secret, by which it seals what clients keep for it."""
+
+import asyncio
+import secrets
+
+from database.session import Database
+from services.chat.sealed import Seal
+from services.history.store import Store
+
+NAME = "seal"
+
+
+class SecretService:
+    """From the settings, or, where they have none, from the database: made once, shared by all replicas."""
+
+    def __init__(self, database: Database, secret: str | None = None) -> None:
+        self._store = Store(database)
+        self._secret = secret
+        self._reading = asyncio.Lock()
+
+    async def seal(self, owner: str) -> Seal:
+        """Raises Unavailable where the secret is not known yet and the database is away."""
+        async with self._reading:
+            if self._secret is None:
+                self._secret = await self._stored() or await self._made()
+        return Seal(self._secret.encode(), owner)
+
+    async def _stored(self) -> str | None:
+        async with self._store.reading() as repositories:
+            return await repositories.secrets.get(NAME)
+
+    async def _made(self) -> str:
+        async with self._store.writing() as repositories:
+            await repositories.secrets.add(NAME, secrets.token_urlsafe(32))
+        found = await self._stored()  # of whoever was first
+        assert found is not None
+        return found
