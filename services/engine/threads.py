@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 SOFT = 1  # omp_pause_soft of the OpenMP 5.0 specification
 TURNS = 64  # that a step lost to others; on a quiet machine fewer than half as many
 TURN = 0.001  # seconds, at least: another of our own threads takes a tenth of that
+RENEWED = 2.5  # seconds before members wait awake again: where others are still there, the next step would stand still
 SHORT, LONG = 5.0, 60.0  # seconds for which members sleep: at first, and at most, where it has not helped for long
 REPORTED_S = 3600.0  # between two lines of the log about the same neighbours
 ENOUGH = 1_000_000  # numbers that torch computes on with all threads
@@ -68,7 +69,7 @@ class Neighbours:
         yield
         after, now = Turns.now(), time.monotonic()
         lost, waited = after.lost - before.lost, now - began - (after.computed - before.computed)
-        if lost >= TURNS and waited >= TURN * lost and now >= self._until:
+        if lost >= TURNS and waited >= TURN * lost and now >= self._until - RENEWED:
             self._make_room(now)
 
     def _make_room(self, now: float) -> None:

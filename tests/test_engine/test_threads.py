@@ -123,6 +123,18 @@ def test_who_sleeps_is_not_sent_to_sleep_again(clock: Clock) -> None:
     assert clock.sat == [SHORT]
 
 
+def test_members_go_on_sleeping_while_others_stay(clock: Clock) -> None:
+    """They do not wait awake in between: such a step was seen to take 9 s."""
+    neighbours = Neighbours()
+    clock.step(neighbours, 3.0, computed=1.5, lost=400)
+    woken = clock.seconds + SHORT
+    while len(clock.sat) == 1 and clock.seconds < woken:
+        clock.step(neighbours, 0.5, computed=0.2, lost=200)
+
+    assert clock.seconds < woken
+    assert clock.sat == [SHORT, 2 * SHORT]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads by /proc")
 def test_a_team_too_many_is_there_for_a_while(two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
