@@ -26,6 +26,9 @@ class Tokenizer(Protocol):
     def apply_chat_template(self, conversation: Sequence[Message], **kwargs: Any) -> Any: ...
 
 
+MAX_SOURCE = 250_000  # characters of a grammar; the library bounds what it makes of them
+
+
 @dataclass(frozen=True, slots=True)
 class GrammarSpec:
     """What an answer must look like. Compiled by the engine that makes its tokens, refused by its `submit`.

@@ -10,6 +10,7 @@ schema takes 3 ms more than if it were not checked, a known one nothing.
 """
 
 import asyncio
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -19,7 +20,7 @@ import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 
-from services.engine.base import GrammarSpec
+from services.engine.base import MAX_SOURCE, GrammarSpec
 from services.engine.fair_slots import FairSlots
 from services.engine.grammar_check import Vocabulary, compile_text
 from services.engine.grammar_checker import CPU_S, GrammarChecker
@@ -30,7 +31,6 @@ from services.errors import InvalidRequest
 KEPT = 64  # compiled grammars of one engine
 KEPT_SOURCE = 1_000_000  # characters of theirs in all: a large one takes up to 300 bytes for each
 KEPT_REFUSALS = 1024
-MAX_SOURCE = 250_000  # characters; the library bounds what it makes of them
 SLOTS, SHARE = 4, 3  # grammars that are compiled at once, and of one owner
 MAX_WAITING = 64  # of one owner
 
@@ -75,7 +75,7 @@ class Grammars:
         self._workers = ThreadPoolExecutor(SLOTS, "grammar")
         self._slots = FairSlots(SLOTS, SHARE, MAX_WAITING)
         self._kept: dict[Owned, LLMatcher] = {}  # the latest last
-        self._refused: dict[bytes, str] = {}  # by digest, for what reason
+        self._refused: dict[tuple[str, bytes], str] = {}  # by owner and digest, for what reason
         self._compiling: dict[Owned, asyncio.Task[LLMatcher]] = {}
         self.num_compiled = 0
 
@@ -98,7 +98,7 @@ class Grammars:
         if (compiled := self._kept.pop(key, None)) is not None:
             self._kept[key] = compiled
             return compiled
-        if (reason := self._refused.get(_digest(spec))) is not None:
+        if (reason := self._refused.get((owner, _digest(spec)))) is not None:
             raise NoGrammar(reason)
         if (task := self._compiling.get(key)) is None:
             task = self._compiling[key] = asyncio.create_task(self._compile(spec, owner))
@@ -118,7 +118,7 @@ class Grammars:
             case None if not task.cancelled():
                 self._keep(key, task.result())
             case NoGrammar() as error:
-                self._refuse(key[1], str(error))
+                self._refuse(*key, str(error))
 
     def _keep(self, key: Owned, compiled: LLMatcher) -> None:
         self.num_compiled += 1
@@ -126,10 +126,16 @@ class Grammars:
         while len(self._kept) > KEPT or sum(len(spec.source) for _, spec in self._kept) > KEPT_SOURCE:
             del self._kept[next(iter(self._kept))]
 
-    def _refuse(self, spec: GrammarSpec, reason: str) -> None:
-        self._refused[_digest(spec)] = reason
+    def _refuse(self, owner: str, spec: GrammarSpec, reason: str) -> None:
+        self._refused[owner, _digest(spec)] = reason
         if len(self._refused) > KEPT_REFUSALS:
-            del self._refused[next(iter(self._refused))]
+            del self._refused[self._oldest_of_the_most()]
+
+    def _oldest_of_the_most(self) -> tuple[str, bytes]:
+        """One owner's many refusals do not make the others' forgotten: that would be felt in time, too."""
+        held = Counter(owner for owner, _ in self._refused)
+        most = held.most_common(1)[0][0]
+        return next(each for each in self._refused if each[0] == most)
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:

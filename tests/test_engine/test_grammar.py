@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.engine.base import GrammarSpec
-from services.engine.grammar import KEPT_SOURCE, MAX_SOURCE, Grammars, Matcher
+from services.engine.base import MAX_SOURCE, GrammarSpec
+from services.engine.grammar import KEPT_SOURCE, Grammars, Matcher
+from services.engine.lark import NoGrammar
 from services.engine.token_texts import TokenTexts
 from services.errors import InvalidRequest
 from tests.test_engine.tiny_tokenizers import EOS, TOOL, byte_fallback, byte_level
@@ -133,6 +134,26 @@ async def test_each_owner_compiles_its_own(compiling: Grammars) -> None:
     for owner in ("alpha", "beta", "alpha"):
         await compiling.matcher(GrammarSpec("regex", "4711"), owner)
     assert compiling.num_compiled == 2
+
+
+async def test_each_owner_is_refused_by_itself(compiling: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And many refusals of one do not make another's forgotten."""
+    checked: list[str] = []
+
+    def check(spec: GrammarSpec) -> str:
+        checked.append(spec.source)
+        raise NoGrammar("it is none")
+
+    async def ask(owner: str, source: str) -> None:
+        with pytest.raises(InvalidRequest):
+            await compiling.matcher(GrammarSpec("regex", source), owner)
+
+    monkeypatch.setattr(compiling.checker, "check", check)
+    monkeypatch.setattr("services.engine.grammar.KEPT_REFUSALS", 4)
+    for owner, source in (("beta", "b"), ("alpha", "b"), *(("alpha", f"{i}") for i in range(9)), ("beta", "b")):
+        await ask(owner, source)
+
+    assert checked == ["b", "b", *(f"{i}" for i in range(9))]
 
 
 async def test_the_latest_are_kept_and_not_too_much_of_them(compiling: Grammars) -> None:

@@ -4,12 +4,15 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from app.common.errors import invalid
 from schemas.chat_schema import ChatCompletionRequest
+from services.chat.request import structure
 from services.chat.request.structure import grammar
-from services.engine.base import GrammarSpec
+from services.engine.base import MAX_SOURCE, GrammarSpec
 from services.errors import InvalidRequest
 
 SCHEMA = {"type": "object", "properties": {"a": {"const": None}}}
@@ -103,3 +106,33 @@ def test_a_fault_is_named_by_its_place(fields: dict[str, object], param: str) ->
 
     found = invalid([{**error, "loc": ("body", *error["loc"])} for error in refusal.value.errors()])
     assert (found.status, found.param) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("guided_json", {"title": "a" * MAX_SOURCE}),
+        ("guided_json", {"a": {"enum": list(range(MAX_SOURCE))}}),
+        ("guided_json", {f"property {i}": {} for i in range(MAX_SOURCE // 10)}),
+        ("guided_choice", ["a" * 1000] * 400),
+    ],
+)
+def test_what_is_too_long_is_not_written_out(name: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.chat.request.structure.json", None)
+    with pytest.raises(InvalidRequest, match=f"longer than {MAX_SOURCE}") as refused:
+        grammar(ChatCompletionRequest.model_construct(messages=[], **{name: value}))
+    assert refused.value.param == name
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(st.dictionaries(st.text(), JSON))
+def test_nothing_is_taken_for_longer_than_it_is(schema: dict[str, object]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(structure, "MAX_SOURCE", len(json.dumps(schema)))
+        assert grammar(request(guided_json=schema))

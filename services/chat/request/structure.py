@@ -6,7 +6,7 @@ from typing import Any
 
 from schemas.generation_schema import Generation
 from schemas.structure_schema import ResponseFormat, StructuredOutputs
-from services.engine.base import GrammarSpec
+from services.engine.base import MAX_SOURCE, GrammarSpec
 from services.errors import InvalidRequest
 
 OBJECT = {"type": "object"}
@@ -57,8 +57,29 @@ def _of_outputs(outputs: StructuredOutputs | None) -> GrammarSpec | None:
 
 
 def _schema(schema: Mapping[str, Any], param: str) -> GrammarSpec:
+    _check_size(schema, param)
     return GrammarSpec("json_schema", json.dumps(schema), param)
 
 
 def _choice(texts: list[str], param: str) -> GrammarSpec:
+    _check_size(texts, param)
     return GrammarSpec("lark", "start: " + " | ".join(map(json.dumps, texts)), param)
+
+
+def _check_size(value: object, param: str) -> None:
+    """What is certainly too long is not written out first: that would take the event loop a second."""
+    left, inside = MAX_SOURCE, [value]
+    while inside and left >= 0:
+        match inside.pop():
+            case str(text):
+                left -= len(text) + 2
+            case list(items):
+                left -= 1 + len(items)
+                inside += items
+            case dict(entries):
+                left -= 1 + sum(map(len, entries))
+                inside += entries.values()
+            case _:
+                left -= 1
+    if left < 0:
+        raise InvalidRequest(f"'{param}': it is longer than {MAX_SOURCE} characters", param=param)
