@@ -118,7 +118,7 @@ class ChatService:
             timer = self._metrics.answer(model.id)
             request = sampling.settled(request, model.sampling)
             facts.update(await aside(stored.asked, request))
-            ready = await self._asked(request, turn, model, model.engine.max_length)
+            ready = await self._asked(request, owner, turn, model, model.engine.max_length)
             note(ready.ignored)
             job = ready.job
             async with model.answering(sampling.choices(job, request.n), owner) as streams:
@@ -159,17 +159,19 @@ class ChatService:
         opening = Opening(owner=owner, conversation=request.conversation, item=request.parent_item)
         turn = await self._turns.open(opening)
         async with self._models.lease(request.model) as model:
-            ready = await self._asked(request, turn, model, limit)
+            ready = await self._asked(request, owner, turn, model, limit)
             note(ready.ignored)
             return ready.job.prompt
 
-    async def _asked(self, request: ChatCompletionRequest, turn: Turn, model: Lease, limit: int | None) -> Asked:
+    async def _asked(
+        self, request: ChatCompletionRequest, owner: str, turn: Turn, model: Lease, limit: int | None
+    ) -> Asked:
         history = map(prompt.message, turn.history)
         messages = await aside(prompt.messages, request, history, self._system_prompt)
         params = await aside(prompt.sampling, request, self._max_new_tokens)
         engine: Engine = model.engine
         target = Model(engine.tokenizer, dialect_of(engine.tokenizer.chat_template, model.dialect))
-        illustration = await self._images.illustration(image_refs(messages, len(request.messages)), engine)
+        illustration = await self._images.illustration(image_refs(messages, len(request.messages)), engine, owner)
         keep = None if illustration else sampling.kept_tokens(request, params.max_tokens, engine.max_length)
         room = Room(limit, keep) if limit else Room.to_count(self._max_tokenize_chars, engine.max_length, keep)
         async with self._texts.room(characters(messages)):

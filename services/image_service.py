@@ -2,24 +2,27 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from services.chat.request import images
 from services.chat.request.contents import Illustration
 from services.chat.request.images import ImageRef
 from services.engine.base import Engine, Image, ImageReader
+from services.engine.fair_slots import FairSlots
 from services.errors import InvalidRequest, Overloaded, PromptTooLong, UnsupportedParameter
 from services.fetch_service import Fetcher
 
 logger = logging.getLogger(__name__)
 
 AT_ONCE = 2  # decoded pictures are large
+MOST = 2  # times `max_held_bytes`, that all owners together may hold
 
 
 class ImageService:
     """`fetcher`: None: images come in the request itself only. `max_held_bytes`: of all that models have been given and
-    are not done with."""
+    are not done with: one owner may fill it, and then whoever holds less than an equal part still comes in."""
 
     def __init__(
         self,
@@ -35,10 +38,10 @@ class ImageService:
         self._max_pixels = max_pixels
         self._max_held_bytes = max_held_bytes
         self._fetcher = fetcher
-        self._turns = asyncio.Semaphore(AT_ONCE)
-        self._held: WeakSet[Image] = WeakSet()
+        self._turns = FairSlots(AT_ONCE, AT_ONCE)
+        self._held: WeakKeyDictionary[Image, str] = WeakKeyDictionary()  # and their owners
 
-    async def illustration(self, refs: Sequence[ImageRef], engine: Engine) -> Illustration | None:
+    async def illustration(self, refs: Sequence[ImageRef], engine: Engine, owner: str) -> Illustration | None:
         """Refuses the first one at fault by its name."""
         if not refs:
             return None
@@ -49,20 +52,29 @@ class ImageService:
             raise InvalidRequest(f"There are more than {self._max_images} images", param=refs[self._max_images].param)
         read: list[Image] = []
         for ref in refs:
-            await self._read(ref, reader, read)
+            await self._read(ref, reader, read, owner)
             tokens = sum(image.num_tokens for image in read)
             if tokens >= engine.max_length:  # before the next one takes memory
                 raise PromptTooLong(tokens, engine.max_length, param=ref.param)
         return Illustration(read, reader)
 
-    async def _read(self, ref: ImageRef, reader: ImageReader, own: list[Image]) -> None:
+    async def _read(self, ref: ImageRef, reader: ImageReader, own: list[Image], owner: str) -> None:
         fetched = None if ref.url[:5].lower() == "data:" else await self._fetch(ref)
-        async with self._turns:
-            if sum(image.num_bytes for image in self._held if image not in own) >= self._max_held_bytes:
-                raise Overloaded("Too many images are waiting to be answered")
+        async with self._turns.slot(owner):
+            self._check_room(own, owner)
             # not as the thread's result: its future goes in circles and would keep it for a while
             await asyncio.to_thread(lambda: own.append(self._open(fetched, ref, reader)))
-        self._held.add(own[-1])
+        self._held[own[-1]] = owner
+
+    def _check_room(self, own: list[Image], owner: str) -> None:
+        held: Counter[str] = Counter()
+        for image, holder in self._held.items():
+            if image not in own:  # what comes with it is no reason to refuse the rest
+                held[holder] += image.num_bytes
+        part = self._max_held_bytes // len({owner, *held})
+        is_over = held.total() >= self._max_held_bytes and held[owner] >= part
+        if is_over or (held[owner] and held.total() >= MOST * self._max_held_bytes):
+            raise Overloaded("Too many images are waiting to be answered")
 
     async def _fetch(self, ref: ImageRef) -> bytes:
         if self._fetcher is None:

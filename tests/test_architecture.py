@@ -34,7 +34,7 @@ RULES = [
     ),
     Rule(
         r"services\.\w+_service",
-        may=r"schemas|database|services\.(errors|large|chat|history|\w+_service|engine\.(base|build))",
+        may=r"schemas|database|services\.(errors|large|chat|history|\w+_service|engine\.(base|build|fair_slots))",
         never=WEB,
     ),
     Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|large|\w+_service)|app\.common", never="torch"),

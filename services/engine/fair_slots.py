@@ -11,7 +11,7 @@ RETRY_S = 5.0
 
 
 class FairSlots:
-    def __init__(self, size: int, share: int, max_waiting: int) -> None:
+    def __init__(self, size: int, share: int, max_waiting: int | None = None) -> None:
         """`share`: slots that one owner may hold; `max_waiting`: of one owner, more are refused."""
         self._free = size
         self._share = share
@@ -29,7 +29,7 @@ class FairSlots:
 
     async def _take(self, owner: str) -> None:
         waiting = self._waiting.setdefault(owner, deque())
-        if len(waiting) >= self._max_waiting:
+        if self._max_waiting is not None and len(waiting) >= self._max_waiting:
             raise Overloaded("Too many new grammars are waiting to be compiled", retry_after=RETRY_S)
         waiting.append(turn := asyncio.get_running_loop().create_future())
         self._grant()

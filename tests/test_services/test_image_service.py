@@ -40,14 +40,16 @@ def refs(*urls: str) -> list[ImageRef]:
 URL = data_url(encoded(size=(2, 3)))
 
 
-async def read(service: ImageService, urls: Sequence[str] = (URL,), of: FakeEngine | None = None) -> Illustration:
-    illustration = await service.illustration(refs(*urls), of or engine())
+async def read(
+    service: ImageService, urls: Sequence[str] = (URL,), of: FakeEngine | None = None, owner: str = "alpha"
+) -> Illustration:
+    illustration = await service.illustration(refs(*urls), of or engine(), owner)
     assert illustration
     return illustration
 
 
 async def test_no_images_no_illustration() -> None:
-    assert await ImageService().illustration([], FakeEngine()) is None
+    assert await ImageService().illustration([], FakeEngine(), "alpha") is None
 
 
 async def test_they_are_in_order() -> None:
@@ -71,9 +73,9 @@ async def test_no_more_are_read_than_the_model_has_room_for() -> None:
     assert len(of.images.pictures) == 2
 
 
-async def is_full(service: ImageService, of: FakeEngine) -> bool:
+async def is_full(service: ImageService, of: FakeEngine, owner: str = "alpha") -> bool:
     try:  # and not `pytest.raises`, which keeps what its caller had
-        await read(service, [URL], of)
+        await read(service, [URL], of, owner)
     except Overloaded:
         return True
     return False
@@ -89,6 +91,36 @@ async def test_memory_is_given_back_with_the_image() -> None:
         while await is_full(service, of):
             await asyncio.to_thread(gc.collect)
     assert first
+
+
+async def test_one_owner_does_not_take_the_room_of_the_others() -> None:
+    """Others come in up to an equal part; beyond twice the room nobody does who has any."""
+    service, of = ImageService(max_held_bytes=450), engine(Hungry())
+    kept = [await read(service, [URL], of, "alpha") for _ in range(5)]
+    assert await is_full(service, of, "alpha")
+
+    kept += [await read(service, [URL], of, owner) for owner in ("beta", "gamma", "gamma")]
+    assert await is_full(service, of, "gamma")
+    kept.append(await read(service, [URL], of, "delta"))
+    assert await is_full(service, of, "beta")  # though it has less than its part
+    kept.append(await read(service, [URL], of, "epsilon"))
+    assert len(kept) == 10
+
+
+async def test_one_owner_does_not_take_all_turns_to_decode() -> None:
+    class Ordering(FakeReader):
+        def read(self, picture: Picture) -> Image:
+            order.append(picture.width)
+            return super().read(picture)
+
+    order: list[int] = []
+    service, of = ImageService(), engine(Ordering())
+    flood = [asyncio.create_task(read(service, [data_url(encoded(size=(1, 3)))], of)) for _ in range(40)]
+    await asyncio.sleep(0)
+    await read(service, [URL], of, "beta")
+    await asyncio.gather(*flood)
+
+    assert (len(order), order.index(2) < 10) == (41, True)
 
 
 async def test_one_that_is_fetched() -> None:
