@@ -1,13 +1,17 @@
 """A prompt's text -> its token ids, as many of them as there is room for."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from services.chat.request import long_text
-from services.engine.base import Tokenizer
 from services.errors import InvalidRequest, PromptTooLong
 
 MAX_TOKENIZE_CHARS = 1_048_576  # where no setting says otherwise
 CHARS_PER_TOKEN = 8  # of a model's context that may be counted, whatever the setting is
+
+
+class Encoder(Protocol):
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Encoded:
     cut: int = 0  # tokens in front of them that were left out, about
 
 
-def encode(text: str, tokenizer: Tokenizer, room: Room, param: str, *, add_special_tokens: bool = True) -> Encoded:
+def encode(text: str, tokenizer: Encoder, room: Room, param: str, *, add_special_tokens: bool = True) -> Encoded:
     """Raises PromptTooLong, and InvalidRequest for more than may be counted."""
 
     cut = 0
@@ -39,7 +43,7 @@ def encode(text: str, tokenizer: Tokenizer, room: Room, param: str, *, add_speci
     return Encoded(tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens)), cut)
 
 
-def check_fits(text: str, tokenizer: Tokenizer, room: Room, param: str) -> None:
+def check_fits(text: str, tokenizer: Encoder, room: Room, param: str) -> None:
     """Refuses what is far too long, whatever comes before and after it."""
     if room.keep is None and room.limit is not None:
         tokens = long_text.overflow(text, room.limit, _count(tokenizer))
@@ -48,7 +52,7 @@ def check_fits(text: str, tokenizer: Tokenizer, room: Room, param: str) -> None:
     check_countable(text, room, param)
 
 
-def _count(tokenizer: Tokenizer) -> long_text.Count:
+def _count(tokenizer: Encoder) -> long_text.Count:
     return lambda part: len(tokenizer.encode(part, add_special_tokens=False))
 
 

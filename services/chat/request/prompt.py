@@ -10,7 +10,7 @@ from schemas import json_size
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage, ServedTier
 from schemas.tool_schema import CustomToolCall, MessageToolCall
 from services.chat.parsing.input_text import INPUT
-from services.chat.request import contents, refusals, tools, turn_order
+from services.chat.request import contents, control_tokens, refusals, tools, turn_order
 from services.chat.request import sampling as sampled
 from services.chat.request.contents import Illustration
 from services.chat.request.encoding import Room, check_fits, encode
@@ -85,8 +85,9 @@ def job(
     room: Room = ANY,
 ) -> Job:
     _check_contents(messages, tokenizer, room)
-    text = render(messages, tokenizer, template, illustration)
-    taken = encode(text, tokenizer, room, "messages", add_special_tokens=not tokenizer.chat_template)
+    guarded = control_tokens.guarded(messages, template, tokenizer)
+    text = render(guarded.messages, tokenizer, guarded.template, illustration)
+    taken = encode(text, guarded.tokenizer, room, "messages", add_special_tokens=not tokenizer.chat_template)
     images = illustration.placed(taken.ids) if illustration else ()
     return Job(id, taken.ids, params, images=images, truncated=taken.cut or None)
 
