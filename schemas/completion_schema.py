@@ -19,7 +19,7 @@ class CompletionRequest(OpenAILimits):
     """What of the contract is served; `UNSUPPORTED` in `services/chat/request/completion.py` names the rest."""
 
     prompt: Prompt
-    max_tokens: int = Field(16, ge=1)
+    max_tokens: int = Field(16, ge=0, description="0 goes with echo only: nothing is added to the prompt")
     best_of: int | None = Field(None, ge=1, le=16, description="so many are drawn, and the n likeliest answered")
     echo: bool = Field(False, description="begins with the prompt")
     logprobs: int | None = Field(None, ge=0, le=5, description="alternatives told with each token")

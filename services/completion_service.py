@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from uuid import uuid4
 
@@ -11,11 +11,14 @@ from services.chat.answer import encode_completion
 from services.chat.answer.encode import wanted
 from services.chat.events import Event, Head, Reply
 from services.chat.parsing.channels import events
+from services.chat.parsing.echoed import prompt_only
 from services.chat.request import completion, sampling
-from services.engine.base import Engine
+from services.engine.base import Engine, Piece
 from services.metrics_service import Metrics
 from services.model_service import Lease, ModelManager
 from services.text_service import TextService
+
+Streams = Sequence[AsyncGenerator[Piece, None]]
 
 
 class CompletionService:
@@ -50,7 +53,7 @@ class CompletionService:
             request = sampling.settled(request, model.sampling)
             made = await self._jobs(request, model.engine)
             async with model.answering(made.jobs, owner) as streams:
-                said = timer.follow(events(_head(made, model, arrived), streams, made.echoes))
+                said = timer.follow(events(_head(made, model, arrived), _read_only(streams, request), made.echoes))
                 async with aclosing(said):
                     async for event in said:
                         yield event
@@ -62,6 +65,11 @@ class CompletionService:
             return await asyncio.to_thread(
                 completion.jobs, f"cmpl-{uuid4().hex}", request, engine.tokenizer, engine.max_length
             )
+
+
+def _read_only(streams: Streams, request: CompletionRequest) -> Streams:
+    """An engine draws one token at least."""
+    return [prompt_only(each) for each in streams] if request.max_tokens == 0 else streams
 
 
 def _head(made: completion.Jobs, model: Lease, arrived: float) -> Head:

@@ -73,6 +73,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     include_stop: bool = False  # the stop string or token in the text
     logprobs: int | None = None  # how many alternatives are told with each token; None: not even its own logprob
+    prompt_logprobs: int | None = None  # the same of the prompt's tokens, which are all read then, none found
     grammar: GrammarSpec | None = None
     thinking: ThinkingLimit | None = None
 
@@ -175,7 +176,7 @@ class TokenLogprob:
 
     text: str
     raw: bytes  # its own, perhaps part of a character
-    logprob: float
+    logprob: float  # not a number for a prompt's first token, which nothing weighed
     top: tuple["TokenLogprob", ...] = ()
 
 
@@ -190,6 +191,7 @@ class Piece:
     cached_tokens: int = 0  # of the prompt, found in the cache; with the first piece and the last
     times: Times | None = None  # with the last piece
     stop: str | None = None  # the stop string that ended it; with the last piece
+    prompt: tuple[TokenLogprob, ...] = ()  # its tokens, if that was asked for; with the first piece
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ NUCLEUS = 1024
 WIDTHS = (64, NUCLEUS, 8 * NUCLEUS)
 TOP = 20  # the most alternatives that may be asked for, always looked for: equals keep their order in any company
 NARROW, BLOCK = 64, 512  # tokens of whose largest the likeliest is: fewer are no gain, GPT-2's 29 a loss
+PORTION = 64  # tokens of a prompt that are weighed at once
 GREEDY = 1e-5  # a temperature below it leaves one token, and dividing by it would overflow
 
 Draw = Callable[[Tensor, list[Sequence]], Tensor]
@@ -96,6 +97,19 @@ def weigh(logits: Tensor, rows: list[Sequence], tokens: list[int]) -> dict[Seque
     for at, i in enumerate(asking):
         number = rows[i].job.sampling.logprobs
         weighed[rows[i]] = Weighed(chances[at], ids[at][:number], values[at][:number])
+    return weighed
+
+
+def weigh_prompt(logits: Tensor, tokens: list[int], number: int) -> list[Weighed]:
+    """Each token by its row, a few rows at a time: a whole prompt's log-probabilities would take gigabytes."""
+    weighed = []
+    for start in range(0, len(tokens), PORTION):
+        part = tokens[start : start + PORTION]
+        logprobs = logits[start : start + len(part)].float().log_softmax(-1)
+        chosen = logprobs.gather(-1, _index(part, logits)[:, None])[:, 0]
+        top = logprobs.topk(number)
+        chances, ids, values = download(chosen, top.indices, top.values)
+        weighed += [Weighed(*each) for each in zip(chances, ids, values, strict=True)]
     return weighed
 
 

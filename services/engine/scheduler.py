@@ -40,7 +40,15 @@ class Work:
         return self.end - len(self.draft) == len(self.sequence.tokens)
 
     @property
+    def scores(self) -> bool:
+        """Whether each of its tokens is asked how likely the prompt's next one is."""
+        job = self.sequence.job
+        return job.sampling.prompt_logprobs is not None and self.start < len(job.prompt) - 1
+
+    @property
     def num_logits(self) -> int:
+        if self.scores:
+            return self.num_tokens
         return 1 + len(self.draft) if self.samples else 0
 
     @property
@@ -262,7 +270,8 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> bool:
         if self._still_waits(sequence):
             return False
-        prefixes = list(self._slots.search(sequence))
+        scored = sequence.job.sampling.prompt_logprobs is not None  # what is found has no logits
+        prefixes = [] if scored else list(self._slots.search(sequence))
         best = max(prefixes, key=lambda prefix: (prefix.length, prefix.is_free), default=None)
         if self._begins_to_wait(sequence, prefixes, best.length if best else 0):
             return False

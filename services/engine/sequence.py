@@ -50,6 +50,7 @@ class Sequence:
     random: Random = field(init=False)  # its own, so that a seed gives the same text in any company
     places: Any = None  # its positions, where a model with images counts them otherwise
     drafter: Drafter = field(default_factory=Drafter)
+    scored: list[Any] = field(default_factory=list)  # the prompt's tokens behind the first, as they were weighed
     shaper: Any = None  # what the sampler remembers of it, made when it is first asked for
 
     _prompt_keys: list[int] = field(init=False)  # with images only

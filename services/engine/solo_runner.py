@@ -61,8 +61,8 @@ class SoloRunner:
     @torch.inference_mode()
     def run(self, batch: list[Work]) -> Tensor:
         rows = [(work, self._forward(work)) for work in batch]
-        drawn = [row for work, row in rows if work.samples]
-        return torch.stack(drawn) if drawn else torch.empty(0)
+        drawn = [row for work, row in rows if work.num_logits]
+        return torch.cat(drawn) if drawn else torch.empty(0)
 
     def _forward(self, work: Work) -> Tensor:
         """A past cannot be taken back: after a step that found no memory, whoever was read in it is read again."""
@@ -82,4 +82,4 @@ class SoloRunner:
         ids = torch.tensor([work.sequence.tokens[past.length : end]], device=self._model.device)
         out = self._model(input_ids=ids, past_key_values=past.cache, use_cache=True)
         self._pasts[work.slot] = Past(out.past_key_values, end)
-        return out.logits[0, -1]  # type: ignore[no-any-return]
+        return out.logits[0, -max(1, work.num_logits) :]  # type: ignore[no-any-return]

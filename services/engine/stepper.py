@@ -11,8 +11,9 @@ before it has come back. Who does not go on then, is left out; who comes in mean
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, count
+from math import nan
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from services.engine.base import Piece, TokenLogprob
 from services.engine.device import is_out_of_memory
 from services.engine.request import Request
 from services.engine.runner import Runner
-from services.engine.sampler import Draws, Weighed, taken, weigh
+from services.engine.sampler import Draws, Weighed, taken, weigh, weigh_prompt
 from services.engine.scheduler import Scheduler, Work
 from services.engine.sequence import Sequence
 from services.engine.shaping import unmaskable
@@ -158,11 +159,13 @@ class Stepper:
 
     def _draw_all(self, works: list[Work], logits: Tensor) -> None:
         sampling = [work for work in works if work.samples]
-        rows = list(accumulate((work.num_logits for work in sampling), initial=0))
+        rows = self._weigh_prompts(works, logits)
         for work in works:
             work.sequence.num_computed += work.num_tokens - len(work.draft)
         try:
-            self._draw_drafts(list(zip(sampling, rows, strict=False)), logits, alone=len(sampling) == len(works))
+            self._draw_drafts(
+                [(work, rows[work.sequence]) for work in sampling], logits, alone=len(sampling) == len(works)
+            )
         except RuntimeError as error:
             self._ahead = None
             for sequence in [work.sequence for work in sampling if not work.sequence.finished]:
@@ -170,6 +173,16 @@ class Stepper:
             self._shrink(error, works)
         if not self.runner.overlaps:
             self._say()
+
+    def _weigh_prompts(self, works: list[Work], logits: Tensor) -> dict[Sequence, int]:
+        """The first row from which each draws; those before it tell of its prompt."""
+        rows = {}
+        for work, row in zip(works, accumulate((work.num_logits for work in works), initial=0), strict=False):
+            rows[work.sequence] = row
+            if work.scores:
+                weigh_next(work, logits[row : row + work.num_tokens])
+                rows[work.sequence] += work.num_tokens - 1
+        return rows
 
     def _draw_drafts(self, drawing: list[tuple[Work, int]], logits: Tensor, *, alone: bool) -> None:
         """Works with the first of their rows: one token each, then those behind it, as if each had a step of its own,
@@ -231,7 +244,10 @@ class Stepper:
         for each in drawn:
             request = each.request
             try:
+                is_first = not request.told
                 piece = request.say(each.token, self._named(each))
+                if piece and is_first and request.sequence.job.sampling.prompt_logprobs is not None:
+                    piece = replace(piece, prompt=self._prompt(request.sequence))
             except Exception:  # one request's text must not cost the others theirs
                 logger.exception("no text for a token of request %s", request.sequence.job.id)
                 broken.append(request.sequence)
@@ -241,12 +257,18 @@ class Stepper:
         self._deliver(deliveries)
         self._fail_alone(broken, "its tokens give no text")
 
+    def _prompt(self, sequence: Sequence) -> tuple[TokenLogprob, ...]:
+        first, *others = sequence.job.prompt
+        scored, sequence.scored = sequence.scored, []
+        named = [self._weighed(token, each) for token, each in zip(others, scored, strict=True)]
+        return (self._texts.named(first, nan), *named)
+
     def _named(self, drawn: Drawn) -> TokenLogprob | None:
-        weighed = drawn.weighed
-        if weighed is None:
-            return None
+        return None if drawn.weighed is None else self._weighed(drawn.token, drawn.weighed)
+
+    def _weighed(self, token: int, weighed: Weighed) -> TokenLogprob:
         top = tuple(map(self._texts.named, weighed.ids, weighed.logprobs))
-        return self._texts.named(drawn.token, weighed.logprob, top)
+        return self._texts.named(token, weighed.logprob, top)
 
     # --- leaving ---
 
@@ -272,3 +294,12 @@ def _was_right(work: Work, depth: int) -> bool:
     """Whether the token just drawn was guessed, so that the one behind it can be drawn from the same step."""
     guessed = depth < len(work.draft) and work.draft[depth] == work.sequence.tokens[-1]
     return guessed and not work.sequence.finished
+
+
+def weigh_next(work: Work, logits: Tensor) -> None:
+    """A prompt that is read again, after its place was lost, is weighed again."""
+    sequence = work.sequence
+    if work.start == 0:
+        sequence.scored = []
+    coming = list(sequence.job.prompt[work.start + 1 : work.end + 1])
+    sequence.scored += weigh_prompt(logits, coming, sequence.job.sampling.prompt_logprobs or 0)

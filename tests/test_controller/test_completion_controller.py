@@ -240,7 +240,8 @@ class TestParameters:
     async def test_refused_by_name(self, letters: Site) -> None:
         for name in UNSUPPORTED:
             assert await refusal(letters, **{name: "anything else"}) == name
-        assert await refusal(letters, echo=True, logprobs=1) == "logprobs"
+        assert await refusal(letters, echo=True, logprobs=1, best_of=2) == "best_of"
+        assert await refusal(letters, max_tokens=0) == "max_tokens"
         assert await refusal(letters, n=3, best_of=2) == "best_of"
         assert await refusal(letters, best_of=2, stream=True) == "best_of"
         assert await refusal(letters, min_tokens=17) == "min_tokens"

@@ -4,6 +4,7 @@ import time
 from codecs import getincrementaldecoder
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from math import isnan
 
 from schemas.completion_schema import Completion, CompletionChoice, CompletionLogprobs
 from services.chat.answer.encode import Wanted, furnish
@@ -122,8 +123,11 @@ def _logprobs(tokens: Iterable[TokenLogprob], offsets: _Offsets) -> CompletionLo
     tokens = list(tokens)
     return CompletionLogprobs(
         tokens=[_name(token) for token in tokens],
-        token_logprobs=[bounded(token) for token in tokens],
-        top_logprobs=[{_name(each): bounded(each) for each in (*token.top, token)} for token in tokens],
+        token_logprobs=[None if isnan(token.logprob) else bounded(token) for token in tokens],
+        top_logprobs=[
+            None if isnan(token.logprob) else {_name(each): bounded(each) for each in (*token.top, token)}
+            for token in tokens
+        ],
         text_offset=[offsets.next(token) for token in tokens],
     )
 

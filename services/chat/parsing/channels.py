@@ -19,10 +19,11 @@ async def events(
 ) -> AsyncGenerator[Event, None]:
     """The head, then what each stream says, as it comes, each behind its echo."""
     yield head
-    for index, echo in enumerate(echoes):
-        if echo:
-            yield Text(echo, index=index)
-    choices = [_said(Choice(format, index, head.prompt_of(index)), pieces) for index, pieces in enumerate(streams)]
+    echoes = echoes or [""] * len(streams)
+    choices = [
+        _said(Choice(format, index, head.prompt_of(index)), pieces, echo)
+        for index, (pieces, echo) in enumerate(zip(streams, echoes, strict=True))
+    ]
     async with aclosing(choices[0] if len(choices) == 1 else _merged(choices)) as run:
         async for event in run:
             yield event
@@ -57,6 +58,9 @@ class Choice:
         self._cached_tokens = max(self._cached_tokens, piece.cached_tokens)
         parts = self._splitter.feed(piece.text, may_stop=self._completion_tokens > self._format.min_tokens)
         return [self._with_tokens(part.event, part.end) for part in parts]
+
+    def echo(self, text: str, piece: Piece) -> Text:
+        return Text(text, logprobs=piece.prompt, index=self._index)
 
     @property
     def is_over(self) -> bool:
@@ -97,9 +101,14 @@ class Choice:
         return replace(event, token_ids=ids, logprobs=logprobs) if ids or logprobs else event
 
 
-async def _said(choice: Choice, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Spoken | Finish, None]:
+async def _said(
+    choice: Choice, pieces: AsyncGenerator[Piece, None], echo: str
+) -> AsyncGenerator[Spoken | Finish, None]:
     async with aclosing(pieces):
         async for piece in pieces:
+            if echo or piece.prompt:  # the prompt's own weights come with the first piece
+                yield choice.echo(echo, piece)
+                echo = ""
             for event in choice.feed(piece):
                 yield event
             if piece.finish or choice.is_over:

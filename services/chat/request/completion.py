@@ -1,6 +1,6 @@
 """A legacy completion request -> its jobs: prompts as token ids, each with as many choices as are drawn of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from schemas.completion_schema import CompletionRequest
 from services.chat.request import refusals, sampling
@@ -19,8 +19,8 @@ def check(request: CompletionRequest) -> None:
     """Refuses by name what would otherwise be ignored."""
     refuse(request, UNSUPPORTED)
     sampling.check(request, request.max_tokens)
-    if request.echo and request.logprobs is not None:
-        raise UnsupportedParameter("logprobs", "is not supported together with 'echo'")
+    if request.max_tokens == 0 and not request.echo:
+        raise InvalidRequest("'max_tokens' may be 0 with 'echo' only", param="max_tokens")
     _check_best_of(request)
     if len(request.prompts) * drawn(request) > MAX_CHOICES:
         raise InvalidRequest(f"'n': prompts and choices make more than {MAX_CHOICES} answers", param="n")
@@ -29,6 +29,8 @@ def check(request: CompletionRequest) -> None:
 def _check_best_of(request: CompletionRequest) -> None:
     if request.best_of is None or request.best_of == request.n:
         return
+    if request.echo and request.logprobs is not None:
+        raise UnsupportedParameter("best_of", "is not supported together with 'echo' and 'logprobs'")
     if request.best_of < request.n:
         raise InvalidRequest("'best_of' must not be less than 'n'", param="best_of")
     if request.stream:
@@ -82,7 +84,8 @@ def jobs(id: str, request: CompletionRequest, tokenizer: Tokenizer, max_length: 
 def _params(request: CompletionRequest) -> SamplingParams:
     """Of several answers the likeliest is found by its tokens' logprobs, whether or not these were asked for."""
     logprobs = 0 if request.logprobs is None and drawn(request) > request.n else request.logprobs
-    return sampling.params(request, request.max_tokens, logprobs=logprobs)
+    params = sampling.params(request, max(1, request.max_tokens), logprobs=logprobs)
+    return replace(params, prompt_logprobs=request.logprobs) if request.echo else params
 
 
 def _tokens(index: int, request: CompletionRequest, tokenizer: Tokenizer, room: Room) -> Encoded:
