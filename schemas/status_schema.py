@@ -35,6 +35,8 @@ class Model(BaseModel):
     created: int
     owned_by: str = "parley"
     sampling: Omitted[EffectiveSampling] = Field(None, description="of a chat model, where a request names nothing")
+    max_model_len: Omitted[int] = Field(None, description="tokens of prompt and answer, once the model is loaded")
+    context_length: Omitted[int] = Field(None, description="the same, as other clients call it")
 
 
 class Models(BaseModel):

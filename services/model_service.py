@@ -141,6 +141,11 @@ class ModelManager:
         """The loaded engine of a model, or None: asking does not load it."""
         return self._entries[name].engine
 
+    def context_length(self, name: str) -> int | None:
+        """Tokens of prompt and answer together, once the model is loaded: asking does not load it."""
+        engine = self._resolve(name, None).engine
+        return getattr(engine, "max_length", None)
+
     def is_loading(self) -> bool:
         return any(entry.is_loading for entry in self._entries.values())
 

@@ -29,7 +29,8 @@ async def retrieve_model(model: str, models: Models) -> Model:
 async def _shown(name: str, models: Models) -> Model:
     card = models.card(name)
     sampling = EffectiveSampling(**(await models.sampling(name)).given) if card.kind == "chat" else None
-    return Model(id=name, created=card.created, sampling=sampling)
+    length = models.context_length(name)
+    return Model(id=name, created=card.created, sampling=sampling, max_model_len=length, context_length=length)
 
 
 @router.post("/tokenize", response_model=Tokens)

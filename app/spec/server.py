@@ -69,8 +69,7 @@ class Server:
 
     def context_length(self, card: ModelCard) -> int | None:
         """Tokens of prompt and answer together, once the model is loaded."""
-        engine = self._services.models.engine(card.id)
-        return engine.max_length if engine else None
+        return self._services.models.context_length(card.id)
 
     async def load(self, name: str | None) -> None:
         await self._services.models.get_model(name)

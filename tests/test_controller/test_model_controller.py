@@ -43,3 +43,11 @@ async def test_nothing_is_loaded_by_looking(many: Site) -> None:
     await many.client.get("/v1/models")
     await many.client.get(f"/v1/models/{MODEL}")
     assert many.services.models.stats() == {}
+
+
+async def test_context_length_is_told_once_the_model_is_loaded(many: Site) -> None:
+    before = (await many.client.get(f"/v1/models/{MODEL}")).json()
+    assert "max_model_len" not in before
+    length = (await many.services.models.get_model(MODEL)).max_length
+    after = (await many.client.get(f"/v1/models/{MODEL}")).json()
+    assert (after["max_model_len"], after["context_length"]) == (length, length)
