@@ -37,6 +37,10 @@ def new_grammars(tokenizer: Any, rows: int = ROWS) -> Grammars:
 @pytest.fixture(autouse=True, scope="module")
 def _stopped() -> Iterator[None]:
     yield
+    stop_opened()
+
+
+def stop_opened() -> None:
     while opened:
         asyncio.run(opened.popitem()[1].stop())
 

@@ -1,6 +1,7 @@
 """Small JSON schemas of every kind: whatever is drawn under a grammar is JSON, on one line, and holds to its schema."""
 
 import json
+from collections.abc import Iterator
 from datetime import date, datetime, time
 from enum import StrEnum
 from ipaddress import IPv4Address
@@ -15,7 +16,7 @@ from openai.lib._pydantic import to_strict_json_schema
 from pydantic import AnyUrl, BaseModel, Field, TypeAdapter
 
 from services.engine.base import GrammarSpec
-from tests.test_engine.test_grammar import grammars, walk
+from tests.test_engine.test_grammar import grammars, stop_opened, walk
 from tests.test_engine.tiny_tokenizers import byte_fallback, byte_level
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
@@ -65,11 +66,16 @@ PLAIN = st.recursive(LEAVES, _inside, max_leaves=5)
 SCHEMAS = PLAIN | PLAIN.map(lambda each: {"$defs": {"x": each}, **_array({"$ref": "#/$defs/x"}, 0, 2)})
 
 TOKENIZERS = {make.__name__: make() for make in (byte_level, byte_fallback)}
-GRAMMARS = {name: grammars(tokenizer) for name, tokenizer in TOKENIZERS.items()}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _stopped() -> Iterator[None]:
+    yield
+    stop_opened()
 
 
 async def drawn(schema: Schema, name: str = "byte_level", seed: int = 0) -> str:
-    matcher = await GRAMMARS[name].matcher(GrammarSpec("json_schema", json.dumps(schema)))
+    matcher = await grammars(TOKENIZERS[name]).matcher(GrammarSpec("json_schema", json.dumps(schema)))
     return walk(matcher, TOKENIZERS[name], seed)
 
 
@@ -151,4 +157,4 @@ async def test_values_are_read_from_what_is_drawn(kind: Any) -> None:
 
 @pytest.mark.parametrize("index", range(4))
 async def test_looser_models_compile(index: int) -> None:
-    await GRAMMARS["byte_level"].matcher(GrammarSpec("json_schema", json.dumps(schemas_of(Loose)[index])))
+    await grammars(TOKENIZERS["byte_level"]).matcher(GrammarSpec("json_schema", json.dumps(schemas_of(Loose)[index])))

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant
 
+from services.engine import fairness
+from services.engine.base import ANYBODY
 from services.engine.paged.pages import PageCopy, Pages
 from services.engine.scheduler import Batch, Scheduler, Work
 from services.engine.slots import Change, Copy, Forget, Swap
@@ -89,6 +91,9 @@ class PagedService(Service):
             slots, budget, cache_tokens=self.cache_tokens, min_reuse=min_reuse, page_size=page_size
         )
         self.memory = PagedMemory(num_pages, page_size, slots)
+        self.owners = (ANYBODY,)
+        self.ran = set()
+        self.usual = fairness.SLICE, fairness.QUANTUM
         self.sequences = []
         self.batch = Batch([], [])
 

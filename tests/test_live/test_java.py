@@ -78,8 +78,11 @@ def test_okhttp(service: Service, okhttp: list[str]) -> None:
 
 
 def test_okhttp_waits_for_its_turn_longer_than_it_waits_for_a_byte(guarded: Service, okhttp: list[str]) -> None:
-    """Its read timeout is 10 s, and nothing is said for longer than that: until the third keep-alive has come."""
-    with OpenAI(base_url=guarded.url, api_key=KEYS[1]) as client, wired(guarded.port) as wire:
+    """Its read timeout is 10 s, and nothing is said for longer than that: until the third keep-alive has come.
+
+    Both are of one key: between two the waiting one would get its turn sooner.
+    """
+    with OpenAI(base_url=guarded.url, api_key=KEYS[0]) as client, wired(guarded.port) as wire:
         outputs: list[str] = []
         with busy(client):
             example = Thread(target=lambda: outputs.append(run(okhttp, "OkHttpChat.java", wire.url, KEYS[0]).stdout))

@@ -148,7 +148,7 @@ def test_errors_are_the_exceptions_their_status_says(client: OpenAI) -> None:
         (refused(temperature=3), openai.BadRequestError, "temperature", "invalid_value"),
         (refused(messages=[]), openai.BadRequestError, "messages", "invalid_value"),
         (refused(temperature=3, stream=True), openai.BadRequestError, "temperature", "invalid_value"),
-        (refused(verbosity="low"), openai.BadRequestError, "verbosity", "unsupported_parameter"),
+        (refused(functions=[{"name": "f"}]), openai.BadRequestError, "functions", "unsupported_parameter"),
         (refused(logit_bias={"99999": 1}), openai.BadRequestError, "logit_bias", None),
         (refused(messages=user("sea " * 9000)), openai.BadRequestError, "messages", "context_length_exceeded"),
         (refused(model="gpt-4o", stream=True), openai.NotFoundError, "model", "model_not_found"),

@@ -174,8 +174,8 @@ def test_results_are_read(client: OpenAI) -> None:
             "tools.0.function.parameters",
         ),
         ({"messages": [{"role": "tool", "tool_call_id": "call_1", "content": "x"}]}, "messages.0.tool_call_id"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
-        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools.0.type"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": {"type": "web_search"}}, "tool_choice"),
     ],
 )
 def test_what_is_wrong_is_named(client: OpenAI, more: dict[str, Any], param: str) -> None:

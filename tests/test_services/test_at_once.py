@@ -38,6 +38,12 @@ from tests.test_services.test_turn_service import (
 ALONE: dict[str, object] = {"kind": "response", "create": False, "stored": True}
 
 
+@pytest.fixture
+def store(database: Database) -> Database:
+    """Each of the two databases, where others keep to SQLite."""
+    return database
+
+
 async def at_once(database: Database, turn: Turn, *calls: Coroutine[Any, Any, object]) -> list[object]:
     """Each has begun, and waits for the turn's conversation, before one of them goes on."""
     async with database.write() as session:

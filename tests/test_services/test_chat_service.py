@@ -204,7 +204,7 @@ class TestRefusals:
         ("fields", "error"),
         [
             ({"model": "nothing"}, ModelNotFound),
-            ({"moderation": True}, UnsupportedParameter),
+            ({"functions": [{"name": "f"}]}, UnsupportedParameter),
             ({"conversation": "conv_" + "0" * 32}, NotFound),
             ({"conversation": "nonsense"}, NotFound),
         ],

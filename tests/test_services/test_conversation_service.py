@@ -10,6 +10,12 @@ from tests.test_services.test_turn_service import contents, opening, say
 
 
 @pytest.fixture
+def store(database: Database) -> Database:
+    """Each of the two databases, where others keep to SQLite."""
+    return database
+
+
+@pytest.fixture
 def service(database: Database) -> ConversationService:
     return ConversationService(database)
 

@@ -30,6 +30,12 @@ from tests.databases import free_port
 
 
 @pytest.fixture
+def store(database: Database) -> Database:
+    """Each of the two databases, where others keep to SQLite."""
+    return database
+
+
+@pytest.fixture
 def service(database: Database) -> TurnService:
     return TurnService(database, writer=this_writer())
 

@@ -165,7 +165,7 @@ async def test_chatgpts_export_keeps_its_branches(database: Database, database_u
         ("assistant", "Deep"),
         ("user", "Thanks"),
     ]
-    messages = await ConversationService(database).messages("local", found.id, limit=9)
+    messages = (await ConversationService(database).messages("local", found.id, limit=9)).data
     assert [each.content for each in messages][-1] == "Thanks"
     assert {"Very deep", "And wide?"} <= {each.content for each in messages if isinstance(each.content, str)}
 
@@ -424,7 +424,7 @@ async def test_a_long_tree_takes_as_many_statements_as_a_short_one(database: Dat
         with counted(database) as statements:
             assert await archive.restore(database, "local", archived)
         counts.append(len(statements))
-        assert len(await ConversationService(database).messages("local", archived.id, limit=size + 1)) == size
+        assert len((await ConversationService(database).messages("local", archived.id, limit=size + 1)).data) == size
     assert counts[0] == counts[1]
 
 
