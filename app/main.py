@@ -49,6 +49,7 @@ from app.spec.spec import Spec
 from app.startup import Process, announce, listening, uvicorn_server
 from database.session import Database
 from services.browser_service import BrowserService
+from services.catalogue_service import CatalogueService
 from services.chat_service import ChatService
 from services.completion_service import CompletionService
 from services.conversation_service import ConversationService
@@ -256,6 +257,7 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
         items=ItemService(database),
         search=SearchService(database),
         models=manager,
+        catalogue=CatalogueService(manager),
         metrics=metrics,
         keys=Keys(settings.api_keys, settings.server.token_ttl_s),
         drain=Drain(settings.server.drain_s, interrupt=manager.stop, is_busy=lambda: streams.num_live > 0),

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from schemas.answer_schema import Omitted
+from schemas.codex_schema import CodexModel
 from schemas.sampling_schema import EffectiveSampling
 
 
@@ -37,8 +38,12 @@ class Model(BaseModel):
     sampling: Omitted[EffectiveSampling] = Field(None, description="of a chat model, where a request names nothing")
     max_model_len: Omitted[int] = Field(None, description="tokens of prompt and answer, once the model is loaded")
     context_length: Omitted[int] = Field(None, description="the same, as other clients call it")
+    input_modalities: Omitted[list[str]] = Field(None, description="once the model is loaded, as the next two")
+    output_modalities: Omitted[list[str]] = None
+    capabilities: Omitted[list[str]] = Field(None, description="as Ollama names them: completion, tools, thinking, …")
 
 
 class Models(BaseModel):
     object: Literal["list"] = "list"
     data: list[Model]
+    models: list[CodexModel] = Field(description="the chat models, as Codex reads them")

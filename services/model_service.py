@@ -42,6 +42,7 @@ class ModelCard:
     created: int  # epoch seconds
     kind: Kind
     loaded: bool
+    dialect: str | None = None  # the format of its tool calls; None: as its chat template shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +239,8 @@ class ModelManager:
         raise ModelNotFound(f"No model for {kind} is configured", param="model")
 
     def _card(self, entry: _Entry) -> ModelCard:
-        return ModelCard(entry.config.name, self._created, entry.config.kind, entry.engine is not None)
+        config = entry.config
+        return ModelCard(config.name, self._created, config.kind, entry.engine is not None, config.dialect)
 
     def _is_idle(self, entry: _Entry) -> bool:
         ttl = entry.config.idle_ttl

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from app.common import auth, drain, ignored, sse
 from services.browser_service import BrowserService
+from services.catalogue_service import CatalogueService
 from services.chat_service import ChatService
 from services.completion_service import CompletionService
 from services.conversation_service import ConversationService
@@ -48,6 +49,7 @@ class Services:
     items: ItemService
     search: SearchService
     models: ModelManager
+    catalogue: CatalogueService
     metrics: Metrics
     keys: auth.Keys
     drain: drain.Drain
@@ -86,6 +88,7 @@ Keys = Annotated[auth.Keys, Depends(_the("keys"))]
 Measured = Annotated[Metrics, Depends(_the("metrics"))]
 Messages = Annotated[MessageService, Depends(_the("messages"))]
 Models = Annotated[ModelManager, Depends(_the("models"))]
+Catalogue = Annotated[CatalogueService, Depends(_the("catalogue"))]
 StoredCompletions = Annotated[StoredCompletionService, Depends(_the("stored_completions"))]
 Told = Annotated[Facts, Depends(_the("facts"))]
 Reranker = Annotated[RerankService, Depends(_the("reranker"))]

@@ -1,11 +1,12 @@
 """GET /v1/models, POST /tokenize and /detokenize, and each of them with or without /v1."""
 
-from fastapi import APIRouter, Response
+from typing import Annotated
 
-from app.common.dependencies import Caller, Models, Tokenizers, UnknownKeys
+from fastapi import APIRouter, Query, Response
+
+from app.common.dependencies import Caller, Catalogue, Tokenizers, UnknownKeys
 from app.common.json_body import JsonRoute
 from schemas.ignored_keys import ignored_keys
-from schemas.sampling_schema import EffectiveSampling
 from schemas.status_schema import Model
 from schemas.status_schema import Models as ModelList
 from schemas.tokenize_schema import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
@@ -15,22 +16,18 @@ router = APIRouter(tags=["models"], route_class=JsonRoute)
 
 @router.get("/v1/models")
 @router.get("/models", include_in_schema=False)
-async def list_models(models: Models) -> ModelList:
-    return ModelList(data=[await _shown(card.id, models) for card in models.cards()])
+async def list_models(
+    catalogue: Catalogue,
+    client_version: Annotated[str | None, Query(description="Codex's own; nothing depends on it")] = None,
+) -> ModelList:
+    return await catalogue.models()
 
 
 # ids of hub models have a slash: percent-encoded by some clients, raw by others
 @router.get("/v1/models/{model:path}")
 @router.get("/models/{model:path}", include_in_schema=False)
-async def retrieve_model(model: str, models: Models) -> Model:
-    return await _shown(model, models)
-
-
-async def _shown(name: str, models: Models) -> Model:
-    card = models.card(name)
-    sampling = EffectiveSampling(**(await models.sampling(name)).given) if card.kind == "chat" else None
-    length = models.context_length(name)
-    return Model(id=name, created=card.created, sampling=sampling, max_model_len=length, context_length=length)
+async def retrieve_model(model: str, catalogue: Catalogue) -> Model:
+    return await catalogue.model(model)
 
 
 @router.post("/tokenize", response_model=Tokens)

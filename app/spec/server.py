@@ -10,6 +10,7 @@ from app.common.ignored import Ignored
 from app.common.sse import Framing, Stream
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.embeddings_schema import EmbeddingRequest
+from services.catalogue_service import Abilities
 from services.chat.events import Event, Reply
 from services.chat.request.refusals import Note, unnoted
 from services.model_service import ModelCard
@@ -67,9 +68,8 @@ class Server:
         """Raises ModelNotFound."""
         return self._services.models.card(name or "default")
 
-    def context_length(self, card: ModelCard) -> int | None:
-        """Tokens of prompt and answer together, once the model is loaded."""
-        return self._services.models.context_length(card.id)
+    def abilities(self, card: ModelCard) -> Abilities:
+        return self._services.catalogue.abilities(card)
 
     async def load(self, name: str | None) -> None:
         await self._services.models.get_model(name)

@@ -10,7 +10,6 @@ from schemas.ollama_answer_schema import Listed, Loaded, Processes, Shown, Tags,
 from schemas.ollama_schema import ShowRequest
 
 FOLLOWED = "0.33.0"  # the Ollama whose routes these are: clients ask before they use a newer one
-CAPABILITIES = {"chat": ["completion", "tools"], "embedding": ["embedding"]}
 
 
 class Catalogue:
@@ -25,16 +24,17 @@ class Catalogue:
 
     async def show(self, body: ShowRequest) -> Shown:
         card = self._server.model(model(body.model or body.name))
-        length = self._server.context_length(card)
+        known = self._server.abilities(card)
+        length = known.context_length
         info: dict[str, Any] = {"general.basename": card.id, "general.architecture": "unknown"}
         info |= {"unknown.context_length": length} if length else {}
-        return Shown(modified_at=_time(card.created), model_info=info, capabilities=CAPABILITIES.get(card.kind, []))
+        return Shown(modified_at=_time(card.created), model_info=info, capabilities=list(known.capabilities))
 
     async def version(self) -> Version:
         return Version(version=FOLLOWED)
 
     def _loaded(self, card: ModelCard) -> Loaded:
-        length = self._server.context_length(card)
+        length = self._server.abilities(card).context_length
         return Loaded(name=card.id, model=card.id, digest=_digest(card), context_length=length)
 
 
