@@ -9,3 +9,8 @@ def call(name: str, **arguments: object) -> str:
 
 def thinking(thought: str, then: str) -> str:
     return f"<think>\n{thought}\n</think>\n\n{then}"
+
+
+def custom_call(name: str, text: str) -> str:
+    """Of a tool that is held to a grammar: its text as it is."""
+    return f'<tool_call>\n{{"name": "{name}"}}\n{text}</tool_call>'

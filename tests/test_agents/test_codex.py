@@ -1,6 +1,7 @@
 """Codex over Responses."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,13 @@ import pytest
 
 from tests.test_agents.agent import Agent
 from tests.test_agents.programs import CODEX
-from tests.test_agents.says import call, thinking
+from tests.test_agents.says import call, custom_call, thinking
 from tests.test_agents.service import Service
 
 pytestmark = pytest.mark.agents
 
 CONFIG = ".codex/config.toml"
+MCP = Path(__file__).with_name("mcp_server.py")
 # there is no sandbox in a sandbox
 ONCE = ("exec", "--json", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
 PATCH = """\
@@ -47,4 +49,37 @@ def test_it_runs_a_command(service: Service, agent: Agent) -> None:
     assert shown[-1]["text"] == "The file is there."
     assert (agent.work / "hello.txt").read_text() == "Hello from Codex\n"
     assert "Hello from Codex" in service.record("codex-command")[-1]["prompt"].rpartition("<tool_response>")[2]
+    assert service.refused() == []
+
+
+def test_it_patches_a_file_with_a_custom_tool(service: Service, agent: Agent) -> None:
+    """Which it offers to models whose names it knows, with the grammar of a patch."""
+    asked = service.play("codex-patch", custom_call("apply_patch", PATCH), "The file is there.")
+    shown = items(agent.run(*ONCE, "--model", "gpt-5.5", asked))
+    assert (agent.work / "hello.txt").read_text() == "Hello from Codex\n"
+    assert shown[-1]["text"] == "The file is there."
+    assert "*** Add File: hello.txt" in service.record("codex-patch")[-1]["prompt"]
+    assert service.refused() == []
+
+
+def test_it_calls_a_tool_of_its_own_mcp_server(service: Service, agent: Agent) -> None:
+    """A namespace: Codex finds the tool only where name and namespace come apart."""
+    with (agent.home / CONFIG).open("a") as config:
+        config.write(f"\n[mcp_servers.keys]\ncommand = {json.dumps(sys.executable)}\nargs = [{json.dumps(str(MCP))}]\n")
+    asked = service.play("codex-mcp", call("mcp__keys__lookup", key="brass"), "It opens the cellar.")
+    shown = items(agent.run(*ONCE, asked))
+    assert shown[-1]["text"] == "It opens the cellar."
+    assert "The key brass opens the cellar." in service.record("codex-mcp")[-1]["prompt"]
+    assert service.refused() == []
+
+
+def test_it_shows_a_thought_and_sends_it_back(service: Service, agent: Agent) -> None:
+    asked = service.play(
+        "codex-thought",
+        thinking("The folder may be empty.", call("exec_command", cmd="ls")),
+        "It is empty.",
+    )
+    shown = items(agent.run(*ONCE, asked))
+    assert "The folder may be empty." in [each.get("text") for each in shown if each["type"] == "reasoning"]
+    assert "<think>\nThe folder may be empty.\n</think>" in service.record("codex-thought")[-1]["prompt"]
     assert service.refused() == []

@@ -94,7 +94,12 @@ def read(calls: Calls, offer: tools.Offer, *pieces: str) -> tuple[str, list[tupl
 
 
 def begun(calls: Calls, name: str) -> str:
-    return "".join(calls.before) + f'{{"name": "{name}"}}\n'
+    """As any call begins: a line end before the object is a model's habit, and must lead to this tool as to others."""
+    return "".join(calls.before) + lead(calls) + f'{{"name": "{name}"}}\n'
+
+
+def lead(calls: Calls) -> str:
+    return "\n" if calls.call[0].startswith("\n") else ""
 
 
 @pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
@@ -117,7 +122,7 @@ class TestHeldToAGrammar:
 
     def test_comes_after_others(self, calls: Calls, tokenizer: LLTokenizer) -> None:
         first = calls.write([("f", '{"a": 1}'), ("say", '{"input": "\\u00e9\\n"}')]).removesuffix("".join(calls.after))
-        said = first + "".join(calls.between) + '{"name": "code"}\nAB/7'
+        said = first + "".join(calls.between) + lead(calls) + '{"name": "code"}\nAB/7'
         assert takes(tokenizer, calls, offer("required"), said.replace("\\u00e9", "e"))
         made = [("function", "f", '{"a": 1}'), ("custom", "say", "é\n"), ("custom", "code", "AB/7")]
         for pieces in ((said,), tuple(said)):
@@ -136,7 +141,9 @@ def test_several_texts_with_an_end_each(tokenizer: LLTokenizer) -> None:
     for name in ("hermes", "mistral-args"):
         calls = CALLS[name]
         ended = "AB/7\n" + calls.raw_end * (calls.raw_end not in calls.between)
-        said = begun(calls, "code") + ended + "".join(calls.between) + '{"name": "code"}\nCD/8' + calls.end
+        said = (
+            begun(calls, "code") + ended + "".join(calls.between) + lead(calls) + '{"name": "code"}\nCD/8' + calls.end
+        )
         assert takes(tokenizer, calls, offer("required"), said)
         assert read(calls, offer("auto"), *said) == ("", [("custom", "code", "AB/7\n"), ("custom", "code", "CD/8")])
 

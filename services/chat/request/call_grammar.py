@@ -92,7 +92,10 @@ def _rules(offer: Offer, calls: Calls) -> list[str]:
 
 
 def _text_rules(place: int, function: Function, calls: Calls) -> list[str]:
-    whole = f"{json.dumps(_named(RAW, function))} text-{place}"
+    # a model that has begun as it does for any call is not to be led to another tool by that
+    first = calls.call[0]
+    lead = first[: len(first) - len(first.lstrip())]
+    whole = f"{json.dumps(lead + _named(RAW, function))} text-{place}"
     end = _lark([calls.raw_end]) if calls.raw_end not in calls.between else ""  # that of the next call is enough
     ended = [f"call-{place}: {whole} {end}"] if calls.raw_end else []
     return [f"text-call-{place}: {whole}", *ended]
