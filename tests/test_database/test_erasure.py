@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from database.models import Base, StreamBatch
+from database.models import Base, Secret, StreamBatch
 from database.session import Database
 from services.conversation_service import ConversationService
 from services.history.repeat import Repeat
@@ -125,7 +125,7 @@ async def test_no_row_is_left_in_either_database(database_url: str) -> None:
 
 
 async def counts(database: Database) -> list[int]:
-    """Of the rows of each table."""
+    """Of the rows of each table that holds what callers sent: the server's own secret is none of theirs."""
     async with database.read() as session:
-        tables = Base.metadata.sorted_tables
+        tables = [table for table in Base.metadata.sorted_tables if table.name != Secret.__tablename__]
         return [await session.scalar(select(func.count()).select_from(table)) or 0 for table in tables]

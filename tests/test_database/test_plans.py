@@ -86,10 +86,11 @@ QUERIES: dict[str, tuple[Query, str]] = {
     "last events": (lambda r: r.streams.last("t"), "stream_batches"),
     "events deleted": (lambda r: r.streams.drop("t"), "stream_batches"),
     "old requests": (lambda r: r.repeats.forget(0.0), "ix_idempotency_keys_created_at"),
+    "the server's secret": (lambda r: r.secrets.get("seal"), "secrets"),
 }
 # By the primary key alone, or for the command line, which reads a history from one end to the other.
 OTHERS = {
-    *(f"{table}.add" for table in ("conversations", "items", "turns", "streams", "repeats")),
+    *(f"{table}.add" for table in ("conversations", "items", "turns", "streams", "repeats", "secrets")),
     *("conversations.touch", "turns.admit", "turns.checkpoint", "turns.finish", "turns.give_up"),
     *("conversations.all_of", "conversations.delete_some_of"),
 }
