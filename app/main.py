@@ -17,11 +17,11 @@ from starlette.middleware.cors import CORSMiddleware
 from app import models
 from app.common import configuration, errors, log, openapi
 from app.common.allowed_hosts import AllowedHosts
-from app.common.auth import Gate, Keys
+from app.common.auth import AuthMiddleware, Keys
 from app.common.compression import Decompress
 from app.common.connection import Deadlines
 from app.common.connections import ConnectionGate, Connections
-from app.common.dependencies import Facts, Services
+from app.common.dependencies import ServerInfo, Services
 from app.common.drain import Drain
 from app.common.ignored import UnknownKeys
 from app.common.middleware import BodyLimit, DrainGate, Head, Options, Protocol, RequestLog
@@ -48,7 +48,6 @@ from app.spec.predict import PredictSpec
 from app.spec.spec import Spec
 from app.startup import Process, announce, listening, uvicorn_server
 from database.session import Database
-from services.browser_service import BrowserService
 from services.catalogue_service import CatalogueService
 from services.chat_service import ChatService
 from services.completion_service import CompletionService
@@ -56,6 +55,7 @@ from services.conversation_service import ConversationService
 from services.embedding_service import EmbeddingService
 from services.engine import build, warm_up
 from services.engine.generation_config import read_sampling_defaults
+from services.event_source_service import EventSourceService
 from services.fetch_service import Fetcher
 from services.image_service import ImageService
 from services.item_service import ItemService
@@ -247,7 +247,7 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
     messages = MessageService(chat, turns, conversations)
     stored_responses = StoredResponseService(turns, streams, secrets)
     return Services(
-        browser=BrowserService(messages, turns, streams),
+        event_sources=EventSourceService(messages, turns, streams),
         chat=chat,
         completions=CompletionService(manager, metrics, texts),
         embeddings=EmbeddingService(manager, metrics, texts),
@@ -268,7 +268,7 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
         streams=streams,
         tokenizers=TokenizeService(manager, chat, texts, settings.server.max_tokenize_chars),
         unknown_keys=UnknownKeys(strict=settings.strict),
-        facts=Facts(settings.chat.max_new_tokens, settings.model.device, settings.chat.system_prompt),
+        info=ServerInfo(settings.chat.max_new_tokens, settings.model.device, settings.chat.system_prompt),
     )
 
 
@@ -296,7 +296,7 @@ def _middleware(settings: Settings, services: Services, routes: Routes, connecti
         Middleware(ConnectionGate, connections=connections),
         *guard,
         Middleware(Options, routes=routes),
-        Middleware(Gate, keys=services.keys),
+        Middleware(AuthMiddleware, keys=services.keys),
         Middleware(DrainGate, drain=services.drain),
         Middleware(BodyLimit, max_bytes=settings.server.max_body_bytes),
         Middleware(Decompress, max_bytes=settings.server.max_body_bytes),

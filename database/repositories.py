@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from database.conversation_repository import ConversationRepository
+from database.idempotency_repository import IdempotencyRepository
 from database.item_repository import ItemRepository
-from database.repeat_repository import RepeatRepository
 from database.search_repository import SearchRepository
 from database.secret_repository import SecretRepository
 from database.stream_repository import StreamRepository
@@ -19,7 +19,7 @@ class Repositories:
     items: ItemRepository
     turns: TurnRepository
     search: SearchRepository
-    repeats: RepeatRepository
+    idempotency_keys: IdempotencyRepository
     streams: StreamRepository
     secrets: SecretRepository
 
@@ -30,7 +30,7 @@ def of(session: AsyncSession) -> Repositories:
         ItemRepository(session),
         TurnRepository(session),
         SearchRepository(session),
-        RepeatRepository(session),
+        IdempotencyRepository(session),
         StreamRepository(session),
         SecretRepository(session),
     )

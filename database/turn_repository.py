@@ -32,7 +32,7 @@ FINISH = _change("choices", "usage", "error", "updated_at", "completed_at").valu
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TurnResult:
     """How a turn ended."""
 
     status: str
@@ -143,12 +143,12 @@ class TurnRepository:
         rows = [{"turn": turn, "its_said": said[turn], "its_updated_at": now, "by": writer} for turn in sorted(said)]
         await execute_all(self._session, CHECKPOINT, rows)
 
-    async def finish(self, outcomes: Mapping[str, Outcome]) -> None:
+    async def finish(self, results: Mapping[str, TurnResult]) -> None:
         """One that was cancelled stays that."""
         rows = [
             {"turn": turn_id, "its_status": each.status, "its_updated_at": each.at, "its_completed_at": each.at}
             | {"its_choices": each.choices, "its_usage": each.usage, "its_error": each.error}
-            for turn_id, each in outcomes.items()
+            for turn_id, each in results.items()
         ]
         await execute_all(self._session, FINISH, rows)
 

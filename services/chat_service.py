@@ -27,9 +27,9 @@ from services.chat.request.public_prefix import num_public, public_prefix
 from services.chat.request.refusals import Note, unnoted
 from services.engine.base import Engine, Job, SamplingDefaults
 from services.errors import ServiceError, Unavailable
-from services.history.given_turn import GivenTurn
-from services.history.repeat import Repeat
-from services.history.turn import Opening, Turn
+from services.history.idempotency import IdempotencyKey
+from services.history.replayed_turn import ReplayedTurn
+from services.history.turn import Turn, TurnRequest
 from services.image_service import ImageService
 from services.large import aside
 from services.metrics_service import Metrics
@@ -67,16 +67,24 @@ class ChatService:
         return prompt.unknown_keys(request)
 
     async def create(
-        self, request: ChatCompletionRequest, owner: str, repeat: Repeat | None = None, note: Note = unnoted
+        self,
+        request: ChatCompletionRequest,
+        owner: str,
+        idempotency_key: IdempotencyKey | None = None,
+        note: Note = unnoted,
     ) -> ChatCompletion:
-        reply = await self.whole(request, owner, repeat=repeat, note=note)
+        reply = await self.whole(request, owner, idempotency_key=idempotency_key, note=note)
         return encode.completion(reply, request.metadata, encode.wanted(request))
 
     async def stream(
-        self, request: ChatCompletionRequest, owner: str, repeat: Repeat | None = None, note: Note = unnoted
+        self,
+        request: ChatCompletionRequest,
+        owner: str,
+        idempotency_key: IdempotencyKey | None = None,
+        note: Note = unnoted,
     ) -> AsyncGenerator[ChatCompletionChunk, None]:
         """Refusals are raised by the first step; once a chunk has come, the request was admitted."""
-        async with aclosing(self.run(request, owner, repeat=repeat, note=note)) as run:
+        async with aclosing(self.run(request, owner, idempotency_key=idempotency_key, note=note)) as run:
             async for chunk in encode.chunks(run, encode.wanted(request)):
                 yield chunk
 
@@ -85,11 +93,11 @@ class ChatService:
         request: ChatCompletionRequest,
         owner: str,
         turn: Turn | None = None,
-        repeat: Repeat | None = None,
+        idempotency_key: IdempotencyKey | None = None,
         note: Note = unnoted,
     ) -> Reply:
         reply = Reply()
-        async with aclosing(self.run(request, owner, turn, repeat, note)) as run:
+        async with aclosing(self.run(request, owner, turn, idempotency_key, note)) as run:
             async for event in run:
                 reply.add(event)
         return reply
@@ -99,7 +107,7 @@ class ChatService:
         request: ChatCompletionRequest,
         owner: str,
         turn: Turn | None = None,
-        repeat: Repeat | None = None,
+        idempotency_key: IdempotencyKey | None = None,
         note: Note = unnoted,
     ) -> AsyncGenerator[Event, None]:
         """A Head, then what is said. Who has opened a turn for it says what is remembered, else the request does.
@@ -109,8 +117,8 @@ class ChatService:
         arrived = time.perf_counter()
         await aside(self.check, request)
         facts = await aside(stored.asked, request)
-        turn = turn or await self._turns.open(await aside(_opening, request, owner, repeat, facts))
-        if isinstance(turn, GivenTurn):
+        turn = turn or await self._turns.open(await aside(_turn_request, request, owner, idempotency_key, facts))
+        if isinstance(turn, ReplayedTurn):
             async for event in turn.events():
                 yield event
             return
@@ -156,8 +164,8 @@ class ChatService:
     ) -> tuple[int, ...]:
         """The tokens that would be submitted. `limit`: far more of them need not be found, but are PromptTooLong."""
         await aside(prompt.check, request)
-        opening = Opening(owner=owner, conversation=request.conversation, item=request.parent_item)
-        turn = await self._turns.open(opening)
+        turn_request = TurnRequest(owner=owner, conversation=request.conversation, item=request.parent_item)
+        turn = await self._turns.open(turn_request)
         async with self._models.lease(request.model) as model:
             ready = await self._asked(request, owner, turn, model, limit)
             note(ready.ignored)
@@ -223,9 +231,11 @@ async def _unbroken(write: Coroutine[Any, Any, None]) -> None:
 _writes: set[asyncio.Future[None]] = set()  # the event loop itself holds its tasks only weakly
 
 
-def _opening(request: ChatCompletionRequest, owner: str, repeat: Repeat | None, facts: Mapping[str, Any]) -> Opening:
+def _turn_request(
+    request: ChatCompletionRequest, owner: str, idempotency_key: IdempotencyKey | None, facts: Mapping[str, Any]
+) -> TurnRequest:
     """`facts`: what is stored of the request when it is admitted."""
-    return Opening(
+    return TurnRequest(
         owner=owner,
         input=items.of_messages(request.messages),
         conversation=request.conversation,
@@ -233,7 +243,7 @@ def _opening(request: ChatCompletionRequest, owner: str, repeat: Repeat | None, 
         stored=request.store,
         request=facts,
         metadata=request.metadata,
-        repeat=repeat,
+        idempotency_key=idempotency_key,
     )
 
 

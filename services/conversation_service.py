@@ -7,7 +7,7 @@ from typing import Any, cast
 from uuid import uuid4
 
 from database.models import CANCELLED, COMPLETED, INCOMPLETE
-from database.models import Conversation as Row
+from database.models import Conversation as ConversationRow
 from database.models import Item as ItemRow
 from database.models import Turn as TurnRow
 from database.repositories import Repositories
@@ -18,9 +18,9 @@ from schemas.page_schema import Page, page
 from services.chat import items
 from services.chat.items import Item
 from services.errors import InvalidRequest, NotFound
-from services.history.past import existing
-from services.history.repeat import Repeat, earlier, remember
-from services.history.rows import seconds
+from services.history.context import existing
+from services.history.idempotency import IdempotencyKey, earlier, remember
+from services.history.item_rows import seconds
 from services.history.store import Store
 from services.item_service import shown, write
 
@@ -37,10 +37,10 @@ class ConversationService:
         given: Sequence[Item] = (),
         metadata: Mapping[str, Any] | None = None,
         title: str | None = None,
-        repeat: Repeat | None = None,
+        idempotency_key: IdempotencyKey | None = None,
     ) -> Conversation:
         now = time.time()
-        new = Row(
+        new = ConversationRow(
             id=f"conv_{uuid4().hex}",
             owner=owner,
             title=title,
@@ -49,12 +49,12 @@ class ConversationService:
             updated_at=now,
         )
         async with self._store.writing() as repositories:
-            if (before := await earlier(repositories, repeat, owner)) is not None:
+            if (before := await earlier(repositories, idempotency_key, owner)) is not None:
                 return shown(await existing(repositories, before.conversation_id, owner))
             await repositories.conversations.add([new])
             if given:
                 await write(repositories, new, given)
-            await remember(repositories, repeat, owner, new.id)
+            await remember(repositories, idempotency_key, owner, new.id)
         return shown(new)
 
     async def get(self, conversation_id: str, owner: str) -> Conversation:
@@ -107,14 +107,14 @@ class ConversationService:
         return page(shown, [each.id for each in shown], limit if is_end else portion.size)
 
 
-async def _conversation(repositories: Repositories, after: str, owner: str) -> Row:
+async def _conversation(repositories: Repositories, after: str, owner: str) -> ConversationRow:
     try:
         return await existing(repositories, after, owner)
     except NotFound:
         raise InvalidRequest("'after' is none of your conversations", param="after") from None
 
 
-async def _message(repositories: Repositories, conversation: Row, message_id: str) -> ItemRow:
+async def _message(repositories: Repositories, conversation: ConversationRow, message_id: str) -> ItemRow:
     for item_id in (f"msg_{message_id}", message_id):
         if "\0" not in item_id and (row := await repositories.items.get(conversation.id, item_id)) is not None:
             return row

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from database.item_repository import Order
 from database.models import Conversation as ConversationRow
-from database.models import Item as Row
+from database.models import Item as ItemRow
 from database.repositories import Repositories
 from database.session import Database
 from schemas.conversation_schema import Conversation, ItemPage
 from schemas.page_schema import page
 from services.chat.items import Item
 from services.errors import InvalidRequest, NotFound
-from services.history import rows
-from services.history.past import existing
-from services.history.repeat import Repeat, earlier, remember
-from services.history.rows import Place
+from services.history import item_rows
+from services.history.context import existing
+from services.history.idempotency import IdempotencyKey, earlier, remember
+from services.history.item_rows import Place
 from services.history.store import Store, busy
 from services.large import aside
 
@@ -25,7 +25,7 @@ ITEM_ID = re.compile(r"[^\x00]{1,128}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class PageQuery:
     """Of a list."""
 
     limit: int
@@ -38,22 +38,22 @@ class ItemService:
         self._store = Store(database)
 
     async def add(
-        self, conversation_id: str, owner: str, given: Sequence[Item], repeat: Repeat | None = None
+        self, conversation_id: str, owner: str, given: Sequence[Item], idempotency_key: IdempotencyKey | None = None
     ) -> ItemPage:
         """To the end: the next answer goes on from the last of them."""
         async with self._store.writing() as repositories:
             await existing(repositories, conversation_id, owner, lock=True)  # one of the same key is waited for
-            if (before := await earlier(repositories, repeat, owner)) is not None:
+            if (before := await earlier(repositories, idempotency_key, owner)) is not None:
                 known = await repositories.items.known(conversation_id, before.item_ids or [])
                 added = [row.data for row in sorted(known, key=lambda row: row.seq)]
                 return page(added, [item["id"] for item in added], len(added))
             conversation = await quiet(repositories, conversation_id, owner)
             added = await write(repositories, conversation, given)
             ids = [item["id"] for item in added]
-            await remember(repositories, repeat, owner, conversation.id, ids)
+            await remember(repositories, idempotency_key, owner, conversation.id, ids)
         return page(added, ids, len(added))
 
-    async def page(self, conversation_id: str, owner: str, part: Part) -> ItemPage:
+    async def page(self, conversation_id: str, owner: str, part: PageQuery) -> ItemPage:
         async with self._store.reading() as repositories:
             await existing(repositories, conversation_id, owner)
             after = None if part.after is None else await _cursor(repositories, conversation_id, part.after)
@@ -76,7 +76,7 @@ class ItemService:
 
 def shown(row: ConversationRow) -> Conversation:
     return Conversation(
-        id=row.id, created_at=int(rows.seconds(row.created_at)), metadata=row.metadata_, title=row.title
+        id=row.id, created_at=int(item_rows.seconds(row.created_at)), metadata=row.metadata_, title=row.title
     )
 
 
@@ -90,26 +90,26 @@ async def quiet(repositories: Repositories, conversation_id: str, owner: str) ->
 
 
 async def write(repositories: Repositories, conversation: ConversationRow, given: Sequence[Item]) -> list[Item]:
-    items = [rows.whole(item) for item in given]
+    items = [item_rows.whole(item) for item in given]
     ids = [item["id"] for item in items]
     if len(set(ids)) < len(ids) or await repositories.items.known(conversation.id, ids):
         raise InvalidRequest("An item of this id is in the conversation already", param="items")
     now = time.time()
     tip = await repositories.items.newest(conversation.id)
     place = Place(conversation.owner, conversation.id, now, parent_id=tip.id if tip else None)
-    await repositories.items.add(await aside(rows.chain, items, place))
+    await repositories.items.add(await aside(item_rows.chain, items, place))
     await repositories.conversations.touch([conversation.id], now)
     return items
 
 
-async def _cursor(repositories: Repositories, conversation_id: str, after: str) -> Row:
+async def _cursor(repositories: Repositories, conversation_id: str, after: str) -> ItemRow:
     try:
         return await _item(repositories, conversation_id, after)
     except NotFound:
         raise InvalidRequest("'after' is not an item of this conversation", param="after") from None
 
 
-async def _item(repositories: Repositories, conversation_id: str, item_id: str) -> Row:
+async def _item(repositories: Repositories, conversation_id: str, item_id: str) -> ItemRow:
     row = await repositories.items.get(conversation_id, item_id) if ITEM_ID.fullmatch(item_id) else None
     if row is None:
         raise NotFound(f"No item with id '{item_id[:64]}' in this conversation", param="item_id")

@@ -19,8 +19,8 @@ from services.chat.request import contents
 from services.chat_service import ChatService
 from services.conversation_service import ConversationService
 from services.errors import InvalidRequest, ServiceError
-from services.history.repeat import Repeat
-from services.history.turn import Opening, Turn
+from services.history.idempotency import IdempotencyKey
+from services.history.turn import Turn, TurnRequest
 from services.turn_service import TurnService
 
 
@@ -40,9 +40,11 @@ class MessageService:
         self._turns = turns
         self._conversations = conversations
 
-    async def new(self, request: NewMessage, owner: str, repeat: Repeat | None = None) -> NewMessageAnswer:
+    async def new(
+        self, request: NewMessage, owner: str, idempotency_key: IdempotencyKey | None = None
+    ) -> NewMessageAnswer:
         asked = _as_chat(request)
-        turn = await self._open(asked, owner, repeat)
+        turn = await self._open(asked, owner, idempotency_key)
         reply = await self._chat.whole(asked, owner, turn)
         head = reply.head
         assert head is not None
@@ -59,20 +61,20 @@ class MessageService:
         )
 
     async def stream(
-        self, request: NewMessage, owner: str, repeat: Repeat | None = None
+        self, request: NewMessage, owner: str, idempotency_key: IdempotencyKey | None = None
     ) -> AsyncGenerator[TextPiece, None]:
-        async with aclosing(self._run(_as_chat(request), owner, repeat)) as run:
+        async with aclosing(self._run(_as_chat(request), owner, idempotency_key)) as run:
             head = await head_of(run)
             async for event in run:
                 if isinstance(event, Text):
                     yield TextPiece(text=event.text, message_id=head.id)
 
     async def whole(
-        self, request: NewMessage, owner: str, repeat: Repeat | None = None
+        self, request: NewMessage, owner: str, idempotency_key: IdempotencyKey | None = None
     ) -> AsyncGenerator[TextPiece, None]:
         """The answer as one piece, for readers of event streams that did not ask for several."""
         asked = _as_chat(request)
-        reply = await self._chat.whole(asked, owner, await self._open(asked, owner, repeat))
+        reply = await self._chat.whole(asked, owner, await self._open(asked, owner, idempotency_key))
         assert reply.head is not None
         yield TextPiece(text=reply.text, message_id=reply.head.id)
 
@@ -87,23 +89,25 @@ class MessageService:
         return turn, self._chat.run(asked, owner, turn)
 
     async def _run(
-        self, asked: ChatCompletionRequest, owner: str, repeat: Repeat | None
+        self, asked: ChatCompletionRequest, owner: str, idempotency_key: IdempotencyKey | None
     ) -> AsyncGenerator[Event, None]:
-        async with aclosing(self._chat.run(asked, owner, await self._open(asked, owner, repeat))) as run:
+        async with aclosing(self._chat.run(asked, owner, await self._open(asked, owner, idempotency_key))) as run:
             async for event in run:
                 yield event
 
-    async def _open(self, asked: ChatCompletionRequest, owner: str, repeat: Repeat | None = None) -> Turn:
-        opening = Opening(
+    async def _open(
+        self, asked: ChatCompletionRequest, owner: str, idempotency_key: IdempotencyKey | None = None
+    ) -> Turn:
+        turn_request = TurnRequest(
             owner=owner,
             kind="message",
             input=items.of_messages(asked.messages),
             conversation=asked.conversation,
             create=True,
-            repeat=repeat,
+            idempotency_key=idempotency_key,
         )
         with _in_its_words():
-            return await self._turns.open(opening)
+            return await self._turns.open(turn_request)
 
 
 def _history_item(message: ChatMessage) -> HistoryItem:

@@ -25,10 +25,10 @@ from services.chat.request.refusals import Note, unnoted
 from services.chat.request.sampling import settled
 from services.chat_service import ChatService, settle
 from services.errors import Overloaded, PromptTooLong, ServiceError, UnsupportedParameter
-from services.history.given_turn import GivenTurn
-from services.history.live import Live
-from services.history.repeat import Repeat
-from services.history.turn import Opening, Turn
+from services.history.background_stream import BackgroundStream
+from services.history.idempotency import IdempotencyKey
+from services.history.replayed_turn import ReplayedTurn
+from services.history.turn import Turn, TurnRequest
 from services.large import aside
 from services.secret_service import SecretService
 from services.stored_response_service import KIND, StoredResponseService
@@ -74,9 +74,9 @@ class ResponseService:
     # --- asking ---
 
     async def create(
-        self, request: ResponseRequest, owner: str, repeat: Repeat | None = None, note: Note = unnoted
+        self, request: ResponseRequest, owner: str, idempotency_key: IdempotencyKey | None = None, note: Note = unnoted
     ) -> Response:
-        asked = await self._open(request, owner, repeat, note)
+        asked = await self._open(request, owner, idempotency_key, note)
         if request.background:
             return await self._begin(asked)
         async with aclosing(self._events(asked)) as events:
@@ -85,10 +85,10 @@ class ResponseService:
         return asked.encoder.response
 
     async def stream(
-        self, request: ResponseRequest, owner: str, repeat: Repeat | None = None, note: Note = unnoted
+        self, request: ResponseRequest, owner: str, idempotency_key: IdempotencyKey | None = None, note: Note = unnoted
     ) -> AsyncGenerator[StreamEvent, None]:
         """Refusals are raised by the first step; what breaks after it is told by the last event."""
-        asked = await self._open(request, owner, repeat, note)
+        asked = await self._open(request, owner, idempotency_key, note)
         if request.background:
             await self._begin(asked)
         events = self._stored.follow(asked.turn.id, owner, -1) if request.background else self._told(asked)
@@ -96,14 +96,16 @@ class ResponseService:
             async for event in events:
                 yield event
 
-    async def _open(self, request: ResponseRequest, owner: str, repeat: Repeat | None, note: Note) -> Asked:
+    async def _open(
+        self, request: ResponseRequest, owner: str, idempotency_key: IdempotencyKey | None, note: Note
+    ) -> Asked:
         """Checks all that can be told before a model is asked."""
         responses.check(request)
         model = self._chat.model_name(request.model)
         begun = responses.begun(settled(request, await self._chat.sampling(request.model)), model)
         own = await self._own_items(request, owner, note)
         facts = begun.model_dump(include=responses.ASKED)
-        opening = Opening(
+        turn_request = TurnRequest(
             owner=owner,
             kind=KIND,
             input=own,
@@ -114,9 +116,9 @@ class ResponseService:
             logprobs=responses.LOGPROBS in request.include,
             request=facts,
             metadata=request.metadata,
-            repeat=repeat,
+            idempotency_key=idempotency_key,
         )
-        turn = await self._turns.open(opening)
+        turn = await self._turns.open(turn_request)
         begun.id, begun.created_at, begun.conversation = turn.id, int(turn.created_at), reference(turn.conversation_id)
         output = Output(turn.reply_id, logprobs=responses.LOGPROBS in request.include)
         messages = [*turn.history, *await aside(items.messages, own)]
@@ -166,7 +168,7 @@ class ResponseService:
 
     async def _settle(self, asked: Asked) -> None:
         """What holds where the request names nothing is certain once the model is there."""
-        if isinstance(asked.turn, GivenTurn):
+        if isinstance(asked.turn, ReplayedTurn):
             return
         asked.request = settled(asked.request, await self._chat.sampling(asked.request.model, load=True))
         begun = responses.begun(asked.request, asked.encoder.response.model)
@@ -208,7 +210,7 @@ class ResponseService:
     # --- answering in the background ---
 
     async def _begin(self, asked: Asked) -> Response:
-        if isinstance(asked.turn, GivenTurn):
+        if isinstance(asked.turn, ReplayedTurn):
             return await self._stored.get(asked.turn.id, asked.owner, asked.request.include)
         queued = asked.encoder.response.model_copy()
         await asked.turn.queue(queued.model)
@@ -216,7 +218,7 @@ class ResponseService:
         def ended(error: ServiceError, number: int) -> Iterator[StreamEvent]:
             return map(framed, asked.encoder.broken(error))
 
-        self._streams.keep(asked.turn.id, Live(self._background(asked), asked.owner, ended))
+        self._streams.keep(asked.turn.id, BackgroundStream(self._background(asked), asked.owner, ended))
         return queued
 
     async def _background(self, asked: Asked) -> AsyncGenerator[StreamEvent, None]:
@@ -252,10 +254,10 @@ class ResponseService:
     async def count(self, request: ResponseInput, owner: str, note: Note = unnoted) -> InputTokens:
         responses.check(request)
         own = await self._own_items(request, owner, note)
-        opening = Opening(
+        turn_request = TurnRequest(
             owner=owner, kind=KIND, conversation=request.conversation, previous=request.previous_response_id
         )
-        history = (await self._turns.open(opening)).history
+        history = (await self._turns.open(turn_request)).history
         with responses.in_its_words():
             chat = responses.as_chat(request, [*history, *items.messages(own)])
             return InputTokens(input_tokens=len(await self._chat.prompt_of(chat, owner, responses.noted(note))))

@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Collection, Sequence
 
 from database import terms
-from database.models import Item as Row
+from database.models import Item as ItemRow
 from database.repositories import Repositories
 from database.session import Database
 from schemas.conversation_schema import Found
 from schemas.page_schema import Page, page
 from services.errors import InvalidRequest
-from services.history.rows import seconds, text
+from services.history.item_rows import seconds, text
 from services.history.store import Store
 
 
@@ -40,12 +40,12 @@ async def _place(repositories: Repositories, after: str, owner: str) -> int:
     return row.seq
 
 
-def _all_found(rows: Sequence[Row], query: str, listed: Collection[str]) -> list[Found]:
+def _all_found(rows: Sequence[ItemRow], query: str, listed: Collection[str]) -> list[Found]:
     """In a thread: each of the texts is searched for the words that it was found by."""
     return [_found(row, query, is_listed=row.conversation_id in listed) for row in rows]
 
 
-def _found(row: Row, query: str, *, is_listed: bool) -> Found:
+def _found(row: ItemRow, query: str, *, is_listed: bool) -> Found:
     return Found(
         conversation_id=row.conversation_id if is_listed else None,
         answer_id=None if is_listed else row.turn_id,

@@ -13,7 +13,7 @@ from database.models import CANCELLED, IN_PROGRESS, QUEUED
 from database.session import Database
 from schemas.response_answer_schema import StreamEvent
 from services.errors import Stopped, Unavailable
-from services.history.live import Live
+from services.history.background_stream import BackgroundStream
 from services.history.store import Store
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ STOPPED = "The answer was stopped"
 class StreamService:
     def __init__(self, database: Database) -> None:
         self._store = Store(database)
-        self._live: dict[str, Live] = {}
+        self._live: dict[str, BackgroundStream] = {}
         self._keeper: asyncio.Task[None] | None = None
         self._beating = asyncio.Lock()
         self._is_told = False  # that the database is away
@@ -35,7 +35,7 @@ class StreamService:
     def num_live(self) -> int:
         return sum(not live.over for live in self._live.values())
 
-    def keep(self, turn_id: str, live: Live) -> None:
+    def keep(self, turn_id: str, live: BackgroundStream) -> None:
         self._live[turn_id] = live
         if self._keeper is None or self._keeper.done():
             self._keeper = asyncio.create_task(self._keep(), name="stream keeper")
@@ -122,7 +122,7 @@ class StreamService:
         async with self._beating:
             await self._beat(dict(self._live))
 
-    async def _beat(self, live: dict[str, Live]) -> None:
+    async def _beat(self, live: dict[str, BackgroundStream]) -> None:
         if not live:
             return
         unsaved = {turn_id: each.unsaved() for turn_id, each in live.items()}

@@ -9,22 +9,22 @@ from typing import Any
 from database.item_repository import Order
 from database.models import CANCELLED, COMPLETED
 from database.models import Item as ItemRow
-from database.models import Turn as Row
+from database.models import Turn as TurnRow
 from database.repositories import Repositories
 from database.session import Database
 from services.chat.items import Item
 from services.errors import Conflict, InvalidRequest, NotFound
 from services.history.answer import Answer, answer
-from services.history.given_turn import GivenTurn
-from services.history.group import Group
-from services.history.keeper import Keeper
-from services.history.outcome import give_up
-from services.history.past import TURN_ID, of_answer, of_conversation, of_turn
-from services.history.repeat import PARAM, earlier, take_back
-from services.history.repeat import Repeat as Repeat
+from services.history.checkpoint_task import CheckpointTask
+from services.history.context import TURN_ID, of_answer, of_conversation, of_turn
+from services.history.idempotency import PARAM, earlier, take_back
+from services.history.idempotency import IdempotencyKey as IdempotencyKey
+from services.history.replayed_turn import ReplayedTurn
 from services.history.store import Store
 from services.history.stored_turn import StoredTurn
-from services.history.turn import Kind, Opening, Turn, UnstoredTurn
+from services.history.turn import Kind, Turn, TurnRequest, UnstoredTurn
+from services.history.turn_result import give_up
+from services.history.write_batcher import WriteBatcher
 from services.history.writer import this_writer as this_writer
 from services.history.writes import Write, commit
 
@@ -52,49 +52,51 @@ class TurnService:
     ) -> None:
         self._store = Store(database)
         self._writer = writer
-        self._writes: Group[Write] = Group(partial(commit, self._store, writer))
+        self._writes: WriteBatcher[Write] = WriteBatcher(partial(commit, self._store, writer))
         self._running: dict[str, StoredTurn] = {}
-        self.keeper = Keeper(self._store, self._running, writer=writer, checkpoint_s=checkpoint_s, ttl_s=ttl_s)
+        self.checkpoints = CheckpointTask(
+            self._store, self._running, writer=writer, checkpoint_s=checkpoint_s, ttl_s=ttl_s
+        )
 
     async def start(self) -> None:
-        await self.keeper.start()
+        await self.checkpoints.start()
 
     async def stop(self) -> None:
-        await self.keeper.stop()
+        await self.checkpoints.stop()
 
     async def ping(self) -> None:
         """Raises Unavailable while the store is away."""
         await self._store.ping()
 
-    async def open(self, opening: Opening) -> Turn:
+    async def open(self, request: TurnRequest) -> Turn:
         """Reads only: a request that is refused later on leaves nothing behind."""
-        if opening.is_remembered and (given := await self._given(opening)) is not None:
+        if request.is_remembered and (given := await self._given(request)) is not None:
             return given
-        past = None
-        if opening.conversation is not None:
+        context = None
+        if request.conversation is not None:
             async with self._store.reading() as repositories:
-                past = await of_conversation(repositories, opening.conversation, opening.owner, opening.item)
-        elif opening.previous is not None:
+                context = await of_conversation(repositories, request.conversation, request.owner, request.item)
+        elif request.previous is not None:
             async with self._store.reading() as repositories:
-                past = await of_answer(repositories, opening.previous, opening.owner, opening.kind)
-        if not opening.is_remembered:
-            return UnstoredTurn(opening.kind, past)
-        return StoredTurn(self._writes, self._running, self._writer, opening, past)
+                context = await of_answer(repositories, request.previous, request.owner, request.kind)
+        if not request.is_remembered:
+            return UnstoredTurn(request.kind, context)
+        return StoredTurn(self._writes, self._running, self._writer, request, context)
 
-    async def _given(self, opening: Opening) -> GivenTurn | None:
+    async def _given(self, request: TurnRequest) -> ReplayedTurn | None:
         """The turn of a request that came before. What never became whole is taken back, and asked again."""
-        if opening.repeat is None:
+        if request.idempotency_key is None:
             return None
         async with self._store.reading() as repositories:
-            turn = await _earlier(repositories, opening.repeat, opening.owner)
+            turn = await _earlier(repositories, request.idempotency_key, request.owner)
             if turn is not None and (turn.completed_at is None or turn.status == COMPLETED):
-                past = await of_turn(repositories, turn)
+                context = await of_turn(repositories, turn)
                 found = await _whole(repositories, turn)
-                return GivenTurn(found, past, partial(self._ended, turn.id, turn.owner))
+                return ReplayedTurn(found, context, partial(self._ended, turn.id, turn.owner))
         if turn is not None:
             async with self._store.writing() as repositories:
                 await repositories.conversations.hold_of_turns([turn.id])
-                again = await _earlier(repositories, opening.repeat, opening.owner)
+                again = await _earlier(repositories, request.idempotency_key, request.owner)
                 if again is not None and again.id == turn.id and again.status != COMPLETED:
                     await take_back(repositories, again)
         return None
@@ -178,19 +180,19 @@ class TurnService:
             await repositories.turns.delete(turn.id)
 
 
-async def _earlier(repositories: Repositories, repeat: Repeat, owner: str) -> Row | None:
-    found = await earlier(repositories, repeat, owner)
+async def _earlier(repositories: Repositories, idempotency_key: IdempotencyKey, owner: str) -> TurnRow | None:
+    found = await earlier(repositories, idempotency_key, owner)
     return await repositories.turns.get(found.turn_id, owner) if found and found.turn_id else None
 
 
-async def _held(repositories: Repositories, turn_id: str, owner: str, kind: Kind) -> Row:
+async def _held(repositories: Repositories, turn_id: str, owner: str, kind: Kind) -> TurnRow:
     """Nobody else changes it, or writes to its conversation, until the transaction ends."""
     if TURN_ID.fullmatch(turn_id):
         await repositories.conversations.hold_of_turns([turn_id])
     return await _existing(repositories, turn_id, owner, kind)
 
 
-async def _existing(repositories: Repositories, turn_id: str, owner: str, kind: Kind) -> Row:
+async def _existing(repositories: Repositories, turn_id: str, owner: str, kind: Kind) -> TurnRow:
     if TURN_ID.fullmatch(turn_id):
         turn = await repositories.turns.get(turn_id, owner, kind)
         if turn is not None and (turn.stored or kind == "message"):
@@ -202,18 +204,18 @@ def _no_turn(turn_id: str, kind: Kind) -> NotFound:
     return NotFound(f"No {kind} with id '{turn_id[:64]}'")
 
 
-async def _cursor(repositories: Repositories, after: str, owner: str, kind: Kind) -> Row:
+async def _cursor(repositories: Repositories, after: str, owner: str, kind: Kind) -> TurnRow:
     try:
         return await _existing(repositories, after, owner, kind)
     except NotFound:
         raise InvalidRequest("'after' is none of those that are listed", param="after") from None
 
 
-async def _whole(repositories: Repositories, turn: Row) -> Answer:
+async def _whole(repositories: Repositories, turn: TurnRow) -> Answer:
     return (await _all(repositories, [turn]))[0]
 
 
-async def _all(repositories: Repositories, turns: Sequence[Row]) -> list[Answer]:
+async def _all(repositories: Repositories, turns: Sequence[TurnRow]) -> list[Answer]:
     listed = await repositories.conversations.listed({turn.conversation_id for turn in turns})
     items: dict[str | None, list[ItemRow]] = {}
     for row in await repositories.items.of_turns([turn.id for turn in turns]):

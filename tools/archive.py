@@ -10,8 +10,8 @@ from pydantic import BaseModel
 from database.models import Conversation, Item, Turn
 from database.repositories import Repositories
 from database.session import Database
-from services.history import rows
-from services.history.rows import Place
+from services.history import item_rows
+from services.history.item_rows import Place
 from services.history.store import Store
 from tools.archive_schema import ArchivedConversation, ArchivedItem, ArchivedTurn
 
@@ -98,4 +98,4 @@ def rows_of(archived: ArchivedConversation, conversation_id: str, owner: str, na
 def _item(item: ArchivedItem, conversation_id: str, owner: str, names: Mapping[str, str]) -> Item:
     turn_id = names.get(item.turn_id or "")
     place = Place(owner, conversation_id, item.created_at, item.parent_id, turn_id, item.choice)
-    return rows.chain([item.data], place)[0]
+    return item_rows.chain([item.data], place)[0]

@@ -13,9 +13,9 @@ from schemas.response_tool_schema import known
 from services.chat.answer import stored
 from services.history import replay
 from services.history.answer import answer
-from services.history.past import CONVERSATION_ID, TURN_ID
+from services.history.context import CONVERSATION_ID, TURN_ID
+from services.history.item_rows import HAVE_STATUS
 from services.history.response import response_of
-from services.history.rows import HAVE_STATUS
 
 FORMAT: Literal["parley.conversation.1"] = "parley.conversation.1"
 MAX_CHOICES = 256  # of one answer: far more than a request may ask for

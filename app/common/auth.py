@@ -71,7 +71,7 @@ def _equal(one: str, other: str) -> bool:
     return hmac.compare_digest(one.encode(), other.encode())
 
 
-class Gate:
+class AuthMiddleware:
     """ASGI: puts the Caller into the request's state, or answers 401 before any route is looked up."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from app.common import auth, drain, ignored, sse
-from services.browser_service import BrowserService
 from services.catalogue_service import CatalogueService
 from services.chat_service import ChatService
 from services.completion_service import CompletionService
 from services.conversation_service import ConversationService
 from services.embedding_service import EmbeddingService
+from services.event_source_service import EventSourceService
 from services.item_service import ItemService
 from services.message_service import MessageService
 from services.metrics_service import Metrics
@@ -27,7 +27,7 @@ from services.tokenize_service import TokenizeService
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ServerInfo:
     """What routes tell of the settings."""
 
     max_new_tokens: int | None
@@ -39,7 +39,7 @@ class Facts:
 class Services:
     """Built once in `app.main`, kept as `app.state.services`."""
 
-    browser: BrowserService
+    event_sources: EventSourceService
     chat: ChatService
     completions: CompletionService
     embeddings: EmbeddingService
@@ -60,7 +60,7 @@ class Services:
     streams: StreamService
     tokenizers: TokenizeService
     unknown_keys: ignored.UnknownKeys
-    facts: Facts
+    info: ServerInfo
 
 
 def _the(name: str) -> Callable[[Request], Awaitable[Any]]:
@@ -75,7 +75,7 @@ async def _caller(request: Request) -> auth.Caller:
     return caller
 
 
-Browser = Annotated[BrowserService, Depends(_the("browser"))]
+EventSources = Annotated[EventSourceService, Depends(_the("event_sources"))]
 Caller = Annotated[auth.Caller, Depends(_caller)]
 Chat = Annotated[ChatService, Depends(_the("chat"))]
 Completions = Annotated[CompletionService, Depends(_the("completions"))]
@@ -90,7 +90,7 @@ Messages = Annotated[MessageService, Depends(_the("messages"))]
 Models = Annotated[ModelManager, Depends(_the("models"))]
 Catalogue = Annotated[CatalogueService, Depends(_the("catalogue"))]
 StoredCompletions = Annotated[StoredCompletionService, Depends(_the("stored_completions"))]
-Told = Annotated[Facts, Depends(_the("facts"))]
+Info = Annotated[ServerInfo, Depends(_the("info"))]
 Reranker = Annotated[RerankService, Depends(_the("reranker"))]
 Responses = Annotated[ResponseService, Depends(_the("responses"))]
 StoredResponses = Annotated[StoredResponseService, Depends(_the("stored_responses"))]

@@ -18,7 +18,7 @@ class QueryKeys:
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        token = ["token"] if self._route.path == STREAM else []  # for the Gate
+        token = ["token"] if self._route.path == STREAM else []  # read by AuthMiddleware
         return frozenset([*_declared(self._route.dependant), *token])
 
     @cached_property

@@ -4,11 +4,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.common.dependencies import Caller, Chat, Drain, Models, Sse, Tokenizers, Told, UnknownKeys
+from app.common import idempotency
+from app.common.dependencies import Caller, Chat, Drain, Info, Models, Sse, Tokenizers, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
 from app.common.openapi import EVENTS
-from app.common.repeat import Repeated
 from schemas.chat_answer_schema import ChatCompletion
 from schemas.create_chat_completion_schema import CreateChatCompletionRequest
 from schemas.sampling_schema import EffectiveSampling
@@ -29,12 +29,12 @@ async def create_chat_completion(
     caller: Caller,
     sse: Sse,
     unknown: UnknownKeys,
-    repeat: Repeated,
+    idempotency_key: idempotency.Key,
 ) -> Any:
     ignored = unknown.of(await aside(chat.unknown_keys, body))
     if body.stream:
-        return await sse.openai(chat.stream(body, caller.owner, repeat, ignored.add), ignored.headers)
-    answer = await while_connected(request, chat.create(body, caller.owner, repeat, ignored.add))
+        return await sse.openai(chat.stream(body, caller.owner, idempotency_key, ignored.add), ignored.headers)
+    answer = await while_connected(request, chat.create(body, caller.owner, idempotency_key, ignored.add))
     response.headers.update(ignored.headers)
     return answer
 
@@ -57,7 +57,7 @@ async def count_input_tokens(
 
 
 @router.get("/chat")
-async def status(request: Request, models: Models, drain: Drain, told: Told) -> Running | NotStarted:
+async def status(request: Request, models: Models, drain: Drain, server: Info) -> Running | NotStarted:
     if drain.begun:
         return NotStarted(reason="draining")
     if models.is_loading():
@@ -70,9 +70,9 @@ async def status(request: Request, models: Models, drain: Drain, told: Told) -> 
     return Running(
         llm_serving_url=str(request.base_url),
         model_name=model.name,
-        max_new_tokens=told.max_new_tokens or (engine.max_length if engine else None),
-        device=engine.device if engine else told.device,
+        max_new_tokens=server.max_new_tokens or (engine.max_length if engine else None),
+        device=engine.device if engine else server.device,
         do_sample=sampling.temperature > 0,
         sampling=sampling,
-        system_prompt=told.system_prompt,
+        system_prompt=server.system_prompt,
     )

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel
 
+from app.common import idempotency
 from app.common.dependencies import Caller, Conversations, Items, Search, UnknownKeys
 from app.common.json_body import JsonRoute
-from app.common.repeat import Repeated
 from schemas.conversation_schema import (
     AddedItems,
     Conversation,
@@ -21,7 +21,7 @@ from schemas.conversation_schema import (
 from schemas.ignored_keys import ignored_keys
 from schemas.item_schema import Includable
 from schemas.page_schema import Order, Page
-from services.item_service import Part
+from services.item_service import PageQuery
 
 router = APIRouter(tags=["conversations"], route_class=JsonRoute)
 
@@ -59,10 +59,10 @@ async def create_conversation(
     conversations: Conversations,
     caller: Caller,
     unknown: UnknownKeys,
-    repeat: Repeated,
+    idempotency_key: idempotency.Key,
 ) -> Conversation:
     response.headers.update(unknown.header(_ignored(body)))
-    return await conversations.create(caller.owner, body.items, body.metadata, body.title, repeat)
+    return await conversations.create(caller.owner, body.items, body.metadata, body.title, idempotency_key)
 
 
 @router.get("/v1/conversations/search")
@@ -111,7 +111,7 @@ async def delete_conversation(
 async def list_items(
     conversation_id: str, items: Items, caller: Caller, limit: Limit = 20, order: Order = "desc", after: After = None
 ) -> ItemPage:
-    return await items.page(conversation_id, caller.owner, Part(limit=limit, order=order, after=after))
+    return await items.page(conversation_id, caller.owner, PageQuery(limit=limit, order=order, after=after))
 
 
 @router.post("/v1/conversations/{conversation_id}/items", dependencies=INCLUDE)
@@ -123,10 +123,10 @@ async def add_items(
     items: Items,
     caller: Caller,
     unknown: UnknownKeys,
-    repeat: Repeated,
+    idempotency_key: idempotency.Key,
 ) -> ItemPage:
     response.headers.update(unknown.header(_ignored(body)))
-    return await items.add(conversation_id, caller.owner, body.items, repeat)
+    return await items.add(conversation_id, caller.owner, body.items, idempotency_key)
 
 
 @router.get("/v1/conversations/{conversation_id}/items/{item_id}", dependencies=INCLUDE)

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
-from app.common.dependencies import Browser, Caller, Keys, Messages, Sse, UnknownKeys
+from app.common import idempotency
+from app.common.dependencies import Caller, EventSources, Keys, Messages, Sse, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import UntypedJsonRoute
 from app.common.openapi import EVENTS
-from app.common.repeat import Repeated
 from schemas.ignored_keys import ignored_keys
 from schemas.message_schema import (
     BrowserQuestion,
@@ -32,16 +32,16 @@ async def new_message(
     caller: Caller,
     sse: Sse,
     unknown: UnknownKeys,
-    repeat: Repeated,
+    idempotency_key: idempotency.Key,
     accept: Annotated[str, Header()] = "",
 ) -> Any:
     ignored = unknown.header(ignored_keys(body))
     if body.stream:
-        return await sse.messages(messages.stream(body, caller.owner, repeat), ignored)
+        return await sse.messages(messages.stream(body, caller.owner, idempotency_key), ignored)
     if "text/event-stream" in accept:
-        return await sse.messages(messages.whole(body, caller.owner, repeat), ignored)
+        return await sse.messages(messages.whole(body, caller.owner, idempotency_key), ignored)
     response.headers.update(ignored)
-    return await while_connected(request, messages.new(body, caller.owner, repeat))
+    return await while_connected(request, messages.new(body, caller.owner, idempotency_key))
 
 
 @router.get("/chat/get/messages/")
@@ -62,20 +62,20 @@ async def get_messages(
 )
 async def stream(
     question: Annotated[BrowserQuestion, Query()],
-    browser: Browser,
+    event_sources: EventSources,
     caller: Caller,
     sse: Sse,
     last_event_id: Annotated[str | None, Header(max_length=64)] = None,
 ) -> Response:
     if last_event_id is None:
-        return await sse.browser(browser.ask(question, caller.owner))
-    rest = await browser.resume(last_event_id, caller.owner)
+        return await sse.browser(event_sources.ask(question, caller.owner))
+    rest = await event_sources.resume(last_event_id, caller.owner)
     return await sse.browser(rest) if rest is not None else Response(status_code=204)
 
 
 @router.post("/chat/stop/{message_id}")
-async def stop(message_id: str, browser: Browser, caller: Caller) -> StoppedMessage:
-    return await browser.stop(message_id, caller.owner)
+async def stop(message_id: str, event_sources: EventSources, caller: Caller) -> StoppedMessage:
+    return await event_sources.stop(message_id, caller.owner)
 
 
 @router.post("/chat/token")

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi import Response as HttpResponse
 
+from app.common import idempotency
 from app.common.dependencies import Caller, Responses, Sse, StoredResponses, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
 from app.common.openapi import EVENTS
-from app.common.repeat import Repeated
 from schemas.error_schema import ErrorBody
 from schemas.page_schema import Order, Page
 from schemas.response_answer_schema import DeletedResponse, Response
@@ -30,12 +30,12 @@ async def create_response(
     caller: Caller,
     sse: Sse,
     unknown: UnknownKeys,
-    repeat: Repeated,
+    idempotency_key: idempotency.Key,
 ) -> Any:
     ignored = unknown.of(await aside(responses.unknown_keys, body))
     if body.stream:
-        return await sse.responses(responses.stream(body, caller.owner, repeat, ignored.add), ignored.headers)
-    answer = await while_connected(request, responses.create(body, caller.owner, repeat, ignored.add))
+        return await sse.responses(responses.stream(body, caller.owner, idempotency_key, ignored.add), ignored.headers)
+    answer = await while_connected(request, responses.create(body, caller.owner, idempotency_key, ignored.add))
     response.headers.update(ignored.headers)
     return answer
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from database.models import Item as ItemRow
-from database.models import Turn as Row
+from database.models import Turn as TurnRow
 from services.chat.items import Item
-from services.history.rows import seconds
+from services.history.item_rows import seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Answer:
         return self.completed_at is not None
 
 
-def answer(turn: Row, rows: Sequence[ItemRow], *, listed: bool) -> Answer:
+def answer(turn: TurnRow, rows: Sequence[ItemRow], *, listed: bool) -> Answer:
     output = _output(turn, rows)
     unended: dict[str, Any] = {"finish_reason": None}  # by a writer that is gone
     return Answer(
@@ -57,7 +57,7 @@ def answer(turn: Row, rows: Sequence[ItemRow], *, listed: bool) -> Answer:
     )
 
 
-def _output(turn: Row, rows: Sequence[ItemRow]) -> tuple[tuple[Item, ...], ...]:
+def _output(turn: TurnRow, rows: Sequence[ItemRow]) -> tuple[tuple[Item, ...], ...]:
     if turn.completed_at is None:
         return tuple(tuple(items) for items in turn.said or [])
     size = max([len(turn.choices or ()), 1, *(row.choice + 1 for row in rows if row.choice is not None)])

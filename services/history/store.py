@@ -17,27 +17,27 @@ class Store:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Repositories]:
-        with in_our_words():
+        with translate_errors():
             async with self._database.read() as session:
                 yield repositories.of(session)
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[Repositories]:
-        with in_our_words():
+        with translate_errors():
             async with self._database.write() as session:
                 yield repositories.of(session)
 
     async def erase(self) -> bool:
-        with in_our_words():
+        with translate_errors():
             return await self._database.erase()
 
     async def ping(self) -> None:
-        with in_our_words():
+        with translate_errors():
             await self._database.ping()
 
 
 @contextmanager
-def in_our_words() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     try:
         yield
     except IntegrityError as error:

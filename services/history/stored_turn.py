@@ -10,20 +10,20 @@ from collections.abc import Sequence
 from uuid import uuid4
 
 from database.models import COMPLETED, FAILED, IN_PROGRESS, INCOMPLETE, QUEUED
-from database.models import Turn as Row
-from database.turn_repository import Admission, Outcome
+from database.models import Turn as TurnRow
+from database.turn_repository import Admission, TurnResult
 from schemas.chat_schema import ChatMessage
 from services.chat.answer.response_events import code_of
 from services.chat.events import Event, Head
 from services.chat.items import Item
 from services.errors import EngineFailed, GrammarStuck, ServiceError, Stopped
-from services.history.beginning import Beginning
-from services.history.group import Group
-from services.history.heard import Heard
-from services.history.outcome import End, choice, usage
-from services.history.past import Past
-from services.history.turn import PREFIX, Opening, history_of
-from services.history.writes import STOPPED, Ending, Write
+from services.history.context import ConversationContext
+from services.history.reply_buffer import ReplyBuffer
+from services.history.turn import PREFIX, TurnRequest, history_of
+from services.history.turn_result import End, choice, usage
+from services.history.turn_start import TurnStart
+from services.history.write_batcher import WriteBatcher
+from services.history.writes import STOPPED, TurnEnd, Write
 
 
 class StoredTurn:
@@ -31,28 +31,28 @@ class StoredTurn:
 
     def __init__(
         self,
-        writes: Group[Write],
+        writes: WriteBatcher[Write],
         running: "dict[str, StoredTurn]",
         writer: str,
-        opening: Opening,
-        past: Past | None,
+        turn_request: TurnRequest,
+        context: ConversationContext | None,
     ) -> None:
         self._writes = writes
         self._running = running
         self._writer = writer
-        self._opening = opening
-        self._past = past or Past("")
-        is_new = past is None or past.copied
-        self._thread_id = f"conv_{uuid4().hex}" if is_new else self._past.conversation_id
+        self._turn_request = turn_request
+        self._context = context or ConversationContext("")
+        is_new = context is None or context.copied
+        self._thread_id = f"conv_{uuid4().hex}" if is_new else self._context.conversation_id
         self.reply_id = uuid4().hex
-        self._heard = Heard(self.reply_id, logprobs=opening.logprobs)
-        self.id = PREFIX[opening.kind] + self.reply_id
+        self._buffer = ReplyBuffer(self.reply_id, logprobs=turn_request.logprobs)
+        self.id = PREFIX[turn_request.kind] + self.reply_id
         self.created_at = time.time()
         self.completed_at: float | None = None  # once that is durable
-        self.conversation_id = self._thread_id if opening.create or opening.conversation else None
-        self.history: Sequence[ChatMessage] = history_of(self._past)
+        self.conversation_id = self._thread_id if turn_request.create or turn_request.conversation else None
+        self.history: Sequence[ChatMessage] = history_of(self._context)
         self.has_begun = False
-        self.outcome: Outcome | None = None
+        self.result: TurnResult | None = None
         self.stopped = asyncio.Event()  # somebody else has cancelled or deleted it
 
     async def queue(self, model: str) -> None:
@@ -60,46 +60,46 @@ class StoredTurn:
 
     async def begin(self, head: Head) -> None:
         if self.has_begun:
-            await self._writes.add(Admission(self.id, head.model, head.fingerprint, self._opening.request))
+            await self._writes.add(Admission(self.id, head.model, head.fingerprint, self._turn_request.request))
         else:
             await self._begin(IN_PROGRESS, head.model, head.fingerprint)
 
     async def _begin(self, status: str, model: str, fingerprint: str | None) -> None:
         self._running[self.id] = self  # before the commit: settle() spares what it finds here
         self._row = self._new_row(status, model, fingerprint)
-        opening = self._opening
-        beginning = Beginning(
+        turn_request = self._turn_request
+        start = TurnStart(
             row=self._row,
-            past=self._past,
-            given=opening.input,
+            context=self._context,
+            given=turn_request.input,
             listed=self.conversation_id is not None,
-            repeat=opening.repeat,
+            idempotency_key=turn_request.idempotency_key,
         )
         try:
-            await self._writes.add(beginning)
+            await self._writes.add(start)
         except asyncio.CancelledError:  # it may be on its way to the disk
-            self._end(self._outcome(None, INCOMPLETE))
+            self._end(self._result(None, INCOMPLETE))
             raise
         except BaseException:
             del self._running[self.id]
             raise
         self.has_begun = True
 
-    def _new_row(self, status: str, model: str, fingerprint: str | None) -> Row:
-        opening = self._opening
-        return Row(
+    def _new_row(self, status: str, model: str, fingerprint: str | None) -> TurnRow:
+        turn_request = self._turn_request
+        return TurnRow(
             id=self.id,
-            kind=opening.kind,
-            owner=opening.owner,
+            kind=turn_request.kind,
+            owner=turn_request.owner,
             conversation_id=self._thread_id,
-            previous_id=opening.previous,
+            previous_id=turn_request.previous,
             status=status,
-            stored=opening.stored,
-            background=opening.background,
+            stored=turn_request.stored,
+            background=turn_request.background,
             model=model,
             fingerprint=fingerprint,
-            request=dict(opening.request),
-            metadata_=dict(opening.metadata),
+            request=dict(turn_request.request),
+            metadata_=dict(turn_request.metadata),
             writer=self._writer,
             created_at=self.created_at,
             updated_at=self.created_at,
@@ -108,35 +108,35 @@ class StoredTurn:
     def add(self, event: Event) -> None:
         if self.stopped.is_set():
             raise Stopped(STOPPED)
-        self._heard.add(event)
+        self._buffer.add(event)
 
     @property
     def said(self) -> list[list[Item]]:
         """So far, by choice."""
-        return self._heard.said
+        return self._buffer.said
 
     async def finish(self, error: ServiceError | None = None, *, status: End | None = None) -> None:
         if self.id in self._running:
             # not to be cancelled: it is written whether anybody waits for it or not
-            await asyncio.shield(self._end(self.outcome or self._outcome(error, status)))
+            await asyncio.shield(self._end(self.result or self._result(error, status)))
 
-    def _end(self, outcome: Outcome) -> "asyncio.Future[None]":
-        self.outcome = outcome
-        written = self._writes.add(Ending(self._row, outcome))
+    def _end(self, result: TurnResult) -> "asyncio.Future[None]":
+        self.result = result
+        written = self._writes.add(TurnEnd(self._row, result))
         written.add_done_callback(self._leave)
         return written
 
     def _leave(self, written: "asyncio.Future[None]") -> None:
-        if self.outcome is not None and written.exception() is None:
-            self.completed_at = self.outcome.at
+        if self.result is not None and written.exception() is None:
+            self.completed_at = self.result.at
             self._running.pop(self.id, None)
 
-    def _outcome(self, error: ServiceError | None, status: End | None) -> Outcome:
-        reply, said = self._heard.reply, self._heard.end()
+    def _result(self, error: ServiceError | None, status: End | None) -> TurnResult:
+        reply, said = self._buffer.reply, self._buffer.end()
         is_whole = all(each.finish for each in reply.choices)
         if is_whole and status is None:
             error = None  # the reader left, or was lost, after the end
-        return Outcome(
+        return TurnResult(
             status=status or (COMPLETED if is_whole else self._broken(error)),
             said=said,
             choices=[choice(reply, index) for index in range(len(said))],
@@ -147,5 +147,5 @@ class StoredTurn:
 
     def _broken(self, error: ServiceError | None) -> str:
         """What was never admitted has failed; what was cut short is there in part."""
-        was_admitted = self._heard.reply.head is not None
+        was_admitted = self._buffer.reply.head is not None
         return INCOMPLETE if was_admitted and not isinstance(error, EngineFailed | GrammarStuck) else FAILED

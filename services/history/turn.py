@@ -14,16 +14,16 @@ from services.chat import items as chat_items
 from services.chat.events import Event, Head
 from services.chat.items import Item
 from services.errors import ServiceError
-from services.history.outcome import End
-from services.history.past import Past
-from services.history.repeat import Repeat
+from services.history.context import ConversationContext
+from services.history.idempotency import IdempotencyKey
+from services.history.turn_result import End
 
 Kind = Literal["chat.completion", "response", "message"]
 PREFIX: dict[Kind, str] = {"chat.completion": "chatcmpl-", "response": "resp_", "message": ""}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
+class TurnRequest:
     """What a turn is opened with, before it is known whether it will be answered."""
 
     owner: str
@@ -36,7 +36,7 @@ class Opening:
     stored: bool = False  # to be found again by its id
     background: bool = False
     logprobs: bool = False  # in the items of its answer
-    repeat: Repeat | None = None  # if the request may come again
+    idempotency_key: IdempotencyKey | None = None  # if the request may come again
     request: Mapping[str, Any] = field(default_factory=dict)  # what is shown of it later
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -77,19 +77,19 @@ class Turn(Protocol):
         """What is said, for the next checkpoint and the end."""
 
     async def finish(self, error: ServiceError | None = None, *, status: End | None = None) -> None:
-        """The first call counts. To be shielded. After Unavailable the outcome is kept and written later."""
+        """The first call counts. To be shielded. After Unavailable the result is kept and written later."""
 
 
 class UnstoredTurn:
     """A turn nobody asked to remember."""
 
-    def __init__(self, kind: Kind = "chat.completion", past: Past | None = None) -> None:
+    def __init__(self, kind: Kind = "chat.completion", context: ConversationContext | None = None) -> None:
         self.reply_id = uuid4().hex
         self.id = PREFIX[kind] + self.reply_id
         self.created_at = time.time()
         self.completed_at: float | None = None
         self.conversation_id: str | None = None
-        self.history: Sequence[ChatMessage] = history_of(past) if past else ()
+        self.history: Sequence[ChatMessage] = history_of(context) if context else ()
 
     async def queue(self, model: str) -> None: ...
 
@@ -100,5 +100,5 @@ class UnstoredTurn:
     async def finish(self, error: ServiceError | None = None, *, status: End | None = None) -> None: ...
 
 
-def history_of(past: Past) -> list[ChatMessage]:
-    return chat_items.messages([row.data for row in past.branch])
+def history_of(context: ConversationContext) -> list[ChatMessage]:
+    return chat_items.messages([row.data for row in context.branch])

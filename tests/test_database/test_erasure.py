@@ -12,8 +12,8 @@ from sqlalchemy import func, select
 from database.models import Base, Secret, StreamBatch
 from database.session import Database
 from services.conversation_service import ConversationService
-from services.history.repeat import Repeat
-from services.item_service import ItemService, Part
+from services.history.idempotency import IdempotencyKey
+from services.item_service import ItemService, PageQuery
 from services.turn_service import TurnService
 from tests.test_services.test_turn_service import say
 from tools.data_migration import upgrade
@@ -58,8 +58,10 @@ async def conversation(turns: TurnService, database: Database) -> None:
 
 
 async def stored_response(turns: TurnService, database: Database) -> None:
-    repeat = Repeat("key", "digest")
-    turn = await say(turns, ASKED, ANSWERED, create=False, stored=True, kind="response", repeat=repeat)
+    idempotency_key = IdempotencyKey("key", "digest")
+    turn = await say(
+        turns, ASKED, ANSWERED, create=False, stored=True, kind="response", idempotency_key=idempotency_key
+    )
     async with database.write() as session:
         session.add(StreamBatch(turn_id=turn.id, number=0, events=ANSWERED))
     await turns.delete(turn.id, "me", "response")
@@ -69,13 +71,13 @@ async def item(turns: TurnService, database: Database) -> None:
     conversations, items = ConversationService(database), ItemService(database)
     secret = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": ASKED}]}
     made = await conversations.create("me", [secret])
-    (found,) = (await items.page(made.id, "me", Part(limit=2, order="asc"))).data
+    (found,) = (await items.page(made.id, "me", PageQuery(limit=2, order="asc"))).data
     await items.delete(made.id, found["id"], "me")
 
 
 async def old_ones(turns: TurnService, database: Database) -> None:
     await say(turns, ASKED, ANSWERED)
-    await TurnService(database, writer="host:1", ttl_s=-1).keeper.forget()
+    await TurnService(database, writer="host:1", ttl_s=-1).checkpoints.forget()
 
 
 Deletion = Callable[[TurnService, Database], Awaitable[None]]
@@ -110,8 +112,8 @@ async def test_no_row_is_left_in_either_database(database_url: str) -> None:
     database = Database(database_url)
     turns = TurnService(database, writer="host:1")
     kept: dict[str, Any] = {"create": False, "stored": True, "kind": "response"}
-    named = await say(turns, ASKED, ANSWERED, repeat=Repeat("key", "digest"))
-    first = await say(turns, ASKED, ANSWERED, **kept, repeat=Repeat("another", "digest"))
+    named = await say(turns, ASKED, ANSWERED, idempotency_key=IdempotencyKey("key", "digest"))
+    first = await say(turns, ASKED, ANSWERED, **kept, idempotency_key=IdempotencyKey("another", "digest"))
     second = await say(turns, "And?", ANSWERED, **kept, previous=first.id)
     async with database.write() as session:
         session.add(StreamBatch(turn_id=first.id, number=0, events=ANSWERED))

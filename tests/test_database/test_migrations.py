@@ -19,8 +19,8 @@ from database.session import Database
 from services.chat import items
 from services.chat.events import Arguments, Head, Reasoning, ToolCall
 from services.conversation_service import ConversationService
-from services.history.repeat import Repeat
-from services.history.turn import Opening
+from services.history.idempotency import IdempotencyKey
+from services.history.turn import TurnRequest
 from services.search_service import SearchService
 from services.secret_service import SecretService
 from services.turn_service import TurnService
@@ -213,7 +213,7 @@ async def test_messages_become_turns_and_items(empty_url: str) -> None:
     assert (running.status, items.text(running.output[0])) == ("in_progress", "Ye")
     await turns.start()
     await turns.stop()
-    after = await turns.open(Opening(owner="me", conversation=CONVERSATION))
+    after = await turns.open(TurnRequest(owner="me", conversation=CONVERSATION))
     assert [each.content for each in after.history] == [
         *(row["content"] for row in OLD[:4]),
         "Hello?",
@@ -258,7 +258,12 @@ async def store_everything(url: str) -> None:
     """What this version can store, one of each."""
     database = Database(url)
     turns = TurnService(database, writer="host:1")
-    ask: dict[str, Any] = {"repeat": Repeat("k", "d"), "metadata": {"a": "b"}, "kind": "response", "stored": True}
+    ask: dict[str, Any] = {
+        "idempotency_key": IdempotencyKey("k", "d"),
+        "metadata": {"a": "b"},
+        "kind": "response",
+        "stored": True,
+    }
     named = await say(turns, "The sea \x00 你好", "Deep", create=True, **ask)
     alone = await say(turns, "Alone", "Yes", create=False, kind="response", stored=True)
     await say(turns, "And?", "And", create=False, kind="response", stored=True, previous=alone.id)
@@ -302,7 +307,7 @@ async def test_what_messages_cannot_be_is_left_out_on_the_way_back(empty_url: st
         {"id": "msg_" + "1" * 32, "type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]}
     ]
     for create in (True, True, False):
-        turn = await turns.open(Opening(owner="me", input=given, create=create, stored=True))
+        turn = await turns.open(TurnRequest(owner="me", input=given, create=create, stored=True))
         await turn.begin(Head(turn.id, 0, "m", "fp", None))
         for event in (Head(turn.id, 0, "m", "fp", None), Reasoning("Hm"), ToolCall("c", "f", 0), Arguments("{}", 0)):
             turn.add(event)

@@ -51,7 +51,7 @@ QUERIES: dict[str, tuple[Query, str]] = {
     "turns to write to": (lambda r: r.turns.hold(IDS, "host:1"), "turns"),
     "search": (lambda r: r.search.find("me", ["sea"], limit=20), "items_found|ix_items_terms|ix_items_owner_seq"),
     "what is not used": (lambda r: r.conversations.forget(0.0, limit=10), "ix_conversations_updated_at"),
-    "a request that comes again": (lambda r: r.repeats.get("me", "k"), "idempotency_keys"),
+    "a request that comes again": (lambda r: r.idempotency_keys.get("me", "k"), "idempotency_keys"),
     "some turns": (lambda r: r.turns.some(IDS), "turns"),
     "turn": (lambda r: r.turns.get("t", "me"), "turns"),
     "turns": (
@@ -85,12 +85,12 @@ QUERIES: dict[str, tuple[Query, str]] = {
     "events": (lambda r: r.streams.after("t", 3), "stream_batches"),
     "last events": (lambda r: r.streams.last("t"), "stream_batches"),
     "events deleted": (lambda r: r.streams.drop("t"), "stream_batches"),
-    "old requests": (lambda r: r.repeats.forget(0.0), "ix_idempotency_keys_created_at"),
+    "old requests": (lambda r: r.idempotency_keys.forget(0.0), "ix_idempotency_keys_created_at"),
     "the server's secret": (lambda r: r.secrets.get("seal"), "secrets"),
 }
 # By the primary key alone, or for the command line, which reads a history from one end to the other.
 OTHERS = {
-    *(f"{table}.add" for table in ("conversations", "items", "turns", "streams", "repeats", "secrets")),
+    *(f"{table}.add" for table in ("conversations", "items", "turns", "streams", "idempotency_keys", "secrets")),
     *("conversations.touch", "turns.admit", "turns.checkpoint", "turns.finish", "turns.give_up"),
     *("conversations.all_of", "conversations.delete_some_of"),
 }

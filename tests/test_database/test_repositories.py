@@ -5,7 +5,7 @@ from sqlalchemy.exc import IntegrityError
 from database import repositories
 from database.models import COMPLETED, IN_PROGRESS, Conversation, Item, Turn
 from database.session import Database
-from database.turn_repository import Held, Outcome
+from database.turn_repository import Held, TurnResult
 
 
 def conversation(id_: str, owner: str = "me", *, at: float = 0.0, listed: bool = True) -> Conversation:
@@ -146,7 +146,7 @@ async def test_only_the_writer_finishes_and_only_once(database: Database) -> Non
     async with database.write() as session:
         repository = repositories.of(session).turns
         found = [await repository.hold(["t"], "host:2"), await repository.hold(["t"], "host:1")]
-        await repository.finish({"t": Outcome(COMPLETED, [], [], {"prompt_tokens": 1}, 1.0)})
+        await repository.finish({"t": TurnResult(COMPLETED, [], [], {"prompt_tokens": 1}, 1.0)})
         again = await repository.hold(["t"], "host:1")
         await repository.checkpoint({"t": [[{"late": True}]]}, "host:1", 2.0)
     assert [*found, again] == [{}, {"t": Held(IN_PROGRESS, None)}, {}]

@@ -16,8 +16,8 @@ from services.conversation_service import ConversationService
 from services.errors import NotFound
 from services.history.answer import Answer
 from services.history.turn import Turn
-from services.item_service import ItemService, Part
-from services.turn_service import Repeat, TurnService, this_writer
+from services.item_service import ItemService, PageQuery
+from services.turn_service import IdempotencyKey, TurnService, this_writer
 from tests.databases import waited_for
 from tests.test_services.test_turn_service import (
     END,
@@ -73,11 +73,11 @@ class TestOneAnswer:
             assert isinstance(each, Answer | NotFound | None)
 
     async def test_asked_again_twice_is_taken_back_once(self, turns: TurnService, database: Database) -> None:
-        repeat = Repeat("k", "d")
-        first = await begin(turns, "1", **ALONE, repeat=repeat)
+        idempotency_key = IdempotencyKey("k", "d")
+        first = await begin(turns, "1", **ALONE, idempotency_key=idempotency_key)
         await finish(first, Text("on"), status="incomplete")
         second = await say(turns, "2", "two", **ALONE, previous=first.id)
-        again = [turns.open(opening("1", **ALONE, repeat=repeat)) for _ in range(2)]
+        again = [turns.open(opening("1", **ALONE, idempotency_key=idempotency_key)) for _ in range(2)]
         for each in await at_once(database, first, *again):
             assert not isinstance(each, BaseException)
         assert (await turns.answer(second.id, "me", "response")).status == "completed"
@@ -85,13 +85,13 @@ class TestOneAnswer:
     async def test_one_that_becomes_whole_meanwhile_is_not_taken_back(
         self, turns: TurnService, database: Database, database_url: str
     ) -> None:
-        repeat = Repeat("k", "d")
+        idempotency_key = IdempotencyKey("k", "d")
         paused, slow = replica(database), Slow(database_url)
-        turn = await begin(paused, repeat=repeat)
+        turn = await begin(paused, idempotency_key=idempotency_key)
         turn.add(Text("Hi"))
         await make_older(database, turn, 100)
-        await turns.keeper.settle()
-        again = asyncio.create_task(replica(slow).open(opening("Hello", repeat=repeat)))
+        await turns.checkpoints.settle()
+        again = asyncio.create_task(replica(slow).open(opening("Hello", idempotency_key=idempotency_key)))
         await slow.reached.wait()
         await finish(turn, Text(" there"), END)
         slow.go.set()
@@ -119,14 +119,14 @@ class TestOneConversation:
         turn = await say(turns, "1", "one")
         async with database.write() as session:
             await session.execute(text("UPDATE conversations SET updated_at = updated_at - 61"))
-        await at_once(database, turn, turns.keeper.forget())
+        await at_once(database, turn, turns.checkpoints.forget())
         assert len((await conversations.page("me", limit=5)).data) == 1
 
     async def test_items_that_come_twice_are_there_once(self, turns: TurnService, database: Database) -> None:
         turn = await say(turns, "1", "one")
         assert turn.conversation_id is not None
         new = [{"id": "msg_new", **given("2")[0]}]
-        added = (ItemService(database).add(turn.conversation_id, "me", new, Repeat("k", "d")) for _ in range(2))
+        added = (ItemService(database).add(turn.conversation_id, "me", new, IdempotencyKey("k", "d")) for _ in range(2))
         one, other = await at_once(database, turn, *added)
         assert one == other
         assert await history(turns, turn) == ["1", "one", "2"]
@@ -161,14 +161,14 @@ class TestLastWord:
         turn = await begin(turns, "1")
         assert turn.conversation_id is not None
         turn.add(Text("on"))
-        await turns.keeper.checkpoint()
+        await turns.checkpoints.checkpoint()
         await replica(database).cancel(turn.id, "me", "message")
         kept = ItemService(database)
-        there = (await kept.page(turn.conversation_id, "me", Part(limit=5, order="asc"))).data
+        there = (await kept.page(turn.conversation_id, "me", PageQuery(limit=5, order="asc"))).data
         await kept.delete(turn.conversation_id, there[index]["id"], "me")
         await finish(turn, Text("e"), ToolCall("call_1", "wave", 0), END)
-        rest = (await kept.page(turn.conversation_id, "me", Part(limit=5, order="asc"))).data
+        rest = (await kept.page(turn.conversation_id, "me", PageQuery(limit=5, order="asc"))).data
         assert rest == [each for each in there if each is not there[index]]
         assert items.text(there[1:]) == "on"
-        await turns.keeper.checkpoint()  # and nothing is left to be tried again
+        await turns.checkpoints.checkpoint()  # and nothing is left to be tried again
         assert turn.completed_at is not None

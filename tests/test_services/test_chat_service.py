@@ -27,10 +27,10 @@ from services.errors import (
     Unavailable,
     UnsupportedParameter,
 )
-from services.history.turn import Opening
+from services.history.turn import TurnRequest
 from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
-from services.turn_service import Repeat, TurnService
+from services.turn_service import IdempotencyKey, TurnService
 from tests.apps import MODEL
 from tests.databases import free_port
 from tests.fakes import FakeEngine, FakeStream, Pause
@@ -68,7 +68,7 @@ class Memory:
 
 async def begun(chat: ChatService, turns: TurnService, asked: ChatCompletionRequest) -> Reply:
     given = items.of_messages(asked.messages)
-    return await chat.whole(asked, "me", await turns.open(Opening(owner="me", input=given, create=True)))
+    return await chat.whole(asked, "me", await turns.open(TurnRequest(owner="me", input=given, create=True)))
 
 
 @pytest.fixture
@@ -355,11 +355,11 @@ class TestConversations:
     ) -> None:
         away = Database(f"postgresql://parley@127.0.0.1:{free_port()}/parley")
         chat = ChatService(models, TurnService(away, writer="a-host:1"), Metrics())
-        repeat = Repeat("key", "digest")
-        assert (await chat.create(request(), "me", repeat)).choices[0].message.content == "Hello, world!"
+        idempotency_key = IdempotencyKey("key", "digest")
+        assert (await chat.create(request(), "me", idempotency_key)).choices[0].message.content == "Hello, world!"
         for asked in (request(store=True), request(conversation="conv_" + "0" * 32)):
             with pytest.raises(Unavailable):
-                await chat.create(asked, "me", repeat)
+                await chat.create(asked, "me", idempotency_key)
             with pytest.raises(Unavailable):
                 await chat.create(asked, "me")
         assert not engine.running
@@ -387,5 +387,5 @@ class TestConversations:
         async with other.write() as session:
             await session.execute(text("ALTER TABLE away RENAME TO turns"))
         await other.close()
-        await turns.keeper.checkpoint()
+        await turns.checkpoints.checkpoint()
         assert (await memory.said())[-1] == ("assistant", "Hello", "completed")

@@ -55,7 +55,7 @@ class TestNew:
         async with other.write() as session:
             await session.execute(text("ALTER TABLE away RENAME TO turns"))
         await other.close()
-        await turns.keeper.checkpoint()
+        await turns.checkpoints.checkpoint()
         stored = await turns.answer((await answering).message_id, "me", "message")
         assert items.text(stored.output[0]) == "Hello"
 

@@ -13,8 +13,8 @@ from schemas.response_answer_schema import StreamEvent
 from services import stream_service
 from services.conversation_service import ConversationService
 from services.errors import NotFound, ServiceError
-from services.history.live import Live
-from services.history.turn import Opening, Turn
+from services.history.background_stream import BackgroundStream
+from services.history.turn import Turn, TurnRequest
 from services.secret_service import SecretService
 from services.stored_response_service import StoredResponseService
 from services.stream_service import StreamService
@@ -48,13 +48,13 @@ class Process:
         self.turns = TurnService(database, writer=name)
 
     async def queue(self, conversation: str | None = None) -> Turn:
-        opening = Opening(owner="me", kind="response", conversation=conversation, stored=True, background=True)
+        opening = TurnRequest(owner="me", kind="response", conversation=conversation, stored=True, background=True)
         turn = await self.turns.open(opening)
         await turn.queue("a-model")
         return turn
 
     def write(self, turn: Turn, *steps: StreamEvent | Pause, passing: bool = False) -> None:
-        self.streams.keep(turn.id, Live(source(steps), "me", ended, passing=passing))
+        self.streams.keep(turn.id, BackgroundStream(source(steps), "me", ended, passing=passing))
 
     async def read(self, turn: Turn, after: int = -1) -> list[int]:
         return [each.number async for batch in self.streams.follow(turn.id, after) for each in batch]
@@ -119,7 +119,7 @@ async def test_one_that_was_still_waiting_when_its_server_was_killed_has_failed(
     turn = await one.queue()
     assert (await other.turns.answer(turn.id, "me", "response")).status == "queued"
     later = TurnService(database, writer="a-host:1")
-    await later.keeper.settle()
+    await later.checkpoints.settle()
     assert (await other.turns.answer(turn.id, "me", "response")).status == "failed"
 
 

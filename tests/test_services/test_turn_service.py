@@ -21,11 +21,11 @@ from services.chat.items import Item
 from services.conversation_service import ConversationService, StoredMessage
 from services.engine.base import TokenLogprob
 from services.errors import Conflict, EngineFailed, GrammarStuck, NotFound, Stopped, Unavailable
-from services.history import rows
+from services.history import item_rows
 from services.history.answer import Answer
-from services.history.rows import Place
-from services.history.turn import Opening, Turn
-from services.turn_service import Repeat, TurnService, this_writer
+from services.history.item_rows import Place
+from services.history.turn import Turn, TurnRequest
+from services.turn_service import IdempotencyKey, TurnService, this_writer
 from tests.databases import free_port
 
 
@@ -48,9 +48,9 @@ def given(*messages: ChatMessage | str) -> list[Item]:
     return items.of_messages(each if isinstance(each, ChatMessage) else ChatMessage(content=each) for each in messages)
 
 
-def opening(*messages: ChatMessage | str, **fields: object) -> Opening:
+def opening(*messages: ChatMessage | str, **fields: object) -> TurnRequest:
     kinds: dict[str, object] = {"owner": "me", "kind": "message", "create": True}
-    return Opening(input=given(*messages), **kinds | fields)  # type: ignore[arg-type]
+    return TurnRequest(input=given(*messages), **kinds | fields)  # type: ignore[arg-type]
 
 
 def head(turn: Turn, n: int = 1) -> Head:
@@ -193,7 +193,7 @@ class TestTurn:
         async with database.write() as session:
             repository = repositories.of(session).items
             first = (await repository.page(turn.conversation_id, limit=1))[0]
-            await repository.add(rows.chain([sibling], Place("me", turn.conversation_id, 0.0, first.id)))
+            await repository.add(item_rows.chain([sibling], Place("me", turn.conversation_id, 0.0, first.id)))
         assert await history(service, turn) == ["1", "uno"]
 
     async def test_history_has_no_answers_that_never_said_anything(self, service: TurnService) -> None:
@@ -278,7 +278,7 @@ class TestAnswers:
     async def test_what_is_given_once_more_is_another_item(self, service: TurnService) -> None:
         first = await self.respond(service, "1", "one")
         (output,) = (await service.answer(first.id, "me", "response")).output
-        again = Opening(
+        again = TurnRequest(
             owner="me", kind="response", stored=True, previous=first.id, input=[*output, *output, *given("2")]
         )
         turn = await service.open(again)
@@ -344,11 +344,11 @@ class TestAnswers:
     ) -> None:
         turn = await begin(service, kind="response", create=False, stored=True)
         turn.add(Text("Hi"))
-        await service.keeper.checkpoint()
+        await service.checkpoints.checkpoint()
         cancelled = await replica(database).cancel(turn.id, "me", "response")
         assert (cancelled.status, items.text(cancelled.output[0])) == ("cancelled", "Hi")
         turn.add(Text(" there"))
-        await service.keeper.look()
+        await service.checkpoints.look()
         with pytest.raises(Stopped):
             turn.add(Text("!"))
         await turn.finish()
@@ -373,7 +373,7 @@ class TestAnswers:
                 service.describe(turn_id, owner, "response", {}),
                 service.cancel(turn_id, owner, "response"),
                 service.delete(turn_id, owner, "response"),
-                service.open(Opening(owner=owner, kind="response", stored=True, previous=turn_id)),
+                service.open(TurnRequest(owner=owner, kind="response", stored=True, previous=turn_id)),
             ):
                 with pytest.raises(NotFound):
                     await call
@@ -416,7 +416,7 @@ class TestWriters:
     async def test_nobody_writes_beside_an_answer_to_nothing_new(self, service: TurnService) -> None:
         first = await say(service, "1", "one")
         late = await service.open(opening("2", conversation=first.conversation_id))
-        continued = await service.open(Opening(owner="me", conversation=first.conversation_id))
+        continued = await service.open(TurnRequest(owner="me", conversation=first.conversation_id))
         await continued.begin(head(continued))
         with pytest.raises(Conflict):
             await late.begin(head(late))
@@ -439,7 +439,7 @@ class TestWriters:
             await found.delete(rows_of_turn[1:])
             assert named.conversation_id is not None
             again_one = {"id": "msg_again", **given("again")[0]}
-            await found.add(rows.chain([again_one], Place("me", named.conversation_id, 0.0, rows_of_turn[0].id)))
+            await found.add(item_rows.chain([again_one], Place("me", named.conversation_id, 0.0, rows_of_turn[0].id)))
         with pytest.raises(Conflict):
             await late.begin(head(late))
 
@@ -453,7 +453,7 @@ class TestWriters:
             await late.begin(head(late))
         await database.close()
         async with database.write():  # a checkpoint that wrote anything would wait for this for ever
-            await asyncio.wait_for(service.keeper.checkpoint(), 10)
+            await asyncio.wait_for(service.checkpoints.checkpoint(), 10)
 
     async def test_a_conversation_deleted_in_between_is_not_found(
         self, service: TurnService, database: Database
@@ -481,7 +481,7 @@ class TestKeeping:
         turns = [await begin(service) for _ in range(3)]
         for n, turn in enumerate(turns):
             turn.add(Text(f"Hi {n}"))
-        await service.keeper.checkpoint()
+        await service.checkpoints.checkpoint()
         assert [await said(service, turn) for turn in turns] == [(f"Hi {n}", "in_progress") for n in range(3)]
 
     async def test_a_checkpoint_never_overwrites_the_end(self, service: TurnService) -> None:
@@ -489,7 +489,7 @@ class TestKeeping:
         turn.add(Text("Hi"))
         await asyncio.gather(
             finish(turn, Text(" there"), END),
-            *(service.keeper.checkpoint() for _ in range(4)),
+            *(service.checkpoints.checkpoint() for _ in range(4)),
         )
         assert await said(service, turn) == ("Hi there", "completed")
 
@@ -498,7 +498,7 @@ class TestKeeping:
         turn = await begin(before)
         turn.add(Reasoning("Hm"))
         turn.add(Text("Hi"))
-        await before.keeper.checkpoint()
+        await before.checkpoints.checkpoint()
         await after.start()
         await after.stop()
         stored = await answer(after, turn)
@@ -512,23 +512,23 @@ class TestKeeping:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
         await process.wait()
         turn = await begin(TurnService(database, writer=of_process(process.pid)))
-        await service.keeper.settle()
+        await service.checkpoints.settle()
         assert (await said(service, turn))[1] == "incomplete"
 
     async def test_answers_of_living_processes_are_left_alone(self, service: TurnService, database: Database) -> None:
         sibling = TurnService(database, writer=of_process(os.getppid()))
         turns = [await begin(owner) for owner in (service, sibling, replica(database))]
-        await service.keeper.settle()
+        await service.checkpoints.settle()
         assert [(await said(service, turn))[1] for turn in turns] == ["in_progress"] * 3
 
     async def test_an_answer_without_a_sign_of_life_is_settled(self, service: TurnService, database: Database) -> None:
         silent, alive = [await begin(replica(database)) for _ in range(2)]
         for turn in (silent, alive):
             await make_older(database, turn, 14)
-        await service.keeper.settle()
+        await service.checkpoints.settle()
         assert (await said(service, silent))[1] == "in_progress"
         await make_older(database, silent, 2)
-        await service.keeper.settle()
+        await service.checkpoints.settle()
         assert (await said(service, silent))[1] == "incomplete"
         assert (await said(service, alive))[1] == "in_progress"
 
@@ -536,8 +536,8 @@ class TestKeeping:
         far = replica(database)
         turn = await begin(far)
         await make_older(database, turn, 100)
-        await far.keeper.checkpoint()
-        await service.keeper.settle()
+        await far.checkpoints.checkpoint()
+        await service.checkpoints.settle()
         assert (await said(service, turn))[1] == "in_progress"
 
     async def test_a_writer_that_was_given_up_too_early_has_the_last_word(
@@ -546,9 +546,9 @@ class TestKeeping:
         paused = replica(database)
         turn = await begin(paused)
         turn.add(Text("Hi"))
-        await paused.keeper.checkpoint()
+        await paused.checkpoints.checkpoint()
         await make_older(database, turn, 100)
-        await service.keeper.settle()
+        await service.checkpoints.settle()
         assert await said(service, turn) == ("Hi", "incomplete")
         await finish(turn, Text(" there"), ToolCall("call_1", "wave", 0), END)
         assert await said(service, turn) == ("Hi there", "completed")
@@ -558,18 +558,21 @@ class TestKeeping:
         self, database: Database, conversations: ConversationService
     ) -> None:
         service = TurnService(database, writer=this_writer(), ttl_s=60)
-        repeat = Repeat("k", "d")
-        turns = [await say(service, text, "yes", repeat=repeat if text == "old" else None) for text in ("old", "new")]
+        idempotency_key = IdempotencyKey("k", "d")
+        turns = [
+            await say(service, text, "yes", idempotency_key=idempotency_key if text == "old" else None)
+            for text in ("old", "new")
+        ]
         turns.append(await begin(service, "running"))
         async with database.write() as session:
             statement = text("UPDATE conversations SET updated_at = updated_at - 61 WHERE id = :id")
             for turn in (turns[0], turns[2]):
                 await session.execute(statement, {"id": turn.conversation_id})
             await session.execute(text("UPDATE idempotency_keys SET created_at = 0"))
-        await TurnService(database, writer=this_writer()).keeper.forget()
-        assert (await service.open(opening("old", repeat=repeat))).id != turns[0].id
+        await TurnService(database, writer=this_writer()).checkpoints.forget()
+        assert (await service.open(opening("old", idempotency_key=idempotency_key))).id != turns[0].id
         assert len((await conversations.page("me", limit=5)).data) == 3
-        await service.keeper.forget()
+        await service.checkpoints.forget()
         assert {each.id for each in (await conversations.page("me", limit=5)).data} == {
             turn.conversation_id for turn in turns[1:]
         }
@@ -600,9 +603,9 @@ class TestKeeping:
         flaky.failures = [ConnectionRefusedError("away")]
         with pytest.raises(Unavailable):
             await finish(turn, Text("Hi there"), END)
-        await service.keeper.settle()
+        await service.checkpoints.settle()
         assert (await said(service, turn))[1] == "in_progress"
-        await service.keeper.checkpoint()
+        await service.checkpoints.checkpoint()
         await flaky.close()
         assert await said(replica(database), turn) == ("Hi there", "completed")
 
@@ -645,9 +648,10 @@ class TestTogether:
     async def test_a_key_that_comes_twice_is_written_once_and_the_others_go_on(
         self, service: TurnService, database: Database
     ) -> None:
-        repeats = [Repeat("k", "d"), None, Repeat("k", "d"), Repeat("l", "d")]
+        keys = [IdempotencyKey("k", "d"), None, IdempotencyKey("k", "d"), IdempotencyKey("l", "d")]
         results = await asyncio.gather(
-            *(begin(service, "Hello", repeat=repeat) for repeat in repeats), return_exceptions=True
+            *(begin(service, "Hello", idempotency_key=idempotency_key) for idempotency_key in keys),
+            return_exceptions=True,
         )
         refused = [result for result in results if isinstance(result, BaseException)]
         assert [getattr(each, "param", None) for each in refused] == ["Idempotency-Key"]
@@ -672,7 +676,7 @@ class TestTogether:
         flaky.failures = [ConnectionRefusedError("away")]
         results = await asyncio.gather(*(turn.finish() for turn in turns), return_exceptions=True)
         assert [type(result) for result in results] == [Unavailable] * 3
-        await service.keeper.checkpoint()
+        await service.checkpoints.checkpoint()
         await flaky.close()
         assert [await said(replica(database), turn) for turn in turns] == [("Hi", "completed")] * 3
 
@@ -743,7 +747,7 @@ class TestTrouble:
                 await call
             assert away.value.retry_after > 0
             assert "127.0.0.1" not in away.value.message
-        assert (await service.open(Opening(owner="me"))).conversation_id is None
+        assert (await service.open(TurnRequest(owner="me"))).conversation_id is None
         await service.stop()
         await database.close()
 
@@ -781,14 +785,14 @@ KILLED = """
 import asyncio, sys
 from database.session import Database
 from services.chat.events import Text
-from services.turn_service import Repeat, TurnService, this_writer
+from services.turn_service import IdempotencyKey, TurnService, this_writer
 from tests.test_services.test_turn_service import begin
 
 async def main():
     service = TurnService(Database(sys.argv[1]), writer=this_writer())
     turn = await begin(service, "Hello")
     turn.add(Text("Hi the"))
-    await service.keeper.checkpoint()
+    await service.checkpoints.checkpoint()
     print(turn.conversation_id, flush=True)
     await asyncio.Event().wait()
 

@@ -19,9 +19,9 @@ from services.chat.events import Arguments, Reasoning, Text, ToolCall
 from services.chat.request.responses import ASKED
 from services.chat.request.responses import begun as response_begun
 from services.conversation_service import ConversationService
-from services.history import rows
+from services.history import item_rows
 from services.history.store import Store
-from services.history.turn import Opening
+from services.history.turn import TurnRequest
 from services.turn_service import TurnService
 from tests.apps import NewSite
 from tests.test_services.test_turn_service import END, begin, finish, say
@@ -64,10 +64,10 @@ async def told(database: Database, turn_ids: Sequence[str], owner: str) -> list[
     answers = [await turns.answer(turn_ids[0], owner, "message")]
     answers += [await turns.answer(turn_id, owner, "response") for turn_id in turn_ids[1:]]
     branches = [
-        (await turns.open(Opening(owner=owner, kind="response", stored=True, previous=turn_id))).history
+        (await turns.open(TurnRequest(owner=owner, kind="response", stored=True, previous=turn_id))).history
         for turn_id in turn_ids[1:]
     ]
-    named = await turns.open(Opening(owner=owner, conversation=answers[0].conversation_id))
+    named = await turns.open(TurnRequest(owner=owner, conversation=answers[0].conversation_id))
     return [answers, branches, named.history]
 
 
@@ -159,7 +159,7 @@ async def test_chatgpts_export_keeps_its_branches(database: Database, database_u
         assert f"{added} conversations added" in (await run_in_thread("import", str(file), url=database_url)).stderr
     (found,) = (await ConversationService(database).page("local", limit=2)).data
     assert (found.title, found.created_at) == ("The sea", 1)
-    after = await TurnService(database, writer="host:1").open(Opening(owner="local", conversation=found.id))
+    after = await TurnService(database, writer="host:1").open(TurnRequest(owner="local", conversation=found.id))
     assert [(each.role, each.content) for each in after.history] == [
         ("user", "How deep is it?"),
         ("assistant", "Deep"),
@@ -374,7 +374,7 @@ async def test_what_was_stored_unchecked_can_be_read(
     async with Store(database).writing() as repositories:
         made = Conversation(id=conversation, owner="local", created_at=1.0, updated_at=1.0)
         await repositories.conversations.add([made])
-        await repositories.items.add(rows.chain(items, rows.Place("local", conversation, 1.0)))
+        await repositories.items.add(item_rows.chain(items, item_rows.Place("local", conversation, 1.0)))
     site = await new_site(database={"url": database_url, "migrate": False})
     for path in (
         f"/chat/get/messages/?conversation_id={conversation}",
@@ -431,8 +431,8 @@ async def test_a_long_tree_takes_as_many_statements_as_a_short_one(database: Dat
 def test_a_long_tree_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each item is prepared once, whatever the tree's size."""
     calls = []
-    chain = rows.chain
-    monkeypatch.setattr(rows, "chain", lambda items, place: calls.append(len(items)) or chain(items, place))
+    chain = item_rows.chain
+    monkeypatch.setattr(item_rows, "chain", lambda items, place: calls.append(len(items)) or chain(items, place))
     archived = ArchivedConversation.model_validate(tree(300))
     assert len(archive.rows_of(archived, archived.id, "local", {})) == 300
     assert sum(calls) == 300

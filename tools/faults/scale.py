@@ -11,7 +11,7 @@ import requests
 from database import repositories
 from database.models import Conversation
 from database.session import Database
-from services.history.rows import Place, chain, whole
+from services.history.item_rows import Place, chain, whole
 from tools.bench.load import WORDS
 
 OWNER = "local"  # whose everything is where no keys are configured

@@ -15,7 +15,7 @@ KEPT = 4096  # events of a stream in memory, beyond those that are not yet in th
 INTERRUPTED = "The answer was interrupted"
 
 
-class Live:
+class BackgroundStream:
     """`ended` says how a stream ends that broke off, given why and the next number."""
 
     def __init__(

@@ -12,11 +12,11 @@ from sqlalchemy import text
 
 from database.session import Database
 from schemas.message_schema import BrowserEvent, NewMessage, Question
-from services.browser_service import BrowserService
 from services.chat import items
 from services.chat_service import ChatService
 from services.conversation_service import ConversationService
 from services.errors import EngineFailed, InvalidRequest, NotFound, Overloaded, Stopped
+from services.event_source_service import EventSourceService
 from services.message_service import MessageService
 from services.metrics_service import Metrics
 from services.model_service import ModelConfig, ModelManager
@@ -41,8 +41,8 @@ def messages(chat: ChatService, turns: TurnService, conversations: ConversationS
 
 
 @pytest.fixture
-def browser(messages: MessageService, turns: TurnService, streams: StreamService) -> BrowserService:
-    return BrowserService(messages, turns, streams)
+def service(messages: MessageService, turns: TurnService, streams: StreamService) -> EventSourceService:
+    return EventSourceService(messages, turns, streams)
 
 
 async def all_of(events: AsyncIterator[BrowserEvent] | None) -> list[BrowserEvent]:
@@ -60,8 +60,8 @@ def facts(event: BrowserEvent) -> dict[str, object]:
 
 
 class TestAsk:
-    async def test_the_id_comes_first_then_the_text_then_the_end(self, browser: BrowserService) -> None:
-        first, *texts, last = await all_of(browser.ask(ASKED, "me"))
+    async def test_the_id_comes_first_then_the_text_then_the_end(self, service: EventSourceService) -> None:
+        first, *texts, last = await all_of(service.ask(ASKED, "me"))
         message_id = first.id.partition(":")[0]
         assert (first.id, first.event, facts(first)["message_id"]) == (f"{message_id}:0", "start", message_id)
         assert first.retry
@@ -72,33 +72,33 @@ class TestAsk:
         assert facts(last)["finish_reason"] == "stop"
 
     async def test_it_begins_a_conversation_and_goes_on_with_it(
-        self, browser: BrowserService, engine: FakeEngine
+        self, service: EventSourceService, engine: FakeEngine
     ) -> None:
-        last = (await all_of(browser.ask(ASKED, "me")))[-1]
+        last = (await all_of(service.ask(ASKED, "me")))[-1]
         conversation = str(facts(last)["conversation_id"])
-        await all_of(browser.ask(Question(prompt="more", conversation_id=conversation), "me"))
+        await all_of(service.ask(Question(prompt="more", conversation_id=conversation), "me"))
         assert engine.prompts[-1] == "<user>hi\n<assistant>Hello, world!\n<user>more\n<assistant>\n"
 
     async def test_refusal_is_raised_by_the_first_step(
-        self, browser: BrowserService, streams: StreamService, engine: FakeEngine
+        self, service: EventSourceService, streams: StreamService, engine: FakeEngine
     ) -> None:
         engine.refusal = Overloaded("full")
         with pytest.raises(Overloaded):
-            await anext(browser.ask(ASKED, "me"))
+            await anext(service.ask(ASKED, "me"))
         assert streams.num_live == 0
 
     async def test_answer_goes_on_without_its_reader(
-        self, browser: BrowserService, streams: StreamService, engine: FakeEngine, turns: TurnService
+        self, service: EventSourceService, streams: StreamService, engine: FakeEngine, turns: TurnService
     ) -> None:
         pause = Pause()
         engine.script = ("Hel", pause, "lo")
-        events = browser.ask(ASKED, "me")
+        events = service.ask(ASKED, "me")
         first = await anext(events)
         await pause.reached.wait()
         await events.aclose()
         assert streams.num_live == 1
         pause.go.set()
-        await all_of(await browser.resume(first.id, "me"))
+        await all_of(await service.resume(first.id, "me"))
         stored = await turns.answer(first.id.partition(":")[0], "me", "message")
         assert (items.text(stored.output[0]), stored.status) == ("Hello", "completed")
 
@@ -114,8 +114,8 @@ class TestAsk:
 
         models = ModelManager([ModelConfig(MODEL, MODEL)], build=build)
         messages = MessageService(ChatService(models, turns, Metrics()), turns, conversations)
-        browser = BrowserService(messages, turns, streams)
-        asking = asyncio.create_task(anext(browser.ask(ASKED, "me")))
+        service = EventSourceService(messages, turns, streams)
+        asking = asyncio.create_task(anext(service.ask(ASKED, "me")))
         await asyncio.to_thread(begun.wait)
         asking.cancel()
         await asyncio.wait([asking])
@@ -126,10 +126,10 @@ class TestAsk:
         await models.stop()
 
     async def test_failure_midway_is_the_last_event(
-        self, browser: BrowserService, engine: FakeEngine, turns: TurnService
+        self, service: EventSourceService, engine: FakeEngine, turns: TurnService
     ) -> None:
         engine.script = ("Hel", EngineFailed("The engine failed on this request"))
-        *rest, last = await all_of(browser.ask(ASKED, "me"))
+        *rest, last = await all_of(service.ask(ASKED, "me"))
         assert text_of(rest) == "Hel"
         assert last.event == "error"
         assert last.id.endswith(":end")
@@ -144,19 +144,19 @@ class TestAsk:
         assert (items.text(stored.output[0]), stored.status) == ("Hel", "failed")
 
     async def test_unexpected_failure_is_told_without_its_text(
-        self, browser: BrowserService, engine: FakeEngine
+        self, service: EventSourceService, engine: FakeEngine
     ) -> None:
         engine.script = ("Hel", ValueError("secret"))
-        last = (await all_of(browser.ask(ASKED, "me")))[-1]
+        last = (await all_of(service.ask(ASKED, "me")))[-1]
         assert last.event == "error"
         assert "secret" not in (last.data or "")
 
     async def test_stop_ends_it_with_an_error_and_stores_what_was_said(
-        self, browser: BrowserService, streams: StreamService, engine: FakeEngine, turns: TurnService
+        self, service: EventSourceService, streams: StreamService, engine: FakeEngine, turns: TurnService
     ) -> None:
         pause = Pause()
         engine.script = ("Hel", pause)
-        events = browser.ask(ASKED, "me")
+        events = service.ask(ASKED, "me")
         first = await anext(events)
         await pause.reached.wait()
         reading = asyncio.create_task(all_of(events))
@@ -168,38 +168,38 @@ class TestAsk:
 
 class TestStop:
     async def test_it_ends_there_with_what_was_said(
-        self, browser: BrowserService, engine: FakeEngine, turns: TurnService
+        self, service: EventSourceService, engine: FakeEngine, turns: TurnService
     ) -> None:
         pause = Pause()
         engine.script = ("Hel", pause)
-        events = browser.ask(ASKED, "me")
+        events = service.ask(ASKED, "me")
         message_id = (await anext(events)).id.partition(":")[0]
         await pause.reached.wait()
-        assert (await browser.stop(message_id, "me")).status == "cancelled"
+        assert (await service.stop(message_id, "me")).status == "cancelled"
         *texts, last = await all_of(events)
         assert (text_of(texts), last.event, facts(last)["finish_reason"]) == ("Hel", "done", "cancelled")
         stored = await turns.answer(message_id, "me", "message")
         assert (items.text(stored.output[0]), stored.status) == ("Hel", "cancelled")
-        again = await all_of(await browser.resume(f"{message_id}:1", "me"))
+        again = await all_of(await service.resume(f"{message_id}:1", "me"))
         assert (text_of(again), facts(again[-1])["finish_reason"]) == ("el", "cancelled")
 
-    async def test_what_is_over_stays_as_it_is(self, browser: BrowserService, turns: TurnService) -> None:
-        message_id = (await all_of(browser.ask(ASKED, "me")))[0].id.partition(":")[0]
-        assert (await browser.stop(message_id, "me")).status == "completed"
+    async def test_what_is_over_stays_as_it_is(self, service: EventSourceService, turns: TurnService) -> None:
+        message_id = (await all_of(service.ask(ASKED, "me")))[0].id.partition(":")[0]
+        assert (await service.stop(message_id, "me")).status == "completed"
 
-    async def test_somebody_elses_is_not_found(self, browser: BrowserService) -> None:
-        message_id = (await all_of(browser.ask(ASKED, "me")))[0].id.partition(":")[0]
+    async def test_somebody_elses_is_not_found(self, service: EventSourceService) -> None:
+        message_id = (await all_of(service.ask(ASKED, "me")))[0].id.partition(":")[0]
         with pytest.raises(NotFound):
-            await browser.stop(message_id, "somebody else")
+            await service.stop(message_id, "somebody else")
 
     async def test_one_without_a_stream_of_its_own_ends_with_its_next_word(
-        self, messages: MessageService, browser: BrowserService, engine: FakeEngine
+        self, messages: MessageService, service: EventSourceService, engine: FakeEngine
     ) -> None:
         pause = Pause()
         engine.script = ("Hel", pause, "lo")
         reading = messages.stream(NewMessage(prompt="hi"), "me")
         first = await anext(reading)
-        await browser.stop(first.message_id, "me")
+        await service.stop(first.message_id, "me")
         pause.go.set()
         with pytest.raises(Stopped):
             await anext(reading)
@@ -210,17 +210,17 @@ class TestOtherProcesses:
     @pytest.fixture
     async def other(
         self, chat: ChatService, conversations: ConversationService, store: Database
-    ) -> AsyncIterator[BrowserService]:
+    ) -> AsyncIterator[EventSourceService]:
         turns, streams = TurnService(store, writer="a-host:2"), StreamService(store)
-        yield BrowserService(MessageService(chat, turns, conversations), turns, streams)
+        yield EventSourceService(MessageService(chat, turns, conversations), turns, streams)
         await streams.close()
 
     async def test_another_one_follows_it_while_it_is_written(
-        self, browser: BrowserService, other: BrowserService, engine: FakeEngine
+        self, service: EventSourceService, other: EventSourceService, engine: FakeEngine
     ) -> None:
         pause = Pause()
         engine.script = ("Hello", pause, "!")
-        first = await anext(browser.ask(ASKED, "me"))
+        first = await anext(service.ask(ASKED, "me"))
         following = await other.resume(f"{first.id.partition(':')[0]}:2", "me")
         assert following is not None
         assert (await anext(following)).data == "llo"
@@ -229,34 +229,36 @@ class TestOtherProcesses:
         assert (text_of(texts), last.event) == ("!", "done")
 
     async def test_another_one_stops_it(
-        self, browser: BrowserService, other: BrowserService, engine: FakeEngine
+        self, service: EventSourceService, other: EventSourceService, engine: FakeEngine
     ) -> None:
         pause = Pause()
         engine.script = ("Hello", pause, "!")
-        events = browser.ask(ASKED, "me")
+        events = service.ask(ASKED, "me")
         first = await anext(events)
         await pause.reached.wait()
         await other.stop(first.id.partition(":")[0], "me")
         assert facts((await all_of(events))[-1])["finish_reason"] == "cancelled"
 
     async def test_what_was_written_for_others_goes_with_its_end(
-        self, browser: BrowserService, streams: StreamService, store: Database
+        self, service: EventSourceService, streams: StreamService, store: Database
     ) -> None:
-        await all_of(browser.ask(ASKED, "me"))
+        await all_of(service.ask(ASKED, "me"))
         await streams.beat()
         async with store.read() as session:
             assert await session.scalar(text("SELECT count(*) FROM stream_batches")) == 0
 
 
 class TestResume:
-    async def ask(self, browser: BrowserService) -> str:
-        return (await all_of(browser.ask(ASKED, "me")))[0].id.partition(":")[0]
+    async def ask(self, service: EventSourceService) -> str:
+        return (await all_of(service.ask(ASKED, "me")))[0].id.partition(":")[0]
 
     @given(seen=st.integers(0, 20))
     @settings(max_examples=21)
-    async def test_after_any_event_the_rest_comes_from_the_database(self, browser: BrowserService, seen: int) -> None:
-        message_id = await self.ask(browser)
-        *texts, last = await all_of(await browser.resume(f"{message_id}:{seen}", "me"))
+    async def test_after_any_event_the_rest_comes_from_the_database(
+        self, service: EventSourceService, seen: int
+    ) -> None:
+        message_id = await self.ask(service)
+        *texts, last = await all_of(await service.resume(f"{message_id}:{seen}", "me"))
         assert text_of(texts) == "Hello, world!"[seen:]
         assert (last.id, last.event) == (f"{message_id}:end", "done")
 
@@ -268,60 +270,60 @@ class TestResume:
     )
     @settings(max_examples=20)
     async def test_after_any_event_the_rest_comes_from_memory(
-        self, browser: BrowserService, engine: FakeEngine, pieces: list[str], data: st.DataObject
+        self, service: EventSourceService, engine: FakeEngine, pieces: list[str], data: st.DataObject
     ) -> None:
         pause = Pause()
         cut = data.draw(st.integers(0, len(pieces)))
         engine.script = (*pieces[:cut], pause, *pieces[cut:])
-        first = await anext(browser.ask(ASKED, "me"))
+        first = await anext(service.ask(ASKED, "me"))
         await pause.reached.wait()
         seen = data.draw(st.integers(0, len("".join(pieces[:cut]))))
-        following = await browser.resume(f"{first.id.partition(':')[0]}:{seen}", "me")
+        following = await service.resume(f"{first.id.partition(':')[0]}:{seen}", "me")
         assert engine.running  # nothing comes from the database yet
         pause.go.set()
         assert text_of(await all_of(following)) == "".join(pieces)[seen:]
 
-    async def test_several_readers_follow_one_answer(self, browser: BrowserService, engine: FakeEngine) -> None:
+    async def test_several_readers_follow_one_answer(self, service: EventSourceService, engine: FakeEngine) -> None:
         pause = Pause()
         engine.script = ("Hel", pause, "lo")
-        first = await anext(browser.ask(ASKED, "me"))
-        readers = [asyncio.create_task(all_of(await browser.resume(first.id, "me"))) for _ in range(3)]
+        first = await anext(service.ask(ASKED, "me"))
+        readers = [asyncio.create_task(all_of(await service.resume(first.id, "me"))) for _ in range(3)]
         await pause.reached.wait()
         pause.go.set()
         assert [text_of(await reader) for reader in readers] == ["Hello"] * 3
         assert len(engine.jobs) == 1
 
-    async def test_after_the_end_there_is_nothing(self, browser: BrowserService) -> None:
-        assert await browser.resume(f"{await self.ask(browser)}:end", "me") is None
+    async def test_after_the_end_there_is_nothing(self, service: EventSourceService) -> None:
+        assert await service.resume(f"{await self.ask(service)}:end", "me") is None
 
-    async def test_incomplete_answer_ends_with_an_error(self, browser: BrowserService, engine: FakeEngine) -> None:
+    async def test_incomplete_answer_ends_with_an_error(self, service: EventSourceService, engine: FakeEngine) -> None:
         engine.script = ("Hel", EngineFailed("broken"))
-        message_id = await self.ask(browser)
-        *texts, last = await all_of(await browser.resume(f"{message_id}:1", "me"))
+        message_id = await self.ask(service)
+        *texts, last = await all_of(await service.resume(f"{message_id}:1", "me"))
         assert text_of(texts) == "el"
         assert (last.id, last.event) == (f"{message_id}:end", "error")
 
     @pytest.mark.parametrize("while_running", [True, False])
     async def test_somebody_elses_is_not_found(
-        self, browser: BrowserService, engine: FakeEngine, while_running: bool
+        self, service: EventSourceService, engine: FakeEngine, while_running: bool
     ) -> None:
         pause = Pause()
         engine.script = ("Hel", pause, "lo")
-        first = await anext(browser.ask(ASKED, "me"))
+        first = await anext(service.ask(ASKED, "me"))
         if not while_running:
             await pause.reached.wait()
             pause.go.set()
-            await all_of(await browser.resume(first.id, "me"))
+            await all_of(await service.resume(first.id, "me"))
         with pytest.raises(NotFound):
-            await browser.resume(first.id, "somebody else")
+            await service.resume(first.id, "somebody else")
 
-    async def test_unknown_one_is_not_found(self, browser: BrowserService) -> None:
+    async def test_unknown_one_is_not_found(self, service: EventSourceService) -> None:
         with pytest.raises(NotFound):
-            await browser.resume("0" * 32 + ":0", "me")
+            await service.resume("0" * 32 + ":0", "me")
 
     @pytest.mark.parametrize(
         "id", ["", "5", "0" * 32, "0" * 31 + ":5", "0" * 32 + ":-1", "0" * 32 + ":²", "x" * 32 + ":1"]
     )
-    async def test_what_is_no_event_id_is_refused(self, browser: BrowserService, id: str) -> None:
+    async def test_what_is_no_event_id_is_refused(self, service: EventSourceService, id: str) -> None:
         with pytest.raises(InvalidRequest):
-            await browser.resume(id, "me")
+            await service.resume(id, "me")

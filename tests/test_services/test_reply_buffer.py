@@ -7,7 +7,7 @@ from services.chat.answer.output import Output
 from services.chat.answer.output import status as item_status
 from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Reply, Spoken, Text, ToolCall
 from services.engine.base import TokenLogprob
-from services.history.heard import Heard, joined
+from services.history.reply_buffer import ReplyBuffer, joined
 
 TOKEN = TokenLogprob("a", b"a", -0.5)
 HEAD = Head("chatcmpl-1", 1, "a-model", "fp_1", None, n=2)
@@ -47,7 +47,7 @@ def test_what_is_folded_late_is_what_is_folded_event_by_event(
     events: list[Event], logprobs: bool, rng: random.Random
 ) -> None:
     reply, outputs = Reply(), [Output(name, logprobs=logprobs) for name in ("1", "1c1")]
-    late = Heard("1", logprobs=logprobs)
+    late = ReplyBuffer("1", logprobs=logprobs)
     for event in (HEAD, *events):
         reply.add(event)
         late.add(event)
@@ -67,4 +67,4 @@ def test_what_follows_each_other_is_one_event() -> None:
 
 
 def test_nothing_is_there_before_the_head() -> None:
-    assert (Heard("1", logprobs=False).said, Heard("1", logprobs=False).reply.head) == ([], None)
+    assert (ReplyBuffer("1", logprobs=False).said, ReplyBuffer("1", logprobs=False).reply.head) == ([], None)

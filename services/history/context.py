@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from database.models import IN_PROGRESS, QUEUED, Conversation, Turn
-from database.models import Item as Row
+from database.models import Item as ItemRow
 from database.repositories import Repositories
 from services.errors import Conflict, InvalidRequest, NotFound
 from services.history.store import busy, no_conversation
@@ -15,14 +15,14 @@ TURN_ID = re.compile(r"(chatcmpl-|resp_)?[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
+class ConversationContext:
     """`head` is the newest item of the conversation: nobody may have added to it when the turn begins. None of it where
     answers branch freely. `copied`: the branch goes on in a conversation of its own."""
 
     conversation_id: str
-    branch: tuple[Row, ...] = ()  # oldest first; the turn hangs on the last
+    branch: tuple[ItemRow, ...] = ()  # oldest first; the turn hangs on the last
     head: str | None = None
-    is_alone: bool = True
+    is_exclusive: bool = True
     copied: bool = False
 
     @property
@@ -35,7 +35,9 @@ class Past:
         return self.tip == self.head
 
 
-async def of_conversation(repositories: Repositories, conversation: str, owner: str, item: str | None = None) -> Past:
+async def of_conversation(
+    repositories: Repositories, conversation: str, owner: str, item: str | None = None
+) -> ConversationContext:
     """Up to that item, or else to the newest."""
     await existing(repositories, conversation, owner)
     if await repositories.turns.running_in(conversation) is not None:
@@ -44,10 +46,10 @@ async def of_conversation(repositories: Repositories, conversation: str, owner: 
     tip = next((row for row in rows if row.id == item), None) if item else rows[-1] if rows else None
     if item and tip is None:
         raise InvalidRequest("That item is not in the conversation", param="parent_item")
-    return Past(conversation, _branch(rows, tip) if tip else (), rows[-1].id if rows else None)
+    return ConversationContext(conversation, _branch(rows, tip) if tip else (), rows[-1].id if rows else None)
 
 
-async def of_answer(repositories: Repositories, previous: str, owner: str, kind: str) -> Past:
+async def of_answer(repositories: Repositories, previous: str, owner: str, kind: str) -> ConversationContext:
     """All that was said up to the end of this answer."""
     turn = await repositories.turns.get(previous, owner, kind) if TURN_ID.fullmatch(previous) else None
     if turn is None or not turn.stored:
@@ -59,15 +61,15 @@ async def of_answer(repositories: Repositories, previous: str, owner: str, kind:
     rows = await repositories.items.page(turn.conversation_id)
     own = [row for row in rows if row.turn_id == turn.id and not row.choice]
     branch = _branch(rows, own[-1]) if own else ()
-    return Past(turn.conversation_id, branch, is_alone=False, copied=conversation.listed)
+    return ConversationContext(turn.conversation_id, branch, is_exclusive=False, copied=conversation.listed)
 
 
-async def of_turn(repositories: Repositories, turn: Turn) -> Past:
+async def of_turn(repositories: Repositories, turn: Turn) -> ConversationContext:
     """What was there when it began."""
     rows = await repositories.items.page(turn.conversation_id)
     given = [row for row in rows if row.turn_id == turn.id and row.choice is None]
     tip = next((row for row in rows if given and row.id == given[0].parent_id), None)
-    return Past(turn.conversation_id, _branch(rows, tip) if tip else ())
+    return ConversationContext(turn.conversation_id, _branch(rows, tip) if tip else ())
 
 
 async def existing(repositories: Repositories, conversation: str, owner: str, *, lock: bool = False) -> Conversation:
@@ -78,7 +80,7 @@ async def existing(repositories: Repositories, conversation: str, owner: str, *,
     raise no_conversation(conversation)
 
 
-def _branch(rows: Sequence[Row], tip: Row) -> tuple[Row, ...]:
+def _branch(rows: Sequence[ItemRow], tip: ItemRow) -> tuple[ItemRow, ...]:
     """From an item up its parents."""
     by_id = {row.id: row for row in rows}
     branch = [tip]

@@ -5,23 +5,23 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Request
 
-from services.turn_service import Repeat
+from services.turn_service import IdempotencyKey
 
 
-async def _repeat(
+async def _idempotency_key(
     request: Request,
     idempotency_key: Annotated[
         str | None, Header(max_length=255, description="the same answer for the same request, for a day")
     ] = None,
-) -> Repeat | None:
+) -> IdempotencyKey | None:
     if not idempotency_key:
         return None
     path = request.url.path.removeprefix("/v1")
-    return Repeat(_hash(idempotency_key.encode()), _hash(path.encode(), await request.body()))
+    return IdempotencyKey(_hash(idempotency_key.encode()), _hash(path.encode(), await request.body()))
 
 
 def _hash(*parts: bytes) -> str:
     return hashlib.sha256(b"\n".join(parts)).hexdigest()
 
 
-Repeated = Annotated[Repeat | None, Depends(_repeat)]
+Key = Annotated[IdempotencyKey | None, Depends(_idempotency_key)]

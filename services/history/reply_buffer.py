@@ -12,7 +12,7 @@ from services.chat.items import Item
 Words = Text | Reasoning | Arguments
 
 
-class Heard:
+class ReplyBuffer:
     def __init__(self, reply_id: str, *, logprobs: bool) -> None:
         self._reply_id = reply_id
         self._logprobs = logprobs  # in the items

@@ -9,7 +9,7 @@ from database.bulk import insert_all
 from database.models import IdempotencyKey
 
 
-class RepeatRepository:
+class IdempotencyRepository:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 

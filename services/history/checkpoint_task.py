@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from database.models import FAILED, INCOMPLETE, QUEUED
-from database.models import Turn as Row
+from database.models import Turn as TurnRow
 from services.errors import Unavailable
-from services.history.outcome import give_up
-from services.history.repeat import KEPT_S
+from services.history.idempotency import KEPT_S
 from services.history.store import Store
 from services.history.stored_turn import StoredTurn
+from services.history.turn_result import give_up
 from services.history.writer import is_gone
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ FORGOTTEN_AT_ONCE = 1000  # conversations of one transaction
 WATCH_S = 1.0  # between looks at what was stopped elsewhere
 
 
-class Keeper:
+class CheckpointTask:
     """One per process: `writer` says which process, and turns of that name which it does not know are from an earlier
     life."""
 
@@ -88,7 +88,7 @@ class Keeper:
                 going[stopped].stopped.set()
 
     def _going(self) -> dict[str, StoredTurn]:
-        return {turn.id: turn for turn in self._running.values() if turn.has_begun and not turn.outcome}
+        return {turn.id: turn for turn in self._running.values() if turn.has_begun and not turn.result}
 
     async def checkpoint(self) -> None:
         """What this process is writing, in one transaction; then the ends that could not be written earlier."""
@@ -96,7 +96,7 @@ class Keeper:
             said = {turn.id: turn.said for turn in going.values()}
             async with self._store.writing() as repositories:
                 await repositories.turns.checkpoint(said, self._writer, time.time())
-        await asyncio.gather(*(turn.finish() for turn in list(self._running.values()) if turn.outcome is not None))
+        await asyncio.gather(*(turn.finish() for turn in list(self._running.values()) if turn.result is not None))
 
     async def settle(self) -> None:
         """Turns that nobody is writing any more become incomplete, with what their last checkpoint saved. Those that
@@ -118,7 +118,7 @@ class Keeper:
         """What has not been used for longer than it is to be kept."""
         now = time.time()
         async with self._store.writing() as repositories:
-            await repositories.repeats.forget(now - KEPT_S)
+            await repositories.idempotency_keys.forget(now - KEPT_S)
         if self._ttl_s is None:
             return
         async with self._store.writing() as repositories:  # another one: keys are locked after conversations
@@ -126,7 +126,7 @@ class Keeper:
         if forgotten:
             logger.info("%d conversations were not used any more, they are deleted", forgotten)
 
-    def _is_abandoned(self, turn: Row) -> bool:
+    def _is_abandoned(self, turn: TurnRow) -> bool:
         if turn.id in self._running:
             return False
         return time.time() - turn.updated_at > self._silence_s or is_gone(turn.writer, self._writer)

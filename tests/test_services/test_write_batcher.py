@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from services.errors import Conflict, ServiceError, Unavailable
-from services.history.group import MOST, Group
+from services.history.write_batcher import MOST, WriteBatcher
 
 
 class Log:
@@ -47,78 +47,78 @@ def log() -> Log:
 
 
 @pytest.fixture
-def group(log: Log) -> Group[int]:
-    return Group(log.commit)
+def batcher(log: Log) -> WriteBatcher[int]:
+    return WriteBatcher(log.commit)
 
 
 async def outcomes(*waiting: Awaitable[None]) -> list[object]:
     return await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def test_what_waits_at_the_same_moment_is_one_commit(log: Log, group: Group[int]) -> None:
-    await outcomes(*(group.add(number) for number in range(0, 64, 2)))
+async def test_what_waits_at_the_same_moment_is_one_commit(log: Log, batcher: WriteBatcher[int]) -> None:
+    await outcomes(*(batcher.add(number) for number in range(0, 64, 2)))
     assert log.commits == [list(range(0, 64, 2))]
 
 
-async def test_what_comes_during_a_commit_is_the_next_one(log: Log, group: Group[int]) -> None:
+async def test_what_comes_during_a_commit_is_the_next_one(log: Log, batcher: WriteBatcher[int]) -> None:
     log.open.clear()
-    first = group.add(0)
+    first = batcher.add(0)
     await log.reached.wait()
-    later = [group.add(number) for number in (2, 4, 6)]
+    later = [batcher.add(number) for number in (2, 4, 6)]
     assert not first.done()
     log.open.set()
     await outcomes(first, *later)
     assert log.commits == [[0], [2, 4, 6]]
 
 
-async def test_a_commit_has_an_end(log: Log, group: Group[int]) -> None:
-    await outcomes(*(group.add(2 * number) for number in range(2 * MOST + 1)))
+async def test_a_commit_has_an_end(log: Log, batcher: WriteBatcher[int]) -> None:
+    await outcomes(*(batcher.add(2 * number) for number in range(2 * MOST + 1)))
     assert [len(commit) for commit in log.commits] == [MOST, MOST, 1]
     assert log.written == [2 * number for number in range(2 * MOST + 1)]
 
 
-async def test_a_refusal_reaches_its_own_alone(log: Log, group: Group[int]) -> None:
-    written, refused, also_written = await outcomes(*map(group.add, (0, 1, 2)))
+async def test_a_refusal_reaches_its_own_alone(log: Log, batcher: WriteBatcher[int]) -> None:
+    written, refused, also_written = await outcomes(*map(batcher.add, (0, 1, 2)))
     assert (written, also_written) == (None, None)
     assert isinstance(refused, Conflict)
     assert log.commits == [[0, 2]]
 
 
-async def test_an_error_reaches_its_own_alone(log: Log, group: Group[int]) -> None:
-    written, failed, refused, also_written = await outcomes(*map(group.add, (0, -2, 1, 2)))
+async def test_an_error_reaches_its_own_alone(log: Log, batcher: WriteBatcher[int]) -> None:
+    written, failed, refused, also_written = await outcomes(*map(batcher.add, (0, -2, 1, 2)))
     assert (written, also_written) == (None, None)
     assert isinstance(failed, ValueError)
     assert isinstance(refused, Conflict)
     assert log.written == [0, 2]
 
 
-async def test_a_store_that_is_away_is_away_for_all_that_wait(log: Log, group: Group[int]) -> None:
+async def test_a_store_that_is_away_is_away_for_all_that_wait(log: Log, batcher: WriteBatcher[int]) -> None:
     log.open.clear()
     log.away = Unavailable("away")
-    first = group.add(0)
+    first = batcher.add(0)
     await log.reached.wait()
-    later = group.add(2)
+    later = batcher.add(2)
     log.open.set()
     assert await outcomes(first, later) == [log.away, log.away]
     log.away = None
-    await group.add(4)
+    await batcher.add(4)
     assert log.written == [4]
 
 
 async def test_a_store_that_goes_away_while_a_group_is_taken_apart_is_away_for_its_rest(
-    log: Log, group: Group[int]
+    log: Log, batcher: WriteBatcher[int]
 ) -> None:
     log.tries = 2
-    written, failed, *rest = await outcomes(*map(group.add, (0, -2, 2, 4)))
+    written, failed, *rest = await outcomes(*map(batcher.add, (0, -2, 2, 4)))
     assert written is None
     assert {type(each) for each in (failed, *rest)} == {Unavailable}
 
 
-async def test_who_is_cancelled_while_he_waits_is_left_out(log: Log, group: Group[int]) -> None:
+async def test_who_is_cancelled_while_he_waits_is_left_out(log: Log, batcher: WriteBatcher[int]) -> None:
     log.open.clear()
-    writing = asyncio.ensure_future(_wait(group, 0))
+    writing = asyncio.ensure_future(_wait(batcher, 0))
     await log.reached.wait()
-    waiting = [asyncio.ensure_future(_wait(group, number)) for number in (2, 4)]
+    waiting = [asyncio.ensure_future(_wait(batcher, number)) for number in (2, 4)]
     await asyncio.sleep(0)
     writing.cancel()
     waiting[0].cancel()
@@ -128,23 +128,25 @@ async def test_who_is_cancelled_while_he_waits_is_left_out(log: Log, group: Grou
     assert log.commits == [[0], [4]]
 
 
-async def _wait(group: Group[int], number: int) -> None:
-    await group.add(number)
+async def _wait(batcher: WriteBatcher[int], number: int) -> None:
+    await batcher.add(number)
 
 
-async def test_what_nobody_waits_for_is_written(log: Log, group: Group[int]) -> None:
-    group.add(0)
-    await group.add(2)
+async def test_what_nobody_waits_for_is_written(log: Log, batcher: WriteBatcher[int]) -> None:
+    batcher.add(0)
+    await batcher.add(2)
     assert log.commits == [[0, 2]]
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_whatever_happens_everybody_hears_what_became_of_his_own(seed: int, log: Log, group: Group[int]) -> None:
+async def test_whatever_happens_everybody_hears_what_became_of_his_own(
+    seed: int, log: Log, batcher: WriteBatcher[int]
+) -> None:
     """In any order of arrivals, errors, refusals, cancellations and outages, what is told is what is written."""
     rng = Random(seed)
     waiting: dict[int, asyncio.Task[None]] = {}
     for number in rng.sample(range(-40, 200), 80):
-        waiting[number] = asyncio.create_task(_wait(group, number))
+        waiting[number] = asyncio.create_task(_wait(batcher, number))
         act = rng.choice(ACTS)
         act(log, rng.choice(list(waiting.values())))
         for _ in range(rng.randrange(3)):
@@ -152,7 +154,7 @@ async def test_whatever_happens_everybody_hears_what_became_of_his_own(seed: int
     log.open.set()
     log.away = None
     told = dict(zip(waiting, await outcomes(*waiting.values()), strict=True))
-    await group.add(1000)
+    await batcher.add(1000)
     assert [number for number, each in told.items() if each is None] == [
         number for number in waiting if number in log.written and not waiting[number].cancelled()
     ]

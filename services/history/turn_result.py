@@ -6,18 +6,18 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from database.models import Item as ItemRow
-from database.models import Turn as Row
+from database.models import Turn as TurnRow
 from database.repositories import Repositories
 from services.chat.answer.output import logprob
 from services.chat.events import Reply
 from services.chat.items import Item
-from services.history import rows
-from services.history.rows import Place
+from services.history import item_rows
+from services.history.item_rows import Place
 
 End = Literal["completed", "incomplete", "failed", "cancelled"]
 
 
-async def give_up(repositories: Repositories, turn: Row, status: End) -> None:
+async def give_up(repositories: Repositories, turn: TurnRow, status: End) -> None:
     """Ends it for its writer, with what its last checkpoint saved."""
     said = turn.said or []
     await repositories.turns.give_up(turn, status, time.time())
@@ -28,13 +28,13 @@ def _cut_short(items: Sequence[Item]) -> list[Item]:
     return [item | {"status": "incomplete" if item is items[-1] else "completed"} for item in items]
 
 
-def output(turn: Row, said: Sequence[Sequence[Item]]) -> list[ItemRow]:
+def output(turn: TurnRow, said: Sequence[Sequence[Item]]) -> list[ItemRow]:
     """What was said, as items."""
     place = Place(turn.owner, turn.conversation_id, turn.created_at, turn.parent_id, turn.id)
-    return [row for choice, items in enumerate(said) for row in rows.chain(items, replace(place, choice=choice))]
+    return [row for choice, items in enumerate(said) for row in item_rows.chain(items, replace(place, choice=choice))]
 
 
-async def has_gone_on(repositories: Repositories, turn: Row) -> bool:
+async def has_gone_on(repositories: Repositories, turn: TurnRow) -> bool:
     """Whether others have added to its conversation since it was given up; answers by themselves branch freely."""
     if not await repositories.conversations.listed({turn.conversation_id}):
         return False
@@ -43,7 +43,7 @@ async def has_gone_on(repositories: Repositories, turn: Row) -> bool:
     return state.is_answered or state.newest not in own
 
 
-async def say_again(repositories: Repositories, turn: Row, said: Sequence[Sequence[Item]]) -> None:
+async def say_again(repositories: Repositories, turn: TurnRow, said: Sequence[Sequence[Item]]) -> None:
     """What became items when only a checkpoint of it was there, in full."""
     known = {row.id: row for row in await repositories.items.of_turn(turn.id)}
     new = output(turn, said)

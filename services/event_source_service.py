@@ -19,7 +19,7 @@ from services.chat import items
 from services.chat.events import Event, Finish, Head, Text, head_of
 from services.errors import InvalidRequest, ServiceError, Stopped
 from services.history.answer import Answer
-from services.history.live import INTERRUPTED, Live
+from services.history.background_stream import INTERRUPTED, BackgroundStream
 from services.history.turn import Kind
 from services.message_service import MessageService
 from services.stream_service import StreamService
@@ -31,7 +31,7 @@ CANCELLED = "cancelled"
 KIND: Kind = "message"
 
 
-class BrowserService:
+class EventSourceService:
     def __init__(self, messages: MessageService, turns: TurnService, streams: StreamService) -> None:
         self._messages = messages
         self._turns = turns
@@ -43,7 +43,7 @@ class BrowserService:
             raise InvalidRequest("'prompt' is required", param="prompt")
         turn, run = await self._messages.begin(question, owner)
         told = _Told(run)
-        live = Live(told.events(), owner, told.ended, passing=True)
+        live = BackgroundStream(told.events(), owner, told.ended, passing=True)
         await live.started()
         self._streams.keep(turn.id, live)
         async with aclosing(self._follow(turn.id, owner, -1)) as events:

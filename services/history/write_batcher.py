@@ -30,7 +30,7 @@ class _Waiting(Generic[Write]):
             self.done.set_exception(error)
 
 
-class Group(Generic[Write]):
+class WriteBatcher(Generic[Write]):
     """`commit` writes all that it is given, in one transaction, but for what it refuses: of that it says why."""
 
     def __init__(self, commit: Callable[[Sequence[Write]], Awaitable[Mapping[Write, ServiceError]]]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from database import terms
-from database.models import Item as Row
+from database.models import Item as ItemRow
 from services.chat.items import Item, new_id
 
 # These show how far they are; they are complete when they are given.
@@ -45,12 +45,12 @@ def renamed(items: Sequence[Item], taken: set[str]) -> list[Item]:
     return own
 
 
-def chain(items: Iterable[Item], place: Place) -> list[Row]:
+def chain(items: Iterable[Item], place: Place) -> list[ItemRow]:
     """Each goes on from the one before it."""
-    rows: list[Row] = []
+    rows: list[ItemRow] = []
     for item in items:
         rows.append(
-            Row(
+            ItemRow(
                 id=item["id"],
                 owner=place.owner,
                 conversation_id=place.conversation_id,
@@ -66,7 +66,7 @@ def chain(items: Iterable[Item], place: Place) -> list[Row]:
     return rows
 
 
-def copies(rows: Sequence[Row], conversation_id: str, created_at: float) -> list[Row]:
+def copies(rows: Sequence[ItemRow], conversation_id: str, created_at: float) -> list[ItemRow]:
     return chain([row.data for row in rows], Place(rows[0].owner, conversation_id, created_at)) if rows else []
 
 

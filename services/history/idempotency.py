@@ -4,7 +4,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from database.models import COMPLETED, IdempotencyKey
+from database.models import COMPLETED
+from database.models import IdempotencyKey as IdempotencyRow
 from database.models import Turn as TurnRow
 from database.repositories import Repositories
 from services.errors import InvalidRequest
@@ -15,47 +16,49 @@ KEPT_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Repeat:
+class IdempotencyKey:
     """`key` is the client's name for a request, `digest` tells it from others of that name; both are hashes."""
 
     key: str
     digest: str
 
 
-async def earlier(repositories: Repositories, repeat: Repeat | None, owner: str) -> IdempotencyKey | None:
+async def earlier(
+    repositories: Repositories, idempotency_key: IdempotencyKey | None, owner: str
+) -> IdempotencyRow | None:
     """What became of the request when it came before."""
-    if repeat is None:
+    if idempotency_key is None:
         return None
-    found = await repositories.repeats.get(owner, repeat.key)
-    if found is not None and found.digest != repeat.digest:
+    found = await repositories.idempotency_keys.get(owner, idempotency_key.key)
+    if found is not None and found.digest != idempotency_key.digest:
         raise InvalidRequest("This key was used for another request", param=PARAM)
     return found
 
 
 async def remember(
     repositories: Repositories,
-    repeat: Repeat | None,
+    idempotency_key: IdempotencyKey | None,
     owner: str,
     conversation_id: str,
     item_ids: Sequence[str] | None = None,
 ) -> None:
     """In the transaction that stores it."""
-    if repeat is not None:
-        await repositories.repeats.add([key(repeat, owner, conversation_id, item_ids=item_ids)])
+    if idempotency_key is not None:
+        await repositories.idempotency_keys.add([row(idempotency_key, owner, conversation_id, item_ids=item_ids)])
 
 
-def key(
-    repeat: Repeat,
+def row(
+    idempotency_key: IdempotencyKey,
     owner: str,
     conversation_id: str,
     *,
     turn_id: str | None = None,
     item_ids: Sequence[str] | None = None,
-) -> IdempotencyKey:
-    return IdempotencyKey(
+) -> IdempotencyRow:
+    return IdempotencyRow(
         owner=owner,
-        key=repeat.key,
-        digest=repeat.digest,
+        key=idempotency_key.key,
+        digest=idempotency_key.digest,
         conversation_id=conversation_id,
         turn_id=turn_id,
         item_ids=list(item_ids) if item_ids is not None else None,

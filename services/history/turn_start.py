@@ -6,31 +6,31 @@ from dataclasses import dataclass
 
 from database.models import Conversation
 from database.models import Item as ItemRow
-from database.models import Turn as Row
+from database.models import Turn as TurnRow
 from database.repositories import Repositories
 from services.chat.items import Item
 from services.errors import ServiceError
-from services.history import rows
-from services.history.past import Past
-from services.history.repeat import Repeat, key
+from services.history import idempotency, item_rows
+from services.history.context import ConversationContext
+from services.history.idempotency import IdempotencyKey
 from services.history.store import busy, no_conversation
 
 Place = tuple[str, str]  # a conversation's id, and an item's
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class Beginning:
-    """A new turn; where its conversation is not that of its past, that is new too."""
+class TurnStart:
+    """A new turn; where its conversation is not that of its context, that is new too."""
 
-    row: Row
-    past: Past
+    row: TurnRow
+    context: ConversationContext
     given: Sequence[Item]
     listed: bool  # if the conversation is new
-    repeat: Repeat | None
+    idempotency_key: IdempotencyKey | None
 
     @property
     def is_new(self) -> bool:
-        return self.thread != self.past.conversation_id
+        return self.thread != self.context.conversation_id
 
     @property
     def thread(self) -> str:
@@ -43,71 +43,75 @@ class Beginning:
 
 
 async def begin(
-    repositories: Repositories, beginnings: Sequence[Beginning], held: Collection[str]
-) -> Mapping[Beginning, ServiceError]:
+    repositories: Repositories, starts: Sequence[TurnStart], held: Collection[str]
+) -> Mapping[TurnStart, ServiceError]:
     """`held`: the conversations that are there, nobody else writes to them. Gives those that are refused, and why."""
-    going_on = [each for each in beginnings if not each.is_new]
+    going_on = [each for each in starts if not each.is_new]
     known = await _known(repositories, going_on)
     refused = await _refused(repositories, going_on, held, known)
-    await _write(repositories, [each for each in beginnings if each not in refused], known)
+    await _write(repositories, [each for each in starts if each not in refused], known)
     return refused
 
 
-async def _write(repositories: Repositories, begun: Sequence[Beginning], known: set[Place]) -> None:
+async def _write(repositories: Repositories, begun: Sequence[TurnStart], known: set[Place]) -> None:
     new = [each for each in begun if each.is_new]
     await repositories.conversations.add([_conversation(each) for each in new])
     await repositories.conversations.touch([each.thread for each in begun if not each.is_new], time.time())
-    copies = [row for each in new for row in rows.copies(each.past.branch, each.thread, each.row.created_at)]
+    copies = [row for each in new for row in item_rows.copies(each.context.branch, each.thread, each.row.created_at)]
     given = [row for each in begun for row in _given(each, known)]  # says what each answer hangs on
     await repositories.turns.add([each.row for each in begun])
     await repositories.items.add([*copies, *given])
-    keys = [key(each.repeat, each.row.owner, each.thread, turn_id=each.row.id) for each in begun if each.repeat]
+    keys = [
+        idempotency.row(each.idempotency_key, each.row.owner, each.thread, turn_id=each.row.id)
+        for each in begun
+        if each.idempotency_key
+    ]
     # in their order, so that two processes never wait for each other
-    await repositories.repeats.add(sorted(keys, key=lambda each: (each.owner, each.key)))
+    await repositories.idempotency_keys.add(sorted(keys, key=lambda each: (each.owner, each.key)))
 
 
-async def _known(repositories: Repositories, going_on: Sequence[Beginning]) -> set[Place]:
+async def _known(repositories: Repositories, going_on: Sequence[TurnStart]) -> set[Place]:
     """What there is of the items that they name, or go on from."""
     places = {(each.thread, item) for each in going_on for item in each.named}
-    places |= {(each.thread, each.past.tip) for each in going_on if each.past.tip and not each.past.is_newest}
+    places |= {(each.thread, each.context.tip) for each in going_on if each.context.tip and not each.context.is_newest}
     return await repositories.items.which(list(places))
 
 
 async def _refused(
     repositories: Repositories,
-    going_on: Sequence[Beginning],
+    going_on: Sequence[TurnStart],
     held: Collection[str],
     known: set[Place],
-) -> Mapping[Beginning, ServiceError]:
-    refused: dict[Beginning, ServiceError] = {}
-    alone = {each.thread for each in going_on if each.past.is_alone}
+) -> Mapping[TurnStart, ServiceError]:
+    refused: dict[TurnStart, ServiceError] = {}
+    alone = {each.thread for each in going_on if each.context.is_exclusive}
     states = await repositories.conversations.states(alone) if alone else {}
     begun: set[str] = set()
     for each in going_on:
         state = states.get(each.thread)
         if each.thread not in held:
             refused[each] = no_conversation(each.thread)
-        elif state and (state.is_answered or state.newest != each.past.head or each.thread in begun):
+        elif state and (state.is_answered or state.newest != each.context.head or each.thread in begun):
             refused[each] = busy()
-        elif each.past.tip and not each.past.is_newest and (each.thread, each.past.tip) not in known:
+        elif each.context.tip and not each.context.is_newest and (each.thread, each.context.tip) not in known:
             refused[each] = busy()  # it was deleted meanwhile
         else:
             begun.add(each.thread)
     return refused
 
 
-def _conversation(new: Beginning) -> Conversation:
+def _conversation(new: TurnStart) -> Conversation:
     at = new.row.created_at
     return Conversation(id=new.thread, owner=new.row.owner, listed=new.listed, created_at=at, updated_at=at)
 
 
-def _given(beginning: Beginning, known: set[Place]) -> list[ItemRow]:
+def _given(start: TurnStart, known: set[Place]) -> list[ItemRow]:
     """What is given once more, or twice, under the id that it has is another item."""
-    row, past = beginning.row, beginning.past
-    items = [rows.whole(item) for item in beginning.given]
-    if beginning.named:
-        taken = {each.id for each in past.branch} | {item for thread, item in known if thread == row.conversation_id}
-        items = rows.renamed(items, taken)
-    given = rows.chain(items, rows.Place(row.owner, row.conversation_id, row.created_at, past.tip, row.id))
-    row.parent_id = given[-1].id if given else past.tip
+    row, context = start.row, start.context
+    items = [item_rows.whole(item) for item in start.given]
+    if start.named:
+        taken = {each.id for each in context.branch} | {item for thread, item in known if thread == row.conversation_id}
+        items = item_rows.renamed(items, taken)
+    given = item_rows.chain(items, item_rows.Place(row.owner, row.conversation_id, row.created_at, context.tip, row.id))
+    row.parent_id = given[-1].id if given else context.tip
     return given

@@ -5,8 +5,8 @@ import pytest
 
 from schemas.response_answer_schema import StreamEvent
 from services.errors import EngineFailed, Overloaded, ServiceError, Stopped
-from services.history import live as live_module
-from services.history.live import Live
+from services.history import background_stream
+from services.history.background_stream import BackgroundStream
 from tests.fakes import Pause
 
 
@@ -30,8 +30,8 @@ async def source(*steps: StreamEvent | Pause | Exception) -> AsyncGenerator[Stre
                 yield step
 
 
-def streaming(*steps: StreamEvent | Pause | Exception) -> Live:
-    return Live(source(*steps), "me", ended)
+def streaming(*steps: StreamEvent | Pause | Exception) -> BackgroundStream:
+    return BackgroundStream(source(*steps), "me", ended)
 
 
 async def test_a_reader_gets_what_is_there_and_what_comes() -> None:
@@ -54,7 +54,7 @@ async def test_a_refusal_before_the_first_event_is_raised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "message"), [(EngineFailed("It broke"), "It broke"), (KeyError("x"), live_module.INTERRUPTED)]
+    ("broken", "message"), [(EngineFailed("It broke"), "It broke"), (KeyError("x"), background_stream.INTERRUPTED)]
 )
 async def test_what_breaks_later_is_told_by_the_last_event(broken: Exception, message: str) -> None:
     live = streaming(event(0), broken)
@@ -82,7 +82,7 @@ async def test_who_leaves_before_the_first_event_takes_the_request_along() -> No
 
 
 async def test_only_so_much_of_what_is_saved_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_module, "KEPT", 3)
+    monkeypatch.setattr(background_stream, "KEPT", 3)
     live = streaming(*(event(number) for number in range(10)))
     assert len(await until_over(live)) == 10
     live.saved([event(number) for number in range(8)])
@@ -91,7 +91,7 @@ async def test_only_so_much_of_what_is_saved_is_kept(monkeypatch: pytest.MonkeyP
     assert [each.number for each in await live.more(4) or []] == [5, 6, 7, 8, 9]
 
 
-async def until_over(live: Live) -> list[StreamEvent]:
+async def until_over(live: BackgroundStream) -> list[StreamEvent]:
     """All of it."""
     found: list[StreamEvent] = []
     while more := await live.more(found[-1].number if found else -1):
