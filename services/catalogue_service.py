@@ -7,7 +7,8 @@ from typing import Literal
 from schemas.codex_schema import CodexModel, ReasoningLevel, TruncationPolicy
 from schemas.sampling_schema import EffectiveSampling
 from schemas.status_schema import Model, Models
-from services.chat.dialects import Dialect, dialect_of
+from services.chat.formats import chat_format_of
+from services.chat.formats.base import ChatFormat
 from services.model_service import Kind, ModelCard, ModelManager
 
 Capability = Literal["completion", "tools", "thinking", "vision", "embedding", "rerank"]  # as Ollama names them
@@ -77,13 +78,13 @@ class CatalogueService:
         engine = self._models.engine(card.id)
         found = [*OF_KIND[card.kind]]
         if engine is not None and card.kind == "chat":
-            found += ["thinking"] if self._dialect(card).thinking is not None else []
+            found += ["thinking"] if self._chat_format(card).thinking is not None else []
             found += ["vision"] if engine.images is not None else []
         return Abilities(self._models.context_length(card.id), tuple(found))
 
-    def _dialect(self, card: ModelCard) -> Dialect:
+    def _chat_format(self, card: ModelCard) -> ChatFormat:
         engine = self._models.engine(card.id)
-        return dialect_of(engine.tokenizer.chat_template if engine else None, card.dialect)
+        return chat_format_of(engine.tokenizer.chat_template if engine else None, card.dialect)
 
     def _codex(self, card: ModelCard, place: int) -> CodexModel:
         known = self.abilities(card)

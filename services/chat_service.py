@@ -9,23 +9,21 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
 from schemas.chat_answer_schema import ChatCompletion, ChatCompletionChunk
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat import items
 from services.chat.answer import encode, stored
-from services.chat.dialects import dialect_of
 from services.chat.events import Event, Head, Reply
+from services.chat.formats import chat_format_of
 from services.chat.parsing.channels import events
 from services.chat.request import prompt, sampling
-from services.chat.request.asked import Asked, Model, asked
-from services.chat.request.encoding import MAX_TOKENIZE_CHARS, Room
+from services.chat.request.encoding import MAX_TOKENIZE_CHARS
 from services.chat.request.images import refs as image_refs
-from services.chat.request.public_prefix import num_public, public_prefix
+from services.chat.request.prepared import PreparedRequest, PromptInput, Target, prepare
 from services.chat.request.refusals import Note, unnoted
-from services.engine.base import Engine, Job, SamplingDefaults
+from services.engine.base import Engine, GrammarSpec, SamplingDefaults
 from services.errors import ServiceError, Unavailable
 from services.history.idempotency import IdempotencyKey
 from services.history.replayed_turn import ReplayedTurn
@@ -115,7 +113,7 @@ class ChatService:
         `note` is given the names of the parameters that this model has no use for, before the Head comes.
         """
         arrived = time.perf_counter()
-        await aside(self.check, request)
+        answer = await aside(self.check, request)
         facts = await aside(stored.asked, request)
         turn = turn or await self._turns.open(await aside(_turn_request, request, owner, idempotency_key, facts))
         if isinstance(turn, ReplayedTurn):
@@ -126,21 +124,21 @@ class ChatService:
             timer = self._metrics.answer(model.id)
             request = sampling.settled(request, model.sampling)
             facts.update(await aside(stored.asked, request))
-            ready = await self._asked(request, owner, turn, model, model.engine.max_length)
-            note(ready.ignored)
-            job = ready.job
-            async with model.answering(sampling.choices(job, request.n), owner) as streams:
-                head = _head(job, turn, model, arrived, request)
+            prepared = await self._prepare(request, owner, turn, model, answer, model.engine.max_length)
+            note(prepared.ignored)
+            async with model.answering(prepared.jobs) as streams:
+                head = _head(prepared, turn, model, arrived, request)
                 await turn.begin(head)
-                said = events(head, streams, [prompt.echo(request)] * request.n, ready.format)
+                said = events(head, streams, [prompt.echo(request)] * request.n, prepared.output)
                 async with aclosing(_recorded(turn, timer.follow(said))) as recorded:
                     async for event in recorded:
                         yield event
 
-    def check(self, request: ChatCompletionRequest) -> None:
-        """Refuses what can be told without a model, before a load is waited for."""
-        prompt.check(request)
+    def check(self, request: ChatCompletionRequest) -> GrammarSpec | None:
+        """Refuses what can be refused without a model, before a load is waited for. Returns the answer's grammar."""
+        answer = prompt.check(request)
         self._models.check(request.model, "chat")
+        return answer
 
     def model_name(self, name: str | None) -> str:
         """As an answer will call it; raises ModelNotFound."""
@@ -163,34 +161,38 @@ class ChatService:
         self, request: ChatCompletionRequest, owner: str, note: Note = unnoted, limit: int | None = None
     ) -> tuple[int, ...]:
         """The tokens that would be submitted. `limit`: far more of them need not be found, but are PromptTooLong."""
-        await aside(prompt.check, request)
+        answer = await aside(prompt.check, request)
         turn_request = TurnRequest(owner=owner, conversation=request.conversation, item=request.parent_item)
         turn = await self._turns.open(turn_request)
         async with self._models.lease(request.model) as model:
-            ready = await self._asked(request, owner, turn, model, limit)
-            note(ready.ignored)
-            return ready.job.prompt
+            prepared = await self._prepare(request, owner, turn, model, answer, limit)
+            note(prepared.ignored)
+            return prepared.prompt
 
-    async def _asked(
-        self, request: ChatCompletionRequest, owner: str, turn: Turn, model: Lease, limit: int | None
-    ) -> Asked:
+    async def _prepare(
+        self,
+        request: ChatCompletionRequest,
+        owner: str,
+        turn: Turn,
+        model: Lease,
+        answer: GrammarSpec | None,
+        limit: int | None,
+    ) -> PreparedRequest:
         history = map(prompt.message, turn.history)
         messages = await aside(prompt.messages, request, history, self._system_prompt)
-        params = await aside(prompt.sampling, request, self._max_new_tokens)
         engine: Engine = model.engine
-        target = Model(engine.tokenizer, dialect_of(engine.tokenizer.chat_template, model.dialect))
-        illustration = await self._images.illustration(image_refs(messages, len(request.messages)), engine, owner)
-        keep = None if illustration else sampling.kept_tokens(request, params.max_tokens, engine.max_length)
-        room = Room(limit, keep) if limit else Room.to_count(self._max_tokenize_chars, engine.max_length, keep)
-        async with self._texts.room(characters(messages)):
-            # in a thread: a long prompt takes long enough to render to be felt by every other stream
-            ready = await asyncio.to_thread(asked, turn.id, request, messages, params, target, illustration, room)
-        job = sampling.truncated(replace(ready.job, priority=prompt.priority(request)), request, engine.max_length)
-        public = await asyncio.to_thread(public_prefix, engine.tokenizer, self._system_prompt)
-        return replace(
-            ready,
-            job=replace(job, cache_salt=request.cache_salt or "", num_public=num_public(job.prompt, public)),
+        target = Target(
+            engine.tokenizer,
+            chat_format_of(engine.tokenizer.chat_template, model.dialect),
+            engine.max_length,
+            self._max_new_tokens,
+            self._system_prompt,
+            self._max_tokenize_chars,
         )
+        illustration = await self._images.illustration(image_refs(messages, len(request.messages)), engine, owner)
+        given = PromptInput(messages, illustration, limit)
+        async with self._texts.room(characters(messages)):
+            return await asyncio.to_thread(prepare, turn.id, request, given, target, owner, answer)
 
 
 async def _recorded(turn: Turn, said: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
@@ -247,7 +249,7 @@ def _turn_request(
     )
 
 
-def _head(job: Job, turn: Turn, model: Lease, arrived: float, request: ChatCompletionRequest) -> Head:
+def _head(prepared: PreparedRequest, turn: Turn, model: Lease, arrived: float, request: ChatCompletionRequest) -> Head:
     return Head(
         id=turn.id,
         created=int(turn.created_at),
@@ -255,8 +257,8 @@ def _head(job: Job, turn: Turn, model: Lease, arrived: float, request: ChatCompl
         fingerprint=model.fingerprint,
         conversation_id=turn.conversation_id,
         arrived=arrived,
-        prompt_tokens=len(job.prompt),
-        truncated=job.truncated,
+        prompt_tokens=len(prepared.prompt),
+        truncated=prepared.truncated,
         service_tier=prompt.served_tier(request.service_tier),
         n=request.n,
     )

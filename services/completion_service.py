@@ -13,7 +13,7 @@ from services.chat.events import Event, Head, Reply
 from services.chat.parsing.channels import events
 from services.chat.parsing.echoed import prompt_only
 from services.chat.request import completion, sampling
-from services.engine.base import Engine, Piece
+from services.engine.base import Engine, GrammarSpec, Piece
 from services.metrics_service import Metrics
 from services.model_service import Lease, ModelManager
 from services.text_service import TextService
@@ -47,28 +47,30 @@ class CompletionService:
     async def run(self, request: CompletionRequest, owner: str) -> AsyncGenerator[Event, None]:
         """A Head, then what is said."""
         arrived = time.perf_counter()
-        completion.check(request)
+        answer = completion.check(request)
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
             request = sampling.settled(request, model.sampling)
-            made = await self._jobs(request, model.engine)
-            async with model.answering(made.jobs, owner) as streams:
+            made = await self._jobs(request, model.engine, owner, answer)
+            async with model.answering(made.jobs) as streams:
                 said = timer.follow(events(_head(made, model, arrived), _read_only(streams, request), made.echoes))
                 async with aclosing(said):
                     async for event in said:
                         yield event
 
-    async def _jobs(self, request: CompletionRequest, engine: Engine) -> completion.Jobs:
+    async def _jobs(
+        self, request: CompletionRequest, engine: Engine, owner: str, answer: GrammarSpec | None
+    ) -> completion.Jobs:
         size = sum(len(prompt) for prompt in request.prompts if isinstance(prompt, str))
         async with self._texts.room(size):
             # in a thread: long prompts take long enough to tokenise to be felt by every other stream
             return await asyncio.to_thread(
-                completion.jobs, f"cmpl-{uuid4().hex}", request, engine.tokenizer, engine.max_length
+                completion.jobs, f"cmpl-{uuid4().hex}", request, engine.tokenizer, engine.max_length, owner, answer
             )
 
 
 def _read_only(streams: Streams, request: CompletionRequest) -> Streams:
-    """An engine draws one token at least."""
+    """An engine samples one token at least."""
     return [prompt_only(each) for each in streams] if request.max_tokens == 0 else streams
 
 

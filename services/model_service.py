@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -59,11 +59,10 @@ class Lease:
         return "fp_" + hashlib.sha256(f"{self.id}|{self.engine.device}|{self.engine.dtype}".encode()).hexdigest()[:10]
 
     @asynccontextmanager
-    async def answering(self, jobs: Iterable[Job], owner: str) -> AsyncIterator[list[AsyncGenerator[Piece, None]]]:
+    async def answering(self, jobs: Iterable[Job]) -> AsyncIterator[list[AsyncGenerator[Piece, None]]]:
         """The pieces of each; where one job is refused, none is left running."""
-        own = [replace(job, owner=owner) for job in jobs]
         async with AsyncExitStack() as stack:
-            yield [await stack.enter_async_context(aclosing(await self.engine.submit(job))) for job in own]
+            yield [await stack.enter_async_context(aclosing(await self.engine.submit(job))) for job in jobs]
 
 
 Failed = Callable[[str, BaseException], None]  # a model's name, and why it could not be loaded

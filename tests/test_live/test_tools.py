@@ -47,7 +47,7 @@ def is_valid(arguments: str) -> bool:
 
 
 def added_up(chunks: list[ChatCompletionChunk]) -> dict[int, dict[str, str]]:
-    """Calls as a client gets them that adds up what comes."""
+    """ToolFormat as a client gets them that adds up what comes."""
     calls: dict[int, dict[str, str]] = {}
     for delta in [chunk.choices[0].delta for chunk in chunks]:
         for part in delta.tool_calls or []:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from services.chat.request import prompt
-from services.engine.base import Message, SamplingParams
+from services.engine.base import Message
 from tests.test_engine import tiny_tokenizers
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -32,7 +32,7 @@ def tokenizer() -> Any:
 
 def tokens(tokenizer: Any, *messages: Message, **template: Any) -> list[int]:
     asked = {"add_generation_prompt": True, **template}
-    return list(prompt.job("", list(messages), SamplingParams(), tokenizer, asked).prompt)
+    return list(prompt.encoded(list(messages), tokenizer, asked).ids)
 
 
 def controls(tokenizer: Any, ids: list[int]) -> list[str]:

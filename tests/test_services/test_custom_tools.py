@@ -6,11 +6,13 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from schemas.chat_schema import ChatCompletionRequest
-from services.chat.dialects import CALLS, Calls
 from services.chat.events import Callee, Said
-from services.chat.parsing.splitter import Format, Splitter
-from services.chat.request import tools
-from services.chat.request.call_grammar import call_grammar
+from services.chat.formats import TOOL_FORMATS
+from services.chat.formats.base import OutputFormat, ToolFormat
+from services.chat.parsing.output_parser import OutputParser
+from services.chat.request import tool_check
+from services.chat.request.tool_grammar import tool_grammar
+from services.chat.request.tool_selection import ToolSelection, select_tools
 from services.engine.grammar_check import Vocabulary
 from services.engine.lark import lark
 from services.errors import InvalidRequest
@@ -54,11 +56,11 @@ TOOLS = [FUNCTION, custom("patch", "lark", PATCH), custom("code", "regex", LETTE
 CODE = {"type": "custom", "custom": {"name": "code"}}
 
 
-def offer(choice: object, **more: object) -> tools.Offer:
+def offer(choice: object, **more: object) -> ToolSelection:
     asked = {"messages": [{"content": "hi"}], "tools": TOOLS, "tool_choice": choice, **more}
     request = ChatCompletionRequest.model_validate(asked)
-    tools.check(request)
-    found = tools.offer(request)
+    tool_check.check(request)
+    found = select_tools(request)
     assert found
     return found
 
@@ -77,8 +79,8 @@ def tokenizer() -> LLTokenizer:
     return BYTES.tokenizer()
 
 
-def takes(tokenizer: LLTokenizer, calls: Calls, offer: tools.Offer, text: str) -> bool:
-    spec = call_grammar(offer, calls)
+def takes(tokenizer: LLTokenizer, calls: ToolFormat, offer: ToolSelection, text: str) -> bool:
+    spec = tool_grammar(offer, calls)
     assert spec
     matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(lark(spec, MARKERS)))
     assert not matcher.is_error(), matcher.get_error()
@@ -86,27 +88,27 @@ def takes(tokenizer: LLTokenizer, calls: Calls, offer: tools.Offer, text: str) -
     return matcher.validate_tokens(said) == len(said) and matcher.consume_tokens(said) and matcher.is_accepting()
 
 
-def read(calls: Calls, offer: tools.Offer, *pieces: str) -> tuple[str, list[tuple[str, str, str]]]:
-    splitter, said = Splitter(Format(calls=calls, names=offer.names, callees=offer.callees)), Said()
-    for part in [part for piece in pieces for part in splitter.feed(piece)] + splitter.finish():
+def read(calls: ToolFormat, offer: ToolSelection, *pieces: str) -> tuple[str, list[tuple[str, str, str]]]:
+    parser, said = OutputParser(OutputFormat(tools=calls, names=offer.names, callees=offer.callees)), Said()
+    for part in [part for piece in pieces for part in parser.feed(piece)] + parser.finish():
         said.add(part.event)
     return said.text, [(call.kind, call.name, call.arguments) for call in said.calls]
 
 
-def begun(calls: Calls, name: str) -> str:
+def begun(calls: ToolFormat, name: str) -> str:
     """As any call begins: a line end before the object is a model's habit, and must lead to this tool as to others."""
     return "".join(calls.before) + lead(calls) + f'{{"name": "{name}"}}\n'
 
 
-def lead(calls: Calls) -> str:
+def lead(calls: ToolFormat) -> str:
     return "\n" if calls.call[0].startswith("\n") else ""
 
 
-@pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("calls", TOOL_FORMATS.values(), ids=TOOL_FORMATS)
 class TestHeldToAGrammar:
     @pytest.mark.parametrize("choice", ["required", "auto"])
     def test_text_is_one_of_the_grammar_and_read_as_it_is(
-        self, calls: Calls, choice: str, tokenizer: LLTokenizer
+        self, calls: ToolFormat, choice: str, tokenizer: LLTokenizer
     ) -> None:
         for name, text, no_text in (("patch", PATCHED, PATCHED[1:]), ("code", "AB/7\n", "AB/\n")):
             said = begun(calls, name)
@@ -115,12 +117,12 @@ class TestHeldToAGrammar:
             for pieces in ((said + text,), tuple(said + text)):
                 assert read(calls, offer(choice), *pieces) == ("", [("custom", name, text)])
 
-    def test_chosen_one_is_called_once(self, calls: Calls, tokenizer: LLTokenizer) -> None:
+    def test_chosen_one_is_called_once(self, calls: ToolFormat, tokenizer: LLTokenizer) -> None:
         assert takes(tokenizer, calls, offer(CODE), begun(calls, "code") + "AB/7")
         assert not takes(tokenizer, calls, offer(CODE), begun(calls, "patch") + PATCHED)
         assert not takes(tokenizer, calls, offer(CODE), calls.write([("f", "{}")]))
 
-    def test_comes_after_others(self, calls: Calls, tokenizer: LLTokenizer) -> None:
+    def test_comes_after_others(self, calls: ToolFormat, tokenizer: LLTokenizer) -> None:
         first = calls.write([("f", '{"a": 1}'), ("say", '{"input": "\\u00e9\\n"}')]).removesuffix("".join(calls.after))
         said = first + "".join(calls.between) + lead(calls) + '{"name": "code"}\nAB/7'
         assert takes(tokenizer, calls, offer("required"), said.replace("\\u00e9", "e"))
@@ -130,7 +132,7 @@ class TestHeldToAGrammar:
         alone = offer("required", parallel_tool_calls=False)
         assert not takes(tokenizer, calls, alone, said.replace("\\u00e9", "e"))
 
-    def test_model_may_write_it_as_a_function(self, calls: Calls) -> None:
+    def test_model_may_write_it_as_a_function(self, calls: ToolFormat) -> None:
         said = calls.write([("patch", '{"input": "*** \\"a\\"\\n"}'), ("f", "{}")])
         made = [("custom", "patch", '*** "a"\n'), ("function", "f", "{}")]
         for pieces in ((said,), tuple(said)):
@@ -139,8 +141,8 @@ class TestHeldToAGrammar:
 
 def test_several_texts_with_an_end_each(tokenizer: LLTokenizer) -> None:
     for name in ("hermes", "mistral-args"):
-        calls = CALLS[name]
-        ended = "AB/7\n" + calls.raw_end * (calls.raw_end not in calls.between)
+        calls = TOOL_FORMATS[name]
+        ended = "AB/7\n" + calls.text_end * (calls.text_end not in calls.between)
         said = (
             begun(calls, "code") + ended + "".join(calls.between) + lead(calls) + '{"name": "code"}\nCD/8' + calls.end
         )
@@ -154,16 +156,16 @@ def test_several_texts_with_an_end_each(tokenizer: LLTokenizer) -> None:
 )
 def test_what_is_no_call_of_a_custom_tool_is_none(text: str, content: str) -> None:
     for pieces in ((text,), tuple(text)):
-        said, made = read(CALLS["json"], offer("auto"), *pieces)
+        said, made = read(TOOL_FORMATS["json"], offer("auto"), *pieces)
         assert said == content or made == [("function", "f", "{}")]
 
 
 def test_one_without_a_grammar_is_free() -> None:
     asked = {"messages": [{"content": "hi"}], "tools": [custom("say")]}
-    free = tools.offer(ChatCompletionRequest.model_validate(asked))
+    free = select_tools(ChatCompletionRequest.model_validate(asked))
     assert free
     assert free.callees == {"say": Callee("say", "custom")}
-    assert call_grammar(free, CALLS["json"]) is None
+    assert tool_grammar(free, TOOL_FORMATS["json"]) is None
 
 
 @pytest.mark.parametrize(
@@ -184,5 +186,5 @@ def test_refusal_names_what_is_wrong(fields: dict[str, Any], param: str) -> None
 def test_grammar_cannot_leave_its_place() -> None:
     escaping = offer("required", tools=[custom("a", "lark", 'start: "a"\n}\nother: "b"\n')])
     with pytest.raises(InvalidRequest) as refused:
-        call_grammar(escaping, CALLS["json"])
+        tool_grammar(escaping, TOOL_FORMATS["json"])
     assert refused.value.param == "tools.0.custom.format"

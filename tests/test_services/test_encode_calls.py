@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from schemas.chat_answer_schema import ChatCompletionChunk
 from services.chat.answer import encode
 from services.chat.answer.encode import Wanted
-from services.chat.dialects import HERMES, TAGS
 from services.chat.events import Arguments, Event, Finish, Reasoning, Text, ToolCall
+from services.chat.formats import HERMES, TAGS
+from services.chat.formats.base import OutputFormat
 from services.chat.parsing.channels import events
-from services.chat.parsing.splitter import Format
 from services.engine.base import FinishReason, Piece, TokenLogprob
 from tests.fakes import FakeEngine
 from tests.test_services.test_encode import FIRST, HEAD, chunk, folded, frame, sent
@@ -26,7 +26,7 @@ SAID: list[Event] = [
     Arguments("{}", 1, (7,)),
     Finish("tool_calls", 5, 7, reasoning_tokens=2),
 ]
-FORMAT = Format(TAGS, calls=HERMES, names=frozenset({"f"}))
+FORMAT = OutputFormat(TAGS, tools=HERMES, names=frozenset({"f"}))
 CALL = '<think>Hm.</think><tool_call>{"name": "f", "arguments": {}}</tool_call>'
 
 
@@ -140,7 +140,7 @@ class TestChannels:
     async def test_stop_string_of_the_content_ends_the_answer(self) -> None:
         engine = FakeEngine(Piece("a", (1,), cached_tokens=3), Piece("b", (2,)), Piece("c", (3,)), "d")
         engine.start()
-        format = Format(TAGS, stop=("b",), min_tokens=0)
+        format = OutputFormat(TAGS, stop=("b",), min_tokens=0)
         said = [event async for event in events(HEAD, [engine.open()], format=format)][1:]
         assert said == [Text("a", (1,)), Finish("stop", 5, 2, cached_tokens=3, token_ids=(2,), stop="b")]
         assert not engine.running
@@ -148,7 +148,7 @@ class TestChannels:
     async def test_no_stop_string_is_looked_for_in_the_first_tokens(self) -> None:
         engine = FakeEngine(Piece("ab", (1, 2)), Piece("b", (3,)))
         engine.start()
-        format = Format(TAGS, stop=("b",), min_tokens=2)
+        format = OutputFormat(TAGS, stop=("b",), min_tokens=2)
         said = [event async for event in events(HEAD, [engine.open()], format=format)][1:]
         assert said[0] == Text("ab", (1, 2))
         assert isinstance(said[1], Finish)

@@ -121,45 +121,49 @@ class TestParameters:
         )
 
 
+def sampling(asked: ChatCompletionRequest, max_tokens: int | None) -> SamplingParams:
+    return prompt.sampling(asked, prompt.max_tokens(asked, max_tokens), stop=tuple(asked.stop))
+
+
 class TestSampling:
     def test_defaults_are_openais(self) -> None:
-        assert prompt.sampling(request(), None) == SamplingParams(temperature=1.0, top_p=1.0)
+        assert sampling(request(), None) == SamplingParams(temperature=1.0, top_p=1.0)
 
     def test_all_are_taken_over(self) -> None:
         asked = request(max_tokens=7, temperature=0, top_p=0.5, top_k=3, seed=-1, stop=["a", "b"])
-        assert prompt.sampling(asked, 99) == SamplingParams(7, 0, 0.5, 3, -1, ("a", "b"))
+        assert sampling(asked, 99) == SamplingParams(7, 0, 0.5, 3, -1, ("a", "b"))
 
     def test_so_are_those_that_change_the_logits(self) -> None:
         fields = {"min_p": 0.1, "repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": -0.4}
         asked = request(**fields, logit_bias={"7": -100, "8": 1.5})
-        assert prompt.sampling(asked, None) == SamplingParams(**fields, logit_bias={7: -100, 8: 1.5})
+        assert sampling(asked, None) == SamplingParams(**fields, logit_bias={7: -100, 8: 1.5})
 
     def test_so_are_those_that_say_where_it_ends(self) -> None:
         asked = request(min_tokens=3, ignore_eos=True, stop_token_ids=[5], include_stop_str_in_output=True)
         expected = SamplingParams(min_tokens=3, ignore_eos=True, stop_token_ids=(5,), include_stop=True)
-        assert prompt.sampling(asked, None) == expected
+        assert sampling(asked, None) == expected
 
     def test_min_tokens_may_be_a_number_in_the_metadata(self) -> None:
-        assert prompt.sampling(request(metadata={"min_tokens": 20}), None).min_tokens == 20
-        assert prompt.sampling(request(metadata={"min_tokens": 20}, min_tokens=0), None).min_tokens == 0
-        assert prompt.sampling(request(metadata={"min_tokens": "20"}), None).min_tokens == 0  # as OpenAI's: a note
+        assert sampling(request(metadata={"min_tokens": 20}), None).min_tokens == 20
+        assert sampling(request(metadata={"min_tokens": 20}, min_tokens=0), None).min_tokens == 0
+        assert sampling(request(metadata={"min_tokens": "20"}), None).min_tokens == 0  # as OpenAI's: a note
 
     def test_logprobs_are_told_with_as_many_others(self) -> None:
-        assert prompt.sampling(request(), None).logprobs is None
-        assert prompt.sampling(request(logprobs=True), None).logprobs == 0
-        assert prompt.sampling(request(logprobs=True, top_logprobs=4), None).logprobs == 4
+        assert sampling(request(), None).logprobs is None
+        assert sampling(request(logprobs=True), None).logprobs == 0
+        assert sampling(request(logprobs=True, top_logprobs=4), None).logprobs == 4
 
     def test_one_stop_string_is_a_list_of_one(self) -> None:
-        assert prompt.sampling(request(stop="end"), None).stop == ("end",)
+        assert sampling(request(stop="end"), None).stop == ("end",)
 
     @pytest.mark.parametrize("off", [0, -1])
     def test_top_k_can_be_off(self, off: int) -> None:
-        assert prompt.sampling(request(top_k=off), None).top_k is None
+        assert sampling(request(top_k=off), None).top_k is None
 
     def test_the_newer_limit_wins_and_the_servers_own_comes_last(self) -> None:
-        assert prompt.sampling(request(max_tokens=7, max_completion_tokens=8), 9).max_tokens == 8
-        assert prompt.sampling(request(max_tokens=7), 9).max_tokens == 7
-        assert prompt.sampling(request(), 9).max_tokens == 9
+        assert sampling(request(max_tokens=7, max_completion_tokens=8), 9).max_tokens == 8
+        assert sampling(request(max_tokens=7), 9).max_tokens == 7
+        assert sampling(request(), 9).max_tokens == 9
 
 
 class TestMessages:
@@ -264,8 +268,8 @@ class TestRender:
         asked = prompt.messages(
             request(messages=[{"role": "system", "content": "be brief"}, *HI["messages"]]), (), None
         )
-        job = prompt.job("id", asked, SamplingParams(), FakeTokenizer(), prompt.template(request()))
-        assert bytes(job.prompt).decode() == "<system>be brief\n<user>hi\n<assistant>\n"
+        rendered = prompt.encoded(asked, FakeTokenizer(), prompt.template(request()))
+        assert bytes(rendered.ids).decode() == "<system>be brief\n<user>hi\n<assistant>\n"
 
     def test_refusal_of_a_template_names_the_messages(self) -> None:
         with pytest.raises(InvalidRequest, match="an answer cannot come first") as refused:

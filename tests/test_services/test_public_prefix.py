@@ -4,7 +4,6 @@ import pytest
 
 from services.chat.request import prompt
 from services.chat.request.public_prefix import num_public, public_prefix
-from services.engine.base import SamplingParams
 from tests.fakes import FakeTokenizer
 from tests.test_engine.tiny_tokenizers import smollm
 
@@ -45,7 +44,7 @@ def test_a_prompt_is_public_as_far_as_it_is_the_servers() -> None:
 
     def rendered(system: str) -> tuple[int, ...]:
         said = [{"role": "system", "content": system}, {"role": "user", "content": "a secret"}]
-        return prompt.job("", said, SamplingParams(), tokenizer, {"add_generation_prompt": True}).prompt
+        return prompt.encoded(said, tokenizer, {"add_generation_prompt": True}).ids
 
     assert num_public(rendered(SYSTEM), public) == len(public)
     assert tokenizer.decode(rendered("You are Bob.")[: num_public(rendered("You are Bob."), public)]) == (

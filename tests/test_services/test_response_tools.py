@@ -8,11 +8,13 @@ import pytest
 from schemas.response_schema import ResponseRequest
 from services.chat import items
 from services.chat.answer.output import Output
-from services.chat.dialects import JSON
 from services.chat.events import Callee
+from services.chat.formats import JSON_LIST
+from services.chat.formats.base import OutputFormat
 from services.chat.names import flat
-from services.chat.parsing.splitter import Format, Splitter
-from services.chat.request import prompt, responses, tools
+from services.chat.parsing.output_parser import OutputParser
+from services.chat.request import prompt, responses
+from services.chat.request.tool_selection import ToolSelection, select_tools
 from services.errors import InvalidRequest
 
 
@@ -38,19 +40,19 @@ def request(*tools: dict[str, Any], input: Any = "hi", **fields: object) -> Resp
     return ResponseRequest.model_validate({"input": input, "tools": list(tools), **fields})
 
 
-def offer(asked: ResponseRequest) -> tools.Offer:
+def offer(asked: ResponseRequest) -> ToolSelection:
     responses.check(asked)
     chat = responses.as_chat(asked, items.messages(asked.input))
     with responses.in_its_words():
         prompt.check(chat)
-        found = tools.offer(chat)
+        found = select_tools(chat)
     assert found
     return found
 
 
-def answered(offer: tools.Offer, *calls: tuple[str, str]) -> list[dict[str, Any]]:
-    output, splitter = Output("1"), Splitter(Format(calls=JSON, names=offer.names, callees=offer.callees))
-    for part in splitter.feed(JSON.write(calls)) + splitter.finish():
+def answered(offer: ToolSelection, *calls: tuple[str, str]) -> list[dict[str, Any]]:
+    output, parser = Output("1"), OutputParser(OutputFormat(tools=JSON_LIST, names=offer.names, callees=offer.callees))
+    for part in parser.feed(JSON_LIST.write(calls)) + parser.finish():
         output.add(part.event)
     return [{key: item[key] for key in item if key not in ("id", "call_id", "status")} for item in output.items]
 

@@ -5,8 +5,11 @@ from typing import Any, ClassVar
 import pytest
 
 from schemas.chat_schema import ChatCompletionRequest
-from services.chat.dialects import HERMES, JSON, MISTRAL, Dialect
-from services.chat.request import prompt, tools
+from services.chat.formats import HERMES, JSON_LIST, MISTRAL
+from services.chat.formats.base import ChatFormat
+from services.chat.request import prompt, tool_check
+from services.chat.request.render_tools import render_tools
+from services.chat.request.tool_selection import select_tools
 from services.engine.base import Message
 from services.errors import InvalidRequest
 
@@ -28,7 +31,7 @@ def request(*names: str, **fields: object) -> ChatCompletionRequest:
     return ChatCompletionRequest.model_validate(asked)
 
 
-class TestOffer:
+class TestSelection:
     @pytest.mark.parametrize(
         ("choice", "shown", "callable", "must", "parallel"),
         [
@@ -41,21 +44,21 @@ class TestOffer:
         ],
     )
     def test_follows_the_choice(self, choice: object, shown: str, callable: str, must: bool, parallel: bool) -> None:
-        offer = tools.offer(request("f", "g", tool_choice=choice))
+        offer = select_tools(request("f", "g", tool_choice=choice))
         assert offer
         assert "".join(each.function.name for each in offer.tools) == shown
         assert "".join(each.name for each in offer.callable) == callable
         assert (offer.must, offer.parallel) == (must, parallel)
 
     def test_is_of_one_call_where_they_may_not_be_parallel(self) -> None:
-        offer = tools.offer(request("f", parallel_tool_calls=False))
+        offer = select_tools(request("f", parallel_tool_calls=False))
         assert offer
         assert not offer.parallel
 
     @pytest.mark.parametrize("asked", [request(), request("f", tool_choice="none")])
     def test_there_is_none(self, asked: ChatCompletionRequest) -> None:
-        tools.check(asked)
-        assert tools.offer(asked) is None
+        tool_check.check(asked)
+        assert select_tools(asked) is None
 
 
 class TestCheck:
@@ -94,7 +97,7 @@ class TestCheck:
 
     def test_parameters_may_not_be_nested_without_end(self) -> None:
         schema: dict[str, object] = {}
-        for _ in range(tools.MAX_DEPTH - 1):
+        for _ in range(tool_check.MAX_DEPTH - 1):
             schema = {"not": schema}
         prompt.check(request(tools=[tool("f", parameters=schema)]))
         with pytest.raises(InvalidRequest, match="nested"):
@@ -152,7 +155,7 @@ class TestMessages:
         assert refused.value.param == "messages.1.tool_call_id"
 
 
-class TestTold:
+class TestRendering:
     MESSAGES: ClassVar[list[Message]] = said(
         {"content": "Twice one?"},
         {"role": "assistant", "content": "Well.", "tool_calls": [CALL, {**CALL, "id": "call_2"}]},
@@ -161,32 +164,37 @@ class TestTold:
     )
 
     def test_template_that_shows_tools_has_the_messages_as_they_are(self) -> None:
-        told = tools.told(self.MESSAGES, tools.offer(request("f")), Dialect(HERMES, shows_tools=True))
+        told = render_tools(self.MESSAGES, select_tools(request("f")), ChatFormat(HERMES, shows_tools=True))
         assert told == self.MESSAGES
 
     def test_another_one_has_calls_and_results_as_text(self) -> None:
         calls = '[{"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": {"a": 1}}]'
-        assert tools.told(self.MESSAGES, None, Dialect(JSON)) == [
+        assert render_tools(self.MESSAGES, None, ChatFormat(JSON_LIST)) == [
             {"role": "user", "content": "Twice one?"},
             {"role": "assistant", "content": f"Well.\n{calls}"},
             {"role": "user", "content": "Result of f:\n2\n\nResult of f:\ntwo"},
         ]
 
     @pytest.mark.parametrize(
-        ("messages", "dialect", "role", "begin"),
+        ("messages", "format", "role", "begin"),
         [
-            ([{"content": "hi"}], Dialect(JSON), "system", "You can call"),
-            ([{"role": "system", "content": "Be brief."}, {"content": "hi"}], Dialect(JSON), "system", "Be brief.\n\n"),
-            ([{"content": "hi"}], Dialect(JSON, takes_system=False), "user", "hi\n\nYou can call"),
+            ([{"content": "hi"}], ChatFormat(JSON_LIST), "system", "You can call"),
+            (
+                [{"role": "system", "content": "Be brief."}, {"content": "hi"}],
+                ChatFormat(JSON_LIST),
+                "system",
+                "Be brief.\n\n",
+            ),
+            ([{"content": "hi"}], ChatFormat(JSON_LIST, takes_system=False), "user", "hi\n\nYou can call"),
         ],
     )
     def test_and_is_introduced_to_the_tools(
-        self, messages: list[dict[str, object]], dialect: Dialect, role: str, begin: str
+        self, messages: list[dict[str, object]], format: ChatFormat, role: str, begin: str
     ) -> None:
-        offer = tools.offer(
+        offer = select_tools(
             request(tools=[tool("get_weather", description="Tells it.", parameters={"type": "object"})])
         )
-        first = tools.told(said(*messages), offer, dialect)[0]
+        first = render_tools(said(*messages), offer, format)[0]
         assert first["role"] == role
         assert first["content"].startswith(begin)
         assert (
@@ -195,7 +203,7 @@ class TestTold:
         assert '[{"name": "NAME", "arguments": {"PARAMETER": VALUE}}]' in first["content"]
 
     def test_ids_are_made_short_where_the_template_wants_them_so(self) -> None:
-        told = tools.told(self.MESSAGES, None, Dialect(MISTRAL, shows_tools=True))
+        told = render_tools(self.MESSAGES, None, ChatFormat(MISTRAL, shows_tools=True))
         ids = [call["id"] for call in told[1]["tool_calls"]]
         assert [len(id) for id in ids] == [9, 9]
         assert [each["tool_call_id"] for each in told[2:]] == ids

@@ -1,1 +1,1 @@
-"""Pieces -> events: `channels`, with `splitter` (markers of a dialect) and `json_text`."""
+"""Pieces -> events: `channels` (one for each choice), `output_parser` (thoughts, content, calls), `scanner`."""

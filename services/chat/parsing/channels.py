@@ -7,15 +7,16 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from services.chat.events import Event, Finish, Head, Reasoning, Spoken, Text
-from services.chat.parsing.splitter import Format, Splitter
+from services.chat.formats.base import OutputFormat
+from services.chat.parsing.output_parser import OutputParser
 from services.engine.base import Piece, TokenLogprob
 from services.errors import EngineFailed
 
-PLAIN = Format()
+PLAIN = OutputFormat()
 
 
 async def events(
-    head: Head, streams: Sequence[AsyncGenerator[Piece, None]], echoes: Sequence[str] = (), format: Format = PLAIN
+    head: Head, streams: Sequence[AsyncGenerator[Piece, None]], echoes: Sequence[str] = (), format: OutputFormat = PLAIN
 ) -> AsyncGenerator[Event, None]:
     """The head, then what each stream says, as it comes, each behind its echo."""
     yield head
@@ -39,9 +40,9 @@ class Tokens:
 class Choice:
     """Hands tokens over with the event that their text is in; those of markers go with the event after."""
 
-    def __init__(self, format: Format, index: int, prompt_tokens: int) -> None:
+    def __init__(self, format: OutputFormat, index: int, prompt_tokens: int) -> None:
         self._format = format
-        self._splitter = Splitter(format, index)
+        self._parser = OutputParser(format, index)
         self._index = index
         self._prompt_tokens = prompt_tokens
         self._tokens: deque[Tokens] = deque()
@@ -56,7 +57,7 @@ class Choice:
             self._tokens.append(Tokens(self._num_read, piece.token_ids, piece.logprobs))
         self._num_read += len(piece.text)
         self._cached_tokens = max(self._cached_tokens, piece.cached_tokens)
-        parts = self._splitter.feed(piece.text, may_stop=self._completion_tokens > self._format.min_tokens)
+        parts = self._parser.feed(piece.text, may_stop=self._completion_tokens > self._format.min_tokens)
         return [self._with_tokens(part.event, part.end) for part in parts]
 
     def echo(self, text: str, piece: Piece) -> Text:
@@ -65,10 +66,10 @@ class Choice:
     @property
     def is_over(self) -> bool:
         """A stop string came, of which the engine does not know."""
-        return self._splitter.stopped_by is not None
+        return self._parser.stopped_by is not None
 
     def finish(self, last: Piece) -> list[Spoken | Finish]:
-        said: list[Spoken | Finish] = [self._with_tokens(part.event, part.end) for part in self._splitter.finish()]
+        said: list[Spoken | Finish] = [self._with_tokens(part.event, part.end) for part in self._parser.finish()]
         if any(tokens.logprobs for tokens in self._tokens) and not self.is_over:
             said.append(self._with_tokens(Text("", index=self._index), self._num_read + 1))  # each is told
         return [*said, self._finish(last)]
@@ -77,7 +78,7 @@ class Choice:
         reason = "stop" if self.is_over else last.finish
         assert reason
         return Finish(
-            "tool_calls" if self._splitter.num_calls and reason == "stop" else reason,
+            "tool_calls" if self._parser.num_calls and reason == "stop" else reason,
             self._prompt_tokens,
             self._completion_tokens,
             self._cached_tokens,
@@ -85,7 +86,7 @@ class Choice:
             tuple(token for tokens in self._tokens for token in tokens.ids),
             self._index,
             self._reasoning_tokens,
-            stop=self._splitter.stopped_by or last.stop,
+            stop=self._parser.stopped_by or last.stop,
         )
 
     def _with_tokens(self, event: Spoken, end: int) -> Spoken:

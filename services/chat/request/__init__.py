@@ -1,6 +1,6 @@
-"""What is asked -> a Job. In the order in which it is passed through:
+"""A request -> a PreparedRequest. In the order of the pipeline:
 
-`prompt` (what is refused at once, the messages) with `refusals`, `sampling`, `contents` and `images` (their parts),
-`structure` (response formats), `tools` and `call_grammar` (calls), `thinking`, `fitting` (what is too long). `asked`
-puts it together. `responses` and `completion` are the other ways of asking.
+`prompt` (early refusals, messages, the rendered template) with `refusals`, `sampling`, `contents` and `images`;
+`structure` (response formats); `tool_selection`, `tool_check`, `render_tools` and `tool_grammar` (tools); `reasoning`;
+`fitting` (truncation). `prepared` puts it together. `responses` and `completion` read the other kinds of request.
 """

@@ -1,12 +1,13 @@
-"""A legacy completion request -> its jobs: prompts as token ids, each with as many choices as are drawn of it."""
+"""A legacy completion request -> its jobs: prompts as token ids, each with as many choices as are sampled of it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from schemas.completion_schema import CompletionRequest
 from services.chat.request import refusals, sampling
-from services.chat.request.encoding import Encoded, Room, encode
+from services.chat.request.encoding import Room, encode
+from services.chat.request.prompt import Prompt
 from services.chat.request.refusals import refuse
-from services.engine.base import Job, SamplingParams, Tokenizer
+from services.engine.base import GrammarSpec, Job, SamplingParams, Tokenizer
 from services.errors import InvalidRequest, UnsupportedParameter
 
 MAX_CHOICES = 256  # of all prompts together
@@ -15,15 +16,16 @@ MAX_CHOICES = 256  # of all prompts together
 UNSUPPORTED: dict[str, tuple[object, ...]] = {**refusals.OF_ALL, "suffix": ("",)}
 
 
-def check(request: CompletionRequest) -> None:
-    """Refuses by name what would otherwise be ignored."""
+def check(request: CompletionRequest) -> GrammarSpec | None:
+    """Refuses by name what would otherwise be ignored. Returns the grammar that the request asks for."""
     refuse(request, UNSUPPORTED)
-    sampling.check(request, request.max_tokens)
+    answer = sampling.check(request, request.max_tokens)
     if request.max_tokens == 0 and not request.echo:
         raise InvalidRequest("'max_tokens' may be 0 with 'echo' only", param="max_tokens")
     _check_best_of(request)
-    if len(request.prompts) * drawn(request) > MAX_CHOICES:
+    if len(request.prompts) * num_sampled(request) > MAX_CHOICES:
         raise InvalidRequest(f"'n': prompts and choices make more than {MAX_CHOICES} answers", param="n")
+    return answer
 
 
 def _check_best_of(request: CompletionRequest) -> None:
@@ -41,7 +43,7 @@ def unknown_keys(request: CompletionRequest) -> list[str]:
     return refusals.unknown_keys(request, UNSUPPORTED)
 
 
-def drawn(request: CompletionRequest) -> int:
+def num_sampled(request: CompletionRequest) -> int:
     """Choices of each prompt, those included that are not among the best."""
     return request.best_of or request.n
 
@@ -54,25 +56,31 @@ class Jobs:
     truncated: int | None  # tokens cut off them all, if that was asked for
 
 
-def jobs(id: str, request: CompletionRequest, tokenizer: Tokenizer, max_length: int) -> Jobs:
-    params = _params(request)
-    room = Room(max_length, sampling.kept_tokens(request, params.max_tokens, max_length))
-    tokens = [_tokens(index, request, tokenizer, room) for index in range(len(request.prompts))]
-    whole = [
+def jobs(
+    id: str, request: CompletionRequest, tokenizer: Tokenizer, max_length: int, owner: str, answer: GrammarSpec | None
+) -> Jobs:
+    """`answer`: the grammar that the request asks for, as `check` returns it."""
+    params = _params(request, answer)
+    keep = sampling.kept_tokens(request, params.max_tokens, max_length)
+    room = Room(max_length, keep)
+    prompts = [_prompt(index, request, tokenizer, room) for index in range(len(request.prompts))]
+    if keep is not None:
+        prompts = [prompt.last(keep) for prompt in prompts]
+    made = [
         Job(
             id,
-            each.ids,
+            prompt.ids,
             params,
             request.priority,
             param=request.name_of(index),
-            truncated=each.cut or None,
+            truncated=prompt.truncated,
+            owner=owner,
             cache_salt=request.cache_salt or "",
         )
-        for index, each in enumerate(tokens)
+        for index, prompt in enumerate(prompts)
     ]
-    made = [sampling.truncated(job, request, max_length) for job in whole]
     texts = [_text(prompt, tokenizer) if request.echo else "" for prompt in request.prompts]
-    n = drawn(request)
+    n = num_sampled(request)
     return Jobs(
         jobs=[choice for job in made for choice in sampling.choices(job, n)],
         prompts=tuple(len(job.prompt) for job in made),
@@ -81,19 +89,26 @@ def jobs(id: str, request: CompletionRequest, tokenizer: Tokenizer, max_length: 
     )
 
 
-def _params(request: CompletionRequest) -> SamplingParams:
-    """Of several answers the likeliest is found by its tokens' logprobs, whether or not these were asked for."""
-    logprobs = 0 if request.logprobs is None and drawn(request) > request.n else request.logprobs
-    params = sampling.params(request, max(1, request.max_tokens), logprobs=logprobs)
-    return replace(params, prompt_logprobs=request.logprobs) if request.echo else params
+def _params(request: CompletionRequest, answer: GrammarSpec | None) -> SamplingParams:
+    """The likeliest of several answers is found by its tokens' logprobs, whether or not these were asked for."""
+    logprobs = 0 if request.logprobs is None and num_sampled(request) > request.n else request.logprobs
+    return sampling.params(
+        request,
+        max(1, request.max_tokens),
+        stop=tuple(request.stop),
+        grammar=answer,
+        logprobs=logprobs,
+        prompt_logprobs=request.logprobs if request.echo else None,
+    )
 
 
-def _tokens(index: int, request: CompletionRequest, tokenizer: Tokenizer, room: Room) -> Encoded:
+def _prompt(index: int, request: CompletionRequest, tokenizer: Tokenizer, room: Room) -> Prompt:
     prompt = request.prompts[index]
     if isinstance(prompt, list):
-        return Encoded(tuple(prompt))
+        return Prompt(tuple(prompt))
     param = request.name_of(index)
-    return encode(prompt, tokenizer, room, param, add_special_tokens=request.add_special_tokens)
+    taken = encode(prompt, tokenizer, room, param, add_special_tokens=request.add_special_tokens)
+    return Prompt(taken.ids, truncated=taken.cut or None)
 
 
 def _text(prompt: str | list[int], tokenizer: Tokenizer) -> str:

@@ -9,16 +9,11 @@ a call or to the end of the answer. Inside a JSON string a grammar could not be 
 and there line ends and quotes are two.
 """
 
-import re
 from typing import Any
-
-from llguidance import regex_to_lark
 
 from schemas.tool_schema import Custom, Function, Grammar
 from services.chat.parsing.input_text import INPUT
-from services.errors import InvalidRequest
 
-BRACE = re.compile(r"^\s*\}\s*$", re.MULTILINE)
 GRAMMARS = {"lark": "a text of this Lark grammar", "regex": "a text that matches this regular expression as a whole"}
 
 
@@ -37,17 +32,3 @@ def as_function(custom: Custom) -> Function:
 
 def _described(grammar: Grammar | None) -> str:
     return f"{GRAMMARS[grammar.syntax]}:\n{grammar.definition}" if grammar else "any text"
-
-
-def rules(name: str, grammar: Grammar, param: str) -> list[str]:
-    """One, named `name`: a text of the grammar. What it ignores, and what its rules are called, stays inside."""
-    if BRACE.search(grammar.definition):
-        raise InvalidRequest(f"'{param}': a line of its grammar is a brace alone", param=param)
-    return [f"{name}: %lark {{\n{_as_lark(grammar)}\n}}\n"]
-
-
-def _as_lark(grammar: Grammar) -> str:
-    if grammar.syntax == "lark":
-        return grammar.definition
-    pattern = regex_to_lark(grammar.definition, "d")
-    return f"start: /{pattern}/" if pattern else 'start: ""'

@@ -1,7 +1,8 @@
-"""A request and the history before it -> a Job: the chat template rendered, the sampling parameters settled."""
+"""A request and the history before it -> the prompt: the chat template rendered and encoded."""
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
@@ -10,13 +11,13 @@ from schemas import json_size
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage, ServedTier
 from schemas.tool_schema import CustomToolCall, MessageToolCall
 from services.chat.parsing.input_text import INPUT
-from services.chat.request import contents, control_tokens, refusals, tools, turn_order
+from services.chat.request import contents, control_tokens, refusals, tool_check, turn_order
 from services.chat.request import sampling as sampled
 from services.chat.request.contents import Illustration
 from services.chat.request.encoding import Room, check_fits, encode
 from services.chat.request.long_text import CHUNK
 from services.chat.request.refusals import refuse
-from services.engine.base import Job, Message, SamplingParams, Tokenizer
+from services.engine.base import GrammarSpec, Message, PlacedImage, SamplingParams, ThinkingLimit, Tokenizer
 from services.errors import InvalidRequest
 
 # Parts of the contract that this server does not serve (yet), each with the values that ask for nothing.
@@ -45,11 +46,11 @@ PRIORITIES: dict[ServedTier | None, int] = {"flex": 1, "priority": -1}
 ANY = Room()  # for whatever is written
 
 
-def check(request: ChatCompletionRequest) -> None:
-    """Refuses by name what would otherwise be ignored."""
+def check(request: ChatCompletionRequest) -> GrammarSpec | None:
+    """Refuses by name what would otherwise be ignored. Returns the grammar that the request asks for."""
     refuse(request, UNSUPPORTED)
-    tools.check(request)
-    sampled.check(request, request.max_completion_tokens or request.max_tokens)
+    tool_check.check(request)
+    answer = sampled.check(request, max_tokens(request, None))
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("'top_logprobs' goes with 'logprobs': true only", param="top_logprobs")
     if request.n > 1 and request.conversation is not None:
@@ -64,32 +65,56 @@ def check(request: ChatCompletionRequest) -> None:
         raise InvalidRequest(
             f"'chat_template_kwargs.{name}' is no argument of a template", param=f"chat_template_kwargs.{name}"
         )
+    return answer
 
 
 def unknown_keys(request: ChatCompletionRequest) -> list[str]:
     return refusals.unknown_keys(request, UNSUPPORTED)
 
 
-def sampling(request: ChatCompletionRequest, max_tokens: int | None) -> SamplingParams:
-    limit = request.max_completion_tokens or request.max_tokens or max_tokens
-    return sampled.params(request, limit, logprobs=request.top_logprobs if request.logprobs else None)
+def max_tokens(request: ChatCompletionRequest, default: int | None) -> int | None:
+    return request.max_completion_tokens or request.max_tokens or default
 
 
-def job(
-    id: str,
+def sampling(
+    request: ChatCompletionRequest,
+    max_tokens: int | None,
+    *,
+    stop: tuple[str, ...] = (),
+    grammar: GrammarSpec | None = None,
+    thinking: ThinkingLimit | None = None,
+) -> SamplingParams:
+    logprobs = request.top_logprobs if request.logprobs else None
+    return sampled.params(request, max_tokens, logprobs=logprobs, stop=stop, grammar=grammar, thinking=thinking)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    ids: tuple[int, ...]
+    images: tuple[PlacedImage, ...] = ()
+    truncated: int | None = None  # tokens that were left out in front of it
+
+    def last(self, keep: int) -> "Prompt":
+        """Its last tokens only. Raises InvalidRequest where images would be cut."""
+        if self.images and keep < len(self.ids):
+            raise InvalidRequest("A prompt with images in it is not truncated", param="truncate_prompt_tokens")
+        cut = (self.truncated or 0) + max(0, len(self.ids) - keep)
+        return Prompt(self.ids[-keep:], self.images, cut)
+
+
+def encoded(
     messages: list[Message],
-    params: SamplingParams,
     tokenizer: Tokenizer,
     template: Mapping[str, Any],
     illustration: Illustration | None = None,
     room: Room = ANY,
-) -> Job:
+) -> Prompt:
     _check_contents(messages, tokenizer, room)
     guarded = control_tokens.guarded(messages, template, tokenizer)
     text = render(guarded.messages, tokenizer, guarded.template, illustration)
     taken = encode(text, guarded.tokenizer, room, "messages", add_special_tokens=not tokenizer.chat_template)
     images = illustration.placed(taken.ids) if illustration else ()
-    return Job(id, taken.ids, params, images=images, truncated=taken.cut or None)
+    return Prompt(taken.ids, images, taken.cut or None)
 
 
 def _check_contents(messages: Iterable[Message], tokenizer: Tokenizer, room: Room) -> None:
@@ -135,7 +160,7 @@ def echo(request: ChatCompletionRequest) -> str:
 def messages(request: ChatCompletionRequest, history: Iterable[Message], system_prompt: str | None) -> list[Message]:
     """History, then the request's own messages; the server's system prompt in front where neither has one."""
     said = [*history, *(message(each) for each in request.messages)]
-    tools.check_results(said, len(said) - len(request.messages))
+    tool_check.check_results(said, len(said) - len(request.messages))
     if system_prompt and all(each["role"] != "system" for each in said):
         said.insert(0, {"role": "system", "content": system_prompt})
     return said

@@ -5,7 +5,7 @@ from itertools import takewhile
 from weakref import WeakKeyDictionary
 
 from services.chat.request import prompt
-from services.engine.base import Message, SamplingParams, Tokenizer
+from services.engine.base import Message, Tokenizer
 from services.errors import InvalidRequest
 
 Tokens = tuple[int, ...]
@@ -35,8 +35,7 @@ def _rendered(tokenizer: Tokenizer, system_prompt: str | None) -> Tokens:
     begun = {"add_generation_prompt": True}
     try:
         one, other = (
-            prompt.job("", [*first, {"role": "user", "content": probe}], SamplingParams(), tokenizer, begun).prompt
-            for probe in PROBES
+            prompt.encoded([*first, {"role": "user", "content": probe}], tokenizer, begun).ids for probe in PROBES
         )
     except InvalidRequest:  # the template refuses these; it says so to every request that needs them
         return ()

@@ -1,4 +1,4 @@
-"""How the tokens of an answer are drawn, whatever kind of request it is for."""
+"""Sampling parameters of a request, whatever kind of request it is."""
 
 from dataclasses import replace
 from typing import TypeVar
@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from schemas.generation_schema import Generation
 from services.chat.request import structure
-from services.engine.base import Job, SamplingDefaults, SamplingParams
+from services.engine.base import GrammarSpec, Job, SamplingDefaults, SamplingParams, ThinkingLimit
 from services.errors import InvalidRequest
 
 R = TypeVar("R", bound=BaseModel)
@@ -19,16 +19,26 @@ def settled(request: R, defaults: SamplingDefaults) -> R:
     return request.model_copy(update=missing) if missing else request
 
 
-def check(request: Generation, limit: int | None) -> None:
-    """What no single field shows; `limit`: tokens that were asked for at most."""
-    structure.grammar(request)
-    if limit and _min_tokens(request) > limit:
+def check(request: Generation, limit: int | None) -> GrammarSpec | None:
+    """Refuses what no single field shows, and returns the grammar of the answer; `limit`: its tokens at most."""
+    grammar = structure.grammar(request)
+    if limit and min_tokens(request) > limit:
         raise InvalidRequest("'min_tokens' is more than the limit of the answer", param="min_tokens")
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("'stream_options' goes with 'stream': true only", param="stream_options")
+    return grammar
 
 
-def params(request: Generation, max_tokens: int | None, *, logprobs: int | None) -> SamplingParams:
+def params(
+    request: Generation,
+    max_tokens: int | None,
+    *,
+    stop: tuple[str, ...],
+    grammar: GrammarSpec | None,
+    logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
+    thinking: ThinkingLimit | None = None,
+) -> SamplingParams:
     """Of a request that is settled: what neither it nor the model names is as OpenAI's API says."""
     return SamplingParams(
         max_tokens=max_tokens,
@@ -36,22 +46,24 @@ def params(request: Generation, max_tokens: int | None, *, logprobs: int | None)
         top_p=1.0 if request.top_p is None else request.top_p,
         top_k=request.top_k if request.top_k is not None and request.top_k > 0 else None,
         seed=request.seed,
-        stop=tuple(request.stop),
+        stop=stop,
         min_p=request.min_p or 0.0,
         repetition_penalty=1.0 if request.repetition_penalty is None else request.repetition_penalty,
         frequency_penalty=request.frequency_penalty,
         presence_penalty=request.presence_penalty,
         logit_bias=request.logit_bias,
-        min_tokens=_min_tokens(request),
+        min_tokens=min_tokens(request),
         ignore_eos=request.ignore_eos,
         stop_token_ids=tuple(request.stop_token_ids),
         include_stop=request.include_stop_str_in_output,
         logprobs=logprobs,
-        grammar=structure.grammar(request),
+        prompt_logprobs=prompt_logprobs,
+        grammar=grammar,
+        thinking=thinking,
     )
 
 
-def _min_tokens(request: Generation) -> int:
+def min_tokens(request: Generation) -> int:
     """At the top level, or as FastDeploy's clients send it, a number in the metadata."""
     given = request.metadata.get("min_tokens", 0)
     if request.min_tokens is not None:
@@ -67,16 +79,6 @@ def kept_tokens(request: Generation, max_tokens: int | None, max_length: int) ->
     """Of the prompt's last, where the request wants no more of them."""
     keep = request.truncate_prompt_tokens
     return max(1, max_length - (max_tokens or 1)) if keep == -1 else keep
-
-
-def truncated(job: Job, request: Generation, max_length: int) -> Job:
-    """With the last tokens of its prompt, where the request wants no more of them."""
-    keep = kept_tokens(request, job.sampling.max_tokens, max_length)
-    if keep is None:
-        return job
-    if job.images and keep < len(job.prompt):
-        raise InvalidRequest("A prompt with images in it is not truncated", param="truncate_prompt_tokens")
-    return replace(job, prompt=job.prompt[-keep:], truncated=(job.truncated or 0) + max(0, len(job.prompt) - keep))
 
 
 def choices(job: Job, n: int) -> list[Job]:

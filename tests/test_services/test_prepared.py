@@ -3,9 +3,9 @@
 import pytest
 
 from schemas.chat_schema import ChatCompletionRequest
-from services.chat.dialects import HERMES, dialect_of
+from services.chat.formats import HERMES, chat_format_of
 from services.chat.request import prompt
-from services.chat.request.asked import Asked, Model, asked
+from services.chat.request.prepared import PreparedRequest, PromptInput, Target, prepare
 from services.engine.base import ThinkingLimit
 from services.errors import InvalidRequest, UnsupportedParameter
 from tests.fakes import TEMPLATE, FakeTokenizer
@@ -28,23 +28,23 @@ class Tokenizer(FakeTokenizer):
         return bytes(token_ids).replace(b"\xff", b"</think>").replace(b"\xfe", b"<think>").decode(errors="replace")
 
 
-def ask(template: str, **fields: object) -> Asked:
+def ask(template: str, **fields: object) -> PreparedRequest:
     request = ChatCompletionRequest.model_validate({"messages": [{"content": "hi"}], **fields})
-    prompt.check(request)
-    model = Model(Tokenizer(template), dialect_of(template))
-    return asked("id", request, prompt.messages(request, (), None), prompt.sampling(request, None), model)
+    answer = prompt.check(request)
+    target = Target(Tokenizer(template), chat_format_of(template), max_length=4096)
+    return prepare("id", request, PromptInput(prompt.messages(request, (), None)), target, "me", answer)
 
 
-def text(ready: Asked) -> str:
-    return Tokenizer().decode(list(ready.job.prompt))
+def text(ready: PreparedRequest) -> str:
+    return Tokenizer().decode(list(ready.prompt))
 
 
 class TestThinking:
     def test_goes_on_as_the_template_has_it(self) -> None:
         assert text(ask(THINKS)) == "user: hi\nassistant: "
-        assert not ask(THINKS).format.begun
-        assert ask(OPENS).format.begun
-        assert ask(TEMPLATE).format.is_plain
+        assert not ask(THINKS).output.begun
+        assert ask(OPENS).output.begun
+        assert ask(TEMPLATE).output.is_plain
 
     @pytest.mark.parametrize(
         "fields",
@@ -57,7 +57,7 @@ class TestThinking:
     )
     def test_can_be_turned_off(self, fields: dict[str, object]) -> None:
         assert text(ask(THINKS, **fields, tools=[TOOL], tool_choice="required")).endswith("<think></think>")
-        assert not ask(THINKS, **fields).format.begun
+        assert not ask(THINKS, **fields).output.begun
 
     @pytest.mark.parametrize(
         ("template", "fields", "param"),
@@ -73,29 +73,29 @@ class TestThinking:
 
     def test_model_that_does_not_think_need_not_be_kept_from_it(self) -> None:
         ready = ask(TEMPLATE, enable_thinking=False, reasoning_effort="none", thinking_token_budget=5)
-        assert (ready.format.is_plain, ready.ignored) == (True, ("thinking_token_budget",))
+        assert (ready.output.is_plain, ready.ignored) == (True, ("thinking_token_budget",))
 
     @pytest.mark.parametrize("fields", [{"enable_thinking": True}, {"reasoning_effort": "low"}])
     def test_wish_to_think_is_left_aside_where_the_model_cannot(self, fields: dict[str, object]) -> None:
         ready = ask(TEMPLATE, **fields)
-        assert (ready.format.is_plain, ready.ignored) == (True, tuple(fields))
+        assert (ready.output.is_plain, ready.ignored) == (True, tuple(fields))
         assert ask(THINKS, **fields).ignored == ()
 
     def test_template_that_knows_levels_has_them(self) -> None:
         template = "{{ reasoning_effort }}{% if 0 %}</think>{% endif %}"
         assert text(ask(template, reasoning_effort="xhigh")) == "xhigh"
-        assert ask(template, reasoning_effort="low").job.sampling.thinking is None
+        assert ask(template, reasoning_effort="low").jobs[0].sampling.thinking is None
 
     def test_elsewhere_levels_are_budgets(self) -> None:
-        assert ask(OPENS, reasoning_effort="low").job.sampling.thinking == ThinkingLimit(2048, 255)
-        assert ask(OPENS, reasoning_effort="high").job.sampling.thinking is None
-        assert ask(OPENS, reasoning_effort="low", thinking_token_budget=7).job.sampling.thinking == ThinkingLimit(
+        assert ask(OPENS, reasoning_effort="low").jobs[0].sampling.thinking == ThinkingLimit(2048, 255)
+        assert ask(OPENS, reasoning_effort="high").jobs[0].sampling.thinking is None
+        assert ask(OPENS, reasoning_effort="low", thinking_token_budget=7).jobs[0].sampling.thinking == ThinkingLimit(
             7, 255
         )
 
     def test_is_limited_once_it_has_begun(self) -> None:
-        assert ask(THINKS, thinking_token_budget=7).job.sampling.thinking == ThinkingLimit(7, 255, begin=254)
-        assert ask(THINKS, thinking_token_budget=7, enable_thinking=False).job.sampling.thinking is None
+        assert ask(THINKS, thinking_token_budget=7).jobs[0].sampling.thinking == ThinkingLimit(7, 255, begin=254)
+        assert ask(THINKS, thinking_token_budget=7, enable_thinking=False).jobs[0].sampling.thinking is None
 
     def test_budget_needs_a_token(self) -> None:
         with pytest.raises(UnsupportedParameter) as refused:
@@ -109,13 +109,13 @@ class TestTools:
     def test_template_that_shows_tools_has_them(self) -> None:
         ready = ask(self.TOOLS, tools=[TOOL])
         assert text(ready).startswith("[{'type': 'function', 'function': {'name': 'f'")
-        assert (ready.format.calls, ready.format.names) == (HERMES, {"f"})
-        assert ready.job.sampling.grammar is None
+        assert (ready.output.tools, ready.output.names) == (HERMES, {"f"})
+        assert ready.jobs[0].sampling.grammar is None
 
     def test_they_are_hidden_where_none_may_be_called(self) -> None:
         ready = ask(self.TOOLS, tools=[TOOL], tool_choice="none")
         assert text(ready) == text(ask(self.TOOLS))
-        assert ready.format.calls is None
+        assert ready.output.tools is None
 
     @pytest.mark.parametrize(
         ("template", "before"),
@@ -127,15 +127,15 @@ class TestTools:
     )
     def test_call_is_forced_after_free_thinking(self, template: str, before: str) -> None:
         ready = ask(template, tools=[TOOL], tool_choice="required")
-        grammar = ready.job.sampling.grammar
+        grammar = ready.jobs[0].sampling.grammar
         assert grammar
         assert (grammar.kind, grammar.before, grammar.param) == ("lark", before, "tools.0.function.parameters")
-        structured = ask(template, response_format={"type": "json_object"}).job.sampling.grammar
+        structured = ask(template, response_format={"type": "json_object"}).jobs[0].sampling.grammar
         assert structured
         assert structured.before == before
 
     def test_call_is_forced_at_once_where_thinking_is_off(self) -> None:
-        grammar = ask(self.TOOLS, tools=[TOOL], tool_choice="required", enable_thinking=False).job.sampling.grammar
+        grammar = ask(self.TOOLS, tools=[TOOL], tool_choice="required", enable_thinking=False).jobs[0].sampling.grammar
         assert grammar
         assert grammar.before == ""
 
@@ -147,7 +147,7 @@ class TestTools:
 
 def test_stop_strings_are_the_contents_where_there_is_more() -> None:
     ready = ask(THINKS, stop=["\n"], min_tokens=3)
-    assert ready.job.sampling.stop == ()
-    assert (ready.format.stop, ready.format.min_tokens) == (("\n",), 3)
+    assert ready.jobs[0].sampling.stop == ()
+    assert (ready.output.stop, ready.output.min_tokens) == (("\n",), 3)
     plain = ask(TEMPLATE, stop=["\n"])
-    assert (plain.job.sampling.stop, plain.format.stop) == (("\n",), ())
+    assert (plain.jobs[0].sampling.stop, plain.output.stop) == (("\n",), ())

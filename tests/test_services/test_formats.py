@@ -10,18 +10,18 @@ from typing import Any, ClassVar
 import pytest
 
 from schemas.chat_schema import ChatCompletionRequest
-from services.chat.dialects import BRACKETS, CALLS, HERMES, JSON, LLAMA, MISTRAL, TAGS, Calls, dialect_of
-from services.chat.parsing.splitter import Format
+from services.chat.formats import BRACKETS, HERMES, JSON_LIST, LLAMA, MISTRAL, TAGS, TOOL_FORMATS, chat_format_of
+from services.chat.formats.base import OutputFormat, ToolFormat
 from services.chat.request import prompt
-from services.chat.request.asked import Asked, Model, asked
-from services.chat.request.call_grammar import MAX_CALLS, call_grammar
-from services.chat.request.tools import offer
+from services.chat.request.prepared import PreparedRequest, PromptInput, Target, prepare
+from services.chat.request.tool_grammar import MAX_CALLS, tool_grammar
+from services.chat.request.tool_selection import select_tools
 from services.engine.base import GrammarSpec
 from services.engine.grammar import Grammars
 from services.engine.token_texts import TokenTexts
 from tests.npm_packages import tokenizer
 from tests.test_engine.tiny_tokenizers import byte_level
-from tests.test_services.test_splitter import meaning
+from tests.test_services.test_output_parser import meaning
 
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -52,36 +52,36 @@ class TestFinding:
     @pytest.mark.parametrize(
         ("template", "calls", "shows_tools"),
         [
-            ("{{ messages }}", JSON, False),
-            (None, JSON, False),
+            ("{{ messages }}", JSON_LIST, False),
+            (None, JSON_LIST, False),
             ('{{ tools }}<tool_call>{"name": "f", "arguments": {}}', HERMES, True),
-            ("{{ tools }}<tool_call><function=f>", JSON, False),
-            ("{{ tools }}in a format that nobody knows", JSON, False),
+            ("{{ tools }}<tool_call><function=f>", JSON_LIST, False),
+            ("{{ tools }}in a format that nobody knows", JSON_LIST, False),
             ("{{ tools }}[TOOL_CALLS]", MISTRAL, True),
             ({"default": "{{ messages }}", "tool_use": '{{ tools }}ipython "parameters"'}, LLAMA, True),
         ],
     )
-    def test_calls(self, template: Any, calls: Calls, shows_tools: bool) -> None:
-        dialect = dialect_of(template)
-        assert dialect.calls is calls
-        assert dialect.shows_tools is shows_tools
+    def test_calls(self, template: Any, calls: ToolFormat, shows_tools: bool) -> None:
+        format = chat_format_of(template)
+        assert format.tools is calls
+        assert format.shows_tools is shows_tools
 
     def test_name_decides_where_one_is_set(self) -> None:
-        assert dialect_of("{{ messages }}", "hermes").calls is HERMES
-        assert not dialect_of("{{ messages }}", "hermes").shows_tools
+        assert chat_format_of("{{ messages }}", "hermes").tools is HERMES
+        assert not chat_format_of("{{ messages }}", "hermes").shows_tools
 
     def test_thinking(self) -> None:
-        assert dialect_of("{% if x == '</think>' %}").thinking == TAGS
-        assert dialect_of("[THINK][/THINK]").thinking == BRACKETS
-        assert dialect_of("{{ messages }}").thinking is None
+        assert chat_format_of("{% if x == '</think>' %}").thinking == TAGS
+        assert chat_format_of("[THINK][/THINK]").thinking == BRACKETS
+        assert chat_format_of("{{ messages }}").thinking is None
 
     def test_arguments_are_variables_and_not_words(self) -> None:
-        dialect = dialect_of("thinking {{ enable_thinking }} reasoning_effort")
-        assert (dialect.switch, dialect.has_effort) == ("enable_thinking", False)
-        assert dialect_of("{% if thinking %}{{ reasoning_effort }}{% endif %}").switch == "thinking"
+        format = chat_format_of("thinking {{ enable_thinking }} reasoning_effort")
+        assert (format.switch, format.has_effort) == ("enable_thinking", False)
+        assert chat_format_of("{% if thinking %}{{ reasoning_effort }}{% endif %}").switch == "thinking"
 
     def test_template_with_tags_of_its_own_is_read_too(self) -> None:
-        assert dialect_of("{% generation %}{{ tools }}[TOOL_CALLS]{% endgeneration %}").shows_tools
+        assert chat_format_of("{% generation %}{{ tools }}[TOOL_CALLS]{% endgeneration %}").shows_tools
 
 
 REAL = [("qwen3", HERMES), ("qwen2_5", HERMES), ("llama3_2", LLAMA), ("mistral_nemo", MISTRAL)]
@@ -89,22 +89,22 @@ REAL = [("qwen3", HERMES), ("qwen2_5", HERMES), ("llama3_2", LLAMA), ("mistral_n
 
 @pytest.mark.parametrize(("name", "calls"), REAL, ids=[name for name, _ in REAL])
 class TestRealTemplates:
-    def ask(self, name: str, **fields: object) -> Asked:
+    def ask(self, name: str, **fields: object) -> PreparedRequest:
         asking = request(**fields)
-        model = Model(tokenizer(name), dialect_of(tokenizer(name).chat_template))
-        messages = prompt.messages(asking, (), None)
-        return asked("id", asking, messages, prompt.sampling(asking, None), model)
+        target = Target(tokenizer(name), chat_format_of(tokenizer(name).chat_template), max_length=4096)
+        given = PromptInput(prompt.messages(asking, (), None))
+        return prepare("id", asking, given, target, "me", prompt.check(asking))
 
     def text(self, name: str, **fields: object) -> str:
-        return str(tokenizer(name).decode(self.ask(name, **fields).job.prompt))
+        return str(tokenizer(name).decode(self.ask(name, **fields).prompt))
 
-    def test_tools_are_shown(self, name: str, calls: Calls) -> None:
+    def test_tools_are_shown(self, name: str, calls: ToolFormat) -> None:
         text = self.text(name)
-        assert dialect_of(tokenizer(name).chat_template).calls is calls
+        assert chat_format_of(tokenizer(name).chat_template).tools is calls
         assert text.count("get_weather") == text.count("get_time") == 1
         assert "get_weather" not in self.text(name, tool_choice="none")
 
-    def test_calls_and_results_come_back_as_the_model_writes_them(self, name: str, calls: Calls) -> None:
+    def test_calls_and_results_come_back_as_the_model_writes_them(self, name: str, calls: ToolFormat) -> None:
         call = {"id": "call_1", "type": "function", "function": {"name": PARIS[0], "arguments": PARIS[1]}}
         text = self.text(
             name,
@@ -116,8 +116,8 @@ class TestRealTemplates:
         )
         assert "31 degrees" in text
         written = re.sub(r"(?s).*How warm is it\?", "", text).split("31 degrees")[0]
-        said = meaning(Format(calls=replace(calls, bare=False, marker=calls.marker), names=NAMES), written)
-        bare = meaning(Format(calls=calls, names=NAMES), written[written.index("{") :])
+        said = meaning(OutputFormat(tools=replace(calls, bare=False), names=NAMES), written)
+        bare = meaning(OutputFormat(tools=calls, names=NAMES), written[written.index("{") :])
         (found,) = said.calls or bare.calls
         assert (found[0], json.loads(found[1])) == (PARIS[0], json.loads(PARIS[1]))
 
@@ -125,15 +125,15 @@ class TestRealTemplates:
 @pytest.mark.parametrize("enabled", [True, False])
 def test_qwen_thinks_unless_it_is_told_not_to(enabled: bool) -> None:
     ready = TestRealTemplates().ask("qwen3", enable_thinking=enabled, tool_choice="required")
-    text = str(tokenizer("qwen3").decode(ready.job.prompt))
+    text = str(tokenizer("qwen3").decode(ready.prompt))
     assert text.endswith("<think>\n\n</think>\n\n") is not enabled
-    assert ready.job.sampling.grammar
-    assert bool(ready.job.sampling.grammar.before) is enabled
+    assert ready.jobs[0].sampling.grammar
+    assert bool(ready.jobs[0].sampling.grammar.before) is enabled
 
 
 async def test_qwen_thinks_before_it_is_forced_to_call() -> None:
     qwen = tokenizer("qwen3")
-    spec = TestRealTemplates().ask("qwen3", tool_choice="required").job.sampling.grammar
+    spec = TestRealTemplates().ask("qwen3", tool_choice="required").jobs[0].sampling.grammar
     call = HERMES.write([PARIS])
     assert await accepts(qwen, spec, f"<think>\nHm, <tool> or not?\n</think>\n\n{call}")
     assert await accepts(qwen, spec, call)
@@ -174,13 +174,13 @@ async def accepts(tokenizer: Any, spec: GrammarSpec | None, text: str, end: bool
     return True
 
 
-def grammar(calls: Calls, answer: GrammarSpec | None = None, **fields: object) -> GrammarSpec | None:
-    asked = offer(request(**fields))
+def grammar(calls: ToolFormat, answer: GrammarSpec | None = None, **fields: object) -> GrammarSpec | None:
+    asked = select_tools(request(**fields))
     assert asked
-    return call_grammar(asked, calls, answer)
+    return tool_grammar(asked, calls, answer)
 
 
-@pytest.mark.parametrize("calls", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("calls", TOOL_FORMATS.values(), ids=TOOL_FORMATS)
 class TestGrammar:
     WRONG: ClassVar[list[tuple[str, str]]] = [
         ("get_weather", '{"days": 3}'),
@@ -191,26 +191,26 @@ class TestGrammar:
     async def accepts(self, spec: GrammarSpec | None, text: str, end: bool = True) -> bool:
         return await accepts(SMALL, spec, text, end)
 
-    async def test_forced_calls_are_what_is_read_as_calls(self, calls: Calls) -> None:
+    async def test_forced_calls_are_what_is_read_as_calls(self, calls: ToolFormat) -> None:
         spec = grammar(calls, tool_choice="required")
         for made in ([PARIS], [NOW], [PARIS, NOW, PARIS]):
             assert await self.accepts(spec, calls.write(made))
-            assert meaning(Format(calls=calls, names=NAMES), calls.write(made)).calls == tuple(made)
+            assert meaning(OutputFormat(tools=calls, names=NAMES), calls.write(made)).calls == tuple(made)
         for wrong in ["Hello", "", "Hm. " + calls.write([NOW]), *(calls.write([each]) for each in self.WRONG)]:
             assert not await self.accepts(spec, wrong)
 
-    async def test_there_are_only_so_many(self, calls: Calls) -> None:
+    async def test_there_are_only_so_many(self, calls: ToolFormat) -> None:
         spec = grammar(calls, tool_choice="required")
         assert await self.accepts(spec, calls.write([NOW] * MAX_CALLS))
         assert not await self.accepts(spec, calls.write([NOW] * (MAX_CALLS + 1)))
 
-    async def test_named_tool_is_called_once(self, calls: Calls) -> None:
+    async def test_named_tool_is_called_once(self, calls: ToolFormat) -> None:
         spec = grammar(calls, tool_choice={"type": "function", "function": {"name": "get_weather"}})
         assert await self.accepts(spec, calls.write([PARIS]))
         assert not await self.accepts(spec, calls.write([PARIS, PARIS]))
         assert not await self.accepts(spec, calls.write([NOW]))
 
-    async def test_free_answer_calls_once_where_calls_may_not_be_parallel(self, calls: Calls) -> None:
+    async def test_free_answer_calls_once_where_calls_may_not_be_parallel(self, calls: ToolFormat) -> None:
         spec = grammar(calls, parallel_tool_calls=False)
         assert await self.accepts(spec, "Hello, world!\n")
         assert await self.accepts(spec, calls.write([PARIS]))
@@ -219,7 +219,7 @@ class TestGrammar:
         assert not await self.accepts(spec, calls.write([PARIS]) + " Done.")
         assert await self.accepts(spec, "Hm.\n" + calls.write([NOW])) or calls.bare
 
-    async def test_free_answer_keeps_strict_tools_schemas(self, calls: Calls) -> None:
+    async def test_free_answer_keeps_strict_tools_schemas(self, calls: ToolFormat) -> None:
         strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
         assert grammar(calls) is None
         spec = grammar(calls, tools=[strict, TIME])
@@ -227,7 +227,7 @@ class TestGrammar:
         assert await self.accepts(spec, calls.write([PARIS, NOW]))
         assert not await self.accepts(spec, calls.write([("get_weather", '{"days": 3}')]), end=False)
 
-    async def test_answer_of_a_form_or_calls(self, calls: Calls) -> None:
+    async def test_answer_of_a_form_or_calls(self, calls: ToolFormat) -> None:
         form = {"type": "object", "properties": {"name": {"type": "string"}}, "additionalProperties": False}
         spec = grammar(calls, GrammarSpec("json_schema", json.dumps(form)))
         assert await self.accepts(spec, '{"name": "get_time"}')
@@ -237,11 +237,11 @@ class TestGrammar:
 
 
 def test_schemas_are_closed_where_nothing_is_said() -> None:
-    spec = grammar(JSON, tool_choice="required")
+    spec = grammar(JSON_LIST, tool_choice="required")
     assert spec
     assert spec.param == "tools"
     assert '"additionalProperties": false' in spec.source
     combined = {"type": "function", "function": {"name": "f", "parameters": {"allOf": [{}], "type": "object"}}}
-    spec = grammar(JSON, tools=[combined], tool_choice="required")
+    spec = grammar(JSON_LIST, tools=[combined], tool_choice="required")
     assert spec
     assert "additionalProperties" not in spec.source

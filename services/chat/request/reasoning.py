@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from schemas.chat_schema import ChatCompletionRequest
-from services.chat.dialects import Dialect
+from services.chat.formats.base import ChatFormat
 from services.errors import UnsupportedParameter
 
 # Tokens of thinking, for models whose templates know no levels; those above think as long as they like.
@@ -13,25 +13,25 @@ BUDGETS = {"minimal": 512, "low": 2048, "medium": 8192}
 
 
 @dataclass(frozen=True, slots=True)
-class Thought:
+class ReasoningConfig:
     arguments: dict[str, Any] = field(default_factory=dict)  # of the template
     budget: int | None = None  # tokens
     ignored: tuple[str, ...] = ()  # what asks for more thinking than this model can do
 
 
-def thought(request: ChatCompletionRequest, dialect: Dialect) -> Thought:
+def reasoning_config(request: ChatCompletionRequest, format: ChatFormat) -> ReasoningConfig:
     effort = request.reasoning_effort
-    if dialect.thinking is None and not dialect.has_effort:
-        return Thought(ignored=tuple(_wishes(request)))
+    if format.thinking is None and not format.has_effort:
+        return ReasoningConfig(ignored=tuple(_wishes(request)))
     arguments: dict[str, Any] = {}
-    if effort and dialect.has_effort:
+    if effort and format.has_effort:
         arguments["reasoning_effort"] = effort
     wanted = request.enable_thinking
-    if wanted is None and effort is not None and (effort == "none" or not dialect.has_effort):
+    if wanted is None and effort is not None and (effort == "none" or not format.has_effort):
         wanted = effort != "none"
     if wanted is not None:
-        arguments |= _switched(request, dialect, wanted)
-    return Thought(arguments, _budget(request, dialect))
+        arguments |= _switched(request, format, wanted)
+    return ReasoningConfig(arguments, _budget(request, format))
 
 
 def _wishes(request: ChatCompletionRequest) -> Iterator[str]:
@@ -44,16 +44,16 @@ def _wishes(request: ChatCompletionRequest) -> Iterator[str]:
         yield "thinking_token_budget"
 
 
-def _switched(request: ChatCompletionRequest, dialect: Dialect, wanted: bool) -> dict[str, bool]:
-    if dialect.switch:
-        return {dialect.switch: wanted}
-    if not wanted and not (request.enable_thinking is None and dialect.has_effort):
+def _switched(request: ChatCompletionRequest, format: ChatFormat, wanted: bool) -> dict[str, bool]:
+    if format.switch:
+        return {format.switch: wanted}
+    if not wanted and not (request.enable_thinking is None and format.has_effort):
         name = "reasoning_effort" if request.enable_thinking is None else "enable_thinking"
         raise UnsupportedParameter(name, "cannot keep this model from thinking before it answers")
     return {}
 
 
-def _budget(request: ChatCompletionRequest, dialect: Dialect) -> int | None:
-    if request.thinking_token_budget is not None or dialect.has_effort:
+def _budget(request: ChatCompletionRequest, format: ChatFormat) -> int | None:
+    if request.thinking_token_budget is not None or format.has_effort:
         return request.thinking_token_budget
     return BUDGETS.get(request.reasoning_effort or "")

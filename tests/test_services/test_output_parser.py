@@ -9,12 +9,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.chat.dialects import BRACKETS, HERMES, JSON, LLAMA, MISTRAL, TAGS, Calls
 from services.chat.events import Said
-from services.chat.parsing.splitter import Format, Splitter
+from services.chat.formats import BRACKETS, HERMES, JSON_LIST, LLAMA, MISTRAL, TAGS
+from services.chat.formats.base import OutputFormat, ToolFormat
+from services.chat.parsing.output_parser import OutputParser
 
 NAMES = frozenset({"f", "get_weather"})
-DIALECTS = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "json": JSON}
+FORMATS_OF_TOOLS = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "json": JSON_LIST}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,9 @@ class Meaning:
     reasoning: str = ""
 
 
-def meaning(format: Format, *pieces: str) -> Meaning:
-    splitter, said = Splitter(format), Said()
-    parts = [part for piece in pieces for part in splitter.feed(piece)] + splitter.finish()
+def meaning(format: OutputFormat, *pieces: str) -> Meaning:
+    parser, said = OutputParser(format), Said()
+    parts = [part for piece in pieces for part in parser.feed(piece)] + parser.finish()
     assert [part.end for part in parts] == sorted(part.end for part in parts)
     assert all(part.end <= sum(map(len, pieces)) for part in parts)
     for part in parts:
@@ -34,13 +35,13 @@ def meaning(format: Format, *pieces: str) -> Meaning:
     return Meaning(said.text, tuple((call.name, call.arguments) for call in said.calls), said.reasoning)
 
 
-def tools(calls: Calls, text: str) -> Meaning:
-    whole = meaning(Format(calls=calls, names=NAMES), text)
-    assert meaning(Format(calls=calls, names=NAMES), *text) == whole
+def tools(calls: ToolFormat, text: str) -> Meaning:
+    whole = meaning(OutputFormat(tools=calls, names=NAMES), text)
+    assert meaning(OutputFormat(tools=calls, names=NAMES), *text) == whole
     return whole
 
 
-class TestEachDialect:
+class TestEachToolFormat:
     ARGUMENTS: ClassVar[str] = '{"city": "Zürich }]", "n": [1, {"a": "\\"}"}]}'
     CALL: ClassVar[tuple[str, str]] = ("get_weather", ARGUMENTS)
 
@@ -55,11 +56,11 @@ class TestEachDialect:
             (MISTRAL, '[TOOL_CALLS][{"name": "get_weather", "arguments": %s}]'),
             (MISTRAL, '[TOOL_CALLS] [{"name": "get_weather", "arguments": %s, "id": "abcdefghi"}]'),
             (MISTRAL, "[TOOL_CALLS]get_weather[ARGS]%s"),
-            (JSON, '[{"name": "get_weather", "arguments": %s}]'),
-            (JSON, '{"name": "get_weather", "parameters": %s}'),
+            (JSON_LIST, '[{"name": "get_weather", "arguments": %s}]'),
+            (JSON_LIST, '{"name": "get_weather", "parameters": %s}'),
         ],
     )
-    def test_call_has_its_arguments_to_the_letter(self, calls: Calls, text: str) -> None:
+    def test_call_has_its_arguments_to_the_letter(self, calls: ToolFormat, text: str) -> None:
         assert tools(calls, text % self.ARGUMENTS) == Meaning(calls=(self.CALL,))
 
     @pytest.mark.parametrize(
@@ -76,10 +77,10 @@ class TestEachDialect:
                 '[TOOL_CALLS][{"name": "f", "arguments": {}}, {"name": "get_weather", "arguments": {"a": 1}}]',
             ),
             (MISTRAL, '[TOOL_CALLS]f[ARGS]{}[TOOL_CALLS]get_weather[ARGS]{"a": 1}'),
-            (JSON, '[{"name": "f", "arguments": {}}, {"name": "get_weather", "arguments": {"a": 1}}]'),
+            (JSON_LIST, '[{"name": "f", "arguments": {}}, {"name": "get_weather", "arguments": {"a": 1}}]'),
         ],
     )
-    def test_several_calls(self, calls: Calls, text: str) -> None:
+    def test_several_calls(self, calls: ToolFormat, text: str) -> None:
         assert tools(calls, text) == Meaning(calls=(("f", "{}"), ("get_weather", '{"a": 1}')))
 
     @pytest.mark.parametrize(
@@ -95,8 +96,8 @@ class TestEachDialect:
             "f[ARGS",
         ],
     )
-    @pytest.mark.parametrize("calls", DIALECTS.values(), ids=DIALECTS)
-    def test_what_is_no_call_is_content(self, calls: Calls, said: str) -> None:
+    @pytest.mark.parametrize("calls", FORMATS_OF_TOOLS.values(), ids=FORMATS_OF_TOOLS)
+    def test_what_is_no_call_is_content(self, calls: ToolFormat, said: str) -> None:
         assert tools(calls, said) == Meaning(said)
 
     @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ class TestEachDialect:
 
     def test_object_without_an_end_does_not_hide_the_next_call(self) -> None:
         good = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
-        said = meaning(Format(calls=HERMES, names=NAMES), '<tool_call>{"a": 1, ', good)
+        said = meaning(OutputFormat(tools=HERMES, names=NAMES), '<tool_call>{"a": 1, ', good)
         assert said == tools(HERMES, '<tool_call>{"a": 1, ' + good)
         assert said == Meaning('<tool_call>{"a": 1,', (("f", "{}"),))
 
@@ -134,7 +135,7 @@ class TestEachDialect:
         ],
     )
     def test_call_in_an_unusual_form(self, text: str, arguments: str) -> None:
-        assert tools(JSON, text) == Meaning(calls=(("f", arguments),))
+        assert tools(JSON_LIST, text) == Meaning(calls=(("f", arguments),))
         assert tools(HERMES, f"<tool_call>{text}</tool_call>") == Meaning(calls=(("f", arguments),))
 
     def test_text_around_calls(self) -> None:
@@ -143,7 +144,7 @@ class TestEachDialect:
 
     def test_call_that_was_cut_keeps_what_came_of_its_arguments(self) -> None:
         assert tools(HERMES, '<tool_call>{"name": "f", "arguments": {"a": "b') == Meaning(calls=(("f", '{"a": "b'),))
-        assert tools(JSON, '[{"name": "f", "arguments": {"a": 1}') == Meaning(calls=(("f", '{"a": 1}'),))
+        assert tools(JSON_LIST, '[{"name": "f", "arguments": {"a": 1}') == Meaning(calls=(("f", '{"a": 1}'),))
 
     def test_object_that_is_not_closed_ends_with_its_call(self) -> None:
         text = '<tool_call>{"name": "f", "arguments": {}</tool_call> Done.'
@@ -151,11 +152,11 @@ class TestEachDialect:
 
     def test_nothing_is_split_where_no_tools_are_offered(self) -> None:
         text = '<think>hm</think> <tool_call>{"name": "f", "arguments": {}}</tool_call>'
-        assert meaning(Format(), text) == Meaning(text)
+        assert meaning(OutputFormat(), text) == Meaning(text)
 
 
 class TestThinking:
-    TAGGED: ClassVar[Format] = Format(TAGS, calls=HERMES, names=NAMES)
+    TAGGED: ClassVar[OutputFormat] = OutputFormat(TAGS, tools=HERMES, names=NAMES)
 
     @pytest.mark.parametrize(
         ("text", "expected"),
@@ -182,14 +183,14 @@ class TestThinking:
         assert meaning(begun, *"Hm.") == Meaning(reasoning="Hm.")
 
     def test_comes_before_a_call_without_a_marker(self) -> None:
-        format = Format(BRACKETS, calls=JSON, names=NAMES)
+        format = OutputFormat(BRACKETS, tools=JSON_LIST, names=NAMES)
         text = '[THINK]Hm.[/THINK][{"name": "f", "arguments": {}}]'
         assert meaning(format, *text) == Meaning(calls=(("f", "{}"),), reasoning="Hm.")
 
 
 class TestStops:
     CALL: ClassVar[str] = '<tool_call>{"name": "f", "arguments": {"a": "stop"}}</tool_call>'
-    FORMAT: ClassVar[Format] = Format(TAGS, calls=HERMES, names=NAMES, stop=("stop", "\n\n", "top!"))
+    FORMAT: ClassVar[OutputFormat] = OutputFormat(TAGS, tools=HERMES, names=NAMES, stop=("stop", "\n\n", "top!"))
 
     @pytest.mark.parametrize(
         ("text", "expected", "stop"),
@@ -206,16 +207,16 @@ class TestStops:
     )
     def test_end_the_content_only(self, text: str, expected: Meaning, stop: str | None) -> None:
         assert meaning(self.FORMAT, text) == meaning(self.FORMAT, *text) == expected
-        splitter = Splitter(self.FORMAT)
-        splitter.feed(text)
-        splitter.finish()
-        assert splitter.stopped_by == stop
+        parser = OutputParser(self.FORMAT)
+        parser.feed(text)
+        parser.finish()
+        assert parser.stopped_by == stop
 
     def test_may_be_kept(self) -> None:
         assert meaning(replace(self.FORMAT, include_stop=True), *"Hello stop it") == Meaning("Hello stop")
 
     def test_are_found_in_what_was_taken_for_a_call(self) -> None:
-        format = Format(calls=JSON, names=NAMES, stop=("1",))
+        format = OutputFormat(tools=JSON_LIST, names=NAMES, stop=("1",))
         assert meaning(format, *"[1, 2]") == Meaning("[")
 
 
@@ -227,16 +228,16 @@ FRAGMENTS = (
 )
 TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=12).map("".join)
 FORMATS = [
-    Format(thinking, begun, calls, NAMES, stop=stop)
+    OutputFormat(thinking, begun, calls, NAMES, stop=stop)
     for stop in ((), ("ll", "\n ", "é"))
-    for calls in (None, *DIALECTS.values())
+    for calls in (None, *FORMATS_OF_TOOLS.values())
     for thinking, begun in ((None, False), (TAGS, False), (TAGS, True))
 ]
 
 
 @given(text=TEXTS, cuts=st.lists(st.integers(0, 200)), format=st.sampled_from(FORMATS))
 @example(text='<tool_call>{"name": "f", "arguments": {}}</tool_', cuts=[5], format=FORMATS[3])
-def test_meaning_does_not_depend_on_how_it_is_cut(text: str, cuts: list[int], format: Format) -> None:
+def test_meaning_does_not_depend_on_how_it_is_cut(text: str, cuts: list[int], format: OutputFormat) -> None:
     places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     pieces = [text[start:end] for start, end in pairwise(places)]
     assert meaning(format, *pieces) == meaning(format, text)
@@ -252,11 +253,11 @@ def test_arguments_come_out_as_they_were_written(said: str, arguments: dict[str,
         (MISTRAL, f'{said}[TOOL_CALLS][{{"name": "f", "arguments": {written}}}]'),
         (MISTRAL, f"{said}[TOOL_CALLS]f[ARGS]{written}"),
     ):
-        assert meaning(Format(calls=calls, names=NAMES), *text).calls == (("f", written),)
+        assert meaning(OutputFormat(tools=calls, names=NAMES), *text).calls == (("f", written),)
 
 
 @given(text=st.text(st.sampled_from('<tool_cal>{}[]"nme: f,;\\ \n')))
-@pytest.mark.parametrize("calls", DIALECTS.values(), ids=DIALECTS)
-def test_nothing_is_lost_where_no_tool_is_called(calls: Calls, text: str) -> None:
-    said = meaning(Format(calls=calls), *text).text
+@pytest.mark.parametrize("calls", FORMATS_OF_TOOLS.values(), ids=FORMATS_OF_TOOLS)
+def test_nothing_is_lost_where_no_tool_is_called(calls: ToolFormat, text: str) -> None:
+    said = meaning(OutputFormat(tools=calls), *text).text
     assert said.replace(" ", "").replace("\n", "") == text.replace(" ", "").replace("\n", "")

@@ -1,0 +1,60 @@
+"""Chat formats: what a model was taught to write, found in its chat template.
+
+A new tool format is a file of this package (`base.ToolFormat` is the contract) and a name in `TOOL_FORMATS`.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+
+from jinja2 import Environment, TemplateSyntaxError, meta
+
+from services.chat.formats.base import ChatFormat, ThinkingTags, ToolFormat
+from services.chat.formats.hermes import HERMES
+from services.chat.formats.json_list import JSON_LIST
+from services.chat.formats.llama import LLAMA
+from services.chat.formats.mistral import MISTRAL
+from services.chat.formats.mistral_args import MISTRAL_ARGS
+
+# The first that detects itself in a template is taken.
+TOOL_FORMATS: dict[str, ToolFormat] = {each.name: each for each in (HERMES, MISTRAL_ARGS, MISTRAL, LLAMA, JSON_LIST)}
+UNKNOWN = ("<tool_calls>",)  # of formats that none here reads, though their templates look like one that is
+
+TAGS = ThinkingTags("<think>", "</think>")
+BRACKETS = ThinkingTags("[THINK]", "[/THINK]")
+SWITCHES = ("enable_thinking", "thinking")  # what templates call the argument that turns it on or off
+ENVIRONMENT = Environment(extensions=["jinja2.ext.loopcontrols"])  # nothing is rendered
+
+
+def chat_format_of(template: str | Mapping[str, str] | None, name: str | None = None) -> ChatFormat:
+    """`name`: of the tool format, where the template does not show it."""
+    return _chat_format(template if isinstance(template, str) else "\n".join((template or {}).values()), name)
+
+
+@lru_cache
+def _chat_format(template: str, name: str | None) -> ChatFormat:
+    tools = TOOL_FORMATS[name] if name else _detected(template)
+    arguments = _arguments(template)
+    return ChatFormat(
+        tools=tools or JSON_LIST,
+        shows_tools=tools is not None and "tools" in arguments,
+        takes_system="System role not supported" not in template,
+        thinking=next((each for each in (TAGS, BRACKETS) if each.end in template), None),
+        switch=next((each for each in SWITCHES if each in arguments), None),
+        has_effort="reasoning_effort" in arguments,
+    )
+
+
+def _detected(template: str) -> ToolFormat | None:
+    """None: it shows no tools, or in a format of which there is no file here."""
+    if any(each in template for each in UNKNOWN):
+        return None
+    return next((each for each in TOOL_FORMATS.values() if each.detect(template)), None)
+
+
+def _arguments(template: str) -> set[str]:
+    """What it can be called with."""
+    try:
+        return meta.find_undeclared_variables(ENVIRONMENT.parse(template))
+    except TemplateSyntaxError:  # it has tags of its own
+        return set(re.findall(r"\w+", template))

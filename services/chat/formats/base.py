@@ -1,0 +1,128 @@
+"""The parts of a chat format: how a family of models writes tool calls, and marks its thoughts.
+
+A tool format is one file of this package: what it looks like in a chat template (`detect`), the streaming parser of its
+calls, and the grammar that forces one.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Protocol
+
+from schemas.tool_schema import Function, Grammar
+from services.chat.events import Callee
+from services.chat.parsing.call_writer import CallWriter
+from services.chat.parsing.scanner import Scanner
+
+
+class Step(Enum):
+    """What one step of a parser has found."""
+
+    GO_ON = auto()  # something was understood: the next step may follow at once
+    WAIT = auto()  # the text does not tell yet
+    NO_CALL = auto()  # what comes here is content
+
+
+class ToolParser(Protocol):
+    """Reads the calls of one answer while its text comes."""
+
+    def open(self, marker: str) -> None:
+        """A call may begin here: behind this marker, which was taken, or without one (an empty text)."""
+
+    def step(self) -> Step: ...
+
+    def rejected(self) -> str:
+        """After NO_CALL: the text that was taken since `open` or the last call. It is content."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallRule:
+    """One tool in a grammar: its rules in Lark, of which the first is the call's own.
+
+    `text`: the grammar of a custom tool's input, and the name of the request's parameter that has it.
+    """
+
+    name: str
+    function: Function
+    text: tuple[Grammar, str] | None = None
+
+
+class ToolFormat(Protocol):
+    """How tool calls are written: `before`, the calls with `between` among them, `after`.
+
+    The parts of these texts are special tokens, where they look like one, and plain text elsewhere.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def marker(self) -> str:
+        """What begins calls in the middle of an answer; empty where nothing does."""
+
+    @property
+    def before(self) -> tuple[str, ...]: ...
+    @property
+    def between(self) -> tuple[str, ...]: ...
+    @property
+    def after(self) -> tuple[str, ...]: ...
+    @property
+    def bare(self) -> bool:
+        """Whether a call may begin the answer without a marker."""
+
+    @property
+    def short_ids(self) -> bool:
+        """Whether templates take ids of nine letters and digits only."""
+
+    @property
+    def text_end(self) -> str:
+        """What ends the input of a custom tool with a grammar, if something does before the answer ends."""
+
+    def detect(self, template: str) -> bool:
+        """Whether the source of a chat template shows calls in this format."""
+
+    def parser(self, scanner: Scanner, calls: CallWriter) -> ToolParser: ...
+
+    def write(self, calls: Iterable[tuple[str, str]]) -> str:
+        """Names and JSON arguments, as a model writes them."""
+
+    def call_rules(self, rule: CallRule) -> list[str]:
+        """Lark rules: `rule.name` is one call. They may add rules whose names begin with it."""
+
+    def text_rules(self, rule: CallRule) -> list[str]:
+        """The same for a custom tool with a grammar, without the end of its text."""
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingTags:
+    begin: str
+    end: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """What a model was taught to write, as far as its chat template shows."""
+
+    tools: ToolFormat
+    shows_tools: bool = False  # the template itself, and the calls and results of earlier messages
+    takes_system: bool = True
+    thinking: ThinkingTags | None = None
+    switch: str | None = None  # the template's argument that turns thinking on or off
+    has_effort: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFormat:
+    """What is told apart in the text of one answer."""
+
+    thinking: ThinkingTags | None = None
+    begun: bool = False  # the prompt has opened the thinking already
+    tools: ToolFormat | None = None  # None: no tools are offered
+    names: frozenset[str] = frozenset()  # of the tools
+    callees: Mapping[str, Callee] = field(default_factory=dict)  # those that are no functions of the same name
+    stop: tuple[str, ...] = ()  # strings that end it, in its content
+    include_stop: bool = False
+    min_tokens: int = 0  # in these no stop string is looked for
+
+    @property
+    def is_plain(self) -> bool:
+        return self.thinking is None and self.tools is None

@@ -1,0 +1,219 @@
+"""Calls whose arguments are a JSON object: the parser and the grammar that such formats share."""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from services.chat.formats.base import CallRule, Step
+from services.chat.formats.lark_text import lark, schema_of, text_rules
+from services.chat.parsing.call_writer import CallWriter
+from services.chat.parsing.json_text import JsonEnd, call_in
+from services.chat.parsing.scanner import Scanner
+from services.engine.stops import overlap
+
+NAME = "(?P<name>[a-zA-Z0-9_.-]{1,128})"
+SPACE = r"\s*"
+ARGUMENTS = "ARGUMENTS"  # stands for the arguments of a call, as NAME_HERE for the tool's name
+NAME_HERE = "NAME"
+BETWEEN = re.compile(r"[\s\[\],;]")  # around calls
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands before a call's arguments."""
+
+    whole: re.Pattern[str]
+    begun: re.Pattern[str]
+    wrapped: bool  # in an object, which goes on after the arguments
+
+    @classmethod
+    def of(cls, *atoms: str, wrapped: bool, before: str = r"\{") -> "Header":
+        """`atoms` are regular expressions which, cut off anywhere, still match: letters and repetitions."""
+        begun = "".join(f"(?:{atom}" for atom in atoms) + ")?" * len(atoms)
+        return cls(re.compile("".join(atoms) + f"(?={before})"), re.compile(begun), wrapped)
+
+
+def object_with(arguments: str) -> Header:
+    """`{"name": "f", "arguments": ` and the like."""
+    name = [r"\{", SPACE, *'"name"', SPACE, ":", SPACE, '"', NAME, '"']
+    return Header.of(*name, SPACE, ",", SPACE, *f'"{arguments}"', SPACE, ":", SPACE, wrapped=True)
+
+
+TEXT = '{"name": "NAME"}\n'  # and then the input of a custom tool, which is no JSON
+_TEXT_ATOMS = [r"\{", SPACE, *'"name"', SPACE, ":", SPACE, '"', NAME, '"', SPACE, r"\}", "\n"]
+TEXT_HEADER = Header.of(*_TEXT_ATOMS, wrapped=False, before="")
+
+
+@dataclass(frozen=True, slots=True)
+class JsonCalls:
+    """A format of such calls, as data. `call`: the parts of one, with the name and the arguments in the places of the
+    two words. `detects` is given the template without backslashes, as strings in it may escape their quotes."""
+
+    name: str
+    headers: tuple[Header, ...]
+    call: tuple[str, ...]
+    between: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    marker: str = ""
+    end: str = ""  # after each call
+    bare: bool = False
+    short_ids: bool = False
+    detects: Callable[[str], bool] = field(default=lambda template: False)
+
+    @property
+    def text_end(self) -> str:
+        return self.end or (self.marker if self.marker in self.between else "")
+
+    def detect(self, template: str) -> bool:
+        return self.detects(template.replace("\\", ""))
+
+    def parser(self, scanner: Scanner, calls: CallWriter) -> "JsonCallParser":
+        return JsonCallParser(self, scanner, calls)
+
+    def write(self, calls: Iterable[tuple[str, str]]) -> str:
+        texts = ["".join(_filled(part, name, arguments) for part in self.call) for name, arguments in calls]
+        return "".join(self.before) + "".join(self.between).join(texts) + "".join(self.after)
+
+    def call_rules(self, rule: CallRule) -> list[str]:
+        arguments = f"{rule.name}-arguments"
+        parts = [arguments if part == ARGUMENTS else lark([_named(part, rule)]) for part in self.call]
+        return [f"{rule.name}: {' '.join(parts)}", f"{arguments}: %json {schema_of(rule.function)}"]
+
+    def text_rules(self, rule: CallRule) -> list[str]:
+        assert rule.text
+        # a model that has begun as it does for any call is not to be led to another tool by that
+        lead = self.call[0][: len(self.call[0]) - len(self.call[0].lstrip())]
+        text = f"{rule.name}-text"
+        begin = json.dumps(lead + _named(TEXT, rule))
+        return [f"{rule.name}: {begin} {text}", *text_rules(text, *rule.text)]
+
+
+def _filled(part: str, name: str, arguments: str) -> str:
+    return arguments if part == ARGUMENTS else part.replace(NAME_HERE, name)
+
+
+def _named(part: str, rule: CallRule) -> str:
+    return part.replace(NAME_HERE, rule.function.name)
+
+
+class JsonCallParser:
+    def __init__(self, format: JsonCalls, scanner: Scanner, calls: CallWriter) -> None:
+        self._format = format
+        self._scanner = scanner
+        self._calls = calls
+        self._passed: str | None = ""  # before a call, if it is one; None: one came, what is between is dropped
+        self._object = ""  # perhaps a call, in an unusual order
+        self._is_wrapped = False  # the call, in an object
+        self._json = JsonEnd()
+        self._step: Callable[[], Step] = self._call
+
+    def open(self, marker: str) -> None:
+        self._passed = marker
+        self._step = self._call
+
+    def step(self) -> Step:
+        return self._step()
+
+    def rejected(self) -> str:
+        text = (self._passed or "") + self._object
+        self._passed, self._object = "", ""
+        return text
+
+    def _go(self, step: Callable[[], Step]) -> Step:
+        self._step = step
+        return Step.GO_ON
+
+    # --- steps ---
+
+    def _call(self) -> Step:
+        """Where a call begins, or after one."""
+        scanner, text = self._scanner, self._scanner.text
+        markers = [each for each in (self._format.marker, self._format.end if self._passed is None else "") if each]
+        for marker in markers:
+            if text.startswith(marker):
+                scanner.take(len(marker))
+                self._passed = marker if marker == self._format.marker else None
+                return Step.GO_ON
+        if any(scanner.may_become(marker) for marker in markers):
+            return Step.WAIT
+        if BETWEEN.match(text):
+            return self._pass_over()
+        for header in self._format.headers:
+            if (found := header.whole.match(text)) and found["name"] in self._calls.names:
+                return self._begin_arguments(header, found)
+        if (found := TEXT_HEADER.whole.match(text)) and self._calls.is_custom(found["name"]):
+            scanner.take(found.end())
+            self._passed = None
+            self._calls.begin_text(found["name"])
+            return self._go(self._text)
+        if self._may_be_header():
+            return Step.WAIT
+        self._json = JsonEnd()
+        return self._go(self._understand) if text.startswith("{") else Step.NO_CALL
+
+    def _pass_over(self) -> Step:
+        letter = self._scanner.take(1)
+        if self._passed is not None:
+            self._passed += letter
+        return Step.GO_ON
+
+    def _begin_arguments(self, header: Header, found: re.Match[str]) -> Step:
+        self._scanner.take(found.end())
+        self._calls.begin(found["name"])
+        self._passed, self._json, self._is_wrapped = None, JsonEnd(), header.wrapped
+        return self._go(self._arguments)
+
+    def _may_be_header(self) -> bool:
+        headers = [*self._format.headers, TEXT_HEADER] if self._calls.has_customs else self._format.headers
+        return not self._scanner.is_over and any(each.begun.fullmatch(self._scanner.text) for each in headers)
+
+    def _text(self) -> Step:
+        """The input of a custom tool as it is."""
+        scanner, end = self._scanner, self._format.text_end
+        place = scanner.text.find(end) if end else -1
+        if place < 0:
+            held = overlap(scanner.text, [end]) if end and not scanner.is_over else 0
+            self._calls.arguments(scanner.take(len(scanner.text) - held))
+            return Step.WAIT
+        self._calls.arguments(scanner.take(place))
+        return self._go(self._call)
+
+    def _arguments(self) -> Step:
+        """They are passed on as they were written."""
+        scanner = self._scanner
+        end = self._json.feed(scanner.text)
+        self._calls.arguments(scanner.take(len(scanner.text) if end is None else end))
+        if end is None:
+            return Step.WAIT
+        self._calls.end()
+        return self._go(self._close if self._is_wrapped else self._call)
+
+    def _close(self) -> Step:
+        """What is left of the object around the arguments."""
+        if not self._scanner.skip_blank():
+            return Step.WAIT
+        self._json = JsonEnd(depth=1)
+        return self._go(self._skip_rest if self._scanner.text[0] in ",}" else self._call)
+
+    def _skip_rest(self) -> Step:
+        end = self._json.feed(self._scanner.text)
+        self._scanner.take(len(self._scanner.text) if end is None else end)
+        return Step.WAIT if end is None else self._go(self._call)
+
+    def _understand(self) -> Step:
+        """A whole object, of which only then can be said whether it is a call."""
+        scanner, marker = self._scanner, self._format.marker
+        end = self._json.feed(scanner.text)
+        self._object += scanner.take(len(scanner.text) if end is None else end)
+        if marker and marker in self._object:  # the next one begins; waiting for the end would read all of it for each
+            return Step.NO_CALL
+        if end is None and not scanner.is_over:
+            return Step.WAIT
+        called = call_in(self._object)
+        if called is None or called.name not in self._calls.names:
+            return Step.NO_CALL
+        self._object, self._passed = "", None
+        self._calls.whole(called.name, called.arguments)
+        return self._go(self._call)

@@ -1,0 +1,127 @@
+"""The text of one answer, parsed while it comes into thoughts, content and tool calls."""
+
+from collections.abc import Callable
+
+from services.chat.events import Reasoning, Text
+from services.chat.formats.base import OutputFormat, Step
+from services.chat.parsing.call_writer import CallWriter
+from services.chat.parsing.scanner import Part, Scanner
+from services.engine.stops import first, overlap
+
+
+class OutputParser:
+    """Every character comes out once, but for markers and the white space around them.
+
+    What turns out to be no call is content, markers and all: no text is lost.
+    """
+
+    def __init__(self, format: OutputFormat, index: int = 0) -> None:
+        self._format = format
+        self.stopped_by: str | None = None
+        self._stops: tuple[str, ...] = ()  # that are looked for now
+        self._scanner = Scanner(index)
+        self._calls = CallWriter(self._scanner, format.names, format.callees)
+        self._tools = format.tools.parser(self._scanner, self._calls) if format.tools else None
+        self._marker = format.tools.marker if format.tools else ""
+        self._step: Callable[[], bool] = self._skip_to_thought if format.begun else self._open
+
+    @property
+    def num_calls(self) -> int:
+        return self._calls.num_calls
+
+    def feed(self, text: str, *, may_stop: bool = True) -> list[Part]:
+        self._scanner.text += text
+        self._stops = self._format.stop if may_stop else ()
+        return self._run()
+
+    def finish(self) -> list[Part]:
+        self._scanner.is_over = True
+        parts = self._run()
+        self._calls.end()
+        return parts + self._scanner.parts()
+
+    def _run(self) -> list[Part]:
+        while self._step():
+            pass
+        return self._scanner.parts()
+
+    def _go(self, step: Callable[[], bool]) -> bool:
+        self._step = step
+        return True
+
+    # --- steps: each takes what it understands of the text, and says whether to go on at once ---
+
+    def _open(self) -> bool:
+        thinking, text = self._format.thinking, self._scanner.text.lstrip()
+        if thinking and text.startswith(thinking.begin):
+            self._scanner.take(len(self._scanner.text) - len(text) + len(thinking.begin))
+            return self._go(self._skip_to_thought)
+        if thinking and self._scanner.may_become(thinking.begin, text):
+            return False
+        return self._go(self._answer)
+
+    def _skip_to_thought(self) -> bool:
+        return self._scanner.skip_blank() and self._go(self._think)
+
+    def _think(self) -> bool:
+        assert self._format.thinking
+        end = self._format.thinking.end
+        return self._emit_until(end, Reasoning) == end and self._go(self._skip_to_answer)
+
+    def _skip_to_answer(self) -> bool:
+        return self._scanner.skip_blank() and self._go(self._answer)
+
+    def _answer(self) -> bool:
+        if self._tools and self._format.tools and self._format.tools.bare:
+            self._tools.open("")
+            return self._go(self._call)
+        return self._go(self._content)
+
+    def _content(self) -> bool:
+        found = self._emit_until(self._marker, Text, self._stops)
+        if found and found == self._marker:
+            assert self._tools
+            self._tools.open(found)
+            return self._go(self._call)
+        return found is not None and self._go(self._stop)
+
+    def _call(self) -> bool:
+        assert self._tools
+        step = self._tools.step()
+        return step is Step.GO_ON or (step is Step.NO_CALL and self._take_back(self._tools.rejected()))
+
+    def _take_back(self, text: str) -> bool:
+        """It was no call: all of it is content, and the marker by itself, not to be found again."""
+        self._scanner.put_back(text)
+        if self._marker and text.startswith(self._marker):
+            self._scanner.emit_text(Text, len(self._marker))
+        return self._go(self._content)
+
+    def _stop(self) -> bool:
+        return False
+
+    # --- what they are made of ---
+
+    def _emit_until(self, marker: str, kind: type[Text | Reasoning], stops: tuple[str, ...] = ()) -> str | None:
+        """The marker or the stop string that came first, if one did. White space in front of a marker is dropped."""
+        scanner = self._scanner
+        found = first(scanner.text, (each for each in (marker, *stops) if each))
+        if found is None:
+            scanner.emit_text(kind, len(scanner.text) - self._num_held(marker, stops))
+            return None
+        start, string = found
+        if string == marker:
+            scanner.emit_text(kind, len(scanner.text[:start].rstrip()))
+            scanner.take(scanner.text.index(marker) + len(marker))
+        else:
+            self.stopped_by = string
+            scanner.emit_text(kind, start + (len(string) if self._format.include_stop else 0))
+        return string
+
+    def _num_held(self, marker: str, stops: tuple[str, ...]) -> int:
+        """Characters at the end of the text that may belong to one of them, or to the space before the marker."""
+        text = self._scanner.text
+        if self._scanner.is_over:
+            return 0
+        before = text[: len(text) - overlap(text, [marker])].rstrip() if marker else text
+        return max(len(text) - len(before), overlap(text, stops))

@@ -1,0 +1,92 @@
+"""How a model is shown the tools it may call: by its chat template, or in words where the template shows none."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from schemas.tool_schema import Function, Tool
+from services.chat.formats.base import ChatFormat, ToolFormat
+from services.chat.request.tool_selection import ToolSelection
+from services.engine.base import Message
+
+
+def declarations(tools: Iterable[Tool]) -> list[dict[str, Any]]:
+    """As chat templates, and models, read them."""
+    return [{"type": "function", "function": _declaration(tool.function)} for tool in tools]
+
+
+def _declaration(function: Function) -> dict[str, Any]:
+    said = {"name": function.name, "description": function.description or "", "parameters": function.parameters}
+    return said if function.parameters else {**said, "parameters": {"type": "object", "properties": {}}}
+
+
+def render_tools(messages: list[Message], selection: ToolSelection | None, format: ChatFormat) -> list[Message]:
+    """For a template that shows tools the messages as they are, for another one with all of it put into words."""
+    if format.shows_tools:
+        return [_with_short_ids(each) for each in messages] if format.tools.short_ids else messages
+    said = list(_without_tools(messages, format.tools))
+    return _introduced(said, _introduction(selection, format.tools), format) if selection else said
+
+
+def _introduction(selection: ToolSelection, tools: ToolFormat) -> str:
+    shown = "\n".join(json.dumps(each["function"], ensure_ascii=False) for each in declarations(selection.tools))
+    example = tools.write([("NAME", '{"PARAMETER": VALUE}')])
+    again = " Several can be called at once." if selection.parallel and tools.between else ""
+    return (
+        f"You can call these functions, described with JSON schemas of their parameters:\n{shown}\n\n"
+        f"To call a function, answer with nothing but this, and its result will be given to you:\n{example}\n"
+        f"{'Call one now.' if selection.must else 'Call one only if it helps to answer.'}{again}"
+    )
+
+
+def _introduced(messages: list[Message], text: str, format: ChatFormat) -> list[Message]:
+    role = "system" if format.takes_system else "user"
+    if messages and messages[0]["role"] == role and isinstance(messages[0]["content"], str):
+        first, *rest = messages
+        return [{**first, "content": f"{first['content']}\n\n{text}"}, *rest]
+    return [{"role": role, "content": text}, *messages]
+
+
+def _without_tools(messages: Iterable[Message], tools: ToolFormat) -> Iterator[Message]:
+    """Calls as the assistant wrote them; results as the user's, those of one turn in one message."""
+    results: list[str] = []
+    names: dict[str, str] = {}
+    for message in messages:
+        if message["role"] == "tool":
+            results.append(f"Result of {names.get(message['tool_call_id'], 'the function')}:\n{message['content']}")
+            continue
+        if results:
+            yield {"role": "user", "content": "\n\n".join(results)}
+            results = []
+        names |= {call["id"]: call["function"]["name"] for call in message.get("tool_calls", ())}
+        yield _with_calls_as_text(message, tools)
+    if results:
+        yield {"role": "user", "content": "\n\n".join(results)}
+
+
+def _with_calls_as_text(message: Message, tools: ToolFormat) -> Message:
+    if not message.get("tool_calls"):
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    text = tools.write([(each["name"], _as_text(each["arguments"])) for each in functions])
+    rest = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**rest, "content": f"{message['content']}\n{text}" if message["content"] else text}
+
+
+def _as_text(arguments: object) -> str:
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def _with_short_ids(message: Message) -> Message:
+    """The same nine letters for the same id, whoever made it."""
+    said = dict(message)
+    if "tool_call_id" in said:
+        said["tool_call_id"] = _short(said["tool_call_id"])
+    if "tool_calls" in said:
+        said["tool_calls"] = [{**call, "id": _short(call["id"])} for call in said["tool_calls"]]
+    return said
+
+
+def _short(id: str) -> str:
+    return hashlib.sha256(id.encode()).hexdigest()[:9]
