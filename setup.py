@@ -22,7 +22,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=[f"{name}{rest}" for name in PACKAGES for rest in ("", ".*")]),
     package_data={
-        "services": ["engine/*.cpp", "engine/*.h"],
+        "services": ["engine/**/*.cpp", "engine/**/*.h"],
         "app": ["static/**/*"],
         "database": ["migrations/**/*.py", "migrations/**/*.mako"],
     },

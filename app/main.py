@@ -54,7 +54,7 @@ from services.completion_service import CompletionService
 from services.conversation_service import ConversationService
 from services.embedding_service import EmbeddingService
 from services.engine import build, warm_up
-from services.engine.generation_config import read_sampling_defaults
+from services.engine.loading.generation_config import read_sampling_defaults
 from services.event_source_service import EventSourceService
 from services.fetch_service import Fetcher
 from services.image_service import ImageService

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from app.common.settings import ModelSettings, Settings
-from services.engine import model_files
+from services.engine.loading import model_files
 from services.model_service import ModelConfig, SamplingDefaults
 from tools import fetch_models
 

@@ -10,7 +10,7 @@ from services.chat.request import images
 from services.chat.request.contents import Illustration
 from services.chat.request.images import ImageRef
 from services.engine.base import Engine, Image, ImageReader
-from services.engine.fair_slots import FairSlots
+from services.engine.scheduling.fair_slots import FairSlots
 from services.errors import InvalidRequest, Overloaded, PromptTooLong, UnsupportedParameter
 from services.fetch_service import Fetcher
 

@@ -27,14 +27,31 @@ RULES = [
     Rule("schemas", may="schemas"),
     Rule("database", may="database"),
     Rule(r"services\.(errors|large)"),
+    Rule(r"services\.engine\.(base|stop_strings)"),
+    Rule(
+        r"services\.engine\.scheduling",
+        may=r"services\.(errors|engine\.(base|scheduling))",
+        never=f"torch|transformers|threading|time|{WEB}",
+    ),
+    Rule(
+        r"services\.engine\.grammar",
+        may=r"services\.(errors|engine\.(base|grammar|token_texts|scheduling\.fair_slots))",
+        never=f"torch|transformers|{WEB}",
+    ),
+    Rule(
+        r"services\.engine\.sampling",
+        may=r"services\.engine\.(base|device|grammar|sampling|scheduling)",
+        never=f"transformers|threading|{WEB}",
+    ),
+    Rule(r"services\.engine\.device", may=r"services\.engine\.device", never=f"transformers|{WEB}"),
     Rule(r"services\.engine", may=r"services\.(errors|engine)", never=WEB),
-    Rule(r"services\.chat", may=r"schemas|services\.(errors|chat|engine\.(base|stops))", never=f"torch|{WEB}"),
+    Rule(r"services\.chat", may=r"schemas|services\.(errors|chat|engine\.(base|stop_strings))", never=f"torch|{WEB}"),
     Rule(
         r"services\.history", may=r"schemas|database|services\.(errors|chat|history|engine\.base)", never=f"torch|{WEB}"
     ),
     Rule(
         r"services\.\w+_service",
-        may=r"schemas|database|services\.(errors|large|chat|history|\w+_service|engine\.(base|build|fair_slots))",
+        may=r"schemas|database|services\.(errors|large|chat|history|\w+_service|engine\.(base|build|scheduling\.fair_slots))",
         never=WEB,
     ),
     Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|large|\w+_service)|app\.common", never="torch"),
@@ -46,7 +63,8 @@ RULES = [
         never="torch",
     ),
     Rule(
-        r"app\.models", may=r"app\.common\.settings|services\.(model_service|engine\.model_files)|tools\.fetch_models"
+        r"app\.models",
+        may=r"app\.common\.settings|services\.(model_service|engine\.loading\.model_files)|tools\.fetch_models",
     ),
     Rule(r"app\.startup", may=r"app\.common\.settings|services\.model_service|tools\.exits"),
     Rule(r"app\.main", may=r"app\.(common|controller|models|spec|startup)|services|schemas|database|tools"),

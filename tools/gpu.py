@@ -18,15 +18,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.engine.base import Job, SamplingParams
-from services.engine.building import build_runner
-from services.engine.check import Differs, check_of, compare
+from services.engine.execution.runner import Runner
+from services.engine.execution.runner_check import Differs, check_of, compare
+from services.engine.execution.runner_factory import build_runner
 from services.engine.paged.attention import PAGE_SIZE, PagedRows, attend, plain
 from services.engine.paged.graphs import call_again
 from services.engine.paged.runner import PagedRunner, Paging
-from services.engine.runner import Runner
-from services.engine.sampler import sample
-from services.engine.scheduler import Work
-from services.engine.sequence import Sequence
+from services.engine.sampling.sampler import sample
+from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.sequence import Sequence
 
 STEPS = (PAGE_SIZE + 44, 3, PAGE_SIZE + 9, *[1] * 6)  # tokens: into a second page, and into a third one while writing
 SMALL = {

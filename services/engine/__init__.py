@@ -12,8 +12,8 @@ from typing import Any
 
 ENGINES = {
     "local": "services.engine.local:LocalEngine",
-    "embedding": "services.engine.embedder:LocalEmbedder",
-    "reranker": "services.engine.reranker:LocalReranker",
+    "embedding": "services.engine.embedding.embedder:LocalEmbedder",
+    "reranker": "services.engine.embedding.reranker:LocalReranker",
 }
 
 
@@ -21,7 +21,7 @@ def build(kind: str, /, **options: Any) -> Any:
     """Imports and constructs an engine; blocking (weights are read), so call it from a thread."""
     module, _, name = ENGINES[kind].partition(":")
     engine = getattr(import_module(module), name)
-    threads = import_module("services.engine.threads")
+    threads = import_module("services.engine.cpu.threads")
     threads.fit_container()
     try:
         return engine.load(**options)

@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Literal
 
 from services.engine.base import EngineStats, ImageReader, Job, Piece, Tokenizer
-from services.engine.building import build_runner
-from services.engine.compilation import Compilation
-from services.engine.device import cache_budget
-from services.engine.fairness import full, may_enter
-from services.engine.grammar import Grammars
-from services.engine.loader import Loaded, Source, load
-from services.engine.request import Request
-from services.engine.runner import Runner
-from services.engine.scheduler import Scheduler
-from services.engine.sequence import CacheKey, Sequence
-from services.engine.sight import give as give_sight
-from services.engine.sight import sight_of
-from services.engine.slots import MIN_REUSE
-from services.engine.stream import Mailbox, PieceStream
+from services.engine.cpu.compilation import Compilation
+from services.engine.device.resources import cache_budget
+from services.engine.execution.piece_stream import Mailbox, PieceStream
+from services.engine.execution.request import Request
+from services.engine.execution.runner import Runner
+from services.engine.execution.runner_factory import build_runner
+from services.engine.execution.warm_up import warm_up
+from services.engine.execution.worker import Worker
+from services.engine.grammar.compiler import Grammars
+from services.engine.loading.loader import Loaded, Source, load
+from services.engine.scheduling.fairness import full, may_enter
+from services.engine.scheduling.scheduler import Scheduler
+from services.engine.scheduling.sequence import CacheKey, Sequence
+from services.engine.scheduling.slots import MIN_REUSE
 from services.engine.streamer import RequestStreamer
 from services.engine.token_texts import TokenTexts
-from services.engine.warming import warm_up
-from services.engine.worker import Worker
+from services.engine.vision.vision_check import give as give_sight
+from services.engine.vision.vision_check import sight_of
 from services.errors import InvalidRequest, Overloaded, PromptTooLong, Unavailable
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from tokenizers.decoders import DecodeStream
 from transformers import TextIteratorStreamer
 
-from services.engine import stops
+from services.engine import stop_strings
 from services.engine.base import FinishReason, Piece, SamplingParams, TokenLogprob
 
 CONTEXT = 4  # prompt tokens the decoder sees first: some decoders drop a space at the very beginning of a text
@@ -117,14 +117,14 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
             self._ready += text
             return
         text = self._held + text
-        if found := stops.first(text, self._params.stop):
+        if found := stop_strings.first(text, self._params.stop):
             position, stop = found
             self._ready += text[: position + len(stop) if self._params.include_stop else position]
             self._held = ""
             self._unread = []
             self.finish, self._stop = "stop", stop
             return
-        keep = 0 if stream_end else stops.overlap(text, self._params.stop)
+        keep = 0 if stream_end else stop_strings.overlap(text, self._params.stop)
         self._ready += text[: len(text) - keep]
         self._held = text[len(text) - keep :]
 

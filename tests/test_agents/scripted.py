@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from services.engine.base import Image, Picture
-from services.engine.loader import Loaded
+from services.engine.loading.loader import Loaded
 from services.engine.local import LocalEngine
-from services.engine.scheduler import Work
-from services.engine.sequence import Sequence
-from services.engine.slots import Change
+from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.sequence import Sequence
+from services.engine.scheduling.slots import Change
 from tests.npm_packages import tokenizer
 
 CERTAIN = 1000.0  # as a logit: nothing else is drawn, whatever the temperature

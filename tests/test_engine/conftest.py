@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from services.engine import kernel
+from services.engine.cpu import kernel
 from tests.threads import computing_with
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from services.engine.base import Job, Piece, SamplingParams
-from services.engine.loader import Loaded
+from services.engine.execution.runner import Runner
+from services.engine.loading.loader import Loaded
 from services.engine.local import LocalEngine
-from services.engine.runner import Runner
-from services.engine.scheduler import Work
-from services.engine.slots import Change
+from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.slots import Change
 
 PATIENCE = 20  # seconds; only a fault takes longer than a moment
 LETTERS = 26

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from services.engine import compiled, kernel
 from services.engine.base import Job
-from services.engine.batch_runner import BatchRunner
-from services.engine.building import build_runner
-from services.engine.compilation import Compilation
-from services.engine.compiled import CompiledStep, Plan, open_package, try_step
-from services.engine.kv_cache import SlotCache
-from services.engine.loader import Source
-from services.engine.scheduler import Work
-from services.engine.sequence import Sequence
+from services.engine.cpu import compiled_step, kernel
+from services.engine.cpu.compilation import Compilation
+from services.engine.cpu.compiled_step import CompiledStep, Plan, open_package, try_step
+from services.engine.execution.batched_runner import BatchRunner
+from services.engine.execution.kv_cache import SlotCache
+from services.engine.execution.runner_factory import build_runner
+from services.engine.loading.loader import Source
+from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.sequence import Sequence
 from tests.test_engine.compilers import needs_compiler
 from tests.test_engine.tiny_models import build
 
@@ -50,7 +50,7 @@ def made(runner: BatchRunner, folder: Path) -> Path:
     compilation = runner.compilation(Source("nowhere"), folder)
     assert compilation is not None
     if not compilation.file.exists():
-        compiled.compile_to(compilation.file, runner._model, compilation.plan)
+        compiled_step.compile_to(compilation.file, runner._model, compilation.plan)
     return compilation.file
 
 
@@ -104,7 +104,7 @@ def test_the_runner_goes_on_with_it_once_it_is_there(
         return open_package(file, model)
 
     file = made(runner, folder)
-    monkeypatch.setattr(compiled, "open_package", open_once)
+    monkeypatch.setattr(compiled_step, "open_package", open_once)
     runner.adopt(file)
     assert opened == [file]  # for the trial and for good
     assert runner._compiled is not None
@@ -158,7 +158,7 @@ def test_what_fails_its_trial_does_not_appear(tmp_path: Path, native_kernel: Non
     doubling = nn.Linear(2, 2).eval()
     file = tmp_path / "double.pt2"
     with pytest.raises(RuntimeError, match="out of bounds"):
-        compiled.package(doubling, (torch.ones(2, 2),), ({0: None},), file, fail)
+        compiled_step.package(doubling, (torch.ones(2, 2),), ({0: None},), file, fail)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -183,9 +183,9 @@ def test_the_compiling_process_reads_the_model_as_the_server_does(
         read.append(source)
         return SimpleNamespace(model=build("llama"))
 
-    monkeypatch.setattr(compiled, "load", load)
-    monkeypatch.setattr(compiled, "compile_to", lambda *_: None)
-    compiled.make(tmp_path / "step.pt2", Plan(source, "float32", SLOTS, LENGTH, {}).to_json())
+    monkeypatch.setattr(compiled_step, "load", load)
+    monkeypatch.setattr(compiled_step, "compile_to", lambda *_: None)
+    compiled_step.make(tmp_path / "step.pt2", Plan(source, "float32", SLOTS, LENGTH, {}).to_json())
     assert read == [source]
 
 

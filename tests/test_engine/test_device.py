@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.engine import device, threads
+from services.engine.cpu import threads
+from services.engine.device import resources
 from tests.threads import computing_with
 
 
@@ -25,12 +26,12 @@ from tests.threads import computing_with
 def test_processors_of_a_container(
     files: dict[str, str], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device, "CGROUP", tmp_path)
+    monkeypatch.setattr(resources, "CGROUP", tmp_path)
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
 
-    assert device.num_processors() == expected
+    assert resources.num_processors() == expected
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.engine import drafts
 from services.engine.base import Job, SamplingParams
-from services.engine.building import build_runner
-from services.engine.drafts import FULL, LONGEST, MOST_SKIPPED, WORDS, Drafter
+from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
-from services.engine.scheduler import Scheduler
-from services.engine.sequence import Sequence
+from services.engine.scheduling import ngram_proposer
+from services.engine.scheduling.ngram_proposer import FULL, LONGEST, MOST_SKIPPED, WORDS, Drafter
+from services.engine.scheduling.scheduler import Scheduler
+from services.engine.scheduling.sequence import Sequence
 from tests.test_engine.fakes import Counting, job, loaded, running, said, settled
 from tests.test_engine.test_runner import prompt
 from tests.test_engine.tiny_models import build, generate
@@ -135,8 +135,8 @@ async def ids(engine: LocalEngine, tokens: tuple[int, ...], **params: Any) -> li
 @pytest.fixture
 def rash(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guesses after every single token, however wrong they were."""
-    monkeypatch.setattr(drafts, "WORDS", 1)
-    monkeypatch.setattr(drafts, "MOST_SKIPPED", 0)
+    monkeypatch.setattr(ngram_proposer, "WORDS", 1)
+    monkeypatch.setattr(ngram_proposer, "MOST_SKIPPED", 0)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "mistral", "gpt2"])

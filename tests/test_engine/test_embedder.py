@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from services.engine.base import Embeddings
-from services.engine.embedder import (
+from services.engine.embedding.embedder import (
     POOLINGS,
     Call,
     Encoder,

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from services.engine import encoding
-from services.engine.embedder import Encoder, Recipe
-from services.engine.encoding import EncoderPlan, pack_where_it_agrees
-from services.engine.packed import packed_weights
+from services.engine.cpu.merged_linear import packed_weights
+from services.engine.embedding import compiled_encoder
+from services.engine.embedding.compiled_encoder import EncoderPlan, pack_where_it_agrees
+from services.engine.embedding.embedder import Encoder, Recipe
 from tests.test_engine.compilers import needs_compiler
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -32,8 +32,8 @@ def made(folder: Path, model: Any) -> Path:
     if not file.exists():
         twin = build()
         pack_where_it_agrees(twin)
-        twin.set_attn_implementation(encoding.NAME)
-        encoding.compile_to(file, twin)
+        twin.set_attn_implementation(compiled_encoder.NAME)
+        compiled_encoder.compile_to(file, twin)
     return file
 
 
@@ -90,4 +90,4 @@ def test_a_model_that_reaches_for_its_weights_keeps_them(monkeypatch: pytest.Mon
 def test_the_plan_survives_its_way_to_the_compiling_process() -> None:
     plan = EncoderPlan("folder", "0_Transformer", "bfloat16")
     assert EncoderPlan(**json.loads(plan.to_json())) == plan
-    assert plan.maker == "services.engine.encoding"
+    assert plan.maker == "services.engine.embedding.compiled_encoder"

@@ -5,7 +5,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from services.engine.fair_slots import FairSlots
+from services.engine.scheduling.fair_slots import FairSlots
 from services.errors import Overloaded
 
 

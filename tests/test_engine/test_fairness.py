@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.base import Job, SamplingParams
-from services.engine.building import build_runner
-from services.engine.fairness import MOST, QUANTUM, SLICE, may_enter
+from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
 from services.engine.paged.runner import Paging
-from services.engine.scheduler import Scheduler
-from services.engine.sequence import Sequence
+from services.engine.scheduling.fairness import MOST, QUANTUM, SLICE, may_enter
+from services.engine.scheduling.scheduler import Scheduler
+from services.engine.scheduling.sequence import Sequence
 from services.errors import Overloaded
 from tests.test_engine import fakes
 from tests.test_engine.fakes import Counting, Gate, job, running, said

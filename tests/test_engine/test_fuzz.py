@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from services.engine import drafts
 from services.engine.base import GrammarSpec, Job, Piece, SamplingParams
-from services.engine.building import build_runner
+from services.engine.execution.runner import Runner
+from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
-from services.engine.runner import Runner
-from services.engine.scheduler import Work
+from services.engine.scheduling import ngram_proposer
+from services.engine.scheduling.scheduler import Work
 from services.errors import EngineFailed, GrammarStuck, Overloaded, PromptTooLong
 from tests.test_engine.fakes import loaded, settled
 from tests.test_engine.tiny_models import VOCABULARY, build
@@ -144,8 +144,8 @@ def weights(pieces: list[Piece]) -> list[float]:
 async def test_everybody_who_stays_is_told_what_it_would_be_told_alone(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drafts, "WORDS", 1)
-    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)
+    monkeypatch.setattr(ngram_proposer, "WORDS", 1)
+    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
     random = Random(seed)
     name = ["llama", "gemma3", "gpt2", "bloom"][seed % 4]
     asked = requests(random)

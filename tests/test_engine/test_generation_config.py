@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from schemas.sampling_schema import SamplingSettings
 from services.engine.base import SamplingDefaults
-from services.engine.generation_config import FILE, read_sampling_defaults
+from services.engine.loading.generation_config import FILE, read_sampling_defaults
 
 ALL = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.05, "repetition_penalty": 1.05}
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from services.engine.base import MAX_SOURCE, GrammarSpec
-from services.engine.grammar import KEPT_SOURCE, Grammars, Matcher
-from services.engine.lark import NoGrammar
+from services.engine.grammar.compiler import KEPT_SOURCE, Grammars, Matcher
+from services.engine.grammar.lark import NoGrammar
 from services.engine.token_texts import TokenTexts
 from services.errors import InvalidRequest
 from tests.test_engine.tiny_tokenizers import EOS, TOOL, byte_fallback, byte_level
@@ -153,7 +153,7 @@ async def test_each_owner_is_refused_by_itself(compiling: Grammars, monkeypatch:
             await compiling.matcher(GrammarSpec("regex", source), owner)
 
     monkeypatch.setattr(compiling.checker, "check", check)
-    monkeypatch.setattr("services.engine.grammar.KEPT_REFUSALS", 4)
+    monkeypatch.setattr("services.engine.grammar.compiler.KEPT_REFUSALS", 4)
     for owner, source in (("beta", "b"), ("alpha", "b"), *(("alpha", f"{i}") for i in range(9)), ("beta", "b")):
         await ask(owner, source)
 

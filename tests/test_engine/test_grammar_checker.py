@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from services.engine.base import GrammarSpec
-from services.engine.grammar import Grammars
-from services.engine.grammar_checker import GrammarChecker
+from services.engine.grammar.checker import GrammarChecker
+from services.engine.grammar.compiler import Grammars
 from services.engine.token_texts import TokenTexts
 from services.errors import InvalidRequest, Unavailable
 from tests.test_engine.tiny_tokenizers import EOS, byte_level
@@ -162,8 +162,8 @@ def test_it_ends_with_its_server_however_that_ends() -> None:
     code = (
         "import sys, time\n"
         "from services.engine.base import GrammarSpec\n"
-        "from services.engine.grammar_check import Vocabulary\n"
-        "from services.engine.grammar_checker import GrammarChecker\n"
+        "from services.engine.grammar.check import Vocabulary\n"
+        "from services.engine.grammar.checker import GrammarChecker\n"
         "vocabulary = Vocabulary((b'a', b'b', b'end'), (2,), (2,), {})\n"
         "checker = GrammarChecker(lambda: vocabulary, 60)\n"
         "checker.check(GrammarSpec('regex', 'a'))\n"

@@ -13,18 +13,18 @@ import torch
 from PIL import Image as Pillow
 
 from services.chat.request.contents import Illustration
-from services.engine import vision as vision_module
 from services.engine.base import Image, Job, Picture, PlacedImage, SamplingParams
-from services.engine.batch_runner import BatchRunner
-from services.engine.building import build_runner
-from services.engine.drafts import Drafter
-from services.engine.loader import Loaded, Source, load
+from services.engine.execution.batched_runner import BatchRunner
+from services.engine.execution.runner_factory import build_runner
+from services.engine.loading.loader import Loaded, Source, load
 from services.engine.local import LocalEngine
-from services.engine.pictures import PictureReader, read_processor
-from services.engine.scheduler import Work
-from services.engine.sequence import Sequence as Running
-from services.engine.sight import give, sight_of
-from services.engine.vision import seeing
+from services.engine.scheduling.ngram_proposer import Drafter
+from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.sequence import Sequence as Running
+from services.engine.vision import vision as vision_module
+from services.engine.vision.picture_reader import PictureReader, read_processor
+from services.engine.vision.vision import seeing
+from services.engine.vision.vision_check import give, sight_of
 from services.errors import EngineFailed, InvalidRequest
 from tests.test_engine.test_compiled import made, needs_compiler
 from tests.test_engine.tiny_models import build
@@ -171,7 +171,7 @@ async def test_an_image_is_found_again_and_no_other_is_taken_for_it(tiny: Tiny) 
 async def test_what_was_preempted_is_looked_at_again(
     tiny: Tiny, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)  # preempts the sooner
+    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)  # preempts the sooner
     monkeypatch.setattr(vision_module, "KEPT_TOKENS", 1)
     loaded = read(folders[tiny.name])
     asks = [ASKS[2], ASKS[3]]

@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from services.engine import int8, kernel
 from services.engine.base import Job
-from services.engine.batch_runner import BatchRunner
-from services.engine.building import build_runner
-from services.engine.compiled import CompiledStep, compile_to
-from services.engine.int8 import BLOCK, Int8Linear, TorchInt8Linear, quantise, rounded
-from services.engine.loader import Source, load
+from services.engine.cpu import kernel
+from services.engine.cpu.compiled_step import CompiledStep, compile_to
+from services.engine.cpu.merged_linear import Sibling
+from services.engine.execution.batched_runner import BatchRunner
+from services.engine.execution.runner_factory import build_runner
+from services.engine.loading.loader import Source, load
 from services.engine.local import LocalEngine
-from services.engine.packed import Sibling
+from services.engine.quantization import int8
+from services.engine.quantization.int8 import BLOCK, Int8Linear, TorchInt8Linear, quantise, rounded
 from services.errors import EngineFailed
 from tests.test_engine.compilers import needs_compiler
 from tests.test_engine.test_compiled import LENGTH, SLOTS, close, read

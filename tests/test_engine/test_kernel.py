@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from services.engine import kernel
+from services.engine.cpu import kernel
 from tests.test_engine.compilers import needs_compiler
 
 SLOTS, LENGTH = 4, 700  # longer than the scores that are held at once

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.engine.kv_cache import PAGE, LayerShape, SlotCache, fit
-from services.engine.slots import Change, Copy, Forget, Swap
+from services.engine.execution.kv_cache import PAGE, LayerShape, SlotCache, fit
+from services.engine.scheduling.slots import Change, Copy, Forget, Swap
 
 SHAPE = LayerShape(num_heads=2, key_dim=8, value_dim=4, dtype=torch.bfloat16)
 

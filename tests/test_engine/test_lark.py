@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.engine.base import GrammarSpec
-from services.engine.lark import HEAD, MAX_MULTIPLE, MAX_PROPERTIES, lark
+from services.engine.grammar.lark import HEAD, MAX_MULTIPLE, MAX_PROPERTIES, lark
 
 MARKERS = {"<tool>": 7, "[CALL]": 8}
 

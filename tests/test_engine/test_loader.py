@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from services.engine import loader
-from services.engine.loader import Loaded, Source, load
+from services.engine.loading import loader
+from services.engine.loading.loader import Loaded, Source, load
 from tests.test_engine.tiny_models import build
 from tests.test_engine.tiny_tokenizers import EOS, byte_level
 

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.base import EngineStats, GrammarSpec, Job, SamplingParams, ThinkingLimit
-from services.engine.building import build_runner
+from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
 from services.engine.paged.runner import Paging
-from services.engine.scheduler import Batch, Scheduler, Work
-from services.engine.sequence import Sequence
-from services.engine.slots import Forget
+from services.engine.scheduling.scheduler import Batch, Scheduler, Work
+from services.engine.scheduling.sequence import Sequence
+from services.engine.scheduling.slots import Forget
 from services.errors import EngineFailed, GrammarStuck, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from tests.test_engine import fakes
 from tests.test_engine.fakes import END, PATIENCE, Counting, Gate, GoingAhead, job, running, said, settled
@@ -652,7 +652,7 @@ async def test_an_engine_that_cannot_get_on_says_so(
     pieces = await gated.submit(job(max_tokens=1))
     await gate.arrival()
     assert not gated.stats().stalled
-    monkeypatch.setattr("services.engine.worker.STALLED", 0)
+    monkeypatch.setattr("services.engine.execution.worker.STALLED", 0)
     assert gated.stats().stalled
     gate.open()
     await said(pieces)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from services.engine.model_files import check
-from services.engine.unusable import Unusable
+from services.engine.loading.model_files import check
+from services.engine.loading.unusable import Unusable
 
 
 def safetensors(length: int = 8) -> bytes:
@@ -150,6 +150,8 @@ def test_another_file_is_no_model(tmp_path: Path) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, services.engine.model_files as m; m.check('owner/name', 'chat'); sys.exit('torch' in sys.modules)"
+        "import sys, services.engine.loading.model_files as files\n"
+        "files.check('owner/name', 'chat')\n"
+        "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

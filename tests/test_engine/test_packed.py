@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from services.engine.packed import PackedLinear, Sibling, pack_linears, packed_weights, unpack_linears
+from services.engine.cpu.merged_linear import PackedLinear, Sibling, pack_linears, packed_weights, unpack_linears
 
 
 class Layer(nn.Module):

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.engine.base import Job, SamplingParams
-from services.engine.building import build_runner
-from services.engine.check import brief
+from services.engine.execution.runner_check import brief
+from services.engine.execution.runner_factory import build_runner
+from services.engine.execution.warm_up import warm_up
 from services.engine.local import LocalEngine
 from services.engine.paged.graphs import NUM_PAGES, Capture, Replay, batch_sizes
-from services.engine.paged.pages import Pages
 from services.engine.paged.runner import PagedRunner, Paging
 from services.engine.paged.step import Form, write
-from services.engine.scheduler import Work
-from services.engine.sequence import Sequence
-from services.engine.slots import Copy
-from services.engine.warming import warm_up
+from services.engine.scheduling.pages import Pages
+from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.sequence import Sequence
+from services.engine.scheduling.slots import Copy
 from tests.test_engine import fakes
 from tests.test_engine.recorder import Recorder
 from tests.test_engine.test_runner import BEGINNING, Answer, alike, prompt, run
@@ -105,7 +105,7 @@ def test_beginnings_in_common(
     min_reuse: int | None,
 ) -> None:
     """Taken over, shared, waited for, preempted and read in chunks, all of it mixed."""
-    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)  # preempts the sooner
+    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)  # preempts the sooner
     answers = [
         replace(answer, joins=joins, said=[]) for answer, joins in zip(crowd, (0, 0, 2, 5, 5, 9, 40), strict=True)
     ]
@@ -394,7 +394,7 @@ async def test_clients_that_share_beginnings_and_lose_their_places_get_what_each
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Everything at once: sent ahead, preempted, shared, padded, left."""
-    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)
+    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
     model, tokenizer, recorder = build("llama"), byte_level(), Recorder()
     beginning = prompt(20)
     prompts = [(*beginning[: 20 - 3 * i], *prompt(1 + i, seed=i)) for i in range(5)] + [

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant
 
-from services.engine import fairness
 from services.engine.base import ANYBODY
-from services.engine.paged.pages import PageCopy, Pages
-from services.engine.scheduler import Batch, Scheduler, Work
-from services.engine.slots import Change, Copy, Forget, Swap
+from services.engine.scheduling import fairness
+from services.engine.scheduling.pages import PageCopy, Pages
+from services.engine.scheduling.scheduler import Batch, Scheduler, Work
+from services.engine.scheduling.slots import Change, Copy, Forget, Swap
 from tests.test_engine.test_scheduler import LONGEST, Memory, Service, compute, digest, sequence, steps
 
 SLOTS = 4
@@ -109,7 +109,7 @@ TestPagedService.settings = settings(max_examples=100, stateful_step_count=30, d
 
 @pytest.mark.parametrize("seed", range(100))
 def test_a_memory_that_is_always_full_never_runs_out(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)
+    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
     chance = Random(seed)
     num_pages = chance.choice([9, 10, 12])
     scheduler = Scheduler(5, chance.choice([5, 7, 16]), cache_tokens=4 * num_pages, min_reuse=3, page_size=4)

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from services.engine.base import Job, Piece, SamplingParams
-from services.engine.building import build_runner
+from services.engine.execution.runner import Runner
+from services.engine.execution.runner_factory import build_runner
+from services.engine.execution.sequential_runner import SoloRunner
 from services.engine.local import LocalEngine
 from services.engine.paged.runner import Paging
-from services.engine.runner import Runner
-from services.engine.solo_runner import SoloRunner
 from tests.test_engine import fakes
 from tests.test_engine.recorder import Recorder
 from tests.test_engine.tiny_models import build

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from services.engine.quarantine import CRASHES, Quarantine
+from services.engine.cpu.quarantine import CRASHES, Quarantine
 
 DIE = """
 import os, sys
 from pathlib import Path
-from services.engine.quarantine import Quarantine
+from services.engine.cpu.quarantine import Quarantine
 Quarantine(Path(sys.argv[1])).use(lambda: os.kill(os.getpid(), int(sys.argv[2])))
 """
 

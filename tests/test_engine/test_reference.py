@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.base import Job, SamplingParams
-from services.engine.sampler import sample
-from services.engine.sequence import Sequence
+from services.engine.sampling.sampler import sample
+from services.engine.scheduling.sequence import Sequence
 
 VOCABULARY = 24
 END = 5

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from services.engine.base import Embeddings, Pair
-from services.engine.reranker import LocalReranker
+from services.engine.embedding.reranker import LocalReranker
 from services.errors import EngineFailed
 from tests.test_engine import tiny_encoders
 

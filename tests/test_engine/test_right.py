@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from services.engine import drafts
 from services.engine.base import Job, SamplingParams
-from services.engine.batch_runner import BatchRunner
-from services.engine.building import build_runner
+from services.engine.execution.batched_runner import BatchRunner
+from services.engine.execution.runner import Runner
+from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
 from services.engine.paged.runner import PagedRunner, Paging
-from services.engine.runner import Runner
-from services.engine.scheduler import Work
+from services.engine.scheduling import ngram_proposer
+from services.engine.scheduling.scheduler import Work
 from tests.test_engine.compilers import needs_compiler
 from tests.test_engine.fakes import loaded, settled
 from tests.test_engine.recorder import Recorder
@@ -122,9 +122,9 @@ async def check(name: str, runner: Runner, switches: Switches) -> None:
 @pytest.fixture(autouse=True)
 def rash(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guesses after every single token, and prompts let in though there is no room for their answers."""
-    monkeypatch.setattr(drafts, "WORDS", 1)
-    monkeypatch.setattr(drafts, "MOST_SKIPPED", 0)
-    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)
+    monkeypatch.setattr(ngram_proposer, "WORDS", 1)
+    monkeypatch.setattr(ngram_proposer, "MOST_SKIPPED", 0)
+    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
 
 
 @pytest.mark.parametrize("switches", [ALL_OFF, *EACH_ON, ALL_ON], ids=str)

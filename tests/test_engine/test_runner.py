@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.engine.base import Job
-from services.engine.batch_runner import BatchRunner
-from services.engine.building import build_runner
-from services.engine.runner import Runner
-from services.engine.scheduler import Scheduler, Work
-from services.engine.sequence import Sequence
-from services.engine.slots import MIN_REUSE, Forget
-from services.engine.solo_runner import SoloRunner
+from services.engine.execution.batched_runner import BatchRunner
+from services.engine.execution.runner import Runner
+from services.engine.execution.runner_factory import build_runner
+from services.engine.execution.sequential_runner import SoloRunner
+from services.engine.scheduling.scheduler import Scheduler, Work
+from services.engine.scheduling.sequence import Sequence
+from services.engine.scheduling.slots import MIN_REUSE, Forget
 from services.errors import EngineFailed
 from tests.test_engine.tiny_models import MODELS, SHAPE, VOCABULARY, build, generate
 
@@ -194,7 +194,7 @@ def test_beginnings_in_common(
     min_reuse: int | None,
 ) -> None:
     """Taken over, copied, waited for, preempted and read in chunks, all of it mixed."""
-    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)  # preempts the sooner
+    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)  # preempts the sooner
     answers = [
         replace(answer, joins=joins, said=[]) for answer, joins in zip(crowd, (0, 0, 2, 5, 5, 9, 40), strict=True)
     ]
@@ -292,7 +292,7 @@ def test_too_little_memory_for_one_sequence_is_an_error_and_no_fallback() -> Non
 
 
 def test_a_fallback_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING, "services.engine.building"):
+    with caplog.at_level(logging.WARNING, "services.engine.execution.runner_factory"):
         build_runner(build("gemma2"), num_slots=1, length=LENGTH, budget=2**30)
 
     assert "Gemma2ForCausalLM runs one sequence at a time: UnsupportedAttention" in caplog.text

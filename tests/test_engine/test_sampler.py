@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.engine.base import Job, SamplingParams
-from services.engine.sampler import NUCLEUS, Weighed, sample, taken, weigh
-from services.engine.sequence import Sequence
+from services.engine.sampling.sampler import NUCLEUS, Weighed, sample, taken, weigh
+from services.engine.scheduling.sequence import Sequence
 
 ROWS = 2000  # draws for one empirical distribution
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from services.engine import fairness
 from services.engine.base import ANYBODY, Job
-from services.engine.scheduler import RECOVERY, Batch, Scheduler, Work
-from services.engine.sequence import Sequence
-from services.engine.slots import Change, Copy, Forget, Swap, common_prefix
+from services.engine.scheduling import fairness
+from services.engine.scheduling.scheduler import RECOVERY, Batch, Scheduler, Work
+from services.engine.scheduling.sequence import Sequence
+from services.engine.scheduling.slots import Change, Copy, Forget, Swap, common_prefix
 
 LENGTHS = st.integers(1, 30)
 ANSWERS = st.integers(1, 6)
@@ -389,7 +389,7 @@ def test_a_prompt_is_let_in_when_there_is_room_for_it_beside_the_others() -> Non
 
 
 def test_who_has_not_begun_to_read_needs_nothing_of_what_was_in_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)
+    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
     scheduler = Scheduler(num_slots=3, max_tokens=12, cache_tokens=58)
     memory = Memory(3, length=60)
     for wave in [(50,), (40, 6, 10)]:
@@ -590,7 +590,7 @@ def test_beginnings_are_shared_by_whole_blocks() -> None:
 
 @pytest.mark.parametrize(("block_size", "num_running"), [(1, 3), (8, 1), (15, 2)])
 def test_the_cache_is_counted_in_blocks(block_size: int, num_running: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)
+    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
     scheduler = Scheduler(num_slots=8, max_tokens=64, cache_tokens=30, min_reuse=None, block_size=block_size)
     for _ in range(4):
         scheduler.add(sequence(10))
@@ -601,7 +601,7 @@ def test_the_cache_is_counted_in_blocks(block_size: int, num_running: int, monke
 
 @pytest.mark.parametrize(("share", "num_running"), [(1, 8), (0.5, 5), (0.01, 1)])
 def test_prompts_leave_room_for_answers(share: float, num_running: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)
+    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
     scheduler = Scheduler(num_slots=8, max_tokens=100, cache_tokens=100, min_reuse=None, prompt_share=share)
     for _ in range(8):
         scheduler.add(sequence(10))

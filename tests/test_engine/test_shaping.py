@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.base import GrammarSpec, Job, SamplingParams
-from services.engine.sampler import sample
-from services.engine.sequence import Sequence
-from services.engine.shaping import shape, unmaskable
+from services.engine.sampling.logits_processors import shape, unmaskable
+from services.engine.sampling.sampler import sample
+from services.engine.scheduling.sequence import Sequence
 
 VOCABULARY = 30
 PENALTY = st.sampled_from([-2.0, -0.5, 0.0, 0.7, 2.0])

@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.engine import drafts, fairness, scheduler
 from services.engine.base import ANYBODY, Piece, ThinkingLimit
-from services.engine.request import Request
-from services.engine.scheduler import Scheduler, Work
-from services.engine.sequence import Sequence
-from services.engine.slots import Change
-from services.engine.stepper import Stepper
-from services.engine.stream import Mailbox
+from services.engine.execution.piece_stream import Mailbox
+from services.engine.execution.request import Request
+from services.engine.execution.stepper import Stepper
+from services.engine.scheduling import fairness, ngram_proposer, scheduler
+from services.engine.scheduling.scheduler import Scheduler, Work
+from services.engine.scheduling.sequence import Sequence
+from services.engine.scheduling.slots import Change
 from services.engine.streamer import RequestStreamer
 from services.engine.token_texts import TokenTexts
 from services.errors import EngineFailed
@@ -187,7 +187,7 @@ def test_everybody_hears_what_it_would_hear_alone(seed: int, monkeypatch: pytest
     monkeypatch.setattr(scheduler, "RECOVERY", 8)
     monkeypatch.setattr(fairness, "SLICE", 1 + seed % 2)
     monkeypatch.setattr(fairness, "QUANTUM", 2 + seed % 3)
-    monkeypatch.setattr(drafts, "WORDS", 1)
+    monkeypatch.setattr(ngram_proposer, "WORDS", 1)
     world = World(seed)
     for step in range(50 * STEPS):
         if step < STEPS and world.scheduler.num_waiting < 5 and world.chance.random() < 0.4:

@@ -9,19 +9,19 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from services.engine import shaping
-from services.engine import stepper as stepping
 from services.engine.base import Job, SamplingParams, ThinkingLimit
-from services.engine.request import Request
-from services.engine.sampler import draw
-from services.engine.scheduler import Scheduler, Work
-from services.engine.sequence import Sequence
-from services.engine.shaping import unmaskable
-from services.engine.stepper import Stepper
-from services.engine.stream import Mailbox
+from services.engine.device.device_io import download, upload
+from services.engine.execution import stepper as stepping
+from services.engine.execution.piece_stream import Mailbox
+from services.engine.execution.request import Request
+from services.engine.execution.stepper import Stepper
+from services.engine.sampling import logits_processors
+from services.engine.sampling.logits_processors import unmaskable
+from services.engine.sampling.sampler import draw
+from services.engine.scheduling.scheduler import Scheduler, Work
+from services.engine.scheduling.sequence import Sequence
 from services.engine.streamer import RequestStreamer
 from services.engine.token_texts import TokenTexts
-from services.engine.transfer import download, upload
 from services.errors import EngineFailed
 from tests.test_engine.fakes import END, Alphabet, Counting, GoingAhead, job
 
@@ -271,7 +271,7 @@ def test_drawing_does_not_wait(rows: list[dict[str, Any]]) -> None:
     sequences = [row(params) for params in rows]
     sequences[0].matcher = Bits()
     assert unmaskable(sequences) == []
-    shaping._weights(logits.device)  # goes there once and for all
+    logits_processors._weights(logits.device)  # goes there once and for all
     with Elsewhere():
         tokens = draw(logits, sequences)
 

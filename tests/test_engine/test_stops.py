@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.engine.stops import first, overlap
+from services.engine.stop_strings import first, overlap
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.engine import threads
-from services.engine.threads import LONG, SHORT, TURNS, Neighbours, Turns, release_team
+from services.engine.cpu import threads
+from services.engine.cpu.threads import LONG, SHORT, TURNS, Neighbours, Turns, release_team
 from tests.threads import computing_with
 
 
@@ -61,7 +61,7 @@ class Clock:
         self.sat: list[float] = []
         monkeypatch.setattr(threads, "_libgomp", lambda: object())
         monkeypatch.setattr(threads, "_sit", self.sat.append)
-        monkeypatch.setattr("services.engine.threads.time.monotonic", lambda: self.seconds)
+        monkeypatch.setattr("services.engine.cpu.threads.time.monotonic", lambda: self.seconds)
         monkeypatch.setattr(Turns, "now", lambda: self.turns)
 
     def step(self, neighbours: Neighbours, seconds: float, *, computed: float, lost: int) -> None:
@@ -141,7 +141,7 @@ def test_a_team_too_many_is_there_for_a_while(two_threads: None, monkeypatch: py
     release_team()
     without = num_threads()
     with monkeypatch.context() as patch:
-        patch.setattr("services.engine.threads.time.sleep", lambda _: seen.append(num_threads()))
+        patch.setattr("services.engine.cpu.threads.time.sleep", lambda _: seen.append(num_threads()))
         threads._sit(1.0)
     if threads._libgomp() is None:
         pytest.skip("this torch computes without a team of OpenMP")

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from services import engine
-from services.engine.batch_runner import BatchRunner
-from services.engine.building import build_runner
-from services.engine.warming import warm_up
+from services.engine.execution.batched_runner import BatchRunner
+from services.engine.execution.runner_factory import build_runner
+from services.engine.execution.warm_up import warm_up
 from tests.test_engine.fakes import Counting
 from tests.test_engine.tiny_models import build
 
@@ -41,4 +41,4 @@ def test_collecting_garbage_goes_on_once_all_is_imported() -> None:
     finally:
         gc.enable()
         gc.unfreeze()
-    assert {"services.engine.local", "services.engine.embedder"} <= sys.modules.keys()
+    assert {"services.engine.local", "services.engine.embedding.embedder"} <= sys.modules.keys()

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 import pytest
 
-from services.engine import kernel
 from services.engine.base import Job, SamplingParams, TokenLogprob
+from services.engine.cpu import kernel
 from services.engine.local import LocalEngine
 from tests.test_engine.compilers import needs_compiler
 from tests.test_live.engine import serving

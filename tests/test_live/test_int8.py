@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
-from services.engine.loader import Source, load
+from services.engine.loading.loader import Source, load
 from tests.test_live.service import MODELS
 from tools.fetch_models import DEFAULT_CHAT
 

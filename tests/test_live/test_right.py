@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from services.engine.base import Job, SamplingParams
-from services.engine.loader import Source, load
+from services.engine.loading.loader import Source, load
 from services.engine.local import LocalEngine
 from tests.test_engine.compilers import needs_compiler
 from tests.test_engine.tiny_models import generate
@@ -96,7 +96,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("switched", SWITCHES)
 async def test_together(reference: Reference, switched: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)  # preempts the sooner
+    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)  # preempts the sooner
     async with serving(dtype="float32", **SWITCHES[switched]) as engine:
         reference.check(await asyncio.gather(*(answer(engine, each) for each in reference.prompts)))
         stats = engine.stats()
@@ -113,7 +113,7 @@ async def test_alone(reference: Reference) -> None:
 @needs_compiler
 @pytest.mark.parametrize("switched", ["nothing", "everything"])
 async def test_with_compiled_steps(reference: Reference, switched: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.engine.scheduler.HEADROOM", 0)
+    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
     options = SWITCHES[switched] | {"max_model_len": 128}  # of one length, so that both need but one compilation
     async with serving(dtype="float32", **options, compile_dir=str(MODELS / "compiled")) as engine:
         reference.check(await asyncio.gather(*(answer(engine, each) for each in reference.prompts)))

@@ -13,8 +13,8 @@ from services.chat.parsing.output_parser import OutputParser
 from services.chat.request import tool_check
 from services.chat.request.tool_grammar import tool_grammar
 from services.chat.request.tool_selection import ToolSelection, select_tools
-from services.engine.grammar_check import Vocabulary
-from services.engine.lark import lark
+from services.engine.grammar.check import Vocabulary
+from services.engine.grammar.lark import lark
 from services.errors import InvalidRequest
 
 MARKERS = {"</tool_call>": 257, "<tool_call>": 258, "[TOOL_CALLS]": 259}

@@ -255,7 +255,7 @@ def test_the_short_way_to_token_ids_is_the_tokenizer_s_own() -> None:
 
 @asynccontextmanager
 async def real_service() -> AsyncIterator[EmbeddingService]:
-    from services.engine.embedder import LocalEmbedder  # torch is loaded for this test only
+    from services.engine.embedding.embedder import LocalEmbedder  # torch is loaded for this test only
 
     embedder = LocalEmbedder.load(source=str(MINILM))
     embedder.start()

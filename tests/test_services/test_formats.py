@@ -17,7 +17,7 @@ from services.chat.request.prepared import PreparedRequest, PromptInput, Target,
 from services.chat.request.tool_grammar import MAX_CALLS, tool_grammar
 from services.chat.request.tool_selection import select_tools
 from services.engine.base import GrammarSpec
-from services.engine.grammar import Grammars
+from services.engine.grammar.compiler import Grammars
 from services.engine.token_texts import TokenTexts
 from tests.npm_packages import tokenizer
 from tests.test_engine.tiny_tokenizers import byte_level

@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.tool_schema import CustomToolCall, MessageToolCall
 from services.chat_service import ChatService
-from services.engine.building import build_runner
-from services.engine.loader import Loaded
+from services.engine.execution.runner_factory import build_runner
+from services.engine.loading.loader import Loaded
 from services.engine.local import LocalEngine
 from services.model_service import ModelConfig, ModelManager
 from tests.npm_packages import tokenizer

@@ -9,7 +9,7 @@ import pytest
 
 from app import models
 from services.engine.base import SamplingDefaults
-from services.engine.generation_config import read_sampling_defaults
+from services.engine.loading.generation_config import read_sampling_defaults
 from tests.test_tools.wheels import FILES, Index, model_of
 from tools import fetch_models
 from tools.fetch_models import DEFAULT_MODELS, GENERATION, DefaultModel, FetchFailed, fetch_all, install

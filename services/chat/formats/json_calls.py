@@ -10,7 +10,7 @@ from services.chat.formats.lark_text import lark, schema_of, text_rules
 from services.chat.parsing.call_writer import CallWriter
 from services.chat.parsing.json_text import JsonEnd, call_in
 from services.chat.parsing.scanner import Scanner
-from services.engine.stops import overlap
+from services.engine.stop_strings import overlap
 
 NAME = "(?P<name>[a-zA-Z0-9_.-]{1,128})"
 SPACE = r"\s*"

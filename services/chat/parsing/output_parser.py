@@ -6,7 +6,7 @@ from services.chat.events import Reasoning, Text
 from services.chat.formats.base import OutputFormat, Step
 from services.chat.parsing.call_writer import CallWriter
 from services.chat.parsing.scanner import Part, Scanner
-from services.engine.stops import first, overlap
+from services.engine.stop_strings import first, overlap
 
 
 class OutputParser:

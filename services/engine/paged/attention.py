@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from services.engine.attention import visible
+from services.engine.cpu.attention import visible
 
 PAGE_SIZE = 256
 

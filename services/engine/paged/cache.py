@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from services.engine.kv_cache import LayerCache, LayerShape
-from services.engine.paged.pages import PageCopy, Pages
-from services.engine.scheduler import Work
-from services.engine.slots import Change
+from services.engine.execution.kv_cache import LayerCache, LayerShape
+from services.engine.scheduling.pages import PageCopy, Pages
+from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.slots import Change
 
 
 class PagedCache:

@@ -12,11 +12,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from services.engine.check import brief
+from services.engine.device.device_io import pinned
+from services.engine.execution.runner_check import brief
 from services.engine.paged.cache import PagedCache
 from services.engine.paged.step import Form, Inputs, PagedStep, write
-from services.engine.scheduler import Work
-from services.engine.transfer import pinned
+from services.engine.scheduling.scheduler import Work
 
 logger = logging.getLogger(__name__)
 

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from services.engine.check import Check
-from services.engine.kv_cache import LayerShape
-from services.engine.loader import Source
+from services.engine.device.device_io import upload
+from services.engine.execution.kv_cache import LayerShape
+from services.engine.execution.runner_check import Check
+from services.engine.loading.loader import Source
 from services.engine.paged.cache import PagedCache
 from services.engine.paged.graphs import Capture, Graphs
 from services.engine.paged.step import Form, Inputs, PagedStep, write
-from services.engine.scheduler import Work
-from services.engine.slots import Change
-from services.engine.transfer import upload
-from services.engine.vision import Vision, seeing
+from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.slots import Change
+from services.engine.vision.vision import Vision, seeing
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.engine.attention import running
-from services.engine.compiled import asked_of, keeps_logits
-from services.engine.kv_cache import LayerCache
+from services.engine.cpu.attention import running
+from services.engine.cpu.compiled_step import asked_of, keeps_logits
+from services.engine.execution.kv_cache import LayerCache
 from services.engine.paged.attention import PagedRows, attend
-from services.engine.paged.pages import Pages
-from services.engine.scheduler import Work
+from services.engine.scheduling.pages import Pages
+from services.engine.scheduling.scheduler import Work
 
 Ints = NDArray[np.int32]
 

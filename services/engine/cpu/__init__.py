@@ -1,0 +1,1 @@
+"""The CPU side: attention, C++ kernels, merged linear layers, compiled steps and threads."""

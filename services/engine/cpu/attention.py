@@ -1,0 +1,197 @@
+"""Attention over the slot cache, called back by unmodified `transformers` models.
+
+`AttentionInterface` hands every layer's queries, keys and values to `attend`. A step packs the tokens of all its
+sequences into one row, so each projection is one product; here the row is taken apart again, written into the slots
+and attended sequence by sequence (prompts) or all at once (one new token each).
+
+The query heads that share a key/value head are laid out as query rows of that head: on the CPU this is several times
+faster than `enable_gqa` for single tokens, and it gives the same numbers.
+"""
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
+
+from services.engine.execution.kv_cache import LayerCache, LayerShape, SlotCache
+
+NAME = "parley_slots"
+UNMASKED = "parley_pages"  # the same for models that were probed: to be asked for a mask, they would wait for the GPU
+
+
+class UnsupportedAttention(Exception):
+    """The layer wants something the slot cache cannot give."""
+
+
+class Attends(Protocol):
+    """What a model's layers are answered by. `queries` etc. are `[tokens, heads, dim]`."""
+
+    def attend(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None, window: int | None
+    ) -> Tensor: ...
+
+
+class Group(Protocol):
+    """Some of a step's packed tokens. `queries` etc. are `[tokens, heads, dim]`, of these tokens alone."""
+
+    tokens: slice
+
+    def write(self, cache: LayerCache, keys: Tensor, values: Tensor) -> None: ...
+
+    def attend(self, cache: LayerCache, queries: Tensor, scale: float | None, window: int | None) -> Tensor: ...
+
+
+@dataclass(slots=True)
+class Decodes:
+    """One new token for each of many sequences, attended in one call over the slots from the lowest to the highest."""
+
+    tokens: slice
+    rows: Tensor  # [tokens], rising, counted from the lowest slot: without gaps, the queries are in order as they are
+    positions: Tensor  # [tokens]
+    base: int  # the lowest slot
+    height: int  # slots from there to the highest, both included
+    length: int  # the highest position + 1
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def write(self, cache: LayerCache, keys: Tensor, values: Tensor) -> None:
+        self._window(cache.keys)[self.rows, :, self.positions] = keys
+        self._window(cache.values)[self.rows, :, self.positions] = values
+
+    def attend(self, cache: LayerCache, queries: Tensor, scale: float | None, window: int | None) -> Tensor:
+        keys, values = self._window(cache.keys), self._window(cache.values)
+        dense = self.height == len(queries)
+        rows = (
+            queries if dense else queries.new_zeros(self.height, *queries.shape[1:]).index_copy(0, self.rows, queries)
+        )
+        grouped = rows.view(self.height, keys.shape[1], -1, queries.shape[-1])
+        out = scaled_dot_product_attention(grouped, keys, values, attn_mask=self._mask(window), scale=scale)
+        out = out.reshape(self.height, queries.shape[1], -1)
+        return out if dense else out[self.rows]
+
+    def _window(self, cache: Tensor) -> Tensor:
+        return cache[self.base : self.base + self.height, :, : self.length]
+
+    def _mask(self, window: int | None) -> Tensor:
+        if window not in self.masks:
+            last = self.positions.new_zeros(self.height).index_copy(0, self.rows, self.positions)
+            self.masks[window] = visible(last[:, None], self.length, window)[:, None, None]
+        return self.masks[window]
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Consecutive tokens of one sequence: a prompt or a part of one."""
+
+    tokens: slice
+    slot: int
+    start: int
+    end: int
+    masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def write(self, cache: LayerCache, keys: Tensor, values: Tensor) -> None:
+        cache.keys[self.slot, :, self.start : self.end] = keys.transpose(0, 1)
+        cache.values[self.slot, :, self.start : self.end] = values.transpose(0, 1)
+
+    def attend(self, cache: LayerCache, queries: Tensor, scale: float | None, window: int | None) -> Tensor:
+        keys, values = cache.keys[self.slot, :, : self.end], cache.values[self.slot, :, : self.end]
+        grouped = queries.transpose(0, 1).reshape(1, keys.shape[0], -1, queries.shape[-1])
+        mask = self._mask(window, queries.shape[1] // keys.shape[0], queries.device)
+        out = scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=mask, scale=scale)
+        return out.reshape(queries.shape[1], queries.shape[0], -1).transpose(0, 1)  # no view: CUDA's is not contiguous
+
+    def _mask(self, window: int | None, per_group: int, device: torch.device) -> Tensor:
+        if window not in self.masks:
+            positions = torch.arange(self.start, self.end, device=device)
+            self.masks[window] = visible(positions[:, None], self.end, window).repeat(per_group, 1)
+        return self.masks[window]
+
+
+def visible(positions: Tensor, length: int, window: int | None) -> Tensor:
+    """`positions` [..., 1] -> bool [..., length]: the keys that a token at each position may see."""
+    keys = torch.arange(length, device=positions.device)
+    seen = keys <= positions
+    return seen if window is None else seen & (keys > positions - window)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    cache: SlotCache
+    groups: list[Group]
+
+    def attend(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None, window: int | None
+    ) -> Tensor:
+        cache = self.cache.layers[layer]
+        out = []
+        for group in self.groups:
+            group.write(cache, keys[group.tokens], values[group.tokens])
+            out.append(group.attend(cache, queries[group.tokens], scale, window))
+        return torch.cat(out)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Stands in for a Step once, to learn what each layer keeps of a token; attends to nothing but itself."""
+
+    shapes: dict[int, LayerShape] = field(default_factory=dict)
+    windows: set[int | None] = field(default_factory=set)  # as the layers ask for them
+    mask_widths: set[int] = field(default_factory=set)  # as they would be in the masks, which are not made
+
+    def attend(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None, window: int | None
+    ) -> Tensor:
+        self.windows.add(window)
+        self.shapes[layer] = LayerShape(keys.shape[1], keys.shape[2], values.shape[2], keys.dtype)
+        return values.repeat_interleave(queries.shape[1] // values.shape[1], dim=1)
+
+
+# A model calls back with its module and its tensors, nothing of ours. Each engine runs its steps on a thread of its
+# own, one at a time, so the step lies beside the thread.
+_current = threading.local()
+
+
+class running:
+    """`with running(step): model(...)`"""
+
+    def __init__(self, step: Attends) -> None:
+        self._step = step
+
+    def __enter__(self) -> None:
+        _current.step = self._step
+
+    def __exit__(self, *_: object) -> None:
+        del _current.step
+
+
+def _attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """What `AttentionInterface` calls: `query` [1, heads, tokens, dim] -> [1, tokens, heads, dim]."""
+    if query.shape[0] != 1 or any(options.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        raise UnsupportedAttention(type(module).__name__)
+    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    window = options.get("sliding_window")
+    out = _current.step.attend(module.layer_idx, queries, keys, values, scale=scaling, window=window)
+    return out[None], None
+
+
+def _mask(*_: Any, local_size: int | None = None, **__: Any) -> None:
+    """What `AttentionMaskInterface` calls: no mask, those are made per group, above."""
+    if local_size is not None and isinstance(_current.step, Probe):
+        _current.step.mask_widths.add(local_size)
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionInterface.register(UNMASKED, _attend)
+AttentionMaskInterface.register(NAME, _mask)

@@ -1,0 +1,100 @@
+"""Gets a step compiled: from the disk, or by a process of its own, at a low priority, while others are served."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from filelock import FileLock, Timeout
+
+from services.engine.cpu import kernel
+from services.engine.cpu.quarantine import CRASHES, Quarantine
+from services.engine.cpu.threads import fit_container
+
+logger = logging.getLogger(__name__)
+
+
+class Plan(Protocol):
+    """What a process of its own must know to compile something."""
+
+    maker: str  # the module that has `make(file, json)`
+
+    def to_json(self) -> str: ...
+
+
+class Compilation:
+    """Gets a compiled step from the disk or from a process that makes one, and hands it to `ready`, from a thread."""
+
+    def __init__(self, file: Path, plan: Plan, ready: Callable[[Path], None]) -> None:
+        self.file = file
+        self.plan = plan
+        self._ready = ready
+        self._quarantine = Quarantine(file)
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="compilation", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._quarantine.abandon()
+        if self._worker is not None:
+            self._worker.terminate()
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            if self._quarantine.holds():
+                return
+            if not self._is_made:
+                self._make()
+            if not self._stopped and self._is_made:
+                self._quarantine.use(lambda: self._ready(self.file))
+        except Exception:
+            logger.exception("steps stay eager: the compiled one cannot be used")
+
+    @property
+    def _is_made(self) -> bool:
+        return self.file.exists() and kernel.file(self.file.parent).exists()
+
+    def _make(self) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(f"{self.file}.lock", timeout=0):
+                self._run_worker()
+        except Timeout:
+            logger.info("another process is compiling this model; steps stay eager in this one")
+
+    def _run_worker(self) -> None:
+        command = [sys.executable, "-m", __name__, self.plan.maker, str(self.file), self.plan.to_json()]
+        # in a group of its own: a terminal's Ctrl-C is for the server, which then ends the worker. Not in a session of
+        # its own: Linux shares processors between sessions (autogroup), whatever the priorities within them are
+        self._worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0)
+        _, said = self._worker.communicate()
+        if self._worker.returncode != 0 and not self._stopped:
+            reason = said.decode(errors="replace").strip().splitlines()[-1:] or ["the compiling process failed"]
+            logger.warning("steps stay eager: %s", reason[0])
+            if -self._worker.returncode in CRASHES:
+                self._quarantine.mark()
+
+
+def main(maker: str, file: str, plan: str) -> None:
+    """The process of its own."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaving tidily
+    os.nice(10)  # whoever is being served comes first, but not for ever: at 19 a busy server never gets there
+    fit_container()  # as many threads as the server: they are part of what is compiled
+    import_module(maker).make(Path(file), plan)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,299 @@
+"""A step as one native function, made ahead of time and kept on disk.
+
+Eager steps pay for some thousand small operators; compiled, a step of an unmodified model is one call, whatever mix of
+prompts and answers is in it. Serving begins eagerly at once. A process of its own exports the step and compiles it
+(AOTInductor), and the runner takes it over when it is ready; the next start finds it on disk and loads it in
+milliseconds. The package holds no weights: it is given the model's own, so nothing is in memory twice. Without a C++
+compiler steps stay eager.
+"""
+
+import hashlib
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from services.engine.base import Job
+from services.engine.cpu import kernel
+from services.engine.cpu.attention import NAME, running
+from services.engine.cpu.merged_linear import pack_linears, packed_weights
+from services.engine.execution.kv_cache import LayerShape, SlotCache
+from services.engine.execution.model_structure import language_part
+from services.engine.loading.loader import Source, load
+from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.sequence import Sequence
+
+CONSTANT = "_tensor_constant"  # how AOTInductor numbers the tensors that are no parameters, in the order of the modules
+ENGINE = Path(__file__).parents[1]
+SOURCES = (
+    *("cpu/attend.cpp", "cpu/attention.py", "cpu/compiled_step.py", "cpu/merged_linear.py"),
+    *("cpu/int8.cpp", "quantization/int8.py"),
+)
+MIN_ROWS = 2  # torch.export specialises on 1
+MIN_SLOTS = 2  # so it does on a memory of one slot; a memory may have fewer slots than were compiled for, never more
+MAX_ROWS = 2**16
+TRIED_TOKENS = 512  # of a prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that a compiled step depends on, but for the weights."""
+
+    source: Source
+    dtype: str
+    num_slots: int
+    length: int
+    shapes: Mapping[int, LayerShape]
+
+    maker = __name__
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        given = json.loads(text)
+        shapes = {int(index): _shape(**shape) for index, shape in given.pop("shapes").items()}
+        return cls(source=Source(**given.pop("source")), **given, shapes=shapes)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_slots", max(MIN_SLOTS, self.num_slots))
+
+    def file(self, folder: Path, model: Any) -> Path:
+        same = {"source": self.source.quantization, "class": type(model).__name__}  # one architecture shares a step
+        facts = asdict(self) | same
+        return folder / f"{model.config.model_type}-{digest(model, facts, SOURCES)}.pt2"
+
+
+def digest(model: Any, facts: Mapping[str, object], sources: tuple[str, ...]) -> str:
+    """Of everything that what is compiled depends on."""
+    everything = {
+        **facts,
+        "config": model.config.to_dict() | {"_name_or_path": None},
+        "versions": (torch.__version__, transformers.__version__),
+        "machine": (kernel.machine(), torch.get_num_threads()),
+        "code": [hashlib.sha256((ENGINE / name).read_bytes()).hexdigest() for name in sources],
+    }
+    return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _shape(dtype: str, **sizes: int) -> LayerShape:
+    return LayerShape(**sizes, dtype=getattr(torch, dtype.removeprefix("torch.")))
+
+
+class PackedStep(nn.Module):
+    """What is exported: the tokens of any mix of prompts and answers in one row.
+
+    `ids`, `positions`, `writes` (where keys and values go) and `slots` [tokens]; `asked` [logits]: whose are wanted.
+    """
+
+    def __init__(self, model: nn.Module, layers: list[int]) -> None:
+        super().__init__()
+        self.model = model
+        self._layers = layers
+        self._keeps = keeps_logits(model)
+
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        writes: Tensor,
+        slots: Tensor,
+        asked: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
+    ) -> Tensor:
+        layers = dict(zip(self._layers, zip(keys, values, strict=True), strict=True))
+        options = {"logits_to_keep": asked} if self._keeps else {}
+        with running(_Packed(positions, writes, slots, layers)):
+            out = self.model(input_ids=ids[None], position_ids=positions[None], use_cache=False, **options)
+        return out.logits[0] if self._keeps else out.logits[0, asked]  # type: ignore[no-any-return]
+
+
+@dataclass(slots=True)
+class _Packed:
+    """Attention of a PackedStep."""
+
+    positions: Tensor
+    writes: Tensor
+    slots: Tensor
+    layers: dict[int, tuple[Tensor, Tensor]]
+
+    def attend(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None, window: int | None
+    ) -> Tensor:
+        cached_keys, cached_values = self.layers[layer]
+        self._write(cached_keys, keys)
+        self._write(cached_values, values)
+        ends = self.positions + 1
+        begins = torch.zeros_like(ends) if window is None else (ends - window).clamp(min=0)
+        return kernel.attend(queries, cached_keys, cached_values, self.slots, begins, ends, scale)
+
+    def _write(self, cache: Tensor, new: Tensor) -> None:
+        heads = torch.arange(new.shape[1])[None]
+        cache.index_put_((self.slots[:, None], heads, self.writes[:, None]), new)
+
+
+class CompiledStep:
+    """A loaded package with a model's weights in it."""
+
+    def __init__(self, package: Any, cache: SlotCache) -> None:
+        self._package = package
+        self._spare = cache.length
+        self._keys, self._values = _tensors(cache)
+
+    @classmethod
+    def load(cls, file: Path, model: nn.Module, cache: SlotCache) -> "CompiledStep":
+        return cls(open_package(file, model), cache)
+
+    def over(self, cache: SlotCache) -> "CompiledStep":
+        """The same with another memory."""
+        return CompiledStep(self._package, cache)
+
+    @torch.inference_mode()
+    def run(self, works: list[Work]) -> Tensor:
+        """Logits `[rows, vocabulary]`, as a runner's."""
+        ids = [token for work in works for token in work.tokens]
+        positions = [position for work in works for position in range(work.start, work.end)]
+        slots = [work.slot for work in works for _ in range(work.num_tokens)]
+        asked = asked_of(works)
+        surplus = max(0, MIN_ROWS - len(ids))
+        logits: Tensor = self._package(
+            torch.tensor(ids + [0] * surplus),
+            torch.tensor(positions + [0] * surplus),
+            torch.tensor(positions + [self._spare] * surplus),
+            torch.tensor(slots + slots[:1] * surplus),
+            torch.tensor(asked + [0] * (MIN_ROWS - len(asked))),
+            *self._keys,
+            *self._values,
+        )
+        return logits[: len(asked)]
+
+
+def asked_of(works: list[Work]) -> list[int]:
+    """Which of the packed tokens' logits are wanted."""
+    asked: list[int] = []
+    start = 0
+    for work in works:
+        start += work.num_tokens
+        asked += range(start - work.num_logits, start)
+    return asked
+
+
+def keeps_logits(model: nn.Module) -> bool:
+    """Whether it can be told whose logits are wanted."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def _tensors(cache: SlotCache) -> tuple[list[Tensor], list[Tensor]]:
+    layers = cache.layers.values()
+    return [layer.keys for layer in layers], [layer.values for layer in layers]
+
+
+def open_package(file: Path, model: nn.Module, kernels: Path | None = None) -> Callable[..., Tensor]:
+    """Calls it without Python's lock: other threads go on meanwhile. `kernels`: the folder of ours, if another."""
+    kernel.load(kernel.file(kernels or file.parent))
+    package = torch.classes.parley.Package(str(file))
+    names = package.names()
+    package.give(names, _constants(model, names))
+
+    def run(*inputs: Tensor) -> Tensor:
+        out: Tensor = package.run(list(inputs))[0]
+        return out
+
+    return run
+
+
+def _constants(model: nn.Module, names: list[str]) -> list[Tensor]:
+    """The model's tensors, in the order of the names a package asks for them."""
+    own = {f"model.{name}": tensor for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    packed = {f"{CONSTANT}{index}": tensor for index, tensor in enumerate(packed_weights(model).values())}
+    return [(own | packed)[name] for name in names]
+
+
+def make(file: Path, text: str) -> None:
+    """In a process of its own: reads the model again and compiles its step."""
+    plan = Plan.from_json(text)
+    model = load(plan.source, "cpu", plan.dtype, file.parent).model
+    pack_linears(model)
+    language_part(model).set_attn_implementation(NAME)
+    compile_to(file, model, plan)
+
+
+def compile_to(file: Path, model: nn.Module, plan: Plan) -> None:
+    kernel.get(file.parent)
+    cache = SlotCache(plan.shapes, plan.num_slots, plan.length, torch.device("cpu"))
+    step = PackedStep(model, list(plan.shapes)).eval()
+    example = (*(torch.zeros(2 * MIN_ROWS, dtype=torch.int64) for _ in range(4)), torch.arange(MIN_ROWS))
+    tokens = torch.export.Dim("tokens", min=MIN_ROWS, max=MAX_ROWS)
+    logits = torch.export.Dim("logits", min=MIN_ROWS, max=MAX_ROWS)
+    as_it_is: list[None] = [None] * len(plan.shapes)
+    package(
+        step,
+        (*example, *_tensors(cache)),
+        (*[{0: tokens}] * 4, {0: logits}, as_it_is, as_it_is),
+        file,
+        try_out=lambda made: try_step(CompiledStep(open_package(made, model, file.parent), cache), cache),
+    )
+
+
+def try_step(step: CompiledStep, cache: SlotCache) -> None:
+    """The corners of what it may be asked for: the fewest and the most rows and tokens, and the memory's last place."""
+    every, last = range(cache.num_slots), cache.num_slots - 1
+    prompt = min(TRIED_TOKENS, cache.length)
+    for works in (
+        [_work(0, 0, 1)],
+        [_work(last, cache.length - 1, 1)],
+        [_work(slot, slot % cache.length, 1) for slot in every],
+        [_work(last, cache.length - prompt, prompt)],
+        [*(_work(slot, 0, 1) for slot in every if slot != last), _work(last, 0, prompt)],
+    ):
+        if not step.run(works).isfinite().all():
+            raise ValueError("the compiled step does not compute numbers")
+
+
+def _work(slot: int, start: int, num_tokens: int) -> Work:
+    sequence = Sequence(Job("trial", (0,) * (start + num_tokens)), 1)
+    sequence.num_computed = start
+    return Work(sequence, slot, num_tokens)
+
+
+def package(
+    step: nn.Module,
+    example: tuple[Any, ...],
+    dynamic: tuple[Any, ...],
+    file: Path,
+    try_out: Callable[[Path], None],
+) -> None:
+    """Exports and compiles; a minute or so. The file appears whole and tried, or not at all."""
+    with torch.no_grad(), _workshop(file) as folder:
+        program = torch.export.export(step, example, dynamic_shapes=dynamic)
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(folder / file.name),
+            inductor_configs={"aot_inductor.package_constants_in_so": False},
+        )
+        try_out(folder / file.name)
+        os.replace(folder / file.name, file)
+
+
+@contextmanager
+def _workshop(file: Path) -> Iterator[Path]:
+    """A folder for all that compiling leaves about; one that was left by a killed process is cleared away."""
+    folder = file.with_suffix(".tmp")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

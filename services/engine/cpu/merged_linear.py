@@ -1,0 +1,139 @@
+"""Linear layers with their weights laid out once for oneDNN: the CPU's products without a reorder in each of them."""
+
+import threading
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from services.engine.execution.model_structure import language_modules
+
+# layers that models call one after another with the same input, under the names that nearly all of them use
+SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("query", "key", "value"))
+DTYPES = (torch.float32, torch.bfloat16)
+
+Make = Callable[[nn.Linear], nn.Module]
+
+
+class PackedLinear(nn.Module):
+    """Takes the place of an `nn.Linear` in inference; the unpacked weight is freed unless somebody else holds it."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features = linear.in_features
+        self.out_features = linear.out_features
+        # a plain attribute: torch.export cannot copy an opaque tensor as it does parameters and buffers
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        self.bias: Tensor | None
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach(), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
+        return out
+
+    def unpacked(self) -> nn.Linear:
+        return _linear(self.weight.to_dense(), self.bias)
+
+
+class FirstOfSiblings(nn.Module):
+    """Computes for itself and for the layers after it, which get the same input: one product instead of three."""
+
+    def __init__(self, linears: list[nn.Linear], make: Make) -> None:
+        super().__init__()
+        self.packed = make(_joined(linears))
+        self._sizes = [linear.out_features for linear in linears]
+        self._latest = threading.local()  # two threads may run one model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        parts = torch.split(self.packed(inputs), self._sizes, dim=-1)
+        self._latest.inputs, self._latest.parts = inputs, parts
+        first: Tensor = parts[0]
+        return first
+
+    def part(self, index: int, inputs: Tensor) -> Tensor:
+        if self._latest.inputs is not inputs:
+            raise RuntimeError("sibling layers got different inputs")
+        part: Tensor = self._latest.parts[index]
+        if index == len(self._sizes) - 1:
+            del self._latest.inputs, self._latest.parts
+        return part
+
+    def unpacked(self, index: int = 0) -> nn.Linear:
+        assert isinstance(self.packed, PackedLinear)
+        whole = self.packed.unpacked()
+        bias = None if whole.bias is None else torch.split(whole.bias, self._sizes)[index]
+        return _linear(torch.split(whole.weight, self._sizes)[index].clone(), bias)
+
+
+class Sibling(nn.Module):
+    """What the first one computed for it."""
+
+    def __init__(self, first: FirstOfSiblings, index: int) -> None:
+        super().__init__()
+        self._first = (first,)  # not as a child: it is one already, elsewhere
+        self._index = index
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._first[0].part(self._index, inputs)
+
+    def unpacked(self) -> nn.Linear:
+        return self._first[0].unpacked(self._index)
+
+
+def pack_linears(model: nn.Module) -> None:
+    """On the CPU; elsewhere it changes nothing."""
+    if _can_pack(next(model.parameters())):
+        replace_linears(model, PackedLinear)
+
+
+def replace_linears(model: nn.Module, make: Make) -> None:
+    """Every plain `nn.Linear` that speaks, siblings together; each is freed before the next is made."""
+    for module in language_modules(model):
+        for names in SIBLINGS:
+            _replace_together(module, names, make)
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                setattr(module, name, make(child))
+
+
+def _replace_together(module: nn.Module, names: tuple[str, ...], make: Make) -> None:
+    linears = [child for name in names if type(child := getattr(module, name, None)) is nn.Linear]
+    alike = len({(linear.in_features, linear.bias is None) for linear in linears}) == 1
+    if len(linears) == len(names) and alike:
+        first = FirstOfSiblings(linears, make)
+        for index, name in enumerate(names):
+            setattr(module, name, Sibling(first, index) if index else first)
+
+
+def unpack_linears(model: nn.Module) -> None:
+    """For models that reach for a layer's weight themselves. Those of 8 bits stay: they have nothing to go back to."""
+    if not packed_weights(model):
+        return
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, PackedLinear | FirstOfSiblings | Sibling):
+                setattr(module, name, child.unpacked())
+
+
+def _joined(linears: list[nn.Linear]) -> nn.Linear:
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    return _linear(weight, torch.cat(biases) if biases else None)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+    return linear
+
+
+def packed_weights(model: nn.Module) -> dict[str, Tensor]:
+    """By the path of the module, in the order of the modules."""
+    return {name: module.weight for name, module in model.named_modules() if isinstance(module, PackedLinear)}
+
+
+def _can_pack(weight: Tensor) -> bool:
+    if weight.device.type != "cpu" or weight.dtype not in DTYPES or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return weight.dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

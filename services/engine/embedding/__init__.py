@@ -1,0 +1,1 @@
+"""Vectors and scores: text embeddings and cross-encoder reranking."""

@@ -1,0 +1,194 @@
+"""Which runner a model gets: the fastest of those that say the same as the model by itself."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from services.engine.cpu.attention import NAME, UNMASKED
+from services.engine.cpu.merged_linear import pack_linears, unpack_linears
+from services.engine.execution.batched_runner import BatchRunner
+from services.engine.execution.kv_cache import LayerShape, SlotCache, fit
+from services.engine.execution.model_structure import language_part
+from services.engine.execution.runner import Runner
+from services.engine.execution.runner_check import CHECK_LENGTH, Check, Differs, brief, check_of, compare, probe
+from services.engine.execution.sequential_runner import SoloRunner
+from services.engine.paged.attention import PAGE_SIZE
+from services.engine.paged.cache import PagedCache
+from services.engine.paged.graphs import CudaCapture
+from services.engine.paged.runner import PagedRunner, Paging, trial
+from services.errors import EngineFailed
+
+logger = logging.getLogger(__name__)
+
+MIN_TOKENS = 16  # less than that is no cache
+
+Shapes = Mapping[int, LayerShape]
+
+
+@dataclass(frozen=True, slots=True)
+class _Size:
+    num_slots: int
+    length: int  # tokens
+    budget: int  # bytes
+    cache_tokens: int | None  # instead of the budget
+
+
+class _NoRoom(ValueError): ...
+
+
+def build_runner(
+    model: Any,
+    *,
+    num_slots: int,
+    length: int,
+    budget: int,
+    cache_tokens: int | None = None,
+    paging: Paging | None = None,
+) -> Runner:
+    """A PagedRunner on a GPU, else a BatchRunner, if the model says the same with it as without; else a SoloRunner.
+
+    `budget`: bytes the key/value cache may take; `cache_tokens`: what it holds, whatever the budget is. `paging`:
+    pages, also where slots would be better.
+    """
+    check = check_of(model)
+    size = _Size(num_slots, length, budget, cache_tokens)
+    if model.device.type == "cuda":
+        paging = paging or Paging(PAGE_SIZE, CudaCapture(model.device))
+    pack_linears(model)
+    try:
+        return _any_runner(model, check, size, paging)
+    except Differs:  # some models reach for a layer's weight themselves and cannot read it packed
+        unpack_linears(model)
+    try:
+        return _any_runner(model, check, size, paging)
+    except Differs as reason:  # and some keep their past elsewhere than where `generate` would look for it
+        raise EngineFailed(f"Models of the kind {type(model).__name__} cannot be served: {reason}") from reason
+
+
+def _any_runner(model: Any, check: Check, size: _Size, paging: Paging | None) -> Runner:
+    name = type(model).__name__
+    if paging:
+        try:
+            return _interfaced(model, UNMASKED, lambda shapes: _paged_runner(model, check, size, shapes, paging))
+        except Differs as reason:
+            logger.warning("%s runs without pages: %s", name, reason)
+    try:
+        return _interfaced(model, NAME, lambda shapes: _batch_runner(model, check, size, shapes))
+    except Differs as reason:
+        logger.warning("%s runs one sequence at a time: %s", name, reason)
+    if size.cache_tokens is not None:
+        raise EngineFailed("'num_gpu_blocks_override': this model keeps its past itself, in no blocks")
+    return _solo_runner(model, check, size)
+
+
+def _interfaced(model: Any, name: str, runner: Callable[[Shapes], Runner]) -> Runner:
+    """With its attention handed over to us, or as it was before."""
+    speaks = language_part(model)
+    original = speaks.config._attn_implementation
+    try:
+        speaks.set_attn_implementation(NAME)
+        shapes = probe(model)
+        speaks.set_attn_implementation(name)
+        return runner(shapes)
+    except _NoRoom:
+        raise
+    except Exception as error:  # whatever an unknown architecture may throw; it is served a slower way instead
+        speaks.set_attn_implementation(original)
+        raise Differs(brief(error)) from error
+
+
+def _paged_runner(model: Any, check: Check, size: _Size, shapes: Shapes, paging: Paging) -> PagedRunner:
+    compare(trial(model, shapes, 2 * CHECK_LENGTH, check, replace(paging, capture=None)), check)
+    if paging.capture:
+        paging = _recorded(model, check, shapes, paging)
+    room = _fit_pages(shapes, size, paging.page_size)
+    cache = PagedCache(
+        shapes,
+        num_pages=room.num_pages,
+        page_size=paging.page_size,
+        num_slots=size.num_slots,
+        length=size.length,
+        device=model.device,
+    )
+    return PagedRunner(model, cache, check, paging, room.cache_tokens)
+
+
+def _recorded(model: Any, check: Check, shapes: Shapes, paging: Paging) -> Paging:
+    """Without recording, if that goes wrong: some models look at their numbers on the way."""
+    try:
+        compare(tried := trial(model, shapes, 2 * CHECK_LENGTH, check, paging), check)
+        reason = tried.unrecorded
+    except Exception as error:
+        reason = brief(error)
+    if reason is None:
+        return paging
+    logger.warning("steps of %s are not recorded: %s", type(model).__name__, reason)
+    return replace(paging, capture=None)
+
+
+def _batch_runner(model: Any, check: Check, size: _Size, shapes: Shapes) -> BatchRunner:
+    room = _fit(shapes, size, model.device)
+    compare(BatchRunner(model, SlotCache(shapes, 2, 2 * CHECK_LENGTH, model.device), check), check)
+    cache = SlotCache(shapes, room.num_slots, size.length, model.device)
+    return BatchRunner(model, cache, check, room.cache_tokens)
+
+
+def _solo_runner(model: Any, check: Check, size: _Size) -> SoloRunner:
+    try:
+        compare(SoloRunner(model, 2, 2 * CHECK_LENGTH), check)
+    except Exception as error:
+        raise Differs(brief(error)) from error
+    return SoloRunner(model, size.num_slots, size.length)
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    num_slots: int
+    cache_tokens: int | None
+
+
+def _fit(shapes: Shapes, size: _Size, device: torch.device) -> _Room:
+    """On the CPU a slot costs what is written into it, so there may be more of them than could ever be full."""
+    of_a_token = _bytes(shapes)
+    tokens = size.budget // of_a_token if size.cache_tokens is None else size.cache_tokens
+    slots = fit(shapes, size.num_slots, size.length, tokens * of_a_token)
+    if slots == size.num_slots:
+        return _Room(slots, None)
+    if device.type == "cpu" and tokens >= MIN_TOKENS:
+        return _Room(size.num_slots, tokens)
+    if slots == 0:
+        raise _no_room(size)
+    return _Room(slots, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _PagedRoom:
+    num_pages: int
+    cache_tokens: int | None
+
+
+def _fit_pages(shapes: Shapes, size: _Size, page_size: int) -> _PagedRoom:
+    """One page is nobody's, and is not counted where the size is given."""
+    needed = size.num_slots * -(-size.length // page_size)
+    pages = size.budget // (_bytes(shapes) * page_size) - 1
+    if size.cache_tokens is not None:
+        pages = size.cache_tokens // page_size
+    if pages >= needed:
+        return _PagedRoom(needed, None)
+    if pages < 1 or pages * page_size < MIN_TOKENS:
+        raise _no_room(size)
+    return _PagedRoom(pages, pages * page_size)
+
+
+def _bytes(shapes: Shapes) -> int:
+    """Of a token."""
+    return sum(shape.num_bytes for shape in shapes.values())
+
+
+def _no_room(size: _Size) -> _NoRoom:
+    return _NoRoom(
+        f"a cache for one sequence of {size.length} tokens does not fit into memory: set a smaller max_model_len"
+    )

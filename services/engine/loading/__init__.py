@@ -1,0 +1,1 @@
+"""Models and tokenizers from files: checks, reading, devices and numbers."""

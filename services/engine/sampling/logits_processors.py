@@ -1,0 +1,173 @@
+"""What requests ask to be changed in their logits before a token is drawn: a mask, bias, penalties, no early end.
+
+In vLLM's order and definitions. All changes are sparse, a few hundred of a vocabulary: they are gathered for all rows,
+made at once and scattered back. What a sequence has said is counted as it grows, never again from its beginning.
+"""
+
+from collections.abc import Iterable
+from functools import cache
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import embedding
+
+from services.engine.device.device_io import upload
+from services.engine.grammar.compiler import Bits
+from services.engine.scheduling.sequence import Sequence
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+def is_shaped(row: Sequence) -> bool:
+    return row.job.sampling.changes_logits or _is_short(row)
+
+
+def _is_short(row: Sequence) -> bool:
+    return row.num_sampled < row.job.sampling.min_tokens
+
+
+def unmaskable(rows: list[Sequence]) -> list[int]:
+    """Asks the grammars of those rows that have one; the rows whose grammar allows no token."""
+    return [i for i, row in enumerate(rows) if row.matcher and not _shaper(row).look_up(row)]
+
+
+def shape(scores: Tensor, rows: list[Sequence]) -> None:
+    """Changes `scores` [rows, vocabulary] in place; they are float32."""
+    shapers = [_shaper(row) for row in rows]
+    _mask(scores, shapers)
+    _bias(scores, shapers)
+    _penalise(scores, [(i, shaper) for i, shaper in enumerate(shapers) if shaper.params.penalises])
+    _go_on(scores, [(i, shaper.ends) for i, shaper in enumerate(shapers) if shaper.forbids_end(rows[i])])
+
+
+def _shaper(row: Sequence) -> "Shaper":
+    if row.shaper is None:
+        row.shaper = Shaper(row)
+    shaper: Shaper = row.shaper
+    shaper.catch_up(row.tokens)
+    return shaper
+
+
+class Shaper:
+    """The side of one sequence: its distinct tokens, and how often its answer has each."""
+
+    def __init__(self, row: Sequence) -> None:
+        self.params = row.job.sampling
+        self.bias_ids = np.fromiter(self.params.logit_bias.keys(), np.int64)
+        self.allowed: Bits | None = None
+        self.ends = np.fromiter(row.ends, np.int64)
+        self.bias = np.fromiter(self.params.logit_bias.values(), np.float32)
+        self._num_read = len(row.job.prompt)
+        # the repetition penalty alone looks at the prompt
+        self._places = {token: i for i, token in enumerate(dict.fromkeys(self._prompt(row)))}
+        self._ids = np.fromiter(self._places, np.int64)
+        self._counts = np.zeros(len(self._places), np.float32)
+
+    def _prompt(self, row: Sequence) -> Iterable[int]:
+        return row.job.prompt if self.params.repetition_penalty != 1 else ()
+
+    @property
+    def ids(self) -> Ids:
+        return self._ids[: len(self._places)]
+
+    @property
+    def counts(self) -> Floats:
+        """How often the answer has each of the ids."""
+        return self._counts[: len(self._places)]
+
+    def catch_up(self, tokens: list[int]) -> None:
+        if not self.params.penalises:
+            return
+        for token in islice(tokens, self._num_read, None):
+            place = self._places.setdefault(token, len(self._places))
+            if place == len(self._ids):
+                self._ids = np.resize(self._ids, max(2 * place, 64))
+                self._counts = np.concatenate([self._counts, np.zeros_like(self._ids[place:], np.float32)])
+            self._ids[place] = token
+            self._counts[place] += 1
+        self._num_read = len(tokens)
+
+    def look_up(self, row: Sequence) -> bool:
+        """Whether the grammar leaves anything."""
+        self.allowed = row.matcher.allowed()
+        if not len(self.allowed):  # it has broken
+            return False
+        held = self._held_back(row)
+        if len(held) and (rest := _without(self.allowed, held)).any():  # what is complete may end all the same
+            self.allowed = rest
+        return bool(self.allowed.any())
+
+    def _held_back(self, row: Sequence) -> Ids:
+        """What the grammar would end with, but the request does not want yet."""
+        if _is_short(row):
+            return np.union1d(self.ends, row.matcher.ends)
+        return row.matcher.ends if self.params.ignore_eos else self.ends[:0]
+
+    def forbids_end(self, row: Sequence) -> bool:
+        return self.allowed is None and _is_short(row)
+
+    def subtracted(self) -> Floats:
+        params, counts = self.params, self.counts
+        less = counts * np.float32(params.frequency_penalty) + (counts > 0) * np.float32(params.presence_penalty)
+        return less.astype(np.float32, copy=False)
+
+
+def _without(bits: Bits, tokens: Ids) -> Bits:
+    rest = bits.copy()
+    np.bitwise_and.at(rest, tokens >> 3, ~(1 << (tokens & 7)).astype(np.uint8))
+    return rest
+
+
+def _mask(scores: Tensor, shapers: list[Shaper]) -> None:
+    """Adds 0 to what is allowed and minus infinity to the rest: eight tokens at a time, from a table of all bytes."""
+    if all(shaper.allowed is None for shaper in shapers):
+        return
+    size = next(len(shaper.allowed) for shaper in shapers if shaper.allowed is not None)
+    bits = np.stack([np.full(size, 255, np.uint8) if s.allowed is None else s.allowed for s in shapers])
+    octets = upload(bits, scores.device).int()
+    scores += embedding(octets, _weights(scores.device)).flatten(1)[:, : scores.shape[-1]]
+
+
+@cache
+def _weights(device: torch.device) -> Tensor:
+    bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
+    return torch.where(bits == 1, 0.0, -torch.inf).to(device)
+
+
+def _bias(scores: Tensor, shapers: list[Shaper]) -> None:
+    biased = [(i, shaper) for i, shaper in enumerate(shapers) if len(shaper.bias_ids)]
+    if biased:
+        at = _places(((i, shaper.bias_ids) for i, shaper in biased), scores)
+        scores.put_(at, _values([shaper.bias for _, shaper in biased], scores), accumulate=True)
+
+
+def _penalise(scores: Tensor, penalised: list[tuple[int, Shaper]]) -> None:
+    """Repetition first, over prompt and answer; then frequency and presence, over the answer."""
+    if not penalised:
+        return
+    at = _places(((i, shaper.ids) for i, shaper in penalised), scores)
+    found = scores.take(at)
+    sizes = [len(shaper.ids) for _, shaper in penalised]
+    repetition = _values([np.repeat([np.float32(s.params.repetition_penalty) for _, s in penalised], sizes)], scores)
+    found = torch.where(found > 0, found / repetition, found * repetition)
+    scores.put_(at, found - _values([shaper.subtracted() for _, shaper in penalised], scores))
+
+
+def _go_on(scores: Tensor, ends: list[tuple[int, Ids]]) -> None:
+    """Nothing that would end the answer."""
+    if ends:
+        scores.view(-1).index_fill_(0, _places(ends, scores), -torch.inf)
+
+
+def _places(of_rows: Iterable[tuple[int, Ids]], scores: Tensor) -> Tensor:
+    """Where in the flattened `scores` the ids of each row are."""
+    width = scores.shape[-1]
+    return upload(np.concatenate([ids + i * width for i, ids in of_rows]), scores.device)
+
+
+def _values(parts: list[Floats], scores: Tensor) -> Tensor:
+    return upload(np.concatenate(parts), scores.device)

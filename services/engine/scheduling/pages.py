@@ -1,0 +1,99 @@
+"""Which pages of the memory hold a slot's tokens. No tensors: the cache's follow.
+
+A page may be part of several slots: a prefix that is known elsewhere is shared, not copied. What is shared is never
+written: who is about to write in such a page gets one of its own, with a copy of what comes before.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.engine.scheduling.slots import Change, Copy, Forget, Swap
+
+
+@dataclass(frozen=True, slots=True)
+class PageCopy:
+    """The first `length` positions of one page to another."""
+
+    source: int
+    target: int
+    length: int
+
+
+class Pages:
+    """Never runs out as long as all slots together, each rounded up to whole pages, hold no more than there are."""
+
+    def __init__(self, num_pages: int, page_size: int, num_slots: int, length: int) -> None:
+        self.num_pages = num_pages
+        self.page_size = page_size
+        # one row a slot; behind the pages it has, a row holds whatever was there before
+        self.table: NDArray[np.int32] = np.zeros((num_slots, self.needed(length)), np.int32)
+        self._sizes = [0] * num_slots  # pages of each slot
+        self._num_users = [0] * num_pages  # slots that each page is part of
+        self._free = list(range(num_pages - 1, -1, -1))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def needed(self, length: int) -> int:
+        return -(-length // self.page_size)
+
+    def of(self, slot: int) -> list[int]:
+        pages: list[int] = self.table[slot, : self._sizes[slot]].tolist()
+        return pages
+
+    def change(self, change: Change) -> None:
+        match change:
+            case Copy(source, target, length):
+                self._share(source, target, self.needed(length))
+            case Swap(one, other):
+                self.table[[one, other]] = self.table[[other, one]]
+                self._sizes[one], self._sizes[other] = self._sizes[other], self._sizes[one]
+            case Forget(slot, start):
+                self._cut(slot, self.needed(start))
+
+    def owns(self, slot: int, position: int) -> bool:
+        """Whether it may be written as it is."""
+        index = position // self.page_size
+        return index < self._sizes[slot] and self._num_users[self.table[slot, index]] == 1
+
+    def claim(self, slot: int, start: int, end: int) -> list[PageCopy]:
+        """Makes the pages of these positions the slot's own; what must be copied before they are written."""
+        first = start // self.page_size
+        assert first <= self._sizes[slot]
+        copies = []
+        for index in range(first, self.needed(end)):
+            if index == self._sizes[slot]:
+                self._append(slot, self._free.pop())
+            elif self._num_users[page := int(self.table[slot, index])] > 1:
+                own = self._replace(slot, index, page)
+                if index == first and start % self.page_size:
+                    copies.append(PageCopy(page, own, start % self.page_size))
+        return copies
+
+    def _share(self, source: int, target: int, size: int) -> None:
+        assert size <= self._sizes[source]
+        self._cut(target, 0)
+        for page in self.table[source, :size].tolist():
+            self._append(target, page)
+
+    def _append(self, slot: int, page: int) -> None:
+        self.table[slot, self._sizes[slot]] = page
+        self._sizes[slot] += 1
+        self._num_users[page] += 1
+
+    def _replace(self, slot: int, index: int, page: int) -> int:
+        own = self._free.pop()
+        self.table[slot, index] = own
+        self._num_users[own] = 1
+        self._num_users[page] -= 1
+        return own
+
+    def _cut(self, slot: int, size: int) -> None:
+        for page in self.of(slot)[size:]:
+            self._num_users[page] -= 1
+            if not self._num_users[page]:
+                self._free.append(page)
+        self._sizes[slot] = min(size, self._sizes[slot])

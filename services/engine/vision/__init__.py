@@ -1,0 +1,1 @@
+"""Images of vision-language models: from pixels to embeddings in a prompt."""
