@@ -150,6 +150,7 @@ def _lifespan(
                 raise
             await process.refuse(line)
         await turns.start()
+        await services.secrets.start()
         preloaded = models.preloaded(settings)
         server = uvicorn_server()  # before the drain takes its signals
         announce(settings, models.configs(settings), preloaded, server)
@@ -264,6 +265,7 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
         sse=Sse(keepalive=settings.server.keepalive_s, send_timeout=settings.server.send_timeout_s),
         reranker=RerankService(manager, metrics, texts),
         responses=ResponseService(chat, turns, streams, stored_responses, secrets),
+        secrets=secrets,
         stored_responses=stored_responses,
         streams=streams,
         tokenizers=TokenizeService(manager, chat, texts, settings.server.max_tokenize_chars),

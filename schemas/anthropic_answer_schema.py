@@ -14,7 +14,7 @@ class SaidText(BaseModel):
 class SaidThinking(BaseModel):
     type: Literal["thinking"] = "thinking"
     thinking: str = ""
-    signature: str = Field("", description="Nothing is signed: it is taken back as it is")
+    signature: str = Field("", description="The whole thought, sealed: of a block without text it is opened again")
 
 
 class SaidToolUse(BaseModel):

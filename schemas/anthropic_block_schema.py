@@ -120,13 +120,15 @@ class SearchResultBlock(Block):
 
 
 class ThinkingBlock(Block):
+    """Its text is read whoever signed it."""
+
     type: Literal["thinking"]
-    thinking: str
-    signature: str = ""
+    thinking: str = ""
+    signature: str = Field("", description="where there is no text: the thought, if it was sealed here")
 
 
 class RedactedThinkingBlock(Block):
-    """Named and left aside: only Anthropic can read it."""
+    """Named and left aside, if it was not sealed here."""
 
     type: Literal["redacted_thinking"]
     data: str = ""

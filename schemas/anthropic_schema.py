@@ -72,11 +72,11 @@ class Thinking(Request):
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = Field(None, ge=1)
-    display: Literal["summarized", "omitted"] = "summarized"
-
-    @property
-    def shows(self) -> bool:
-        return self.type != "disabled" and self.display != "omitted"
+    display: Literal["summarized", "omitted", "updates"] = Field(
+        "summarized",
+        description="summarized: all of a thought; else it is only sealed, for the client to send back: no model here "
+        "tells updates from thoughts",
+    )
 
 
 class OutputFormat(Request):

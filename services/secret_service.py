@@ -2,9 +2,11 @@
 
 import asyncio
 import secrets
+from contextlib import suppress
 
 from database.session import Database
 from services.chat.sealed import Seal
+from services.errors import Unavailable
 from services.history.store import Store
 
 NAME = "seal"
@@ -18,12 +20,20 @@ class SecretService:
         self._secret = secret
         self._reading = asyncio.Lock()
 
+    async def start(self) -> None:
+        """Reads it while the database is there: requests that store nothing go on without one."""
+        with suppress(Unavailable):
+            await self._known()
+
     async def seal(self, owner: str) -> Seal:
         """Raises Unavailable where the secret is not known yet and the database is away."""
+        return Seal((await self._known()).encode(), owner)
+
+    async def _known(self) -> str:
         async with self._reading:
             if self._secret is None:
                 self._secret = await self._stored() or await self._made()
-        return Seal(self._secret.encode(), owner)
+        return self._secret
 
     async def _stored(self) -> str | None:
         async with self._store.reading() as repositories:

@@ -59,7 +59,7 @@ RULES = [
     Rule(
         r"app\.spec",
         may=r"schemas|services\.(errors|large|engine\.base|\w+_service)|app\.(common|spec)"
-        r"|services\.chat\.(events|request\.refusals|answer\.logprobs)",
+        r"|services\.chat\.(events|sealed|request\.refusals|answer\.logprobs)",
         never="torch",
     ),
     Rule(

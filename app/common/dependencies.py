@@ -20,6 +20,7 @@ from services.model_service import ModelManager
 from services.rerank_service import RerankService
 from services.response_service import ResponseService
 from services.search_service import SearchService
+from services.secret_service import SecretService
 from services.stored_completion_service import StoredCompletionService
 from services.stored_response_service import StoredResponseService
 from services.stream_service import StreamService
@@ -56,6 +57,7 @@ class Services:
     sse: sse.Sse
     reranker: RerankService
     responses: ResponseService
+    secrets: SecretService
     stored_responses: StoredResponseService
     streams: StreamService
     tokenizers: TokenizeService

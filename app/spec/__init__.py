@@ -31,6 +31,7 @@ from schemas.embeddings_schema import EmbeddingRequest
 from services.chat.answer.logprobs import tokens as weighed_tokens
 from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Reply, Said, SaidCall, Text, ToolCall
 from services.chat.request.refusals import refuse, unknown_keys
+from services.chat.sealed import Seal
 from services.engine.base import TokenLogprob
 from services.errors import InvalidRequest, NotFound, ServiceError, UnsupportedParameter
 from services.model_service import ModelCard
@@ -58,6 +59,7 @@ __all__ = [
     "Response",
     "Said",
     "SaidCall",
+    "Seal",
     "Server",
     "ServiceError",
     "Spec",

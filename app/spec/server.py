@@ -13,6 +13,7 @@ from schemas.embeddings_schema import EmbeddingRequest
 from services.catalogue_service import Abilities
 from services.chat.events import Event, Reply
 from services.chat.request.refusals import Note, unnoted
+from services.chat.sealed import Seal
 from services.model_service import ModelCard
 
 T = TypeVar("T")
@@ -22,8 +23,9 @@ I = TypeVar("I")  # noqa: E741
 class Output(Generic[T]):
     """What the model says to one request: its events as they come, or all of them as one Reply."""
 
-    def __init__(self, request: T, run: AsyncGenerator[Event, None]) -> None:
+    def __init__(self, request: T, owner: str, run: AsyncGenerator[Event, None]) -> None:
         self.request = request
+        self.owner = owner
         self._run = run
 
     def __aiter__(self) -> AsyncIterator[Event]:
@@ -78,6 +80,10 @@ class Server:
         """Whom the answer is for: the same for the same API key."""
         owner: str = request.state.caller.owner
         return owner
+
+    async def seal(self, owner: str) -> Seal:
+        """For texts that the owner's client keeps and cannot read."""
+        return await self._services.secrets.seal(owner)
 
     def ignored(self, names: Iterable[str]) -> Ignored:
         """What is left aside; its `headers` name it. Raises InvalidRequest for it if the server is strict."""

@@ -85,7 +85,8 @@ class Spec(Generic[T]):
         ignored = await aside(self.server.ignored, self.ignored(body))
         words = partial(self.translate_error, body)
         chat = await aside(decoded, self.decode_request, body, words)
-        output = Output(body, self.server.run(chat, self.server.owner(request), self.note(ignored)))
+        owner = self.server.owner(request)
+        output = Output(body, owner, self.server.run(chat, owner, self.note(ignored)))
         encoded = self.encode_response(output)
         if isinstance(encoded, AsyncGenerator):
             return await self.server.stream(_closing(encoded, output, words), self.framing(), ignored.headers)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,11 +18,21 @@ pytestmark = pytest.mark.agents
 ONCE = ("--print", "--output-format", "json", "--allowedTools", "Bash Write Read")
 
 
+THOUGHT = "The folder may be empty."
+
+
 @pytest.fixture
 def agent(service: Service, tmp_path: Path) -> Agent:
     agent = Agent(CLAUDE_CODE, service, tmp_path)
     agent.configure("claude-code-settings.json", ".claude/settings.json")
     return agent
+
+
+def transcript(agent: Agent) -> list[dict[str, Any]]:
+    """The blocks of the answers that it has kept of its session."""
+    (file,) = (agent.home / ".claude" / "projects").glob("*/*.jsonl")
+    lines = map(json.loads, file.read_text().splitlines())
+    return [block for line in lines if line["type"] == "assistant" for block in line["message"]["content"]]
 
 
 def test_it_writes_a_file_and_runs_a_command(service: Service, agent: Agent) -> None:
@@ -40,6 +51,27 @@ def test_it_writes_a_file_and_runs_a_command(service: Service, agent: Agent) -> 
     assert (agent.work / "size.txt").read_text() == "23 hello.txt\n"
     prompts = [each["prompt"] for each in service.record("claude-code") if "<tools>" in each["prompt"]]
     assert "<tool_response>\n23 hello.txt" in prompts[2]
+    assert service.refused() == []
+
+
+@pytest.mark.parametrize(
+    ("display", "arguments", "text"),
+    [
+        ("omitted", ["json"], ""),
+        ("updates", ["stream-json", "--verbose"], ""),
+        ("summarized", ["json", "--thinking-display", "summarized"], THOUGHT),
+    ],
+)
+def test_it_keeps_a_thought_and_sends_it_back(
+    service: Service, agent: Agent, display: str, arguments: list[str], text: str
+) -> None:
+    """Unless it is told to show thoughts, all it has of one is the signature."""
+    name = f"claude-code-thought-{display}"
+    asked = service.play(name, thinking(THOUGHT, call("Bash", command="ls", description="Lists")), "It is empty.")
+    agent.run("--print", "--output-format", *arguments, "--allowedTools", "Bash", "--", asked)
+    kept = [block for block in transcript(agent) if block["type"] == "thinking"]
+    assert [(block["thinking"], bool(block["signature"])) for block in kept] == [(text, True)]
+    assert f"<think>\n{THOUGHT}\n</think>" in service.record(name)[-1]["prompt"]
     assert service.refused() == []
 
 

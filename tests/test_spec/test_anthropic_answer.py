@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,6 +13,7 @@ from app.spec.anthropic import answer
 HEAD = Head("chatcmpl-1", 0, "m", "fp", None, prompt_tokens=5)
 FINISH = Finish("tool_calls", 5, 9, reasoning_tokens=2)
 THOUGHT = (Reasoning("hm"), Reasoning("m"))
+SHOWN, OMITTED = (answer.Thoughts(lambda thought: f"sealed {thought}", shown=shown) for shown in (True, False))
 CALLS: tuple[Event, ...] = (
     ToolCall("a", "weather", 0),
     Arguments('{"city": "Pa', 0),
@@ -25,13 +27,13 @@ async def _each(events: tuple[Event, ...]) -> AsyncIterator[Event]:
         yield event
 
 
-async def streamed(*said: Event, thoughts: bool = True) -> list[dict[str, Any]]:
-    events = answer.events(_each((HEAD, *said)), 100, thoughts=thoughts)
+async def streamed(*said: Event, thoughts: answer.Thoughts | None = SHOWN) -> list[dict[str, Any]]:
+    events = answer.events(_each((HEAD, *said)), 100, thoughts)
     return [event.model_dump() async for event in events]
 
 
-async def whole(*said: Event, thoughts: bool = True) -> Any:
-    return await answer.message(answer.events(_each((HEAD, *said)), 100, thoughts=thoughts))
+async def whole(*said: Event, thoughts: answer.Thoughts | None = SHOWN) -> Any:
+    return await answer.message(answer.events(_each((HEAD, *said)), 100, thoughts))
 
 
 def blocks(message: Any) -> list[dict[str, Any]]:
@@ -57,7 +59,7 @@ async def test_each_kind_is_a_block_of_its_own() -> None:
 async def test_whole_message() -> None:
     message = await whole(*THOUGHT, Text("Let me see"), *CALLS, FINISH)
     assert blocks(message) == [
-        {"type": "thinking", "thinking": "hmm", "signature": answer.SIGNATURE},
+        {"type": "thinking", "thinking": "hmm", "signature": "sealed hmm"},
         {"type": "text", "text": "Let me see"},
         {"type": "tool_use", "id": "a", "name": "weather", "input": {"city": "Paris"}},
         {"type": "tool_use", "id": "b", "name": "time", "input": {}},
@@ -66,9 +68,26 @@ async def test_whole_message() -> None:
 
 
 async def test_thoughts_nobody_asked_for_are_not_told() -> None:
-    message = await whole(*THOUGHT, Text("Yes"), FINISH, thoughts=False)
+    message = await whole(*THOUGHT, Text("Yes"), FINISH, thoughts=None)
     assert blocks(message) == [{"type": "text", "text": "Yes"}]
     assert message.usage.output_tokens_details.thinking_tokens == 2
+
+
+async def test_omitted_thoughts_are_a_signature_alone() -> None:
+    found = await streamed(*THOUGHT, Text("Yes"), FINISH, thoughts=OMITTED)
+    assert [(each["type"], each.get("content_block") or each.get("delta")) for each in found[1:4]] == [
+        ("content_block_start", {"type": "thinking", "thinking": "", "signature": ""}),
+        ("content_block_delta", {"type": "signature_delta", "signature": "sealed hmm"}),
+        ("content_block_stop", None),
+    ]
+    message = await whole(*THOUGHT, Text("Yes"), FINISH, thoughts=OMITTED)
+    assert blocks(message)[0] == {"type": "thinking", "thinking": "", "signature": "sealed hmm"}
+
+
+@pytest.mark.parametrize("thoughts", [SHOWN, OMITTED], ids=["shown", "omitted"])
+async def test_each_thought_is_sealed_by_itself(thoughts: answer.Thoughts) -> None:
+    message = await whole(*THOUGHT, *CALLS[:2], Reasoning("so"), Finish("length", 5, 100), thoughts=thoughts)
+    assert [block.signature for block in message.content if block.type == "thinking"] == ["sealed hmm", "sealed so"]
 
 
 async def test_call_that_was_cut_has_what_came_of_its_input() -> None:

@@ -89,13 +89,6 @@ class TestOthersBlocks:
         cited = text("Lorn", citations=[{"type": "char_location", "cited_text": "x"}])
         assert "Lorn" in await prompt(site, engine, user(text("hi")), assistant(cited), user(text("go on")))
 
-    async def test_sealed_thoughts_are_left_aside_and_named(self, site: Site, engine: FakeEngine) -> None:
-        sealed = {"type": "redacted_thinking", "data": "xyz"}
-        answer = await post(site, user(text("hi")), assistant(sealed, text("a")), user(text("b")))
-        assert answer.status_code == 200, answer.text
-        assert answer.headers["x-parley-ignored"] == "messages.1.content.0"
-        assert "xyz" not in engine.prompts[-1]
-
     @pytest.mark.parametrize("signature", [{}, {"signature": "unsigned"}, {"signature": "EqQBCgIYAhIM"}], ids=str)
     async def test_thoughts_of_any_signature_are_read(
         self, site: Site, engine: FakeEngine, signature: dict[str, str]

@@ -1,6 +1,7 @@
 """What the model says -> the events of Anthropic's stream, or the one message they add up to."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 
 from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, ToolCall, as_object
 from schemas.anthropic_answer_schema import (
@@ -27,23 +28,32 @@ from schemas.anthropic_answer_schema import (
     Usage,
 )
 
-SIGNATURE = "unsigned"  # some clients hand a thinking block back only if it has one
+
+@dataclass(frozen=True, slots=True)
+class Thoughts:
+    """The form in which they are answered. All of them are sealed; `shown`: with their text."""
+
+    seal: Callable[[str], str]
+    shown: bool
 
 
-async def events(said: AsyncIterable[Event], max_tokens: int, *, thoughts: bool) -> AsyncIterator[MessageEvent]:
-    """`thoughts`: whether what the model thinks is told."""
-    encoder = _Encoder(max_tokens)
+async def events(
+    said: AsyncIterable[Event], max_tokens: int, thoughts: Thoughts | None = None
+) -> AsyncIterator[MessageEvent]:
+    """Without `thoughts` what the model thinks is left out."""
+    encoder = _Encoder(max_tokens, thoughts)
     async for event in said:
-        if thoughts or not isinstance(event, Reasoning):
-            for each in encoder.events(event):
-                yield each
+        for each in encoder.events(event):
+            yield each
 
 
 class _Encoder:
     """Of one answer: which block is open."""
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int, thoughts: Thoughts | None) -> None:
         self._max_tokens = max_tokens
+        self._thoughts = thoughts
+        self._thought: list[str] = []  # of the open block
         self._index = -1
         self._open: SaidBlock | None = None
         self._has_calls = False
@@ -53,9 +63,11 @@ class _Encoder:
             case Head():
                 yield MessageStart(message=_message(event))
             case Text(text) if text:
-                yield from self._said(SaidText(), TextDelta(text=text))
-            case Reasoning(text) if text:
-                yield from self._said(SaidThinking(), ThinkingDelta(thinking=text))
+                yield from self._within(SaidText())
+                yield self._delta(TextDelta(text=text))
+            case Reasoning(text) if text and self._thoughts:
+                yield from self._within(SaidThinking())
+                yield from self._think(text, self._thoughts)
             case ToolCall(id, name):
                 self._has_calls = True
                 yield from self._begin(SaidToolUse(id=id, name=name))
@@ -66,10 +78,14 @@ class _Encoder:
                 yield MessageDelta(delta=self._ending(event), usage=_usage(event))
                 yield MessageStop()
 
-    def _said(self, block: SaidBlock, delta: BlockPart) -> Iterator[MessageEvent]:
+    def _within(self, block: SaidBlock) -> Iterator[MessageEvent]:
         if type(self._open) is not type(block):
             yield from self._begin(block)
-        yield self._delta(delta)
+
+    def _think(self, text: str, thoughts: Thoughts) -> Iterator[MessageEvent]:
+        self._thought.append(text)
+        if thoughts.shown:
+            yield self._delta(ThinkingDelta(thinking=text))
 
     def _begin(self, block: SaidBlock) -> Iterator[MessageEvent]:
         yield from self._end()
@@ -81,8 +97,9 @@ class _Encoder:
         return BlockDelta(index=self._index, delta=delta)
 
     def _end(self) -> Iterator[MessageEvent]:
-        if isinstance(self._open, SaidThinking):
-            yield self._delta(SignatureDelta(signature=SIGNATURE))
+        if self._thought and self._thoughts:
+            yield self._delta(SignatureDelta(signature=self._thoughts.seal("".join(self._thought))))
+            self._thought.clear()
         if self._open:
             yield BlockStop(index=self._index)
         self._open = None

@@ -1,13 +1,12 @@
 """Anthropic's messages -> those of a chat completion, each with the place in the request that it comes from."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from app.spec import InvalidRequest
 from app.spec.anthropic.blocks import Part, call, parts, result
 from schemas.anthropic_block_schema import (
     Block,
-    RedactedThinkingBlock,
     ServerResultBlock,
     TextBlock,
     ThinkingBlock,
@@ -42,14 +41,6 @@ class _Draft:
         for part in found:
             self.places[f"content.{len(self.content)}"] = place
             self.content.append(part)
-
-
-def unread(messages: Iterable[Message]) -> Iterator[str]:
-    """The places of what nobody here can read."""
-    for index, message in enumerate(messages):
-        for place, block in enumerate(message.content):
-            if isinstance(block, RedactedThinkingBlock):
-                yield f"messages.{index}.content.{place}"
 
 
 class History:
@@ -94,11 +85,11 @@ class History:
                 self._called.add(block.id)
                 draft.places[f"tool_calls.{len(draft.calls)}"] = place
                 draft.calls.append(call(block))
-            case ThinkingBlock(thinking=text):
+            case ThinkingBlock(thinking=text) if text:
                 draft.thoughts.append(text)
             case ServerResultBlock():  # whose call was left out of the history
                 draft.add([{"type": "text", "text": result(block)}], place)
-            case _:  # of a block that nobody here can read there are none
+            case _:  # of a thought that nobody here can read there are none
                 draft.add(parts(block, place), place)
 
     def _result(self, block: ToolResultBlock | ServerResultBlock, place: str) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 from app.spec import ChatCompletionRequest, InvalidRequest, unknown_keys
 from app.spec.anthropic import tools
-from app.spec.anthropic.history import History, unread
+from app.spec.anthropic.history import History
+from app.spec.anthropic.thoughts import sealed
 from schemas.anthropic_schema import CountRequest, MessagesRequest, OutputFormat, Thinking
 
 EFFORTS = {"max": "xhigh"}  # others are called the same
@@ -41,8 +42,9 @@ def names(request: CountRequest) -> dict[str, str]:
 
 
 def ignored(request: CountRequest) -> Iterator[str]:
+    """Of a request whose sealed thoughts are opened, as far as they can be."""
     yield from unknown_keys(request, {})
-    yield from unread(request.messages)
+    yield from sealed(request.messages)
 
 
 def _history(request: CountRequest) -> History:

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from app.common.log import request_id
 from app.common.openapi import EVENTS
@@ -21,11 +21,13 @@ from app.spec import (
     decoded,
     server_sent,
 )
-from app.spec.anthropic.answer import events, message
+from app.spec.anthropic.answer import Thoughts, events, message
 from app.spec.anthropic.request import NAMES, chat, ignored, names
+from app.spec.anthropic.thoughts import opened, sealed
 from app.spec.names import Names, in_words, translated
 from schemas.anthropic_answer_schema import MessageEvent, SaidMessage, TokenCount
-from schemas.anthropic_schema import CountRequest, MessagesRequest
+from schemas.anthropic_schema import CountRequest, MessagesRequest, Thinking
+from services.large import aside
 
 TYPES = {
     401: "authentication_error",
@@ -36,6 +38,7 @@ TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+R = TypeVar("R", bound=CountRequest)
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
@@ -53,14 +56,21 @@ class AnthropicSpec(Spec[MessagesRequest]):
         self.add_endpoint("/v1/messages/count_tokens", self.count, ["POST"], response_model=TokenCount, **documented)
 
     async def create(self, body: MessagesRequest, request: Request) -> Response:
-        return await self.answer(body, request)
+        return await self.answer(await self._opened(body, request), request)
 
     async def count(self, body: CountRequest, request: Request) -> Response:
+        body = await self._opened(body, request)
         left_aside = self.server.ignored(ignored(body))
         asked = decoded(chat, body, partial(self._words, body))
         with translated(partial(self._words, body)):
             found = await self.server.count(asked, self.server.owner(request), self.note(left_aside))
         return self.respond(TokenCount(input_tokens=found), left_aside.headers)
+
+    async def _opened(self, body: R, request: Request) -> R:
+        if not any(sealed(body.messages)):
+            return body
+        seal = await self.server.seal(self.server.owner(request))
+        return await aside(opened, body, seal)
 
     def _words(self, body: CountRequest, error: ServiceError) -> ServiceError:
         return in_words(error, names(body), self.too_long)
@@ -72,10 +82,20 @@ class AnthropicSpec(Spec[MessagesRequest]):
         return chat(request)
 
     def encode_response(self, output: Output[MessagesRequest]) -> Items | Awaitable[Item]:
-        asked = output.request
-        thoughts = asked.thinking is not None and asked.thinking.shows
-        said = events(output, asked.max_tokens, thoughts=thoughts)
-        return _named(said) if asked.stream else message(said)
+        said = self._events(output)
+        return _named(said) if output.request.stream else message(said)
+
+    async def _events(self, output: Output[MessagesRequest]) -> AsyncIterator[MessageEvent]:
+        # the seal is there before the first event: a database that goes away breaks no answer
+        thoughts = await self._thoughts(output.request.thinking, output.owner)
+        async for event in events(output, output.request.max_tokens, thoughts):
+            yield event
+
+    async def _thoughts(self, thinking: Thinking | None, owner: str) -> Thoughts | None:
+        if thinking is None or thinking.type == "disabled":
+            return None
+        seal = await self.server.seal(owner)
+        return Thoughts(seal.closing("reasoning"), shown=thinking.display == "summarized")
 
     def error_body(self, problem: Problem) -> dict[str, Any]:
         kind = TYPES.get(problem.status, "invalid_request_error" if problem.status < 500 else "api_error")
