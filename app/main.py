@@ -261,7 +261,7 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
         catalogue=CatalogueService(manager),
         metrics=metrics,
         keys=Keys(settings.api_keys, settings.server.token_ttl_s),
-        drain=Drain(settings.server.drain_s, interrupt=manager.stop, is_busy=lambda: streams.num_live > 0),
+        drain=Drain(settings.server.drain_s, interrupt=manager.stop, is_busy=lambda: streams.num_running > 0),
         sse=Sse(keepalive=settings.server.keepalive_s, send_timeout=settings.server.send_timeout_s),
         reranker=RerankService(manager, metrics, texts),
         responses=ResponseService(chat, turns, streams, stored_responses, secrets),

@@ -1,6 +1,6 @@
-"""Many rows in one statement. SQLAlchemy's unit of work takes several times as long to find out what they are.
+"""Bulk inserts and updates: many rows in one statement, several times as fast as SQLAlchemy's unit of work.
 
-The statements are made once: making one costs as much as executing it.
+Statements are cached: building one costs as much as executing it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from database.models import Base
 
 
 async def insert_all(session: AsyncSession, rows: Sequence[Base]) -> None:
-    """In this order. All of one table; what the database numbers itself it does not tell."""
+    """Inserts rows of one table in this order; autoincremented keys are not read back."""
     if rows:
         statement, readers = _insertion(type(rows[0]))
         await execute_all(session, statement, [{name: read(row) for name, read in readers.items()} for row in rows])
@@ -30,6 +30,6 @@ async def execute_all(session: AsyncSession, statement: Insert | Update, rows: S
 def _insertion(kind: type[Base]) -> tuple[Insert, Mapping[str, Callable[[Base], Any]]]:
     mapper, table = inspect(kind), kind.__table__
     assert isinstance(table, Table)
-    given = [column for column in table.columns if column is not table.autoincrement_column]
-    readers = {column.key: attrgetter(mapper.get_property_by_column(column).key) for column in given}
+    inserted = [column for column in table.columns if column is not table.autoincrement_column]
+    readers = {column.key: attrgetter(mapper.get_property_by_column(column).key) for column in inserted}
     return insert(table), readers

@@ -1,4 +1,4 @@
-"""How a database is reached: URLs to async drivers, and what a new connection is told first."""
+"""Creates engines: async drivers by URL, pools, and the settings of new connections."""
 
 import json
 import sqlite3
@@ -16,8 +16,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from database.sqlite_driver import connect
 
-# max_overflow is 0 below: what is beyond a pool's size would be opened for a statement and closed after it
-WRITE = "parley_write"  # execution option: the transaction is going to write
+# max_overflow is 0 below: overflow connections would be opened for one statement each
+WRITE = "parley_write"  # execution option of transactions that write
 
 DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
@@ -29,7 +29,7 @@ DRIVERS = {
 
 
 def _to_json(value: object) -> str:
-    """Several times as fast as `json`, whose whole call holds the event loop; that one is for what JSON is not."""
+    """orjson is several times as fast as `json`, which blocks the event loop; `json` encodes what orjson rejects."""
     try:
         return orjson.dumps(value).decode()
     except TypeError:  # an integer beyond 64 bits, half of a surrogate pair
@@ -57,7 +57,7 @@ def create_engine(url: str, *, patience_s: float = 10.0) -> AsyncEngine:
 def parse_url(url: str) -> URL:
     try:
         return make_url(url)
-    except (ArgumentError, ValueError):  # their texts may quote the URL, and the password with it
+    except (ArgumentError, ValueError):  # the message may quote the URL with its password
         raise ValueError("The database URL cannot be read, expected sqlite:///FILE or postgresql://…") from None
 
 
@@ -81,7 +81,7 @@ def _sqlite(url: URL, patience_s: float) -> AsyncEngine:
 
 def _postgresql(url: URL, patience_s: float) -> AsyncEngine:
     options: dict[str, object] = {"timeout": 5.0, "command_timeout": patience_s}
-    if sslmode := url.query.get("sslmode"):  # libpq's word, asyncpg has another for the same values
+    if sslmode := url.query.get("sslmode"):  # libpq's name; asyncpg calls it `ssl`
         url, options["ssl"] = url.difference_update_query(["sslmode"]), sslmode
     return create_async_engine(
         url,
@@ -91,7 +91,7 @@ def _postgresql(url: URL, patience_s: float) -> AsyncEngine:
         pool_timeout=patience_s,
         pool_pre_ping=True,  # a restarted server costs a reconnect, not a failed request
         pool_recycle=1800,
-        hide_parameters=True,  # errors are logged, what people write to a model is not
+        hide_parameters=True,  # errors are logged, prompts are not
         **JSON,
     )
 
@@ -101,29 +101,29 @@ def _prepare(connection: AdaptedConnection, _record: ConnectionPoolEntry) -> Non
 
 
 async def _set_pragmas(connection: aiosqlite.Connection) -> None:
-    """WAL: readers and the writer do not wait for each other; FULL: what is committed survives a power cut; what is
-    deleted is overwritten, and not only out of sight."""
+    """WAL: readers and the writer do not block each other. FULL: commits survive a power cut. secure_delete: deleted
+    content is overwritten."""
     await connection.execute_fetchall("PRAGMA foreign_keys=ON")
     await connection.execute_fetchall("PRAGMA secure_delete=ON")
     await connection.execute_fetchall("PRAGMA synchronous=FULL")
     while not await _has_set_wal(connection):
-        # The change to WAL fails at once where two processes try it together; a transaction waits its turn.
+        # switching to WAL fails at once if two processes try it together; a transaction waits for the lock
         await connection.execute_fetchall("BEGIN EXCLUSIVE")
         await connection.execute_fetchall("COMMIT")
 
 
 async def _has_set_wal(connection: aiosqlite.Connection) -> bool:
-    """On file systems that cannot have it SQLite keeps its old journal, and says no error."""
+    """On file systems without shared memory SQLite keeps its rollback journal and reports no error."""
     try:
         await connection.execute_fetchall("PRAGMA journal_mode=WAL")
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # the upper bits say what kind of busy
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:  # the upper bits are the extended code
             raise
         return False
     return True
 
 
 def _begin(connection: Connection) -> None:
-    """A writer takes the lock before it reads: it would fail, not wait, if it asked for it in the middle."""
+    """A writer locks before it reads: upgrading a read lock fails at once instead of waiting."""
     writes = connection.get_execution_options().get(WRITE, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

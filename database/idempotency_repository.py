@@ -1,4 +1,4 @@
-"""Every statement about requests that may come again. The caller's session decides where a transaction ends."""
+"""Statements on idempotency keys. The caller's session ends the transaction."""
 
 from collections.abc import Sequence
 
@@ -20,8 +20,8 @@ class IdempotencyRepository:
     async def add(self, keys: Sequence[IdempotencyKey]) -> None:
         await insert_all(self._session, keys)
 
-    async def forget(self, before: float) -> None:
-        """Those that are locked are being deleted with their conversation: nobody waits for them."""
+    async def delete_expired(self, before: float) -> None:
+        """Skips locked rows: they are being deleted with their conversation."""
         columns = IdempotencyKey.owner, IdempotencyKey.key
         old = select(*columns).where(IdempotencyKey.created_at < before).with_for_update(skip_locked=True)
         await self._session.execute(delete(IdempotencyKey).where(tuple_(*columns).in_(old)))

@@ -1,4 +1,4 @@
-"""A value of a JSON object as text, whatever characters its key has: SQLite's paths would read some of them."""
+"""A value of a JSON object as text, for any key: SQLite's JSON paths would interpret some characters of the key."""
 
 from typing import Any
 

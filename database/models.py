@@ -1,8 +1,8 @@
 """The tables. Times are seconds since the epoch, as on the wire.
 
-A conversation owns everything that was said in it: `items`, each once, in the form of the Conversations API, and
-`turns`, one for each answer that was asked for. Items are a tree (`parent_id`): a new answer to an old item is a
-sibling of the old answer. `owner` stands in every table, so that no query needs a second one to keep people apart.
+A conversation owns `items`, each stored once in the form of the Conversations API, and `turns`, one for each requested
+answer. Items are a tree (`parent_id`): a new answer to an old item is a sibling of the old answer. Every table has the
+`owner`, so that one query suffices to select the rows of one caller.
 """
 
 from typing import Any, Literal
@@ -34,7 +34,7 @@ CANCELLED: Literal["cancelled"] = "cancelled"
 STATUSES = (QUEUED, IN_PROGRESS, COMPLETED, INCOMPLETE, FAILED, CANCELLED)
 RUNNING = f"status IN ('{QUEUED}', '{IN_PROGRESS}')"
 
-# JSON, not JSONB: JSONB refuses the NUL character and forgets the order of keys, what was said comes back unchanged
+# JSON, not JSONB: JSONB rejects the NUL character and loses the order of keys, stored items must come back unchanged
 Json = JSON(none_as_null=True)
 
 
@@ -51,7 +51,7 @@ class Base(MappedAsDataclass, DeclarativeBase, kw_only=True, eq=False, repr=Fals
 
 
 class Conversation(Base):
-    """`listed`: begun as a conversation; else it only holds together answers that were stored one by one."""
+    """`listed`: created as a conversation; else it only groups stored answers that continue each other."""
 
     __tablename__ = "conversations"
     __table_args__ = (
@@ -63,7 +63,7 @@ class Conversation(Base):
             sqlite_where=text("listed"),
             postgresql_where=text("listed"),
         ),
-        Index(None, "updated_at"),  # what has not been used for too long is looked for here
+        Index(None, "updated_at"),  # for the deletion of unused conversations
     )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -76,9 +76,9 @@ class Conversation(Base):
 
 
 class Turn(Base):
-    """One answer. Written before it is generated; `writer` is who goes on with it, null once it is finished.
+    """One answer. Stored before it is generated; `writer` is the process that generates it, null once it is finished.
 
-    `said` is the checkpoint: the output items so far. Once the turn is over they are items like all others.
+    `partial_output` is the checkpoint: the output items so far. When the turn finishes they become rows of `items`.
     """
 
     __tablename__ = "turns"
@@ -102,17 +102,18 @@ class Turn(Base):
     owner: Mapped[str] = mapped_column(String(128))
     conversation_id: Mapped[str] = mapped_column(ForeignKey("conversations.id", ondelete="CASCADE"))
     status: Mapped[str] = mapped_column(String(16))
-    stored: Mapped[bool]  # to be found again by its id
+    stored: Mapped[bool]  # can be retrieved by its id
     model: Mapped[str] = mapped_column(Text)
     created_at: Mapped[float] = mapped_column(Double)
     updated_at: Mapped[float] = mapped_column(Double)
-    previous_id: Mapped[str | None] = mapped_column(String(64), default=None)  # the answer it goes on from, if named
-    parent_id: Mapped[str | None] = mapped_column(String(128), default=None)  # the item that what is said hangs on
+    previous_id: Mapped[str | None] = mapped_column(String(64), default=None)  # the stored answer it continues
+    parent_id: Mapped[str | None] = mapped_column(String(128), default=None)  # the parent of its output items
     background: Mapped[bool] = mapped_column(default=False)
     request: Mapped[dict[str, object]] = mapped_column(Json, default_factory=dict)
     metadata_: Mapped[dict[str, object]] = mapped_column("metadata", Json, default_factory=dict)
     fingerprint: Mapped[str | None] = mapped_column(Text, default=None)
-    said: Mapped[list[list[dict[str, object]]] | None] = mapped_column(Json, default=None)  # by choice
+    # by choice
+    partial_output: Mapped[list[list[dict[str, object]]] | None] = mapped_column("said", Json, default=None)
     choices: Mapped[list[dict[str, object]] | None] = mapped_column(Json, default=None)  # how each ended
     usage: Mapped[dict[str, int] | None] = mapped_column(Json, default=None)
     error: Mapped[dict[str, object] | None] = mapped_column(Json, default=None)
@@ -121,9 +122,9 @@ class Turn(Base):
 
 
 class Item(Base):
-    """Its id is the client's or ours, and its own in its conversation only; `seq` is the order in which items came.
+    """Its id is the client's or ours, and unique within its conversation only; `seq` is the order of insertion.
 
-    `terms` are the words by which it is found: on SQLite in the virtual table `items_found`, on PostgreSQL in an index.
+    `terms` are the words indexed for search: on SQLite in the virtual table `items_found`, on PostgreSQL in an index.
     """
 
     __tablename__ = "items"
@@ -133,7 +134,7 @@ class Item(Base):
             ["conversation_id", "parent_id"], ["items.conversation_id", "items.id"], name="fk_items_parent_id"
         ),
         Index(None, "conversation_id", "seq"),
-        Index(None, "conversation_id", "parent_id"),  # a delete looks here for children
+        Index(None, "conversation_id", "parent_id"),  # for finding the children of a deleted item
         Index(None, "turn_id"),
         Index(None, "owner", "seq"),
         Index(None, "owner", "id"),
@@ -145,15 +146,15 @@ class Item(Base):
     conversation_id: Mapped[str] = mapped_column(ForeignKey("conversations.id", ondelete="CASCADE"))
     parent_id: Mapped[str | None] = mapped_column(String(128))
     type: Mapped[str] = mapped_column(String(64))
-    data: Mapped[dict[str, Any]] = mapped_column(Json)  # as it came, with its id
+    data: Mapped[dict[str, Any]] = mapped_column(Json)  # as received, with its id
     terms: Mapped[str] = mapped_column(Text)
     created_at: Mapped[float] = mapped_column(Double)
     turn_id: Mapped[str | None] = mapped_column(ForeignKey("turns.id", ondelete="SET NULL"), default=None)
-    choice: Mapped[int | None] = mapped_column(default=None)  # of the turn's answer; none: it was given, not said
+    choice: Mapped[int | None] = mapped_column(default=None)  # of the turn's answer; null for input items
 
 
 class StreamBatch(Base):
-    """Some events of a turn that goes on without a reader, as JSON; `number` is the last one's."""
+    """A batch of events of a background stream, as JSON; `number` is that of the last event."""
 
     __tablename__ = "stream_batches"
 
@@ -163,7 +164,7 @@ class StreamBatch(Base):
 
 
 class IdempotencyKey(Base):
-    """A request that may come again, and what became of it the first time. Key and digest are hashes."""
+    """The idempotency key of a request, and what the request created. `key` and `digest` are hashes."""
 
     __tablename__ = "idempotency_keys"
     __table_args__ = (Index(None, "conversation_id"), Index(None, "turn_id"), Index(None, "created_at"))
@@ -178,7 +179,7 @@ class IdempotencyKey(Base):
 
 
 class Secret(Base):
-    """Of the server's own, shared by its processes: made by the first that needs it."""
+    """A secret of the server, shared by its processes and created by the first that needs it."""
 
     __tablename__ = "secrets"
 

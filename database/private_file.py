@@ -1,4 +1,4 @@
-"""SQLite's files are for the user who runs the service, and for nobody else on the machine."""
+"""Restricts SQLite's files to the user who runs the service."""
 
 import logging
 import os
@@ -8,19 +8,19 @@ from functools import cache
 logger = logging.getLogger(__name__)
 
 PRIVATE = 0o600
-BESIDE = ("", "-wal", "-shm", "-journal")  # SQLite gives new ones the mode of the file itself
+SUFFIXES = ("", "-wal", "-shm", "-journal")  # SQLite creates them with the mode of the database file
 _creating = threading.Lock()
 
 
 def make_private(path: str) -> None:
-    """Creates the file, or takes it from other users. What cannot be opened is left to SQLite, which says why."""
+    """Creates the file, or removes the permissions of others. If it cannot be opened, SQLite reports the error."""
     if not _create(path):
-        for suffix in BESIDE:
+        for suffix in SUFFIXES:
             _tighten(path + suffix)
 
 
 def _create(path: str) -> bool:
-    # one at a time: closing a file drops all locks of this process on it, SQLite's in another thread among them
+    # one at a time: closing a file drops all POSIX locks of this process on it, also SQLite's in other threads
     with _creating:
         try:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, PRIVATE))
@@ -35,19 +35,17 @@ def _tighten(path: str) -> None:
     except OSError:
         return
     if mode & ~PRIVATE:
-        _take_away(path, mode)
+        _restrict(path, mode)
 
 
-def _take_away(path: str, mode: int) -> None:
+def _restrict(path: str, mode: int) -> None:
     try:
         os.chmod(path, mode & PRIVATE)
-        logger.warning(
-            "%s had mode %04o, other users could read what is in it: it has %04o", path, mode, mode & PRIVATE
-        )
-    except OSError as error:  # somebody else's file, or a file system without modes
-        _complain(path, f"{mode:04o}", error.strerror)
+        logger.warning("%s had mode %04o, readable by other users; changed to %04o", path, mode, mode & PRIVATE)
+    except OSError as error:  # owned by another user, or a file system without modes
+        _warn_once(path, f"{mode:04o}", error.strerror)
 
 
-@cache  # once, not for every connection
-def _complain(path: str, mode: str, why: str | None) -> None:
-    logger.warning("%s has mode %s, and other users may read what is in it: %s", path, mode, why)
+@cache  # once per file, not per connection
+def _warn_once(path: str, mode: str, why: str | None) -> None:
+    logger.warning("%s has mode %s and may be readable by other users: %s", path, mode, why)

@@ -1,8 +1,8 @@
-"""Full-text search, in the way of either database: items that have all of the phrases, the newest first.
+"""Full-text search on SQLite (FTS5) and PostgreSQL (tsvector): items that contain all phrases, newest first.
 
-The owner is one of the words that are indexed, so that an index answers for one owner alone. SQLite reads it from its
-end and stops when a page is full. PostgreSQL cannot; there a page of frequent words is found among the newest items,
-and only for rare ones is the index asked.
+The owner is indexed as a word, so that a lookup reads the entries of one owner only. SQLite reads the index from its
+end and stops when the page is full. PostgreSQL cannot: there, frequent words are looked up among the newest items
+first, and the index is read only for rare ones.
 """
 
 from collections.abc import Sequence
@@ -14,64 +14,64 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from database import terms
+from database.bounded_page import BoundedPage, json_length, num_within_limit
 from database.models import Item
-from database.portion import Portion, fitting, weight
 
 FOUND = table("items_found", column("rowid"))
-Places = Select[int, int]
-NEWEST = 2000  # items that are looked at one by one
+Positions = Select[int, int]
+NUM_SCANNED = 2000  # newest items that are scanned without the index
 
 
 class SearchRepository:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def find(self, owner: str, phrases: Sequence[str], *, limit: int, before: int | None = None) -> Portion:
-        """As many as are light enough to be read at once. `before`: the place of the last one that was seen."""
-        found = await self._places(owner, [terms.token(owner), *phrases], limit + 1, before)
+    async def find(self, owner: str, phrases: Sequence[str], *, limit: int, before: int | None = None) -> BoundedPage:
+        """A page of matching items. `before`: the sequence number of the last item of the previous page."""
+        found = await self._positions(owner, [terms.token(owner), *phrases], limit + 1, before)
         if not found:
-            return Portion([], limit)
-        size = fitting([row.weight for row in found[:limit]])
+            return BoundedPage([], limit)
+        size = num_within_limit([row.json_length for row in found[:limit]])
         query = select(Item).where(Item.seq.in_([row.seq for row in found[: size + 1]])).order_by(Item.seq.desc())
-        return Portion((await self._session.scalars(query)).all(), size)
+        return BoundedPage((await self._session.scalars(query)).all(), size)
 
-    async def _places(
+    async def _positions(
         self, owner: str, wanted: Sequence[str], limit: int, before: int | None
     ) -> Sequence[Row[int, int]]:
         if (await self._session.connection()).dialect.name == "sqlite":
-            return await self._all(_in_sqlite(owner, wanted, limit, before))
-        found = await self._all(_among_the_newest(owner, wanted, limit, before))
-        return found if len(found) == limit else await self._all(_in_the_index(owner, wanted, limit, before))
+            return await self._all(_in_fts5(owner, wanted, limit, before))
+        found = await self._all(_in_newest_items(owner, wanted, limit, before))
+        return found if len(found) == limit else await self._all(_in_index(owner, wanted, limit, before))
 
-    async def _all(self, query: Places) -> Sequence[Row[int, int]]:
+    async def _all(self, query: Positions) -> Sequence[Row[int, int]]:
         return (await self._session.execute(query)).all()
 
 
-def _place(item: type[Item]) -> Places:
-    return select(item.seq, weight(item.data).label("weight"))
+def _position(item: type[Item]) -> Positions:
+    return select(item.seq, json_length(item.data).label("json_length"))
 
 
-def _in_sqlite(owner: str, wanted: Sequence[str], limit: int, before: int | None) -> Places:
+def _in_fts5(owner: str, wanted: Sequence[str], limit: int, before: int | None) -> Positions:
     match = literal_column("items_found").op("MATCH")(" AND ".join(f'"{phrase}"' for phrase in wanted))
-    query = _place(Item).join(FOUND, FOUND.c.rowid == Item.seq).where(match, Item.owner == owner)
+    query = _position(Item).join(FOUND, FOUND.c.rowid == Item.seq).where(match, Item.owner == owner)
     if before is not None:
         query = query.where(FOUND.c.rowid < before)
     return query.order_by(FOUND.c.rowid.desc()).limit(limit)
 
 
-def _among_the_newest(owner: str, wanted: Sequence[str], limit: int, before: int | None) -> Places:
-    newest = _of_owner(select(Item), owner, before).order_by(Item.seq.desc()).limit(NEWEST)
+def _in_newest_items(owner: str, wanted: Sequence[str], limit: int, before: int | None) -> Positions:
+    newest = _of_owner(select(Item), owner, before).order_by(Item.seq.desc()).limit(NUM_SCANNED)
     item = aliased(Item, newest.subquery())
-    # to look for the letters costs little, to split a text into its words much: few are looked at twice
-    has_letters = (func.strpos(item.terms, phrase) > 0 for phrase in wanted)
-    return _place(item).where(*has_letters, _matches(item.terms, wanted)).order_by(item.seq.desc()).limit(limit)
+    # a substring search is cheap, splitting a text into words is not: few items need the second test
+    contains = (func.strpos(item.terms, phrase) > 0 for phrase in wanted)
+    return _position(item).where(*contains, _matches(item.terms, wanted)).order_by(item.seq.desc()).limit(limit)
 
 
-def _in_the_index(owner: str, wanted: Sequence[str], limit: int, before: int | None) -> Places:
+def _in_index(owner: str, wanted: Sequence[str], limit: int, before: int | None) -> Positions:
     query = _of_owner(select(Item.seq), owner, before).where(_matches(Item.terms, wanted))
-    found = query.cte().prefix_with("MATERIALIZED")  # or it would be looked for from the newest on, all the way
+    found = query.cte().prefix_with("MATERIALIZED")  # else PostgreSQL scans all items from the newest on
     newest = select(found.c.seq).order_by(found.c.seq.desc()).limit(limit)
-    return _place(Item).where(Item.seq.in_(newest)).order_by(Item.seq.desc())
+    return _position(Item).where(Item.seq.in_(newest)).order_by(Item.seq.desc())
 
 
 def _of_owner(query: Select[Any], owner: str, before: int | None) -> Select[Any]:

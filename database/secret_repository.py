@@ -1,4 +1,4 @@
-"""Every statement about secrets of the server's own. The caller's session decides where a transaction ends."""
+"""Statements on the server's own secrets. The caller's session ends the transaction."""
 
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -14,6 +14,6 @@ class SecretRepository:
         return await self._session.scalar(select(Secret.value).where(Secret.name == name))
 
     async def add(self, name: str, value: str) -> None:
-        """Keeps what another process has added meanwhile."""
+        """Keeps a value that another process has added."""
         statement = text("INSERT INTO secrets (name, value) VALUES (:name, :value) ON CONFLICT DO NOTHING")
         await self._session.execute(statement, {"name": name, "value": value})

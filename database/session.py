@@ -1,4 +1,4 @@
-"""Sessions that live as long as a statement needs them, and what it looks like when there is no database."""
+"""Short-lived sessions, and the classification of database errors as outages."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -12,17 +12,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from database.engine import WRITE, create_engine
 from database.erasure import Deletions, empty_log, merge
 
-# PostgreSQL's classes of "not now": connection, authorization, no such database, rolled back, resources, shutting down
-NOT_NOW = ("08", "28", "3D", "40", "53", "57")
+# PostgreSQL's error classes: connection, authorization, no such database, rolled back, resources, shutting down
+OUTAGE_CLASSES = ("08", "28", "3D", "40", "53", "57")
 
 
 class Database:
     def __init__(self, url: str, *, patience_s: float = 10.0) -> None:
         self._engine = create_engine(url, patience_s=patience_s)
-        self._readers = async_sessionmaker(_at_one_moment(self._engine), expire_on_commit=False)
+        self._readers = async_sessionmaker(_repeatable_read(self._engine), expire_on_commit=False)
         writing = self._engine.execution_options(**{WRITE: True})
         self._writers = async_sessionmaker(writing, expire_on_commit=False)
-        self._turnstile = _turnstile(self._engine.dialect.name)
+        self._write_lock = _write_lock(self._engine.dialect.name)
         self._deletions = Deletions(self._engine)
 
     @asynccontextmanager
@@ -32,8 +32,8 @@ class Database:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
-        """Commits at the end; what was written is durable then. Never to be held while something else is awaited."""
-        async with self._turnstile, self._writers.begin() as session:
+        """Commits on exit; the writes are durable then. Await nothing but statements inside."""
+        async with self._write_lock, self._writers.begin() as session:
             yield session
 
     async def ping(self) -> None:
@@ -41,12 +41,12 @@ class Database:
             await session.execute(text("SELECT 1"))
 
     async def erase(self) -> bool:
-        """A step on which what was deleted leaves the files, too; whether there is more to do."""
+        """One step of erasing deleted rows from the files; returns whether more steps are needed."""
         deletions, seen = self._deletions, self._deletions.count
         if deletions.erased < seen:
             async with self.write() as session:
                 is_merged = await merge(session)
-            async with self._turnstile:
+            async with self._write_lock:
                 is_empty = await empty_log(self._engine.url.database or "")
             deletions.erased = seen if is_merged and is_empty else deletions.erased
         return deletions.erased < deletions.count
@@ -55,25 +55,25 @@ class Database:
         await self._engine.dispose()
 
 
-def _at_one_moment(engine: AsyncEngine) -> AsyncEngine:
-    """A transaction sees the same from its first statement to its last, as SQLite's do by themselves."""
+def _repeatable_read(engine: AsyncEngine) -> AsyncEngine:
+    """Each transaction reads one snapshot, as SQLite's transactions always do."""
     if engine.dialect.name == "sqlite":
         return engine
     return engine.execution_options(isolation_level="REPEATABLE READ")
 
 
-def _turnstile(dialect: str) -> AbstractAsyncContextManager[None]:
-    """SQLite has one writer. Writers of one process queue here, first come first served; SQLite itself would poll."""
+def _write_lock(dialect: str) -> AbstractAsyncContextManager[None]:
+    """SQLite has one writer. Writers of one process queue here in order; SQLite itself would poll."""
     return anyio.Lock() if dialect == "sqlite" else nullcontext()
 
 
-def is_away(error: BaseException) -> bool:
-    """Whether the database cannot serve at the moment, as opposed to: was asked something wrong."""
+def is_outage(error: BaseException) -> bool:
+    """Whether an error means that the database is unavailable, and not that a statement is wrong."""
     match error:
         case OperationalError() | InterfaceError() | PoolTimeout() | OSError():  # OSError: also TimeoutError
             return True
         case DBAPIError():
             state = getattr(error.orig, "sqlstate", None) or ""
-            return error.connection_invalidated or state.startswith(NOT_NOW)
+            return error.connection_invalidated or state.startswith(OUTAGE_CLASSES)
         case _:
             return False

@@ -1,4 +1,4 @@
-"""Whose an SQLite file is: looked at before anything is written into it."""
+"""Checks that an SQLite file is ours before anything is written to it."""
 
 import sqlite3
 from pathlib import Path
@@ -7,11 +7,11 @@ from urllib.parse import quote
 from sqlalchemy.engine import URL
 
 VERSION = "alembic_version"
-OURS = {"turns", "conversations"}
+OWN_TABLES = {"turns", "conversations"}
 
 
-class AnothersFile(ValueError):
-    """The file is no database, or another program's."""
+class ForeignDatabase(ValueError):
+    """The file is not a database, or belongs to another program."""
 
 
 def check(url: URL) -> None:
@@ -19,10 +19,10 @@ def check(url: URL) -> None:
     if url.get_backend_name() != "sqlite" or not path.exists():
         return
     if path.is_dir():
-        raise AnothersFile(f"{path} is a folder, and not an SQLite file")
+        raise ForeignDatabase(f"{path} is a folder, and not an SQLite file")
     tables = _tables(path)
-    if tables - {VERSION} and not (VERSION in tables and tables & OURS):
-        raise AnothersFile(f"{path} is the database of another program, whose tables are in it: name another file")
+    if tables - {VERSION} and not (VERSION in tables and tables & OWN_TABLES):
+        raise ForeignDatabase(f"{path} is the database of another program, whose tables are in it: name another file")
 
 
 def _tables(path: Path) -> set[str]:
@@ -34,6 +34,6 @@ def _tables(path: Path) -> set[str]:
             connection.close()
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_NOTADB:
-            raise AnothersFile(f"{path} is no SQLite database") from None
-        return set()  # locked, or not to be opened: whoever opens it next is told so
+            raise ForeignDatabase(f"{path} is no SQLite database") from None
+        return set()  # locked or unreadable: opening it next reports that
     return {name for (name,) in rows if not name.startswith("sqlite_")}

@@ -243,7 +243,7 @@ def _turn_request(
         conversation=request.conversation,
         item=request.parent_item,
         stored=request.store,
-        request=facts,
+        parameters=facts,
         metadata=request.metadata,
         idempotency_key=idempotency_key,
     )

@@ -1,9 +1,9 @@
-"""Answers for a browser's `EventSource`, which go on when their reader leaves.
+"""Answers for a browser's `EventSource`. Generation continues when the reader disconnects.
 
-It reconnects by itself and says which event it saw last. Event ids are `<message id>:<offset>`, the offset counting the
-characters sent so far: the rest of the answer can be cut from the text alone, which is in memory and in the database
-while it is being written, by this process or another, and afterwards in the stored message. `<message id>:end` is the
-last event.
+An `EventSource` reconnects by itself and sends the id of the last event it received. Event ids are
+`<message id>:<offset>`, where the offset counts the characters sent so far, so the rest of an answer can be cut from
+its text: from memory or the database while any process generates it, and from the stored message afterwards.
+`<message id>:end` is the last event.
 """
 
 import re
@@ -37,33 +37,33 @@ class EventSourceService:
         self._turns = turns
         self._streams = streams
 
-    async def ask(self, question: BrowserQuestion, owner: str) -> AsyncGenerator[BrowserEvent, None]:
-        """A new answer, written whether or not its reader stays. The first event has its id, before any text."""
+    async def create(self, question: BrowserQuestion, owner: str) -> AsyncGenerator[BrowserEvent, None]:
+        """A new answer, generated whether or not its reader stays. The first event has its id, before any text."""
         if not question.prompt:
             raise InvalidRequest("'prompt' is required", param="prompt")
         turn, run = await self._messages.begin(question, owner)
-        told = _Told(run)
-        live = BackgroundStream(told.events(), owner, told.ended, passing=True)
-        await live.started()
-        self._streams.keep(turn.id, live)
+        source = _EventSource(run)
+        stream = BackgroundStream(source.events(), owner, source.closing_events, is_transient=True)
+        await stream.first_event()
+        self._streams.register(turn.id, stream)
         async with aclosing(self._follow(turn.id, owner, -1)) as events:
             async for event in events:
                 yield event
 
     async def resume(self, last_event_id: str, owner: str) -> AsyncGenerator[BrowserEvent, None] | None:
-        """What came after that event; None when nothing did, and never a second answer."""
+        """The events after that one; None if it was the last. Never starts a second answer."""
         match = EVENT_ID.fullmatch(last_event_id)
         if match is None:
             raise InvalidRequest("The last event id is not one of this server's", param="Last-Event-ID")
         message_id, seen = match.groups()
         if seen == "end":
             return None
-        if not self._streams.is_here(message_id, owner):
-            await self._turns.answer(message_id, owner, KIND)  # NotFound before the stream begins
+        if not self._streams.is_local(message_id, owner):
+            await self._turns.answer(message_id, owner, KIND)  # raises NotFound before the stream begins
         return self._follow(message_id, owner, int(seen))
 
     async def stop(self, message_id: str, owner: str) -> StoppedMessage:
-        """Its readers get the end of it, wherever they are; what was said so far stays."""
+        """Ends the answer for all its readers, of every process; the text generated so far stays."""
         stopped = await self._turns.cancel(message_id, owner, KIND)
         await self._streams.stop(message_id)
         return StoppedMessage(message_id=message_id, status=stopped.status)
@@ -72,17 +72,17 @@ class EventSourceService:
         reader = _Reader(message_id, seen)
         async with aclosing(self._streams.follow(message_id, seen)) as batches:
             async for batch in batches:
-                for event in reader.take(batch):
+                for event in reader.events_of(batch):
                     yield event
                 if batch[-1].last:
                     return
-        for event in reader.rest(await self._turns.answer(message_id, owner, KIND)):
+        for event in reader.remaining(await self._turns.answer(message_id, owner, KIND)):
             yield event
 
 
 @dataclass(slots=True)
-class _Told:
-    """An answer as events whose numbers are offsets in its text."""
+class _EventSource:
+    """Converts an answer to stream events whose numbers are offsets in its text."""
 
     run: AsyncGenerator[Event, None]
     head: Head | None = None
@@ -90,7 +90,7 @@ class _Told:
     async def events(self) -> AsyncGenerator[StreamEvent, None]:
         async with aclosing(self.run) as run:
             self.head = await head_of(run)
-            yield StreamEvent(number=0, type="start", data=_facts(self.head.id, self.head.conversation_id))
+            yield StreamEvent(number=0, type="start", data=_message_data(self.head.id, self.head.conversation_id))
             offset, reason = 0, ""
             async for event in run:
                 if isinstance(event, Text) and event.text:
@@ -100,60 +100,60 @@ class _Told:
                     reason = event.reason
         yield self._done(offset + 1, reason)
 
-    def ended(self, error: ServiceError, number: int) -> list[StreamEvent]:
+    def closing_events(self, error: ServiceError, number: int) -> list[StreamEvent]:
         if isinstance(error, Stopped):
             return [self._done(number, CANCELLED)]
-        return [StreamEvent(number=number, type="error", data=_trouble(error.message), last=True)]
+        return [StreamEvent(number=number, type="error", data=_error_data(error.message), last=True)]
 
     def _done(self, number: int, reason: str) -> StreamEvent:
         assert self.head is not None
-        facts = _facts(self.head.id, self.head.conversation_id, finish_reason=reason)
-        return StreamEvent(number=number, type="done", data=facts, last=True)
+        data = _message_data(self.head.id, self.head.conversation_id, finish_reason=reason)
+        return StreamEvent(number=number, type="done", data=data, last=True)
 
 
 @dataclass(slots=True)
 class _Reader:
-    """One reader of an answer. What there is of the text goes out as one event."""
+    """The position of one reader. Text that is available at the same time is sent as one event."""
 
     message_id: str
-    seen: int  # characters; -1: not even the start
-    held: str = ""  # a carriage return: perhaps half a line break, which an event cannot end in
+    num_seen: int  # characters; -1: not even the start event
+    held_back: str = ""  # a carriage return, which may be half of a line break: an event cannot end in it
 
-    def take(self, batch: list[StreamEvent]) -> Iterable[BrowserEvent]:
+    def events_of(self, batch: list[StreamEvent]) -> Iterable[BrowserEvent]:
         if batch[0].type == "start":
-            self.seen = 0
+            self.num_seen = 0
             yield BrowserEvent(id=f"{self.message_id}:0", event="start", data=batch[0].data, retry=RETRY_MS)
-        at = self.seen + len(self.held)
-        text = self.held
+        at = self.num_seen + len(self.held_back)
+        text = self.held_back
         for event in batch:
             if event.type == "text":
                 text += event.data[max(0, at - (event.number - len(event.data))) :]
-        self.held = "\r" if text.endswith("\r") and not batch[-1].last else ""
-        yield from self._text(text.removesuffix(self.held) if self.held else text)
+        self.held_back = "\r" if text.endswith("\r") and not batch[-1].last else ""
+        yield from self._text(text.removesuffix(self.held_back) if self.held_back else text)
         if batch[-1].last:
             yield self._end(batch[-1].type, batch[-1].data)
 
-    def rest(self, stored: Answer) -> Iterable[BrowserEvent]:
-        """Nobody writes it any more."""
-        yield from self._text(items.text(stored.output[0] if stored.output else ())[max(0, self.seen) :])
+    def remaining(self, stored: Answer) -> Iterable[BrowserEvent]:
+        """The rest of an answer that no process generates any more."""
+        yield from self._text(items.text(stored.output[0] if stored.output else ())[max(0, self.num_seen) :])
         if stored.status in ("completed", CANCELLED):
             reason = stored.choices[0]["finish_reason"] if stored.status == "completed" else CANCELLED
-            yield self._end("done", _facts(stored.id, stored.conversation_id, finish_reason=reason))
+            yield self._end("done", _message_data(stored.id, stored.conversation_id, finish_reason=reason))
         else:
-            yield self._end("error", _trouble(INTERRUPTED))
+            yield self._end("error", _error_data(INTERRUPTED))
 
     def _text(self, text: str) -> Iterable[BrowserEvent]:
         if text:
-            self.seen += len(text)
-            yield BrowserEvent(id=f"{self.message_id}:{self.seen}", data=text)
+            self.num_seen += len(text)
+            yield BrowserEvent(id=f"{self.message_id}:{self.num_seen}", data=text)
 
     def _end(self, name: str, data: str) -> BrowserEvent:
         return BrowserEvent(id=f"{self.message_id}:end", event=name, data=data)
 
 
-def _facts(message_id: str, conversation_id: str | None, **more: str | None) -> str:
+def _message_data(message_id: str, conversation_id: str | None, **more: str | None) -> str:
     return orjson.dumps({"message_id": message_id, "conversation_id": conversation_id, **more}).decode()
 
 
-def _trouble(message: str) -> str:
+def _error_data(message: str) -> str:
     return orjson.dumps({"error": {"message": message, "type": "server_error", "param": None, "code": None}}).decode()

@@ -1,4 +1,4 @@
-"""The simple routes."""
+"""The simple chat routes: new messages, and the stored messages of a conversation."""
 
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
@@ -25,8 +25,8 @@ from services.turn_service import TurnService
 
 
 @contextmanager
-def _in_its_words() -> Iterator[None]:
-    """Refusals name the parts of the request as these routes do."""
+def _translate_errors() -> Iterator[None]:
+    """Errors name the parameters as these routes call them."""
     try:
         yield
     except ServiceError as error:
@@ -43,16 +43,16 @@ class MessageService:
     async def new(
         self, request: NewMessage, owner: str, idempotency_key: IdempotencyKey | None = None
     ) -> NewMessageAnswer:
-        asked = _as_chat(request)
-        turn = await self._open(asked, owner, idempotency_key)
-        reply = await self._chat.whole(asked, owner, turn)
+        chat_request = _chat_request(request)
+        turn = await self._open(chat_request, owner, idempotency_key)
+        reply = await self._chat.whole(chat_request, owner, turn)
         head = reply.head
         assert head is not None
         assert head.conversation_id is not None
         return NewMessageAnswer(
             response=reply.text,
             history=[
-                *(_history_item(each) for each in [*turn.history, *asked.messages]),
+                *(_history_item(each) for each in [*turn.history, *chat_request.messages]),
                 HistoryItem(role="assistant", content=reply.text),
             ],
             time=datetime.now().strftime("%Y-%m-%d %H:%M:%S"),
@@ -63,7 +63,7 @@ class MessageService:
     async def stream(
         self, request: NewMessage, owner: str, idempotency_key: IdempotencyKey | None = None
     ) -> AsyncGenerator[TextPiece, None]:
-        async with aclosing(self._run(_as_chat(request), owner, idempotency_key)) as run:
+        async with aclosing(self._run(_chat_request(request), owner, idempotency_key)) as run:
             head = await head_of(run)
             async for event in run:
                 if isinstance(event, Text):
@@ -72,41 +72,43 @@ class MessageService:
     async def whole(
         self, request: NewMessage, owner: str, idempotency_key: IdempotencyKey | None = None
     ) -> AsyncGenerator[TextPiece, None]:
-        """The answer as one piece, for readers of event streams that did not ask for several."""
-        asked = _as_chat(request)
-        reply = await self._chat.whole(asked, owner, await self._open(asked, owner, idempotency_key))
+        """The answer as one piece, for readers of event streams that did not set `stream`."""
+        chat_request = _chat_request(request)
+        reply = await self._chat.whole(chat_request, owner, await self._open(chat_request, owner, idempotency_key))
         assert reply.head is not None
         yield TextPiece(text=reply.text, message_id=reply.head.id)
 
     async def messages(self, owner: str, conversation: str | None, limit: int, after: str | None) -> StoredMessages:
-        with _in_its_words():
+        with _translate_errors():
             return await self._conversations.messages(owner, conversation, limit=limit, after=after)
 
     async def begin(self, question: Question, owner: str) -> tuple[Turn, AsyncGenerator[Event, None]]:
-        """The turn of an answer, which is known before it begins, and what will be said."""
-        asked = _as_chat(question)
-        turn = await self._open(asked, owner)
-        return turn, self._chat.run(asked, owner, turn)
+        """A turn, opened but not begun, and the events of its answer."""
+        chat_request = _chat_request(question)
+        turn = await self._open(chat_request, owner)
+        return turn, self._chat.run(chat_request, owner, turn)
 
     async def _run(
-        self, asked: ChatCompletionRequest, owner: str, idempotency_key: IdempotencyKey | None
+        self, chat_request: ChatCompletionRequest, owner: str, idempotency_key: IdempotencyKey | None
     ) -> AsyncGenerator[Event, None]:
-        async with aclosing(self._chat.run(asked, owner, await self._open(asked, owner, idempotency_key))) as run:
+        async with aclosing(
+            self._chat.run(chat_request, owner, await self._open(chat_request, owner, idempotency_key))
+        ) as run:
             async for event in run:
                 yield event
 
     async def _open(
-        self, asked: ChatCompletionRequest, owner: str, idempotency_key: IdempotencyKey | None = None
+        self, chat_request: ChatCompletionRequest, owner: str, idempotency_key: IdempotencyKey | None = None
     ) -> Turn:
         turn_request = TurnRequest(
             owner=owner,
             kind="message",
-            input=items.of_messages(asked.messages),
-            conversation=asked.conversation,
+            input=items.of_messages(chat_request.messages),
+            conversation=chat_request.conversation,
             create=True,
             idempotency_key=idempotency_key,
         )
-        with _in_its_words():
+        with _translate_errors():
             return await self._turns.open(turn_request)
 
 
@@ -114,7 +116,7 @@ def _history_item(message: ChatMessage) -> HistoryItem:
     return HistoryItem(role=message.role, content=contents.text(message.content or message.refusal))
 
 
-def _as_chat(question: Question) -> ChatCompletionRequest:
+def _chat_request(question: Question) -> ChatCompletionRequest:
     history = question.history if isinstance(question, NewMessage) else None
     if history and question.conversation_id:
         raise InvalidRequest("'history' goes without 'conversation_id': a conversation has its own", param="history")

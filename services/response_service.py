@@ -114,7 +114,7 @@ class ResponseService:
             stored=request.store,
             background=request.background,
             logprobs=responses.LOGPROBS in request.include,
-            request=facts,
+            parameters=facts,
             metadata=request.metadata,
             idempotency_key=idempotency_key,
         )
@@ -132,7 +132,7 @@ class ResponseService:
 
     async def _own_items(self, request: ResponseInput, owner: str, note: Note) -> list[Item]:
         ids = [item["id"] for item in request.input if item["type"] == "item_reference"]
-        own = responses.own_items(request, await self._turns.referred(ids, owner) if ids else {})
+        own = responses.own_items(request, await self._turns.items_by_id(ids, owner) if ids else {})
         if not any(map(is_sealed, own)):
             return own
         opened = Opened(own, await self._secrets.seal(owner))
@@ -218,7 +218,7 @@ class ResponseService:
         def ended(error: ServiceError, number: int) -> Iterator[StreamEvent]:
             return map(framed, asked.encoder.broken(error))
 
-        self._streams.keep(asked.turn.id, BackgroundStream(self._background(asked), asked.owner, ended))
+        self._streams.register(asked.turn.id, BackgroundStream(self._background(asked), asked.owner, ended))
         return queued
 
     async def _background(self, asked: Asked) -> AsyncGenerator[StreamEvent, None]:

@@ -1,4 +1,4 @@
-"""Full-text search over one's own history."""
+"""Full-text search over the caller's history."""
 
 import asyncio
 from collections.abc import Collection, Sequence
@@ -10,7 +10,7 @@ from database.session import Database
 from schemas.conversation_schema import Found
 from schemas.page_schema import Page, page
 from services.errors import InvalidRequest
-from services.history.item_rows import seconds, text
+from services.history.item_rows import finite_timestamp, readable_text
 from services.history.store import Store
 
 
@@ -19,20 +19,20 @@ class SearchService:
         self._store = Store(database)
 
     async def find(self, owner: str, query: str, *, limit: int, after: str | None = None) -> Page[Found]:
-        """The newest first."""
+        """Newest first."""
         phrases = terms.phrases(query)
         if not phrases:
             raise InvalidRequest("'query' has no word to look for", param="query")
         async with self._store.reading() as repositories:
-            before = None if after is None else await _place(repositories, after, owner)
-            portion = await repositories.search.find(owner, phrases, limit=limit, before=before)
-            rows = portion.rows
+            before = None if after is None else await _cursor(repositories, after, owner)
+            matches = await repositories.search.find(owner, phrases, limit=limit, before=before)
+            rows = matches.rows
             listed = await repositories.conversations.listed({row.conversation_id for row in rows})
         found = await asyncio.to_thread(_all_found, rows, query, listed)
-        return page(found, [f"{row.conversation_id}:{row.id}" for row in rows], portion.size)
+        return page(found, [f"{row.conversation_id}:{row.id}" for row in rows], matches.size)
 
 
-async def _place(repositories: Repositories, after: str, owner: str) -> int:
+async def _cursor(repositories: Repositories, after: str, owner: str) -> int:
     conversation_id, _, item_id = after.partition(":")
     row = await repositories.items.get(conversation_id, item_id) if "\0" not in after else None
     if row is None or row.owner != owner:
@@ -41,7 +41,7 @@ async def _place(repositories: Repositories, after: str, owner: str) -> int:
 
 
 def _all_found(rows: Sequence[ItemRow], query: str, listed: Collection[str]) -> list[Found]:
-    """In a thread: each of the texts is searched for the words that it was found by."""
+    """Runs in a thread: it searches each text for the words of the query."""
     return [_found(row, query, is_listed=row.conversation_id in listed) for row in rows]
 
 
@@ -50,6 +50,6 @@ def _found(row: ItemRow, query: str, *, is_listed: bool) -> Found:
         conversation_id=row.conversation_id if is_listed else None,
         answer_id=None if is_listed else row.turn_id,
         item=row.data,
-        snippet=terms.snippet(text(row.data), query),
-        created_at=int(seconds(row.created_at)),
+        snippet=terms.snippet(readable_text(row.data), query),
+        created_at=int(finite_timestamp(row.created_at)),
     )

@@ -1,4 +1,4 @@
-"""Chat completions that were stored: found again, described, and deleted."""
+"""Stored chat completions: list, get, update metadata, delete."""
 
 from schemas.generation_schema import Metadata
 from schemas.page_schema import Order, Page, page
@@ -22,10 +22,10 @@ class StoredCompletionService:
         return page(found, [each.id for each in found], query.limit)
 
     async def get(self, completion_id: str, owner: str) -> StoredChatCompletion:
-        return _completion(await self._turns.finished(completion_id, owner, KIND))
+        return _completion(await self._turns.finished_answer(completion_id, owner, KIND))
 
-    async def describe(self, completion_id: str, owner: str, metadata: Metadata) -> StoredChatCompletion:
-        return _completion(await self._turns.describe(completion_id, owner, KIND, metadata))
+    async def update_metadata(self, completion_id: str, owner: str, metadata: Metadata) -> StoredChatCompletion:
+        return _completion(await self._turns.update_metadata(completion_id, owner, KIND, metadata))
 
     async def delete(self, completion_id: str, owner: str) -> Deleted:
         await self._turns.delete(completion_id, owner, KIND)
@@ -34,8 +34,8 @@ class StoredCompletionService:
     async def messages(
         self, completion_id: str, owner: str, *, order: Order, limit: int, after: str | None
     ) -> Page[StoredMessage]:
-        """What was asked; by its place, so that they have ids."""
-        answer = await self._turns.finished(completion_id, owner, KIND)
+        """The input messages; their position in the input makes their ids."""
+        answer = await self._turns.finished_answer(completion_id, owner, KIND)
         found = stored.messages(answer.id, answer.input)
         if order == "desc":
             found.reverse()
@@ -47,4 +47,4 @@ class StoredCompletionService:
 
 
 def _completion(found: Answer) -> StoredChatCompletion:
-    return stored.completion(replay.reply(found), found.request, found.metadata, found.status)
+    return stored.completion(replay.reply_of(found), found.request, found.metadata, found.status)

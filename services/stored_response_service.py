@@ -54,7 +54,7 @@ class StoredResponseService:
                     yield event
                 if batch[-1].last:
                     return
-        last = await self._streams.last(id)
+        last = await self._streams.last_event(id)
         if last is None or (not last.last and after <= last.number):  # whoever wrote it is gone
             response = await self.get(id, owner)
             number = last.number + 1 if last else 0
@@ -71,7 +71,7 @@ class StoredResponseService:
     async def delete(self, id: str, owner: str) -> DeletedResponse:
         """One that is made in the background, here or elsewhere, is stopped by that."""
         found = await self._turns.answer(id, owner, KIND)
-        if found.background and not found.is_over:
+        if found.background and not found.is_finished:
             await self._turns.cancel(id, owner, KIND)
             await self._streams.stop(id)
         await self._turns.delete(id, owner, KIND)

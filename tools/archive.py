@@ -11,7 +11,7 @@ from database.models import Conversation, Item, Turn
 from database.repositories import Repositories
 from database.session import Database
 from services.history import item_rows
-from services.history.item_rows import Place
+from services.history.item_rows import ItemPosition
 from services.history.store import Store
 from tools.archive_schema import ArchivedConversation, ArchivedItem, ArchivedTurn
 
@@ -97,5 +97,5 @@ def rows_of(archived: ArchivedConversation, conversation_id: str, owner: str, na
 
 def _item(item: ArchivedItem, conversation_id: str, owner: str, names: Mapping[str, str]) -> Item:
     turn_id = names.get(item.turn_id or "")
-    place = Place(owner, conversation_id, item.created_at, item.parent_id, turn_id, item.choice)
-    return item_rows.chain([item.data], place)[0]
+    position = ItemPosition(owner, conversation_id, item.created_at, item.parent_id, turn_id, item.choice)
+    return item_rows.linked_rows([item.data], position)[0]

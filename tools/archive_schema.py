@@ -12,9 +12,9 @@ from schemas.request_schema import fault
 from schemas.response_tool_schema import known
 from services.chat.answer import stored
 from services.history import replay
-from services.history.answer import answer
+from services.history.answer import answer_of
 from services.history.context import CONVERSATION_ID, TURN_ID
-from services.history.item_rows import HAVE_STATUS
+from services.history.item_rows import TYPES_WITH_STATUS
 from services.history.response import response_of
 
 FORMAT: Literal["parley.conversation.1"] = "parley.conversation.1"
@@ -39,7 +39,7 @@ def _item(data: dict[str, Any]) -> dict[str, Any]:
         raise fault("an item is not a reference to another", "type")
     if kind in ITEMS:
         known(data, ITEMS)
-        if kind in HAVE_STATUS and data.get("status") is None:
+        if kind in TYPES_WITH_STATUS and data.get("status") is None:
             raise fault("Field required", "status")
     return data
 
@@ -167,10 +167,10 @@ def _place(turn: ArchivedTurn, where: tuple[int | str, ...]) -> Iterator[int | s
 def _show(turn: ArchivedTurn, items: list[ArchivedItem]) -> None:
     """As the routes do that read it. Of rows it is only read: to make real ones takes most of an import's time."""
     rows = [cast("Item", SimpleNamespace(data=each.data, choice=each.choice)) for each in items]
-    facts = vars(turn) | {"metadata_": turn.metadata, "conversation_id": "", "said": None}
-    found = answer(cast("Turn", SimpleNamespace(**facts)), rows, listed=True)
+    facts = vars(turn) | {"metadata_": turn.metadata, "conversation_id": "", "partial_output": None}
+    found = answer_of(cast("Turn", SimpleNamespace(**facts)), rows, listed=True)
     if turn.kind == "response":
         response_of(found)
-    reply = replay.reply(found)
+    reply = replay.reply_of(found)
     if turn.kind == "chat.completion":
         stored.completion(reply, found.request, found.metadata, found.status)

@@ -194,7 +194,7 @@ async def _delete_all(store: Store, owner: str) -> int:
     count = 0
     while True:
         async with store.writing() as repositories:
-            gone = await repositories.conversations.delete_some_of(owner, limit=DELETED_AT_ONCE)
+            gone = await repositories.conversations.delete_batch(owner, limit=DELETED_AT_ONCE)
         if not gone:
             return count
         count += gone

@@ -95,7 +95,7 @@ async def update_conversation(
     unknown: UnknownKeys,
 ) -> Conversation:
     response.headers.update(unknown.header(_ignored(body)))
-    return await conversations.describe(conversation_id, caller.owner, body.metadata, body.title)
+    return await conversations.update(conversation_id, caller.owner, body.metadata, body.title)
 
 
 @router.delete("/v1/conversations/{conversation_id}")

@@ -68,7 +68,7 @@ async def stream(
     last_event_id: Annotated[str | None, Header(max_length=64)] = None,
 ) -> Response:
     if last_event_id is None:
-        return await sse.browser(event_sources.ask(question, caller.owner))
+        return await sse.browser(event_sources.create(question, caller.owner))
     rest = await event_sources.resume(last_event_id, caller.owner)
     return await sse.browser(rest) if rest is not None else Response(status_code=204)
 

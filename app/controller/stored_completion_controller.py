@@ -62,7 +62,7 @@ async def get_chat_completion(completion_id: str, stored: StoredCompletions, cal
 async def update_chat_completion(
     completion_id: str, body: MetadataUpdate, stored: StoredCompletions, caller: Caller
 ) -> StoredChatCompletion:
-    return await stored.describe(completion_id, caller.owner, body.metadata)
+    return await stored.update_metadata(completion_id, caller.owner, body.metadata)
 
 
 @router.delete("/v1/chat/completions/{completion_id}")

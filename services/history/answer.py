@@ -1,4 +1,4 @@
-"""What is stored of a turn, as it is shown."""
+"""A stored turn as the routes show it: its input, its output by choice, and how it ended."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from typing import Any
 from database.models import Item as ItemRow
 from database.models import Turn as TurnRow
 from services.chat.items import Item
-from services.history.item_rows import seconds
+from services.history.item_rows import finite_timestamp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     id: str
-    conversation_id: str | None  # None where it is in no conversation that its owner could name
+    conversation_id: str | None  # None: the turn belongs to no listed conversation
     previous_id: str | None
     status: str
     background: bool
@@ -22,21 +22,21 @@ class Answer:
     metadata: dict[str, Any]
     fingerprint: str | None
     input: tuple[Item, ...]
-    output: tuple[tuple[Item, ...], ...]  # by choice; while it is being written, what the last checkpoint saved
-    choices: tuple[dict[str, Any], ...]  # how each ended: finish_reason, and logprobs where they were asked for
+    output: tuple[tuple[Item, ...], ...]  # by choice; of a running turn, the output of its last checkpoint
+    choices: tuple[dict[str, Any], ...]  # how each ended: finish_reason, and logprobs if they were requested
     usage: dict[str, int] | None
     error: dict[str, Any] | None
     created_at: float
     completed_at: float | None
 
     @property
-    def is_over(self) -> bool:
+    def is_finished(self) -> bool:
         return self.completed_at is not None
 
 
-def answer(turn: TurnRow, rows: Sequence[ItemRow], *, listed: bool) -> Answer:
+def answer_of(turn: TurnRow, rows: Sequence[ItemRow], *, listed: bool) -> Answer:
     output = _output(turn, rows)
-    unended: dict[str, Any] = {"finish_reason": None}  # by a writer that is gone
+    unfinished: dict[str, Any] = {"finish_reason": None}  # the writer is gone
     return Answer(
         id=turn.id,
         conversation_id=turn.conversation_id if listed else None,
@@ -49,17 +49,17 @@ def answer(turn: TurnRow, rows: Sequence[ItemRow], *, listed: bool) -> Answer:
         fingerprint=turn.fingerprint,
         input=tuple(row.data for row in rows if row.choice is None),
         output=output,
-        choices=tuple(turn.choices or [unended for _ in output]),
+        choices=tuple(turn.choices or [unfinished for _ in output]),
         usage=turn.usage,
         error=turn.error,
-        created_at=seconds(turn.created_at),
-        completed_at=None if turn.completed_at is None else seconds(turn.completed_at),
+        created_at=finite_timestamp(turn.created_at),
+        completed_at=None if turn.completed_at is None else finite_timestamp(turn.completed_at),
     )
 
 
 def _output(turn: TurnRow, rows: Sequence[ItemRow]) -> tuple[tuple[Item, ...], ...]:
     if turn.completed_at is None:
-        return tuple(tuple(items) for items in turn.said or [])
+        return tuple(tuple(items) for items in turn.partial_output or [])
     size = max([len(turn.choices or ()), 1, *(row.choice + 1 for row in rows if row.choice is not None)])
     by_choice: list[list[Item]] = [[] for _ in range(size)]
     for row in rows:

@@ -1,4 +1,4 @@
-"""Keeps what is being written: checkpoints of our own turns, an end for those that nobody writes any more."""
+"""Checkpoints the running turns of this process, and settles turns whose writer is gone."""
 
 import asyncio
 import itertools
@@ -10,21 +10,20 @@ from contextlib import suppress
 from database.models import FAILED, INCOMPLETE, QUEUED
 from database.models import Turn as TurnRow
 from services.errors import Unavailable
-from services.history.idempotency import KEPT_S
+from services.history.idempotency import KEY_TTL_S
 from services.history.store import Store
 from services.history.stored_turn import StoredTurn
-from services.history.turn_result import give_up
+from services.history.turn_result import force_finish
 from services.history.writer import is_gone
 
 logger = logging.getLogger(__name__)
 
-FORGOTTEN_AT_ONCE = 1000  # conversations of one transaction
-WATCH_S = 1.0  # between looks at what was stopped elsewhere
+EXPIRED_PER_TRANSACTION = 1000  # conversations
+STOP_POLL_S = 1.0  # interval at which turns stopped by other processes are looked up
 
 
 class CheckpointTask:
-    """One per process: `writer` says which process, and turns of that name which it does not know are from an earlier
-    life."""
+    """One per process. `writer` names the process; turns of that name that it does not know are left from a crash."""
 
     def __init__(
         self,
@@ -40,102 +39,104 @@ class CheckpointTask:
         self._writer = writer
         self._checkpoint_s = checkpoint_s
         self._ttl_s = ttl_s
-        # far more than clocks of replicas may differ
-        self._silence_s = max(3 * checkpoint_s, 15.0)
+        # far more than the clock skew between replicas
+        self._abandoned_after_s = max(3 * checkpoint_s, 15.0)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        await _attempt(self.settle)
+        await _run_step(self.settle_abandoned)
         self._tasks = {
-            asyncio.create_task(self._keep(), name="history keeper"),
-            asyncio.create_task(self._watch(), name="history watcher"),
+            asyncio.create_task(self._run(), name="history checkpoints"),
+            asyncio.create_task(self._poll_stopped(), name="history stop poll"),
         }
 
     async def stop(self) -> None:
-        """Writes once more what could not be written before."""
+        """Cancels the tasks and retries the results that could not be written."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        await _attempt(self.checkpoint)
+        await _run_step(self.checkpoint)
 
-    async def _keep(self) -> None:
-        for beat in itertools.count(1):
+    async def _run(self) -> None:
+        for tick in itertools.count(1):
             await asyncio.sleep(self._checkpoint_s)
-            await _attempt(self.checkpoint)
-            await _attempt(self._store.erase)
-            if beat % 3 == 0:
-                await _attempt(self.settle)
-            if beat % 12 == 0:
-                await _attempt(self.forget)
+            await _run_step(self.checkpoint)
+            await _run_step(self._store.erase)
+            if tick % 3 == 0:
+                await _run_step(self.settle_abandoned)
+            if tick % 12 == 0:
+                await _run_step(self.delete_expired)
 
-    async def _watch(self) -> None:
+    async def _poll_stopped(self) -> None:
         while True:
-            await asyncio.sleep(WATCH_S)
-            await _attempt(self._look)
+            await asyncio.sleep(STOP_POLL_S)
+            await _run_step(self._look_quietly)
 
-    async def _look(self) -> None:
-        with suppress(Unavailable):  # the checkpoints tell of it, not every look
-            await self.look()
+    async def _look_quietly(self) -> None:
+        with suppress(Unavailable):  # the checkpoints log an outage
+            await self.look_for_stopped()
 
-    async def look(self) -> None:
-        """Tells our turns what others have cancelled or deleted."""
-        going = self._going()
-        if not going:
+    async def look_for_stopped(self) -> None:
+        """Marks turns of this process that were cancelled or deleted elsewhere."""
+        active = self._active_turns()
+        if not active:
             return
         async with self._store.reading() as repositories:
-            for stopped in await repositories.turns.stopped(list(going)):
-                going[stopped].stopped.set()
+            for stopped in await repositories.turns.stopped_among(list(active)):
+                active[stopped].stopped.set()
 
-    def _going(self) -> dict[str, StoredTurn]:
+    def _active_turns(self) -> dict[str, StoredTurn]:
         return {turn.id: turn for turn in self._running.values() if turn.has_begun and not turn.result}
 
     async def checkpoint(self) -> None:
-        """What this process is writing, in one transaction; then the ends that could not be written earlier."""
-        if going := self._going():
-            said = {turn.id: turn.said for turn in going.values()}
+        """Saves the output of all running turns in one transaction, then retries unwritten results."""
+        if active := self._active_turns():
+            output = {turn.id: turn.output for turn in active.values()}
             async with self._store.writing() as repositories:
-                await repositories.turns.checkpoint(said, self._writer, time.time())
+                await repositories.turns.checkpoint(output, self._writer, time.time())
         await asyncio.gather(*(turn.finish() for turn in list(self._running.values()) if turn.result is not None))
 
-    async def settle(self) -> None:
-        """Turns that nobody is writing any more become incomplete, with what their last checkpoint saved. Those that
-        were still waiting have failed: nobody else would take them up."""
+    async def settle_abandoned(self) -> None:
+        """Turns whose writer is gone become incomplete, with the output of their last checkpoint. Queued ones become
+        failed: no other process would run them."""
         async with self._store.reading() as repositories:
             running = await repositories.turns.running()
-        # Looked up after the read: a turn of ours is in `_running` before anybody can read it.
+        # compared after the read: a turn of ours is in `_running` before it can be read
         abandoned = [turn.id for turn in running if self._is_abandoned(turn)]
         if not abandoned:
             return
         async with self._store.writing() as repositories:
-            await repositories.conversations.hold_of_turns(abandoned)
-            settled = await repositories.turns.still_running(abandoned)
+            await repositories.conversations.lock_of_turns(abandoned)
+            settled = await repositories.turns.lock_running(abandoned)
             for turn in settled:
-                await give_up(repositories, turn, FAILED if turn.status == QUEUED else INCOMPLETE)
-        logger.warning("%d answers were left unfinished, they are incomplete now", len(settled))
+                await force_finish(repositories, turn, FAILED if turn.status == QUEUED else INCOMPLETE)
+        logger.warning("%d answers were abandoned by their writer and are marked incomplete", len(settled))
 
-    async def forget(self) -> None:
-        """What has not been used for longer than it is to be kept."""
+    async def delete_expired(self) -> None:
+        """Deletes old idempotency keys, and conversations not used within the configured lifetime."""
         now = time.time()
         async with self._store.writing() as repositories:
-            await repositories.idempotency_keys.forget(now - KEPT_S)
+            await repositories.idempotency_keys.delete_expired(now - KEY_TTL_S)
         if self._ttl_s is None:
             return
-        async with self._store.writing() as repositories:  # another one: keys are locked after conversations
-            forgotten = await repositories.conversations.forget(now - self._ttl_s, limit=FORGOTTEN_AT_ONCE)
-        if forgotten:
-            logger.info("%d conversations were not used any more, they are deleted", forgotten)
+        async with self._store.writing() as repositories:  # a second transaction: keys are locked after conversations
+            num_deleted = await repositories.conversations.delete_unused(
+                now - self._ttl_s, limit=EXPIRED_PER_TRANSACTION
+            )
+        if num_deleted:
+            logger.info("%d unused conversations were deleted", num_deleted)
 
     def _is_abandoned(self, turn: TurnRow) -> bool:
         if turn.id in self._running:
             return False
-        return time.time() - turn.updated_at > self._silence_s or is_gone(turn.writer, self._writer)
+        return time.time() - turn.updated_at > self._abandoned_after_s or is_gone(turn.writer, self._writer)
 
 
-async def _attempt(step: Callable[[], Awaitable[object]]) -> None:
+async def _run_step(step: Callable[[], Awaitable[object]]) -> None:
     try:
         await step()
     except Unavailable as error:
         logger.warning("%s: %s", error.message, error.__cause__)
     except Exception:
-        logger.exception("Keeping the history failed, trying again at the next checkpoint")
+        logger.exception("A history checkpoint step failed; retrying at the next checkpoint")

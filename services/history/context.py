@@ -1,4 +1,4 @@
-"""What a turn goes on from: a conversation, or an answer that was stored by itself."""
+"""The context a turn continues from: a branch of a conversation, or the branch up to a stored answer."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from database.models import IN_PROGRESS, QUEUED, Conversation, Turn
 from database.models import Item as ItemRow
 from database.repositories import Repositories
 from services.errors import Conflict, InvalidRequest, NotFound
-from services.history.store import busy, no_conversation
+from services.history.store import conversation_busy, conversation_not_found
 
 CONVERSATION_ID = re.compile(r"conv_[0-9a-f]{32}")
 TURN_ID = re.compile(r"(chatcmpl-|resp_)?[0-9a-f]{32}")
@@ -16,32 +16,32 @@ TURN_ID = re.compile(r"(chatcmpl-|resp_)?[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True)
 class ConversationContext:
-    """`head` is the newest item of the conversation: nobody may have added to it when the turn begins. None of it where
-    answers branch freely. `copied`: the branch goes on in a conversation of its own."""
+    """`is_exclusive`: `newest_id` must still be the conversation's newest item when the turn begins. Stored answers
+    branch freely. `is_copied`: the branch continues in a conversation of its own."""
 
     conversation_id: str
-    branch: tuple[ItemRow, ...] = ()  # oldest first; the turn hangs on the last
-    head: str | None = None
+    branch: tuple[ItemRow, ...] = ()  # oldest first
+    newest_id: str | None = None
     is_exclusive: bool = True
-    copied: bool = False
+    is_copied: bool = False
 
     @property
     def tip(self) -> str | None:
-        """The item to go on from."""
+        """Id of the item that the turn becomes a child of."""
         return self.branch[-1].id if self.branch else None
 
     @property
     def is_newest(self) -> bool:
-        return self.tip == self.head
+        return self.tip == self.newest_id
 
 
-async def of_conversation(
+async def conversation_context(
     repositories: Repositories, conversation: str, owner: str, item: str | None = None
 ) -> ConversationContext:
-    """Up to that item, or else to the newest."""
-    await existing(repositories, conversation, owner)
+    """The branch up to `item`, by default up to the newest item."""
+    await get_conversation(repositories, conversation, owner)
     if await repositories.turns.running_in(conversation) is not None:
-        raise busy()
+        raise conversation_busy()
     rows = await repositories.items.page(conversation)
     tip = next((row for row in rows if row.id == item), None) if item else rows[-1] if rows else None
     if item and tip is None:
@@ -49,8 +49,8 @@ async def of_conversation(
     return ConversationContext(conversation, _branch(rows, tip) if tip else (), rows[-1].id if rows else None)
 
 
-async def of_answer(repositories: Repositories, previous: str, owner: str, kind: str) -> ConversationContext:
-    """All that was said up to the end of this answer."""
+async def answer_context(repositories: Repositories, previous: str, owner: str, kind: str) -> ConversationContext:
+    """The branch up to the end of a stored answer."""
     turn = await repositories.turns.get(previous, owner, kind) if TURN_ID.fullmatch(previous) else None
     if turn is None or not turn.stored:
         raise NotFound(f"No {kind} with id '{previous[:64]}'", param="previous_response_id")
@@ -61,27 +61,29 @@ async def of_answer(repositories: Repositories, previous: str, owner: str, kind:
     rows = await repositories.items.page(turn.conversation_id)
     own = [row for row in rows if row.turn_id == turn.id and not row.choice]
     branch = _branch(rows, own[-1]) if own else ()
-    return ConversationContext(turn.conversation_id, branch, is_exclusive=False, copied=conversation.listed)
+    return ConversationContext(turn.conversation_id, branch, is_exclusive=False, is_copied=conversation.listed)
 
 
-async def of_turn(repositories: Repositories, turn: Turn) -> ConversationContext:
-    """What was there when it began."""
+async def turn_context(repositories: Repositories, turn: Turn) -> ConversationContext:
+    """The branch that the turn began with."""
     rows = await repositories.items.page(turn.conversation_id)
-    given = [row for row in rows if row.turn_id == turn.id and row.choice is None]
-    tip = next((row for row in rows if given and row.id == given[0].parent_id), None)
+    inputs = [row for row in rows if row.turn_id == turn.id and row.choice is None]
+    tip = next((row for row in rows if inputs and row.id == inputs[0].parent_id), None)
     return ConversationContext(turn.conversation_id, _branch(rows, tip) if tip else ())
 
 
-async def existing(repositories: Repositories, conversation: str, owner: str, *, lock: bool = False) -> Conversation:
+async def get_conversation(
+    repositories: Repositories, conversation: str, owner: str, *, lock: bool = False
+) -> Conversation:
     if CONVERSATION_ID.fullmatch(conversation):
         found = await repositories.conversations.get(conversation, owner, lock=lock)
         if found is not None and found.listed:
             return found
-    raise no_conversation(conversation)
+    raise conversation_not_found(conversation)
 
 
 def _branch(rows: Sequence[ItemRow], tip: ItemRow) -> tuple[ItemRow, ...]:
-    """From an item up its parents."""
+    """The ancestors of `tip`, and `tip` itself."""
     by_id = {row.id: row for row in rows}
     branch = [tip]
     while (parent := branch[-1].parent_id) is not None:

@@ -1,4 +1,4 @@
-"""Requests that may come again: a client that got no answer asks once more, and nothing is to be stored twice."""
+"""Idempotency keys: a client that got no answer repeats its request, and nothing is stored twice."""
 
 import time
 from collections.abc import Sequence
@@ -9,24 +9,24 @@ from database.models import IdempotencyKey as IdempotencyRow
 from database.models import Turn as TurnRow
 from database.repositories import Repositories
 from services.errors import InvalidRequest
-from services.history.store import busy
+from services.history.store import conversation_busy
 
 PARAM = "Idempotency-Key"
-KEPT_S = 24 * 3600.0
+KEY_TTL_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """`key` is the client's name for a request, `digest` tells it from others of that name; both are hashes."""
+    """`key` is a hash of the client's key, `digest` a hash of the request it was sent with."""
 
     key: str
     digest: str
 
 
-async def earlier(
+async def find_key(
     repositories: Repositories, idempotency_key: IdempotencyKey | None, owner: str
 ) -> IdempotencyRow | None:
-    """What became of the request when it came before."""
+    """The record of an earlier request with this key; raises InvalidRequest if that request differed."""
     if idempotency_key is None:
         return None
     found = await repositories.idempotency_keys.get(owner, idempotency_key.key)
@@ -35,19 +35,20 @@ async def earlier(
     return found
 
 
-async def remember(
+async def store_key(
     repositories: Repositories,
     idempotency_key: IdempotencyKey | None,
     owner: str,
     conversation_id: str,
     item_ids: Sequence[str] | None = None,
 ) -> None:
-    """In the transaction that stores it."""
+    """To be called in the transaction that stores the result of the request."""
     if idempotency_key is not None:
-        await repositories.idempotency_keys.add([row(idempotency_key, owner, conversation_id, item_ids=item_ids)])
+        row = key_row(idempotency_key, owner, conversation_id, item_ids=item_ids)
+        await repositories.idempotency_keys.add([row])
 
 
-def row(
+def key_row(
     idempotency_key: IdempotencyKey,
     owner: str,
     conversation_id: str,
@@ -66,15 +67,15 @@ def row(
     )
 
 
-async def take_back(repositories: Repositories, turn: TurnRow) -> None:
-    """An answer that never became whole, with what was asked: it is asked again."""
+async def discard_turn(repositories: Repositories, turn: TurnRow) -> None:
+    """Deletes a turn that did not complete, with its input, so that the repeated request runs again."""
     assert turn.completed_at is not None
     assert turn.status != COMPLETED
     conversation = await repositories.conversations.get(turn.conversation_id, turn.owner, lock=True)
     turns = await repositories.turns.of_conversation(turn.conversation_id)
     if any(each.completed_at is None for each in turns):
-        raise busy()
-    await repositories.turns.dismiss_writers(turn.conversation_id, doomed=turn.id)
+        raise conversation_busy()
+    await repositories.turns.clear_writers(turn.conversation_id, also_lock=turn.id)
     if conversation is not None and not conversation.listed and len(turns) == 1:
         await repositories.conversations.delete(conversation.id)
         return

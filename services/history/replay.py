@@ -1,4 +1,4 @@
-"""An answer that was stored, as the events it was made of: what was said once is said again."""
+"""Turns a stored answer back into the events of a stream."""
 
 from collections.abc import Iterator
 from typing import Any, cast
@@ -10,7 +10,7 @@ from services.engine.base import TokenLogprob
 from services.history.answer import Answer
 
 
-def reply(answer: Answer) -> Reply:
+def reply_of(answer: Answer) -> Reply:
     folded = Reply()
     for event in events(answer):
         folded.add(event)
@@ -30,13 +30,13 @@ def events(answer: Answer) -> Iterator[Event]:
         service_tier=answer.request.get("service_tier"),
         n=len(answer.output),
     )
-    for index, said in enumerate(answer.output):
-        yield from _said(said, index, _logprobs(answer.choices[index]))
+    for index, items in enumerate(answer.output):
+        yield from _output_events(items, index, _logprobs(answer.choices[index]))
     for index, choice in enumerate(answer.choices):
         yield _finish(answer, choice, index)
 
 
-def _said(items: tuple[Item, ...], index: int, logprobs: tuple[TokenLogprob, ...]) -> Iterator[Event]:
+def _output_events(items: tuple[Item, ...], index: int, logprobs: tuple[TokenLogprob, ...]) -> Iterator[Event]:
     call = 0
     for item in items:
         match item["type"]:
@@ -60,7 +60,7 @@ def _logprob(token: dict[str, Any], top: tuple[TokenLogprob, ...] = ()) -> Token
 
 
 def _finish(answer: Answer, choice: dict[str, Any], index: int) -> Finish:
-    """What all choices have used together is told of the first. One that was cut short had no reason to end."""
+    """The first choice carries the usage of all choices. An interrupted one has no finish reason of its own."""
     usage = answer.usage or {}
     used = usage if index == 0 else {}
     return Finish(

@@ -1,4 +1,4 @@
-"""The turn of a request that has come before: it is not asked again, its answer is told again."""
+"""A turn of a repeated request (same Idempotency-Key): its stored answer is streamed again, nothing is generated."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
@@ -10,17 +10,17 @@ from services.history.turn import UnstoredTurn
 
 
 class ReplayedTurn(UnstoredTurn):
-    """`ended` waits until the answer is there as a whole; raises Conflict where it never will be."""
+    """`finished` waits for the complete answer; raises Conflict if it never completes."""
 
-    def __init__(self, found: Answer, context: ConversationContext, ended: Callable[[], Awaitable[Answer]]) -> None:
+    def __init__(self, found: Answer, context: ConversationContext, finished: Callable[[], Awaitable[Answer]]) -> None:
         super().__init__(context=context)
         self.id, self.reply_id = found.id, found.id[-32:]
         self.created_at, self.completed_at = found.created_at, found.completed_at
         self.conversation_id = found.conversation_id
-        self._ended = ended
+        self._finished = finished
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        answer = await self._ended()
+        answer = await self._finished()
         self.completed_at = answer.completed_at
         for event in replay.events(answer):
             yield event

@@ -1,4 +1,4 @@
-"""A stored response as it is shown."""
+"""A stored turn as a response of the Responses API."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_toke
 
 
 def response_of(answer: Answer, seal: Callable[[str], str] | None = None) -> Response:
-    """`seal` is given where the sealed text of its thoughts is asked for."""
+    """`seal` encrypts reasoning; given if `reasoning.encrypted_content` was requested."""
     thoughts = Thoughts((answer.request.get("reasoning") or {}).get("summary"), seal)
     response = Response.model_validate(
         {

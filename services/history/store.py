@@ -1,4 +1,4 @@
-"""Repositories on short sessions; the one place where the database's errors become ours."""
+"""Repositories on short sessions. Database errors are translated to service errors here."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -7,7 +7,7 @@ from sqlalchemy.exc import IntegrityError
 
 from database import repositories
 from database.repositories import Repositories
-from database.session import Database, is_away
+from database.session import Database, is_outage
 from services.errors import Conflict, NotFound, Unavailable
 
 
@@ -45,14 +45,14 @@ def translate_errors() -> Iterator[None]:
             raise
         raise Conflict("A request of this key is on its way already", param="Idempotency-Key") from error
     except Exception as error:
-        if not is_away(error):
+        if not is_outage(error):
             raise
         raise Unavailable("The conversation store is not reachable", retry_after=5) from error
 
 
-def no_conversation(conversation: str) -> NotFound:
+def conversation_not_found(conversation: str) -> NotFound:
     return NotFound(f"No conversation with id '{conversation[:64]}'", param="conversation")
 
 
-def busy() -> Conflict:
+def conversation_busy() -> Conflict:
     return Conflict("Another request is writing to this conversation", param="conversation")

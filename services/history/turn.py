@@ -1,6 +1,6 @@
-"""A turn: what was given to a model, and the answer that becomes of it.
+"""A turn: the input given to a model, and the answer generated for it.
 
-Who asks may open it himself, and pass it to the one pipeline; what is not to be remembered is a turn as well.
+A caller may open the turn itself and pass it to the chat pipeline; unstored requests use a turn too.
 """
 
 import time
@@ -16,7 +16,7 @@ from services.chat.items import Item
 from services.errors import ServiceError
 from services.history.context import ConversationContext
 from services.history.idempotency import IdempotencyKey
-from services.history.turn_result import End
+from services.history.turn_result import FinalStatus
 
 Kind = Literal["chat.completion", "response", "message"]
 PREFIX: dict[Kind, str] = {"chat.completion": "chatcmpl-", "response": "resp_", "message": ""}
@@ -24,64 +24,64 @@ PREFIX: dict[Kind, str] = {"chat.completion": "chatcmpl-", "response": "resp_", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnRequest:
-    """What a turn is opened with, before it is known whether it will be answered."""
+    """What a turn is opened with, before the engine has admitted its request."""
 
     owner: str
     kind: Kind = "chat.completion"
     input: Sequence[Item] = ()
-    conversation: str | None = None  # to go on with and to add to
-    item: str | None = None  # of that conversation, to go on from instead of the newest
-    previous: str | None = None  # the stored answer, of the same kind, to go on from
-    create: bool = False  # a conversation, where none is named
-    stored: bool = False  # to be found again by its id
+    conversation: str | None = None  # to continue
+    item: str | None = None  # of that conversation, to continue from; by default the newest
+    previous: str | None = None  # id of the stored answer, of the same kind, to continue from
+    create: bool = False  # makes a new conversation if none is named
+    stored: bool = False  # can be retrieved by its id
     background: bool = False
-    logprobs: bool = False  # in the items of its answer
-    idempotency_key: IdempotencyKey | None = None  # if the request may come again
-    request: Mapping[str, Any] = field(default_factory=dict)  # what is shown of it later
+    logprobs: bool = False  # in the output items
+    idempotency_key: IdempotencyKey | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)  # of the request, returned with the stored answer
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def is_remembered(self) -> bool:
+    def is_persistent(self) -> bool:
         return self.create or self.stored or self.conversation is not None
 
 
 class Turn(Protocol):
-    """Who has begun a turn finishes it, whatever happens."""
+    """Whoever begins a turn must finish it, on every path."""
 
     @property
     def id(self) -> str:
-        """The answer's; known before the turn begins, as all the others are."""
+        """The answer's id; like all properties known before the turn begins."""
 
     @property
     def reply_id(self) -> str:
-        """Of which the ids of the answer's items are made, as `Output` does."""
+        """The stem from which `Output` derives the ids of output items."""
 
     @property
     def created_at(self) -> float: ...
 
     @property
     def conversation_id(self) -> str | None:
-        """None where the answer is in no conversation that its owner could name."""
+        """None if the turn belongs to no listed conversation."""
 
     completed_at: float | None
     history: Sequence[ChatMessage]
-    """The active branch, oldest first. Who makes the whole prompt himself takes it from here."""
+    """The messages of the branch, oldest first. A caller that builds the whole prompt itself empties it."""
 
     async def queue(self, model: str) -> None:
-        """Begins it before it is admitted: from now on it is found, and nobody else adds to its conversation."""
+        """Stores the turn before it is admitted: it can be retrieved, and its conversation is reserved."""
 
     async def begin(self, head: Head) -> None:
-        """Durable when it returns; raises Conflict where somebody else has written since the history was read."""
+        """Durable on return; raises Conflict if the conversation has changed since the history was read."""
 
     def add(self, event: Event) -> None:
-        """What is said, for the next checkpoint and the end."""
+        """Adds an output event, for the next checkpoint and the result."""
 
-    async def finish(self, error: ServiceError | None = None, *, status: End | None = None) -> None:
-        """The first call counts. To be shielded. After Unavailable the result is kept and written later."""
+    async def finish(self, error: ServiceError | None = None, *, status: FinalStatus | None = None) -> None:
+        """Only the first call counts. Callers shield it. After Unavailable the result is kept and written later."""
 
 
 class UnstoredTurn:
-    """A turn nobody asked to remember."""
+    """A turn of a request that does not ask to be stored."""
 
     def __init__(self, kind: Kind = "chat.completion", context: ConversationContext | None = None) -> None:
         self.reply_id = uuid4().hex
@@ -97,7 +97,7 @@ class UnstoredTurn:
 
     def add(self, event: Event) -> None: ...
 
-    async def finish(self, error: ServiceError | None = None, *, status: End | None = None) -> None: ...
+    async def finish(self, error: ServiceError | None = None, *, status: FinalStatus | None = None) -> None: ...
 
 
 def history_of(context: ConversationContext) -> list[ChatMessage]:

@@ -1,4 +1,4 @@
-"""What a turn leaves behind: its output as items, and how it ended."""
+"""The result of a turn: its output as item rows, and how it ended."""
 
 import time
 from collections.abc import Sequence
@@ -12,56 +12,59 @@ from services.chat.answer.output import logprob
 from services.chat.events import Reply
 from services.chat.items import Item
 from services.history import item_rows
-from services.history.item_rows import Place
+from services.history.item_rows import ItemPosition
 
-End = Literal["completed", "incomplete", "failed", "cancelled"]
-
-
-async def give_up(repositories: Repositories, turn: TurnRow, status: End) -> None:
-    """Ends it for its writer, with what its last checkpoint saved."""
-    said = turn.said or []
-    await repositories.turns.give_up(turn, status, time.time())
-    await repositories.items.add(output(turn, [_cut_short(items) for items in said]))
+FinalStatus = Literal["completed", "incomplete", "failed", "cancelled"]
 
 
-def _cut_short(items: Sequence[Item]) -> list[Item]:
+async def force_finish(repositories: Repositories, turn: TurnRow, status: FinalStatus) -> None:
+    """Finishes a turn in place of its writer, with the output of its last checkpoint."""
+    output = turn.partial_output or []
+    await repositories.turns.force_finish(turn, status, time.time())
+    await repositories.items.add(output_rows(turn, [_interrupted(items) for items in output]))
+
+
+def _interrupted(items: Sequence[Item]) -> list[Item]:
     return [item | {"status": "incomplete" if item is items[-1] else "completed"} for item in items]
 
 
-def output(turn: TurnRow, said: Sequence[Sequence[Item]]) -> list[ItemRow]:
-    """What was said, as items."""
-    place = Place(turn.owner, turn.conversation_id, turn.created_at, turn.parent_id, turn.id)
-    return [row for choice, items in enumerate(said) for row in item_rows.chain(items, replace(place, choice=choice))]
+def output_rows(turn: TurnRow, output: Sequence[Sequence[Item]]) -> list[ItemRow]:
+    position = ItemPosition(turn.owner, turn.conversation_id, turn.created_at, turn.parent_id, turn.id)
+    return [
+        row
+        for choice, items in enumerate(output)
+        for row in item_rows.linked_rows(items, replace(position, choice=choice))
+    ]
 
 
-async def has_gone_on(repositories: Repositories, turn: TurnRow) -> bool:
-    """Whether others have added to its conversation since it was given up; answers by themselves branch freely."""
+async def has_newer_items(repositories: Repositories, turn: TurnRow) -> bool:
+    """Whether its conversation has been continued since the turn was force-finished. Unlisted answers may branch."""
     if not await repositories.conversations.listed({turn.conversation_id}):
         return False
     state = (await repositories.conversations.states({turn.conversation_id}))[turn.conversation_id]
     own = {row.id for row in await repositories.items.of_turn(turn.id)} | {turn.parent_id}
-    return state.is_answered or state.newest not in own
+    return state.is_running or state.newest_item_id not in own
 
 
-async def say_again(repositories: Repositories, turn: TurnRow, said: Sequence[Sequence[Item]]) -> None:
-    """What became items when only a checkpoint of it was there, in full."""
-    known = {row.id: row for row in await repositories.items.of_turn(turn.id)}
-    new = output(turn, said)
-    for row in new:
-        if row.id in known:
-            known[row.id].data, known[row.id].terms = row.data, row.terms
-    await repositories.items.add([row for row in new if row.id not in known])
+async def replace_output(repositories: Repositories, turn: TurnRow, output: Sequence[Sequence[Item]]) -> None:
+    """Replaces items made of a checkpoint by the final output."""
+    existing = {row.id: row for row in await repositories.items.of_turn(turn.id)}
+    rows = output_rows(turn, output)
+    for row in rows:
+        if row.id in existing:
+            existing[row.id].data, existing[row.id].terms = row.data, row.terms
+    await repositories.items.add([row for row in rows if row.id not in existing])
 
 
-def choice(reply: Reply, index: int) -> dict[str, Any]:
-    said = reply.choices[index]
-    told: dict[str, Any] = {"finish_reason": said.finish.reason if said.finish else None}
-    return told | ({"logprobs": [logprob(each) for each in said.logprobs]} if said.logprobs else {})
+def choice_record(reply: Reply, index: int) -> dict[str, Any]:
+    choice = reply.choices[index]
+    record: dict[str, Any] = {"finish_reason": choice.finish.reason if choice.finish else None}
+    return record | ({"logprobs": [logprob(each) for each in choice.logprobs]} if choice.logprobs else {})
 
 
-def usage(reply: Reply) -> dict[str, int]:
-    """A prompt of several choices is counted once."""
-    finishes = [said.finish for said in reply.choices if said.finish]
+def usage_record(reply: Reply) -> dict[str, int]:
+    """The prompt of several choices is counted once."""
+    finishes = [choice.finish for choice in reply.choices if choice.finish]
     return {
         "prompt_tokens": finishes[0].prompt_tokens,
         "cached_tokens": finishes[0].cached_tokens,

@@ -1,7 +1,7 @@
-"""Writes that wait for the store at the same moment go there together: one transaction, one commit, few statements.
+"""Group commit: writes that wait for the store at the same time share one transaction.
 
-Where one of them makes that fail, each goes by itself, and its error reaches it alone. Who is cancelled while it waits
-is left out; what is being written by then is written.
+If a batch fails, its writes are retried one by one, so that an error reaches only the write that caused it. A write
+whose waiter is cancelled before its batch starts is dropped; after that it is written.
 """
 
 import asyncio
@@ -13,11 +13,11 @@ from services.errors import ServiceError, Unavailable
 
 Write = TypeVar("Write")
 
-MOST = 256  # writes of one transaction: others wait for it
+MAX_BATCH = 256  # writes in one transaction
 
 
 @dataclass(slots=True)
-class _Waiting(Generic[Write]):
+class _Pending(Generic[Write]):
     write: Write
     done: "asyncio.Future[None]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -31,48 +31,48 @@ class _Waiting(Generic[Write]):
 
 
 class WriteBatcher(Generic[Write]):
-    """`commit` writes all that it is given, in one transaction, but for what it refuses: of that it says why."""
+    """`commit` writes a batch in one transaction and returns a map from each rejected write to its error."""
 
     def __init__(self, commit: Callable[[Sequence[Write]], Awaitable[Mapping[Write, ServiceError]]]) -> None:
         self._commit = commit
-        self._waiting: list[_Waiting[Write]] = []
-        self._apart: list[_Waiting[Write]] = []  # they have failed together
+        self._pending: list[_Pending[Write]] = []
+        self._retries: list[_Pending[Write]] = []  # writes of a failed batch, retried one by one
         self._task: asyncio.Task[None] | None = None
 
     def add(self, write: Write) -> "asyncio.Future[None]":
-        """Done when it is durable; whether anybody waits for that or not."""
-        waiting = _Waiting(write)
-        self._waiting.append(waiting)
+        """Queues a write; the future is done once it is durable. The write happens even if nobody awaits it."""
+        pending = _Pending(write)
+        self._pending.append(pending)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="history writer")
-        return waiting.done
+        return pending.done
 
     async def _run(self) -> None:
-        while self._apart or self._waiting:
-            if group := [each for each in self._next() if not each.done.cancelled()]:
-                await self._write(group)
+        while self._retries or self._pending:
+            if batch := [each for each in self._next_batch() if not each.done.cancelled()]:
+                await self._write(batch)
 
-    def _next(self) -> list[_Waiting[Write]]:
-        if self._apart:
-            return [self._apart.pop(0)]
-        group, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-        return group
+    def _next_batch(self) -> list[_Pending[Write]]:
+        if self._retries:
+            return [self._retries.pop(0)]
+        batch, self._pending = self._pending[:MAX_BATCH], self._pending[MAX_BATCH:]
+        return batch
 
-    def _all(self) -> list[_Waiting[Write]]:
-        waiting, self._apart, self._waiting = [*self._apart, *self._waiting], [], []
-        return waiting
+    def _take_all(self) -> list[_Pending[Write]]:
+        pending, self._retries, self._pending = [*self._retries, *self._pending], [], []
+        return pending
 
-    async def _write(self, group: list[_Waiting[Write]]) -> None:
+    async def _write(self, batch: list[_Pending[Write]]) -> None:
         try:
-            refused = await self._commit([each.write for each in group])
-        except Unavailable as away:  # for all that wait: to try once for each would take too long
-            for each in [*group, *self._all()]:
-                each.settle(away)
+            rejected = await self._commit([each.write for each in batch])
+        except Unavailable as outage:  # fails all pending writes: a timeout for each would take too long
+            for each in [*batch, *self._take_all()]:
+                each.settle(outage)
         except Exception as error:
-            if len(group) > 1:
-                self._apart = group
+            if len(batch) > 1:
+                self._retries = batch
             else:
-                group[0].settle(error)
+                batch[0].settle(error)
         else:
-            for each in group:
-                each.settle(refused.get(each.write))
+            for each in batch:
+                each.settle(rejected.get(each.write))

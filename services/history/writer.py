@@ -1,7 +1,7 @@
-"""Which process writes a turn: a name that no other one has, and whether the process of a name is gone.
+"""Names the process that writes a turn, and tells whether the process of a name is gone.
 
-`host:pid:id`. Two containers may have one host name, and the process 1 each: `host` tells the places apart where a
-process of that number is the same one, and `id` is drawn by each process.
+A name is `host:pid:id`. Containers may share a host name and each run process 1: `host` therefore includes the boot id
+and the container's mounts, and `id` is random for each process.
 """
 
 import hashlib
@@ -13,44 +13,44 @@ from uuid import uuid4
 ID = uuid4().hex[:12]
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 MOUNTS = Path("/proc/self/mountinfo")
-OWN_FILES = {"/etc/hosts", "/etc/hostname"}  # mounted into each container from a folder of its own, which stays with it
+OWN_FILES = {"/etc/hosts", "/etc/hostname"}  # container runtimes mount these from a folder of the container
 
 
 def this_writer() -> str:
-    return f"{_place()}:{os.getpid()}:{ID}"
+    return f"{_host()}:{os.getpid()}:{ID}"
 
 
 def is_gone(writer: str | None, me: str) -> bool:
-    """Known for processes of this place only: all others are told by their silence. Our own name, met from outside, is
-    of a write whose end was never known; our number under another name is from before a restart."""
+    """Decidable for processes of this host only; others are detected by missing checkpoints. A row with our own name is
+    from a write whose result was lost; our pid under another id is from before a restart."""
     if writer is None or writer == me:
         return True
-    place, pid = _split(writer)
-    own_place, own_pid = _split(me)
-    return place == own_place and pid.isdigit() and (pid == own_pid or not _is_alive(int(pid)))
+    host, pid = _split(writer)
+    own_host, own_pid = _split(me)
+    return host == own_host and pid.isdigit() and (pid == own_pid or not _is_alive(int(pid)))
 
 
 def _split(writer: str) -> tuple[str, str]:
-    place, pid, *_ = [*writer.split(":"), ""]
-    return place, pid
+    host, pid, *_ = [*writer.split(":"), ""]
+    return host, pid
 
 
-def _place() -> str:
-    """The host's name, and what tells it from others of that name: the boot, and the container."""
-    known = [_text(BOOT), *(line[3] for line in map(str.split, _text(MOUNTS).splitlines()) if line[4] in OWN_FILES)]
-    digest = hashlib.sha256("\n".join(known).encode()).hexdigest()[:12]
+def _host() -> str:
+    """The host name, with a hash of the boot id and the container's mounts."""
+    parts = [_text(BOOT), *(line[3] for line in map(str.split, _text(MOUNTS).splitlines()) if line[4] in OWN_FILES)]
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     return f"{socket.gethostname().replace(':', '-')}-{digest}"
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text()
-    except OSError:  # of other systems
+    except OSError:  # not Linux
         return ""
 
 
 def _is_alive(pid: int) -> bool:
-    if os.name != "posix":  # elsewhere signal 0 is not a question
+    if os.name != "posix":  # signal 0 tests for existence on POSIX only
         return True
     try:
         os.kill(pid, 0)

@@ -1,4 +1,4 @@
-"""What is written of turns while they go: that they begin, are admitted and end, of many in one transaction."""
+"""The writes of a turn (start, admission, end), committed for many turns in one transaction."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from database.models import QUEUED
 from database.models import Turn as TurnRow
 from database.repositories import Repositories
-from database.turn_repository import Admission, Held, TurnResult
+from database.turn_repository import Admission, LockedTurn, TurnResult
 from services.errors import ServiceError, Stopped
 from services.history.store import Store
-from services.history.turn_result import has_gone_on, output, say_again
-from services.history.turn_start import TurnStart, begin
+from services.history.turn_result import has_newer_items, output_rows, replace_output
+from services.history.turn_start import TurnStart, start_turns
 
 STOPPED = "The answer was stopped"
 
@@ -26,46 +26,46 @@ Write = TurnStart | Admission | TurnEnd
 
 
 async def commit(store: Store, writer: str, writes: Sequence[Write]) -> Mapping[Write, ServiceError]:
-    """Gives those that are refused, and why; the others are durable when it returns."""
+    """Returns a map from each rejected write to its error; the others are durable on return."""
     starts = [each for each in writes if isinstance(each, TurnStart)]
     admissions = [each for each in writes if isinstance(each, Admission)]
     ends = [each for each in writes if isinstance(each, TurnEnd)]
     async with store.writing() as repositories:
-        conversations = await _hold_conversations(repositories, starts, ends)
-        refused: dict[Write, ServiceError] = dict((await begin(repositories, starts, conversations)).items())
-        turns = [*(each.turn_id for each in admissions), *(each.row.id for each in ends)]
-        held = await repositories.turns.hold(turns, writer) if turns else {}
-        refused.update((await _admit(repositories, admissions, held)).items())
-        await _end(repositories, ends, held)
-    return refused
+        conversations = await _lock_conversations(repositories, starts, ends)
+        rejected: dict[Write, ServiceError] = dict((await start_turns(repositories, starts, conversations)).items())
+        turn_ids = [*(each.turn_id for each in admissions), *(each.row.id for each in ends)]
+        locked = await repositories.turns.lock_unfinished(turn_ids, writer) if turn_ids else {}
+        rejected.update((await _admit(repositories, admissions, locked)).items())
+        await _end(repositories, ends, locked)
+    return rejected
 
 
-async def _hold_conversations(
+async def _lock_conversations(
     repositories: Repositories, starts: Sequence[TurnStart], ends: Sequence[TurnEnd]
 ) -> set[str]:
-    """All at once, and before any turn: two transactions never wait for each other."""
+    """Locks all conversations at once and before any turn, so that two transactions cannot deadlock."""
     ended = {each.row.conversation_id for each in ends}
-    going_on = {each.thread for each in starts if not each.is_new}
-    held = await repositories.conversations.hold(ended | going_on) if going_on else set[str]()
-    await repositories.conversations.touch(ended, time.time())  # holds them: what is said comes in one piece
-    return held
+    continued = {each.conversation_id for each in starts if not each.is_new_conversation}
+    locked = await repositories.conversations.lock(ended | continued) if continued else set[str]()
+    await repositories.conversations.touch(ended, time.time())  # locks them: the items of an answer stay adjacent
+    return locked
 
 
 async def _admit(
-    repositories: Repositories, admissions: Sequence[Admission], held: Mapping[str, Held]
+    repositories: Repositories, admissions: Sequence[Admission], locked: Mapping[str, LockedTurn]
 ) -> Mapping[Admission, ServiceError]:
-    waiting = {turn_id for turn_id, turn in held.items() if turn.status == QUEUED}
-    await repositories.turns.admit([each for each in admissions if each.turn_id in waiting], time.time())
-    return {each: Stopped(STOPPED) for each in admissions if each.turn_id not in waiting}
+    queued = {turn_id for turn_id, turn in locked.items() if turn.status == QUEUED}
+    await repositories.turns.admit([each for each in admissions if each.turn_id in queued], time.time())
+    return {each: Stopped(STOPPED) for each in admissions if each.turn_id not in queued}
 
 
-async def _end(repositories: Repositories, ends: Sequence[TurnEnd], held: Mapping[str, Held]) -> None:
-    """Those that were deleted meanwhile, or have ended already, are left alone."""
-    ours = {each.row.id: each for each in ends if each.row.id in held}  # one that was tried again may be there twice
-    settled = [each for turn_id, each in ours.items() if held[turn_id].completed_at is not None]  # by others, too early
-    new = [each for each in ours.values() if each not in settled]
-    late = [each for each in settled if not await has_gone_on(repositories, each.row)]
+async def _end(repositories: Repositories, ends: Sequence[TurnEnd], locked: Mapping[str, LockedTurn]) -> None:
+    """Turns that were deleted meanwhile, or have their result already, stay as they are."""
+    ours = {each.row.id: each for each in ends if each.row.id in locked}  # a retried end may be in the batch twice
+    forced = [each for turn_id, each in ours.items() if locked[turn_id].completed_at is not None]  # by other processes
+    new = [each for each in ours.values() if each not in forced]
+    late = [each for each in forced if not await has_newer_items(repositories, each.row)]
     await repositories.turns.finish({each.row.id: each.result for each in [*new, *late]})
-    await repositories.items.add([row for each in new for row in output(each.row, each.result.said)])
+    await repositories.items.add([row for each in new for row in output_rows(each.row, each.result.output)])
     for each in late:
-        await say_again(repositories, each.row, each.result.said)
+        await replace_output(repositories, each.row, each.result.output)

@@ -139,7 +139,7 @@ async def test_one_that_a_crash_cut_short_says_so(site: Site, sqlite_url: str, n
     turn.add(head(turn, n))
     turn.add(Text("Hel", index=n - 1))
     await dead.checkpoints.checkpoint()
-    await TurnService(database, writer="local:0").checkpoints.settle()
+    await TurnService(database, writer="local:0").checkpoints.settle_abandoned()
     await database.close()
     found = (await site.client.get("/v1/chat/completions")).json()["data"][0]
     assert (found["status"], found["choices"][n - 1]["message"]["content"]) == ("incomplete", "Hel")

@@ -77,7 +77,7 @@ async def item(turns: TurnService, database: Database) -> None:
 
 async def old_ones(turns: TurnService, database: Database) -> None:
     await say(turns, ASKED, ANSWERED)
-    await TurnService(database, writer="host:1", ttl_s=-1).checkpoints.forget()
+    await TurnService(database, writer="host:1", ttl_s=-1).checkpoints.delete_expired()
 
 
 Deletion = Callable[[TurnService, Database], Awaitable[None]]

@@ -18,12 +18,12 @@ WAITING = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
 # As a deletion comes to them: against the order of ids.
 TURNS = {"t9": "a", "t5": "a", "t1": "b"}
 WRITERS: dict[str, Step] = {
-    "a beat": lambda these: these.turns.keep(list(TURNS)),
+    "a beat": lambda these: these.turns.lock_shared(list(TURNS)),
     "a checkpoint": lambda these: these.turns.checkpoint({id: [] for id in TURNS}, "host:1", 0.0),
 }
 DELETIONS: dict[str, Step] = {
-    "all of an owner": lambda these: these.conversations.delete_some_of("me", limit=9),
-    "what is old": lambda these: these.conversations.forget(9.0, limit=9),
+    "all of an owner": lambda these: these.conversations.delete_batch("me", limit=9),
+    "what is old": lambda these: these.conversations.delete_unused(9.0, limit=9),
     "one conversation": lambda these: these.conversations.delete("a"),
 }
 
@@ -55,7 +55,7 @@ async def test_a_deletion_and_a_writer_do_not_wait_for_each_other(
     first = "t5" if deletion is DELETIONS["one conversation"] else "t1"
     async with database.write() as session:
         is_sqlite = (await session.connection()).dialect.name == "sqlite"
-        await repositories.of(session).turns.keep([first])
+        await repositories.of(session).turns.lock_shared([first])
         deleting = asyncio.create_task(in_a_transaction(database, deletion))
         while not is_sqlite and await session.scalar(WAITING) < 1:
             pass

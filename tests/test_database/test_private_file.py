@@ -48,7 +48,7 @@ async def test_files_that_were_open_are_taken_back_and_the_log_says_so(
     database = Database(f"sqlite:///{tmp_path}/parley.db")
     await write(database)
     assert modes(tmp_path) == {"": 0o600, "-wal": 0o600, "-shm": 0o600}
-    assert "parley.db had mode 0664, other users could read what is in it: it has 0600" in caplog.text
+    assert "parley.db had mode 0664, readable by other users; changed to 0600" in caplog.text
     caplog.clear()
     await write(earlier)
     await database.close()
@@ -78,9 +78,7 @@ def test_what_cannot_be_taken_back_is_said_once(
     for _ in range(3):
         private_file.make_private(str(path))
     (record,) = caplog.records
-    assert record.getMessage().endswith(
-        "has mode 0644, and other users may read what is in it: Operation not permitted"
-    )
+    assert record.getMessage().endswith("has mode 0644 and may be readable by other users: Operation not permitted")
 
 
 def test_a_folder_that_is_not_there_is_sqlites_to_report(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from sqlalchemy.exc import IntegrityError
 from database import repositories
 from database.models import COMPLETED, IN_PROGRESS, Conversation, Item, Turn
 from database.session import Database
-from database.turn_repository import Held, TurnResult
+from database.turn_repository import LockedTurn, TurnResult
 
 
 def conversation(id_: str, owner: str = "me", *, at: float = 0.0, listed: bool = True) -> Conversation:
@@ -66,7 +66,7 @@ async def test_what_went_on_from_a_deleted_item_goes_on_from_before_it(database:
     await fill(database, item("a"), item("b", "a"), item("c", "b"), item("d", "c"), item("e", "b"))
     async with database.write() as session:
         repository = repositories.of(session).items
-        await repository.delete(await repository.known("c", ["b", "c"]))
+        await repository.delete(await repository.get_many("c", ["b", "c"]))
         left = await repository.page("c")
     async with database.read() as session:
         left = await repositories.of(session).items.page("c")
@@ -118,7 +118,7 @@ async def test_any_number_of_items_can_be_looked_for(database: Database) -> None
     await fill(database, item("a"), item("b"))
     places = [("c", "a"), *(("c", f"nothing{n}") for n in range(33_000)), ("d", "a"), ("c", "b")]
     async with database.read() as session:
-        assert await repositories.of(session).items.which(places) == {("c", "a"), ("c", "b")}
+        assert await repositories.of(session).items.existing_keys(places) == {("c", "a"), ("c", "b")}
 
 
 @pytest.mark.parametrize("wrong", ["status", "parent", "turn"])
@@ -145,12 +145,17 @@ async def test_only_the_writer_finishes_and_only_once(database: Database) -> Non
     await fill(database, turns=(turn("t"),))
     async with database.write() as session:
         repository = repositories.of(session).turns
-        found = [await repository.hold(["t"], "host:2"), await repository.hold(["t"], "host:1")]
+        found = [await repository.lock_unfinished(["t"], "host:2"), await repository.lock_unfinished(["t"], "host:1")]
         await repository.finish({"t": TurnResult(COMPLETED, [], [], {"prompt_tokens": 1}, 1.0)})
-        again = await repository.hold(["t"], "host:1")
+        again = await repository.lock_unfinished(["t"], "host:1")
         await repository.checkpoint({"t": [[{"late": True}]]}, "host:1", 2.0)
-    assert [*found, again] == [{}, {"t": Held(IN_PROGRESS, None)}, {}]
+    assert [*found, again] == [{}, {"t": LockedTurn(IN_PROGRESS, None)}, {}]
     async with database.read() as session:
         stored = await repositories.of(session).turns.get("t", "me")
     assert stored is not None
-    assert (stored.status, stored.said, stored.usage, stored.writer) == (COMPLETED, None, {"prompt_tokens": 1}, None)
+    assert (stored.status, stored.partial_output, stored.usage, stored.writer) == (
+        COMPLETED,
+        None,
+        {"prompt_tokens": 1},
+        None,
+    )

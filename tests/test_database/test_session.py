@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from database.session import Database, is_away
+from database.session import Database, is_outage
 from tests.databases import PostgresServer, free_port
 
 INSERT = text("INSERT INTO conversations (id, owner, metadata, created_at, updated_at) VALUES (:id, 'me', '{}', 0, 0)")
@@ -77,7 +77,7 @@ async def test_a_question_that_is_wrong_is_not_an_outage(database: Database) -> 
     with pytest.raises(IntegrityError) as refused:
         async with database.write() as session:
             await session.execute(INSERT, {"id": "a"})
-    assert not is_away(refused.value)
+    assert not is_outage(refused.value)
 
 
 async def test_errors_do_not_show_what_was_written(database: Database) -> None:
@@ -91,7 +91,7 @@ async def test_a_closed_port_is_an_outage() -> None:
     database = Database(f"postgresql://parley@127.0.0.1:{free_port()}/parley")
     with pytest.raises(ConnectionError) as away:
         await database.ping()
-    assert is_away(away.value)
+    assert is_outage(away.value)
     await database.close()
 
 
@@ -99,7 +99,7 @@ async def test_a_database_that_does_not_exist_yet_is_an_outage(postgres: Postgre
     database = Database(postgres.url("nobody_made_it"))
     with pytest.raises(DBAPIError) as away:
         await database.ping()
-    assert is_away(away.value)
+    assert is_outage(away.value)
     await database.close()
 
 
@@ -119,5 +119,5 @@ async def test_a_restarted_server_costs_running_transactions_only(database: Data
 
     with pytest.raises(DBAPIError) as away:
         await write_meanwhile()
-    assert is_away(away.value)
+    assert is_outage(away.value)
     assert await count(database) == 0

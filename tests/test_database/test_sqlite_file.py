@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from alembic.util import CommandError
 
-from database.sqlite_file import AnothersFile
+from database.sqlite_file import ForeignDatabase
 from tools.data_migration import downgrade, upgrade
 
 
@@ -35,7 +35,7 @@ async def test_another_programs_database_is_refused_and_unchanged(tmp_path: Path
     path = tmp_path / "other.db"
     write(path, *statements)
     before = path.read_bytes()
-    with pytest.raises(AnothersFile, match="another program"):
+    with pytest.raises(ForeignDatabase, match="another program"):
         await upgrade(f"sqlite:///{path}")
     assert path.read_bytes() == before
 
@@ -44,13 +44,13 @@ async def test_another_programs_database_is_refused_and_unchanged(tmp_path: Path
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "text.db"
     path.write_bytes(content)
-    with pytest.raises(AnothersFile, match="no SQLite database"):
+    with pytest.raises(ForeignDatabase, match="no SQLite database"):
         await upgrade(f"sqlite:///{path}")
     assert path.read_bytes() == content
 
 
 async def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(AnothersFile, match="a folder"):
+    with pytest.raises(ForeignDatabase, match="a folder"):
         await upgrade(f"sqlite:///{tmp_path}")
 
 

@@ -66,7 +66,7 @@ class TestOneAnswer:
         turn = await say(turns, "1", "one", **ALONE)
         changes: list[Coroutine[Any, Any, object]] = [
             turns.delete(turn.id, "me", "response"),
-            turns.describe(turn.id, "me", "response", {"a": "b"}),
+            turns.update_metadata(turn.id, "me", "response", {"a": "b"}),
             turns.cancel(turn.id, "me", "response"),
         ]
         for each in await at_once(database, turn, *changes):
@@ -90,7 +90,7 @@ class TestOneAnswer:
         turn = await begin(paused, idempotency_key=idempotency_key)
         turn.add(Text("Hi"))
         await make_older(database, turn, 100)
-        await turns.checkpoints.settle()
+        await turns.checkpoints.settle_abandoned()
         again = asyncio.create_task(replica(slow).open(opening("Hello", idempotency_key=idempotency_key)))
         await slow.reached.wait()
         await finish(turn, Text(" there"), END)
@@ -119,7 +119,7 @@ class TestOneConversation:
         turn = await say(turns, "1", "one")
         async with database.write() as session:
             await session.execute(text("UPDATE conversations SET updated_at = updated_at - 61"))
-        await at_once(database, turn, turns.checkpoints.forget())
+        await at_once(database, turn, turns.checkpoints.delete_expired())
         assert len((await conversations.page("me", limit=5)).data) == 1
 
     async def test_items_that_come_twice_are_there_once(self, turns: TurnService, database: Database) -> None:

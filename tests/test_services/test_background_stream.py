@@ -14,7 +14,7 @@ def event(number: int) -> StreamEvent:
     return StreamEvent(number=number, type="text", data=str(number))
 
 
-def ended(error: ServiceError, number: int) -> list[StreamEvent]:
+def closing_events(error: ServiceError, number: int) -> list[StreamEvent]:
     return [StreamEvent(number=number, type="error", data=error.message, last=True)]
 
 
@@ -31,69 +31,69 @@ async def source(*steps: StreamEvent | Pause | Exception) -> AsyncGenerator[Stre
 
 
 def streaming(*steps: StreamEvent | Pause | Exception) -> BackgroundStream:
-    return BackgroundStream(source(*steps), "me", ended)
+    return BackgroundStream(source(*steps), "me", closing_events)
 
 
 async def test_a_reader_gets_what_is_there_and_what_comes() -> None:
     pause = Pause()
-    live = streaming(event(0), event(1), pause, event(2))
+    stream = streaming(event(0), event(1), pause, event(2))
     await pause.reached.wait()
-    assert await live.more(-1) == [event(0), event(1)]
-    waiting = asyncio.ensure_future(live.more(1))
+    assert await stream.events_after(-1) == [event(0), event(1)]
+    waiting = asyncio.ensure_future(stream.events_after(1))
     pause.go.set()
     assert await waiting == [event(2)]
-    assert await live.more(2) == []
-    assert live.over
+    assert await stream.events_after(2) == []
+    assert stream.is_finished
 
 
 async def test_a_refusal_before_the_first_event_is_raised() -> None:
-    live = streaming(Overloaded("full"))
+    stream = streaming(Overloaded("full"))
     with pytest.raises(Overloaded):
-        await live.started()
-    assert await live.more(-1) == []
+        await stream.first_event()
+    assert await stream.events_after(-1) == []
 
 
 @pytest.mark.parametrize(
     ("broken", "message"), [(EngineFailed("It broke"), "It broke"), (KeyError("x"), background_stream.INTERRUPTED)]
 )
 async def test_what_breaks_later_is_told_by_the_last_event(broken: Exception, message: str) -> None:
-    live = streaming(event(0), broken)
-    await live.started()
-    *_, last = await until_over(live)
+    stream = streaming(event(0), broken)
+    await stream.first_event()
+    *_, last = await until_over(stream)
     assert last == StreamEvent(number=1, type="error", data=message, last=True)
 
 
 async def test_readers_of_a_stopped_stream_are_told_why() -> None:
     pause = Pause()
-    live = streaming(event(0), pause)
+    stream = streaming(event(0), pause)
     await pause.reached.wait()
-    await live.stop(Stopped("Enough"))
-    assert (await until_over(live))[-1].data == "Enough"
+    await stream.stop(Stopped("Enough"))
+    assert (await until_over(stream))[-1].data == "Enough"
 
 
 async def test_who_leaves_before_the_first_event_takes_the_request_along() -> None:
     pause = Pause()
-    live = streaming(pause, event(0))
-    starting = asyncio.ensure_future(live.started())
+    stream = streaming(pause, event(0))
+    starting = asyncio.ensure_future(stream.first_event())
     await pause.reached.wait()
     starting.cancel()
-    assert await live.more(-1) == []
-    assert live.over
+    assert await stream.events_after(-1) == []
+    assert stream.is_finished
 
 
 async def test_only_so_much_of_what_is_saved_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background_stream, "KEPT", 3)
-    live = streaming(*(event(number) for number in range(10)))
-    assert len(await until_over(live)) == 10
-    live.saved([event(number) for number in range(8)])
-    assert live.unsaved() == [event(8), event(9)]
-    assert await live.more(3) is None
-    assert [each.number for each in await live.more(4) or []] == [5, 6, 7, 8, 9]
+    monkeypatch.setattr(background_stream, "MAX_SAVED_IN_MEMORY", 3)
+    stream = streaming(*(event(number) for number in range(10)))
+    assert len(await until_over(stream)) == 10
+    stream.mark_saved([event(number) for number in range(8)])
+    assert stream.unsaved_events() == [event(8), event(9)]
+    assert await stream.events_after(3) is None
+    assert [each.number for each in await stream.events_after(4) or []] == [5, 6, 7, 8, 9]
 
 
-async def until_over(live: BackgroundStream) -> list[StreamEvent]:
+async def until_over(stream: BackgroundStream) -> list[StreamEvent]:
     """All of it."""
     found: list[StreamEvent] = []
-    while more := await live.more(found[-1].number if found else -1):
+    while more := await stream.events_after(found[-1].number if found else -1):
         found += more
     return found

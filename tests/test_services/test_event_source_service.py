@@ -61,7 +61,7 @@ def facts(event: BrowserEvent) -> dict[str, object]:
 
 class TestAsk:
     async def test_the_id_comes_first_then_the_text_then_the_end(self, service: EventSourceService) -> None:
-        first, *texts, last = await all_of(service.ask(ASKED, "me"))
+        first, *texts, last = await all_of(service.create(ASKED, "me"))
         message_id = first.id.partition(":")[0]
         assert (first.id, first.event, facts(first)["message_id"]) == (f"{message_id}:0", "start", message_id)
         assert first.retry
@@ -74,9 +74,9 @@ class TestAsk:
     async def test_it_begins_a_conversation_and_goes_on_with_it(
         self, service: EventSourceService, engine: FakeEngine
     ) -> None:
-        last = (await all_of(service.ask(ASKED, "me")))[-1]
+        last = (await all_of(service.create(ASKED, "me")))[-1]
         conversation = str(facts(last)["conversation_id"])
-        await all_of(service.ask(Question(prompt="more", conversation_id=conversation), "me"))
+        await all_of(service.create(Question(prompt="more", conversation_id=conversation), "me"))
         assert engine.prompts[-1] == "<user>hi\n<assistant>Hello, world!\n<user>more\n<assistant>\n"
 
     async def test_refusal_is_raised_by_the_first_step(
@@ -84,19 +84,19 @@ class TestAsk:
     ) -> None:
         engine.refusal = Overloaded("full")
         with pytest.raises(Overloaded):
-            await anext(service.ask(ASKED, "me"))
-        assert streams.num_live == 0
+            await anext(service.create(ASKED, "me"))
+        assert streams.num_running == 0
 
     async def test_answer_goes_on_without_its_reader(
         self, service: EventSourceService, streams: StreamService, engine: FakeEngine, turns: TurnService
     ) -> None:
         pause = Pause()
         engine.script = ("Hel", pause, "lo")
-        events = service.ask(ASKED, "me")
+        events = service.create(ASKED, "me")
         first = await anext(events)
         await pause.reached.wait()
         await events.aclose()
-        assert streams.num_live == 1
+        assert streams.num_running == 1
         pause.go.set()
         await all_of(await service.resume(first.id, "me"))
         stored = await turns.answer(first.id.partition(":")[0], "me", "message")
@@ -115,7 +115,7 @@ class TestAsk:
         models = ModelManager([ModelConfig(MODEL, MODEL)], build=build)
         messages = MessageService(ChatService(models, turns, Metrics()), turns, conversations)
         service = EventSourceService(messages, turns, streams)
-        asking = asyncio.create_task(anext(service.ask(ASKED, "me")))
+        asking = asyncio.create_task(anext(service.create(ASKED, "me")))
         await asyncio.to_thread(begun.wait)
         asking.cancel()
         await asyncio.wait([asking])
@@ -129,7 +129,7 @@ class TestAsk:
         self, service: EventSourceService, engine: FakeEngine, turns: TurnService
     ) -> None:
         engine.script = ("Hel", EngineFailed("The engine failed on this request"))
-        *rest, last = await all_of(service.ask(ASKED, "me"))
+        *rest, last = await all_of(service.create(ASKED, "me"))
         assert text_of(rest) == "Hel"
         assert last.event == "error"
         assert last.id.endswith(":end")
@@ -147,7 +147,7 @@ class TestAsk:
         self, service: EventSourceService, engine: FakeEngine
     ) -> None:
         engine.script = ("Hel", ValueError("secret"))
-        last = (await all_of(service.ask(ASKED, "me")))[-1]
+        last = (await all_of(service.create(ASKED, "me")))[-1]
         assert last.event == "error"
         assert "secret" not in (last.data or "")
 
@@ -156,7 +156,7 @@ class TestAsk:
     ) -> None:
         pause = Pause()
         engine.script = ("Hel", pause)
-        events = service.ask(ASKED, "me")
+        events = service.create(ASKED, "me")
         first = await anext(events)
         await pause.reached.wait()
         reading = asyncio.create_task(all_of(events))
@@ -172,7 +172,7 @@ class TestStop:
     ) -> None:
         pause = Pause()
         engine.script = ("Hel", pause)
-        events = service.ask(ASKED, "me")
+        events = service.create(ASKED, "me")
         message_id = (await anext(events)).id.partition(":")[0]
         await pause.reached.wait()
         assert (await service.stop(message_id, "me")).status == "cancelled"
@@ -184,11 +184,11 @@ class TestStop:
         assert (text_of(again), facts(again[-1])["finish_reason"]) == ("el", "cancelled")
 
     async def test_what_is_over_stays_as_it_is(self, service: EventSourceService, turns: TurnService) -> None:
-        message_id = (await all_of(service.ask(ASKED, "me")))[0].id.partition(":")[0]
+        message_id = (await all_of(service.create(ASKED, "me")))[0].id.partition(":")[0]
         assert (await service.stop(message_id, "me")).status == "completed"
 
     async def test_somebody_elses_is_not_found(self, service: EventSourceService) -> None:
-        message_id = (await all_of(service.ask(ASKED, "me")))[0].id.partition(":")[0]
+        message_id = (await all_of(service.create(ASKED, "me")))[0].id.partition(":")[0]
         with pytest.raises(NotFound):
             await service.stop(message_id, "somebody else")
 
@@ -220,7 +220,7 @@ class TestOtherProcesses:
     ) -> None:
         pause = Pause()
         engine.script = ("Hello", pause, "!")
-        first = await anext(service.ask(ASKED, "me"))
+        first = await anext(service.create(ASKED, "me"))
         following = await other.resume(f"{first.id.partition(':')[0]}:2", "me")
         assert following is not None
         assert (await anext(following)).data == "llo"
@@ -233,7 +233,7 @@ class TestOtherProcesses:
     ) -> None:
         pause = Pause()
         engine.script = ("Hello", pause, "!")
-        events = service.ask(ASKED, "me")
+        events = service.create(ASKED, "me")
         first = await anext(events)
         await pause.reached.wait()
         await other.stop(first.id.partition(":")[0], "me")
@@ -242,15 +242,15 @@ class TestOtherProcesses:
     async def test_what_was_written_for_others_goes_with_its_end(
         self, service: EventSourceService, streams: StreamService, store: Database
     ) -> None:
-        await all_of(service.ask(ASKED, "me"))
-        await streams.beat()
+        await all_of(service.create(ASKED, "me"))
+        await streams.flush()
         async with store.read() as session:
             assert await session.scalar(text("SELECT count(*) FROM stream_batches")) == 0
 
 
 class TestResume:
     async def ask(self, service: EventSourceService) -> str:
-        return (await all_of(service.ask(ASKED, "me")))[0].id.partition(":")[0]
+        return (await all_of(service.create(ASKED, "me")))[0].id.partition(":")[0]
 
     @given(seen=st.integers(0, 20))
     @settings(max_examples=21)
@@ -275,7 +275,7 @@ class TestResume:
         pause = Pause()
         cut = data.draw(st.integers(0, len(pieces)))
         engine.script = (*pieces[:cut], pause, *pieces[cut:])
-        first = await anext(service.ask(ASKED, "me"))
+        first = await anext(service.create(ASKED, "me"))
         await pause.reached.wait()
         seen = data.draw(st.integers(0, len("".join(pieces[:cut]))))
         following = await service.resume(f"{first.id.partition(':')[0]}:{seen}", "me")
@@ -286,7 +286,7 @@ class TestResume:
     async def test_several_readers_follow_one_answer(self, service: EventSourceService, engine: FakeEngine) -> None:
         pause = Pause()
         engine.script = ("Hel", pause, "lo")
-        first = await anext(service.ask(ASKED, "me"))
+        first = await anext(service.create(ASKED, "me"))
         readers = [asyncio.create_task(all_of(await service.resume(first.id, "me"))) for _ in range(3)]
         await pause.reached.wait()
         pause.go.set()
@@ -309,7 +309,7 @@ class TestResume:
     ) -> None:
         pause = Pause()
         engine.script = ("Hel", pause, "lo")
-        first = await anext(service.ask(ASKED, "me"))
+        first = await anext(service.create(ASKED, "me"))
         if not while_running:
             await pause.reached.wait()
             pause.go.set()

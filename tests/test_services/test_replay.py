@@ -30,7 +30,7 @@ async def test_a_stored_answer_is_told_as_it_was_said(turns: TurnService) -> Non
     said = Reply()
     for event in [Head(turn.id, int(turn.created_at), "a-model", "fp_1", None, prompt_tokens=7, n=2), *SAID]:
         said.add(event)
-    told = replay.reply(stored)
+    told = replay.reply_of(stored)
     assert told.head == said.head
     for one, other in zip(told.choices, said.choices, strict=True):
         assert (one.text, one.reasoning, one.calls, one.logprobs) == (

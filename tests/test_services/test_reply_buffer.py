@@ -7,7 +7,7 @@ from services.chat.answer.output import Output
 from services.chat.answer.output import status as item_status
 from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Reply, Spoken, Text, ToolCall
 from services.engine.base import TokenLogprob
-from services.history.reply_buffer import ReplyBuffer, joined
+from services.history.reply_buffer import ReplyBuffer, merge_runs
 
 TOKEN = TokenLogprob("a", b"a", -0.5)
 HEAD = Head("chatcmpl-1", 1, "a-model", "fp_1", None, n=2)
@@ -29,7 +29,7 @@ def call(index: int, number: int) -> list[Spoken]:
 
 
 @st.composite
-def heard(draw: st.DrawFn) -> list[Event]:
+def event_sequences(draw: st.DrawFn) -> list[Event]:
     """Two choices, whose events come mixed, each in its order."""
     choices: list[list[Event]] = []
     for index in range(2):
@@ -42,7 +42,7 @@ def heard(draw: st.DrawFn) -> list[Event]:
     return [choices[index].pop(0) for index in order]
 
 
-@given(heard(), st.booleans(), st.randoms(use_true_random=False))
+@given(event_sequences(), st.booleans(), st.randoms(use_true_random=False))
 def test_what_is_folded_late_is_what_is_folded_event_by_event(
     events: list[Event], logprobs: bool, rng: random.Random
 ) -> None:
@@ -54,17 +54,17 @@ def test_what_is_folded_late_is_what_is_folded_event_by_event(
         if not isinstance(event, Head | Finish):
             outputs[event.index].add(event)
         if rng.random() < 0.1:
-            assert late.said == [output.items for output in outputs]
+            assert late.output == [output.items for output in outputs]
     assert late.reply == reply
-    assert late.end() == [
+    assert late.finish() == [
         output.end(item_status(each.finish)) for output, each in zip(outputs, reply.choices, strict=True)
     ]
 
 
 def test_what_follows_each_other_is_one_event() -> None:
     events = [Text("a", (1,)), Text("b", (2,), (TOKEN,)), Reasoning("c"), Text("d", index=1), Text("e", index=1)]
-    assert list(joined(events)) == [Text("ab", (1, 2), (TOKEN,)), Reasoning("c"), Text("de", index=1)]
+    assert list(merge_runs(events)) == [Text("ab", (1, 2), (TOKEN,)), Reasoning("c"), Text("de", index=1)]
 
 
 def test_nothing_is_there_before_the_head() -> None:
-    assert (ReplyBuffer("1", logprobs=False).said, ReplyBuffer("1", logprobs=False).reply.head) == ([], None)
+    assert (ReplyBuffer("1", logprobs=False).output, ReplyBuffer("1", logprobs=False).reply.head) == ([], None)

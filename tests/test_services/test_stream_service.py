@@ -53,8 +53,8 @@ class Process:
         await turn.queue("a-model")
         return turn
 
-    def write(self, turn: Turn, *steps: StreamEvent | Pause, passing: bool = False) -> None:
-        self.streams.keep(turn.id, BackgroundStream(source(steps), "me", ended, passing=passing))
+    def write(self, turn: Turn, *steps: StreamEvent | Pause, is_transient: bool = False) -> None:
+        self.streams.register(turn.id, BackgroundStream(source(steps), "me", ended, is_transient=is_transient))
 
     async def read(self, turn: Turn, after: int = -1) -> list[int]:
         return [each.number async for batch in self.streams.follow(turn.id, after) for each in batch]
@@ -95,12 +95,12 @@ async def test_what_is_over_is_read_from_the_database(one: Process, other: Proce
     turn = await one.queue()
     one.write(turn, event(0), event(1), event(2, last=True))
     assert await one.read(turn) == [0, 1, 2]
-    await one.streams.beat()
-    assert one.streams.num_live == 0
+    await one.streams.flush()
+    assert one.streams.num_running == 0
     for reader in (one, other):
         assert await reader.read(turn) == [0, 1, 2]
         assert await reader.read(turn, 1) == [2]
-        assert await reader.streams.last(turn.id) == event(2, last=True)
+        assert await reader.streams.last_event(turn.id) == event(2, last=True)
 
 
 async def test_it_ends_where_nobody_writes_it_any_more(one: Process, other: Process) -> None:
@@ -108,7 +108,7 @@ async def test_it_ends_where_nobody_writes_it_any_more(one: Process, other: Proc
     pause = Pause()
     one.write(turn, event(0), pause)
     await pause.reached.wait()
-    await one.streams.beat()
+    await one.streams.flush()
     await turn.finish()
     assert await other.read(turn) == [0]
 
@@ -119,7 +119,7 @@ async def test_one_that_was_still_waiting_when_its_server_was_killed_has_failed(
     turn = await one.queue()
     assert (await other.turns.answer(turn.id, "me", "response")).status == "queued"
     later = TurnService(database, writer="a-host:1")
-    await later.checkpoints.settle()
+    await later.checkpoints.settle_abandoned()
     assert (await other.turns.answer(turn.id, "me", "response")).status == "failed"
 
 
@@ -130,10 +130,10 @@ async def test_what_another_process_ends_ends_here(one: Process, other: Process,
     one.write(turn, event(0), pause)
     await pause.reached.wait()
     await getattr(other.turns, how)(turn.id, "me", "response")
-    await one.streams.beat()
-    assert one.streams.num_live == 0
-    await one.streams.beat()
-    assert await other.streams.last(turn.id) == (ended_event() if how == "cancel" else None)
+    await one.streams.flush()
+    assert one.streams.num_running == 0
+    await one.streams.flush()
+    assert await other.streams.last_event(turn.id) == (ended_event() if how == "cancel" else None)
 
 
 async def test_one_of_a_conversation_is_deleted_from_elsewhere(
@@ -145,8 +145,8 @@ async def test_one_of_a_conversation_is_deleted_from_elsewhere(
     one.write(turn, event(0), pause)
     await pause.reached.wait()
     await StoredResponseService(other.turns, other.streams, SecretService(database)).delete(turn.id, "me")
-    await one.streams.beat()
-    assert one.streams.num_live == 0
+    await one.streams.flush()
+    assert one.streams.num_running == 0
     with pytest.raises(NotFound):
         await one.turns.answer(turn.id, "me", "response")
 
@@ -166,13 +166,13 @@ async def test_a_write_that_is_done_again_changes_nothing(one: Process, other: P
 async def test_what_others_have_once_it_is_over_is_not_kept(one: Process, database: Database) -> None:
     turn = await one.queue()
     pause = Pause()
-    one.write(turn, event(0), pause, event(1, last=True), passing=True)
+    one.write(turn, event(0), pause, event(1, last=True), is_transient=True)
     await pause.reached.wait()
-    await one.streams.beat()
+    await one.streams.flush()
     assert await count(database) == 1
     pause.go.set()
     assert await one.read(turn) == [0, 1]
-    await one.streams.beat()
+    await one.streams.flush()
     assert await count(database) == 0
 
 
@@ -182,17 +182,17 @@ async def test_one_that_is_deleted_while_it_is_written_is_no_error(one: Process,
     assert await one.read(turn) == [0, 1]
     async with database.write() as session:
         await session.execute(text("DELETE FROM turns"))
-        beat = asyncio.create_task(one.streams.beat())
+        beat = asyncio.create_task(one.streams.flush())
         await waited_for(session, 1)
     await beat
-    assert one.streams.num_live == 0
+    assert one.streams.num_running == 0
 
 
 async def test_it_goes_with_its_turn(one: Process, database: Database) -> None:
     turn = await one.queue()
     one.write(turn, event(0, last=True))
     assert await one.read(turn) == [0]
-    await one.streams.beat()
+    await one.streams.flush()
     await turn.finish()
     await one.turns.delete(turn.id, "me", "response")
     assert await count(database) == 0
@@ -206,7 +206,7 @@ async def test_the_end_of_the_server_is_told_and_written(one: Process, other: Pr
     await one.streams.close()
     await turn.finish()
     assert await other.read(turn) == [0, 1]
-    last = await other.streams.last(turn.id)
+    last = await other.streams.last_event(turn.id)
     assert last is not None
     assert last.data == "The server is shutting down"
 

@@ -23,7 +23,7 @@ from services.engine.base import TokenLogprob
 from services.errors import Conflict, EngineFailed, GrammarStuck, NotFound, Stopped, Unavailable
 from services.history import item_rows
 from services.history.answer import Answer
-from services.history.item_rows import Place
+from services.history.item_rows import ItemPosition
 from services.history.turn import Turn, TurnRequest
 from services.turn_service import IdempotencyKey, TurnService, this_writer
 from tests.databases import free_port
@@ -119,7 +119,7 @@ class TestTurn:
             ("assistant", "", "in_progress"),
         ]
         assert (stored[-1].id, stored[-1].model) == (turn.id, "a-model")
-        assert (seen.status, seen.is_over, [item["role"] for item in seen.input]) == (
+        assert (seen.status, seen.is_finished, [item["role"] for item in seen.input]) == (
             "in_progress",
             False,
             ["system", "user"],
@@ -137,7 +137,7 @@ class TestTurn:
         assert await history(service, turn) == ["1", "one", "2", "two"]
 
     async def test_an_answer_is_found_again_as_it_was(self, service: TurnService) -> None:
-        turn = await begin(service, kind="response", stored=True, metadata={"a": "b"}, request={"top_p": 0.5})
+        turn = await begin(service, kind="response", stored=True, metadata={"a": "b"}, parameters={"top_p": 0.5})
         token = TokenLogprob("Hi", b"Hi", -0.5)
         call = [ToolCall("call_1", "weather", 0), Arguments("{}", 0)]
         await finish(turn, Reasoning("Hm"), Text("Hi", logprobs=(token,)), *call, END)
@@ -193,7 +193,9 @@ class TestTurn:
         async with database.write() as session:
             repository = repositories.of(session).items
             first = (await repository.page(turn.conversation_id, limit=1))[0]
-            await repository.add(item_rows.chain([sibling], Place("me", turn.conversation_id, 0.0, first.id)))
+            await repository.add(
+                item_rows.linked_rows([sibling], ItemPosition("me", turn.conversation_id, 0.0, first.id))
+            )
         assert await history(service, turn) == ["1", "uno"]
 
     async def test_history_has_no_answers_that_never_said_anything(self, service: TurnService) -> None:
@@ -348,7 +350,7 @@ class TestAnswers:
         cancelled = await replica(database).cancel(turn.id, "me", "response")
         assert (cancelled.status, items.text(cancelled.output[0])) == ("cancelled", "Hi")
         turn.add(Text(" there"))
-        await service.checkpoints.look()
+        await service.checkpoints.look_for_stopped()
         with pytest.raises(Stopped):
             turn.add(Text("!"))
         await turn.finish()
@@ -361,7 +363,7 @@ class TestAnswers:
 
     async def test_metadata_can_be_changed(self, service: TurnService) -> None:
         turn = await self.respond(service, "1", "one")
-        await service.describe(turn.id, "me", "response", {"a": "b"})
+        await service.update_metadata(turn.id, "me", "response", {"a": "b"})
         assert (await service.answer(turn.id, "me", "response")).metadata == {"a": "b"}
 
     async def test_what_belongs_to_somebody_else_or_is_not_stored_does_not_exist(self, service: TurnService) -> None:
@@ -370,7 +372,7 @@ class TestAnswers:
         for turn_id, owner in ((mine.id, "you"), (unstored.id, "me"), ("x", "me"), ("resp_" + "0" * 32, "me")):
             for call in (
                 service.answer(turn_id, owner, "response"),
-                service.describe(turn_id, owner, "response", {}),
+                service.update_metadata(turn_id, owner, "response", {}),
                 service.cancel(turn_id, owner, "response"),
                 service.delete(turn_id, owner, "response"),
                 service.open(TurnRequest(owner=owner, kind="response", stored=True, previous=turn_id)),
@@ -439,7 +441,9 @@ class TestWriters:
             await found.delete(rows_of_turn[1:])
             assert named.conversation_id is not None
             again_one = {"id": "msg_again", **given("again")[0]}
-            await found.add(item_rows.chain([again_one], Place("me", named.conversation_id, 0.0, rows_of_turn[0].id)))
+            await found.add(
+                item_rows.linked_rows([again_one], ItemPosition("me", named.conversation_id, 0.0, rows_of_turn[0].id))
+            )
         with pytest.raises(Conflict):
             await late.begin(head(late))
 
@@ -512,23 +516,23 @@ class TestKeeping:
         process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
         await process.wait()
         turn = await begin(TurnService(database, writer=of_process(process.pid)))
-        await service.checkpoints.settle()
+        await service.checkpoints.settle_abandoned()
         assert (await said(service, turn))[1] == "incomplete"
 
     async def test_answers_of_living_processes_are_left_alone(self, service: TurnService, database: Database) -> None:
         sibling = TurnService(database, writer=of_process(os.getppid()))
         turns = [await begin(owner) for owner in (service, sibling, replica(database))]
-        await service.checkpoints.settle()
+        await service.checkpoints.settle_abandoned()
         assert [(await said(service, turn))[1] for turn in turns] == ["in_progress"] * 3
 
     async def test_an_answer_without_a_sign_of_life_is_settled(self, service: TurnService, database: Database) -> None:
         silent, alive = [await begin(replica(database)) for _ in range(2)]
         for turn in (silent, alive):
             await make_older(database, turn, 14)
-        await service.checkpoints.settle()
+        await service.checkpoints.settle_abandoned()
         assert (await said(service, silent))[1] == "in_progress"
         await make_older(database, silent, 2)
-        await service.checkpoints.settle()
+        await service.checkpoints.settle_abandoned()
         assert (await said(service, silent))[1] == "incomplete"
         assert (await said(service, alive))[1] == "in_progress"
 
@@ -537,7 +541,7 @@ class TestKeeping:
         turn = await begin(far)
         await make_older(database, turn, 100)
         await far.checkpoints.checkpoint()
-        await service.checkpoints.settle()
+        await service.checkpoints.settle_abandoned()
         assert (await said(service, turn))[1] == "in_progress"
 
     async def test_a_writer_that_was_given_up_too_early_has_the_last_word(
@@ -548,7 +552,7 @@ class TestKeeping:
         turn.add(Text("Hi"))
         await paused.checkpoints.checkpoint()
         await make_older(database, turn, 100)
-        await service.checkpoints.settle()
+        await service.checkpoints.settle_abandoned()
         assert await said(service, turn) == ("Hi", "incomplete")
         await finish(turn, Text(" there"), ToolCall("call_1", "wave", 0), END)
         assert await said(service, turn) == ("Hi there", "completed")
@@ -569,10 +573,10 @@ class TestKeeping:
             for turn in (turns[0], turns[2]):
                 await session.execute(statement, {"id": turn.conversation_id})
             await session.execute(text("UPDATE idempotency_keys SET created_at = 0"))
-        await TurnService(database, writer=this_writer()).checkpoints.forget()
+        await TurnService(database, writer=this_writer()).checkpoints.delete_expired()
         assert (await service.open(opening("old", idempotency_key=idempotency_key))).id != turns[0].id
         assert len((await conversations.page("me", limit=5)).data) == 3
-        await service.checkpoints.forget()
+        await service.checkpoints.delete_expired()
         assert {each.id for each in (await conversations.page("me", limit=5)).data} == {
             turn.conversation_id for turn in turns[1:]
         }
@@ -603,7 +607,7 @@ class TestKeeping:
         flaky.failures = [ConnectionRefusedError("away")]
         with pytest.raises(Unavailable):
             await finish(turn, Text("Hi there"), END)
-        await service.checkpoints.settle()
+        await service.checkpoints.settle_abandoned()
         assert (await said(service, turn))[1] == "in_progress"
         await service.checkpoints.checkpoint()
         await flaky.close()

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from services.errors import Conflict, ServiceError, Unavailable
-from services.history.write_batcher import MOST, WriteBatcher
+from services.history.write_batcher import MAX_BATCH, WriteBatcher
 
 
 class Log:
@@ -72,9 +72,9 @@ async def test_what_comes_during_a_commit_is_the_next_one(log: Log, batcher: Wri
 
 
 async def test_a_commit_has_an_end(log: Log, batcher: WriteBatcher[int]) -> None:
-    await outcomes(*(batcher.add(2 * number) for number in range(2 * MOST + 1)))
-    assert [len(commit) for commit in log.commits] == [MOST, MOST, 1]
-    assert log.written == [2 * number for number in range(2 * MOST + 1)]
+    await outcomes(*(batcher.add(2 * number) for number in range(2 * MAX_BATCH + 1)))
+    assert [len(commit) for commit in log.commits] == [MAX_BATCH, MAX_BATCH, 1]
+    assert log.written == [2 * number for number in range(2 * MAX_BATCH + 1)]
 
 
 async def test_a_refusal_reaches_its_own_alone(log: Log, batcher: WriteBatcher[int]) -> None:

@@ -53,7 +53,7 @@ async def fill(database: Database, owner: str = "local") -> list[str]:
     await finish(named, Reasoning("Hm"), ToolCall("call_1", "weather", 0), Arguments("{}", 0), END)
     output = ChatMessage(role="tool", tool_call_id="call_1", content="Rain")
     await finish(await begin(turns, output, owner=owner, conversation=named.conversation_id), Text("Rain"), END)
-    kept: dict[str, Any] = {"owner": owner, "create": False, "stored": True, "kind": "response", "request": FACTS}
+    kept: dict[str, Any] = {"owner": owner, "create": False, "stored": True, "kind": "response", "parameters": FACTS}
     first = await say(turns, "1", "one", metadata={"a": "b"}, **kept)
     others = [await say(turns, asked, "two", previous=first.id, **kept) for asked in ("2", "2, too")]
     return [turn.id for turn in (named, first, *others)]
@@ -374,7 +374,7 @@ async def test_what_was_stored_unchecked_can_be_read(
     async with Store(database).writing() as repositories:
         made = Conversation(id=conversation, owner="local", created_at=1.0, updated_at=1.0)
         await repositories.conversations.add([made])
-        await repositories.items.add(item_rows.chain(items, item_rows.Place("local", conversation, 1.0)))
+        await repositories.items.add(item_rows.linked_rows(items, item_rows.ItemPosition("local", conversation, 1.0)))
     site = await new_site(database={"url": database_url, "migrate": False})
     for path in (
         f"/chat/get/messages/?conversation_id={conversation}",
@@ -431,8 +431,8 @@ async def test_a_long_tree_takes_as_many_statements_as_a_short_one(database: Dat
 def test_a_long_tree_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each item is prepared once, whatever the tree's size."""
     calls = []
-    chain = item_rows.chain
-    monkeypatch.setattr(item_rows, "chain", lambda items, place: calls.append(len(items)) or chain(items, place))
+    linked_rows = item_rows.linked_rows
+    monkeypatch.setattr(item_rows, "linked_rows", lambda items, at: calls.append(len(items)) or linked_rows(items, at))
     archived = ArchivedConversation.model_validate(tree(300))
     assert len(archive.rows_of(archived, archived.id, "local", {})) == 300
     assert sum(calls) == 300

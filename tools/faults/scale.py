@@ -11,7 +11,7 @@ import requests
 from database import repositories
 from database.models import Conversation
 from database.session import Database
-from services.history.item_rows import Place, chain, whole
+from services.history.item_rows import ItemPosition, linked_rows, with_defaults
 from tools.bench.load import WORDS
 
 OWNER = "local"  # whose everything is where no keys are configured
@@ -38,7 +38,7 @@ async def fill(url: str, conversations: int, note: Callable[[int], None]) -> flo
                 found = repositories.of(session)
                 for number in range(start, min(start + CHUNK, conversations)):
                     await found.conversations.add([_conversation(number)])
-                    await found.items.add(chain(_items(number), Place(OWNER, _id(number), float(number))))
+                    await found.items.add(linked_rows(_items(number), ItemPosition(OWNER, _id(number), float(number))))
             note(min(start + CHUNK, conversations))
     finally:
         await database.close()
@@ -55,10 +55,10 @@ def _conversation(number: int) -> Conversation:
 
 def _items(number: int) -> Iterator[dict[str, object]]:
     rng = random.Random(number)
-    for place in range(ITEMS_EACH):
-        words = [*rng.choices(WORDS, k=12), *([f"marker{number}"] if place == 0 else [])]
-        role, kind = ("user", "input_text") if place % 2 == 0 else ("assistant", "output_text")
-        yield whole({"type": "message", "role": role, "content": [{"type": kind, "text": " ".join(words)}]})
+    for position in range(ITEMS_EACH):
+        words = [*rng.choices(WORDS, k=12), *([f"marker{number}"] if position == 0 else [])]
+        role, kind = ("user", "input_text") if position % 2 == 0 else ("assistant", "output_text")
+        yield with_defaults({"type": "message", "role": role, "content": [{"type": kind, "text": " ".join(words)}]})
 
 
 def measure(base: str, report: ScaleReport) -> None:
