@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Self
 
 from schemas.chat_answer_schema import ChatCompletion, ChatCompletionChunk
 from schemas.chat_schema import ChatCompletionRequest
@@ -30,7 +30,7 @@ from services.history.replayed_turn import ReplayedTurn
 from services.history.turn import Turn, TurnRequest
 from services.image_service import ImageService
 from services.large import aside
-from services.metrics_service import Metrics
+from services.metrics_service import AnswerTimer, Metrics
 from services.model_service import Lease, ModelManager
 from services.text_service import TextService, characters
 from services.turn_service import TurnService
@@ -82,9 +82,13 @@ class ChatService:
         note: Note = unnoted,
     ) -> AsyncGenerator[ChatCompletionChunk, None]:
         """Refusals are raised by the first step; once a chunk has come, the request was admitted."""
+        encoder = encode.ChunkEncoder(encode.wanted(request))
         async with aclosing(self.run(request, owner, idempotency_key=idempotency_key, note=note)) as run:
-            async for chunk in encode.chunks(run, encode.wanted(request)):
-                yield chunk
+            async for event in run:
+                for chunk in encoder.chunks(event):
+                    yield chunk
+        for chunk in encoder.end():
+            yield chunk
 
     async def whole(
         self,
@@ -129,9 +133,10 @@ class ChatService:
             async with model.answering(prepared.jobs) as streams:
                 head = _head(prepared, turn, model, arrived, request)
                 await turn.begin(head)
-                said = events(head, streams, [prompt.echo(request)] * request.n, prepared.output)
-                async with aclosing(_recorded(turn, timer.follow(said))) as recorded:
-                    async for event in recorded:
+                parsed = events(head, streams, [prompt.echo(request)] * request.n, prepared.output)
+                async with _Recording(turn, timer) as recording, aclosing(parsed):
+                    async for event in parsed:
+                        recording.add(event)
                         yield event
 
     def check(self, request: ChatCompletionRequest) -> GrammarSpec | None:
@@ -195,19 +200,23 @@ class ChatService:
             return await asyncio.to_thread(prepare, turn.id, request, given, target, owner, answer)
 
 
-async def _recorded(turn: Turn, said: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-    """Passes events on, and settles the turn however they end: whole, or with what was said until it broke."""
-    error: ServiceError | None = None
-    try:
-        async for event in said:
-            turn.add(event)
-            yield event
-    except ServiceError as raised:
-        error = raised
-        raise
-    finally:
-        await said.aclose()
-        await settle(turn, error)
+class _Recording:
+    """Settles a turn however its events end: whole, or with what came until they broke."""
+
+    def __init__(self, turn: Turn, timer: AnswerTimer) -> None:
+        self._turn = turn
+        self._timer = timer
+
+    def add(self, event: Event) -> None:
+        self._timer.add(event)
+        self._turn.add(event)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._timer.end()
+        await settle(self._turn, error if isinstance(error, ServiceError) else None)
 
 
 async def settle(turn: Turn, error: ServiceError | None) -> None:

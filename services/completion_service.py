@@ -40,9 +40,13 @@ class CompletionService:
 
     async def stream(self, request: CompletionRequest, owner: str) -> AsyncGenerator[Completion, None]:
         """Refusals are raised by the first step; once a chunk has come, the request was admitted."""
+        encoder = encode_completion.ChunkEncoder(wanted(request))
         async with aclosing(self.run(request, owner)) as run:
-            async for chunk in encode_completion.chunks(run, wanted(request)):
-                yield chunk
+            async for event in run:
+                for chunk in encoder.chunks(event):
+                    yield chunk
+        for chunk in encoder.end():
+            yield chunk
 
     async def run(self, request: CompletionRequest, owner: str) -> AsyncGenerator[Event, None]:
         """A Head, then what is said."""
@@ -53,10 +57,14 @@ class CompletionService:
             request = sampling.settled(request, model.sampling)
             made = await self._jobs(request, model.engine, owner, answer)
             async with model.answering(made.jobs) as streams:
-                said = timer.follow(events(_head(made, model, arrived), _read_only(streams, request), made.echoes))
-                async with aclosing(said):
-                    async for event in said:
-                        yield event
+                head = _head(made, model, arrived)
+                try:
+                    async with aclosing(events(head, _read_only(streams, request), made.echoes)) as parsed:
+                        async for event in parsed:
+                            timer.add(event)
+                            yield event
+                finally:
+                    timer.end()
 
     async def _jobs(
         self, request: CompletionRequest, engine: Engine, owner: str, answer: GrammarSpec | None

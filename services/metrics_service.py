@@ -1,7 +1,7 @@
 """What is counted and timed, under vLLM's names with our prefix."""
 
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
@@ -70,7 +70,7 @@ class Metrics:
 
 @dataclass(slots=True)
 class AnswerTimer:
-    """Follows one answer, event by event."""
+    """Of one answer: given each of its events, and its end."""
 
     _metrics: Metrics
     _model: str
@@ -79,15 +79,6 @@ class AnswerTimer:
     _last: float | None = None
     _reason: str = "abort"
     _shares: int = 1
-
-    async def follow(self, said: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-        try:
-            async for event in said:
-                self.add(event)
-                yield event
-        finally:
-            await said.aclose()
-            self.end()
 
     def add(self, event: Event) -> None:
         now = time.perf_counter()
@@ -108,6 +99,7 @@ class AnswerTimer:
         self._last = now
 
     def end(self) -> None:
+        """However it ends."""
         self._metrics._success.labels(self._model, self._reason).inc()
         self._metrics._whole.labels(self._model).observe(time.perf_counter() - self._started)
 

@@ -108,11 +108,13 @@ class Primed(Generic[T]):
             await self.aclose()
             raise
 
-    async def __aiter__(self) -> AsyncIterator[T]:
-        for item in await self._first:
-            yield item
-        async for item in self._source:
-            yield item
+    async def first(self) -> list[T]:
+        """What the first step made: one item, or none where there are none."""
+        return await self._first
+
+    @property
+    def rest(self) -> AsyncGenerator[T, None]:
+        return self._source
 
     async def aclose(self) -> None:
         """Also right when nothing was ever taken: closing a generator that has not started would run none of it."""
@@ -149,7 +151,9 @@ class Stream(EventSourceResponse):
 async def _body(source: Primed[T], framing: Framing[T]) -> AsyncIterator[bytes]:
     on_one_line = escape_line_ends if framing.is_json else bytes
     try:
-        async for item in source:
+        for item in await source.first():
+            yield on_one_line(framing.item(item))
+        async for item in source.rest:
             yield on_one_line(framing.item(item))
     except Exception as error:  # the 200 is out: whatever happens now can only be told as an event
         yield on_one_line(framing.error(problem(error)))

@@ -54,8 +54,9 @@ async def sent(said: Iterable[Event], *, usage: bool = False) -> list[str]:
 
 
 async def dumped(said: Iterable[Event], wanted: Wanted) -> list[str]:
-    chunks = encode.chunks(run(said), wanted, clock=lambda: 2.5)
-    return [chunk.model_dump_json(exclude_unset=True) async for chunk in chunks]
+    encoder = encode.ChunkEncoder(wanted, clock=lambda: 2.5)
+    chunks = [chunk for event in said for chunk in encoder.chunks(event)] + encoder.end()
+    return [chunk.model_dump_json(exclude_unset=True) for chunk in chunks]
 
 
 def folded(said: Iterable[Event]) -> Reply:

@@ -1,7 +1,7 @@
 """Events -> OpenAI's chunks, or the one completion they add up to."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from schemas.chat_answer_schema import (
@@ -36,7 +36,6 @@ from services.chat.events import (
     Spoken,
     Text,
     ToolCall,
-    head_of,
 )
 from services.engine.base import TokenLogprob
 
@@ -63,47 +62,38 @@ def wanted(request: ChatCompletionRequest | CompletionRequest) -> Wanted:
     )
 
 
-async def chunks(
-    run: AsyncIterator[Event], wanted: Wanted, clock: Callable[[], float] = time.perf_counter
-) -> AsyncGenerator[ChatCompletionChunk, None]:
-    """The role of each choice first, then what is said, then each finish alone; the usage last, or null on others."""
-    head = await head_of(run)
-    encoder = _Encoder(head, wanted, clock)
-    for index in range(head.n):
-        yield encoder.chunk(index, Delta(role="assistant", content="", refusal=None))
-    async for event in run:
-        if not isinstance(event, Head):
-            yield encoder.event(event)
-    if wanted.usage and encoder.is_whole:
-        yield encoder.last()
+class ChunkEncoder:
+    """Of one answer: the role of each choice first, then what is generated, then each finish alone; the usage last, or
+    null on all others."""
 
-
-class _Encoder:
-    """Of one answer: what its chunks share, and what was used so far."""
-
-    def __init__(self, head: Head, wanted: Wanted, clock: Callable[[], float]) -> None:
-        self._head = head
+    def __init__(self, wanted: Wanted, clock: Callable[[], float] = time.perf_counter) -> None:
         self._wanted = wanted
         self._clock = clock
-        self._frame = _frame(head)
-        self._tally = Tally(head)
 
-    @property
-    def is_whole(self) -> bool:
-        return self._tally.is_whole
+    def chunks(self, event: Event) -> list[ChatCompletionChunk]:
+        if not isinstance(event, Head):
+            return [self._event(event)]
+        self._head = event
+        self._frame = _frame(event)
+        self._tally = Tally(event)
+        return [self._chunk(index, Delta(role="assistant", content="", refusal=None)) for index in range(event.n)]
 
-    def event(self, event: Spoken | Finish) -> ChatCompletionChunk:
+    def end(self) -> list[ChatCompletionChunk]:
+        """After the last event."""
+        return [self._last()] if self._wanted.usage and self._tally.is_whole else []
+
+    def _event(self, event: Spoken | Finish) -> ChatCompletionChunk:
         delta = _delta(event)
         if self._wanted.token_ids and event.token_ids:
             delta.token_ids = list(event.token_ids)
         self._tally.add(event)
         match event:
             case Finish():
-                return self.chunk(event.index, delta, event)
+                return self._chunk(event.index, delta, event)
             case _:
-                return self.chunk(event.index, delta, logprobs=event.logprobs)
+                return self._chunk(event.index, delta, logprobs=event.logprobs)
 
-    def chunk(
+    def _chunk(
         self, index: int, delta: Delta, finish: Finish | None = None, logprobs: Sequence[TokenLogprob] = ()
     ) -> ChatCompletionChunk:
         choice = ChunkChoice(
@@ -117,7 +107,7 @@ class _Encoder:
         furnish(chunk, choice, self._wanted, self._tally)
         return chunk
 
-    def last(self) -> ChatCompletionChunk:
+    def _last(self) -> ChatCompletionChunk:
         return self._frame.model_copy(update={"usage": self._tally.usage()})
 
 

@@ -3,45 +3,40 @@
 import time
 from codecs import getincrementaldecoder
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import isnan
 
 from schemas.completion_schema import Completion, CompletionChoice, CompletionLogprobs
 from services.chat.answer.encode import Wanted, furnish
 from services.chat.answer.logprobs import bounded
 from services.chat.answer.tally import Tally, usage_of
-from services.chat.events import Event, Finish, Head, Reply, Said, Text, head_of
+from services.chat.events import Event, Finish, Head, Reply, Said, Text
 from services.engine.base import TokenLogprob
 
 
-async def chunks(
-    run: AsyncIterator[Event], wanted: Wanted, clock: Callable[[], float] = time.perf_counter
-) -> AsyncGenerator[Completion, None]:
-    """Text, then each finish alone; the usage last, or a null on each but that."""
-    encoder = _Encoder(await head_of(run), wanted, clock)
-    async for event in run:
-        if isinstance(event, Text | Finish):
-            yield encoder.event(event)
-    if wanted.usage and encoder.is_whole:
-        yield encoder.last()
+class ChunkEncoder:
+    """Of one answer: text, then each finish alone; the usage last, or a null on each but that."""
 
-
-class _Encoder:
-    """Of one answer: what its chunks share, and what was used so far."""
-
-    def __init__(self, head: Head, wanted: Wanted, clock: Callable[[], float]) -> None:
-        self._head = head
+    def __init__(self, wanted: Wanted, clock: Callable[[], float] = time.perf_counter) -> None:
         self._wanted = wanted
         self._clock = clock
-        self._frame = _frame(head)
         self._offsets: defaultdict[int, _Offsets] = defaultdict(_Offsets)
-        self._tally = Tally(head)
 
-    @property
-    def is_whole(self) -> bool:
-        return self._tally.is_whole
+    def chunks(self, event: Event) -> list[Completion]:
+        match event:
+            case Head():
+                self._head = event
+                self._frame = _frame(event)
+                self._tally = Tally(event)
+            case Text() | Finish():
+                return [self._event(event)]
+        return []
 
-    def event(self, event: Text | Finish) -> Completion:
+    def end(self) -> list[Completion]:
+        """After the last event."""
+        return [self._last()] if self._wanted.usage and self._tally.is_whole else []
+
+    def _event(self, event: Text | Finish) -> Completion:
         self._tally.add(event)
         if isinstance(event, Text):
             return self._chunk(event, event.text, event.logprobs)
@@ -64,7 +59,7 @@ class _Encoder:
         furnish(chunk, choice, self._wanted, self._tally)
         return chunk
 
-    def last(self) -> Completion:
+    def _last(self) -> Completion:
         return self._frame.model_copy(update={"usage": self._tally.usage()})
 
 

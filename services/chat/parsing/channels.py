@@ -15,19 +15,16 @@ from services.errors import EngineFailed
 PLAIN = OutputFormat()
 
 
-async def events(
+def events(
     head: Head, streams: Sequence[AsyncGenerator[Piece, None]], echoes: Sequence[str] = (), format: OutputFormat = PLAIN
 ) -> AsyncGenerator[Event, None]:
-    """The head, then what each stream says, as it comes, each behind its echo."""
-    yield head
-    echoes = echoes or [""] * len(streams)
+    """The head, then the events of each stream as they come, each behind its echo."""
     choices = [
-        _said(Choice(format, index, head.prompt_of(index)), pieces, echo)
-        for index, (pieces, echo) in enumerate(zip(streams, echoes, strict=True))
+        Choice(format, index, head.prompt_of(index), echoes[index] if echoes else "") for index in range(len(streams))
     ]
-    async with aclosing(choices[0] if len(choices) == 1 else _merged(choices)) as run:
-        async for event in run:
-            yield event
+    if len(streams) == 1:
+        return _parsed(choices[0], streams[0], head)
+    return _merged(head, [_parsed(choice, pieces) for choice, pieces in zip(choices, streams, strict=True)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +37,9 @@ class Tokens:
 class Choice:
     """Hands tokens over with the event that their text is in; those of markers go with the event after."""
 
-    def __init__(self, format: OutputFormat, index: int, prompt_tokens: int) -> None:
+    def __init__(self, format: OutputFormat, index: int, prompt_tokens: int, echo: str = "") -> None:
         self._format = format
+        self._echo = echo
         self._parser = OutputParser(format, index)
         self._index = index
         self._prompt_tokens = prompt_tokens
@@ -51,7 +49,18 @@ class Choice:
         self._reasoning_tokens = 0
         self._cached_tokens = 0
 
-    def feed(self, piece: Piece) -> list[Spoken]:
+    def feed(self, piece: Piece) -> list[Spoken | Finish]:
+        events: list[Spoken | Finish] = [*self._echoed(piece), *self._parsed(piece)]
+        if piece.finish or self.is_over:
+            events += self._finished(piece)
+        return events
+
+    def _echoed(self, piece: Piece) -> list[Text]:
+        """The echo, and the prompt's own logprobs: they come with the first piece."""
+        echo, self._echo = self._echo, ""
+        return [Text(echo, logprobs=piece.prompt, index=self._index)] if echo or piece.prompt else []
+
+    def _parsed(self, piece: Piece) -> list[Spoken]:
         self._completion_tokens += len(piece.token_ids)
         if piece.token_ids or piece.logprobs:
             self._tokens.append(Tokens(self._num_read, piece.token_ids, piece.logprobs))
@@ -60,15 +69,12 @@ class Choice:
         parts = self._parser.feed(piece.text, may_stop=self._completion_tokens > self._format.min_tokens)
         return [self._with_tokens(part.event, part.end) for part in parts]
 
-    def echo(self, text: str, piece: Piece) -> Text:
-        return Text(text, logprobs=piece.prompt, index=self._index)
-
     @property
     def is_over(self) -> bool:
         """A stop string came, of which the engine does not know."""
         return self._parser.stopped_by is not None
 
-    def finish(self, last: Piece) -> list[Spoken | Finish]:
+    def _finished(self, last: Piece) -> list[Spoken | Finish]:
         said: list[Spoken | Finish] = [self._with_tokens(part.event, part.end) for part in self._parser.finish()]
         if any(tokens.logprobs for tokens in self._tokens) and not self.is_over:
             said.append(self._with_tokens(Text("", index=self._index), self._num_read + 1))  # each is told
@@ -102,27 +108,23 @@ class Choice:
         return replace(event, token_ids=ids, logprobs=logprobs) if ids or logprobs else event
 
 
-async def _said(
-    choice: Choice, pieces: AsyncGenerator[Piece, None], echo: str
-) -> AsyncGenerator[Spoken | Finish, None]:
+async def _parsed(
+    choice: Choice, pieces: AsyncGenerator[Piece, None], head: Head | None = None
+) -> AsyncGenerator[Event, None]:
+    if head:
+        yield head
     async with aclosing(pieces):
         async for piece in pieces:
-            if echo or piece.prompt:  # the prompt's own weights come with the first piece
-                yield choice.echo(echo, piece)
-                echo = ""
             for event in choice.feed(piece):
                 yield event
             if piece.finish or choice.is_over:
-                for last in choice.finish(piece):
-                    yield last
                 return
     raise EngineFailed("The engine ended without finishing its answer")
 
 
-async def _merged(
-    choices: Sequence[AsyncGenerator[Spoken | Finish, None]],
-) -> AsyncGenerator[Spoken | Finish, None]:
+async def _merged(head: Head, choices: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:
     """All at once, each in its own order. The first to fail ends all of them."""
+    yield head
     waiting = {asyncio.ensure_future(anext(choice, None)): choice for choice in choices}
     try:
         while waiting:
