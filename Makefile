@@ -15,6 +15,7 @@ test: .venv/.installed-dev
 
 # real agent programs, which npm brings, in a network without anything else
 test-agents: .venv/.installed-dev
+	$(BIN)/python -m tests.test_agents.programs
 	$(BIN)/pytest -m agents tests/test_agents
 
 check: .venv/.installed-dev

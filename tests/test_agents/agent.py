@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,8 +65,10 @@ class Agent:
         try:
             printed, complaints = process.communicate(timeout=SECONDS / 4)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            _end_group(process)
             raise AssertionError(f"it did not end: {process.communicate()}") from None
+        finally:  # also of what it has left behind, and where the run is interrupted
+            _end_group(process)
         assert process.returncode == 0, f"{printed}\n{complaints}"
         return printed
 
@@ -74,3 +77,8 @@ class Agent:
         assert node
         own = {"PATH": f"{Path(node).parent}:{NOTHING_ELSE}", "HOME": str(self.home), "TERM": "dumb"}
         return own | loopback.environment() | self.environment
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
