@@ -27,5 +27,6 @@ def test_it_writes_a_file_and_runs_a_command(service: Service, tmp_path: Path) -
     assert (agent.work / "size.txt").read_text() == "21 hello.txt\n"
     prompts = [each["prompt"] for each in service.record("qwen-code") if "<tools>" in each["prompt"]]
     assert "<think>\nA file is wanted.\n</think>" in prompts[1]
-    assert "21 hello.txt" in prompts[2]
+    # not what it printed: Qwen Code stops reading when the command exits, and on a busy machine that is too early
+    assert "Exit Code: 0" in prompts[2].rpartition("<tool_response>")[2]
     assert service.refused() == []
