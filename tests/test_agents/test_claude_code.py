@@ -55,20 +55,21 @@ def test_it_writes_a_file_and_runs_a_command(service: Service, agent: Agent) -> 
 
 
 @pytest.mark.parametrize(
-    ("display", "arguments", "text"),
+    ("display", "asks", "text"),
     [
-        ("omitted", ["json"], ""),
-        ("updates", ["stream-json", "--verbose"], ""),
-        ("summarized", ["json", "--thinking-display", "summarized"], THOUGHT),
+        ("omitted", ("json",), ""),
+        ("updates", ("stream-json", "--verbose"), ""),
+        ("summarized", ("json", "--thinking-display", "summarized"), THOUGHT),
     ],
+    ids=["omitted", "updates", "summarized"],
 )
 def test_it_keeps_a_thought_and_sends_it_back(
-    service: Service, agent: Agent, display: str, arguments: list[str], text: str
+    service: Service, agent: Agent, display: str, asks: tuple[str, ...], text: str
 ) -> None:
     """Unless it is told to show thoughts, all it has of one is the signature."""
     name = f"claude-code-thought-{display}"
     asked = service.play(name, thinking(THOUGHT, call("Bash", command="ls", description="Lists")), "It is empty.")
-    agent.run("--print", "--output-format", *arguments, "--allowedTools", "Bash", "--", asked)
+    agent.run("--print", "--output-format", *asks, "--allowedTools", "Bash", "--", asked)
     kept = [block for block in transcript(agent) if block["type"] == "thinking"]
     assert [(block["thinking"], bool(block["signature"])) for block in kept] == [(text, True)]
     assert f"<think>\n{THOUGHT}\n</think>" in service.record(name)[-1]["prompt"]
