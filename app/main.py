@@ -311,7 +311,7 @@ def _app() -> FastAPI:
     with exits.in_one_line():
         settings = configuration.read()
         models.check(settings)
-        return create_app(settings, warm_up=warm_up, process=Process())
+        return create_app(settings, warm_up=partial(warm_up, models.engines(settings)), process=Process())
 
 
 app = _app()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from app.common.settings import ModelSettings, Settings
+from services.engine import engine_class, is_own
 from services.engine.loading import model_files
 from services.model_service import ModelConfig, SamplingDefaults
 from tools import fetch_models
@@ -25,8 +26,15 @@ def check(settings: Settings) -> None:
     """Raises for a model that cannot be served, as far as its files tell: nothing is loaded."""
     for each in _models(settings):
         config = _config(each, settings)
-        if not _is_fetched(config.source):
+        if not is_own(config.kind, config.engine):
+            engine_class(config.kind, config.engine)
+        elif not _is_fetched(config.source):
             model_files.check(config.source, config.kind)
+
+
+def engines(settings: Settings) -> list[tuple[str, str]]:
+    """Kinds and names of those that answer chats: what they import is imported ahead of the first request."""
+    return sorted({(each.kind, each.engine) for each in _models(settings) if each.kind == "chat"})
 
 
 def locate(source: str, models_dir: Path) -> str:
@@ -56,10 +64,8 @@ def _models(settings: Settings) -> list[ModelSettings]:
 
 
 def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
-    source = DEFAULT_OF[model.kind] if model.name == "default" else model.name
-    options: dict[str, Any] = {"device": model.device, "dtype": model.dtype}
-    if model.kind != "reranker":
-        options["compile_dir"] = str(settings.models_dir / "compiled") if settings.engine.compile else None
+    is_default = model.name == "default" and is_own(model.kind, model.engine)
+    source = DEFAULT_OF[model.kind] if is_default else model.name
     return ModelConfig(
         name=model.id or _public_name(source),
         source=source,
@@ -69,12 +75,21 @@ def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
         idle_ttl=model.ttl_s,
         dialect=model.dialect,
         sampling=None if model.sampling is None else SamplingDefaults(**model.sampling.model_dump()),
-        options=options | _engine_options(settings) if model.kind == "chat" else options,
+        engine=model.engine,
+        settings=_general(model, settings),
+        options=model.engine_options,
     )
 
 
-def _engine_options(settings: Settings) -> dict[str, Any]:
-    return settings.engine.model_dump(exclude={"compile", "tensor_parallel_size"})
+def _general(model: ModelSettings, settings: Settings) -> dict[str, Any]:
+    """What engines may have parameters for. One of another package is given only what is set."""
+    own = is_own(model.kind, model.engine)
+    given: dict[str, Any] = model.model_dump(include={"device", "dtype"}, exclude_unset=not own)
+    if model.kind != "reranker" and own:
+        given["compile_dir"] = str(settings.models_dir / "compiled") if settings.engine.compile else None
+    if model.kind == "chat":
+        given |= settings.engine.model_dump(exclude={"compile", "tensor_parallel_size"}, exclude_unset=not own)
+    return given
 
 
 def _public_name(source: str) -> str:

@@ -18,7 +18,6 @@ from services.errors import EngineFailed, InvalidRequest, ModelNotFound, Service
 logger = logging.getLogger(__name__)
 
 Kind = Literal["chat", "embedding", "reranker"]
-ENGINE_OF: dict[Kind, str] = {"chat": "local", "embedding": "embedding", "reranker": "reranker"}
 SHOWN = 200  # characters of a name in an error
 NOTHING_RECOMMENDED = SamplingDefaults()
 
@@ -33,6 +32,8 @@ class ModelConfig:
     idle_ttl: float | None = None  # seconds without a user until it is freed; None: never
     dialect: str | None = None  # the format of its tool calls; None: as its chat template shows
     sampling: SamplingDefaults | None = None  # where requests name nothing; None: as its authors recommend
+    engine: str = "local"  # a name of `services.engine.ENGINES`, or package.module:Class
+    settings: Mapping[str, Any] = field(default_factory=dict)  # general ones, of which an engine takes what it knows
     options: Mapping[str, Any] = field(default_factory=dict)  # the engine's own
 
 
@@ -304,7 +305,8 @@ class ModelManager:
             logger.error("model %s could not be loaded: %s", entry.config.name, reason(error))
 
     def _open(self, config: ModelConfig) -> Any:
-        return self._build(ENGINE_OF[config.kind], source=self._locate(config.source), **config.options)
+        source = self._locate(config.source)
+        return self._build(config.kind, source=source, engine=config.engine, settings=config.settings, **config.options)
 
     def _sampling(self, config: ModelConfig) -> SamplingDefaults | None:
         return self._recommended(config.source) if config.sampling is None else config.sampling

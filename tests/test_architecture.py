@@ -64,7 +64,7 @@ RULES = [
     ),
     Rule(
         r"app\.models",
-        may=r"app\.common\.settings|services\.(model_service|engine\.loading\.model_files)|tools\.fetch_models",
+        may=r"app\.common\.settings|services\.(model_service|engine|engine\.loading\.model_files)|tools\.fetch_models",
     ),
     Rule(r"app\.startup", may=r"app\.common\.settings|services\.model_service|tools\.exits"),
     Rule(r"app\.main", may=r"app\.(common|controller|models|spec|startup)|services|schemas|database|tools"),

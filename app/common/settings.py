@@ -4,7 +4,7 @@ import hashlib
 import logging
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -47,6 +47,8 @@ class ModelSettings(Group):
     name: str = "default"  # folder, hub name, GGUF file, or "default"
     id: str | None = None  # what requests call it; None: made from the name
     kind: Literal["chat", "embedding", "reranker"] = "chat"
+    engine: str = "local"  # what runs it: this package's own, or package.module:Class
+    engine_options: dict[str, Any] = {}  # of an engine's own, which its `load` has parameters for
     device: str = "auto"  # cuda where there is one
     dtype: str = "auto"  # bfloat16 where the hardware has it
     preload: bool = False  # at start, instead of at the first request; the service is ready when it is loaded

@@ -7,38 +7,69 @@ goes through `shaping`, `grammar` and `sampler`, and as text through `streamer`.
 """
 
 import gc
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
+# By the kind of model and the name of the engine. Others are named as `package.module:Class` in the settings.
 ENGINES = {
-    "local": "services.engine.local:LocalEngine",
-    "embedding": "services.engine.embedding.embedder:LocalEmbedder",
-    "reranker": "services.engine.embedding.reranker:LocalReranker",
+    "chat": {"local": "services.engine.local:LocalEngine"},
+    "embedding": {"local": "services.engine.embedding.embedder:LocalEmbedder"},
+    "reranker": {"local": "services.engine.embedding.reranker:LocalReranker"},
 }
 
 
-def build(kind: str, /, **options: Any) -> Any:
-    """Imports and constructs an engine; blocking (weights are read), so call it from a thread."""
-    module, _, name = ENGINES[kind].partition(":")
-    engine = getattr(import_module(module), name)
-    threads = import_module("services.engine.cpu.threads")
-    threads.fit_container()
+def is_own(kind: str, engine: str) -> bool:
+    """Whether it is one of this package's, which read model files of their own."""
+    return engine in ENGINES[kind]
+
+
+def engine_class(kind: str, engine: str) -> Any:
+    """Imports it. Raises ValueError for a name that is neither of `ENGINES` nor of a class."""
+    module, colon, name = ENGINES[kind].get(engine, engine).partition(":")
+    if not colon:
+        known = ", ".join(ENGINES[kind])
+        raise ValueError(f"'{engine}' is no engine of kind {kind}: {known}, or package.module:Class")
     try:
-        return engine.load(**options)
-    finally:  # the thread that loads does not compute again
-        threads.release_team()
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"the engine '{engine}' cannot be imported: {error}") from error
 
 
-def warm_up() -> None:
-    """Imports what the engines import, torch above all: seconds that the first request need not wait for.
+def build(
+    kind: str, /, *, source: str, engine: str = "local", settings: Mapping[str, Any] | None = None, **options: Any
+) -> Any:
+    """Imports and constructs an engine; blocking (weights are read), so call it from a thread.
 
-    Garbage is not looked for meanwhile: a quarter of that time went into looking through what had just been imported.
-    Afterwards nobody looks there any more, which would be a tenth of a second each time.
+    `settings`: the server's general ones, of which an engine's `load` is given those that it has parameters for.
+    `options`: the engine's own. Raises ValueError for an option that it has not.
+    """
+    found = engine_class(kind, engine)
+    parameters = inspect.signature(found.load).parameters
+    if unknown := options.keys() - parameters.keys():
+        raise ValueError(f"the engine '{engine}' has no option '{min(unknown)}'")
+    given = settings or {}
+    if left := sorted(given.keys() - parameters.keys()):
+        logger.warning(
+            "the engine '%s' has no settings of these names, they are left aside: %s", engine, ", ".join(left)
+        )
+    return found.load(source=source, **{name: given[name] for name in given if name in parameters}, **options)
+
+
+def warm_up(engines: Iterable[tuple[str, str]]) -> None:
+    """Imports these engines (kind and name), and torch with them: seconds that the first request need not wait for.
+
+    Garbage is not collected meanwhile: a quarter of that time went into looking through what had just been imported.
+    Afterwards these objects are never looked through again, which would take a tenth of a second each time.
     """
     gc.disable()
     try:
-        for target in ENGINES.values():
-            import_module(target.partition(":")[0])
+        for kind, engine in engines:
+            engine_class(kind, engine)
     finally:
         gc.freeze()
         gc.enable()

@@ -9,6 +9,7 @@ from typing import Literal
 
 from services.engine.base import EngineStats, ImageReader, Job, Piece, Tokenizer
 from services.engine.cpu.compilation import Compilation
+from services.engine.cpu.threads import loads
 from services.engine.device.resources import cache_budget
 from services.engine.execution.piece_stream import Mailbox, PieceStream
 from services.engine.execution.request import Request
@@ -74,6 +75,7 @@ class LocalEngine:
         self._stopping = False
 
     @classmethod
+    @loads
     def load(
         cls,
         *,

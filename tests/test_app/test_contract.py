@@ -40,7 +40,7 @@ async def site(new_site: NewSite, engine: FakeEngine, tmp_path: Path) -> Site:
     tiny_encoders.save_embedder(tmp_path)
 
     def build_most(kind: str, /, **options: Any) -> Any:
-        return engine if kind == "local" else build(kind, **options)
+        return engine if kind == "chat" else build(kind, **options)
 
     embedding = {"name": str(tmp_path), "kind": "embedding", "device": "cpu"}
     return await new_site(build=build_most, specs=["anthropic"], embedding=embedding)

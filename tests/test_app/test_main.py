@@ -57,9 +57,9 @@ class TestModels:
         site = await new_site(build=builder, model=model, engine={"max_num_seqs": 3, "max_queue": 4})
         assert (await site.client.post("/v1/chat/completions", json=HI)).status_code == 200
         ((kind, options),) = builder.built
-        assert kind == "local"
-        assert options == {
-            "source": MODEL,
+        assert kind == "chat"
+        assert (options["source"], options["engine"]) == (MODEL, "local")
+        assert options["settings"] == {
             "device": "cpu",
             "dtype": "float32",
             "compile_dir": str(Path("models") / "compiled"),

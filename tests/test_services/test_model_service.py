@@ -94,7 +94,7 @@ class TestLoading:
         models = manager()
         await models.get_model("chat")
         await models.get_model("embedding", "embedding")
-        assert builder.kinds == ["local", "embedding"]
+        assert builder.kinds == ["chat", "embedding"]
 
     async def test_tokenizer_is_the_engines(self, manager: NewManager, builder: Builder) -> None:
         assert await manager().get_tokenizer("chat") is builder.engines[0].tokenizer

@@ -15,18 +15,21 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from services.engine.device.resources import num_processors
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 SOFT = 1  # omp_pause_soft of the OpenMP 5.0 specification
 TURNS = 64  # that a step lost to others; on a quiet machine fewer than half as many
@@ -99,6 +102,20 @@ def fit_container() -> None:
     if allowed and allowed < torch.get_num_threads() and "OMP_NUM_THREADS" not in os.environ:
         logger.info("%d threads, because that many processors are allowed", allowed)
         torch.set_num_threads(allowed)
+
+
+def loads(load: Callable[P, R]) -> Callable[P, R]:
+    """Of an engine: the thread that loads it does not compute again, and lets its team go."""
+
+    @wraps(load)
+    def loading(*args: P.args, **kwargs: P.kwargs) -> R:
+        fit_container()
+        try:
+            return load(*args, **kwargs)
+        finally:
+            release_team()
+
+    return loading
 
 
 def release_team() -> None:

@@ -30,7 +30,7 @@ from transformers.utils import cached_file
 
 from services.engine.base import ANYBODY, Embeddings, EngineStats, Tokenizer
 from services.engine.cpu.compilation import Compilation
-from services.engine.cpu.threads import neighbours, release_team
+from services.engine.cpu.threads import loads, neighbours, release_team
 from services.engine.device.selection import pick_device, pick_dtype
 from services.engine.embedding.compiled_encoder import CompiledEncoder, EncoderPlan, agrees, pack_where_it_agrees
 from services.engine.loading.loader import ALONE
@@ -347,6 +347,7 @@ class LocalEmbedder:
         self._running = 0
 
     @classmethod
+    @loads
     def load(
         cls,
         *,

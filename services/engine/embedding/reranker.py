@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from services.engine.base import Pair
+from services.engine.cpu.threads import loads
 from services.engine.device.selection import pick_device, pick_dtype
 from services.engine.embedding.embedder import Floats, LocalEmbedder, Recipe, Tokens, load_tokenizer, max_length, padded
 from services.engine.loading.loader import ALONE
@@ -54,6 +55,7 @@ class LocalReranker(LocalEmbedder):
     """An `EmbeddingEngine` of Pairs."""
 
     @classmethod
+    @loads
     def load(cls, *, source: str, device: str = "auto", dtype: str = "auto", **options: Any) -> "LocalReranker":
         """Reads a local folder or a hub name of a sequence classification model; blocking."""
         place = pick_device(device)

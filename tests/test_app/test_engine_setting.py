@@ -1,0 +1,86 @@
+"""An engine of one's own: one file and one setting, behind every protocol."""
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from app import models
+from app.common.settings import Settings
+from services.engine import build
+from tests.apps import NewSite, Site, refusal
+
+ECHO = "examples.echo_engine:EchoEngine"
+HI = "Hello there"
+WHOLE = {"stream": False}
+MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": HI}]
+
+
+@pytest.fixture
+async def site(new_site: NewSite) -> Site:
+    return await new_site(build=build, model={"engine": ECHO, "preload": False}, engine={"max_model_len": 64})
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "answer"),
+    [
+        ("/v1/chat/completions", {"messages": MESSAGES}, lambda said: said["choices"][0]["message"]["content"]),
+        ("/v1/completions", {"prompt": HI, "max_tokens": 99}, lambda said: said["choices"][0]["text"]),
+        ("/v1/responses", {"input": HI}, lambda said: said["output"][0]["content"][0]["text"]),
+        ("/v1/messages", {"messages": MESSAGES[1:], "max_tokens": 99}, lambda said: said["content"][0]["text"]),
+        (
+            "/api/chat",
+            {"model": "default", "messages": MESSAGES, "stream": False},
+            lambda said: said["message"]["content"],
+        ),
+        ("/predict", {"input": HI}, lambda said: said["output"]),
+        ("/chat/new/message/", {"prompt": HI}, lambda said: said["response"]),
+    ],
+)
+async def test_answers_every_protocol(site: Site, path: str, body: dict[str, Any], answer: Any) -> None:
+    got = await site.client.post(path, json=body)
+    assert got.status_code == 200, got.text
+    assert answer(got.json()) == HI
+
+
+async def test_streams_and_keeps_to_its_limits(site: Site) -> None:
+    asked = {"messages": MESSAGES, "stream": True, "max_tokens": 5}
+    got = (await site.client.post("/v1/chat/completions", json=asked)).text
+    assert got.count('"content":') == 6
+    assert '"finish_reason":"length"' in got
+    assert (await site.client.post("/v1/completions", json={"prompt": "a" * 64})).status_code == 400
+
+
+async def test_what_it_cannot_do_is_refused_by_name(site: Site) -> None:
+    for fields, param in (({"response_format": {"type": "json_object"}}, "response_format"), ({"stop": "e"}, "stop")):
+        assert await refusal(site, "/v1/chat/completions", messages=MESSAGES, **fields) == param
+
+
+def test_is_built_without_torch() -> None:
+    code = f"import sys; from services.engine import build; build('chat', source='', engine={ECHO!r}); "
+    code += "sys.exit(any(each in sys.modules for each in ('torch', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_its_own_options_are_its_parameters(caplog: pytest.LogCaptureFixture) -> None:
+    assert build("chat", source="", engine=ECHO, max_model_len=9).max_length == 9
+    with pytest.raises(ValueError, match="has no option 'color'"):
+        build("chat", source="", engine=ECHO, color="red")
+    assert build("chat", source="", engine=ECHO, settings={"max_model_len": 8, "block_size": 2}).max_length == 8
+    assert "left aside: block_size" in caplog.text
+
+
+@pytest.mark.parametrize("engine", ["nobody", "examples.echo_engine:Nobody", "no.such.module:Engine"])
+def test_name_of_none_is_refused_at_the_start(engine: str) -> None:
+    settings = Settings(_env_file=None, model={"engine": engine})
+    with pytest.raises(ValueError, match=engine):
+        models.check(settings)
+
+
+def test_one_of_another_package_is_given_what_is_set() -> None:
+    settings = Settings(
+        _env_file=None, model={"engine": ECHO, "engine_options": {"color": "red"}}, engine={"max_model_len": 64}
+    )
+    config = models.configs(settings)[0]
+    assert (config.source, config.settings, config.options) == ("default", {"max_model_len": 64}, {"color": "red"})
