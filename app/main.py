@@ -50,6 +50,7 @@ from app.startup import Process, announce, listening, uvicorn_server
 from database.session import Database
 from services.catalogue_service import CatalogueService
 from services.chat_service import ChatService
+from services.compaction_service import CompactionService
 from services.completion_service import CompletionService
 from services.conversation_service import ConversationService
 from services.embedding_service import EmbeddingService
@@ -58,6 +59,7 @@ from services.engine.loading.generation_config import read_sampling_defaults
 from services.event_source_service import EventSourceService
 from services.fetch_service import Fetcher
 from services.image_service import ImageService
+from services.input_service import InputService
 from services.item_service import ItemService
 from services.message_service import MessageService
 from services.metrics_service import Metrics
@@ -247,9 +249,12 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
     conversations = ConversationService(database)
     messages = MessageService(chat, turns, conversations)
     stored_responses = StoredResponseService(turns, streams, secrets)
+    inputs = InputService(turns, secrets)
+    compactions = CompactionService(chat, turns, secrets, inputs)
     return Services(
         event_sources=EventSourceService(messages, turns, streams),
         chat=chat,
+        compactions=compactions,
         completions=CompletionService(manager, metrics, texts),
         embeddings=EmbeddingService(manager, metrics, texts),
         messages=messages,
@@ -264,7 +269,7 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
         drain=Drain(settings.server.drain_s, interrupt=manager.stop, is_busy=lambda: streams.num_running > 0),
         sse=Sse(keepalive=settings.server.keepalive_s, send_timeout=settings.server.send_timeout_s),
         reranker=RerankService(manager, metrics, texts),
-        responses=ResponseService(chat, turns, streams, stored_responses, secrets),
+        responses=ResponseService(chat, turns, streams, stored_responses, secrets, inputs, compactions),
         secrets=secrets,
         stored_responses=stored_responses,
         streams=streams,

@@ -144,6 +144,21 @@ class ToolSearchOutput(Request):
     status: Status | None = None
 
 
+class Compaction(Request):
+    """What was said before it, as a summary that only the server that wrote it can read."""
+
+    type: Literal["compaction"]
+    id: ItemId | None = None
+    encrypted_content: str
+
+
+class CompactionTrigger(Request):
+    """Asks for a compaction of all that comes before it. It is no part of a conversation."""
+
+    type: Literal["compaction_trigger"]
+    id: ItemId | None = None
+
+
 class Foreign(Request):
     """Of a tool that is not served here. All of it is kept, and what it says is put into words for the model."""
 
@@ -158,7 +173,7 @@ class Foreign(Request):
 
 # What is taken and says nothing to a model here: it is left aside, and named by its type.
 ASIDE = {
-    *("additional_tools", "compaction", "compaction_trigger", "configuration_update", "image_generation_call"),
+    *("additional_tools", "configuration_update", "image_generation_call"),
     *("mcp_approval_request", "mcp_approval_response", "mcp_list_tools"),
     "web_search_call",
 }
@@ -182,8 +197,13 @@ ITEMS: dict[object, type[Request]] = {
     "item_reference": Reference,
     "custom_tool_call": CustomToolCall,
     "custom_tool_call_output": CustomToolCallOutput,
+    "compaction": Compaction,
+    "compaction_trigger": CompactionTrigger,
     **dict.fromkeys(FOREIGN, Foreign),
 }
+# Names that a compaction has had, and that clients may still have.
+COMPACTIONS = ("compaction_summary", "context_compaction")
+OPENED = "compacted"  # the key that an opened compaction has its content under: never a client's
 SEARCHES: dict[object, type[Request]] = {"tool_search_call": ToolSearchCall, "tool_search_output": ToolSearchOutput}
 
 
@@ -196,6 +216,10 @@ def _item(value: object) -> Kept:
     if value["type"] == "message" and isinstance(value.get("content"), str):
         kind = "output_text" if value.get("role") == "assistant" else "input_text"
         value = value | {"content": [{"type": kind, "text": value["content"]}]}
+    if value["type"] in COMPACTIONS:
+        value = value | {"type": "compaction"}
+    if value["type"] == "compaction":
+        value = {key: each for key, each in value.items() if key != OPENED}
     return known(value, ITEMS | SEARCHES if value.get("execution") == "client" else ITEMS)
 
 

@@ -103,6 +103,13 @@ class PartEvent(ResponseEvent):
     logprobs: list[dict[str, Any]] | None = None
 
 
+class CompactionEvent(ResponseEvent):
+    """A summary is being written."""
+
+    item_id: str
+    output_index: int
+
+
 class SummaryEvent(ResponseEvent):
     """Of the summary of a thought."""
 
@@ -128,6 +135,16 @@ class StreamEvent(BaseModel):
     type: str
     data: str
     last: bool = False
+
+
+class CompactedResponse(BaseModel):
+    """What to send in the place of the conversation."""
+
+    id: str
+    object: Literal["response.compaction"] = "response.compaction"
+    created_at: int
+    output: list[dict[str, Any]]
+    usage: ResponseUsage
 
 
 class DeletedResponse(BaseModel):

@@ -9,7 +9,7 @@ from schemas.generation_schema import TIERS, CacheSalt, MetadataKey, ServiceTier
 from schemas.ignored_keys import Kept, kept
 from schemas.item_schema import Includable, Item
 from schemas.request_schema import Hints, Request
-from schemas.response_tool_schema import ResponseTool, ToolChoice
+from schemas.response_tool_schema import ResponseTool, ToolChoice, known
 from schemas.sampling_schema import MODELS, Temperature, TopP
 
 Hint = Annotated[str, StringConstraints(max_length=64)]
@@ -82,22 +82,33 @@ def _input(value: object) -> object:
     return [{"type": "message", "role": "user", "content": value}] if isinstance(value, str) else value
 
 
+MIN_THRESHOLD = 1_000  # tokens: fewer hold no conversation
+EDITS = "context_management"
+
 Label = Annotated[str, StringConstraints(max_length=512)]
 MetadataText = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]  # PostgreSQL looks for no other
 ResponseId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 Items = Annotated[list[Item], BeforeValidator(_input), Field(max_length=10_000)]
 
 
-class ResponseInput(Request):
-    """What the prompt of a response is made of."""
+class Compaction(Request):
+    type: Literal["compaction"]
+    compact_threshold: int | None = Field(None, ge=MIN_THRESHOLD, lt=2**31)
+
+
+def _edit(value: object) -> Kept:
+    return known(value, {"compaction": Compaction})
+
+
+Edit = Annotated[Kept, PlainValidator(_edit, json_schema_input_type=dict[str, Any])]
+
+
+class ResponseContext(Request):
+    """What has been said."""
 
     HINTS: ClassVar[Hints] = {
-        "access_programs": (),
         "client_metadata": (),
-        "context_management": ([],),
         "image": (),
-        "moderation": (),
-        "personality": (),
         "prompt_cache_options": ({}, {"mode": "implicit"}),
         "prompt_cache_retention": ("in_memory",),
         "service_tier": TIERS,
@@ -108,6 +119,27 @@ class ResponseInput(Request):
     instructions: str | None = None
     conversation: ConversationId | None = None
     previous_response_id: ResponseId | None = None
+
+
+class CompactRequest(ResponseContext):
+    """What is to be compacted."""
+
+    prompt_cache_key: Label | None = None
+    service_tier: ServiceTier = "auto"
+    cache_salt: CacheSalt | None = Field(None, description="prompts are reused only where this is the same")
+
+
+class ResponseInput(ResponseContext):
+    """What the prompt of a response is made of."""
+
+    HINTS: ClassVar[Hints] = {
+        **ResponseContext.HINTS,
+        "access_programs": (),
+        "context_management": ([],),
+        "moderation": (),
+        "personality": (),
+    }
+
     tools: list[ResponseTool] = Field([], max_length=128)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
@@ -119,6 +151,13 @@ class ResponseInput(Request):
 class ResponseRequest(ResponseInput):
     """What of the contract is served; `UNSUPPORTED` in `services/chat/request/responses.py` names the rest."""
 
+    HINTS: ClassVar[Hints] = {name: values for name, values in ResponseInput.HINTS.items() if name != EDITS}
+
+    context_management: list[Edit] = Field(
+        [],
+        max_length=16,
+        description="compaction: of a prompt of more tokens than `compact_threshold`, or that leaves no room to answer",
+    )
     stream: bool = False
     stream_options: StreamOptions | None = None
     store: bool = True

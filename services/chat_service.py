@@ -7,9 +7,9 @@ written, so that a refused request (429, 503, a prompt too long) leaves nothing 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from schemas.chat_answer_schema import ChatCompletion, ChatCompletionChunk
 from schemas.chat_schema import ChatCompletionRequest
@@ -24,7 +24,7 @@ from services.chat.request.images import refs as image_refs
 from services.chat.request.prepared import PreparedRequest, PromptInput, Target, prepare
 from services.chat.request.refusals import Note, unnoted
 from services.engine.base import Engine, GrammarSpec, SamplingDefaults
-from services.errors import ServiceError, Unavailable
+from services.errors import Overloaded, ServiceError, Unavailable
 from services.history.idempotency import IdempotencyKey
 from services.history.replayed_turn import ReplayedTurn
 from services.history.turn import Turn, TurnRequest
@@ -36,6 +36,8 @@ from services.text_service import TextService, characters
 from services.turn_service import TurnService
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class ChatService:
@@ -217,6 +219,18 @@ class _Recording:
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._timer.end()
         await settle(self._turn, error if isinstance(error, ServiceError) else None)
+
+
+async def patiently(run: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    """Waits until there is room: for requests that are not to be refused for want of it."""
+    while True:
+        try:
+            async with aclosing(run()) as events:
+                async for event in events:
+                    yield event
+            return
+        except Overloaded as busy:
+            await asyncio.sleep(busy.retry_after)
 
 
 async def settle(turn: Turn, error: ServiceError | None) -> None:

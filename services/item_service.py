@@ -12,6 +12,7 @@ from database.repositories import Repositories
 from database.session import Database
 from schemas.conversation_schema import Conversation, ItemPage
 from schemas.page_schema import page
+from services.chat.compaction.item import shown
 from services.chat.items import Item
 from services.errors import InvalidRequest, NotFound
 from services.history import item_rows
@@ -45,7 +46,7 @@ class ItemService:
             )  # waits for a request of the same key
             if (earlier := await find_key(repositories, idempotency_key, owner)) is not None:
                 known = await repositories.items.get_many(conversation_id, earlier.item_ids or [])
-                added = [row.data for row in sorted(known, key=lambda row: row.seq)]
+                added = [shown(row.data) for row in sorted(known, key=lambda row: row.seq)]
                 return page(added, [item["id"] for item in added], len(added))
             conversation = await lock_idle(repositories, conversation_id, owner)
             added = await add_items(repositories, conversation, items)
@@ -60,12 +61,12 @@ class ItemService:
             found = await repositories.items.bounded_page(
                 conversation_id, order=query.order, after=after, limit=query.limit
             )
-        return page([row.data for row in found.rows], [row.id for row in found.rows], found.size)
+        return page([shown(row.data) for row in found.rows], [row.id for row in found.rows], found.size)
 
     async def get(self, conversation_id: str, item_id: str, owner: str) -> Item:
         async with self._store.reading() as repositories:
             await get_conversation(repositories, conversation_id, owner)
-            return (await _item(repositories, conversation_id, item_id)).data
+            return shown((await _item(repositories, conversation_id, item_id)).data)
 
     async def delete(self, conversation_id: str, item_id: str, owner: str) -> Conversation:
         """Re-parents the children of the deleted item."""

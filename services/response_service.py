@@ -1,10 +1,10 @@
 """Responses: one pipeline with chat, of which the stream is the truth and the plain answer its last event."""
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from schemas.chat_schema import ChatCompletionRequest
@@ -17,18 +17,18 @@ from services.chat.answer.output import Output
 from services.chat.answer.response_events import ResponseEncoder, framed, response_events
 from services.chat.answer.thoughts import Thoughts
 from services.chat.events import Event, head_of
-from services.chat.items import Item
 from services.chat.request import responses
 from services.chat.request.fitting import Chat, shortened
-from services.chat.request.opened import Opened, is_sealed
 from services.chat.request.refusals import Note, unnoted
 from services.chat.request.sampling import settled
-from services.chat_service import ChatService, settle
-from services.errors import Overloaded, PromptTooLong, ServiceError, UnsupportedParameter
+from services.chat_service import ChatService, patiently, settle
+from services.compaction_service import CompactionService
+from services.errors import PromptTooLong, ServiceError
 from services.history.background_stream import BackgroundStream
 from services.history.idempotency import IdempotencyKey
 from services.history.replayed_turn import ReplayedTurn
 from services.history.turn import Turn, TurnRequest
+from services.input_service import InputService
 from services.large import aside
 from services.secret_service import SecretService
 from services.stored_response_service import KIND, StoredResponseService
@@ -60,12 +60,16 @@ class ResponseService:
         streams: StreamService,
         stored: StoredResponseService,
         secrets: SecretService,
+        inputs: InputService,
+        compactions: CompactionService,
     ) -> None:
         self._chat = chat
         self._turns = turns
         self._streams = streams
         self._stored = stored
         self._secrets = secrets
+        self._inputs = inputs
+        self._compactions = compactions
 
     def unknown_keys(self, request: ResponseInput) -> list[str]:
         """What is left aside of it, whatever its model."""
@@ -103,7 +107,7 @@ class ResponseService:
         responses.check(request)
         model = self._chat.model_name(request.model)
         begun = responses.begun(settled(request, await self._chat.sampling(request.model)), model)
-        own = await self._own_items(request, owner, note)
+        own = await self._inputs.items(request, owner, note)
         facts = begun.model_dump(include=responses.ASKED)
         turn_request = TurnRequest(
             owner=owner,
@@ -121,7 +125,7 @@ class ResponseService:
         turn = await self._turns.open(turn_request)
         begun.id, begun.created_at, begun.conversation = turn.id, int(turn.created_at), reference(turn.conversation_id)
         output = Output(turn.reply_id, logprobs=responses.LOGPROBS in request.include)
-        messages = [*turn.history, *await aside(items.messages, own)]
+        messages = await aside(items.messages, own, turn.history)
         turn.history = ()  # it is part of the messages, and cut with them
         thoughts = await self._thoughts(request, owner)
         encoder = ResponseEncoder(begun, output, lambda: turn.completed_at or time.time(), thoughts)
@@ -129,15 +133,6 @@ class ResponseService:
         with responses.in_its_words():
             await aside(lambda: self._chat.check(asked.chat()))
         return asked
-
-    async def _own_items(self, request: ResponseInput, owner: str, note: Note) -> list[Item]:
-        ids = [item["id"] for item in request.input if item["type"] == "item_reference"]
-        own = responses.own_items(request, await self._turns.items_by_id(ids, owner) if ids else {})
-        if not any(map(is_sealed, own)):
-            return own
-        opened = Opened(own, await self._secrets.seal(owner))
-        note(opened.unread)
-        return opened.items
 
     async def _thoughts(self, request: ResponseRequest, owner: str) -> Thoughts:
         """The form in which they are answered."""
@@ -159,12 +154,24 @@ class ResponseService:
     async def _run(self, asked: Asked) -> AsyncGenerator[Event, None]:
         with responses.in_its_words():
             await self._settle(asked)
-            if asked.request.truncation == "auto":
-                await self._shorten(asked)
-            chat = await aside(asked.chat)
-            async with aclosing(self._chat.run(chat, asked.owner, asked.turn, note=asked.note)) as run:
-                async for event in run:
+            async with aclosing(await self._steps(asked)) as steps:
+                async for event in steps:
                     yield event
+
+    async def _steps(self, asked: Asked) -> AsyncGenerator[Event, None]:
+        answer = partial(self._answer, asked)
+        if isinstance(asked.turn, ReplayedTurn):
+            return answer(asked.messages)
+        return await self._compactions.run(asked.request, asked.messages, asked.owner, asked.turn, answer)
+
+    async def _answer(self, asked: Asked, messages: Chat) -> AsyncGenerator[Event, None]:
+        asked.messages = messages
+        if asked.request.truncation == "auto":
+            await self._shorten(asked)
+        chat = await aside(asked.chat)
+        async with aclosing(self._chat.run(chat, asked.owner, asked.turn, note=asked.note)) as run:
+            async for event in run:
+                yield event
 
     async def _settle(self, asked: Asked) -> None:
         """What holds where the request names nothing is certain once the model is there."""
@@ -178,7 +185,7 @@ class ResponseService:
     async def _shorten(self, asked: Asked) -> None:
         """Leaves a quarter of the context to the answer, or what was asked for it."""
         length = await self._chat.max_length(asked.request.model)
-        room = min(asked.request.max_output_tokens or length // 4, length // 2)
+        room = responses.room(asked.request, length)
 
         sizes: list[int] = []
 
@@ -226,7 +233,7 @@ class ResponseService:
         yield framed(asked.encoder.queued())
         error: ServiceError | None = None
         try:
-            async with aclosing(self._patiently(asked)) as events:
+            async with aclosing(patiently(partial(self._events, asked))) as events:
                 async for event in events:
                     yield framed(event)
         except ServiceError as raised:
@@ -235,29 +242,13 @@ class ResponseService:
         finally:
             await settle(asked.turn, error)  # where it was never admitted
 
-    async def _patiently(self, asked: Asked) -> AsyncGenerator[ResponseEvent, None]:
-        """Waits until there is room: a request in the background is not refused for want of it."""
-        while True:
-            try:
-                async with aclosing(self._events(asked)) as events:
-                    async for event in events:
-                        yield event
-                return
-            except Overloaded as busy:
-                await asyncio.sleep(busy.retry_after)
-
-    def refuse_compaction(self) -> None:
-        raise UnsupportedParameter(
-            "compact", "is not supported: 'truncation': 'auto' drops the oldest messages instead"
-        )
-
     async def count(self, request: ResponseInput, owner: str, note: Note = unnoted) -> InputTokens:
         responses.check(request)
-        own = await self._own_items(request, owner, note)
+        own = await self._inputs.items(request, owner, note)
         turn_request = TurnRequest(
             owner=owner, kind=KIND, conversation=request.conversation, previous=request.previous_response_id
         )
         history = (await self._turns.open(turn_request)).history
         with responses.in_its_words():
-            chat = responses.as_chat(request, [*history, *items.messages(own)])
+            chat = responses.as_chat(request, items.messages(own, history))
             return InputTokens(input_tokens=len(await self._chat.prompt_of(chat, owner, responses.noted(note))))

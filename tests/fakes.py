@@ -168,3 +168,23 @@ class FakeEngine:
     def builder(self) -> Callable[..., "FakeEngine"]:
         """For `build=`: this engine, whatever is asked for."""
         return lambda kind, /, **options: self
+
+
+class NotingEngine(FakeEngine):
+    """Says `notes` where it is to write a summary, and `script` to all others."""
+
+    def __init__(self, *script: Step, notes: Sequence[Step] = ("The ", "notes."), max_length: int = 8_192) -> None:
+        super().__init__(*script, max_length=max_length)
+        self.notes = notes
+
+    def open(self) -> FakeStream:
+        script, self.script = self.script, self.notes if self.is_noting else self.script
+        try:
+            return super().open()
+        finally:
+            self.script = script
+
+    @property
+    def is_noting(self) -> bool:
+        """At the newest job."""
+        return "<conversation>" in self.prompts[-1]

@@ -45,6 +45,7 @@ CALLED_BY = {
     "POST /v1/responses/{response_id}/cancel": "responses.cancel",
     "GET /v1/responses/{response_id}/input_items": "responses.input_items.list",
     "POST /v1/responses/input_tokens": "responses.input_tokens.count",
+    "POST /v1/responses/compact": "responses.compact",
 }
 # What the client can call on a served resource that this server does not do.
 UNSERVED_METHODS = {"models.delete": "405: models are configured where the server is started"}
@@ -99,6 +100,7 @@ def page(document: Json) -> str:
 def items() -> str:
     states: dict[object, str] = {
         **dict.fromkeys(ITEMS, "honoured"),
+        "compaction": "honoured where it was sealed here for this owner; else left aside, and named",
         **dict.fromkeys(FOREIGN, "shown to the model as a call of a function, or its result"),
         **dict.fromkeys(ASIDE, "left aside, and named"),
         **dict.fromkeys(SEARCHES, "honoured where the client runs the search; else left aside, and named"),

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from app.common import auth, drain, ignored, sse
 from services.catalogue_service import CatalogueService
 from services.chat_service import ChatService
+from services.compaction_service import CompactionService
 from services.completion_service import CompletionService
 from services.conversation_service import ConversationService
 from services.embedding_service import EmbeddingService
@@ -42,6 +43,7 @@ class Services:
 
     event_sources: EventSourceService
     chat: ChatService
+    compactions: CompactionService
     completions: CompletionService
     embeddings: EmbeddingService
     messages: MessageService
@@ -80,6 +82,7 @@ async def _caller(request: Request) -> auth.Caller:
 EventSources = Annotated[EventSourceService, Depends(_the("event_sources"))]
 Caller = Annotated[auth.Caller, Depends(_caller)]
 Chat = Annotated[ChatService, Depends(_the("chat"))]
+Compactions = Annotated[CompactionService, Depends(_the("compactions"))]
 Completions = Annotated[CompletionService, Depends(_the("completions"))]
 Conversations = Annotated[ConversationService, Depends(_the("conversations"))]
 Items = Annotated[ItemService, Depends(_the("items"))]

@@ -6,14 +6,13 @@ from fastapi import APIRouter, Query, Request
 from fastapi import Response as HttpResponse
 
 from app.common import idempotency
-from app.common.dependencies import Caller, Responses, Sse, StoredResponses, UnknownKeys
+from app.common.dependencies import Caller, Compactions, Responses, Sse, StoredResponses, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
 from app.common.openapi import EVENTS
-from schemas.error_schema import ErrorBody
 from schemas.page_schema import Order, Page
-from schemas.response_answer_schema import DeletedResponse, Response
-from schemas.response_schema import ResponseInput, ResponseRequest, Retrieval
+from schemas.response_answer_schema import CompactedResponse, DeletedResponse, Response
+from schemas.response_schema import CompactRequest, ResponseInput, ResponseRequest, Retrieval
 from schemas.tokenize_schema import InputTokens
 from services.large import aside
 
@@ -51,11 +50,20 @@ async def count_input_tokens(
     return count
 
 
-@router.post("/v1/responses/compact", responses={400: {"model": ErrorBody}})
+@router.post("/v1/responses/compact")
 @router.post("/responses/compact", include_in_schema=False)
-async def compact(responses: Responses) -> None:
-    """Not served: `truncation` says what becomes of a conversation that has grown too long."""
-    responses.refuse_compaction()
+async def compact(
+    body: CompactRequest,
+    request: Request,
+    response: HttpResponse,
+    compactions: Compactions,
+    caller: Caller,
+    unknown: UnknownKeys,
+) -> CompactedResponse:
+    ignored = unknown.of(await aside(compactions.unknown_keys, body))
+    compacted = await while_connected(request, compactions.compact(body, caller.owner, ignored.add))
+    response.headers.update(ignored.headers)
+    return compacted
 
 
 @router.get("/v1/responses/{response_id}", response_model=Response, responses=EVENTS)

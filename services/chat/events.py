@@ -1,8 +1,8 @@
 """What comes out of a run, and the reply it adds up to."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from services.engine.base import FinishReason, Times, TokenLogprob
 
@@ -99,8 +99,23 @@ class Finish:
     stop: str | None = None  # the stop string that ended it
 
 
+@dataclass(frozen=True, slots=True)
+class Compacting:
+    """A sign that a summary of what was said before is being written."""
+
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """The summary is there, as an item without an id."""
+
+    item: Mapping[str, Any]
+    index: int = 0
+
+
 Spoken = Text | Reasoning | ToolCall | Arguments
-Event = Head | Spoken | Finish
+Event = Head | Spoken | Compacting | Compacted | Finish
 
 
 @dataclass(slots=True)
@@ -151,6 +166,8 @@ class Reply:
             case Head(n=n):
                 self.head = event
                 self.choices = [Said() for _ in range(n)]
+            case Compacting() | Compacted():  # of what was said before
+                pass
             case _:
                 self.choices[event.index].add(event)
 

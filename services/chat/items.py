@@ -16,6 +16,8 @@ from schemas.item_schema import ASIDE
 from schemas.tool_schema import CustomToolCall, MessageToolCall
 from services.chat import foreign_items
 from services.chat.call_items import custom_tool_call, function_call
+from services.chat.compaction.item import content_of
+from services.chat.compaction.window import kept
 from services.chat.names import SEARCH, flat_name, found
 from services.errors import InvalidRequest
 
@@ -29,6 +31,7 @@ PREFIX = {
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
     "reasoning": "rs",
+    "compaction": "cmp",
     "tool_search_call": "tsc",
     "tool_search_output": "tso",
 }
@@ -76,11 +79,12 @@ def _refused(part: Part) -> str | None:
     return None
 
 
-def messages(items: Sequence[Item]) -> list[ChatMessage]:
-    """What a prompt is made of. Reasoning, text and calls that follow each other are one message of the assistant's."""
+def messages(items: Sequence[Item], history: Sequence[ChatMessage] = ()) -> list[ChatMessage]:
+    """What a prompt is made of: the items after the history. Reasoning, text and calls that follow each other are one
+    message of the assistant's; a compaction stands for what comes before it."""
     try:
         check(items)
-        script = _Script()
+        script = _Script(history)
         for item in items:
             if item["type"] not in ASIDE:
                 READERS[item["type"]](script, item)
@@ -92,8 +96,8 @@ def messages(items: Sequence[Item]) -> list[ChatMessage]:
 class _Script:
     """Chat messages being written; the assistant's is kept open for what still belongs to it."""
 
-    def __init__(self) -> None:
-        self._messages: list[ChatMessage] = []
+    def __init__(self, history: Sequence[ChatMessage]) -> None:
+        self._messages = list(history)
         self._open: dict[str, Any] = {}
         self._call_ids: dict[str, str] = {}  # of calls' items -> their calls
 
@@ -127,6 +131,17 @@ class _Script:
             self.end()
         if thought := text_of_thought(item):
             self._open["reasoning_content"] = self._open.get("reasoning_content", "") + thought
+
+    def compaction(self, item: Item) -> None:
+        if (found := content_of(item)) is None:  # sealed elsewhere
+            return
+        self.end()
+        self._messages = kept(self._messages) if found.before is None else messages(found.before)
+        self._add({"role": "user", "content": found.message()})
+        self._messages += messages(found.after)
+
+    def compaction_trigger(self, item: Item) -> None:
+        """Says nothing to a model."""
 
     def function_call(self, item: Item) -> None:
         self._call(item["call_id"], flat_name(item), item["arguments"])
@@ -173,6 +188,8 @@ class _Script:
 READERS: dict[str, Callable[[_Script, Item], None]] = {
     "message": _Script.message,
     "reasoning": _Script.reasoning,
+    "compaction": _Script.compaction,
+    "compaction_trigger": _Script.compaction_trigger,
     "function_call": _Script.function_call,
     "function_call_output": _Script.function_call_output,
     "custom_tool_call": _Script.custom_tool_call,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from services.chat import call_items
-from services.chat.events import Event, Finish, Head, Reasoning, Reply, Text
+from services.chat.events import Compacted, Event, Finish, Head, Reasoning, Reply, Text
 from services.chat.items import Item, text_of_thought
 from services.engine.base import TokenLogprob
 from services.history.answer import Answer
@@ -46,6 +46,8 @@ def _output_events(items: tuple[Item, ...], index: int, logprobs: tuple[TokenLog
                 logprobs = ()
             case "reasoning":
                 yield Reasoning(text_of_thought(item), index=index)
+            case "compaction":
+                yield Compacted(item, index=index)
             case kind if kind in call_items.KINDS:
                 yield from call_items.events(item, call, index)
                 call += 1

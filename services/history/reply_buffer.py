@@ -6,7 +6,7 @@ from itertools import chain, groupby
 
 from services.chat.answer.output import Output
 from services.chat.answer.output import status as item_status
-from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Reply, Text
+from services.chat.events import Arguments, Compacting, Event, Finish, Head, Reasoning, Reply, Text
 from services.chat.items import Item
 
 TextEvent = Text | Reasoning | Arguments
@@ -48,7 +48,7 @@ class ReplyBuffer:
                     # item ids derive from the answer's id; those of further choices must differ
                     names = [self._reply_id, *(f"{self._reply_id}c{index}" for index in range(1, n))]
                     self._outputs = [Output(name, logprobs=self._logprobs) for name in names]
-                case Finish():
+                case Finish() | Compacting():
                     pass
                 case _:
                     self._outputs[event.index].add(event)

@@ -56,7 +56,8 @@ class StoredTurn:
         self.stopped = asyncio.Event()  # set when another request has cancelled or deleted it
 
     async def queue(self, model: str) -> None:
-        await self._begin(QUEUED, model, None)
+        if not self.has_begun:
+            await self._begin(QUEUED, model, None)
 
     async def begin(self, head: Head) -> None:
         if self.has_begun:

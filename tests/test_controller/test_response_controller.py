@@ -374,11 +374,6 @@ class TestStored:
         assert answer.status_code == 200
         assert answer.headers["x-parley-ignored"] == "include.file_search_call.results, include_obfuscation"
 
-    async def test_compaction_is_refused(self, client: AsyncOpenAI) -> None:
-        with pytest.raises(openai.BadRequestError, match="truncation") as refused:
-            await client.responses.compact(model="fake-chat", input="Hi")
-        assert refused.value.code == "unsupported_parameter"
-
     async def test_input_tokens_are_counted(self, client: AsyncOpenAI) -> None:
         counted = await client.responses.input_tokens.count(input="Hi", instructions="Be brief")
         answer = await client.responses.create(input="Hi", instructions="Be brief")

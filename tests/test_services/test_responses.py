@@ -121,7 +121,8 @@ def test_what_asks_for_nothing_is_taken(fields: dict[str, Any]) -> None:
         ({"service_tier": "slow"}, ["service_tier"]),
         ({"tools": [{"type": "function", "name": "f"}, {"type": "mcp", "server_label": "s"}]}, ["tools.1.mcp"]),
         ({"service_tier": "ultrafast"}, []),
-        ({"context_management": [{"type": "compaction"}]}, ["context_management"]),
+        ({"context_management": [{"type": "compaction"}]}, []),
+        ({"context_management": [{"type": "clear"}]}, ["context_management.0.clear"]),
     ],
 )
 def test_what_changes_no_answer_is_left_aside_and_named(fields: dict[str, Any], named: list[str]) -> None:

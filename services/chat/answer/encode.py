@@ -26,6 +26,8 @@ from services.chat.answer.padding import padding
 from services.chat.answer.tally import Tally, usage_of
 from services.chat.events import (
     Arguments,
+    Compacted,
+    Compacting,
     Event,
     Finish,
     Head,
@@ -71,6 +73,8 @@ class ChunkEncoder:
         self._clock = clock
 
     def chunks(self, event: Event) -> list[ChatCompletionChunk]:
+        if isinstance(event, Compacting | Compacted):
+            return []
         if not isinstance(event, Head):
             return [self._event(event)]
         self._head = event

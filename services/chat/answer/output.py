@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from services.chat import call_items
 from services.chat.answer.logprobs import weighed
-from services.chat.events import Arguments, Finish, Reasoning, Spoken, Text, ToolCall
+from services.chat.events import Arguments, Compacted, Compacting, Finish, Reasoning, Spoken, Text, ToolCall
 from services.chat.items import PREFIX, Item, output_text, reasoning
 from services.engine.base import TokenLogprob
 
@@ -22,7 +22,7 @@ class Output:
         self._calls: list[int] = []  # where each is among the items
         self._searches: dict[int, str] = {}  # what has come of their arguments
 
-    def add(self, event: Spoken) -> int | None:
+    def add(self, event: Spoken | Compacting | Compacted) -> int | None:
         """The item it belongs to; None where there is nothing to show."""
         match event:
             case ToolCall():
@@ -33,6 +33,12 @@ class Output:
                 return self._calls[call]
             case Text(text) | Reasoning(text):
                 return self._say(event) if text or (event.logprobs and self._logprobs) else None
+            case Compacting():
+                return self._compaction()
+            case Compacted(item):
+                index = self._compaction()
+                self.items[index] |= item
+                return index
 
     def _say(self, event: Text | Reasoning) -> int:
         kind = "message" if isinstance(event, Text) else "reasoning"
@@ -43,6 +49,10 @@ class Output:
         if kind == "message":
             part["logprobs"] += self.logprobs(event)
         return len(self.items) - 1
+
+    def _compaction(self) -> int:
+        """There is one, and it is the first."""
+        return 0 if self.items else self._begin({"type": "compaction", "encrypted_content": ""})
 
     def _add_to_call(self, index: int, text: str) -> None:
         item = self.items[index]

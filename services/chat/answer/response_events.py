@@ -3,10 +3,12 @@
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 from schemas.response_answer_schema import (
     CallEvent,
+    CompactionEvent,
     IncompleteDetails,
     InputTokensDetails,
     ItemEvent,
@@ -23,7 +25,8 @@ from schemas.response_answer_schema import (
 from services.chat import call_items
 from services.chat.answer.output import Output, status
 from services.chat.answer.thoughts import Thoughts, summary_part
-from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Spoken, Text
+from services.chat.compaction.item import shown
+from services.chat.events import Arguments, Compacted, Compacting, Event, Finish, Head, Reasoning, Spoken, Text
 from services.chat.items import Item, text_of_thought
 from services.errors import InvalidRequest, Overloaded, ServiceError, Stopped, Unavailable
 
@@ -77,8 +80,8 @@ class ResponseEncoder:
         self.response.status = "in_progress"
         return self._life("response.in_progress")
 
-    def said(self, event: Spoken) -> Iterator[ResponseEvent]:
-        index = self._output.add(event)
+    def said(self, event: Spoken | Compacting | Compacted) -> Iterator[ResponseEvent]:
+        index = self._output.add(replace(event, item=shown(event.item)) if isinstance(event, Compacted) else event)
         if index is None:
             return
         if index != self._open:
@@ -91,6 +94,10 @@ class ResponseEncoder:
                 yield from self._summarise()
             case Text() | Reasoning():
                 yield self._delta(event)
+            case Compacting():
+                yield self._event(CompactionEvent, "response.compaction.compacting")
+            case Compacted():
+                yield from self._close()  # the answer may be long in coming
 
     def finished(self, finish: Finish) -> Iterator[ResponseEvent]:
         self.response.usage = usage(
@@ -229,6 +236,8 @@ def code_of(error: ServiceError) -> str:
 
 def _emptied(item: Item) -> Item:
     """As it began."""
+    if item["type"] == "compaction":
+        return item | {"encrypted_content": ""}
     if item["type"] not in SAYS:
         return call_items.emptied(item)
     return item | {"content": [], "status": "in_progress"}

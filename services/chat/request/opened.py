@@ -6,12 +6,13 @@ item has besides, as a summary, still counts.
 
 from collections.abc import Iterable
 
+from services.chat.compaction import item as compactions
 from services.chat.items import Item, reasoning
 from services.chat.sealed import Seal
 
 
 def is_sealed(item: Item) -> bool:
-    return item["type"] == "reasoning" and bool(item.get("encrypted_content"))
+    return item["type"] in ("reasoning", "compaction") and bool(item.get("encrypted_content"))
 
 
 class Opened:
@@ -25,10 +26,16 @@ class Opened:
             self.items.append(self._opened(item, f"input.{index}") if is_sealed(item) else item)
 
     def _opened(self, item: Item, place: str) -> Item:
-        """With all of its text, of which the summary may be a part. It is stored so: it has to be found again after the
-        secret has changed."""
-        text = self._seal.open(item["encrypted_content"], "reasoning")
-        if text is None:
+        """It is stored so: it has to be found again after the secret has changed."""
+        read = self._thought if item["type"] == "reasoning" else self._compaction
+        if (opened := read(item)) is None:
             self.unread.append(f"{place}.encrypted_content")
-            return item
-        return item | {"content": reasoning(text)["content"]}
+        return opened or item
+
+    def _thought(self, item: Item) -> Item | None:
+        """With all of its text, of which the summary may be a part."""
+        text = self._seal.open(item["encrypted_content"], "reasoning")
+        return None if text is None else item | {"content": reasoning(text)["content"]}
+
+    def _compaction(self, item: Item) -> Item | None:
+        return compactions.opened(item, self._seal)

@@ -7,8 +7,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage
+from schemas.ignored_keys import Kept
 from schemas.response_answer_schema import Response
-from schemas.response_schema import ResponseInput, ResponseRequest, Retrieval
+from schemas.response_schema import CompactRequest, ResponseContext, ResponseInput, ResponseRequest, Retrieval
 from services.chat import items
 from services.chat.items import Item
 from services.chat.request import prompt, refusals, response_tools
@@ -42,7 +43,10 @@ ASKED = {
 }
 
 
-def check(request: ResponseInput) -> None:
+TRIGGER = "compaction_trigger"
+
+
+def check(request: ResponseContext) -> None:
     """Refuses by name what would otherwise be ignored."""
     refuse(request, UNSUPPORTED)
     if request.conversation is not None and request.previous_response_id is not None:
@@ -50,10 +54,51 @@ def check(request: ResponseInput) -> None:
             "'previous_response_id' goes without 'conversation': both name what was said before",
             param="previous_response_id",
         )
-    _check_choice(request.tool_choice)
     items.check([item for item in request.input if item["type"] != "item_reference"])
+    _check_trigger(request.input)
+    if isinstance(request, ResponseRequest | CompactRequest):
+        _check_said(request)
+    if isinstance(request, ResponseInput):
+        _check_choice(request.tool_choice)
     if isinstance(request, ResponseRequest):
         _check_answer(request)
+
+
+def _check_trigger(given: Sequence[Item]) -> None:
+    for index, item in enumerate(given[:-1]):
+        if item["type"] == TRIGGER:
+            raise InvalidRequest(f"'{TRIGGER}' must be the last item", param=f"input.{index}")
+
+
+def _check_said(request: ResponseContext) -> None:
+    said = [item for item in request.input if item["type"] != TRIGGER]
+    if not said and request.conversation is None and request.previous_response_id is None:
+        raise InvalidRequest("'input' is required", param="input")
+
+
+def is_triggered(request: ResponseContext) -> bool:
+    """It asks for a compaction instead of an answer."""
+    return bool(request.input) and request.input[-1]["type"] == TRIGGER
+
+
+def threshold(request: ResponseRequest) -> int | None:
+    """Tokens beyond which it is to be compacted, where it says how many."""
+    return min(
+        (edit["compact_threshold"] for edit in _compactions(request) if "compact_threshold" in edit), default=None
+    )
+
+
+def room(request: ResponseRequest, length: int) -> int:
+    """Tokens of the context that are left to the answer: what was asked for it, or a quarter."""
+    return min(request.max_output_tokens or length // 4, length // 2)
+
+
+def compacts(request: ResponseRequest) -> bool:
+    return bool(_compactions(request))
+
+
+def _compactions(request: ResponseRequest) -> list[Kept]:
+    return [edit for edit in request.context_management if edit["type"] == "compaction"]
 
 
 def _check_choice(choice: str | dict[str, Any]) -> None:
@@ -62,8 +107,6 @@ def _check_choice(choice: str | dict[str, Any]) -> None:
 
 
 def _check_answer(request: ResponseRequest) -> None:
-    if not request.input and request.conversation is None and request.previous_response_id is None:
-        raise InvalidRequest("'input' is required", param="input")
     if request.background and not request.store:
         raise InvalidRequest("'background' goes with 'store': true only", param="background")
     if request.stream_options is not None and not request.stream:
@@ -75,7 +118,7 @@ def check_retrieval(asked: Retrieval) -> None:
         raise InvalidRequest("'starting_after' goes with 'stream': true only", param="starting_after")
 
 
-def unknown_keys(request: ResponseInput) -> list[str]:
+def unknown_keys(request: ResponseContext) -> list[str]:
     found = refusals.unknown_keys(request, UNSUPPORTED)
     return found + list(_unused(request)) if isinstance(request, ResponseRequest) else found
 
@@ -200,10 +243,12 @@ def _reasoning(request: ResponseRequest) -> dict[str, Any]:
     return {"effort": asked.effort if asked else None, "summary": asked.wanted_summary if asked else None}
 
 
-def own_items(request: ResponseInput, resolved: Mapping[str, Item]) -> list[Item]:
+def own_items(request: ResponseContext, resolved: Mapping[str, Item]) -> list[Item]:
     """The request's own, with what it refers to in the place of the references."""
     found: list[Item] = []
     for index, item in enumerate(request.input):
+        if item["type"] == TRIGGER:
+            continue
         if item["type"] != "item_reference":
             found.append(item)
         elif item["id"] in resolved:

@@ -1,0 +1,1 @@
+"""A conversation that grows too long, told by a summary that a model has written."""

@@ -1,0 +1,25 @@
+"""What a response's request brings, with what it refers to in its place, and opened where it was sealed here."""
+
+from schemas.response_schema import ResponseContext
+from services.chat.items import Item
+from services.chat.request import responses
+from services.chat.request.opened import Opened, is_sealed
+from services.chat.request.refusals import Note
+from services.secret_service import SecretService
+from services.turn_service import TurnService
+
+
+class InputService:
+    def __init__(self, turns: TurnService, secrets: SecretService) -> None:
+        self._turns = turns
+        self._secrets = secrets
+
+    async def items(self, request: ResponseContext, owner: str, note: Note) -> list[Item]:
+        """`note` is given the names of those that could not be opened."""
+        ids = [item["id"] for item in request.input if item["type"] == "item_reference"]
+        own = responses.own_items(request, await self._turns.items_by_id(ids, owner) if ids else {})
+        if not any(map(is_sealed, own)):
+            return own
+        opened = Opened(own, await self._secrets.seal(owner))
+        note(opened.unread)
+        return opened.items

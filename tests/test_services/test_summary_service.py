@@ -1,0 +1,106 @@
+"""A summary is written by the model, in as many portions as its context needs."""
+
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+
+from services.chat.compaction.notes import Notes
+from services.chat.events import Compacting, Head
+from services.chat_service import ChatService
+from services.errors import EngineFailed, Overloaded, PromptTooLong
+from services.summary_service import Step, Summary, SummaryService
+from tests.agents import apps
+from tests.fakes import NotingEngine
+
+NOTES = Notes("fake-chat", max_tokens=256)
+ALWAYS_THINKS = apps.THINKS.replace("{% if enable_thinking is false %}<think></think>{% endif %}", "<think>\n")
+
+
+@pytest.fixture
+def engine() -> NotingEngine:
+    return NotingEngine(max_length=4_096)
+
+
+@pytest.fixture
+def service(chat: ChatService) -> SummaryService:
+    return SummaryService(chat)
+
+
+async def steps(service: SummaryService, transcript: str, notes: Notes = NOTES) -> list[Step]:
+    async with aclosing(service.write(transcript, notes, "me")) as written:
+        return [step async for step in written]
+
+
+async def test_a_summary_comes_after_signs_of_it(service: SummaryService, engine: NotingEngine) -> None:
+    head, *signs, summary = await steps(service, "[user]\nHi")
+    assert isinstance(head, Head)
+    assert signs == [Compacting()] * 2
+    assert isinstance(summary, Summary)
+    assert summary.text == "The notes."
+    assert "<conversation>\n[user]\nHi\n</conversation>" in engine.prompts[-1]
+    assert (summary.finish.prompt_tokens, summary.finish.completion_tokens) == (len(engine.jobs[-1].prompt), 2)
+
+
+async def test_instructions_are_told_in_short(service: SummaryService, engine: NotingEngine) -> None:
+    await steps(service, "[user]\nHi", replace(NOTES, instructions="Serve tea. " + "x" * 9_000))
+    assert "Serve tea." in engine.prompts[-1]
+
+
+async def test_what_outgrows_the_context_is_read_in_portions(service: SummaryService, engine: NotingEngine) -> None:
+    lines = [f"[user]\nLine {number}: {'x' * 50}" for number in range(200)]
+    summary = (await steps(service, "\n\n".join(lines)))[-1]
+    assert isinstance(summary, Summary)
+    assert len(engine.jobs) > 4
+    told = "".join(engine.prompts)
+    assert [told.count(line) for line in lines] == [1] * len(lines)
+    assert all("<notes>\nThe notes.\n</notes>" in prompt for prompt in engine.prompts[1:])
+    assert all(len(job.prompt) + NOTES.max_tokens <= engine.max_length for job in engine.jobs)
+    assert summary.finish.prompt_tokens == sum(len(job.prompt) for job in engine.jobs)
+
+
+async def test_a_context_without_room_is_too_short(service: SummaryService, engine: NotingEngine) -> None:
+    engine.max_length = 1_000
+    with pytest.raises(PromptTooLong):
+        await steps(service, "[user]\n" + "x" * 5_000)
+
+
+async def test_later_portions_wait_for_room(
+    service: SummaryService, engine: NotingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, refused = engine.submit, iter([False, True, True, *[False] * 9])
+
+    async def sometimes(job: object) -> object:
+        if next(refused):
+            raise Overloaded("full", retry_after=0)
+        return await submit(job)  # type: ignore[arg-type]  # it is a job
+
+    monkeypatch.setattr(engine, "submit", sometimes)
+    assert isinstance((await steps(service, "[user]\n" + "x " * 3_000))[-1], Summary)
+
+
+async def test_the_first_is_refused(service: SummaryService, engine: NotingEngine) -> None:
+    engine.refusal = Overloaded("full")
+    with pytest.raises(Overloaded):
+        await steps(service, "[user]\nHi")
+
+
+async def test_a_model_that_can_does_not_think(service: SummaryService, engine: NotingEngine) -> None:
+    engine.tokenizer = apps.Tokenizer(apps.THINKS)
+    await steps(service, "[user]\nHi")
+    assert engine.prompts[-1].rstrip().endswith("<think></think>")
+
+
+async def test_a_thought_is_no_part_of_it(service: SummaryService, engine: NotingEngine) -> None:
+    engine.tokenizer = apps.Tokenizer(ALWAYS_THINKS)
+    engine.notes = ("I had better", " be short.", "</think>", "The notes.")
+    summary = (await steps(service, "[user]\nHi"))[-1]
+    assert isinstance(summary, Summary)
+    assert summary.text == "The notes."
+    assert engine.jobs[-1].sampling.thinking is not None
+
+
+async def test_a_model_that_writes_none_has_failed(service: SummaryService, engine: NotingEngine) -> None:
+    engine.notes = (" \n",)
+    with pytest.raises(EngineFailed, match="no summary"):
+        await steps(service, "[user]\nHi")
