@@ -24,7 +24,7 @@ from app.common.connections import ConnectionGate, Connections
 from app.common.dependencies import ServerInfo, Services
 from app.common.drain import Drain
 from app.common.ignored import UnknownKeys
-from app.common.middleware import BodyLimit, DrainGate, Head, Options, Protocol, RequestLog
+from app.common.middleware import BodyLimit, DrainGate, Options, Protocol, RequestLog
 from app.common.page_guard import PageGuard
 from app.common.routes import Routes
 from app.common.security_headers import SecurityHeaders
@@ -41,7 +41,9 @@ from app.controller import (
     page_controller,
     rerank_controller,
     response_controller,
+    status_controller,
     stored_completion_controller,
+    tokenize_controller,
 )
 from app.spec import Server, loading
 from app.spec.predict import PredictSpec
@@ -82,12 +84,14 @@ OWN_TIME = 5.0  # seconds in which a stream ends by itself, with its own line in
 
 CONTROLLERS = (
     chat_controller,
+    status_controller,
     completion_controller,
     conversation_controller,
     message_controller,
     embeddings_controller,
     rerank_controller,
     model_controller,
+    tokenize_controller,
     health_controller,
     page_controller,
     stored_completion_controller,
@@ -307,7 +311,6 @@ def _middleware(settings: Settings, services: Services, routes: Routes, connecti
         Middleware(DrainGate, drain=services.drain),
         Middleware(BodyLimit, max_bytes=settings.server.max_body_bytes),
         Middleware(Decompress, max_bytes=settings.server.max_body_bytes),
-        Middleware(Head, routes=routes),
     ]
 
 

@@ -8,7 +8,8 @@ from fastapi import FastAPI
 
 from app.common.auth import STREAM, is_open
 from app.common.errors import Problem
-from app.common.routes import EVENT_STREAM, Routes
+from app.common.router import EVENT_STREAM
+from app.common.routes import Routes
 from schemas.error_schema import ErrorBody
 
 # For routes that stream if they are asked to: beside the JSON of a plain answer.

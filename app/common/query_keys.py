@@ -9,6 +9,8 @@ from pydantic import BaseModel
 
 from app.common.auth import STREAM
 
+READS = {"GET", "HEAD"}
+
 
 class QueryKeys:
     """Of a route that is read with GET, or declares some. Keys of a nested object are written `name[key]`."""
@@ -28,7 +30,7 @@ class QueryKeys:
         return tuple(f"{each['name']}[" for each in declared if each.get("style") == "deepObject")
 
     def unknown(self, query: Mapping[str, str]) -> list[str]:
-        if not self._names and "GET" not in (self._route.methods or ()):
+        if not self._names and READS.isdisjoint(self._route.methods or ()):
             return []
         return [name for name in query if name not in self._names and not self._is_nested(name)]
 

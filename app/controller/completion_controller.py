@@ -1,20 +1,20 @@
-"""POST /v1/completions, and the same without /v1."""
+"""POST /v1/completions."""
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from app.common.dependencies import Caller, Completions, Sse, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
 from app.common.openapi import EVENTS
+from app.common.router import TwinRouter
 from schemas.completion_schema import Completion, CompletionRequest
 
-router = APIRouter(tags=["completions"], route_class=JsonRoute)
+router = TwinRouter(tags=["completions"], route_class=JsonRoute)
 
 
-@router.post("/v1/completions", response_model=Completion, response_model_exclude_unset=True, responses=EVENTS)
-@router.post("/completions", response_model=Completion, response_model_exclude_unset=True, include_in_schema=False)
+@router.post("/completions", response_model=Completion, response_model_exclude_unset=True, responses=EVENTS)
 async def create_completion(
     body: CompletionRequest,
     request: Request,

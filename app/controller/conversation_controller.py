@@ -1,14 +1,15 @@
-"""The Conversations API under /v1/conversations, the same without /v1; listing one's own is ours."""
+"""The Conversations API under /v1/conversations. Listing and search are extensions."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import Depends, Query, Response
 from pydantic import BaseModel
 
 from app.common import idempotency
 from app.common.dependencies import Caller, Conversations, Items, Search, UnknownKeys
 from app.common.json_body import JsonRoute
+from app.common.router import TwinRouter
 from schemas.conversation_schema import (
     AddedItems,
     Conversation,
@@ -23,18 +24,18 @@ from schemas.item_schema import Includable
 from schemas.page_schema import Order, Page
 from services.item_service import PageQuery
 
-router = APIRouter(tags=["conversations"], route_class=JsonRoute)
+router = TwinRouter(tags=["conversations"], route_class=JsonRoute)
 
 
 async def _include(
     plain: Annotated[list[Includable], Query(alias="include")] = [],  # noqa: B006  FastAPI copies it
     bracketed: Annotated[list[Includable], Query(alias="include[]")] = [],  # noqa: B006  as the client sends it
 ) -> None:
-    """All that could be asked for is in every answer."""
+    """Accepted and without effect: items are always returned whole."""
 
 
 def _ignored(body: BaseModel) -> Iterator[str]:
-    """Nothing of an item is left aside here: all of it is kept."""
+    """Unknown keys of items are stored, so they are not reported as ignored."""
     return (name for name in ignored_keys(body) if not name.startswith("items."))
 
 
@@ -43,16 +44,14 @@ After = Annotated[str | None, Query(max_length=128)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 
-@router.get("/v1/conversations")
-@router.get("/conversations", include_in_schema=False)
+@router.get("/conversations")
 async def list_conversations(
     conversations: Conversations, caller: Caller, limit: Limit = 20, after: After = None
 ) -> Page[Conversation]:
     return await conversations.page(caller.owner, limit=limit, after=after)
 
 
-@router.post("/v1/conversations")
-@router.post("/conversations", include_in_schema=False)
+@router.post("/conversations")
 async def create_conversation(
     body: NewConversation,
     response: Response,
@@ -65,8 +64,7 @@ async def create_conversation(
     return await conversations.create(caller.owner, body.items, body.metadata, body.title, idempotency_key)
 
 
-@router.get("/v1/conversations/search")
-@router.get("/conversations/search", include_in_schema=False)
+@router.get("/conversations/search")
 async def search(
     search: Search,
     caller: Caller,
@@ -74,18 +72,16 @@ async def search(
     limit: Limit = 20,
     after: Annotated[str | None, Query(max_length=256)] = None,
 ) -> Page[Found]:
-    """In all that was said to models and by them. No conversation's id is `search`."""
+    """Searches the items of all conversations. `search` cannot be a conversation's id."""
     return await search.find(caller.owner, query, limit=limit, after=after)
 
 
-@router.get("/v1/conversations/{conversation_id}")
-@router.get("/conversations/{conversation_id}", include_in_schema=False)
+@router.get("/conversations/{conversation_id}")
 async def get_conversation(conversation_id: str, conversations: Conversations, caller: Caller) -> Conversation:
     return await conversations.get(conversation_id, caller.owner)
 
 
-@router.post("/v1/conversations/{conversation_id}")
-@router.post("/conversations/{conversation_id}", include_in_schema=False)
+@router.post("/conversations/{conversation_id}")
 async def update_conversation(
     conversation_id: str,
     body: ConversationUpdate,
@@ -98,24 +94,21 @@ async def update_conversation(
     return await conversations.update(conversation_id, caller.owner, body.metadata, body.title)
 
 
-@router.delete("/v1/conversations/{conversation_id}")
-@router.delete("/conversations/{conversation_id}", include_in_schema=False)
+@router.delete("/conversations/{conversation_id}")
 async def delete_conversation(
     conversation_id: str, conversations: Conversations, caller: Caller
 ) -> DeletedConversation:
     return await conversations.delete(conversation_id, caller.owner)
 
 
-@router.get("/v1/conversations/{conversation_id}/items", dependencies=INCLUDE)
-@router.get("/conversations/{conversation_id}/items", dependencies=INCLUDE, include_in_schema=False)
+@router.get("/conversations/{conversation_id}/items", dependencies=INCLUDE)
 async def list_items(
     conversation_id: str, items: Items, caller: Caller, limit: Limit = 20, order: Order = "desc", after: After = None
 ) -> ItemPage:
     return await items.page(conversation_id, caller.owner, PageQuery(limit=limit, order=order, after=after))
 
 
-@router.post("/v1/conversations/{conversation_id}/items", dependencies=INCLUDE)
-@router.post("/conversations/{conversation_id}/items", dependencies=INCLUDE, include_in_schema=False)
+@router.post("/conversations/{conversation_id}/items", dependencies=INCLUDE)
 async def add_items(
     conversation_id: str,
     body: AddedItems,
@@ -129,13 +122,11 @@ async def add_items(
     return await items.add(conversation_id, caller.owner, body.items, idempotency_key)
 
 
-@router.get("/v1/conversations/{conversation_id}/items/{item_id}", dependencies=INCLUDE)
-@router.get("/conversations/{conversation_id}/items/{item_id}", dependencies=INCLUDE, include_in_schema=False)
+@router.get("/conversations/{conversation_id}/items/{item_id}", dependencies=INCLUDE)
 async def get_item(conversation_id: str, item_id: str, items: Items, caller: Caller) -> dict[str, Any]:
     return await items.get(conversation_id, item_id, caller.owner)
 
 
-@router.delete("/v1/conversations/{conversation_id}/items/{item_id}")
-@router.delete("/conversations/{conversation_id}/items/{item_id}", include_in_schema=False)
+@router.delete("/conversations/{conversation_id}/items/{item_id}")
 async def delete_item(conversation_id: str, item_id: str, items: Items, caller: Caller) -> Conversation:
     return await items.delete(conversation_id, item_id, caller.owner)

@@ -1,18 +1,18 @@
-"""POST /v1/embeddings, and the same without /v1."""
+"""POST /v1/embeddings."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from app.common.dependencies import Caller, Embedder, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
+from app.common.router import TwinRouter
 from schemas.embeddings_schema import EmbeddingList, EmbeddingRequest
 from schemas.ignored_keys import ignored_keys
 
-router = APIRouter(tags=["embeddings"], route_class=JsonRoute)
+router = TwinRouter(tags=["embeddings"], route_class=JsonRoute)
 
 
-@router.post("/v1/embeddings", response_model=EmbeddingList)
-@router.post("/embeddings", response_model=EmbeddingList, include_in_schema=False)
+@router.post("/embeddings", response_model=EmbeddingList)
 async def create_embeddings(
     body: EmbeddingRequest, request: Request, embedder: Embedder, caller: Caller, unknown: UnknownKeys
 ) -> Response:

@@ -1,11 +1,12 @@
 """Probes and /metrics."""
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
 from app.common.dependencies import Drain, Measured, Models
+from app.common.router import Router
 from schemas.status_schema import Health
 
-router = APIRouter(tags=["health"])
+router = Router(tags=["health"])
 
 
 @router.get("/health")

@@ -1,15 +1,15 @@
-"""The simple routes: POST /chat/new/message/, GET /chat/get/messages/, GET /chat/stream for `EventSource`, and
-the end of an answer."""
+"""The simple chat routes: new messages, stored messages, GET /chat/stream for `EventSource`, stop."""
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Header, Query, Request, Response
 
 from app.common import idempotency
 from app.common.dependencies import Caller, EventSources, Keys, Messages, Sse, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import UntypedJsonRoute
 from app.common.openapi import EVENTS
+from app.common.router import Router
 from schemas.ignored_keys import ignored_keys
 from schemas.message_schema import (
     BrowserQuestion,
@@ -20,7 +20,7 @@ from schemas.message_schema import (
     StreamToken,
 )
 
-router = APIRouter(tags=["messages"], strict_content_type=False, route_class=UntypedJsonRoute)
+router = Router(tags=["messages"], strict_content_type=False, route_class=UntypedJsonRoute)
 
 
 @router.post("/chat/new/message/", response_model=NewMessageAnswer, responses=EVENTS)

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from fastapi import APIRouter
 from fastapi.responses import FileResponse
+
+from app.common.router import Router
 
 STATIC = Path(__file__).parent.parent / "static"
 
-router = APIRouter(include_in_schema=False)
+router = Router(include_in_schema=False)
 
 
 @router.get("/")

@@ -1,19 +1,18 @@
-"""POST /v1/rerank and /v1/score, the same without /v1, and /v2/rerank as newer clients of Cohere's API call it."""
+"""POST /v1/rerank and /v1/score, and /v2/rerank, which newer clients of Cohere's API call."""
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from app.common.dependencies import Caller, Reranker, UnknownKeys
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
+from app.common.router import TwinRouter
 from schemas.ignored_keys import ignored_keys
 from schemas.rerank_schema import RerankList, RerankRequest, ScoreList, ScoreRequest
 
-router = APIRouter(tags=["rerank"], route_class=JsonRoute)
+router = TwinRouter(tags=["rerank"], route_class=JsonRoute)
 
 
-@router.post("/v1/rerank")
-@router.post("/rerank", include_in_schema=False)
-@router.post("/v2/rerank", include_in_schema=False)
+@router.post("/rerank")
 async def rerank(
     body: RerankRequest,
     request: Request,
@@ -26,8 +25,10 @@ async def rerank(
     return await while_connected(request, reranker.rerank(body, caller.owner))
 
 
-@router.post("/v1/score")
-@router.post("/score", include_in_schema=False)
+router.alias("/v2/rerank", rerank, methods=["POST"])
+
+
+@router.post("/score")
 async def score(
     body: ScoreRequest,
     request: Request,

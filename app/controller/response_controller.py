@@ -1,8 +1,8 @@
-"""/v1/responses, and the same without /v1."""
+"""The Responses API under /v1/responses."""
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from fastapi import Response as HttpResponse
 
 from app.common import idempotency
@@ -10,17 +10,17 @@ from app.common.dependencies import Caller, Compactions, Responses, Sse, StoredR
 from app.common.disconnect import while_connected
 from app.common.json_body import JsonRoute
 from app.common.openapi import EVENTS
+from app.common.router import TwinRouter
 from schemas.page_schema import Order, Page
 from schemas.response_answer_schema import CompactedResponse, DeletedResponse, Response
 from schemas.response_schema import CompactRequest, ResponseInput, ResponseRequest, Retrieval
 from schemas.tokenize_schema import InputTokens
 from services.large import aside
 
-router = APIRouter(tags=["responses"], route_class=JsonRoute)
+router = TwinRouter(tags=["responses"], route_class=JsonRoute)
 
 
-@router.post("/v1/responses", response_model=Response, responses=EVENTS)
-@router.post("/responses", response_model=Response, include_in_schema=False)
+@router.post("/responses", response_model=Response, responses=EVENTS)
 async def create_response(
     body: ResponseRequest,
     request: Request,
@@ -39,8 +39,7 @@ async def create_response(
     return answer
 
 
-@router.post("/v1/responses/input_tokens")
-@router.post("/responses/input_tokens", include_in_schema=False)
+@router.post("/responses/input_tokens")
 async def count_input_tokens(
     body: ResponseInput, response: HttpResponse, responses: Responses, caller: Caller, unknown: UnknownKeys
 ) -> InputTokens:
@@ -50,8 +49,7 @@ async def count_input_tokens(
     return count
 
 
-@router.post("/v1/responses/compact")
-@router.post("/responses/compact", include_in_schema=False)
+@router.post("/responses/compact")
 async def compact(
     body: CompactRequest,
     request: Request,
@@ -66,8 +64,7 @@ async def compact(
     return compacted
 
 
-@router.get("/v1/responses/{response_id}", response_model=Response, responses=EVENTS)
-@router.get("/responses/{response_id}", response_model=Response, include_in_schema=False)
+@router.get("/responses/{response_id}", response_model=Response, responses=EVENTS)
 async def retrieve_response(
     response_id: str,
     asked: Annotated[Retrieval, Query()],
@@ -84,20 +81,17 @@ async def retrieve_response(
     return await stored.retrieve(response_id, caller.owner, asked)
 
 
-@router.delete("/v1/responses/{response_id}")
-@router.delete("/responses/{response_id}", include_in_schema=False)
+@router.delete("/responses/{response_id}")
 async def delete_response(response_id: str, stored: StoredResponses, caller: Caller) -> DeletedResponse:
     return await stored.delete(response_id, caller.owner)
 
 
-@router.post("/v1/responses/{response_id}/cancel")
-@router.post("/responses/{response_id}/cancel", include_in_schema=False)
+@router.post("/responses/{response_id}/cancel")
 async def cancel_response(response_id: str, stored: StoredResponses, caller: Caller) -> Response:
     return await stored.cancel(response_id, caller.owner)
 
 
-@router.get("/v1/responses/{response_id}/input_items")
-@router.get("/responses/{response_id}/input_items", include_in_schema=False)
+@router.get("/responses/{response_id}/input_items")
 async def list_input_items(
     response_id: str,
     stored: StoredResponses,

@@ -1,19 +1,20 @@
-"""Stored chat completions: GET /v1/chat/completions and what is below it, the same without /v1."""
+"""Stored chat completions: GET /v1/chat/completions and the routes below it."""
 
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 from fastapi import Query as InQuery
 
 from app.common.dependencies import Caller, StoredCompletions
 from app.common.json_body import JsonRoute
+from app.common.router import TwinRouter
 from schemas.page_schema import Order, Page
 from schemas.stored_schema import Deleted, MetadataUpdate, StoredChatCompletion, StoredMessage
 from services.errors import InvalidRequest
 from services.turn_service import Query
 
-router = APIRouter(tags=["stored chat completions"], route_class=JsonRoute)
+router = TwinRouter(tags=["stored chat completions"], route_class=JsonRoute)
 
 After = Annotated[str | None, InQuery(max_length=128)]
 Limit = Annotated[int, InQuery(ge=1, le=100)]
@@ -29,15 +30,14 @@ METADATA = {
 
 
 async def _metadata(request: Request) -> dict[str, str]:
-    """From metadata[key]=value."""
+    """Parses metadata[key]=value."""
     found = {match[1]: value for name, value in request.query_params.items() if (match := KEY.fullmatch(name))}
     if len(found) > 16 or any(len(key) > 64 or len(value) > 512 or "\0" in key + value for key, value in found.items()):
         raise InvalidRequest("'metadata' can be 16 pairs of a key and a value", param="metadata")
     return found
 
 
-@router.get("/v1/chat/completions", openapi_extra={"parameters": [METADATA]})
-@router.get("/chat/completions", openapi_extra={"parameters": [METADATA]}, include_in_schema=False)
+@router.get("/chat/completions", openapi_extra={"parameters": [METADATA]})
 async def list_chat_completions(
     stored: StoredCompletions,
     caller: Caller,
@@ -51,28 +51,24 @@ async def list_chat_completions(
     return await stored.page(caller.owner, query)
 
 
-@router.get("/v1/chat/completions/{completion_id}")
-@router.get("/chat/completions/{completion_id}", include_in_schema=False)
+@router.get("/chat/completions/{completion_id}")
 async def get_chat_completion(completion_id: str, stored: StoredCompletions, caller: Caller) -> StoredChatCompletion:
     return await stored.get(completion_id, caller.owner)
 
 
-@router.post("/v1/chat/completions/{completion_id}")
-@router.post("/chat/completions/{completion_id}", include_in_schema=False)
+@router.post("/chat/completions/{completion_id}")
 async def update_chat_completion(
     completion_id: str, body: MetadataUpdate, stored: StoredCompletions, caller: Caller
 ) -> StoredChatCompletion:
     return await stored.update_metadata(completion_id, caller.owner, body.metadata)
 
 
-@router.delete("/v1/chat/completions/{completion_id}")
-@router.delete("/chat/completions/{completion_id}", include_in_schema=False)
+@router.delete("/chat/completions/{completion_id}")
 async def delete_chat_completion(completion_id: str, stored: StoredCompletions, caller: Caller) -> Deleted:
     return await stored.delete(completion_id, caller.owner)
 
 
-@router.get("/v1/chat/completions/{completion_id}/messages")
-@router.get("/chat/completions/{completion_id}/messages", include_in_schema=False)
+@router.get("/chat/completions/{completion_id}/messages")
 async def list_messages(
     completion_id: str,
     stored: StoredCompletions,

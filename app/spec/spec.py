@@ -5,13 +5,14 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
 
 from app.common.disconnect import while_connected
 from app.common.errors import Problem, invalid
 from app.common.ignored import Ignored
 from app.common.json_body import JsonRoute, UntypedJsonRoute
+from app.common.router import Router
 from app.common.sse import Framing
 from app.spec.framing import Item, Named, server_sent, to_json
 from app.spec.names import Names, Words, in_words, renamed, translated
@@ -107,9 +108,9 @@ class Spec(Generic[T]):
     def respond(self, answer: Item, headers: Mapping[str, str]) -> Response:
         return Response(to_json(answer), headers=headers, media_type="application/json")
 
-    def router(self) -> APIRouter:
+    def router(self) -> Router:
         route = UntypedJsonRoute if self.any_content_type else JsonRoute
-        router = APIRouter(route_class=route, strict_content_type=not self.any_content_type)
+        router = Router(route_class=route, strict_content_type=not self.any_content_type)
         for path, endpoint, methods, options in self._endpoints:
             router.add_api_route(path, endpoint, methods=list(methods), **options)
         return router
