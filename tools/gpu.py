@@ -19,13 +19,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.engine.base import Job, SamplingParams
 from services.engine.execution.runner import Runner
-from services.engine.execution.runner_check import Differs, check_of, compare
+from services.engine.execution.runner_check import LogitsDiffer, make_check, verify_logits
 from services.engine.execution.runner_factory import build_runner
 from services.engine.paged.attention import PAGE_SIZE, PagedRows, attend, plain
 from services.engine.paged.graphs import call_again
-from services.engine.paged.runner import PagedRunner, Paging
+from services.engine.paged.runner import PagedRunner, PagingConfig
 from services.engine.sampling.sampler import sample
-from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.scheduler import ScheduledSequence
 from services.engine.scheduling.sequence import Sequence
 
 STEPS = (PAGE_SIZE + 44, 3, PAGE_SIZE + 9, *[1] * 6)  # tokens: into a second page, and into a third one while writing
@@ -73,8 +73,8 @@ class Plan:
     copied: int  # bytes, to measure the memory's speed
 
     @property
-    def paging(self) -> Paging | None:
-        return None if self.device.type == "cuda" else Paging(PAGE_SIZE, call_again)
+    def paging(self) -> PagingConfig | None:
+        return None if self.device.type == "cuda" else PagingConfig(PAGE_SIZE, call_again)
 
 
 def on_gpu() -> Plan:
@@ -135,11 +135,11 @@ def attention_differs(heads: int, dim: int, window: int | None, steps: list[tupl
 def is_right(name: str, plan: Plan) -> bool:
     kind, options = MODELS[name]
     model = random_model(kind, {**SMALL, **options}, plan)
-    check = check_of(model, STEPS)  # before its attention is changed
+    check = make_check(model, STEPS)  # before its attention is changed
     runner = build_runner(model, num_slots=4, length=2 * len(check.job.prompt), budget=2**30, paging=plan.paging)
     try:
-        compare(paged(runner).another(len(check.job.prompt)), check)
-    except Differs as reason:
+        verify_logits(paged(runner).another(len(check.job.prompt)), check)
+    except LogitsDiffer as reason:
         print(f"{name}: WRONG, {reason}")
         return False
     print(f"{name}: right")
@@ -149,7 +149,7 @@ def is_right(name: str, plan: Plan) -> bool:
 def paged(runner: Runner) -> PagedRunner:
     if not isinstance(runner, PagedRunner):
         raise SystemExit("no pages here: the log above says why")
-    if runner.overlaps and not runner.records:
+    if runner.asynchronous and not runner.records:
         raise SystemExit("steps are not recorded here: the log above says why")
     return runner
 
@@ -187,16 +187,16 @@ def step_time(runner: PagedRunner, batch: int, plan: Plan) -> float:
     params = SamplingParams(temperature=0)
     sequences = [Sequence(Job("timed", tuple(range(slot, slot + PROMPT)), params), 10**6) for slot in range(batch)]
     for slot, sequence in enumerate(sequences):
-        advance(runner, [Work(sequence, slot, PROMPT)])
+        advance(runner, [ScheduledSequence(sequence, slot, PROMPT)])
 
     def step() -> None:
-        advance(runner, [Work(sequence, slot, 1) for slot, sequence in enumerate(sequences)])
+        advance(runner, [ScheduledSequence(sequence, slot, 1) for slot, sequence in enumerate(sequences)])
 
     step()  # is recorded
     return timed(step, plan.timed)
 
 
-def advance(runner: PagedRunner, works: list[Work]) -> None:
+def advance(runner: PagedRunner, works: list[ScheduledSequence]) -> None:
     drawn = sample(runner.run(works), [work.sequence for work in works])
     for work, token in zip(works, drawn, strict=True):
         work.sequence.num_computed += work.num_tokens

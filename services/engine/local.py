@@ -11,22 +11,21 @@ from services.engine.base import EngineStats, ImageReader, Job, Piece, Tokenizer
 from services.engine.cpu.compilation import Compilation
 from services.engine.cpu.threads import loads
 from services.engine.device.resources import cache_budget
+from services.engine.execution.engine_thread import EngineThread
 from services.engine.execution.piece_stream import Mailbox, PieceStream
 from services.engine.execution.request import Request
 from services.engine.execution.runner import Runner
 from services.engine.execution.runner_factory import build_runner
 from services.engine.execution.warm_up import warm_up
-from services.engine.execution.worker import Worker
-from services.engine.grammar.compiler import Grammars
+from services.engine.grammar.compiler import GrammarCompiler
 from services.engine.loading.loader import Loaded, Source, load
-from services.engine.scheduling.fairness import full, may_enter
+from services.engine.scheduling.fairness import full, may_queue
 from services.engine.scheduling.scheduler import Scheduler
 from services.engine.scheduling.sequence import CacheKey, Sequence
 from services.engine.scheduling.slots import MIN_REUSE
 from services.engine.streamer import RequestStreamer
 from services.engine.token_texts import TokenTexts
-from services.engine.vision.vision_check import give as give_sight
-from services.engine.vision.vision_check import sight_of
+from services.engine.vision.vision_check import attach_vision, prepare_vision
 from services.errors import InvalidRequest, Overloaded, PromptTooLong, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -56,7 +55,7 @@ class LocalEngine:
         self._eos = loaded.eos
         self._vocabulary = loaded.vocabulary
         texts = TokenTexts(loaded.tokenizer)
-        self._grammars = Grammars(texts, loaded.vocabulary, loaded.eos)
+        self._grammars = GrammarCompiler(texts, loaded.vocabulary, loaded.eos)
         self._compilation = compilation
         self._scheduler = Scheduler(
             runner.num_slots,
@@ -71,7 +70,7 @@ class LocalEngine:
         self._shares_prefixes = share_prefixes
         self._max_open = runner.num_slots + max_queue
         self._open: list[Sequence] = []  # and some that are over
-        self._worker = Worker(runner, self._scheduler, texts)
+        self._worker = EngineThread(runner, self._scheduler, texts)
         self._stopping = False
 
     @classmethod
@@ -103,12 +102,12 @@ class LocalEngine:
         origin = Source(source, enable_mm, quantization)
         folder = Path(compile_dir) if compile_dir else None
         loaded = load(origin, device, dtype, folder)
-        sight = sight_of(loaded.model, loaded.reader, required=bool(enable_mm))
+        sight = prepare_vision(loaded.model, loaded.reader, required=bool(enable_mm))
         length = min(max_model_len or loaded.max_length, loaded.max_length)
         budget = cache_budget(loaded.device, gpu_memory_utilization, cpu_memory_share)
         tokens = num_gpu_blocks_override and num_gpu_blocks_override * block_size
         runner = build_runner(loaded.model, num_slots=max_num_seqs, length=length, budget=budget, cache_tokens=tokens)
-        give_sight(sight, runner, required=bool(enable_mm))
+        attach_vision(sight, runner, required=bool(enable_mm))
         logger.info(
             "%s on %s in %s: %d sequences of %d tokens, %s together, %s",
             type(loaded.model).__name__,
@@ -179,7 +178,7 @@ class LocalEngine:
         held = Counter(each.job.owner for each in self._open)
         stats = self.stats()
         leaving = max(0, stats.running + stats.waiting - held.total())  # they are over, and still have their places
-        if not may_enter(held, owner, 1, self._max_open - leaving):
+        if not may_queue(held, owner, 1, self._max_open - leaving):
             raise Overloaded(full("The queue is full", held, owner))
 
     def _check_ids(self, param: str, ids: Iterable[int]) -> None:

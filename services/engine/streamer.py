@@ -58,7 +58,7 @@ class SlowDecoder:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class TextLogprobs:
     """Tokens that became text together: several where each is part of a character."""
 
     start: int  # the place of their text in the answer
@@ -86,7 +86,7 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
         self._held = ""  # readable, but it may turn out to be the beginning of a stop string
         self._ids: list[int] = []
         self._unread: list[TokenLogprob] = []  # tokens that have become no text yet
-        self._scored: deque[Scored] = deque()
+        self._text_logprobs: deque[TextLogprobs] = deque()
         self._num_read = 0  # characters
         self._num_taken = 0
         self.finish: FinishReason | None = None
@@ -104,7 +104,7 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
 
     def _read(self, text: str) -> None:
         if text and self._unread:
-            self._scored.append(Scored(self._num_read, self._unread))
+            self._text_logprobs.append(TextLogprobs(self._num_read, self._unread))
             self._unread = []
         self._num_read += len(text)
         self.on_finalized_text(text)
@@ -144,8 +144,8 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
         """Of the tokens of which some text is ready; at the end also of those that never became any."""
         self._num_taken += len(self._ready)
         logprobs: list[TokenLogprob] = []
-        while self._scored and self._scored[0].start < self._num_taken:
-            logprobs += self._scored.popleft().tokens
+        while self._text_logprobs and self._text_logprobs[0].start < self._num_taken:
+            logprobs += self._text_logprobs.popleft().tokens
         return (*logprobs, *self._unread) if self.finish else tuple(logprobs)
 
 

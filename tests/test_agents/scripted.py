@@ -14,9 +14,9 @@ from torch import Tensor
 from services.engine.base import Image, Picture
 from services.engine.loading.loader import Loaded
 from services.engine.local import LocalEngine
-from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.scheduler import ScheduledSequence
 from services.engine.scheduling.sequence import Sequence
-from services.engine.scheduling.slots import Change
+from services.engine.scheduling.slots import CacheChange
 from tests.npm_packages import tokenizer
 
 CERTAIN = 1000.0  # as a logit: nothing else is drawn, whatever the temperature
@@ -79,7 +79,7 @@ class Sight:
 
     reader: Reader
 
-    def look(self, work: Work) -> None: ...
+    def look(self, work: ScheduledSequence) -> None: ...
 
 
 @dataclass
@@ -93,19 +93,19 @@ class ScriptedRunner:
     cache_tokens: int | None = None
     vision: Any = None
     page_size: int = 1
-    overlaps: bool = False
+    asynchronous: bool = False
     batch_sizes: list[int] = field(default_factory=lambda: [1])
     lines: dict[Sequence, list[int]] = field(default_factory=dict)
 
-    def change(self, changes: list[Change]) -> None: ...
+    def change(self, changes: list[CacheChange]) -> None: ...
 
     def compilation(self, source: object, folder: Path) -> None:
         return None
 
-    def run_ahead(self, works: list[Work], tokens: Tensor) -> None:
+    def run_lookahead(self, works: list[ScheduledSequence], tokens: Tensor) -> None:
         return None
 
-    def run(self, batch: list[Work]) -> Tensor:
+    def run(self, batch: list[ScheduledSequence]) -> Tensor:
         following = [self._following(work.sequence) for work in batch if work.samples]
         logits = torch.zeros(len(following), len(self.tokenizer))
         logits[range(len(following)), following] = CERTAIN

@@ -14,8 +14,8 @@ from services.engine.base import Job, Piece, SamplingParams
 from services.engine.execution.runner import Runner
 from services.engine.loading.loader import Loaded
 from services.engine.local import LocalEngine
-from services.engine.scheduling.scheduler import Work
-from services.engine.scheduling.slots import Change
+from services.engine.scheduling.scheduler import ScheduledSequence
+from services.engine.scheduling.slots import CacheChange
 
 PATIENCE = 20  # seconds; only a fault takes longer than a moment
 LETTERS = 26
@@ -40,31 +40,31 @@ class Counting:
 
     num_slots: int = 2
     length: int = 64
-    before: Callable[[list[Work]], None] = lambda batch: None
+    before: Callable[[list[ScheduledSequence]], None] = lambda batch: None
     steps: list[list[str]] = field(default_factory=list)  # the ids of the jobs in each
-    changes: list[Change] = field(default_factory=list)
+    changes: list[CacheChange] = field(default_factory=list)
     reuses: bool = True
     speculates: bool = False
     cache_tokens: int | None = None
     vision: Any = None
     page_size: int = 1
-    overlaps: bool = False
+    asynchronous: bool = False
 
     @property
     def batch_sizes(self) -> list[int]:
         return [self.num_slots]
 
-    def change(self, changes: list[Change]) -> None:
+    def change(self, changes: list[CacheChange]) -> None:
         self.changes += changes
 
-    def run(self, batch: list[Work]) -> Tensor:
+    def run(self, batch: list[ScheduledSequence]) -> Tensor:
         self.steps.append([work.sequence.job.id for work in batch])
         self.before(batch)
         asked = [token for work in batch if work.samples for token in work.tokens[-work.num_logits :]]
         following = [token + 1 for token in asked]
         return torch.nn.functional.one_hot(torch.tensor(following, dtype=torch.long) % LETTERS, LETTERS).float()
 
-    def run_ahead(self, works: list[Work], tokens: Tensor) -> Tensor | None:
+    def run_lookahead(self, works: list[ScheduledSequence], tokens: Tensor) -> Tensor | None:
         return None
 
 
@@ -72,16 +72,16 @@ class Counting:
 class GoingAhead(Counting):
     """As on a GPU: what it says is known late, and lasts until the next step."""
 
-    overlaps: bool = True
+    asynchronous: bool = True
     num_ahead: int = 0
     latest: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def run(self, batch: list[Work]) -> Tensor:
+    def run(self, batch: list[ScheduledSequence]) -> Tensor:
         self.latest.fill_(torch.nan)
         self.latest = super().run(batch)
         return self.latest
 
-    def run_ahead(self, works: list[Work], tokens: Tensor) -> Tensor | None:
+    def run_lookahead(self, works: list[ScheduledSequence], tokens: Tensor) -> Tensor | None:
         assert not any(work.tokens for work in works)
         self.num_ahead += 1
         self.latest.fill_(torch.nan)
@@ -96,7 +96,7 @@ class Gate:
         self._arrived = threading.Semaphore(0)
         self._passes = threading.Semaphore(0)
 
-    def __call__(self, batch: list[Work]) -> None:
+    def __call__(self, batch: list[ScheduledSequence]) -> None:
         self._arrived.release()
         assert self._passes.acquire(timeout=PATIENCE)
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from services.engine.base import Job
 from services.engine.cpu import compiled_step, kernel
 from services.engine.cpu.compilation import Compilation
-from services.engine.cpu.compiled_step import CompiledStep, Plan, open_package, try_step
-from services.engine.execution.batched_runner import BatchRunner
+from services.engine.cpu.compiled_step import CompiledStep, StepPlan, open_package, try_step
+from services.engine.execution.batched_runner import BatchedRunner
 from services.engine.execution.kv_cache import SlotCache
 from services.engine.execution.runner_factory import build_runner
 from services.engine.loading.loader import Source
-from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.scheduler import ScheduledSequence
 from services.engine.scheduling.sequence import Sequence
 from tests.test_engine.compilers import needs_compiler
 from tests.test_engine.tiny_models import build
@@ -29,24 +29,24 @@ from tests.test_engine.tiny_models import build
 SLOTS, LENGTH = 6, 48
 
 
-def runner_of(name: str, num_slots: int = SLOTS) -> BatchRunner:
+def runner_of(name: str, num_slots: int = SLOTS) -> BatchedRunner:
     runner = build_runner(build(name), num_slots=num_slots, length=LENGTH, budget=2**30)
-    assert isinstance(runner, BatchRunner)
+    assert isinstance(runner, BatchedRunner)
     return runner
 
 
-def read(runner: BatchRunner, lengths: dict[int, int]) -> list[Work]:
+def read(runner: BatchedRunner, lengths: dict[int, int]) -> list[ScheduledSequence]:
     """Prompts in these slots, of which the cache has all but the last so many tokens; and the step that reads these."""
     works = []
     for slot, left in lengths.items():
         sequence = Sequence(Job(f"{slot}", tuple(range(5, 10 + left + 3 * slot))), 9)
-        runner.run([Work(sequence, slot, len(sequence.tokens) - left)])
+        runner.run([ScheduledSequence(sequence, slot, len(sequence.tokens) - left)])
         sequence.num_computed = len(sequence.tokens) - left
-        works.append(Work(sequence, slot, left))
+        works.append(ScheduledSequence(sequence, slot, left))
     return works
 
 
-def made(runner: BatchRunner, folder: Path) -> Path:
+def made(runner: BatchedRunner, folder: Path) -> Path:
     compilation = runner.compilation(Source("nowhere"), folder)
     assert compilation is not None
     if not compilation.file.exists():
@@ -73,7 +73,7 @@ def test_no_logits_of_prompts_that_go_on(folder: Path, native_kernel: None) -> N
     runner = runner_of("llama")
     step = CompiledStep.load(made(runner, folder), runner._model, runner._cache)
     reading, writing = read(runner, {0: 9, 1: 1})
-    part = Work(reading.sequence, 0, 4)
+    part = ScheduledSequence(reading.sequence, 0, 4)
     assert step.run([part]).shape[0] == runner.run([part]).shape[0] == 0
     close(step.run([part, writing]), runner.run([part, writing]))
 
@@ -131,7 +131,7 @@ class Step:
         self.tried: list[list[tuple[int, int, int]]] = []
         self._logits = logits
 
-    def run(self, works: list[Work]) -> Tensor:
+    def run(self, works: list[ScheduledSequence]) -> Tensor:
         self.tried.append([(work.slot, work.start, work.num_tokens) for work in works])
         return torch.full((sum(work.num_logits for work in works), 4), self._logits)
 
@@ -165,12 +165,12 @@ def test_what_fails_its_trial_does_not_appear(tmp_path: Path, native_kernel: Non
 def test_the_file_changes_with_what_the_step_depends_on(tmp_path: Path) -> None:
     runner = runner_of("llama")
     shapes = runner._cache.shapes
-    plan = Plan(Source("a"), "float32", SLOTS, LENGTH, shapes)
+    plan = StepPlan(Source("a"), "float32", SLOTS, LENGTH, shapes)
     file = plan.file(tmp_path, runner._model)
-    assert Plan(Source("b"), "float32", SLOTS, LENGTH, shapes).file(tmp_path, runner._model) == file
-    assert Plan(Source("a"), "float32", SLOTS, LENGTH + 1, shapes).file(tmp_path, runner._model) != file
+    assert StepPlan(Source("b"), "float32", SLOTS, LENGTH, shapes).file(tmp_path, runner._model) == file
+    assert StepPlan(Source("a"), "float32", SLOTS, LENGTH + 1, shapes).file(tmp_path, runner._model) != file
     assert plan.file(tmp_path, runner_of("mistral")._model) != file
-    assert Plan.from_json(plan.to_json()) == plan
+    assert StepPlan.from_json(plan.to_json()) == plan
 
 
 @pytest.mark.parametrize("source", [Source("a", enable_mm=True), Source("a", quantization="int8")])
@@ -185,14 +185,14 @@ def test_the_compiling_process_reads_the_model_as_the_server_does(
 
     monkeypatch.setattr(compiled_step, "load", load)
     monkeypatch.setattr(compiled_step, "compile_to", lambda *_: None)
-    compiled_step.make(tmp_path / "step.pt2", Plan(source, "float32", SLOTS, LENGTH, {}).to_json())
+    compiled_step.make(tmp_path / "step.pt2", StepPlan(source, "float32", SLOTS, LENGTH, {}).to_json())
     assert read == [source]
 
 
 def test_another_processor_gets_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders are shared by machines that cannot run each other's code."""
     runner = runner_of("llama")
-    plan = Plan(Source("a"), "float32", SLOTS, LENGTH, runner._cache.shapes)
+    plan = StepPlan(Source("a"), "float32", SLOTS, LENGTH, runner._cache.shapes)
     here = plan.file(tmp_path, runner._model), kernel.file(tmp_path)
     monkeypatch.setattr(kernel, "machine", lambda: "x86_64 sse2")
     there = plan.file(tmp_path, runner._model), kernel.file(tmp_path)
@@ -237,7 +237,7 @@ def test_steps_stay_eager_where_the_worker_fails(
     monkeypatch.setattr(sys, "executable", "/bin/false")
     handed = threading.Event()
     runner = runner_of("llama")
-    plan = Plan(Source("nowhere"), "float32", SLOTS, LENGTH, runner._cache.shapes)
+    plan = StepPlan(Source("nowhere"), "float32", SLOTS, LENGTH, runner._cache.shapes)
     compilation = Compilation(tmp_path / "step.pt2", plan, lambda _: handed.set())
     compilation.start()
     compilation.join()

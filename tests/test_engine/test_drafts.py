@@ -12,7 +12,13 @@ from services.engine.base import Job, SamplingParams
 from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
 from services.engine.scheduling import ngram_proposer
-from services.engine.scheduling.ngram_proposer import FULL, LONGEST, MOST_SKIPPED, WORDS, Drafter
+from services.engine.scheduling.ngram_proposer import (
+    MAX_BACKOFF,
+    MAX_DRAFT_TOKENS,
+    MAX_STEP_TOKENS,
+    NGRAM_SIZE,
+    NgramProposer,
+)
 from services.engine.scheduling.scheduler import Scheduler
 from services.engine.scheduling.sequence import Sequence
 from tests.test_engine.fakes import Counting, job, loaded, running, said, settled
@@ -24,23 +30,23 @@ TOKENS = st.lists(st.integers(0, 3), max_size=40)
 
 @given(TOKENS, st.integers(0, 6), st.integers(0, 40))
 def test_a_guess_is_how_it_went_on_the_last_time(tokens: list[int], most: int, known: int) -> None:
-    drafter = Drafter()
-    drafter.draft(tokens[:known], most)  # as it grows
-    draft = drafter.draft(tokens, most)
-    earlier = [end for end in range(WORDS, len(tokens)) if tokens[end - WORDS : end] == tokens[-WORDS:]]
+    proposer = NgramProposer()
+    proposer.draft(tokens[:known], most)  # as it grows
+    draft = proposer.draft(tokens, most)
+    earlier = [end for end in range(NGRAM_SIZE, len(tokens)) if tokens[end - NGRAM_SIZE : end] == tokens[-NGRAM_SIZE:]]
     assert list(draft) == ((tokens[earlier[-1] :] * most)[:most] if earlier else [])
 
 
 def test_who_is_often_wrong_is_asked_seldom() -> None:
-    drafter, tokens, guesses = Drafter(), [1] * 4, 0
+    proposer, tokens, guesses = NgramProposer(), [1] * 4, 0
     for _ in range(1000):
-        if drafter.draft(tokens, LONGEST):
-            drafter.learn(0, len(tokens))
+        if proposer.draft(tokens, MAX_DRAFT_TOKENS):
+            proposer.record_acceptance(0, len(tokens))
             guesses += 1
         tokens.append(1)
-    assert guesses <= 1000 / MOST_SKIPPED + 10
-    drafter.learn(1, len(tokens))
-    assert drafter.draft(tokens, LONGEST)
+    assert guesses <= 1000 / MAX_BACKOFF + 10
+    proposer.record_acceptance(1, len(tokens))
+    assert proposer.draft(tokens, MAX_DRAFT_TOKENS)
 
 
 def writing(scheduler: Scheduler, num: int, max_tokens: int = 50) -> None:
@@ -57,7 +63,7 @@ def test_steps_stay_small(num: int, draft: int) -> None:
     writing(scheduler, num)
     works = scheduler.schedule().works
     assert [len(work.draft) for work in works] == [draft] * num
-    assert sum(work.num_tokens for work in works) <= max(FULL, num)
+    assert sum(work.num_tokens for work in works) <= max(MAX_STEP_TOKENS, num)
 
 
 def test_none_while_a_prompt_is_read_none_beyond_the_end_and_none_unasked() -> None:
@@ -135,8 +141,8 @@ async def ids(engine: LocalEngine, tokens: tuple[int, ...], **params: Any) -> li
 @pytest.fixture
 def rash(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guesses after every single token, however wrong they were."""
-    monkeypatch.setattr(ngram_proposer, "WORDS", 1)
-    monkeypatch.setattr(ngram_proposer, "MOST_SKIPPED", 0)
+    monkeypatch.setattr(ngram_proposer, "NGRAM_SIZE", 1)
+    monkeypatch.setattr(ngram_proposer, "MAX_BACKOFF", 0)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "mistral", "gpt2"])

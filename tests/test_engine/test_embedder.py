@@ -21,9 +21,9 @@ from services.engine.embedding.embedder import (
     Encoder,
     Floats,
     LocalEmbedder,
-    Recipe,
+    PoolingConfig,
     cut,
-    read_recipe,
+    read_pooling_config,
     share,
 )
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, Unavailable
@@ -106,13 +106,13 @@ def one_at_a_time(model: Any, rows: Sequence[Sequence[int]]) -> Floats:
 async def test_equals_a_plain_loop_under_mixed_lengths_and_keeps_the_order():
     model = small_bert()
     rows = random_rows(100)
-    async with running(Encoder(model, Recipe()), batch_tokens=256) as embedder:
+    async with running(Encoder(model, PoolingConfig()), batch_tokens=256) as embedder:
         vectors = array(await embedder.embed(rows))
     np.testing.assert_allclose(vectors, one_at_a_time(model, rows), atol=1e-5)
 
 
 async def test_merged_callers_get_what_they_would_get_alone():
-    encode = Encoder(small_bert(), Recipe())
+    encode = Encoder(small_bert(), PoolingConfig())
     calls = [random_rows(count, seed=count) for count in (1, 7, 40, 2, 13)]
     async with running(encode, batch_tokens=128) as embedder:
         alone = [array(await embedder.embed(rows)) for rows in calls]
@@ -135,7 +135,7 @@ REFERENCES = {
 def test_pooling_equals_its_definition_on_unpadded_rows(pooling):
     model = small_bert()
     rows = random_rows(9)
-    vectors = Encoder(model, Recipe(poolings=(pooling,), normalise=False))(rows)
+    vectors = Encoder(model, PoolingConfig(poolings=(pooling,), normalise=False))(rows)
     for row, vector in zip(rows, vectors, strict=True):
         with torch.inference_mode():
             states = model(input_ids=torch.tensor([row])).last_hidden_state[0]
@@ -143,14 +143,14 @@ def test_pooling_equals_its_definition_on_unpadded_rows(pooling):
 
 
 def test_several_poolings_are_joined_and_counted():
-    encode = Encoder(small_bert(), Recipe(poolings=("cls", "mean")))
+    encode = Encoder(small_bert(), PoolingConfig(poolings=("cls", "mean")))
     assert encode.dimensions == 64
     assert encode([[1, 2, 3]]).shape == (1, 64)
 
 
 def test_vectors_have_length_one_only_if_the_recipe_says_so():
     lengths = [
-        np.linalg.norm(Encoder(small_bert(), Recipe(normalise=normalise))(random_rows(5)), axis=1)
+        np.linalg.norm(Encoder(small_bert(), PoolingConfig(normalise=normalise))(random_rows(5)), axis=1)
         for normalise in (True, False)
     ]
     np.testing.assert_allclose(lengths[0], 1, atol=1e-6)
@@ -174,7 +174,7 @@ def folder(path: Path, modules: Sequence[str], **files: Any) -> str:
 
 
 def test_recipe_of_a_bare_folder_is_the_normalised_mean(tmp_path):
-    assert read_recipe(str(tmp_path)) == Recipe(poolings=("mean",), normalise=True)
+    assert read_pooling_config(str(tmp_path)) == PoolingConfig(poolings=("mean",), normalise=True)
 
 
 @pytest.mark.parametrize(
@@ -189,24 +189,24 @@ def test_recipe_of_a_bare_folder_is_the_normalised_mean(tmp_path):
 )
 def test_recipe_reads_old_and_new_pooling_configurations(tmp_path, config, poolings):
     source = folder(tmp_path, ["Transformer", "Pooling"], **{"1_Pooling__config": config})
-    assert read_recipe(source) == Recipe(poolings, normalise=False)
+    assert read_pooling_config(source) == PoolingConfig(poolings, normalise=False)
 
 
 def test_recipe_reads_length_case_and_normalisation(tmp_path):
     sentence = {"max_seq_length": 256, "do_lower_case": True}
     source = folder(tmp_path, ["Transformer", "Pooling", "Normalize"], sentence_bert_config=sentence)
-    assert read_recipe(source) == Recipe(normalise=True, max_length=256, lower_case=True)
+    assert read_pooling_config(source) == PoolingConfig(normalise=True, max_length=256, lower_case=True)
 
 
 def test_a_module_that_would_be_left_out_is_refused(tmp_path):
     with pytest.raises(EngineFailed, match="Dense module"):
-        read_recipe(folder(tmp_path, ["Transformer", "Pooling", "Dense"]))
+        read_pooling_config(folder(tmp_path, ["Transformer", "Pooling", "Dense"]))
 
 
 def test_an_unknown_pooling_is_refused(tmp_path):
     source = folder(tmp_path, ["Transformer", "Pooling"], **{"1_Pooling__config": {"pooling_mode": "attention"}})
     with pytest.raises(EngineFailed, match="'attention' pooling"):
-        read_recipe(source)
+        read_pooling_config(source)
 
 
 def test_load_refuses_an_option_it_does_not_know():

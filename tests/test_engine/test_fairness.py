@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from services.engine.base import Job, SamplingParams
 from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
-from services.engine.paged.runner import Paging
-from services.engine.scheduling.fairness import MOST, QUANTUM, SLICE, may_enter
+from services.engine.paged.runner import PagingConfig
+from services.engine.scheduling.fairness import MOST, QUANTUM, SLICE, may_queue
 from services.engine.scheduling.scheduler import Scheduler
 from services.engine.scheduling.sequence import Sequence
 from services.errors import Overloaded
@@ -203,7 +203,7 @@ def test_a_queue_is_bounded_and_never_shut(asked: list[tuple[str, int, bool]], s
         if leaves:
             held.pop(owner, None)
         alone = not +Counter({each: n for each, n in held.items() if each != owner})
-        enters = may_enter(held, owner, amount, size)
+        enters = may_queue(held, owner, amount, size)
         assert enters or held[owner]  # whoever has nothing in it comes in
         assert enters is (held.total() + amount <= size or not held[owner]) or not alone  # as without owners
         held[owner] += amount * enters
@@ -213,12 +213,12 @@ def test_a_queue_is_bounded_and_never_shut(asked: list[tuple[str, int, bool]], s
 def test_a_full_queue_takes_less_than_its_share_of_another() -> None:
     held = Counter({ALPHA: 100})
 
-    assert not may_enter(held, ALPHA, 1, 100)
-    assert may_enter(held, BETA, 50, 100)
+    assert not may_queue(held, ALPHA, 1, 100)
+    assert may_queue(held, BETA, 50, 100)
     held[BETA] = 50
-    assert not may_enter(held, BETA, 1, 100)
+    assert not may_queue(held, BETA, 1, 100)
     held[ALPHA] = 40
-    assert may_enter(held, ALPHA, 10, 100)
+    assert may_queue(held, ALPHA, 10, 100)
 
 
 def of(owner: str, prompt: str = "abc", **more: Any) -> Job:
@@ -319,8 +319,8 @@ def test_nobody_waits_for_what_another_owner_reads() -> None:
     assert other.num_computed == 0
 
 
-@pytest.mark.parametrize("paging", [None, Paging(4, Recorder())], ids=["slots", "pages"])
-async def test_a_number_in_anothers_prompt_cannot_be_found(paging: Paging | None) -> None:
+@pytest.mark.parametrize("paging", [None, PagingConfig(4, Recorder())], ids=["slots", "pages"])
+async def test_a_number_in_anothers_prompt_cannot_be_found(paging: PagingConfig | None) -> None:
     """Digit by digit, by what was cached: as it can be in one's own."""
     model, tokenizer = build("llama"), byte_level()
     runner = build_runner(model, num_slots=3, length=64, budget=2**30, paging=paging)

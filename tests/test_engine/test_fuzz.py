@@ -14,7 +14,7 @@ from services.engine.execution.runner import Runner
 from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
 from services.engine.scheduling import ngram_proposer
-from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.scheduler import ScheduledSequence
 from services.errors import EngineFailed, GrammarStuck, Overloaded, PromptTooLong
 from tests.test_engine.fakes import loaded, settled
 from tests.test_engine.tiny_models import VOCABULARY, build
@@ -81,7 +81,7 @@ class Breaking:
         self._random = random
         self._chance = chance
 
-    def run(self, batch: list[Work]) -> torch.Tensor:
+    def run(self, batch: list[ScheduledSequence]) -> torch.Tensor:
         chance = self._random.random() / self._chance if self._chance else 4
         if chance < 1:
             raise RuntimeError("a step failed")
@@ -144,7 +144,7 @@ def weights(pieces: list[Piece]) -> list[float]:
 async def test_everybody_who_stays_is_told_what_it_would_be_told_alone(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ngram_proposer, "WORDS", 1)
+    monkeypatch.setattr(ngram_proposer, "NGRAM_SIZE", 1)
     monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
     random = Random(seed)
     name = ["llama", "gemma3", "gpt2", "bloom"][seed % 4]

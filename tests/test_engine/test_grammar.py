@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from services.engine.base import MAX_SOURCE, GrammarSpec
-from services.engine.grammar.compiler import KEPT_SOURCE, Grammars, Matcher
-from services.engine.grammar.lark import NoGrammar
+from services.engine.grammar.compiler import KEPT_SOURCE, GrammarCompiler, Matcher
+from services.engine.grammar.lark import InvalidGrammar
 from services.engine.token_texts import TokenTexts
 from services.errors import InvalidRequest
 from tests.test_engine.tiny_tokenizers import EOS, TOOL, byte_fallback, byte_level
@@ -20,18 +20,18 @@ TOKENIZERS = [byte_level, byte_fallback]
 ROWS = 400  # more than either has tokens
 
 
-opened: dict[tuple[str, int], Grammars] = {}  # beginning a process takes longer than most tests
+opened: dict[tuple[str, int], GrammarCompiler] = {}  # beginning a process takes longer than most tests
 
 
-def grammars(tokenizer: Any, rows: int = ROWS) -> Grammars:
+def grammars(tokenizer: Any, rows: int = ROWS) -> GrammarCompiler:
     key = (tokenizer.backend_tokenizer.to_str(), rows)
     if key not in opened:
         opened[key] = new_grammars(tokenizer, rows)
     return opened[key]
 
 
-def new_grammars(tokenizer: Any, rows: int = ROWS) -> Grammars:
-    return Grammars(TokenTexts(tokenizer), rows, frozenset([tokenizer.convert_tokens_to_ids(EOS)]))
+def new_grammars(tokenizer: Any, rows: int = ROWS) -> GrammarCompiler:
+    return GrammarCompiler(TokenTexts(tokenizer), rows, frozenset([tokenizer.convert_tokens_to_ids(EOS)]))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,7 +46,7 @@ def stop_opened() -> None:
 
 
 @pytest.fixture
-async def compiling() -> AsyncIterator[Grammars]:
+async def compiling() -> AsyncIterator[GrammarCompiler]:
     """One that nothing has been asked for."""
     new = new_grammars(byte_level())
     yield new
@@ -123,7 +123,7 @@ async def test_tokens_beyond_the_models_rows_are_never_allowed() -> None:
     assert 250 < max(allowed(matcher)) < 300
 
 
-async def test_each_answer_goes_its_own_way_through_a_grammar_compiled_once(compiling: Grammars) -> None:
+async def test_each_answer_goes_its_own_way_through_a_grammar_compiled_once(compiling: GrammarCompiler) -> None:
     tokenizer = byte_level()
     first, second = await asyncio.gather(*(compiling.matcher(GrammarSpec("regex", "aa|bb", param)) for param in "xy"))
 
@@ -133,20 +133,20 @@ async def test_each_answer_goes_its_own_way_through_a_grammar_compiled_once(comp
     assert compiling.num_compiled == 1
 
 
-async def test_each_owner_compiles_its_own(compiling: Grammars) -> None:
+async def test_each_owner_compiles_its_own(compiling: GrammarCompiler) -> None:
     """Else a guess would be known to be right by how soon it is there."""
     for owner in ("alpha", "beta", "alpha"):
         await compiling.matcher(GrammarSpec("regex", "4711"), owner)
     assert compiling.num_compiled == 2
 
 
-async def test_each_owner_is_refused_by_itself(compiling: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_owner_is_refused_by_itself(compiling: GrammarCompiler, monkeypatch: pytest.MonkeyPatch) -> None:
     """And many refusals of one do not make another's forgotten."""
     checked: list[str] = []
 
     def check(spec: GrammarSpec) -> str:
         checked.append(spec.source)
-        raise NoGrammar("it is none")
+        raise InvalidGrammar("it is none")
 
     async def ask(owner: str, source: str) -> None:
         with pytest.raises(InvalidRequest):
@@ -160,7 +160,7 @@ async def test_each_owner_is_refused_by_itself(compiling: Grammars, monkeypatch:
     assert checked == ["b", "b", *(f"{i}" for i in range(9))]
 
 
-async def test_the_latest_are_kept_and_not_too_much_of_them(compiling: Grammars) -> None:
+async def test_the_latest_are_kept_and_not_too_much_of_them(compiling: GrammarCompiler) -> None:
     large = [GrammarSpec("lark", f"start: /{letter}/ // {letter * (KEPT_SOURCE // 5)}") for letter in "abcde"]
 
     for spec in [*large, large[4], large[0]]:

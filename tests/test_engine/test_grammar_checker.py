@@ -15,7 +15,7 @@ import pytest
 
 from services.engine.base import GrammarSpec
 from services.engine.grammar.checker import GrammarChecker
-from services.engine.grammar.compiler import Grammars
+from services.engine.grammar.compiler import GrammarCompiler
 from services.engine.token_texts import TokenTexts
 from services.errors import InvalidRequest, Unavailable
 from tests.test_engine.tiny_tokenizers import EOS, byte_level
@@ -52,13 +52,13 @@ def wait_for_end(pid: int) -> None:
         os.close(descriptor)
 
 
-def made(cpu_s: float = 0.2) -> Grammars:
+def made(cpu_s: float = 0.2) -> GrammarCompiler:
     tokenizer = byte_level()
-    return Grammars(TokenTexts(tokenizer), 400, frozenset([tokenizer.convert_tokens_to_ids(EOS)]), cpu_s)
+    return GrammarCompiler(TokenTexts(tokenizer), 400, frozenset([tokenizer.convert_tokens_to_ids(EOS)]), cpu_s)
 
 
 @pytest.fixture
-async def grammars() -> AsyncIterator[Grammars]:
+async def grammars() -> AsyncIterator[GrammarCompiler]:
     made_ones = made()
     await made_ones.matcher(GrammarSpec("regex", "a"))
     yield made_ones
@@ -84,7 +84,9 @@ async def longest_pause(ended: asyncio.Event) -> float:
 
 
 @pytest.mark.parametrize("spec", HOSTILE, ids=lambda spec: spec.source[:12])
-async def test_others_are_answered_meanwhile_and_the_loop_is_not_held(grammars: Grammars, spec: GrammarSpec) -> None:
+async def test_others_are_answered_meanwhile_and_the_loop_is_not_held(
+    grammars: GrammarCompiler, spec: GrammarSpec
+) -> None:
     ended = asyncio.Event()
     pause = asyncio.create_task(longest_pause(ended))
     hostile = [asyncio.create_task(grammars.matcher(_numbered(spec, number), "alpha")) for number in range(4)]
@@ -104,7 +106,7 @@ def _numbered(spec: GrammarSpec, number: int) -> GrammarSpec:
     return GrammarSpec(spec.kind, spec.source + (" " if spec.kind == "lark" else "c") * number)
 
 
-async def test_a_refusal_is_remembered_and_costs_nothing_again(grammars: Grammars) -> None:
+async def test_a_refusal_is_remembered_and_costs_nothing_again(grammars: GrammarCompiler) -> None:
     refused = [GrammarSpec("regex", SLOW), GrammarSpec("regex", "("), GrammarSpec("lark", "start: other")]
     reasons = [await refusal(grammars, spec) for spec in refused]
     assert grammars.checker.pid is not None
@@ -114,7 +116,7 @@ async def test_a_refusal_is_remembered_and_costs_nothing_again(grammars: Grammar
     os.kill(grammars.checker.pid, signal.SIGCONT)
 
 
-async def refusal(grammars: Grammars, spec: GrammarSpec) -> str:
+async def refusal(grammars: GrammarCompiler, spec: GrammarSpec) -> str:
     with pytest.raises(InvalidRequest) as refused:
         await grammars.matcher(spec)
     return refused.value.message

@@ -14,17 +14,17 @@ from PIL import Image as Pillow
 
 from services.chat.request.contents import Illustration
 from services.engine.base import Image, Job, Picture, PlacedImage, SamplingParams
-from services.engine.execution.batched_runner import BatchRunner
+from services.engine.execution.batched_runner import BatchedRunner
 from services.engine.execution.runner_factory import build_runner
 from services.engine.loading.loader import Loaded, Source, load
 from services.engine.local import LocalEngine
-from services.engine.scheduling.ngram_proposer import Drafter
-from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.ngram_proposer import NgramProposer
+from services.engine.scheduling.scheduler import ScheduledSequence
 from services.engine.scheduling.sequence import Sequence as Running
 from services.engine.vision import vision as vision_module
 from services.engine.vision.picture_reader import PictureReader, read_processor
-from services.engine.vision.vision import seeing
-from services.engine.vision.vision_check import give, sight_of
+from services.engine.vision.vision import vision_for
+from services.engine.vision.vision_check import attach_vision, prepare_vision
 from services.errors import EngineFailed, InvalidRequest
 from tests.test_engine.test_compiled import made, needs_compiler
 from tests.test_engine.tiny_models import build
@@ -56,7 +56,7 @@ ASKS = (Ask(ONE, (A,)), Ask(ONE, (B,)), Ask(TWO, (A, TALL)), Ask(TWO, (TALL, B))
 class Tiny:
     name: str
     loaded: Loaded
-    runner: BatchRunner
+    runner: BatchedRunner
     expected: dict[Ask, list[int]]
 
     @property
@@ -89,11 +89,11 @@ def read(folder: str) -> Loaded:
     return load(Source(folder), "cpu", "float32")
 
 
-def runner_of(loaded: Loaded, budget: int = 2**30) -> BatchRunner:
-    sight = sight_of(loaded.model, loaded.reader, required=True)
+def runner_of(loaded: Loaded, budget: int = 2**30) -> BatchedRunner:
+    sight = prepare_vision(loaded.model, loaded.reader, required=True)
     runner = build_runner(loaded.model, num_slots=4, length=250, budget=budget)
-    give(sight, runner, required=True)
-    assert isinstance(runner, BatchRunner)
+    attach_vision(sight, runner, required=True)
+    assert isinstance(runner, BatchedRunner)
     return runner
 
 
@@ -114,7 +114,7 @@ def tiny(request: pytest.FixtureRequest, folders: dict[str, str]) -> Tiny:
 
 
 @asynccontextmanager
-async def serving(tiny: Tiny, runner: BatchRunner | None = None, **options: Any) -> AsyncGenerator[LocalEngine]:
+async def serving(tiny: Tiny, runner: BatchedRunner | None = None, **options: Any) -> AsyncGenerator[LocalEngine]:
     engine = LocalEngine(
         tiny.loaded, runner or tiny.runner, **{"max_num_batched_tokens": 512, "max_queue": 64} | options
     )
@@ -188,12 +188,12 @@ async def test_guesses_behind_an_image(tiny: Tiny, monkeypatch: pytest.MonkeyPat
     """Right ones, and behind them what stands for an image."""
     answers = {tiny.job(ask).prompt: tiny.expected[ask] for ask in ASKS}
 
-    def draft(_: Drafter, tokens: list[int], most: int) -> tuple[int, ...]:
+    def draft(_: NgramProposer, tokens: list[int], most: int) -> tuple[int, ...]:
         prompt = next(prompt for prompt in answers if tuple(tokens[: len(prompt)]) == prompt)
         said = len(tokens) - len(prompt)
         return (*answers[prompt][said : said + 2], tiny.reader.token, tiny.reader.token)[:most]
 
-    monkeypatch.setattr(Drafter, "draft", draft)
+    monkeypatch.setattr(NgramProposer, "draft", draft)
     async with serving(tiny, prefix_cache=False) as engine:
         for ask in (ASKS[0], ASKS[3], ASKS[4]):
             assert await all_said(engine, tiny, [ask]) == [tiny.expected[ask]]
@@ -245,7 +245,7 @@ def test_a_compiled_step_speaks_of_images(folders: dict[str, str], tmp_path: Pat
     runner.adopt(made(runner, tmp_path))
     assert runner._compiled is not None
     for work, logits in zip(works, eager, strict=True):
-        assert seeing(runner.vision, [work]) is None
+        assert vision_for(runner.vision, [work]) is None
         torch.testing.assert_close(runner.run([work]), logits, atol=1e-4, rtol=1e-4)
 
 
@@ -254,20 +254,20 @@ def test_steps_of_which_an_image_is_part(tiny: Tiny) -> None:
     sequence = Running(tiny.job(ASKS[0]), 9)
     vision = tiny.runner.vision
     assert vision is not None
-    assert vision.concerns([Work(sequence, 0, 1)])
+    assert vision.concerns([ScheduledSequence(sequence, 0, 1)])
     sequence.num_computed = len(sequence.tokens)
-    assert vision.concerns([Work(sequence, 0, 1)]) is tiny.name.startswith("qwen")
-    assert not vision.concerns([Work(Running(tiny.job(ASKS[4]), 9), 0, 1)])
+    assert vision.concerns([ScheduledSequence(sequence, 0, 1)]) is tiny.name.startswith("qwen")
+    assert not vision.concerns([ScheduledSequence(Running(tiny.job(ASKS[4]), 9), 0, 1)])
     assert (tiny.runner.compilation(Source("nowhere"), Path()) is None) is tiny.name.startswith("qwen")
 
 
-def _last(runner: BatchRunner, job: Job) -> Work:
+def _last(runner: BatchedRunner, job: Job) -> ScheduledSequence:
     """The step of a first answered token, after a prompt that was read."""
     sequence, slot = Running(job, 9), len(job.images)
-    runner.run([Work(sequence, slot, len(job.prompt))])
+    runner.run([ScheduledSequence(sequence, slot, len(job.prompt))])
     sequence.num_computed = len(job.prompt)
     sequence.tokens.append(7)
-    return Work(sequence, slot, 1)
+    return ScheduledSequence(sequence, slot, 1)
 
 
 class TestWhatCannotBeServed:
@@ -291,13 +291,13 @@ class TestWhatCannotBeServed:
 
     def test_a_runner_that_says_something_else(self, folders: dict[str, str]) -> None:
         loaded = read(folders["llava"])
-        sight = sight_of(loaded.model, loaded.reader, required=True)
+        sight = prepare_vision(loaded.model, loaded.reader, required=True)
         assert sight
         runner = build_runner(loaded.model, num_slots=4, length=250, budget=2**30)
         other = replace(sight, check=replace(sight.check, expected=-sight.check.expected))
         with pytest.raises(EngineFailed, match="its logits differ"):
-            give(other, runner, required=True)
-        give(other, runner, required=False)
+            attach_vision(other, runner, required=True)
+        attach_vision(other, runner, required=False)
         assert runner.vision is None
 
     async def test_switched_off(self, folders: dict[str, str]) -> None:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from services.engine.base import Job
 from services.engine.cpu import kernel
 from services.engine.cpu.compiled_step import CompiledStep, compile_to
-from services.engine.cpu.merged_linear import Sibling
-from services.engine.execution.batched_runner import BatchRunner
+from services.engine.cpu.merged_linear import LinearSlice
+from services.engine.execution.batched_runner import BatchedRunner
 from services.engine.execution.runner_factory import build_runner
 from services.engine.loading.loader import Source, load
 from services.engine.local import LocalEngine
 from services.engine.quantization import int8
-from services.engine.quantization.int8 import BLOCK, Int8Linear, TorchInt8Linear, quantise, rounded
+from services.engine.quantization.int8 import BLOCK, Int8Linear, TorchInt8Linear, quantise, quantise_blocks
 from services.errors import EngineFailed
 from tests.test_engine.compilers import needs_compiler
 from tests.test_engine.test_compiled import LENGTH, SLOTS, close, read
@@ -50,7 +50,7 @@ def exact(linear: nn.Linear, inputs: Tensor) -> Tensor:
     blocks = nn.functional.pad(inputs.float(), (0, -inputs.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     largest = blocks.abs().amax(-1, keepdim=True)
     rows = (blocks * (torch.tensor(127.0) / largest)).nan_to_num().round().double() * (largest / 127).double()
-    said = rows.flatten(1)[:, : inputs.shape[1]] @ restored(*rounded(linear.weight.detach()), BLOCK).T
+    said = rows.flatten(1)[:, : inputs.shape[1]] @ restored(*quantise_blocks(linear.weight.detach()), BLOCK).T
     return said if linear.bias is None else said + linear.bias.double()
 
 
@@ -98,7 +98,7 @@ def test_large_weights_cost_their_own_blocks_only(native_int8: None) -> None:
 @pytest.mark.parametrize("largest", [1e-30, 1e-6, 1.0, 1e30])
 def test_scales_are_as_right_at_any_size(largest: float) -> None:
     weight = largest * numbers(48, 96).clamp(-1, 1)
-    assert off(restored(*rounded(weight), BLOCK), weight) < 0.005
+    assert off(restored(*quantise_blocks(weight), BLOCK), weight) < 0.005
 
 
 @needs_compiler
@@ -141,7 +141,7 @@ def test_without_a_compiler(inputs: int, outputs: int, bias: bool) -> None:
     linear = layer(inputs, outputs, bias)
     for rows in ROWS:
         given = numbers(rows, inputs)
-        expected = given.double() @ restored(*rounded(linear.weight, inputs, torch.float32), inputs).T
+        expected = given.double() @ restored(*quantise_blocks(linear.weight, inputs, torch.float32), inputs).T
         expected = expected if linear.bias is None else expected + linear.bias.double()
         assert off(TorchInt8Linear(linear)(given), expected) < 1e-5
 
@@ -158,9 +158,9 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel, "has_int8", lambda: False)
 
 
-def runner_of(model: Any) -> BatchRunner:
+def runner_of(model: Any) -> BatchedRunner:
     runner = build_runner(model, num_slots=SLOTS, length=LENGTH, budget=2**30)
-    assert isinstance(runner, BatchRunner)
+    assert isinstance(runner, BatchedRunner)
     return runner
 
 
@@ -206,7 +206,7 @@ def check_size(make: type[nn.Module], room: int) -> list[Any]:
     before = sum(module.weight.nbytes for module in model.modules() if type(module) is nn.Linear)
     quantise(model, None)
     assert not [module for module in model.modules() if type(module) is nn.Linear]
-    assert isinstance(model.model.layers[0].self_attn.k_proj, Sibling)
+    assert isinstance(model.model.layers[0].self_attn.k_proj, LinearSlice)
     made: list[Any] = [module for module in model.modules() if isinstance(module, make)]
     assert sum(module.weight.nbytes for module in made) == before // 2 + room
     return made
@@ -245,7 +245,7 @@ def test_models_that_reach_for_their_weights_are_refused(monkeypatch: pytest.Mon
 
 def test_models_that_bear_no_rounding_are_refused(monkeypatch: pytest.MonkeyPatch, no_kernel: None) -> None:
     def coarse(*given: Any) -> tuple[Tensor, Tensor]:
-        codes, scales = rounded(*given)
+        codes, scales = quantise_blocks(*given)
         return (codes / 100).round().to(torch.int8), 100 * scales
 
     monkeypatch.setattr(int8, "rounded", coarse)

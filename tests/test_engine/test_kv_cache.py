@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from services.engine.execution.kv_cache import PAGE, LayerShape, SlotCache, fit
-from services.engine.scheduling.slots import Change, Copy, Forget, Swap
+from services.engine.scheduling.slots import CacheChange, ClearSlot, CopySlot, SwapSlots
 
 SHAPE = LayerShape(num_heads=2, key_dim=8, value_dim=4, dtype=torch.bfloat16)
 
@@ -46,14 +46,14 @@ def cache() -> SlotCache:
 @pytest.mark.parametrize(
     ("change", "slots"),
     [
-        (Copy(0, 2, 5), [[1] * 400, [2] * 400, [1] * 5 + [3] * 395]),
-        (Swap(0, 1, 150), [[2] * 150 + [1] * 250, [1] * 150 + [2] * 250, [3] * 400]),
-        (Forget(1, 0, 400), [[1] * 400, [0] * 400, [3] * 400]),
-        (Forget(1, 7, 330), [[1] * 400, [2] * 7 + [0] * 323 + [2] * 70, [3] * 400]),
-        (Forget(1, 7, 9), [[1] * 400, [2] * 7 + [0] * 2 + [2] * 391, [3] * 400]),
+        (CopySlot(0, 2, 5), [[1] * 400, [2] * 400, [1] * 5 + [3] * 395]),
+        (SwapSlots(0, 1, 150), [[2] * 150 + [1] * 250, [1] * 150 + [2] * 250, [3] * 400]),
+        (ClearSlot(1, 0, 400), [[1] * 400, [0] * 400, [3] * 400]),
+        (ClearSlot(1, 7, 330), [[1] * 400, [2] * 7 + [0] * 323 + [2] * 70, [3] * 400]),
+        (ClearSlot(1, 7, 9), [[1] * 400, [2] * 7 + [0] * 2 + [2] * 391, [3] * 400]),
     ],
 )
-def test_changes(cache: SlotCache, change: Change, slots: list[list[int]]) -> None:
+def test_changes(cache: SlotCache, change: CacheChange, slots: list[list[int]]) -> None:
     cache.change([change])
 
     for layer in cache.layers.values():
@@ -70,7 +70,7 @@ def test_what_is_forgotten_costs_no_memory() -> None:
     before = resident()
     cache.layers[0].keys[0].fill_(1)
     written = resident() - before
-    cache.change([Forget(0, 0, 4095)])
+    cache.change([ClearSlot(0, 0, 4095)])
 
     assert written >= 4 * 4095 * 64 * 4
     assert resident() - before < written / 4

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from services.engine.base import EngineStats, GrammarSpec, Job, SamplingParams, ThinkingLimit
 from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
-from services.engine.paged.runner import Paging
-from services.engine.scheduling.scheduler import Batch, Scheduler, Work
+from services.engine.paged.runner import PagingConfig
+from services.engine.scheduling.scheduler import Batch, ScheduledSequence, Scheduler
 from services.engine.scheduling.sequence import Sequence
-from services.engine.scheduling.slots import Forget
+from services.engine.scheduling.slots import ClearSlot
 from services.errors import EngineFailed, GrammarStuck, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from tests.test_engine import fakes
 from tests.test_engine.fakes import END, PATIENCE, Counting, Gate, GoingAhead, job, running, said, settled
@@ -31,7 +31,7 @@ from tests.test_engine.tiny_tokenizers import byte_level
 Kind = Callable[..., Counting]
 KINDS: dict[str, Kind] = {
     "said at once": Counting,
-    "said while the next runs": partial(Counting, overlaps=True),
+    "said while the next runs": partial(Counting, asynchronous=True),
     "ahead of the plan": GoingAhead,
 }
 OF_EACH_KIND = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
@@ -330,12 +330,12 @@ async def test_leaving_between_the_schedule_and_the_step_harms_nobody(monkeypatc
 # --- what breaks ---
 
 
-def once(broken: Callable[[list[Work]], None]) -> Callable[[list[Work]], None]:
+def once(broken: Callable[[list[ScheduledSequence]], None]) -> Callable[[list[ScheduledSequence]], None]:
     left = [broken]
     return lambda batch: left.pop()(batch) if left else None
 
 
-def fail(_: list[Work]) -> None:
+def fail(_: list[ScheduledSequence]) -> None:
     raise RuntimeError("out of memory")
 
 
@@ -364,7 +364,7 @@ async def test_who_waits_goes_on_waiting_when_a_step_fails() -> None:
     gate = Gate()
     breaks = once(fail)
 
-    def before(batch: list[Work]) -> None:
+    def before(batch: list[ScheduledSequence]) -> None:
         gate(batch)
         breaks(batch)
 
@@ -388,7 +388,7 @@ async def test_after_a_failed_step_nothing_in_the_cache_is_trusted() -> None:
             await said(await engine.submit(job("b" * 30)))
         last = [piece async for piece in await engine.submit(job("a" * 20, max_tokens=1))]
 
-    assert runner.changes == [Forget(0, 0, 20), Forget(1, 0, 30)]
+    assert runner.changes == [ClearSlot(0, 0, 20), ClearSlot(1, 0, 30)]
     assert last[-1].cached_tokens == 0
 
 
@@ -417,10 +417,10 @@ async def test_a_request_that_has_no_text_fails_alone(monkeypatch: pytest.Monkey
         await settled(engine)
 
 
-@pytest.mark.parametrize("overlaps", [False, True])
-async def test_logits_that_are_no_numbers_fail_alone_and_are_wiped_out(overlaps: bool) -> None:
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_logits_that_are_no_numbers_fail_alone_and_are_wiped_out(asynchronous: bool) -> None:
     class Breaking(Counting):
-        def run(self, batch: list[Work]) -> torch.Tensor:
+        def run(self, batch: list[ScheduledSequence]) -> torch.Tensor:
             logits = super().run(batch)
             for row, work in enumerate(work for work in batch if work.samples):
                 if work.sequence.job.id == "broken" and work.sequence.num_sampled == 1:
@@ -428,7 +428,7 @@ async def test_logits_that_are_no_numbers_fail_alone_and_are_wiped_out(overlaps:
             return logits
 
     gate = Gate()
-    runner = Breaking(num_slots=3, before=gate, overlaps=overlaps)
+    runner = Breaking(num_slots=3, before=gate, asynchronous=asynchronous)
     async with running(runner) as engine:
         first = await engine.submit(job(max_tokens=4))
         await gate.arrival()
@@ -440,7 +440,7 @@ async def test_logits_that_are_no_numbers_fail_alone_and_are_wiped_out(overlaps:
         with pytest.raises(EngineFailed):
             await said(broken)
         await settled(engine)
-        assert runner.changes == [Forget(1, 0, 4)]
+        assert runner.changes == [ClearSlot(1, 0, 4)]
 
 
 def regex(pattern: str) -> GrammarSpec:
@@ -562,7 +562,7 @@ async def test_a_grammar_that_cannot_be_compiled_is_refused(engine: LocalEngine)
 
 
 async def test_a_step_that_finds_no_memory_is_tried_again_in_smaller_ones(caplog: pytest.LogCaptureFixture) -> None:
-    def narrow(batch: list[Work]) -> None:
+    def narrow(batch: list[ScheduledSequence]) -> None:
         if sum(work.num_tokens for work in batch) > 5:
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes.")
 
@@ -576,7 +576,7 @@ async def test_a_step_that_finds_no_memory_is_tried_again_in_smaller_ones(caplog
 
 
 async def test_a_token_for_which_there_is_no_memory_fails() -> None:
-    def none_at_all(batch: list[Work]) -> None:
+    def none_at_all(batch: list[ScheduledSequence]) -> None:
         raise torch.OutOfMemoryError
 
     async with running(Counting(before=none_at_all)) as engine:
@@ -598,7 +598,7 @@ async def test_a_cache_too_small_for_all_serves_them_one_after_another(gate: Gat
 
 @pytest.mark.parametrize("breaks", [SystemExit, KeyboardInterrupt])
 async def test_a_dead_thread_is_replaced(breaks: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
-    def die(_: list[Work]) -> None:
+    def die(_: list[ScheduledSequence]) -> None:
         raise breaks
 
     async with running(Counting(num_slots=1, before=once(die))) as engine:
@@ -613,7 +613,7 @@ async def test_a_dead_thread_is_replaced(breaks: type[BaseException], caplog: py
 async def test_a_thread_for_which_there_is_none_to_take_over_is_told_and_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def die(_: list[Work]) -> None:
+    def die(_: list[ScheduledSequence]) -> None:
         raise SystemExit
 
     def no_thread() -> None:
@@ -652,7 +652,7 @@ async def test_an_engine_that_cannot_get_on_says_so(
     pieces = await gated.submit(job(max_tokens=1))
     await gate.arrival()
     assert not gated.stats().stalled
-    monkeypatch.setattr("services.engine.execution.worker.STALLED", 0)
+    monkeypatch.setattr("services.engine.execution.engine_thread.STALLED", 0)
     assert gated.stats().stalled
     gate.open()
     await said(pieces)
@@ -752,7 +752,7 @@ async def test_stopping_twice_waits_twice(gate: Gate) -> None:
 
 
 async def test_stopping_does_not_wait_for_a_dead_thread(gate: Gate) -> None:
-    def die(batch: list[Work]) -> None:
+    def die(batch: list[ScheduledSequence]) -> None:
         gate(batch)
         raise SystemExit
 
@@ -818,14 +818,14 @@ async def test_stats_count_what_runs_waits_and_is_cached(gated: LocalEngine, gat
 
 
 @pytest.mark.parametrize(
-    ("name", "paging"), [("llama", None), ("gemma3", None), ("bloom", None), ("llama", Paging(4, Recorder()))]
+    ("name", "paging"), [("llama", None), ("gemma3", None), ("bloom", None), ("llama", PagingConfig(4, Recorder()))]
 )
-async def test_clients_together_get_what_each_would_get_alone(name: str, paging: Paging | None) -> None:
+async def test_clients_together_get_what_each_would_get_alone(name: str, paging: PagingConfig | None) -> None:
     model, tokenizer = build(name), byte_level()
     prompts = [tuple(range(3 + i, 3 + i + length)) for i, length in enumerate([5, 1, 17, 9, 2, 30])]
     expected = [generate(model, prompt, 12)[0] for prompt in prompts]
     runner = build_runner(model, num_slots=3, length=64, budget=2**30, paging=paging)
-    runner.overlaps = paging is not None  # as on a GPU
+    runner.asynchronous = paging is not None  # as on a GPU
     engine = LocalEngine(
         fakes.loaded(model, tokenizer, eos=len(tokenizer)), runner, max_num_batched_tokens=8, max_queue=8
     )

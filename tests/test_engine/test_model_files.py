@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.engine.loading.model_files import check
-from services.engine.loading.unusable import Unusable
+from services.engine.loading.unusable import UnusableModel
 
 
 def safetensors(length: int = 8) -> bytes:
@@ -59,7 +59,7 @@ def test_what_is_not_there(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     if not name:
         name = str(tmp_path / "none")
-    with pytest.raises(Unusable, match="there is no folder or GGUF file"):
+    with pytest.raises(UnusableModel, match="there is no folder or GGUF file"):
         check(name, "chat")
 
 
@@ -91,7 +91,7 @@ def write(name: str, content: str | bytes) -> Callable[[Path], object]:
 )
 def test_what_is_broken_is_named(folder: Path, break_it: Callable[[Path], object], said: str) -> None:
     break_it(folder)
-    with pytest.raises(Unusable, match=said) as refused:
+    with pytest.raises(UnusableModel, match=said) as refused:
         check(str(folder), "chat")
     assert str(folder) in str(refused.value)
 
@@ -100,10 +100,10 @@ def test_shards_are_all_there_and_whole(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "one.safetensors")
     index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(Unusable, match=r"two\.safetensors is missing"):
+    with pytest.raises(UnusableModel, match=r"two\.safetensors is missing"):
         check(str(folder), "chat")
     (folder / "two.safetensors").write_bytes(safetensors(64)[:-9])
-    with pytest.raises(Unusable, match=r"two\.safetensors is not whole"):
+    with pytest.raises(UnusableModel, match=r"two\.safetensors is not whole"):
         check(str(folder), "chat")
     (folder / "two.safetensors").write_bytes(safetensors(64))
     check(str(folder), "chat")
@@ -123,7 +123,7 @@ def test_an_embedding_model_may_keep_its_transformer_in_a_folder(folder: Path) -
 def test_a_gguf_file_in_a_folder_is_to_be_named_itself(folder: Path) -> None:
     (folder / "config.json").unlink()
     (folder / "tiny.gguf").write_bytes(gguf())
-    with pytest.raises(Unusable, match=r"name the GGUF file itself, e\.g\. .*tiny\.gguf"):
+    with pytest.raises(UnusableModel, match=r"name the GGUF file itself, e\.g\. .*tiny\.gguf"):
         check(str(folder), "chat")
 
 
@@ -137,14 +137,14 @@ def test_a_whole_gguf_file_is_taken(tmp_path: Path) -> None:
 def test_a_gguf_file_that_is_cut_off_anywhere(tmp_path: Path, left: int) -> None:
     path = tmp_path / "tiny.gguf"
     path.write_bytes(gguf()[:left])
-    with pytest.raises(Unusable, match=r"tiny\.gguf is (no GGUF file|not whole)"):
+    with pytest.raises(UnusableModel, match=r"tiny\.gguf is (no GGUF file|not whole)"):
         check(str(path), "chat")
 
 
 def test_another_file_is_no_model(tmp_path: Path) -> None:
     path = tmp_path / "model.txt"
     path.write_text("hello")
-    with pytest.raises(Unusable, match="neither a model's folder nor a GGUF file"):
+    with pytest.raises(UnusableModel, match="neither a model's folder nor a GGUF file"):
         check(str(path), "chat")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from services.engine.cpu.merged_linear import PackedLinear, Sibling, pack_linears, packed_weights, unpack_linears
+from services.engine.cpu.merged_linear import LinearSlice, PackedLinear, pack_linears, packed_weights, unpack_linears
 
 
 class Layer(nn.Module):
@@ -42,7 +42,7 @@ def test_packed_says_the_same(plain: Layer, packed: Layer) -> None:
 
 
 def test_siblings_are_one_product(packed: Layer) -> None:
-    assert isinstance(packed.k_proj, Sibling)
+    assert isinstance(packed.k_proj, LinearSlice)
     assert list(packed_weights(packed)) == ["q_proj.packed", "o_proj"]
 
 

@@ -14,17 +14,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.engine.base import Job, SamplingParams
-from services.engine.execution.runner_check import brief
+from services.engine.execution.runner_check import summarize
 from services.engine.execution.runner_factory import build_runner
 from services.engine.execution.warm_up import warm_up
 from services.engine.local import LocalEngine
 from services.engine.paged.graphs import NUM_PAGES, Capture, Replay, batch_sizes
-from services.engine.paged.runner import PagedRunner, Paging
-from services.engine.paged.step import Form, write
+from services.engine.paged.runner import PagedRunner, PagingConfig
+from services.engine.paged.step import BatchShape, write
 from services.engine.scheduling.pages import Pages
-from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.scheduler import ScheduledSequence
 from services.engine.scheduling.sequence import Sequence
-from services.engine.scheduling.slots import Copy
+from services.engine.scheduling.slots import CopySlot
 from tests.test_engine import fakes
 from tests.test_engine.recorder import Recorder
 from tests.test_engine.test_runner import BEGINNING, Answer, alike, prompt, run
@@ -50,7 +50,7 @@ class Tiny:
 
 def paged(name: str, recorder: Capture | None = None, **size: Any) -> PagedRunner:
     size = {"num_slots": SLOTS, "length": LENGTH, "budget": 2**30, **size}
-    runner = build_runner(build(name), paging=Paging(PAGE, recorder), **size)
+    runner = build_runner(build(name), paging=PagingConfig(PAGE, recorder), **size)
     assert isinstance(runner, PagedRunner)
     return runner
 
@@ -154,14 +154,17 @@ def test_a_failed_step_leaves_nothing_behind(llama: tuple[Any, PagedRunner, Reco
 # --- recording ---
 
 
-def reading(runner: PagedRunner, lengths: dict[int, int]) -> list[Work]:
+def reading(runner: PagedRunner, lengths: dict[int, int]) -> list[ScheduledSequence]:
     """After a prompt of each length was read in its slot: the step that follows."""
-    works = [Work(Sequence(Job("job", prompt(length, slot)), 9), slot, length) for slot, length in lengths.items()]
+    works = [
+        ScheduledSequence(Sequence(Job("job", prompt(length, slot)), 9), slot, length)
+        for slot, length in lengths.items()
+    ]
     drawn = runner.run(works).argmax(-1).tolist()
     for work, token in zip(works, drawn, strict=True):
         work.sequence.num_computed = work.num_tokens
         work.sequence.tokens.append(token)
-    return [Work(work.sequence, work.slot, 1) for work in works]
+    return [ScheduledSequence(work.sequence, work.slot, 1) for work in works]
 
 
 def test_rows_that_fill_up_a_batch_touch_nothing() -> None:
@@ -186,8 +189,8 @@ def test_a_step_may_begin_before_its_tokens_are_known() -> None:
     drawn = runner.run(works).argmax(-1)
     for work in works:
         work.sequence.num_computed += 1
-    following = [Work(work.sequence, work.slot, 1) for work in works]
-    ahead = runner.run_ahead(following, drawn)
+    following = [ScheduledSequence(work.sequence, work.slot, 1) for work in works]
+    ahead = runner.run_lookahead(following, drawn)
     assert ahead is not None
     ahead = ahead.clone()
     for work, token in zip(works, drawn.tolist(), strict=True):
@@ -201,15 +204,15 @@ def test_but_not_where_a_page_must_be_claimed() -> None:
     works = reading(runner, {0: 2 * PAGE, 1: PAGE + 1})
     full, room = [replace(work, num_tokens=1) for work in works]
 
-    assert runner.run_ahead([room], torch.tensor([1])) is not None
-    assert runner.run_ahead([room, full], torch.tensor([1, 1])) is None
-    runner.change([Copy(1, 2, PAGE + 1)])
-    assert runner.run_ahead([room], torch.tensor([1])) is None
+    assert runner.run_lookahead([room], torch.tensor([1])) is not None
+    assert runner.run_lookahead([room, full], torch.tensor([1, 1])) is None
+    runner.change([CopySlot(1, 2, PAGE + 1)])
+    assert runner.run_lookahead([room], torch.tensor([1])) is None
 
 
 def test_a_token_of_a_prompt_that_goes_on_draws_nothing() -> None:
     runner = paged("llama", Recorder())
-    reads = Work(Sequence(Job("job", prompt(3)), 9), 4, 1)
+    reads = ScheduledSequence(Sequence(Job("job", prompt(3)), 9), 4, 1)
     assert len(runner.run([reads])) == 0
     assert len(runner.run([*reading(runner, {0: 2}), reads])) == 1
 
@@ -233,14 +236,14 @@ def test_a_batch_goes_into_the_smallest_form_that_it_fits_in() -> None:
     runner = paged("llama", Recorder())
     assert runner._graphs
 
-    def form(size: int, length: int) -> Form:
+    def form(size: int, length: int) -> BatchShape:
         sequence = Sequence(Job("job", (1,) * length), 1)
         sequence.num_computed = length - 1
-        return runner._graphs.form([Work(sequence, slot, 1) for slot in range(size)])  # type: ignore[union-attr]
+        return runner._graphs.form([ScheduledSequence(sequence, slot, 1) for slot in range(size)])  # type: ignore[union-attr]
 
     short, long = NUM_PAGES * PAGE, runner._cache.pages.needed(LENGTH) * PAGE
-    assert form(1, short) == Form(1, 1, 1, NUM_PAGES, 1, short)
-    assert form(3, short) == Form(4, 4, 4, NUM_PAGES, 1, short)
+    assert form(1, short) == BatchShape(1, 1, 1, NUM_PAGES, 1, short)
+    assert form(3, short) == BatchShape(4, 4, 4, NUM_PAGES, 1, short)
     assert form(5, LENGTH).num_tokens == 5
     assert (form(1, short + 1).max_length, form(1, LENGTH).max_length) == (4 * short, long)
 
@@ -250,7 +253,7 @@ def test_a_model_that_cannot_be_recorded_is_not(caplog: pytest.LogCaptureFixture
         raise RuntimeError("operation not permitted when stream is capturing")
 
     model = build("llama")
-    runner = build_runner(build("llama"), num_slots=2, length=LENGTH, budget=2**30, paging=Paging(PAGE, fails))
+    runner = build_runner(build("llama"), num_slots=2, length=LENGTH, budget=2**30, paging=PagingConfig(PAGE, fails))
     assert isinstance(runner, PagedRunner)
     assert "steps of LlamaForCausalLM are not recorded: RuntimeError: operation not permitted" in caplog.text
 
@@ -290,7 +293,9 @@ def test_a_form_that_cannot_be_recorded_while_serving_is_computed_anew(
         answer.check()
     assert capture.num_failed == 1  # it is not tried again
     told = [record.getMessage() for record in caplog.records if "recorded" in record.getMessage()]
-    assert told == [f"steps of {Form(2, 2, 2, NUM_PAGES, 1, NUM_PAGES * PAGE)} are not recorded: {brief(error)}"]
+    assert told == [
+        f"steps of {BatchShape(2, 2, 2, NUM_PAGES, 1, NUM_PAGES * PAGE)} are not recorded: {summarize(error)}"
+    ]
     assert not runner.records
     capture.error = None
     run(runner, [replace(answers[0], said=[])], max_tokens=64)
@@ -300,10 +305,10 @@ def test_a_form_that_cannot_be_recorded_while_serving_is_computed_anew(
 def test_a_step_that_fails_in_itself_is_recorded_the_next_time() -> None:
     recorder = Recorder()
     runner = paged("llama", recorder)
-    work = Work(Sequence(Job("job", (10**6,)), 9), 0, 1)
+    work = ScheduledSequence(Sequence(Job("job", (10**6,)), 9), 0, 1)
     with pytest.raises(IndexError):
         runner.run([work])
-    runner.run([Work(Sequence(Job("job", (1,)), 9), 0, 1)])
+    runner.run([ScheduledSequence(Sequence(Job("job", (1,)), 9), 0, 1)])
 
     assert runner.records
     assert recorder.replayed[-1] == 1
@@ -356,14 +361,14 @@ def test_a_step_is_written_down() -> None:
     pages.claim(2, 0, 5)
     pages.claim(0, 0, 5)
     second.num_computed = 3
-    works = [Work(first, 2, 3), Work(second, 0, 2, draft=())]
+    works = [ScheduledSequence(first, 2, 3), ScheduledSequence(second, 0, 2, draft=())]
 
-    form = Form.of(works, pages)
+    form = BatchShape.of(works, pages)
     ids, positions, writes, asked, query_starts, key_starts, lengths, table = (
         part.tolist() for part in form.parts(write(works, form, pages, spare=9))
     )
 
-    assert form == Form(5, 1, 2, 2, 3, 5)
+    assert form == BatchShape(5, 1, 2, 2, 3, 5)
     assert (ids, positions) == ([10, 11, 12, 13, 14], [0, 1, 2, 3, 4])
     assert writes == [0, 1, 2, 11, 12]  # slot 2 has pages 0 and 1, slot 0 has 2 and 3
     assert asked == [4]
@@ -377,8 +382,8 @@ def test_where_the_form_is_larger_the_rest_is_nobodys() -> None:
     sequence = Sequence(Job("job", (10, 11)), 3)
     sequence.num_computed = 1
 
-    form = Form(3, 3, 3, 2, 1, 8)
-    parts = form.parts(write([Work(sequence, 1, 1)], form, pages, spare=9))
+    form = BatchShape(3, 3, 3, 2, 1, 8)
+    parts = form.parts(write([ScheduledSequence(sequence, 1, 1)], form, pages, spare=9))
     ids, positions, writes, asked, query_starts, key_starts, lengths, table = (part.tolist() for part in parts)
 
     assert (ids, positions, asked) == ([11, 0, 0], [1, 0, 0], [0, 1, 2])
@@ -404,7 +409,7 @@ async def test_clients_that_share_beginnings_and_lose_their_places_get_what_each
     ]
     expected = [generate(model, ids, 14)[0] for ids in prompts]
     runner = paged("llama", recorder, cache_tokens=24 * PAGE)
-    runner.overlaps = True
+    runner.asynchronous = True
     engine = LocalEngine(
         fakes.loaded(model, tokenizer, eos=len(tokenizer)), runner, max_num_batched_tokens=16, max_queue=20
     )

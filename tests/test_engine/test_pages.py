@@ -10,10 +10,10 @@ from hypothesis.stateful import initialize, invariant
 
 from services.engine.base import ANYBODY
 from services.engine.scheduling import fairness
-from services.engine.scheduling.pages import PageCopy, Pages
-from services.engine.scheduling.scheduler import Batch, Scheduler, Work
-from services.engine.scheduling.slots import Change, Copy, Forget, Swap
-from tests.test_engine.test_scheduler import LONGEST, Memory, Service, compute, digest, sequence, steps
+from services.engine.scheduling.pages import CopyPage, Pages
+from services.engine.scheduling.scheduler import Batch, ScheduledSequence, Scheduler
+from services.engine.scheduling.slots import CacheChange, ClearSlot, CopySlot, SwapSlots
+from tests.test_engine.test_scheduler import MAX_LENGTH, Memory, Service, compute, digest, sequence, steps
 
 SLOTS = 4
 
@@ -21,7 +21,7 @@ SLOTS = 4
 class PagedMemory(Memory):
     """What the pages hold: digests of all tokens up to each position, as keys and values depend on all of them."""
 
-    def __init__(self, num_pages: int, page_size: int, num_slots: int, length: int = LONGEST) -> None:
+    def __init__(self, num_pages: int, page_size: int, num_slots: int, length: int = MAX_LENGTH) -> None:
         self.pages = Pages(num_pages, page_size, num_slots, length)
         self.num_slots = num_slots
         self.content: list[list[int | None]] = [[None] * page_size for _ in range(num_pages)]
@@ -30,30 +30,30 @@ class PagedMemory(Memory):
     def num_held(self) -> int:
         return (self.pages.num_pages - self.pages.num_free) * self.pages.page_size
 
-    def change(self, changes: list[Change]) -> None:
+    def change(self, changes: list[CacheChange]) -> None:
         for change in changes:
             self.pages.change(change)
         self.check()
 
-    def compute(self, works: list[Work]) -> None:
+    def compute(self, works: list[ScheduledSequence]) -> None:
         self.claim(works)
         for work in works:
             tokens = [*work.sequence.tokens, *work.draft]
             assert self.read(work.slot, work.start) == [digest(tokens[: i + 1]) for i in range(work.start)]
             self.write(work, [digest(tokens[: i + 1]) for i in range(work.start, work.end)])
 
-    def poison(self, works: list[Work]) -> None:
+    def poison(self, works: list[ScheduledSequence]) -> None:
         self.claim(works)
         for work in works:
             self.write(work, [-1] * work.num_tokens)
 
-    def claim(self, works: list[Work]) -> None:
+    def claim(self, works: list[ScheduledSequence]) -> None:
         copies = [copy for work in works for copy in self.pages.claim(work.slot, work.start, work.end)]
         for copy in copies:  # all of them before anything is written
             self.content[copy.target][: copy.length] = self.content[copy.source][: copy.length]
         self.check()
 
-    def write(self, work: Work, values: list[int]) -> None:
+    def write(self, work: ScheduledSequence, values: list[int]) -> None:
         uses = self.uses()
         for position, value in zip(range(work.start, work.end), values, strict=True):
             index, offset = divmod(position, self.pages.page_size)
@@ -77,14 +77,14 @@ class PagedService(Service):
     @initialize(
         slots=st.integers(1, 5),
         budget=st.integers(1, 40),
-        cache_tokens=st.none() | st.integers(LONGEST, 100),
+        cache_tokens=st.none() | st.integers(MAX_LENGTH, 100),
         min_reuse=st.sampled_from([None, 1, 3]),
         page_size=st.sampled_from([1, 2, 3, 8]),
     )
     def start(self, slots: int, budget: int, cache_tokens: int | None, min_reuse: int | None, page_size: int) -> None:
         self.num_slots = slots
         self.budget = max(budget, slots)
-        needed = -(-LONGEST // page_size)
+        needed = -(-MAX_LENGTH // page_size)
         num_pages = slots * needed if cache_tokens is None else max(needed, cache_tokens // page_size)
         self.cache_tokens = None if cache_tokens is None else num_pages * page_size
         self.scheduler = Scheduler(
@@ -117,7 +117,7 @@ def test_a_memory_that_is_always_full_never_runs_out(seed: int, monkeypatch: pyt
     for _ in range(200):
         if scheduler.num_waiting < 5 and chance.random() < 0.3:
             length = chance.randint(1, 30)
-            scheduler.add(sequence(length, chance.randint(1, LONGEST - length), first=10 * chance.randint(0, 2)))
+            scheduler.add(sequence(length, chance.randint(1, MAX_LENGTH - length), first=10 * chance.randint(0, 2)))
         batch = scheduler.schedule()
         memory.change(batch.changes)
         memory.compute(batch.works)
@@ -167,28 +167,28 @@ def pages() -> Pages:
 
 
 def test_a_prefix_is_shared_and_its_last_page_copied_by_who_writes_first(pages: Pages) -> None:
-    pages.change(Copy(0, 1, 6))
+    pages.change(CopySlot(0, 1, 6))
     assert pages.of(1) == pages.of(0)[:2]
     assert pages.num_free == 9
 
     copies = pages.claim(1, 6, 9)
 
-    assert copies == [PageCopy(pages.of(0)[1], pages.of(1)[1], 2)]
+    assert copies == [CopyPage(pages.of(0)[1], pages.of(1)[1], 2)]
     assert pages.of(1)[0] == pages.of(0)[0]
     assert len({*pages.of(0), *pages.of(1)}) == 5
 
 
 def test_the_first_holder_is_no_exception(pages: Pages) -> None:
-    pages.change(Copy(0, 1, 10))
+    pages.change(CopySlot(0, 1, 10))
     shared = pages.of(0)
 
-    assert pages.claim(0, 10, 11) == [PageCopy(shared[2], pages.of(0)[2], 2)]
+    assert pages.claim(0, 10, 11) == [CopyPage(shared[2], pages.of(0)[2], 2)]
     assert pages.claim(1, 10, 11) == []  # it has the page for itself by now
     assert pages.of(1) == shared
 
 
 def test_what_is_written_over_is_not_copied(pages: Pages) -> None:
-    pages.change(Copy(0, 1, 8))
+    pages.change(CopySlot(0, 1, 8))
 
     assert pages.claim(1, 4, 8) == []
     assert pages.of(1)[0] == pages.of(0)[0]
@@ -197,24 +197,24 @@ def test_what_is_written_over_is_not_copied(pages: Pages) -> None:
 
 def test_slots_change_places(pages: Pages) -> None:
     held = pages.of(0)
-    pages.change(Swap(0, 2, 10))
+    pages.change(SwapSlots(0, 2, 10))
 
     assert (pages.of(0), pages.of(2)) == ([], held)
 
 
 def test_pages_come_back_when_the_last_lets_go(pages: Pages) -> None:
-    pages.change(Copy(0, 1, 10))
-    pages.change(Forget(0, 0, 10))
+    pages.change(CopySlot(0, 1, 10))
+    pages.change(ClearSlot(0, 0, 10))
     assert pages.num_free == 9
-    pages.change(Forget(1, 5, 10))
+    pages.change(ClearSlot(1, 5, 10))
     assert (pages.num_free, len(pages.of(1))) == (10, 2)
-    pages.change(Forget(1, 0, 5))
+    pages.change(ClearSlot(1, 0, 5))
     assert pages.num_free == 12
 
 
 def test_a_copy_takes_the_place_of_what_was_there(pages: Pages) -> None:
     pages.claim(1, 0, 16)
-    pages.change(Copy(0, 1, 3))
+    pages.change(CopySlot(0, 1, 3))
 
     assert pages.of(1) == pages.of(0)[:1]
     assert pages.num_free == 9

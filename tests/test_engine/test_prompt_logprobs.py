@@ -10,9 +10,9 @@ import torch
 from services.engine.base import Job, Piece, SamplingParams
 from services.engine.execution.runner import Runner
 from services.engine.execution.runner_factory import build_runner
-from services.engine.execution.sequential_runner import SoloRunner
+from services.engine.execution.sequential_runner import SequentialRunner
 from services.engine.local import LocalEngine
-from services.engine.paged.runner import Paging
+from services.engine.paged.runner import PagingConfig
 from tests.test_engine import fakes
 from tests.test_engine.recorder import Recorder
 from tests.test_engine.tiny_models import build
@@ -23,9 +23,9 @@ PROMPTS = [tuple(3 + index * 7 % (150 - many) for index in range(many)) for many
 
 def runner(kind: str, model: Any) -> Runner:
     if kind == "one by one":
-        return SoloRunner(model, 3, 64)
+        return SequentialRunner(model, 3, 64)
     return build_runner(
-        model, num_slots=3, length=64, budget=2**30, paging=Paging(4, Recorder()) if kind == "paged" else None
+        model, num_slots=3, length=64, budget=2**30, paging=PagingConfig(4, Recorder()) if kind == "paged" else None
     )
 
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from services.engine.base import Job, SamplingParams
-from services.engine.execution.batched_runner import BatchRunner
+from services.engine.execution.batched_runner import BatchedRunner
 from services.engine.execution.runner import Runner
 from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
-from services.engine.paged.runner import PagedRunner, Paging
+from services.engine.paged.runner import PagedRunner, PagingConfig
 from services.engine.scheduling import ngram_proposer
-from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.scheduler import ScheduledSequence
 from tests.test_engine.compilers import needs_compiler
 from tests.test_engine.fakes import loaded, settled
 from tests.test_engine.recorder import Recorder
@@ -66,7 +66,7 @@ class Watched:
         self._runner = runner
         self.num_parts = 0  # of prompts that go on in another step
 
-    def run(self, batch: list[Work]) -> torch.Tensor:
+    def run(self, batch: list[ScheduledSequence]) -> torch.Tensor:
         self.num_parts += sum(not work.samples for work in batch)
         return self._runner.run(batch)
 
@@ -74,10 +74,10 @@ class Watched:
         return getattr(self._runner, name)
 
 
-def runner_of(name: str, switches: Switches) -> BatchRunner:
+def runner_of(name: str, switches: Switches) -> BatchedRunner:
     room = 100 if switches.preemption else None
     runner = build_runner(build(name), num_slots=SLOTS, length=LENGTH, budget=2**30, cache_tokens=room)
-    assert isinstance(runner, BatchRunner)
+    assert isinstance(runner, BatchedRunner)
     return runner
 
 
@@ -122,8 +122,8 @@ async def check(name: str, runner: Runner, switches: Switches) -> None:
 @pytest.fixture(autouse=True)
 def rash(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guesses after every single token, and prompts let in though there is no room for their answers."""
-    monkeypatch.setattr(ngram_proposer, "WORDS", 1)
-    monkeypatch.setattr(ngram_proposer, "MOST_SKIPPED", 0)
+    monkeypatch.setattr(ngram_proposer, "NGRAM_SIZE", 1)
+    monkeypatch.setattr(ngram_proposer, "MAX_BACKOFF", 0)
     monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
 
 
@@ -139,18 +139,18 @@ async def test_pages_as_on_a_gpu(name: str, switches: Switches) -> None:
     """Recorded, and sent ahead of what was drawn."""
     room = 100 if switches.preemption else None
     size: dict[str, Any] = {"num_slots": SLOTS, "length": LENGTH, "budget": 2**30, "cache_tokens": room}
-    runner = build_runner(build(name), paging=Paging(4, recorder := Recorder()), **size)
+    runner = build_runner(build(name), paging=PagingConfig(4, recorder := Recorder()), **size)
     assert isinstance(runner, PagedRunner)
-    runner.overlaps = True
+    runner.asynchronous = True
     await check(name, runner, switches)
     assert recorder.replayed
 
 
 @pytest.fixture(scope="session")
-def adopted(folder: Path, native_kernel: None) -> Callable[[BatchRunner], BatchRunner]:
+def adopted(folder: Path, native_kernel: None) -> Callable[[BatchedRunner], BatchedRunner]:
     """A runner whose steps are compiled; each shape is compiled once."""
 
-    def adopt(runner: BatchRunner) -> BatchRunner:
+    def adopt(runner: BatchedRunner) -> BatchedRunner:
         runner.adopt(made(runner, folder))
         return runner
 
@@ -159,6 +159,6 @@ def adopted(folder: Path, native_kernel: None) -> Callable[[BatchRunner], BatchR
 
 @needs_compiler
 @pytest.mark.parametrize("name", [name for name in SHAPES if name != "qwen2 sliding"])  # mistral's window is enough
-async def test_compiled_steps(name: str, adopted: Callable[[BatchRunner], BatchRunner]) -> None:
+async def test_compiled_steps(name: str, adopted: Callable[[BatchedRunner], BatchedRunner]) -> None:
     for switches in (ALL_OFF, ALL_ON):
         await check(name, adopted(runner_of(name, switches)), switches)

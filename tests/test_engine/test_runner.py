@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.engine.base import Job
-from services.engine.execution.batched_runner import BatchRunner
+from services.engine.execution.batched_runner import BatchedRunner
 from services.engine.execution.runner import Runner
 from services.engine.execution.runner_factory import build_runner
-from services.engine.execution.sequential_runner import SoloRunner
-from services.engine.scheduling.scheduler import Scheduler, Work
+from services.engine.execution.sequential_runner import SequentialRunner
+from services.engine.scheduling.scheduler import ScheduledSequence, Scheduler
 from services.engine.scheduling.sequence import Sequence
-from services.engine.scheduling.slots import MIN_REUSE, Forget
+from services.engine.scheduling.slots import MIN_REUSE, ClearSlot
 from services.errors import EngineFailed
 from tests.test_engine.tiny_models import MODELS, SHAPE, VOCABULARY, build, generate
 
@@ -122,7 +122,7 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
 
 def test_each_architecture_runs_where_it_should(tiny: Tiny) -> None:
     """Falling back to one at a time is right for some; for any other it would be a silent loss of speed."""
-    assert type(tiny.runner) is (SoloRunner if tiny.name in SOLO else BatchRunner)
+    assert type(tiny.runner) is (SequentialRunner if tiny.name in SOLO else BatchedRunner)
 
 
 @pytest.mark.parametrize("max_tokens", [512, 4], ids="{} tokens a step".format)
@@ -209,11 +209,11 @@ def test_beginnings_in_common(
 
 def test_a_slot_that_was_poisoned_is_clean_again(llama: tuple[Any, Runner]) -> None:
     model, runner = llama
-    assert isinstance(runner, BatchRunner)
+    assert isinstance(runner, BatchedRunner)
     for layer in runner._cache.layers.values():
         layer.keys[:, :, :20] = torch.nan
         layer.values[:, :, :20] = torch.nan
-    runner.change([Forget(slot, 0, 20) for slot in range(SLOTS)])
+    runner.change([ClearSlot(slot, 0, 20) for slot in range(SLOTS)])
 
     answers = [Answer(prompt(length), *generate(model, prompt(length), 5)) for length in (3, 17)]
     run(runner, answers, max_tokens=64)
@@ -329,19 +329,19 @@ def test_a_model_that_reaches_for_its_weights_is_batched_all_the_same(monkeypatc
     answer = Answer(prompt(11), *expected)
     run(runner, [answer], max_tokens=64)
 
-    assert isinstance(runner, BatchRunner)
+    assert isinstance(runner, BatchedRunner)
     answer.check()
 
 
 def test_what_a_sequence_left_in_a_model_of_its_own_is_freed() -> None:
     model = build("gemma2")
     runner = build_runner(model, num_slots=2, length=LENGTH, budget=2**30)
-    assert isinstance(runner, SoloRunner)
+    assert isinstance(runner, SequentialRunner)
     answers = [Answer(prompt(length), *generate(model, prompt(length), 3)) for length in (3, 6, 11)]
     scheduler = run(runner, answers, max_tokens=64)
     runner.change(scheduler.schedule().changes)
 
-    assert not runner._pasts
+    assert not runner._states
     for answer in answers:
         answer.check()
 
@@ -353,16 +353,18 @@ def test_a_model_of_its_own_reads_again_what_a_step_without_memory_left_unclear(
     model = build("gemma2")
     expected = [generate(model, prompt(length), 3) for length in (5, 9)]
     runner = build_runner(model, num_slots=2, length=LENGTH, budget=2**30)
-    works = [Work(Sequence(Job("job", prompt(length)), 9), slot, read) for slot, length in enumerate((5, 9))]
+    works = [
+        ScheduledSequence(Sequence(Job("job", prompt(length)), 9), slot, read) for slot, length in enumerate((5, 9))
+    ]
     runner.run(works)
     for work in works:
         work.sequence.num_computed = work.num_tokens
 
     with failing(model.model.layers[layer].mlp, call=2), pytest.raises(torch.OutOfMemoryError):
-        runner.run([Work(work.sequence, work.slot, 1) for work in works])
+        runner.run([ScheduledSequence(work.sequence, work.slot, 1) for work in works])
 
     for work, (_, logits) in zip(works, expected, strict=True):
-        rest = Work(work.sequence, work.slot, len(work.sequence.tokens) - work.sequence.num_computed)
+        rest = ScheduledSequence(work.sequence, work.slot, len(work.sequence.tokens) - work.sequence.num_computed)
         torch.testing.assert_close(runner.run([rest])[0], logits[0], atol=1e-3, rtol=1e-3)
 
 
@@ -391,5 +393,5 @@ def test_numbers_of_half_the_width() -> None:
 
     run(runner, [answer], max_tokens=64)
 
-    assert isinstance(runner, BatchRunner)
+    assert isinstance(runner, BatchedRunner)
     assert torch.cosine_similarity(answer.said[0].float(), logits[0].float(), dim=0) > 0.999

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.engine.base import Job, SamplingParams
-from services.engine.sampling.sampler import NUCLEUS, Weighed, sample, taken, weigh
+from services.engine.sampling.sampler import NUCLEUS, TokenLogprobs, compute_logprobs, sample, select_rows
 from services.engine.scheduling.sequence import Sequence
 
 ROWS = 2000  # draws for one empirical distribution
@@ -228,16 +228,16 @@ def test_logprobs_are_the_models_own() -> None:
     expected = [[log(p) for p in distribution(each.float())] for each in scores]
 
     tokens = sample(scores, rows)
-    weighed = weigh(scores, rows, tokens)
+    weighed = compute_logprobs(scores, rows, tokens)
 
     assert set(weighed) == {rows[0], rows[2]}
     assert weighed[rows[0]].logprob == pytest.approx(expected[0][tokens[0]], abs=1e-4)
     likeliest = sorted(range(40), key=lambda token: -expected[0][token])[:3]
     assert [expected[0][token] for token in weighed[rows[0]].ids] == [expected[0][token] for token in likeliest]
     assert weighed[rows[0]].logprobs == pytest.approx([expected[0][token] for token in likeliest], abs=1e-4)
-    assert weighed[rows[2]] == Weighed(pytest.approx(expected[2][tokens[2]], abs=1e-4), [], [])  # type: ignore[arg-type]
+    assert weighed[rows[2]] == TokenLogprobs(pytest.approx(expected[2][tokens[2]], abs=1e-4), [], [])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rows", [[0, 1, 2], [2, 0, 1], [1], []])
 def test_rows_are_taken_in_the_order_given(rows: list[int]) -> None:
-    assert taken(torch.arange(3), rows).tolist() == rows
+    assert select_rows(torch.arange(3), rows).tolist() == rows

@@ -14,13 +14,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from services.engine.base import ANYBODY, Job
 from services.engine.scheduling import fairness
-from services.engine.scheduling.scheduler import RECOVERY, Batch, Scheduler, Work
+from services.engine.scheduling.scheduler import RECOVERY, Batch, ScheduledSequence, Scheduler
 from services.engine.scheduling.sequence import Sequence
-from services.engine.scheduling.slots import Change, Copy, Forget, Swap, common_prefix
+from services.engine.scheduling.slots import CacheChange, ClearSlot, CopySlot, SwapSlots, common_prefix
 
 LENGTHS = st.integers(1, 30)
 ANSWERS = st.integers(1, 6)
-LONGEST = 36
+MAX_LENGTH = 36
 POISON = -1
 
 
@@ -37,33 +37,33 @@ def following(tokens: list[int]) -> int:
 class Memory:
     """What the slots hold: digests, nothing, or poison."""
 
-    def __init__(self, num_slots: int, length: int = LONGEST) -> None:
+    def __init__(self, num_slots: int, length: int = MAX_LENGTH) -> None:
         self.slots: list[list[int | None]] = [[None] * length for _ in range(num_slots)]
 
     @property
     def num_held(self) -> int:
         return sum(each is not None for slot in self.slots for each in slot)
 
-    def change(self, changes: list[Change]) -> None:
+    def change(self, changes: list[CacheChange]) -> None:
         for change in changes:
             match change:
-                case Copy(source, target, length):
+                case CopySlot(source, target, length):
                     self.slots[target][:length] = self.slots[source][:length]
-                case Swap(one, other, length):
+                case SwapSlots(one, other, length):
                     kept = self.slots[one][:length]
                     self.slots[one][:length] = self.slots[other][:length]
                     self.slots[other][:length] = kept
-                case Forget(slot, start, end):
+                case ClearSlot(slot, start, end):
                     self.slots[slot][start:end] = [None] * (end - start)
 
-    def compute(self, works: list[Work]) -> None:
+    def compute(self, works: list[ScheduledSequence]) -> None:
         for work in works:
             slot, tokens = self.slots[work.slot], [*work.sequence.tokens, *work.draft]
             assert POISON not in slot  # masked or not, it would spread
             assert slot[: work.start] == [digest(tokens[: i + 1]) for i in range(work.start)]
             slot[work.start : work.end] = [digest(tokens[: i + 1]) for i in range(work.start, work.end)]
 
-    def poison(self, works: list[Work]) -> None:
+    def poison(self, works: list[ScheduledSequence]) -> None:
         for work in works:
             self.slots[work.slot][: work.end] = [POISON] * work.end
 
@@ -87,7 +87,7 @@ def compute(batch: Batch) -> None:
             work.sequence.finished = work.sequence.num_sampled >= work.sequence.max_tokens
 
 
-def steps(scheduler: Scheduler, memory: Memory | None = None) -> Iterator[list[Work]]:
+def steps(scheduler: Scheduler, memory: Memory | None = None) -> Iterator[list[ScheduledSequence]]:
     while (batch := scheduler.schedule()).works:
         if memory:
             memory.change(batch.changes)
@@ -104,7 +104,7 @@ class Service(RuleBasedStateMachine):
     @initialize(
         slots=st.integers(1, 5),
         budget=st.integers(1, 40),
-        cache_tokens=st.none() | st.integers(LONGEST, 100),
+        cache_tokens=st.none() | st.integers(MAX_LENGTH, 100),
         min_reuse=st.sampled_from([None, 1, 3]),
         owners=st.sampled_from([(ANYBODY,), ("alpha", "beta")]),
         slices=st.sampled_from([(1, 2), (2, 4), (fairness.SLICE, fairness.QUANTUM)]),
@@ -147,7 +147,7 @@ class Service(RuleBasedStateMachine):
     def go_on(self, data: st.DataObject, said: list[int]) -> None:
         """A conversation grows by a turn."""
         before = data.draw(st.sampled_from([each for each in self.sequences if each.finished]))
-        tokens = (*before.tokens, *said)[: LONGEST - 2]
+        tokens = (*before.tokens, *said)[: MAX_LENGTH - 2]
         self.sequences.append(Sequence(Job("job", tokens, owner=before.job.owner), 2))
         self.scheduler.add(self.sequences[-1])
 
@@ -255,7 +255,7 @@ class Service(RuleBasedStateMachine):
             return
         longest = sum(len(each.job.prompt) + each.max_tokens for each in self.sequences)
         if len(self.owners) > 1:  # each token may cost reading what is before it once more
-            longest *= LONGEST
+            longest *= MAX_LENGTH
         assert sum(1 for _ in steps(self.scheduler, self.memory)) <= 2 * longest
         fairness.SLICE, fairness.QUANTUM = self.usual
         assert all(each.cancelled or each.finished for each in self.sequences)
@@ -402,7 +402,7 @@ def test_who_has_not_begun_to_read_needs_nothing_of_what_was_in_its_slot(monkeyp
 # --- reuse ---
 
 
-def run(scheduler: Scheduler, *sequences: Sequence) -> list[Change]:
+def run(scheduler: Scheduler, *sequences: Sequence) -> list[CacheChange]:
     """To the end; the changes of the cache on the way."""
     for each in sequences:
         scheduler.add(each)
@@ -434,7 +434,7 @@ def test_another_conversation_gets_a_copy_of_what_they_share() -> None:
     run(scheduler, one)
     other = Sequence(Job("job", (*range(20), 50, 51)), 1)
 
-    assert run(scheduler, other) == [Copy(source=0, target=1, length=20)]
+    assert run(scheduler, other) == [CopySlot(source=0, target=1, length=20)]
     assert other.num_reused == 20
     assert run(scheduler, again(one, 7)) == []  # which is all there still
 
@@ -477,7 +477,7 @@ def test_who_runs_is_copied_from_too() -> None:
     compute(scheduler.schedule())
     scheduler.add(other := sequence(40))
 
-    assert scheduler.schedule().changes == [Copy(source=0, target=1, length=30)]
+    assert scheduler.schedule().changes == [CopySlot(source=0, target=1, length=30)]
     assert other.num_computed == 30
 
 

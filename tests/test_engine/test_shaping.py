@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.base import GrammarSpec, Job, SamplingParams
-from services.engine.sampling.logits_processors import shape, unmaskable
+from services.engine.sampling.logits_processors import fill_grammar_masks, shape
 from services.engine.sampling.sampler import sample
 from services.engine.scheduling.sequence import Sequence
 
@@ -130,7 +130,7 @@ def test_a_grammar_comes_before_everything_else() -> None:
     free = row(SamplingParams(temperature=0, logit_bias={7: 1}), [1], [])
     scores = logits(2)
 
-    assert unmaskable([masked, free]) == []
+    assert fill_grammar_masks([masked, free]) == []
     assert {sample(scores, [masked, free])[0] for _ in range(50)} == {3, 5}
     shape(shaped := scores.clone(), [masked, free])
 
@@ -146,14 +146,14 @@ def test_only_a_grammar_that_leaves_nothing_else_ends_an_answer_before_its_time(
 ) -> None:
     short = held(Only(*tokens), temperature=0, logit_bias={5: 100}, **params)
 
-    assert unmaskable([short]) == []
+    assert fill_grammar_masks([short]) == []
     assert sample(logits(1), [short]) == [drawn]
 
 
 def test_grammars_that_allow_nothing_are_told() -> None:
     rows = [held(Only()), row(SamplingParams(), [1], []), held(Only(1)), held(Only())]
 
-    assert unmaskable(rows) == [0, 3]
+    assert fill_grammar_masks(rows) == [0, 3]
 
 
 class Broken(Only):
@@ -165,4 +165,4 @@ class Broken(Only):
 
 @pytest.mark.parametrize("params", [{}, {"min_tokens": 4}, {"ignore_eos": True}])
 def test_a_grammar_that_broke_allows_nothing_also_where_its_end_is_held_back(params: dict[str, Any]) -> None:
-    assert unmaskable([held(Only(3)), held(Broken(3, 5), **params)]) == [1]
+    assert fill_grammar_masks([held(Only(3)), held(Broken(3, 5), **params)]) == [1]

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from services.engine.base import ANYBODY, Piece, ThinkingLimit
+from services.engine.execution.engine_core import EngineCore
 from services.engine.execution.piece_stream import Mailbox
 from services.engine.execution.request import Request
-from services.engine.execution.stepper import Stepper
 from services.engine.scheduling import fairness, ngram_proposer, scheduler
-from services.engine.scheduling.scheduler import Scheduler, Work
+from services.engine.scheduling.scheduler import ScheduledSequence, Scheduler
 from services.engine.scheduling.sequence import Sequence
-from services.engine.scheduling.slots import Change
+from services.engine.scheduling.slots import CacheChange
 from services.engine.streamer import RequestStreamer
 from services.engine.token_texts import TokenTexts
 from services.errors import EngineFailed
@@ -55,10 +55,10 @@ class Remembering(GoingAhead):
     chance: Random = field(default_factory=Random)
     faults: float = 0.0
 
-    def change(self, changes: list[Change]) -> None:
+    def change(self, changes: list[CacheChange]) -> None:
         self.memory.change(changes)
 
-    def run(self, batch: list[Work]) -> Tensor:
+    def run(self, batch: list[ScheduledSequence]) -> Tensor:
         fault = self.chance.random()
         if fault < self.faults:
             self.memory.poison(batch)
@@ -68,7 +68,7 @@ class Remembering(GoingAhead):
             raise torch.OutOfMemoryError
         return self._broken(super().run(batch))
 
-    def run_ahead(self, works: list[Work], tokens: Tensor) -> Tensor | None:
+    def run_lookahead(self, works: list[ScheduledSequence], tokens: Tensor) -> Tensor | None:
         assert isinstance(self.memory, PagedMemory)
         if not all(self.memory.pages.owns(work.slot, work.start) for work in works):
             return None
@@ -76,7 +76,7 @@ class Remembering(GoingAhead):
             raise torch.OutOfMemoryError
         for work, token in zip(works, tokens.tolist(), strict=True):
             self.memory.write(work, [digest([*work.sequence.tokens, token])])
-        return self._broken(super().run_ahead(works, tokens))
+        return self._broken(super().run_lookahead(works, tokens))
 
     def _broken(self, logits: Tensor | None) -> Tensor:
         assert logits is not None
@@ -103,7 +103,7 @@ class World:
             page_size=self.runner.page_size,
             prompt_share=self._choice(1, 1, 0.5),
         )
-        self.stepper = Stepper(self.runner, self.scheduler, TokenTexts(Alphabet()), self._deliver)
+        self.stepper = EngineCore(self.runner, self.scheduler, TokenTexts(Alphabet()), self._deliver)
         self.asked: list[Request] = []
 
     def _choice(self, *of: Any) -> Any:
@@ -117,7 +117,7 @@ class World:
             length=LENGTH,
             page_size=page_size,
             cache_tokens=pages * page_size,
-            overlaps=self.paged,
+            asynchronous=self.paged,
             memory=PagedMemory(pages, page_size, slots, LENGTH) if self.paged else Memory(slots, LENGTH),
             chance=self.chance,
             faults=self.faults,
@@ -176,7 +176,7 @@ def _alone(request: Request) -> list[int]:
     sequence = Sequence(request.sequence.job, request.sequence.max_tokens, frozenset([END]))
     streamer = RequestStreamer(Alphabet(), sequence.job.prompt, sequence.job.sampling, frozenset([END]))
     while not streamer.finish and not sequence.finished:
-        sequence.append(sequence.insist((sequence.tokens[-1] + 1) % LETTERS))
+        sequence.append(sequence.force_token((sequence.tokens[-1] + 1) % LETTERS))
         streamer.put(sequence.tokens[-1])
     return sequence.tokens[len(sequence.job.prompt) :]
 
@@ -187,7 +187,7 @@ def test_everybody_hears_what_it_would_hear_alone(seed: int, monkeypatch: pytest
     monkeypatch.setattr(scheduler, "RECOVERY", 8)
     monkeypatch.setattr(fairness, "SLICE", 1 + seed % 2)
     monkeypatch.setattr(fairness, "QUANTUM", 2 + seed % 3)
-    monkeypatch.setattr(ngram_proposer, "WORDS", 1)
+    monkeypatch.setattr(ngram_proposer, "NGRAM_SIZE", 1)
     world = World(seed)
     for step in range(50 * STEPS):
         if step < STEPS and world.scheduler.num_waiting < 5 and world.chance.random() < 0.4:

@@ -11,14 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from services.engine.base import Job, SamplingParams, ThinkingLimit
 from services.engine.device.device_io import download, upload
-from services.engine.execution import stepper as stepping
+from services.engine.execution import engine_core
+from services.engine.execution.engine_core import EngineCore
 from services.engine.execution.piece_stream import Mailbox
 from services.engine.execution.request import Request
-from services.engine.execution.stepper import Stepper
 from services.engine.sampling import logits_processors
-from services.engine.sampling.logits_processors import unmaskable
-from services.engine.sampling.sampler import draw
-from services.engine.scheduling.scheduler import Scheduler, Work
+from services.engine.sampling.logits_processors import fill_grammar_masks
+from services.engine.sampling.sampler import sample_tokens
+from services.engine.scheduling.scheduler import ScheduledSequence, Scheduler
 from services.engine.scheduling.sequence import Sequence
 from services.engine.streamer import RequestStreamer
 from services.engine.token_texts import TokenTexts
@@ -32,21 +32,21 @@ def request(job: Job) -> Request:
     return Request(sequence, streamer, Mailbox(), 0.0)
 
 
-def stepper(runner: Counting, events: list[str]) -> Stepper:
+def stepper(runner: Counting, events: list[str]) -> EngineCore:
     def deliver(items: list[Any]) -> None:
         events.extend(item.text if not isinstance(item, Exception) else type(item).__name__ for _, item in items)
 
     scheduler = Scheduler(runner.num_slots, 16, min_reuse=None)
-    return Stepper(runner, scheduler, TokenTexts(Alphabet()), deliver)
+    return EngineCore(runner, scheduler, TokenTexts(Alphabet()), deliver)
 
 
 @pytest.mark.parametrize(
-    ("overlaps", "expected"),
+    ("asynchronous", "expected"),
     [(False, ["run", "d", "run", "e", "run", "f"]), (True, ["run", "run", "d", "run", "e", "f"])],
 )
-def test_a_step_is_heard_of_at_once_or_while_the_next_one_runs(overlaps: bool, expected: list[str]) -> None:
+def test_a_step_is_heard_of_at_once_or_while_the_next_one_runs(asynchronous: bool, expected: list[str]) -> None:
     events: list[str] = []
-    steps = stepper(Counting(overlaps=overlaps, before=lambda _: events.append("run")), events)
+    steps = stepper(Counting(asynchronous=asynchronous, before=lambda _: events.append("run")), events)
     steps.add(request(job(max_tokens=3)))
     for _ in range(4):
         steps.step()
@@ -112,7 +112,7 @@ def test_a_token_that_was_replaced_is_not_gone_on_from() -> None:
 
 def test_where_there_is_no_memory_to_go_ahead_a_step_is_planned() -> None:
     class Cramped(GoingAhead):
-        def run_ahead(self, works: list[Work], tokens: torch.Tensor) -> torch.Tensor | None:
+        def run_lookahead(self, works: list[ScheduledSequence], tokens: torch.Tensor) -> torch.Tensor | None:
             raise torch.OutOfMemoryError
 
     events: list[str] = []
@@ -139,7 +139,7 @@ def test_whose_logprobs_are_wanted_is_not_sent_ahead() -> None:
 
 def test_what_ends_in_its_text_has_a_step_more_that_nobody_hears_of() -> None:
     events: list[str] = []
-    runner = Counting(overlaps=True)
+    runner = Counting(asynchronous=True)
     steps = stepper(runner, events)
     steps.add(ending := request(job(max_tokens=9, stop=("e",))))
     for _ in range(4):
@@ -159,7 +159,7 @@ def test_what_was_drawn_is_said_before_a_failure_is() -> None:
         if len(runner.steps) == 2:
             raise RuntimeError
 
-    runner = Counting(overlaps=True, before=breaks)
+    runner = Counting(asynchronous=True, before=breaks)
     steps = stepper(runner, events)
     for each in (job(max_tokens=1), job(max_tokens=9)):
         steps.add(request(each))
@@ -174,12 +174,12 @@ def test_what_was_drawn_is_said_before_a_failure_is() -> None:
 
 def test_what_was_drawn_is_said_before_its_image_fails() -> None:
     class Blinded:
-        def look(self, work: Work) -> None:
+        def look(self, work: ScheduledSequence) -> None:
             if work.start == blinded_from:
                 raise RuntimeError
 
     events: list[str] = []
-    runner = Counting(overlaps=True, vision=Blinded())
+    runner = Counting(asynchronous=True, vision=Blinded())
     steps = stepper(runner, events)
     blinded_from = 3  # one of the two, once it has said something
     for each in (job("abc", max_tokens=3), job("lmnop", max_tokens=1)):
@@ -191,7 +191,7 @@ def test_what_was_drawn_is_said_before_its_image_fails() -> None:
     assert not steps.requests
 
 
-@pytest.mark.parametrize("function", ["Draws", "weigh"])
+@pytest.mark.parametrize("function", ["SampleResult", "compute_logprobs"])
 @pytest.mark.parametrize("runner", [Counting, GoingAhead])
 def test_what_there_was_no_memory_to_draw_is_drawn_in_a_smaller_step(
     runner: type[Counting], function: str, monkeypatch: pytest.MonkeyPatch
@@ -210,14 +210,14 @@ def test_what_there_was_no_memory_to_draw_is_drawn_in_a_smaller_step(
         return [each.sequence.tokens for each in asked]
 
     expected = answers()
-    original, calls = getattr(stepping, function), count()
+    original, calls = getattr(engine_core, function), count()
 
     def fails(*args: Any) -> Any:
         if next(calls) in (0, 2):
             raise torch.OutOfMemoryError
         return original(*args)
 
-    monkeypatch.setattr(stepping, function, fails)
+    monkeypatch.setattr(engine_core, function, fails)
     assert answers() == expected
 
 
@@ -270,10 +270,10 @@ def test_drawing_does_not_wait(rows: list[dict[str, Any]]) -> None:
     logits = torch.empty(len(rows), 100, device="meta", dtype=torch.bfloat16)
     sequences = [row(params) for params in rows]
     sequences[0].matcher = Bits()
-    assert unmaskable(sequences) == []
+    assert fill_grammar_masks(sequences) == []
     logits_processors._weights(logits.device)  # goes there once and for all
     with Elsewhere():
-        tokens = draw(logits, sequences)
+        tokens = sample_tokens(logits, sequences)
 
     assert (tokens.shape, tokens.dtype) == ((len(rows),), torch.int64)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from services import engine
-from services.engine.execution.batched_runner import BatchRunner
+from services.engine.execution.batched_runner import BatchedRunner
 from services.engine.execution.runner_factory import build_runner
 from services.engine.execution.warm_up import warm_up
 from tests.test_engine.fakes import Counting
@@ -26,10 +26,10 @@ def test_a_full_prompt_and_a_full_batch(max_tokens: int, sizes: list[int]) -> No
 def test_nothing_is_left(name: str) -> None:
     runner = build_runner(build(name), num_slots=3, length=40, budget=2**30)
     warm_up(runner, 512)
-    if isinstance(runner, BatchRunner):
+    if isinstance(runner, BatchedRunner):
         assert not any(torch.count_nonzero(layer.keys[:, :, :40]) for layer in runner._cache.layers.values())
     else:
-        assert not runner._pasts  # type: ignore[attr-defined]
+        assert not runner._states  # type: ignore[attr-defined]
 
 
 def test_collecting_garbage_goes_on_once_all_is_imported() -> None:

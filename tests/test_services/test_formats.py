@@ -17,7 +17,7 @@ from services.chat.request.prepared import PreparedRequest, PromptInput, Target,
 from services.chat.request.tool_grammar import MAX_CALLS, tool_grammar
 from services.chat.request.tool_selection import select_tools
 from services.engine.base import GrammarSpec
-from services.engine.grammar.compiler import Grammars
+from services.engine.grammar.compiler import GrammarCompiler
 from services.engine.token_texts import TokenTexts
 from tests.npm_packages import tokenizer
 from tests.test_engine.tiny_tokenizers import byte_level
@@ -149,7 +149,7 @@ def test_thinking_of_earlier_answers_is_told() -> None:
     assert "<think>\nIs it so?\n</think>\n\nYes." in text
 
 
-compiling: dict[Any, Grammars] = {}  # each reads its tokenizer twice
+compiling: dict[Any, GrammarCompiler] = {}  # each reads its tokenizer twice
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -164,7 +164,7 @@ async def accepts(tokenizer: Any, spec: GrammarSpec | None, text: str, end: bool
     assert spec
     eos = tokenizer.eos_token_id
     if tokenizer not in compiling:
-        compiling[tokenizer] = Grammars(TokenTexts(tokenizer), len(tokenizer), frozenset([eos]))
+        compiling[tokenizer] = GrammarCompiler(TokenTexts(tokenizer), len(tokenizer), frozenset([eos]))
     matcher = await compiling[tokenizer].matcher(spec)
     for token in [*tokenizer.encode(text, add_special_tokens=False), *([eos] if end else [])]:
         allowed = matcher.allowed()

@@ -20,15 +20,16 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from services.engine.execution.kv_cache import LayerCache, LayerShape, SlotCache
 
-NAME = "parley_slots"
-UNMASKED = "parley_pages"  # the same for models that were probed: to be asked for a mask, they would wait for the GPU
+ATTENTION = "parley_slots"
+# without a mask function: building a mask would make the model wait for the GPU. For models that were probed before
+ATTENTION_UNMASKED = "parley_pages"
 
 
 class UnsupportedAttention(Exception):
     """The layer wants something the slot cache cannot give."""
 
 
-class Attends(Protocol):
+class AttentionStep(Protocol):
     """What a model's layers are answered by. `queries` etc. are `[tokens, heads, dim]`."""
 
     def attend(
@@ -36,7 +37,7 @@ class Attends(Protocol):
     ) -> Tensor: ...
 
 
-class Group(Protocol):
+class TokenGroup(Protocol):
     """Some of a step's packed tokens. `queries` etc. are `[tokens, heads, dim]`, of these tokens alone."""
 
     tokens: slice
@@ -47,7 +48,7 @@ class Group(Protocol):
 
 
 @dataclass(slots=True)
-class Decodes:
+class DecodeGroup:
     """One new token for each of many sequences, attended in one call over the slots from the lowest to the highest."""
 
     tokens: slice
@@ -79,12 +80,12 @@ class Decodes:
     def _mask(self, window: int | None) -> Tensor:
         if window not in self.masks:
             last = self.positions.new_zeros(self.height).index_copy(0, self.rows, self.positions)
-            self.masks[window] = visible(last[:, None], self.length, window)[:, None, None]
+            self.masks[window] = causal_mask(last[:, None], self.length, window)[:, None, None]
         return self.masks[window]
 
 
 @dataclass(slots=True)
-class Chunk:
+class PrefillChunk:
     """Consecutive tokens of one sequence: a prompt or a part of one."""
 
     tokens: slice
@@ -107,11 +108,11 @@ class Chunk:
     def _mask(self, window: int | None, per_group: int, device: torch.device) -> Tensor:
         if window not in self.masks:
             positions = torch.arange(self.start, self.end, device=device)
-            self.masks[window] = visible(positions[:, None], self.end, window).repeat(per_group, 1)
+            self.masks[window] = causal_mask(positions[:, None], self.end, window).repeat(per_group, 1)
         return self.masks[window]
 
 
-def visible(positions: Tensor, length: int, window: int | None) -> Tensor:
+def causal_mask(positions: Tensor, length: int, window: int | None) -> Tensor:
     """`positions` [..., 1] -> bool [..., length]: the keys that a token at each position may see."""
     keys = torch.arange(length, device=positions.device)
     seen = keys <= positions
@@ -119,9 +120,9 @@ def visible(positions: Tensor, length: int, window: int | None) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class SlotAttention:
     cache: SlotCache
-    groups: list[Group]
+    groups: list[TokenGroup]
 
     def attend(
         self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None, window: int | None
@@ -135,7 +136,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class AttentionProbe:
     """Stands in for a Step once, to learn what each layer keeps of a token; attends to nothing but itself."""
 
     shapes: dict[int, LayerShape] = field(default_factory=dict)
@@ -155,10 +156,10 @@ class Probe:
 _current = threading.local()
 
 
-class running:
+class attention_context:
     """`with running(step): model(...)`"""
 
-    def __init__(self, step: Attends) -> None:
+    def __init__(self, step: AttentionStep) -> None:
         self._step = step
 
     def __enter__(self) -> None:
@@ -188,10 +189,10 @@ def _attend(
 
 def _mask(*_: Any, local_size: int | None = None, **__: Any) -> None:
     """What `AttentionMaskInterface` calls: no mask, those are made per group, above."""
-    if local_size is not None and isinstance(_current.step, Probe):
+    if local_size is not None and isinstance(_current.step, AttentionProbe):
         _current.step.mask_widths.add(local_size)
 
 
-AttentionInterface.register(NAME, _attend)
-AttentionInterface.register(UNMASKED, _attend)
-AttentionMaskInterface.register(NAME, _mask)
+AttentionInterface.register(ATTENTION, _attend)
+AttentionInterface.register(ATTENTION_UNMASKED, _attend)
+AttentionMaskInterface.register(ATTENTION, _mask)

@@ -20,7 +20,7 @@ from services.engine.cpu.threads import fit_container
 logger = logging.getLogger(__name__)
 
 
-class Plan(Protocol):
+class CompilationPlan(Protocol):
     """What a process of its own must know to compile something."""
 
     maker: str  # the module that has `make(file, json)`
@@ -31,7 +31,7 @@ class Plan(Protocol):
 class Compilation:
     """Gets a compiled step from the disk or from a process that makes one, and hands it to `ready`, from a thread."""
 
-    def __init__(self, file: Path, plan: Plan, ready: Callable[[Path], None]) -> None:
+    def __init__(self, file: Path, plan: CompilationPlan, ready: Callable[[Path], None]) -> None:
         self.file = file
         self.plan = plan
         self._ready = ready

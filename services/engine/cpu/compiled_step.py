@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from services.engine.base import Job
 from services.engine.cpu import kernel
-from services.engine.cpu.attention import NAME, running
+from services.engine.cpu.attention import ATTENTION, attention_context
 from services.engine.cpu.merged_linear import pack_linears, packed_weights
 from services.engine.execution.kv_cache import LayerShape, SlotCache
-from services.engine.execution.model_structure import language_part
+from services.engine.execution.model_structure import language_model
 from services.engine.loading.loader import Source, load
-from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.scheduler import ScheduledSequence
 from services.engine.scheduling.sequence import Sequence
 
 CONSTANT = "_tensor_constant"  # how AOTInductor numbers the tensors that are no parameters, in the order of the modules
@@ -45,7 +45,7 @@ TRIED_TOKENS = 512  # of a prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class StepPlan:
     """All that a compiled step depends on, but for the weights."""
 
     source: Source
@@ -60,7 +60,7 @@ class Plan:
         return json.dumps(asdict(self), default=str)
 
     @classmethod
-    def from_json(cls, text: str) -> "Plan":
+    def from_json(cls, text: str) -> "StepPlan":
         given = json.loads(text)
         shapes = {int(index): _shape(**shape) for index, shape in given.pop("shapes").items()}
         return cls(source=Source(**given.pop("source")), **given, shapes=shapes)
@@ -100,7 +100,7 @@ class PackedStep(nn.Module):
         super().__init__()
         self.model = model
         self._layers = layers
-        self._keeps = keeps_logits(model)
+        self._keeps = supports_logits_to_keep(model)
 
     def forward(
         self,
@@ -114,7 +114,7 @@ class PackedStep(nn.Module):
     ) -> Tensor:
         layers = dict(zip(self._layers, zip(keys, values, strict=True), strict=True))
         options = {"logits_to_keep": asked} if self._keeps else {}
-        with running(_Packed(positions, writes, slots, layers)):
+        with attention_context(_Packed(positions, writes, slots, layers)):
             out = self.model(input_ids=ids[None], position_ids=positions[None], use_cache=False, **options)
         return out.logits[0] if self._keeps else out.logits[0, asked]  # type: ignore[no-any-return]
 
@@ -160,12 +160,12 @@ class CompiledStep:
         return CompiledStep(self._package, cache)
 
     @torch.inference_mode()
-    def run(self, works: list[Work]) -> Tensor:
+    def run(self, works: list[ScheduledSequence]) -> Tensor:
         """Logits `[rows, vocabulary]`, as a runner's."""
         ids = [token for work in works for token in work.tokens]
         positions = [position for work in works for position in range(work.start, work.end)]
         slots = [work.slot for work in works for _ in range(work.num_tokens)]
-        asked = asked_of(works)
+        asked = logits_indices(works)
         surplus = max(0, MIN_ROWS - len(ids))
         logits: Tensor = self._package(
             torch.tensor(ids + [0] * surplus),
@@ -179,7 +179,7 @@ class CompiledStep:
         return logits[: len(asked)]
 
 
-def asked_of(works: list[Work]) -> list[int]:
+def logits_indices(works: list[ScheduledSequence]) -> list[int]:
     """Which of the packed tokens' logits are wanted."""
     asked: list[int] = []
     start = 0
@@ -189,7 +189,7 @@ def asked_of(works: list[Work]) -> list[int]:
     return asked
 
 
-def keeps_logits(model: nn.Module) -> bool:
+def supports_logits_to_keep(model: nn.Module) -> bool:
     """Whether it can be told whose logits are wanted."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -222,14 +222,14 @@ def _constants(model: nn.Module, names: list[str]) -> list[Tensor]:
 
 def make(file: Path, text: str) -> None:
     """In a process of its own: reads the model again and compiles its step."""
-    plan = Plan.from_json(text)
+    plan = StepPlan.from_json(text)
     model = load(plan.source, "cpu", plan.dtype, file.parent).model
     pack_linears(model)
-    language_part(model).set_attn_implementation(NAME)
+    language_model(model).set_attn_implementation(ATTENTION)
     compile_to(file, model, plan)
 
 
-def compile_to(file: Path, model: nn.Module, plan: Plan) -> None:
+def compile_to(file: Path, model: nn.Module, plan: StepPlan) -> None:
     kernel.get(file.parent)
     cache = SlotCache(plan.shapes, plan.num_slots, plan.length, torch.device("cpu"))
     step = PackedStep(model, list(plan.shapes)).eval()
@@ -261,10 +261,10 @@ def try_step(step: CompiledStep, cache: SlotCache) -> None:
             raise ValueError("the compiled step does not compute numbers")
 
 
-def _work(slot: int, start: int, num_tokens: int) -> Work:
+def _work(slot: int, start: int, num_tokens: int) -> ScheduledSequence:
     sequence = Sequence(Job("trial", (0,) * (start + num_tokens)), 1)
     sequence.num_computed = start
-    return Work(sequence, slot, num_tokens)
+    return ScheduledSequence(sequence, slot, num_tokens)
 
 
 def package(

@@ -35,7 +35,7 @@ class PackedLinear(nn.Module):
         return _linear(self.weight.to_dense(), self.bias)
 
 
-class FirstOfSiblings(nn.Module):
+class MergedLinear(nn.Module):
     """Computes for itself and for the layers after it, which get the same input: one product instead of three."""
 
     def __init__(self, linears: list[nn.Linear], make: Make) -> None:
@@ -65,10 +65,10 @@ class FirstOfSiblings(nn.Module):
         return _linear(torch.split(whole.weight, self._sizes)[index].clone(), bias)
 
 
-class Sibling(nn.Module):
+class LinearSlice(nn.Module):
     """What the first one computed for it."""
 
-    def __init__(self, first: FirstOfSiblings, index: int) -> None:
+    def __init__(self, first: MergedLinear, index: int) -> None:
         super().__init__()
         self._first = (first,)  # not as a child: it is one already, elsewhere
         self._index = index
@@ -100,9 +100,9 @@ def _replace_together(module: nn.Module, names: tuple[str, ...], make: Make) -> 
     linears = [child for name in names if type(child := getattr(module, name, None)) is nn.Linear]
     alike = len({(linear.in_features, linear.bias is None) for linear in linears}) == 1
     if len(linears) == len(names) and alike:
-        first = FirstOfSiblings(linears, make)
+        first = MergedLinear(linears, make)
         for index, name in enumerate(names):
-            setattr(module, name, Sibling(first, index) if index else first)
+            setattr(module, name, LinearSlice(first, index) if index else first)
 
 
 def unpack_linears(model: nn.Module) -> None:
@@ -111,7 +111,7 @@ def unpack_linears(model: nn.Module) -> None:
         return
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, PackedLinear | FirstOfSiblings | Sibling):
+            if isinstance(child, PackedLinear | MergedLinear | LinearSlice):
                 setattr(module, name, child.unpacked())
 
 

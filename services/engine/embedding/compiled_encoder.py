@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from services.engine.cpu import kernel
-from services.engine.cpu.attention import NAME, UnsupportedAttention, running
+from services.engine.cpu.attention import ATTENTION, UnsupportedAttention, attention_context
 from services.engine.cpu.compiled_step import MAX_ROWS, MIN_ROWS, TRIED_TOKENS, digest, open_package, package
 from services.engine.cpu.merged_linear import pack_linears, unpack_linears
 
@@ -54,7 +54,7 @@ class EncodeStep(nn.Module):
         self.model = model
 
     def forward(self, ids: Tensor, positions: Tensor, begins: Tensor, ends: Tensor) -> Tensor:
-        with running(_Texts(begins, ends)):
+        with attention_context(_Texts(begins, ends)):
             out = self.model(input_ids=ids[None], position_ids=positions[None])
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
@@ -137,7 +137,7 @@ def make(file: Path, text: str) -> None:
     dtype = getattr(torch, plan.dtype)
     model = AutoModel.from_pretrained(plan.source, subfolder=plan.subfolder, dtype=dtype).eval()
     pack_where_it_agrees(model)
-    model.set_attn_implementation(NAME)
+    model.set_attn_implementation(ATTENTION)
     compile_to(file, model)
 
 

@@ -34,7 +34,7 @@ from services.engine.cpu.threads import loads, neighbours, release_team
 from services.engine.device.selection import pick_device, pick_dtype
 from services.engine.embedding.compiled_encoder import CompiledEncoder, EncoderPlan, agrees, pack_where_it_agrees
 from services.engine.loading.loader import ALONE
-from services.engine.scheduling.fairness import full, may_enter
+from services.engine.scheduling.fairness import full, may_queue
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, ServiceError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ FLAGS = {  # their names in older configurations, which list all of them as true
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class PoolingConfig:
     """How one model's token vectors become one vector. The defaults hold for a folder that says nothing."""
 
     poolings: tuple[str, ...] = ("mean",)  # several are joined end to end
@@ -77,18 +77,18 @@ class Recipe:
     subfolder: str = ""  # where the transformer lies
 
 
-def read_recipe(source: str) -> Recipe:
+def read_pooling_config(source: str) -> PoolingConfig:
     """Raises EngineFailed for a model with modules (a Dense layer, …) or poolings that would be left out here."""
     modules = _read(source, "modules.json")
     if modules is None:
-        return Recipe()
+        return PoolingConfig()
     paths = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
     if unknown := sorted(paths.keys() - {"Transformer", "Pooling", "Normalize"}):
         raise EngineFailed(f"the embedding model has a {unknown[0]} module, which is not supported")
     subfolder = paths.get("Transformer", "")
     sentence = _read(source, str(Path(subfolder, "sentence_bert_config.json"))) or {}
     pooling = _read(source, str(Path(paths.get("Pooling", "1_Pooling"), "config.json"))) or {}
-    return Recipe(
+    return PoolingConfig(
         poolings=_poolings(pooling),
         normalise="Normalize" in paths,
         max_length=sentence.get("max_seq_length"),
@@ -110,9 +110,9 @@ def _read(source: str, name: str) -> Any:
     return json.loads(Path(path).read_text("utf-8")) if path else None
 
 
-def load_tokenizer(source: str, recipe: Recipe) -> Any:
-    tokenizer = AutoTokenizer.from_pretrained(source, subfolder=recipe.subfolder)
-    if recipe.lower_case:
+def load_tokenizer(source: str, pooling: PoolingConfig) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(source, subfolder=pooling.subfolder)
+    if pooling.lower_case:
         backend = tokenizer.backend_tokenizer
         backend.normalizer = Normalizers([Lowercase(), *([backend.normalizer] if backend.normalizer else [])])
     # The file may ask for truncation and padding. The first call turns them off; no later one changes the tokenizer,
@@ -121,9 +121,9 @@ def load_tokenizer(source: str, recipe: Recipe) -> Any:
     return tokenizer
 
 
-def max_length(model: Any, tokenizer: Any, recipe: Recipe) -> int:
+def max_length(model: Any, tokenizer: Any, pooling: PoolingConfig) -> int:
     """Tokens of one text."""
-    limits = (recipe.max_length, getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
+    limits = (pooling.max_length, getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
     return min(limit for limit in limits if limit)
 
 
@@ -146,13 +146,13 @@ class Encode(Protocol):
 class Encoder:
     """The model and what its recipe makes of it; the only tensors of this file."""
 
-    def __init__(self, model: Any, recipe: Recipe) -> None:
+    def __init__(self, model: Any, pooling: PoolingConfig) -> None:
         model.config.use_cache = False  # decoders keep keys and values unless told
         self._model = model.eval()
-        self._recipe = recipe
+        self._recipe = pooling
         self._compiled: CompiledEncoder | None = None
         self._pad = getattr(model.config, "pad_token_id", None) or 0  # RoBERTa counts its positions by it
-        self.dimensions = model.config.hidden_size * len(recipe.poolings)
+        self.dimensions = model.config.hidden_size * len(pooling.poolings)
         self.device = str(model.device)
         self.dtype = str(model.dtype).removeprefix("torch.")
 
@@ -360,21 +360,21 @@ class LocalEmbedder:
     ) -> "LocalEmbedder":
         """Reads a local folder or a hub name; blocking. Without a sentence-transformers configuration the vectors are
         the normalised mean of the token vectors."""
-        recipe = read_recipe(source)
+        pooling = read_pooling_config(source)
         place = pick_device(device)
         # bfloat16 on a CPU that multiplies it: 2.8 times as fast with all-MiniLM-L6-v2, no vector off by more than 2e-4
         # (cosine). Attention is torch's own (sdpa) wherever the model has it.
         numbers = pick_dtype(dtype, place)
         with ALONE:
-            model = AutoModel.from_pretrained(source, subfolder=recipe.subfolder, dtype=numbers).to(place)
-        tokenizer = load_tokenizer(source, recipe)
+            model = AutoModel.from_pretrained(source, subfolder=pooling.subfolder, dtype=numbers).to(place)
+        tokenizer = load_tokenizer(source, pooling)
         pack_where_it_agrees(model)
-        encoder = Encoder(model, recipe)
-        compilation = encoder.compilation(source, recipe.subfolder, Path(compile_dir)) if compile_dir else None
+        encoder = Encoder(model, pooling)
+        compilation = encoder.compilation(source, pooling.subfolder, Path(compile_dir)) if compile_dir else None
         return cls(
             encoder,
             tokenizer,
-            max_length=max_length(model, tokenizer, recipe),
+            max_length=max_length(model, tokenizer, pooling),
             batch_tokens=batch_tokens,
             max_waiting=max_waiting,
             compilation=compilation,
@@ -416,7 +416,7 @@ class LocalEmbedder:
     def _check(self, inputs: Sequence[Tokens], owner: str) -> None:
         if not (self._thread and self._thread.is_alive()):
             raise Unavailable("the embedding engine is not running")
-        if not may_enter(self._held, owner, len(inputs), self._max_waiting):
+        if not may_queue(self._held, owner, len(inputs), self._max_waiting):
             raise Overloaded(full("too many inputs are waiting to be embedded", self._held, owner))
         if not min(map(len, inputs)):
             raise InvalidRequest("an input without tokens cannot be embedded")

@@ -11,7 +11,15 @@ from transformers import AutoModelForSequenceClassification
 from services.engine.base import Pair
 from services.engine.cpu.threads import loads
 from services.engine.device.selection import pick_device, pick_dtype
-from services.engine.embedding.embedder import Floats, LocalEmbedder, Recipe, Tokens, load_tokenizer, max_length, padded
+from services.engine.embedding.embedder import (
+    Floats,
+    LocalEmbedder,
+    PoolingConfig,
+    Tokens,
+    load_tokenizer,
+    max_length,
+    padded,
+)
 from services.engine.loading.loader import ALONE
 from services.errors import EngineFailed
 
@@ -61,6 +69,6 @@ class LocalReranker(LocalEmbedder):
         place = pick_device(device)
         with ALONE:
             model = AutoModelForSequenceClassification.from_pretrained(source, dtype=pick_dtype(dtype, place)).to(place)
-        recipe = Recipe()
-        tokenizer = load_tokenizer(source, recipe)
-        return cls(CrossEncoder(model), tokenizer, max_length=max_length(model, tokenizer, recipe), **options)
+        pooling = PoolingConfig()
+        tokenizer = load_tokenizer(source, pooling)
+        return cls(CrossEncoder(model), tokenizer, max_length=max_length(model, tokenizer, pooling), **options)

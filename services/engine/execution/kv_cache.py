@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from services.engine.scheduling.slots import Change, Copy, Forget, Swap
+from services.engine.scheduling.slots import CacheChange, ClearSlot, CopySlot, SwapSlots
 
 PAGE = mmap.PAGESIZE
 MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python names it from 3.13 on
@@ -57,7 +57,7 @@ class SlotCache:
         }
 
     @torch.inference_mode()
-    def change(self, changes: Sequence[Change]) -> None:
+    def change(self, changes: Sequence[CacheChange]) -> None:
         for change in changes:
             for bank in self._banks:
                 bank.change(change)
@@ -84,18 +84,18 @@ class _Bank:
         memory = _memory(prod(shape) * dtype.itemsize)
         return cls(torch.frombuffer(memory, dtype=dtype).view(shape), memory if LINUX else None)
 
-    def change(self, change: Change) -> None:
+    def change(self, change: CacheChange) -> None:
         tensor = self.tensor
         match change:
-            case Copy(source, target, length):
+            case CopySlot(source, target, length):
                 tensor[target, :, :length] = tensor[source, :, :length]
-            case Swap(one, other, length):
+            case SwapSlots(one, other, length):
                 kept = tensor[one, :, :length].clone()
                 tensor[one, :, :length] = tensor[other, :, :length]
                 tensor[other, :, :length] = kept
-            case Forget(slot, 0) if self.memory:
+            case ClearSlot(slot, 0) if self.memory:
                 self._clear(tensor[slot])
-            case Forget(slot, start, end):
+            case ClearSlot(slot, start, end):
                 for head in tensor[slot]:
                     self._clear(head[start:end])
 

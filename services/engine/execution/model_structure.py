@@ -5,18 +5,18 @@ from typing import Any
 from torch import nn
 
 
-def language_part(model: Any) -> Any:
+def language_model(model: Any) -> Any:
     """All of a model that only speaks; of one that also sees, its decoder, without the language head."""
     config = getattr(model, "config", None)
     return model if config is None or config is config.get_text_config() else model.get_decoder()
 
 
-def some_tokens(model: Any, number: int) -> list[int]:
+def trial_tokens(model: Any, number: int) -> list[int]:
     """To try a model with: none like the one before, and the same ones each time."""
     return [(7 * i + 1) % model.config.get_text_config().vocab_size for i in range(number)]
 
 
 def language_modules(model: nn.Module) -> list[nn.Module]:
     """Those whose children a text goes through."""
-    part = language_part(model)
+    part = language_model(model)
     return list(model.modules()) if part is model else [model, *part.modules()]

@@ -7,18 +7,26 @@ from typing import Any
 
 import torch
 
-from services.engine.cpu.attention import NAME, UNMASKED
+from services.engine.cpu.attention import ATTENTION, ATTENTION_UNMASKED
 from services.engine.cpu.merged_linear import pack_linears, unpack_linears
-from services.engine.execution.batched_runner import BatchRunner
+from services.engine.execution.batched_runner import BatchedRunner
 from services.engine.execution.kv_cache import LayerShape, SlotCache, fit
-from services.engine.execution.model_structure import language_part
+from services.engine.execution.model_structure import language_model
 from services.engine.execution.runner import Runner
-from services.engine.execution.runner_check import CHECK_LENGTH, Check, Differs, brief, check_of, compare, probe
-from services.engine.execution.sequential_runner import SoloRunner
+from services.engine.execution.runner_check import (
+    CHECK_LENGTH,
+    LogitsCheck,
+    LogitsDiffer,
+    make_check,
+    probe,
+    summarize,
+    verify_logits,
+)
+from services.engine.execution.sequential_runner import SequentialRunner
 from services.engine.paged.attention import PAGE_SIZE
 from services.engine.paged.cache import PagedCache
 from services.engine.paged.graphs import CudaCapture
-from services.engine.paged.runner import PagedRunner, Paging, trial
+from services.engine.paged.runner import PagedRunner, PagingConfig, trial
 from services.errors import EngineFailed
 
 logger = logging.getLogger(__name__)
@@ -46,38 +54,40 @@ def build_runner(
     length: int,
     budget: int,
     cache_tokens: int | None = None,
-    paging: Paging | None = None,
+    paging: PagingConfig | None = None,
 ) -> Runner:
     """A PagedRunner on a GPU, else a BatchRunner, if the model says the same with it as without; else a SoloRunner.
 
     `budget`: bytes the key/value cache may take; `cache_tokens`: what it holds, whatever the budget is. `paging`:
     pages, also where slots would be better.
     """
-    check = check_of(model)
+    check = make_check(model)
     size = _Size(num_slots, length, budget, cache_tokens)
     if model.device.type == "cuda":
-        paging = paging or Paging(PAGE_SIZE, CudaCapture(model.device))
+        paging = paging or PagingConfig(PAGE_SIZE, CudaCapture(model.device))
     pack_linears(model)
     try:
         return _any_runner(model, check, size, paging)
-    except Differs:  # some models reach for a layer's weight themselves and cannot read it packed
+    except LogitsDiffer:  # some models reach for a layer's weight themselves and cannot read it packed
         unpack_linears(model)
     try:
         return _any_runner(model, check, size, paging)
-    except Differs as reason:  # and some keep their past elsewhere than where `generate` would look for it
+    except LogitsDiffer as reason:  # and some keep their past elsewhere than where `generate` would look for it
         raise EngineFailed(f"Models of the kind {type(model).__name__} cannot be served: {reason}") from reason
 
 
-def _any_runner(model: Any, check: Check, size: _Size, paging: Paging | None) -> Runner:
+def _any_runner(model: Any, check: LogitsCheck, size: _Size, paging: PagingConfig | None) -> Runner:
     name = type(model).__name__
     if paging:
         try:
-            return _interfaced(model, UNMASKED, lambda shapes: _paged_runner(model, check, size, shapes, paging))
-        except Differs as reason:
+            return _interfaced(
+                model, ATTENTION_UNMASKED, lambda shapes: _paged_runner(model, check, size, shapes, paging)
+            )
+        except LogitsDiffer as reason:
             logger.warning("%s runs without pages: %s", name, reason)
     try:
-        return _interfaced(model, NAME, lambda shapes: _batch_runner(model, check, size, shapes))
-    except Differs as reason:
+        return _interfaced(model, ATTENTION, lambda shapes: _batch_runner(model, check, size, shapes))
+    except LogitsDiffer as reason:
         logger.warning("%s runs one sequence at a time: %s", name, reason)
     if size.cache_tokens is not None:
         raise EngineFailed("'num_gpu_blocks_override': this model keeps its past itself, in no blocks")
@@ -86,10 +96,10 @@ def _any_runner(model: Any, check: Check, size: _Size, paging: Paging | None) ->
 
 def _interfaced(model: Any, name: str, runner: Callable[[Shapes], Runner]) -> Runner:
     """With its attention handed over to us, or as it was before."""
-    speaks = language_part(model)
+    speaks = language_model(model)
     original = speaks.config._attn_implementation
     try:
-        speaks.set_attn_implementation(NAME)
+        speaks.set_attn_implementation(ATTENTION)
         shapes = probe(model)
         speaks.set_attn_implementation(name)
         return runner(shapes)
@@ -97,11 +107,11 @@ def _interfaced(model: Any, name: str, runner: Callable[[Shapes], Runner]) -> Ru
         raise
     except Exception as error:  # whatever an unknown architecture may throw; it is served a slower way instead
         speaks.set_attn_implementation(original)
-        raise Differs(brief(error)) from error
+        raise LogitsDiffer(summarize(error)) from error
 
 
-def _paged_runner(model: Any, check: Check, size: _Size, shapes: Shapes, paging: Paging) -> PagedRunner:
-    compare(trial(model, shapes, 2 * CHECK_LENGTH, check, replace(paging, capture=None)), check)
+def _paged_runner(model: Any, check: LogitsCheck, size: _Size, shapes: Shapes, paging: PagingConfig) -> PagedRunner:
+    verify_logits(trial(model, shapes, 2 * CHECK_LENGTH, check, replace(paging, capture=None)), check)
     if paging.capture:
         paging = _recorded(model, check, shapes, paging)
     room = _fit_pages(shapes, size, paging.page_size)
@@ -116,32 +126,32 @@ def _paged_runner(model: Any, check: Check, size: _Size, shapes: Shapes, paging:
     return PagedRunner(model, cache, check, paging, room.cache_tokens)
 
 
-def _recorded(model: Any, check: Check, shapes: Shapes, paging: Paging) -> Paging:
+def _recorded(model: Any, check: LogitsCheck, shapes: Shapes, paging: PagingConfig) -> PagingConfig:
     """Without recording, if that goes wrong: some models look at their numbers on the way."""
     try:
-        compare(tried := trial(model, shapes, 2 * CHECK_LENGTH, check, paging), check)
-        reason = tried.unrecorded
+        verify_logits(tried := trial(model, shapes, 2 * CHECK_LENGTH, check, paging), check)
+        reason = tried.capture_failure
     except Exception as error:
-        reason = brief(error)
+        reason = summarize(error)
     if reason is None:
         return paging
     logger.warning("steps of %s are not recorded: %s", type(model).__name__, reason)
     return replace(paging, capture=None)
 
 
-def _batch_runner(model: Any, check: Check, size: _Size, shapes: Shapes) -> BatchRunner:
+def _batch_runner(model: Any, check: LogitsCheck, size: _Size, shapes: Shapes) -> BatchedRunner:
     room = _fit(shapes, size, model.device)
-    compare(BatchRunner(model, SlotCache(shapes, 2, 2 * CHECK_LENGTH, model.device), check), check)
+    verify_logits(BatchedRunner(model, SlotCache(shapes, 2, 2 * CHECK_LENGTH, model.device), check), check)
     cache = SlotCache(shapes, room.num_slots, size.length, model.device)
-    return BatchRunner(model, cache, check, room.cache_tokens)
+    return BatchedRunner(model, cache, check, room.cache_tokens)
 
 
-def _solo_runner(model: Any, check: Check, size: _Size) -> SoloRunner:
+def _solo_runner(model: Any, check: LogitsCheck, size: _Size) -> SequentialRunner:
     try:
-        compare(SoloRunner(model, 2, 2 * CHECK_LENGTH), check)
+        verify_logits(SequentialRunner(model, 2, 2 * CHECK_LENGTH), check)
     except Exception as error:
-        raise Differs(brief(error)) from error
-    return SoloRunner(model, size.num_slots, size.length)
+        raise LogitsDiffer(summarize(error)) from error
+    return SequentialRunner(model, size.num_slots, size.length)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from services.engine.base import GrammarSpec
-from services.engine.grammar.lark import NoGrammar, lark
+from services.engine.grammar.lark import InvalidGrammar, lark
 
 # verbose errors would hold a whole grammar; an ambiguous one takes half a second for a token by the library's own limit
 LIMITS = LLParserLimits(verbose_errors=False, step_max_items=10_000)
@@ -49,7 +49,7 @@ def compile_text(text: str, tokenizer: LLTokenizer) -> LLMatcher:
     """Lets other threads run for all of its time."""
     matcher = LLMatcher(tokenizer, text, log_level=0, limits=LIMITS)
     if matcher.is_error():
-        raise NoGrammar(_why(matcher.get_error()))
+        raise InvalidGrammar(_why(matcher.get_error()))
     return matcher
 
 
@@ -58,7 +58,7 @@ def checked_text(spec: GrammarSpec, markers: Mapping[str, int], tokenizer: LLTok
     try:
         text = LLMatcher.grammar_from_lark(lark(spec, markers))
     except UnicodeError:  # half of a surrogate pair
-        raise NoGrammar("it is no text") from None
+        raise InvalidGrammar("it is no text") from None
     _check_beginning(compile_text(text, tokenizer))
     return text
 
@@ -67,11 +67,11 @@ def _check_beginning(matcher: LLMatcher) -> None:
     """Refuses what can never be said, and what has too many ways to go on once it is begun."""
     mask = matcher.compute_bitmask()
     if matcher.is_error():
-        raise NoGrammar(_why(matcher.get_error()))
+        raise InvalidGrammar(_why(matcher.get_error()))
     place = next((place for place, bits in enumerate(mask) if bits), 0)
     matcher.consume_token(8 * place + max(0, (mask[place] & -mask[place]).bit_length() - 1))
     if matcher.is_error():
-        raise NoGrammar(_why(matcher.get_error()))
+        raise InvalidGrammar(_why(matcher.get_error()))
 
 
 REASONS = {

@@ -19,7 +19,7 @@ from contextlib import suppress
 
 from services.engine.base import GrammarSpec
 from services.engine.grammar.check import Vocabulary, checked_text
-from services.engine.grammar.lark import NoGrammar
+from services.engine.grammar.lark import InvalidGrammar
 
 LENGTH = struct.Struct(">Q")
 CHECKED, REFUSED, ENDED = b"+", b"-", b"!"  # what an answer begins with; after the last the number of a signal
@@ -111,7 +111,7 @@ class GrammarProcess:
     def _answer(self, spec: GrammarSpec) -> bytes:
         try:
             return CHECKED + checked_text(spec, self._markers, self._tokenizer).encode()
-        except NoGrammar as error:
+        except InvalidGrammar as error:
             return REFUSED + str(error).encode(errors="replace")
         except (MemoryError, RecursionError):
             return ENDED + bytes([signal.SIGABRT])

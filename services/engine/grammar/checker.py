@@ -13,7 +13,7 @@ from contextlib import suppress
 from services.engine.base import GrammarSpec
 from services.engine.grammar.check import Vocabulary
 from services.engine.grammar.check_process import ABORTED, CHECKED, ENDED, REFUSED, TIME_IS_UP, read, write
-from services.engine.grammar.lark import NoGrammar
+from services.engine.grammar.lark import InvalidGrammar
 from services.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -166,9 +166,9 @@ class _Child:
 def _raise_refusal(answer: bytes) -> None:
     """Nothing where a child was ended that its grammar did not end."""
     if answer[:1] == REFUSED:
-        raise NoGrammar(answer[1:].decode())
+        raise InvalidGrammar(answer[1:].decode())
     if answer[:1] == ENDED and answer[1] in TIME_IS_UP + ABORTED:
-        raise NoGrammar(TOO_LARGE)
+        raise InvalidGrammar(TOO_LARGE)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:

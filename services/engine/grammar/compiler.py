@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from services.engine.base import MAX_SOURCE, GrammarSpec
 from services.engine.grammar.check import Vocabulary, compile_text
 from services.engine.grammar.checker import CPU_S, GrammarChecker
-from services.engine.grammar.lark import NoGrammar
+from services.engine.grammar.lark import InvalidGrammar
 from services.engine.scheduling.fair_slots import FairSlots
 from services.engine.token_texts import TokenTexts
 from services.errors import InvalidRequest
@@ -60,7 +60,7 @@ class Matcher:
         return mask[:0] if self._matcher.is_error() else mask
 
 
-class Grammars:
+class GrammarCompiler:
     """Compiles for one tokenizer: the same one twice at once is compiled once, and what was refused is remembered.
 
     For each owner by itself: that a grammar is there already is felt in the time it takes, and would tell of another's.
@@ -82,7 +82,7 @@ class Grammars:
     async def matcher(self, spec: GrammarSpec, owner: str = "") -> Matcher:
         try:
             compiled = await self._compiled(replace(spec, param=""), owner)
-        except NoGrammar as error:
+        except InvalidGrammar as error:
             raise InvalidRequest(f"'{spec.param}': {error}", param=spec.param) from error
         return Matcher(compiled.deep_copy(), self._ends)
 
@@ -93,13 +93,13 @@ class Grammars:
 
     async def _compiled(self, spec: GrammarSpec, owner: str) -> LLMatcher:
         if len(spec.source) > MAX_SOURCE:
-            raise NoGrammar(f"it is longer than {MAX_SOURCE} characters")
+            raise InvalidGrammar(f"it is longer than {MAX_SOURCE} characters")
         key = owner, spec
         if (compiled := self._kept.pop(key, None)) is not None:
             self._kept[key] = compiled
             return compiled
         if (reason := self._refused.get((owner, _digest(spec)))) is not None:
-            raise NoGrammar(reason)
+            raise InvalidGrammar(reason)
         if (task := self._compiling.get(key)) is None:
             task = self._compiling[key] = asyncio.create_task(self._compile(spec, owner))
             task.add_done_callback(lambda done: self._settle(key, done))
@@ -117,7 +117,7 @@ class Grammars:
         match None if task.cancelled() else task.exception():
             case None if not task.cancelled():
                 self._keep(key, task.result())
-            case NoGrammar() as error:
+            case InvalidGrammar() as error:
                 self._refuse(*key, str(error))
 
     def _keep(self, key: Owned, compiled: LLMatcher) -> None:

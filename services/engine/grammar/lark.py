@@ -44,7 +44,7 @@ LARK = re.compile(r"^[^\S\n]*(?:%llguidance\b|start\s*:)", re.MULTILINE)  # as t
 GBNF_COMMENT = re.compile(r"""("(?:\\.|[^"\\])*"?|\[(?:\\.|[^\]\\])*\]?)|\#[^\n\r]*""")
 
 
-class NoGrammar(ValueError):
+class InvalidGrammar(ValueError):
     """Says why, in words for whoever sent it."""
 
 
@@ -61,7 +61,7 @@ def _source(spec: GrammarSpec) -> str:
         case "json_schema":
             schema, end = _json(spec.source)
             if spec.source[end:].strip():
-                raise NoGrammar("more than one JSON value")
+                raise InvalidGrammar("more than one JSON value")
             return f"start: %json {json.dumps({} if schema is True else schema)}"
         case "regex":
             pattern = regex_to_lark(spec.source, "d")
@@ -79,7 +79,7 @@ def _from_gbnf(text: str) -> str:
         # it keeps the comments by adding each to all those before
         return gbnf_to_lark(GBNF_COMMENT.sub(lambda found: found[1] or "", text))
     except Exception as error:  # the converter raises whatever it stumbles over
-        raise NoGrammar("as GBNF it cannot be read") from error
+        raise InvalidGrammar("as GBNF it cannot be read") from error
 
 
 def _resolve(text: str, markers: Mapping[str, int], start: str = "start") -> str:
@@ -124,9 +124,9 @@ def _json(text: str, at: int = 0) -> tuple[Any, int]:
     try:
         return DECODER.raw_decode(text, at)
     except RecursionError:
-        raise NoGrammar("its JSON is nested too deeply") from None
+        raise InvalidGrammar("its JSON is nested too deeply") from None
     except ValueError as error:
-        raise NoGrammar("its JSON cannot be read") from error
+        raise InvalidGrammar("its JSON cannot be read") from error
 
 
 def _no_constant(name: str) -> None:
@@ -158,10 +158,10 @@ def _check_size(schema: dict[str, Any]) -> None:
     """Refuses what the library would take minutes over: it bounds itself everywhere else."""
     parts = list(_objects(schema))
     if sum(len(part["properties"]) for part in parts if isinstance(part.get("properties"), dict)) > MAX_PROPERTIES:
-        raise NoGrammar(f"a JSON schema has at most {MAX_PROPERTIES} 'properties' in all")
+        raise InvalidGrammar(f"a JSON schema has at most {MAX_PROPERTIES} 'properties' in all")
     steps = {Decimal(str(part["multipleOf"])) for part in parts if type(part.get("multipleOf")) in (int, float)}
     if any(not 0 < step < MAX_MULTIPLE for step in steps) or _common_multiple(steps) > MAX_MULTIPLE:
-        raise NoGrammar(f"'multipleOf' is supported up to {MAX_MULTIPLE} of the smallest unit")
+        raise InvalidGrammar(f"'multipleOf' is supported up to {MAX_MULTIPLE} of the smallest unit")
 
 
 def _objects(value: object, but: Collection[str] = ()) -> Iterator[dict[str, Any]]:

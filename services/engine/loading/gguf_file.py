@@ -4,7 +4,7 @@ import mmap
 from pathlib import Path
 from struct import Struct, error, unpack_from
 
-from services.engine.loading.unusable import Unusable
+from services.engine.loading.unusable import UnusableModel
 
 U32, U64 = Struct("<I"), Struct("<Q")
 STRING, ARRAY = 8, 9
@@ -15,14 +15,14 @@ VERSIONS = (2, 3)
 def check(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            raise Unusable(f"{path} is no GGUF file")
+            raise UnusableModel(f"{path} is no GGUF file")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
                 end = _Head(data).end()
             except (error, IndexError, KeyError, ValueError):
-                raise Unusable(f"{path} is not whole, or no GGUF file: its head cannot be read") from None
+                raise UnusableModel(f"{path} is not whole, or no GGUF file: its head cannot be read") from None
             if end > len(data):
-                raise Unusable(f"{path} is not whole: {len(data)} bytes of {end}")
+                raise UnusableModel(f"{path} is not whole: {len(data)} bytes of {end}")
 
 
 class _Head:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from services.engine.loading import gguf_file
-from services.engine.loading.unusable import Unusable
+from services.engine.loading.unusable import UnusableModel
 
 HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
@@ -31,12 +31,12 @@ def check(source: str, kind: str) -> None:
     elif path.is_file():
         _check_file(path)
     elif path.suffix == ".gguf" or not HUB_NAME.fullmatch(source) or source.startswith("."):
-        raise Unusable(f"there is no folder or GGUF file {source}")
+        raise UnusableModel(f"there is no folder or GGUF file {source}")
 
 
 def _check_file(path: Path) -> None:
     if path.suffix != ".gguf":
-        raise Unusable(f"{path} is neither a model's folder nor a GGUF file")
+        raise UnusableModel(f"{path} is neither a model's folder nor a GGUF file")
     gguf_file.check(path)
 
 
@@ -44,7 +44,7 @@ def _check_folder(folder: Path, kind: str) -> None:
     inner = folder / _subfolder(folder)
     config = _read_config(inner)
     if kind == "chat" and config.get("model_type") in ENCODERS and not config.get("is_decoder"):
-        raise Unusable(f"{folder} is an encoder ({config['model_type']}): it makes embeddings, but writes no text")
+        raise UnusableModel(f"{folder} is an encoder ({config['model_type']}): it makes embeddings, but writes no text")
     for weights in _weights(inner):
         _check_weights(weights)
     _check_tokenizer(inner)
@@ -62,11 +62,11 @@ def _subfolder(folder: Path) -> str:
 def _read_config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.json").exists():
         if ggufs := sorted(folder.glob("*.gguf")):
-            raise Unusable(f"{folder} has no config.json: name the GGUF file itself, e.g. {ggufs[0]}")
-        raise Unusable(f"{folder} is no model's folder: it has no config.json")
+            raise UnusableModel(f"{folder} has no config.json: name the GGUF file itself, e.g. {ggufs[0]}")
+        raise UnusableModel(f"{folder} is no model's folder: it has no config.json")
     config = _read_json(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise Unusable(f"{folder / 'config.json'} names no model_type")
+        raise UnusableModel(f"{folder / 'config.json'} names no model_type")
     return config
 
 
@@ -74,7 +74,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise Unusable(f"{path} is no JSON: {error}") from None
+        raise UnusableModel(f"{path} is no JSON: {error}") from None
 
 
 def _weights(folder: Path) -> Iterator[Path]:
@@ -86,24 +86,24 @@ def _weights(folder: Path) -> Iterator[Path]:
         if index.exists():
             yield from (folder / each for each in _shards(index))
             return
-    raise Unusable(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin")
+    raise UnusableModel(f"{folder} has no weights: neither model.safetensors nor pytorch_model.bin")
 
 
 def _shards(index: Path) -> list[str]:
     shards = _read_json(index)
     named = shards.get("weight_map") if isinstance(shards, dict) else None
     if not isinstance(named, dict) or not named:
-        raise Unusable(f"{index} names no files")
+        raise UnusableModel(f"{index} names no files")
     return sorted({str(each) for each in named.values()})
 
 
 def _check_weights(path: Path) -> None:
     if not path.is_file():
-        raise Unusable(f"{path} is missing")
+        raise UnusableModel(f"{path} is missing")
     if path.suffix == ".safetensors":
         _check_safetensors(path)
     elif path.stat().st_size == 0 or (_begins_as_zip(path) and not zipfile.is_zipfile(path)):
-        raise Unusable(f"{path} is not whole")
+        raise UnusableModel(f"{path} is not whole")
 
 
 def _begins_as_zip(path: Path) -> bool:
@@ -117,24 +117,24 @@ def _check_safetensors(path: Path) -> None:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
-            raise Unusable(f"{path} is not whole, or no safetensors file")
+            raise UnusableModel(f"{path} is not whole, or no safetensors file")
         try:
             tensors = json.loads(file.read(length))
             ends = [int(each["data_offsets"][1]) for name, each in tensors.items() if name != "__metadata__"]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            raise Unusable(f"{path} is no safetensors file: its header cannot be read") from None
+            raise UnusableModel(f"{path} is no safetensors file: its header cannot be read") from None
     if 8 + length + max(ends, default=0) != size:
-        raise Unusable(f"{path} is not whole: {size} bytes of {8 + length + max(ends, default=0)}")
+        raise UnusableModel(f"{path} is not whole: {size} bytes of {8 + length + max(ends, default=0)}")
 
 
 def _check_tokenizer(folder: Path) -> None:
     if not any((folder / name).exists() for name in TOKENIZERS) and not any(
         next(folder.glob(pattern), None) for pattern in OTHER_TOKENIZERS
     ):
-        raise Unusable(f"{folder} has no tokenizer: no {', '.join(TOKENIZERS[:2])} or the like")
+        raise UnusableModel(f"{folder} has no tokenizer: no {', '.join(TOKENIZERS[:2])} or the like")
     path = folder / "tokenizer.json"
     if path.exists() and not _ends_as_json(path):
-        raise Unusable(f"{path} is not whole")
+        raise UnusableModel(f"{path} is not whole")
 
 
 def _ends_as_json(path: Path) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
-from services.engine.cpu.attention import visible
+from services.engine.cpu.attention import causal_mask
 
 PAGE_SIZE = 256
 
@@ -85,7 +85,7 @@ def _one(queries: Tensor, keys: Tensor, values: Tensor, length: int, scale: floa
         queries.transpose(0, 1)[None],
         keys[None],
         values[None],
-        attn_mask=visible(positions[:, None], length, window),
+        attn_mask=causal_mask(positions[:, None], length, window),
         scale=scale,
         enable_gqa=True,
     )

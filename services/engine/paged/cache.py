@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from services.engine.execution.kv_cache import LayerCache, LayerShape
-from services.engine.scheduling.pages import PageCopy, Pages
-from services.engine.scheduling.scheduler import Work
-from services.engine.scheduling.slots import Change
+from services.engine.scheduling.pages import CopyPage, Pages
+from services.engine.scheduling.scheduler import ScheduledSequence
+from services.engine.scheduling.slots import CacheChange
 
 
 class PagedCache:
@@ -45,18 +45,18 @@ class PagedCache:
             for index, shape in shapes.items()
         }
 
-    def change(self, changes: Sequence[Change]) -> None:
+    def change(self, changes: Sequence[CacheChange]) -> None:
         for change in changes:
             self.pages.change(change)
 
     @torch.inference_mode()
-    def claim(self, works: Sequence[Work]) -> None:
+    def claim(self, works: Sequence[ScheduledSequence]) -> None:
         """Before a step writes: copies all that must not be written over, and only then anything is."""
         for work in works:
             for copy in self.pages.claim(work.slot, work.start, work.end):
                 self._copy(copy)
 
-    def _copy(self, copy: PageCopy) -> None:
+    def _copy(self, copy: CopyPage) -> None:
         for layer in self.layers.values():
             for bank in (layer.keys, layer.values):
                 bank[copy.target, : copy.length] = bank[copy.source, : copy.length]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from services.engine.device.device_io import pinned
-from services.engine.execution.runner_check import brief
+from services.engine.execution.runner_check import summarize
 from services.engine.paged.cache import PagedCache
-from services.engine.paged.step import Form, Inputs, PagedStep, write
-from services.engine.scheduling.scheduler import Work
+from services.engine.paged.step import BatchShape, Inputs, PagedStep, write
+from services.engine.scheduling.scheduler import ScheduledSequence
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +77,12 @@ class Graphs:
         self._step = step
         self._cache = cache
         self._capture = capture
-        self._buffers: dict[Form, Tensor] = {}
-        self._replays: dict[Form, Replay] = {}
+        self._buffers: dict[BatchShape, Tensor] = {}
+        self._replays: dict[BatchShape, Replay] = {}
         self.failure: str | None = None  # why the latest form that is not recorded is not
         self.batch_sizes = batch_sizes(cache.num_slots)
 
-    def run(self, works: list[Work], tokens: Tensor | None = None) -> Tensor:
+    def run(self, works: list[ScheduledSequence], tokens: Tensor | None = None) -> Tensor:
         """Logits of one new token each; they last until the next step. `tokens`: where only the device knows them."""
         form = self.form(works)
         array = write(works, form, self._cache.pages, self._cache.spare)
@@ -94,7 +94,7 @@ class Graphs:
         logits = self._replays[form]() if form in self._replays else self._first(form)
         return logits[: len(works)]
 
-    def form(self, works: list[Work]) -> Form:
+    def form(self, works: list[ScheduledSequence]) -> BatchShape:
         """The smallest that the works fit into."""
         size = self.batch_sizes[bisect_left(self.batch_sizes, len(works))]
         pages, table = self._cache.pages, self._cache.pages.table
@@ -103,9 +103,9 @@ class Graphs:
         while width < needed:
             width *= 4
         width = min(width, table.shape[1])
-        return Form(size, size, size, width, max_queries=1, max_length=width * pages.page_size)
+        return BatchShape(size, size, size, width, max_queries=1, max_length=width * pages.page_size)
 
-    def _first(self, form: Form) -> Tensor:
+    def _first(self, form: BatchShape) -> Tensor:
         """Where it cannot be recorded, it is computed anew, now and from now on: that must cost nobody an answer."""
         buffer = self._buffers[form]
 
@@ -115,7 +115,7 @@ class Graphs:
         try:
             replay = self._capture(forward)
         except Exception as error:  # whatever a driver may throw
-            failure = brief(error)
+            failure = summarize(error)
         else:
             self._replays[form] = replay
             return replay()

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from services.engine.device.device_io import upload
 from services.engine.execution.kv_cache import LayerShape
-from services.engine.execution.runner_check import Check
+from services.engine.execution.runner_check import LogitsCheck
 from services.engine.loading.loader import Source
 from services.engine.paged.cache import PagedCache
 from services.engine.paged.graphs import Capture, Graphs
-from services.engine.paged.step import Form, Inputs, PagedStep, write
-from services.engine.scheduling.scheduler import Work
-from services.engine.scheduling.slots import Change
-from services.engine.vision.vision import Vision, seeing
+from services.engine.paged.step import BatchShape, Inputs, PagedStep, write
+from services.engine.scheduling.scheduler import ScheduledSequence
+from services.engine.scheduling.slots import CacheChange
+from services.engine.vision.vision import Vision, vision_for
 
 
 @dataclass(frozen=True, slots=True)
-class Paging:
+class PagingConfig:
     """How the memory is cut up, and who records steps; nobody: none is."""
 
     page_size: int
@@ -38,8 +38,8 @@ class PagedRunner:
         self,
         model: Any,
         cache: PagedCache,
-        check: Check,
-        paging: Paging,
+        check: LogitsCheck,
+        paging: PagingConfig,
         cache_tokens: int | None = None,
         vision: Vision | None = None,
     ) -> None:
@@ -49,7 +49,7 @@ class PagedRunner:
         self.page_size = paging.page_size
         self.num_slots = cache.num_slots
         self.length = cache.length
-        self.overlaps = cache.device.type != "cpu"
+        self.asynchronous = cache.device.type != "cpu"
         self._model = model
         self._cache = cache
         self._paging = paging
@@ -59,10 +59,10 @@ class PagedRunner:
 
     @property
     def records(self) -> bool:
-        return self._graphs is not None and not self.unrecorded
+        return self._graphs is not None and not self.capture_failure
 
     @property
-    def unrecorded(self) -> str | None:
+    def capture_failure(self) -> str | None:
         """Why some steps are not recorded that should be."""
         return self._graphs.failure if self._graphs else None
 
@@ -70,21 +70,21 @@ class PagedRunner:
     def token_bytes(self) -> int:
         return sum(shape.num_bytes for shape in self._cache.shapes.values())
 
-    def change(self, changes: list[Change]) -> None:
+    def change(self, changes: list[CacheChange]) -> None:
         self._cache.change(changes)
 
     @torch.inference_mode()
-    def run(self, batch: list[Work]) -> Tensor:
+    def run(self, batch: list[ScheduledSequence]) -> Tensor:
         self._cache.claim(batch)
-        vision = seeing(self.vision, batch)
+        vision = vision_for(self.vision, batch)
         if self._graphs and not vision and all(work.num_tokens == work.num_logits == 1 for work in batch):
             return self._graphs.run(batch)
         return self._run(batch, vision)
 
     @torch.inference_mode()
-    def run_ahead(self, works: list[Work], tokens: Tensor) -> Tensor | None:
+    def run_lookahead(self, works: list[ScheduledSequence], tokens: Tensor) -> Tensor | None:
         """Only where nothing must be claimed: who knows whether the scheduler lets them go on."""
-        if not self._graphs or seeing(self.vision, works):
+        if not self._graphs or vision_for(self.vision, works):
             return None
         if not all(self._cache.pages.owns(work.slot, work.start) for work in works):
             return None
@@ -97,8 +97,8 @@ class PagedRunner:
         """With the same model and a small memory of its own, to try something."""
         return trial(self._model, self._cache.shapes, length, self.check, self._paging, vision)
 
-    def _run(self, batch: list[Work], vision: Vision | None) -> Tensor:
-        form = Form.of(batch, self._cache.pages)
+    def _run(self, batch: list[ScheduledSequence], vision: Vision | None) -> Tensor:
+        form = BatchShape.of(batch, self._cache.pages)
         array = write(batch, form, self._cache.pages, self._cache.spare)
         inputs = Inputs.split(upload(array, self._cache.device), form)
         given = vision.inputs(batch, inputs.ids[None], inputs.positions[None]) if vision else None
@@ -109,8 +109,8 @@ def trial(
     model: Any,
     shapes: Mapping[int, LayerShape],
     length: int,
-    check: Check,
-    paging: Paging,
+    check: LogitsCheck,
+    paging: PagingConfig,
     vision: Vision | None = None,
 ) -> PagedRunner:
     cache = PagedCache(

@@ -14,18 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.engine.cpu.attention import running
-from services.engine.cpu.compiled_step import asked_of, keeps_logits
+from services.engine.cpu.attention import attention_context
+from services.engine.cpu.compiled_step import logits_indices, supports_logits_to_keep
 from services.engine.execution.kv_cache import LayerCache
 from services.engine.paged.attention import PagedRows, attend
 from services.engine.scheduling.pages import Pages
-from services.engine.scheduling.scheduler import Work
+from services.engine.scheduling.scheduler import ScheduledSequence
 
 Ints = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class BatchShape:
     """The sizes of a step. Steps of the same form differ in nothing but numbers."""
 
     num_tokens: int
@@ -36,7 +36,7 @@ class Form:
     max_length: int
 
     @classmethod
-    def of(cls, works: list[Work], pages: Pages) -> "Form":
+    def of(cls, works: list[ScheduledSequence], pages: Pages) -> "BatchShape":
         most = max(work.end for work in works)
         return cls(
             num_tokens=sum(work.num_tokens for work in works),
@@ -68,7 +68,7 @@ class Inputs:
     rows: PagedRows
 
     @classmethod
-    def split(cls, array: Tensor, form: Form) -> "Inputs":
+    def split(cls, array: Tensor, form: BatchShape) -> "Inputs":
         ids, positions, writes, asked, query_starts, key_starts, lengths, table = torch.split(array, form.sizes)
         rows = PagedRows(
             query_starts, key_starts, lengths, table.view(-1, form.num_pages), form.max_queries, form.max_length
@@ -76,7 +76,7 @@ class Inputs:
         return cls(ids.long(), positions.long(), writes.long(), asked.long(), rows)
 
 
-def write(works: list[Work], form: Form, pages: Pages, spare: int) -> Ints:
+def write(works: list[ScheduledSequence], form: BatchShape, pages: Pages, spare: int) -> Ints:
     """The step as one array, which begins with the tokens as far as they are known.
 
     Where the form is larger than the step, the rest are rows of one token each that read and write the spare page.
@@ -92,7 +92,7 @@ def write(works: list[Work], form: Form, pages: Pages, spare: int) -> Ints:
     of_tokens, inside = np.repeat(slots, counts), positions[:num_tokens]
     writes[:num_tokens] = pages.table[of_tokens, inside // pages.page_size] * pages.page_size + inside % pages.page_size
     writes[num_tokens:] = spare * pages.page_size
-    wanted = asked_of(works) if form.num_logits < form.num_tokens else range(form.num_tokens)
+    wanted = logits_indices(works) if form.num_logits < form.num_tokens else range(form.num_tokens)
     asked[: len(wanted)] = wanted
     lengths[:] = 1
     lengths[: len(works)] = [work.end for work in works]
@@ -127,12 +127,12 @@ class PagedStep:
     def __init__(self, model: Any, layers: Mapping[int, LayerCache]) -> None:
         self._model = model
         self._layers = layers
-        self._keeps = keeps_logits(model)
+        self._keeps = supports_logits_to_keep(model)
 
     def __call__(self, inputs: Inputs, given: dict[str, Any] | None = None) -> Tensor:
         """Logits of what is asked; `given` instead of the ids and positions, where a model sees."""
         given = given or {"input_ids": inputs.ids[None], "position_ids": inputs.positions[None]}
         kept = {"logits_to_keep": inputs.asked} if self._keeps else {}
-        with running(Paged(inputs, self._layers)):
+        with attention_context(Paged(inputs, self._layers)):
             logits: Tensor = self._model(**given, **kept, use_cache=False).logits[0]
         return logits if self._keeps else logits[inputs.asked]

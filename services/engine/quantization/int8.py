@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity, pad
 
 from services.engine.cpu import kernel
 from services.engine.cpu.merged_linear import replace_linears
-from services.engine.execution.model_structure import some_tokens
+from services.engine.execution.model_structure import trial_tokens
 from services.errors import EngineFailed
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ ALIKE = 0.95  # what says less like the model is another one
 TRIAL = 8  # tokens
 
 
-class Rounded(nn.Module):
+class QuantizedLinear(nn.Module):
     """A linear layer in 8 bits: codes and their scales, of some outputs after the others."""
 
     def __init__(self, parts: Iterable[tuple[Tensor, Tensor]], bias: Tensor | None) -> None:
@@ -43,11 +43,11 @@ class Rounded(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
 
 
-class Int8Linear(Rounded):
+class Int8Linear(QuantizedLinear):
     """Codes and scales lie in one line, as they are read."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        parts = [_laid_out(*rounded(part)) for part in torch.split(linear.weight.detach(), SLICE)]
+        parts = [_laid_out(*quantise_blocks(part)) for part in torch.split(linear.weight.detach(), SLICE)]
         super().__init__(parts, None if linear.bias is None else linear.bias.float())
         self.out_features = linear.out_features
 
@@ -57,12 +57,12 @@ class Int8Linear(Rounded):
         return out
 
 
-class TorchInt8Linear(Rounded):
+class TorchInt8Linear(QuantizedLinear):
     """Needs no compiler."""
 
     def __init__(self, linear: nn.Linear) -> None:
         weight = linear.weight.detach()
-        parts = [rounded(part, linear.in_features, weight.dtype) for part in torch.split(weight, SLICE)]
+        parts = [quantise_blocks(part, linear.in_features, weight.dtype) for part in torch.split(weight, SLICE)]
         super().__init__([(codes, scales.flatten()) for codes, scales in parts], linear.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def quantise(model: Any, folder: Path | None) -> None:
     """All linear layers that speak, one after another. `folder`: where our kernel is, or is put."""
     before = _said(model)
     replace_linears(model, Int8Linear if _has_kernel(folder) else TorchInt8Linear)
-    codes = sum(module.weight.numel() for module in model.modules() if isinstance(module, Rounded))
+    codes = sum(module.weight.numel() for module in model.modules() if isinstance(module, QuantizedLinear))
     try:
         alike = cosine_similarity(_said(model).float(), before.float(), dim=-1).min()
     except Exception as error:  # some reach for a layer's weight themselves
@@ -94,7 +94,7 @@ def _refused(model: Any, reason: str) -> EngineFailed:
 
 
 def _said(model: Any) -> Tensor:
-    logits: Tensor = model(input_ids=torch.tensor([some_tokens(model, TRIAL)]), use_cache=False).logits[0]
+    logits: Tensor = model(input_ids=torch.tensor([trial_tokens(model, TRIAL)]), use_cache=False).logits[0]
     return logits
 
 
@@ -109,7 +109,7 @@ def _has_kernel(folder: Path | None) -> bool:
     return kernel.has_int8()
 
 
-def rounded(weight: Tensor, block: int = BLOCK, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor]:
+def quantise_blocks(weight: Tensor, block: int = BLOCK, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor]:
     """[outputs, inputs] -> numbers from -127 to 127, and what those of each block are to be multiplied with.
 
     The numbers are made with the scales as they were rounded, so that 8 bits of precision do: bfloat16 brings 1 % more

@@ -22,7 +22,7 @@ Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
-def is_shaped(row: Sequence) -> bool:
+def needs_processing(row: Sequence) -> bool:
     return row.job.sampling.changes_logits or _is_short(row)
 
 
@@ -30,29 +30,29 @@ def _is_short(row: Sequence) -> bool:
     return row.num_sampled < row.job.sampling.min_tokens
 
 
-def unmaskable(rows: list[Sequence]) -> list[int]:
+def fill_grammar_masks(rows: list[Sequence]) -> list[int]:
     """Asks the grammars of those rows that have one; the rows whose grammar allows no token."""
-    return [i for i, row in enumerate(rows) if row.matcher and not _shaper(row).look_up(row)]
+    return [i for i, row in enumerate(rows) if row.matcher and not _processors_of(row).look_up(row)]
 
 
 def shape(scores: Tensor, rows: list[Sequence]) -> None:
     """Changes `scores` [rows, vocabulary] in place; they are float32."""
-    shapers = [_shaper(row) for row in rows]
-    _mask(scores, shapers)
-    _bias(scores, shapers)
-    _penalise(scores, [(i, shaper) for i, shaper in enumerate(shapers) if shaper.params.penalises])
-    _go_on(scores, [(i, shaper.ends) for i, shaper in enumerate(shapers) if shaper.forbids_end(rows[i])])
+    processors = [_processors_of(row) for row in rows]
+    _mask(scores, processors)
+    _bias(scores, processors)
+    _penalise(scores, [(i, processors) for i, processors in enumerate(processors) if processors.params.penalises])
+    _go_on(scores, [(i, processors.ends) for i, processors in enumerate(processors) if processors.forbids_end(rows[i])])
 
 
-def _shaper(row: Sequence) -> "Shaper":
-    if row.shaper is None:
-        row.shaper = Shaper(row)
-    shaper: Shaper = row.shaper
-    shaper.catch_up(row.tokens)
-    return shaper
+def _processors_of(row: Sequence) -> "LogitsProcessors":
+    if row.processors is None:
+        row.processors = LogitsProcessors(row)
+    processors: LogitsProcessors = row.processors
+    processors.catch_up(row.tokens)
+    return processors
 
 
-class Shaper:
+class LogitsProcessors:
     """The side of one sequence: its distinct tokens, and how often its answer has each."""
 
     def __init__(self, row: Sequence) -> None:
@@ -122,12 +122,12 @@ def _without(bits: Bits, tokens: Ids) -> Bits:
     return rest
 
 
-def _mask(scores: Tensor, shapers: list[Shaper]) -> None:
+def _mask(scores: Tensor, processors: list[LogitsProcessors]) -> None:
     """Adds 0 to what is allowed and minus infinity to the rest: eight tokens at a time, from a table of all bytes."""
-    if all(shaper.allowed is None for shaper in shapers):
+    if all(processors.allowed is None for processors in processors):
         return
-    size = next(len(shaper.allowed) for shaper in shapers if shaper.allowed is not None)
-    bits = np.stack([np.full(size, 255, np.uint8) if s.allowed is None else s.allowed for s in shapers])
+    size = next(len(processors.allowed) for processors in processors if processors.allowed is not None)
+    bits = np.stack([np.full(size, 255, np.uint8) if s.allowed is None else s.allowed for s in processors])
     octets = upload(bits, scores.device).int()
     scores += embedding(octets, _weights(scores.device)).flatten(1)[:, : scores.shape[-1]]
 
@@ -138,23 +138,23 @@ def _weights(device: torch.device) -> Tensor:
     return torch.where(bits == 1, 0.0, -torch.inf).to(device)
 
 
-def _bias(scores: Tensor, shapers: list[Shaper]) -> None:
-    biased = [(i, shaper) for i, shaper in enumerate(shapers) if len(shaper.bias_ids)]
+def _bias(scores: Tensor, processors: list[LogitsProcessors]) -> None:
+    biased = [(i, processors) for i, processors in enumerate(processors) if len(processors.bias_ids)]
     if biased:
-        at = _places(((i, shaper.bias_ids) for i, shaper in biased), scores)
-        scores.put_(at, _values([shaper.bias for _, shaper in biased], scores), accumulate=True)
+        at = _places(((i, processors.bias_ids) for i, processors in biased), scores)
+        scores.put_(at, _values([processors.bias for _, processors in biased], scores), accumulate=True)
 
 
-def _penalise(scores: Tensor, penalised: list[tuple[int, Shaper]]) -> None:
+def _penalise(scores: Tensor, penalised: list[tuple[int, LogitsProcessors]]) -> None:
     """Repetition first, over prompt and answer; then frequency and presence, over the answer."""
     if not penalised:
         return
-    at = _places(((i, shaper.ids) for i, shaper in penalised), scores)
+    at = _places(((i, processors.ids) for i, processors in penalised), scores)
     found = scores.take(at)
-    sizes = [len(shaper.ids) for _, shaper in penalised]
+    sizes = [len(processors.ids) for _, processors in penalised]
     repetition = _values([np.repeat([np.float32(s.params.repetition_penalty) for _, s in penalised], sizes)], scores)
     found = torch.where(found > 0, found / repetition, found * repetition)
-    scores.put_(at, found - _values([shaper.subtracted() for _, shaper in penalised], scores))
+    scores.put_(at, found - _values([processors.subtracted() for _, processors in penalised], scores))
 
 
 def _go_on(scores: Tensor, ends: list[tuple[int, Ids]]) -> None:

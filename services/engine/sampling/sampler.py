@@ -17,7 +17,7 @@ from torch import Tensor
 
 from services.engine.base import SamplingParams
 from services.engine.device.device_io import Download, download, upload
-from services.engine.sampling.logits_processors import is_shaped, shape
+from services.engine.sampling.logits_processors import needs_processing, shape
 from services.engine.scheduling.sequence import Sequence
 
 NUCLEUS = 1024
@@ -32,11 +32,11 @@ GREEDY = 1e-5  # a temperature below it leaves one token, and dividing by it wou
 Draw = Callable[[Tensor, list[Sequence]], Tensor]
 
 
-class Draws:
+class SampleResult:
     """A token for each row of `logits` [rows, vocabulary], which stay as they are."""
 
     def __init__(self, logits: Tensor, rows: list[Sequence]) -> None:
-        self.tokens = draw(logits, rows)  # where the logits are
+        self.tokens = sample_tokens(logits, rows)  # where the logits are
         self._download = Download(self.tokens, logits.amax(-1).isfinite())
 
     def result(self) -> list[int | None]:
@@ -46,22 +46,22 @@ class Draws:
 
 
 def sample(logits: Tensor, rows: list[Sequence]) -> list[int | None]:
-    return Draws(logits, rows).result()
+    return SampleResult(logits, rows).result()
 
 
-def draw(logits: Tensor, rows: list[Sequence]) -> Tensor:
+def sample_tokens(logits: Tensor, rows: list[Sequence]) -> Tensor:
     scores = logits.float()  # exact, and the largest is found in less than half the time
     tokens = scores.new_zeros(len(rows), dtype=torch.int64)
     for (pick, shaped), members in _kinds(rows).items():
         mine = [rows[i] for i in members]
-        part = taken(scores, members)
+        part = select_rows(scores, members)
         if shaped:
             shape(part := part.clone() if part is logits else part, mine)
         _put(tokens, members, pick(part, mine))
     return tokens
 
 
-def taken(tensor: Tensor, rows: list[int]) -> Tensor:
+def select_rows(tensor: Tensor, rows: list[int]) -> Tensor:
     """These of its rows, without a copy if that is all, as it is."""
     return tensor if rows == list(range(len(tensor))) else tensor[_index(rows, tensor)]
 
@@ -75,7 +75,7 @@ def _index(rows: list[int], like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Weighed:
+class TokenLogprobs:
     """The log-probability that the model itself gave a token, and those of the likeliest."""
 
     logprob: float
@@ -83,12 +83,12 @@ class Weighed:
     logprobs: list[float]
 
 
-def weigh(logits: Tensor, rows: list[Sequence], tokens: list[int]) -> dict[Sequence, Weighed]:
+def compute_logprobs(logits: Tensor, rows: list[Sequence], tokens: list[int]) -> dict[Sequence, TokenLogprobs]:
     """For those rows that ask for it."""
     asking = [i for i, row in enumerate(rows) if row.job.sampling.logprobs is not None]
     if not asking:
         return {}
-    logprobs = taken(logits, asking).float().log_softmax(-1)
+    logprobs = select_rows(logits, asking).float().log_softmax(-1)
     chosen = logprobs.gather(-1, _index([tokens[i] for i in asking], logits)[:, None])[:, 0]
     most = max(rows[i].job.sampling.logprobs or 0 for i in asking)
     top = logprobs.topk(min(TOP, logits.shape[-1]) if most else 0)
@@ -96,11 +96,11 @@ def weigh(logits: Tensor, rows: list[Sequence], tokens: list[int]) -> dict[Seque
     weighed = {}
     for at, i in enumerate(asking):
         number = rows[i].job.sampling.logprobs
-        weighed[rows[i]] = Weighed(chances[at], ids[at][:number], values[at][:number])
+        weighed[rows[i]] = TokenLogprobs(chances[at], ids[at][:number], values[at][:number])
     return weighed
 
 
-def weigh_prompt(logits: Tensor, tokens: list[int], number: int) -> list[Weighed]:
+def compute_prompt_logprobs(logits: Tensor, tokens: list[int], number: int) -> list[TokenLogprobs]:
     """Each token by its row, a few rows at a time: a whole prompt's log-probabilities would take gigabytes."""
     weighed = []
     for start in range(0, len(tokens), PORTION):
@@ -109,14 +109,14 @@ def weigh_prompt(logits: Tensor, tokens: list[int], number: int) -> list[Weighed
         chosen = logprobs.gather(-1, _index(part, logits)[:, None])[:, 0]
         top = logprobs.topk(number)
         chances, ids, values = download(chosen, top.indices, top.values)
-        weighed += [Weighed(*each) for each in zip(chances, ids, values, strict=True)]
+        weighed += [TokenLogprobs(*each) for each in zip(chances, ids, values, strict=True)]
     return weighed
 
 
 def _kinds(rows: list[Sequence]) -> dict[tuple[Draw, bool], list[int]]:
     kinds = defaultdict(list)
     for i, row in enumerate(rows):
-        kinds[_draw_of(row.job.sampling), is_shaped(row)].append(i)
+        kinds[_draw_of(row.job.sampling), needs_processing(row)].append(i)
     return kinds
 
 
@@ -156,12 +156,12 @@ def _draw_truncated(logits: Tensor, rows: list[Sequence]) -> Tensor:
         trying = [i for i in left if _may_fit(rows[i], width, probs)]
         if not trying:
             continue
-        mine = taken(probs, trying)
+        mine = select_rows(probs, trying)
         values, ids = mine.topk(width) if width < size else mine.sort(descending=True)
         wider = _wider(values, size, [rows[i] for i in trying])
         if fitting := [i for i, each in enumerate(wider) if not each]:
             members = [trying[i] for i in fitting]
-            drawn = _draw_sorted(taken(values, fitting), taken(ids, fitting), [rows[i] for i in members])
+            drawn = _draw_sorted(select_rows(values, fitting), select_rows(ids, fitting), [rows[i] for i in members])
             _put(tokens, members, drawn)
             left = sorted({*left} - {*members})
     return tokens

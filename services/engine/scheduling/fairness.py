@@ -17,7 +17,7 @@ QUANTUM = 256  # tokens after which it gives way to one who holds nothing, thoug
 REREAD = 64  # tokens that may be read again for one that was written: a long past gives way less often
 MOST = 2  # queues full, that all owners together may wait in beyond the first
 
-Weigh = Callable[[Sequence], int]
+SizeOf = Callable[[Sequence], int]
 
 
 def rank(sequence: Sequence) -> tuple[int, int]:
@@ -25,22 +25,22 @@ def rank(sequence: Sequence) -> tuple[int, int]:
     return sequence.job.priority, sequence.arrival
 
 
-def weights(sequences: Iterable[Sequence], weigh: Weigh) -> Counter[str]:
+def usage(sequences: Iterable[Sequence], size: SizeOf) -> Counter[str]:
     """What each owner holds."""
     held: Counter[str] = Counter()
     for each in sequences:
-        held[each.job.owner] += weigh(each)
+        held[each.job.owner] += size(each)
     return held
 
 
-class Rounds:
+class RoundRobin:
     """Remembers who had its turn last; there are as many entries as keys."""
 
     def __init__(self) -> None:
         self._latest: dict[str, int] = {}
         self._ticks = count(1)
 
-    def took_turn(self, owner: str) -> None:
+    def record_turn(self, owner: str) -> None:
         self._latest[owner] = next(self._ticks)
 
     def order(self, waiting: List[Sequence], held: Counter[str]) -> Iterator[Sequence]:
@@ -63,21 +63,21 @@ def by_owner(sequences: Iterable[Sequence]) -> dict[str, list[Sequence]]:
     return found
 
 
-def heaviest(running: List[Sequence], weigh: Weigh) -> Sequence:
+def heaviest(running: List[Sequence], size: SizeOf) -> Sequence:
     """The last in order of the owner that holds the most: the first to go where there is not enough for all."""
-    held = weights(running, weigh)
+    held = usage(running, size)
     return max(running, key=lambda each: (held[each.job.owner], rank(each)))
 
 
-def victim(running: List[Sequence], coming: Sequence, weigh: Weigh) -> Sequence | None:
+def victim(running: List[Sequence], coming: Sequence, size: SizeOf) -> Sequence | None:
     """Who gives way to `coming`, if anybody must: the last in order of the owner that holds the most, and then still
     no less than the other. Who has begun to read writes first, so that all of them come to an end."""
     owner = coming.job.owner
-    held = weights(running, weigh)
-    wanted = held[owner] + weigh(coming)
+    held = usage(running, size)
+    wanted = held[owner] + size(coming)
 
     def gives_way(each: Sequence) -> bool:
-        if held[each.job.owner] - weigh(each) >= wanted:
+        if held[each.job.owner] - size(each) >= wanted:
             return each.num_computed <= each.num_found or _has_written(each, SLICE)
         return not held[owner] and _has_written(each, QUANTUM)
 
@@ -89,7 +89,7 @@ def _has_written(sequence: Sequence, least: int) -> bool:
     return sequence.num_written >= max(least, len(sequence.tokens) // REREAD)
 
 
-def reading_shares(reading: List[Sequence], left: int) -> dict[Sequence, int]:
+def prefill_shares(reading: List[Sequence], left: int) -> dict[Sequence, int]:
     """Tokens of a step for each of those that read, which are in order: as much for one owner as for another, and what
     one cannot use is for the rest."""
     shares: dict[Sequence, int] = {}
@@ -114,7 +114,7 @@ def _among_one_owners(reading: List[Sequence], left: int) -> dict[Sequence, int]
     return shares
 
 
-def may_enter(held: Counter[str], owner: str, amount: int, size: int) -> bool:
+def may_queue(held: Counter[str], owner: str, amount: int, size: int) -> bool:
     """Whether a queue of `size` takes so much more of an owner's. One alone may fill it; once it is full, whoever has
     less than an equal part still comes in, up to `MOST` queues full, and whoever has nothing there always does."""
     total, own = held.total(), held[owner]

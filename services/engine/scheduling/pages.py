@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.engine.scheduling.slots import Change, Copy, Forget, Swap
+from services.engine.scheduling.slots import CacheChange, ClearSlot, CopySlot, SwapSlots
 
 
 @dataclass(frozen=True, slots=True)
-class PageCopy:
+class CopyPage:
     """The first `length` positions of one page to another."""
 
     source: int
@@ -44,14 +44,14 @@ class Pages:
         pages: list[int] = self.table[slot, : self._sizes[slot]].tolist()
         return pages
 
-    def change(self, change: Change) -> None:
+    def change(self, change: CacheChange) -> None:
         match change:
-            case Copy(source, target, length):
+            case CopySlot(source, target, length):
                 self._share(source, target, self.needed(length))
-            case Swap(one, other):
+            case SwapSlots(one, other):
                 self.table[[one, other]] = self.table[[other, one]]
                 self._sizes[one], self._sizes[other] = self._sizes[other], self._sizes[one]
-            case Forget(slot, start):
+            case ClearSlot(slot, start):
                 self._cut(slot, self.needed(start))
 
     def owns(self, slot: int, position: int) -> bool:
@@ -59,7 +59,7 @@ class Pages:
         index = position // self.page_size
         return index < self._sizes[slot] and self._num_users[self.table[slot, index]] == 1
 
-    def claim(self, slot: int, start: int, end: int) -> list[PageCopy]:
+    def claim(self, slot: int, start: int, end: int) -> list[CopyPage]:
         """Makes the pages of these positions the slot's own; what must be copied before they are written."""
         first = start // self.page_size
         assert first <= self._sizes[slot]
@@ -70,7 +70,7 @@ class Pages:
             elif self._num_users[page := int(self.table[slot, index])] > 1:
                 own = self._replace(slot, index, page)
                 if index == first and start % self.page_size:
-                    copies.append(PageCopy(page, own, start % self.page_size))
+                    copies.append(CopyPage(page, own, start % self.page_size))
         return copies
 
     def _share(self, source: int, target: int, size: int) -> None:

@@ -5,17 +5,17 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import count
 
-from services.engine.scheduling.fairness import Rounds, heaviest, rank, reading_shares, victim
-from services.engine.scheduling.ngram_proposer import FULL, LONGEST
-from services.engine.scheduling.sequence import Sequence, Wait
-from services.engine.scheduling.slots import MIN_REUSE, Change, Prefix, Slots
+from services.engine.scheduling.fairness import RoundRobin, heaviest, prefill_shares, rank, victim
+from services.engine.scheduling.ngram_proposer import MAX_DRAFT_TOKENS, MAX_STEP_TOKENS
+from services.engine.scheduling.sequence import PrefixWait, Sequence
+from services.engine.scheduling.slots import MIN_REUSE, CacheChange, Prefix, Slots
 
 HEADROOM = 16  # tokens that each running sequence may write before the cache is full again
 RECOVERY = 256  # steps after which a budget that was halved for want of memory is doubled
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ScheduledSequence:
     """The next `num_tokens` tokens of a sequence. Reading a prompt and writing an answer differ in nothing else.
 
     The last of them may be a `draft`: guesses how the answer goes on, to be kept as far as they are right.
@@ -57,23 +57,23 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class CacheRoom:
     """For who comes in."""
 
     free: int  # slots
     claimed: int  # tokens of the cache
 
-    def after(self, claim: int) -> "Room":
+    def after(self, claim: int) -> "CacheRoom":
         """Once somebody has left."""
-        return Room(self.free + 1, self.claimed - claim)
+        return CacheRoom(self.free + 1, self.claimed - claim)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One step: first the changes to the cache, in their order, then the works, all at once."""
 
-    changes: list[Change]
-    works: list[Work]
+    changes: list[CacheChange]
+    works: list[ScheduledSequence]
 
 
 class Scheduler:
@@ -108,7 +108,7 @@ class Scheduler:
         self._waiting: list[Sequence] = []  # in the order in which they will run
         self._running: list[Sequence] = []
         self._arrivals = count()
-        self._rounds = Rounds()
+        self._rounds = RoundRobin()
         self._steps_shrunk = 0
         self._step_tokens = 0
         self.num_preemptions = 0
@@ -148,17 +148,17 @@ class Scheduler:
             self._slots.make_room(self._slots.num_written - self._cache_tokens)
         return Batch(self._slots.changes(), works)
 
-    def judge(self, work: Work, num_right: int) -> None:
+    def record_acceptance(self, work: ScheduledSequence, num_right: int) -> None:
         """How many tokens of a draft were right."""
         self.num_drafted += len(work.draft)
         self.num_accepted += num_right
-        work.sequence.drafter.learn(num_right, len(work.sequence.tokens))
+        work.sequence.proposer.record_acceptance(num_right, len(work.sequence.tokens))
 
     def fail(self, sequence: Sequence) -> None:
         """Ends a sequence whose keys and values are not to be trusted, if it still has a place."""
         sequence.finished = True
         if sequence.slot is not None:
-            self._slots.distrust(sequence)
+            self._slots.invalidate(sequence)
             self._running.remove(sequence)
 
     def drop_running(self) -> list[Sequence]:
@@ -234,7 +234,7 @@ class Scheduler:
         claimed = self._num_claimed
         held = Counter(each.job.owner for each in self._running)
         for sequence in self._rounds.order(self._waiting, held):
-            room = Room(free, claimed)
+            room = CacheRoom(free, claimed)
             for other in self._who_gives_way(sequence, room):
                 held[other.job.owner] -= 1
                 room = room.after(self._claim(other))
@@ -245,7 +245,7 @@ class Scheduler:
             self._admit(sequence)
         self._waiting = [each for each in self._waiting if each.slot is None]
 
-    def _who_gives_way(self, coming: Sequence, room: Room) -> list[Sequence]:
+    def _who_gives_way(self, coming: Sequence, room: CacheRoom) -> list[Sequence]:
         """Of other owners, who hold more; nobody where that would not do."""
         running, gone = list(self._running), []
         while not self._is_enough(room, coming, alone=not running):
@@ -257,7 +257,7 @@ class Scheduler:
             room = room.after(self._claim(other))
         return gone
 
-    def _is_enough(self, room: Room, coming: Sequence, *, alone: bool = False) -> bool:
+    def _is_enough(self, room: CacheRoom, coming: Sequence, *, alone: bool = False) -> bool:
         claimed = room.claimed + self._claim(coming)
         return room.free > 0 and self._fits(claimed, alone=alone or not self._running)
 
@@ -277,7 +277,7 @@ class Scheduler:
             return False
         self._slots.take(sequence, best)
         self._running.append(sequence)
-        self._rounds.took_turn(sequence.job.owner)
+        self._rounds.record_turn(sequence.job.owner)
         if sequence.num_reused is None:  # not when it comes back
             sequence.num_reused = sequence.num_computed
             self.num_queried += len(sequence.tokens) if self._min_reuse else 0
@@ -287,10 +287,12 @@ class Scheduler:
     def _begins_to_wait(self, sequence: Sequence, prefixes: list[Prefix], known: int) -> bool:
         """For a prefix that another is about to read: to copy it costs less than to read it beside the other."""
         coming = max(prefixes, key=lambda prefix: prefix.later, default=None)
-        if coming is None or coming.later - known < self._min_reuse or not coming.slot.holder or not sequence.patience:
+        if coming is None or not coming.slot.holder or not sequence.wait_budget:
             return False
-        sequence.patience -= 1
-        sequence.wait = Wait(coming.slot.holder, coming.later, coming.slot.holder.num_computed)
+        if coming.later - known < self._min_reuse:
+            return False
+        sequence.wait_budget -= 1
+        sequence.wait = PrefixWait(coming.slot.holder, coming.later, coming.slot.holder.num_computed)
         return True
 
     def _still_waits(self, sequence: Sequence) -> bool:
@@ -303,15 +305,15 @@ class Scheduler:
             if other.num_computed > wait.seen:
                 wait.seen = other.num_computed
                 return True
-            if sequence.patience:
-                sequence.patience -= 1
+            if sequence.wait_budget:
+                sequence.wait_budget -= 1
                 return True
         sequence.wait = None
         return False
 
     # --- the step ---
 
-    def _share_budget(self) -> list[Work]:
+    def _share_budget(self) -> list[ScheduledSequence]:
         """Each owner has an equal part of what writers leave. Half of it is for the prompt that is first in order, so
         that short ones cannot hold up a long one for ever; the rest for the shortest first, which need not wait."""
         self._recover()
@@ -319,26 +321,26 @@ class Scheduler:
         reading = sorted((sequence for sequence in self._running if sequence.num_pending > 1), key=rank)
         works = self._write(writing) if writing and not reading else [self._work(each, 1) for each in writing]
         left = self._max_tokens - len(works)
-        shares = reading_shares(reading, left)
+        shares = prefill_shares(reading, left)
         works += [self._work(sequence, shares[sequence]) for sequence in reading if shares[sequence]]
         self._step_tokens = sum(work.num_tokens for work in works)
         return works
 
-    def _write(self, writing: list[Sequence]) -> list[Work]:
+    def _write(self, writing: list[Sequence]) -> list[ScheduledSequence]:
         """A token each, and guesses how they go on, as long as the step takes hardly longer for them."""
-        room = (min(FULL, self._max_tokens) - len(writing)) // len(writing)
+        room = (min(MAX_STEP_TOKENS, self._max_tokens) - len(writing)) // len(writing)
         if self._cache_tokens is not None:  # a guess may be the first in a new page
             room = min(room, _down((self._cache_tokens - self._num_claimed) // len(writing), self._page_size))
-        most = min(LONGEST, room) if self._speculates else 0
+        most = min(MAX_DRAFT_TOKENS, room) if self._speculates else 0
         return [self._guess(sequence, min(most, sequence.num_left - 1)) for sequence in writing]
 
-    def _guess(self, sequence: Sequence, most: int) -> Work:
-        draft = sequence.drafter.draft(sequence.tokens, most)
+    def _guess(self, sequence: Sequence, most: int) -> ScheduledSequence:
+        draft = sequence.proposer.draft(sequence.tokens, most)
         return self._work(sequence, 1 + len(draft), draft)
 
-    def _work(self, sequence: Sequence, num_tokens: int, draft: tuple[int, ...] = ()) -> Work:
+    def _work(self, sequence: Sequence, num_tokens: int, draft: tuple[int, ...] = ()) -> ScheduledSequence:
         assert sequence.slot is not None
-        work = Work(sequence, sequence.slot, num_tokens, draft)
+        work = ScheduledSequence(sequence, sequence.slot, num_tokens, draft)
         self._slots.advance(sequence, work.end)
         return work
 

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from services.engine.base import Job
-from services.engine.scheduling.ngram_proposer import Drafter
+from services.engine.scheduling.ngram_proposer import NgramProposer
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class CacheKey:
 
 
 @dataclass(slots=True, eq=False)
-class Wait:
+class PrefixWait:
     """For tokens that another sequence is about to compute."""
 
     other: "Sequence"
@@ -42,16 +42,16 @@ class Sequence:
     num_found: int = 0  # tokens found in the cache when it was last admitted
     num_known: int = 0  # tokens that it had then
     cache_key: "CacheKey | None" = None  # whose prefixes it may find; None: those of its owner and its salt
-    wait: Wait | None = None  # why it is not admitted yet, though there is room
-    patience: int = 8  # times that it will begin such a wait, or see the other stand still
+    wait: PrefixWait | None = None  # why it is not admitted yet, though there is room
+    wait_budget: int = 8  # times that it will begin such a wait, or see the other stand still
     cancelled: bool = False  # the one thing written from another thread
     finished: bool = False
     has_thought: bool = False  # and needs no limit any more
     random: Random = field(init=False)  # its own, so that a seed gives the same text in any company
     places: Any = None  # its positions, where a model with images counts them otherwise
-    drafter: Drafter = field(default_factory=Drafter)
+    proposer: NgramProposer = field(default_factory=NgramProposer)
     scored: list[Any] = field(default_factory=list)  # the prompt's tokens behind the first, as they were weighed
-    shaper: Any = None  # what the sampler remembers of it, made when it is first asked for
+    processors: Any = None  # what the sampler remembers of it, made when it is first asked for
 
     _prompt_keys: list[int] = field(init=False)  # with images only
 
@@ -77,7 +77,7 @@ class Sequence:
     def num_sampled(self) -> int:
         return len(self.tokens) - len(self.job.prompt)
 
-    def insist(self, drawn: int) -> int:
+    def force_token(self, drawn: int) -> int:
         """The next token: what was drawn, or the end of thinking that has taken too long."""
         limit = self.job.sampling.thinking
         if limit is None or self.has_thought or (limit.begin is not None and self.num_sampled == 0):

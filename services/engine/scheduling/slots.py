@@ -22,7 +22,7 @@ SPARSE = 1.25  # slots for each running sequence between the lowest and the high
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
+class CopySlot:
     """The first `length` positions of one slot to another."""
 
     source: int
@@ -31,7 +31,7 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
-class Swap:
+class SwapSlots:
     """The first `length` positions of two slots change places."""
 
     one: int
@@ -40,7 +40,7 @@ class Swap:
 
 
 @dataclass(frozen=True, slots=True)
-class Forget:
+class ClearSlot:
     """Positions that become zeros again, and cost no memory where that can be had."""
 
     slot: int
@@ -48,7 +48,7 @@ class Forget:
     end: int
 
 
-Change = Copy | Swap | Forget
+CacheChange = CopySlot | SwapSlots | ClearSlot
 
 
 @dataclass(slots=True, eq=False)
@@ -92,7 +92,7 @@ class Slots:
         self._block_size = block_size
         self._page_size = page_size
         self._ticks = count(1)
-        self._changes: list[Change] = []
+        self._changes: list[CacheChange] = []
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -108,7 +108,7 @@ class Slots:
     def _cost(self, length: int) -> int:
         return -(-length // self._page_size) * self._page_size
 
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[CacheChange]:
         """What the memory must follow, in this order, before the next step; handed out once."""
         changes, self._changes = self._changes, []
         return changes
@@ -165,7 +165,7 @@ class Slots:
         else:
             slot.used = next(self._ticks) if len(slot.tokens) > self._min_reuse else 0
 
-    def distrust(self, sequence: Sequence) -> None:
+    def invalidate(self, sequence: Sequence) -> None:
         """Gives back a slot whose content may be anything: masked or not, not-a-number would reach the next one."""
         slot = self._of(sequence)
         slot.holder = sequence.slot = None
@@ -211,12 +211,12 @@ class Slots:
         target.tokens = source.tokens[:length]
         target.written = max(target.written, length)
         target.reach = max(target.reach, length)
-        self._changes.append(Copy(source.index, target.index, length))
+        self._changes.append(CopySlot(source.index, target.index, length))
 
     def _swap(self, one: Slot, other: Slot) -> None:
         """Slots change places, so that everything known of them goes along; `reach` is the place's own."""
         length = one.written = other.written = max(one.written, other.written)
-        self._changes.append(Swap(one.index, other.index, length))
+        self._changes.append(SwapSlots(one.index, other.index, length))
         one.index, other.index = other.index, one.index
         one.reach, other.reach = max(other.reach, length), max(one.reach, length)
         self._slots[one.index], self._slots[other.index] = one, other
@@ -226,7 +226,7 @@ class Slots:
 
     def _forget(self, slot: Slot, start: int = 0) -> None:
         if slot.written > start:
-            self._changes.append(Forget(slot.index, start, slot.written))
+            self._changes.append(ClearSlot(slot.index, start, slot.written))
         slot.written = min(slot.written, start)
         del slot.tokens[start:]
         if not slot.tokens:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from services.engine.base import Image, Job, Picture, PlacedImage
-from services.engine.execution.model_structure import language_part
-from services.engine.scheduling.scheduler import Work
+from services.engine.execution.model_structure import language_model
+from services.engine.scheduling.scheduler import ScheduledSequence
 from services.engine.scheduling.sequence import CacheKey
 from services.engine.vision.picture_reader import PictureReader
 
@@ -26,12 +26,12 @@ IMAGE = 1  # as `mm_token_type_ids` say it
 DEEPER = "parley_deeper"  # an argument that goes through the whole model, to be taken by its language part
 
 
-class CannotSee(Exception):
+class UnsupportedVision(Exception):
     """Images of this model cannot be served."""
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ImageFeatures:
     """What an image is to the model, for each of its tokens."""
 
     embeddings: Tensor  # [tokens, width]
@@ -39,16 +39,16 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ImageSlice:
     """A part of an image that a step computes, and its rows among the step's tokens."""
 
-    seen: Seen
+    seen: ImageFeatures
     part: slice
     rows: list[int]
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class RopePositions:
     """Positions of a prompt as a model with positions in three dimensions counts them."""
 
     prompt: Tensor  # [3, tokens]
@@ -60,12 +60,12 @@ class Vision:
         self.reader = reader
         self.model = model
         self._part = model.base_model
-        self._kept: OrderedDict[tuple[CacheKey | None, bytes], Seen] = OrderedDict()
+        self._kept: OrderedDict[tuple[CacheKey | None, bytes], ImageFeatures] = OrderedDict()
         _refuse_what_looks_ahead(model)
         self._inputs = _parameters(self._part.get_image_features)
         self._counts = getattr(self._part, "get_rope_index", None)
-        if "deepstack_visual_embeds" in _parameters(language_part(model).forward):
-            language_part(model).register_forward_pre_hook(_take_deeper, with_kwargs=True)
+        if "deepstack_visual_embeds" in _parameters(language_model(model).forward):
+            language_model(model).register_forward_pre_hook(_take_deeper, with_kwargs=True)
 
     def example(self) -> Job:
         """A prompt with an image in it, to compare with what the model by itself says."""
@@ -79,14 +79,14 @@ class Vision:
         """All that the model itself is called with for a job."""
         return self._arguments(job, _parameters(self.model.forward))
 
-    def concerns(self, works: Sequence[Work]) -> bool:
+    def concerns(self, works: Sequence[ScheduledSequence]) -> bool:
         """Whether a step is not the same as with text only."""
         return any(
             work.sequence.job.images and (self._counts is not None or work.start < len(work.sequence.job.prompt))
             for work in works
         )
 
-    def look(self, work: Work) -> None:
+    def look(self, work: ScheduledSequence) -> None:
         """Sees what the step will need; fails here, and not in the step, if it fails."""
         sequence = work.sequence
         for placed in sequence.job.images:
@@ -95,7 +95,7 @@ class Vision:
         if sequence.job.images and self._counts and sequence.places is None:
             sequence.places = self._places(sequence.job)
 
-    def inputs(self, works: Sequence[Work], ids: Tensor, positions: Tensor) -> dict[str, Any]:
+    def inputs(self, works: Sequence[ScheduledSequence], ids: Tensor, positions: Tensor) -> dict[str, Any]:
         """What the model is called with instead of `ids` and `positions` [1, tokens], the works' one after another."""
         embeddings = self.model.get_input_embeddings()(ids)
         shown = list(self._shown(works))
@@ -104,16 +104,16 @@ class Vision:
         given = {"inputs_embeds": embeddings, "position_ids": self._moved(works, positions)}
         return given | (_deeper(shown, ids) if shown and shown[0].seen.deeper else {})
 
-    def _shown(self, works: Sequence[Work]) -> Iterator[Shown]:
+    def _shown(self, works: Sequence[ScheduledSequence]) -> Iterator[ImageSlice]:
         begin = 0
         for work in works:
             for placed in work.sequence.job.images:
                 if part := _part(placed, work):
                     rows = [begin + position - work.start for position in placed.positions[part]]
-                    yield Shown(self._see(placed.image, work.sequence.cache_key), part, rows)
+                    yield ImageSlice(self._see(placed.image, work.sequence.cache_key), part, rows)
             begin += work.num_tokens
 
-    def _moved(self, works: Sequence[Work], positions: Tensor) -> Tensor:
+    def _moved(self, works: Sequence[ScheduledSequence], positions: Tensor) -> Tensor:
         """In three dimensions, where the model counts so: [3, 1, tokens]."""
         if self._counts is None:
             return positions
@@ -130,7 +130,7 @@ class Vision:
         return moved
 
     @torch.inference_mode()
-    def _see(self, image: Image, whose: CacheKey | None) -> Seen:
+    def _see(self, image: Image, whose: CacheKey | None) -> ImageFeatures:
         """Once for each owner: that an image was seen before is felt in the time it takes."""
         key = whose, image.digest
         if key not in self._kept:
@@ -140,24 +140,24 @@ class Vision:
             self._kept.popitem(last=False)
         return self._kept[key]
 
-    def _features(self, image: Image) -> Seen:
+    def _features(self, image: Image) -> ImageFeatures:
         given = {name: tensor for name, tensor in self._given([image]).items() if name in self._inputs}
         out = self._part.get_image_features(**given, return_dict=True)
         embeddings = self._joined(out.pooler_output)
         deeper = tuple(self._joined(layer) for layer in getattr(out, "deepstack_features", None) or ())
         for features in (embeddings, *deeper):
             if len(features) != image.num_tokens:
-                raise CannotSee(f"{len(features)} features for {image.num_tokens} tokens")
-        return Seen(embeddings, deeper)
+                raise UnsupportedVision(f"{len(features)} features for {image.num_tokens} tokens")
+        return ImageFeatures(embeddings, deeper)
 
     def _joined(self, parts: Iterable[Tensor]) -> Tensor:
         """An image's tiles one after another."""
         return torch.cat([each.flatten(end_dim=-2) for each in parts]).to(self.model.dtype)
 
-    def _places(self, job: Job) -> Places:
+    def _places(self, job: Job) -> RopePositions:
         assert self._counts
         positions, shift = self._counts(**self._arguments(job, _parameters(self._counts)))
-        return Places(positions[:, 0], int(shift))
+        return RopePositions(positions[:, 0], int(shift))
 
     def _arguments(self, job: Job, wanted: set[str]) -> dict[str, Tensor]:
         given = {"input_ids": torch.tensor([job.prompt]), "mm_token_type_ids": _types(job)}
@@ -173,13 +173,13 @@ class Vision:
         return tensor.to(self.model.dtype) if tensor.is_floating_point() else tensor
 
 
-def _part(placed: PlacedImage, work: Work) -> slice | None:
+def _part(placed: PlacedImage, work: ScheduledSequence) -> slice | None:
     """Which of an image's tokens a step computes."""
     first, last = (bisect_left(placed.positions, end) for end in (work.start, work.end))
     return slice(first, last) if first < last else None
 
 
-def _deeper(shown: list[Shown], ids: Tensor) -> dict[str, Any]:
+def _deeper(shown: list[ImageSlice], ids: Tensor) -> dict[str, Any]:
     mask = torch.zeros_like(ids, dtype=torch.bool)
     mask[0, [row for each in shown for row in each.rows]] = True
     layers = zip(*([layer[each.part] for layer in each.seen.deeper] for each in shown), strict=True)
@@ -203,9 +203,9 @@ def _parameters(function: Any) -> set[str]:
 
 def _refuse_what_looks_ahead(model: Any) -> None:
     if not hasattr(model.base_model, "get_image_features"):
-        raise CannotSee("it has no part that sees images by themselves")
+        raise UnsupportedVision("it has no part that sees images by themselves")
     if "token_type_ids" in _parameters(model.forward):
-        raise CannotSee("its images' tokens look at those behind them")
+        raise UnsupportedVision("its images' tokens look at those behind them")
 
 
 def _noise() -> Picture:
@@ -213,6 +213,6 @@ def _noise() -> Picture:
     return Picture(64, 48, rgb.tobytes())
 
 
-def seeing(vision: Vision | None, works: Sequence[Work]) -> Vision | None:
+def vision_for(vision: Vision | None, works: Sequence[ScheduledSequence]) -> Vision | None:
     """What sees, if it has to in this step."""
     return vision if vision is not None and vision.concerns(works) else None

@@ -14,9 +14,9 @@ from contextlib import suppress
 from queue import SimpleQueue
 
 from services.engine.cpu.threads import release_team
+from services.engine.execution.engine_core import FAILED, Delivery, EngineCore
 from services.engine.execution.request import Request
 from services.engine.execution.runner import Runner
-from services.engine.execution.stepper import FAILED, Delivery, Stepper
 from services.engine.scheduling.scheduler import Scheduler
 from services.engine.token_texts import TokenTexts
 from services.errors import EngineFailed, Unavailable
@@ -29,9 +29,9 @@ STALLED = 120  # seconds of one step, after which an engine counts as broken
 class _Stop: ...
 
 
-class Worker:
+class EngineThread:
     def __init__(self, runner: Runner, scheduler: Scheduler, texts: TokenTexts) -> None:
-        self.stepper = Stepper(runner, scheduler, texts, self._deliver)
+        self.stepper = EngineCore(runner, scheduler, texts, self._deliver)
         self.thread = self._new_thread()
         self._scheduler = scheduler
         self._inbox: SimpleQueue[Request | Future[None] | _Stop] = SimpleQueue()

@@ -21,13 +21,19 @@ from torch import Tensor
 from services.engine.base import Piece, TokenLogprob
 from services.engine.cpu.threads import neighbours
 from services.engine.device.resources import is_out_of_memory
-from services.engine.execution.lookahead import Ahead, send
+from services.engine.execution.lookahead import Lookahead, launch
 from services.engine.execution.piece_stream import Mailbox
 from services.engine.execution.request import Request
 from services.engine.execution.runner import Runner
-from services.engine.sampling.logits_processors import unmaskable
-from services.engine.sampling.sampler import Draws, Weighed, taken, weigh, weigh_prompt
-from services.engine.scheduling.scheduler import Scheduler, Work
+from services.engine.sampling.logits_processors import fill_grammar_masks
+from services.engine.sampling.sampler import (
+    SampleResult,
+    TokenLogprobs,
+    compute_logprobs,
+    compute_prompt_logprobs,
+    select_rows,
+)
+from services.engine.scheduling.scheduler import ScheduledSequence, Scheduler
 from services.engine.scheduling.sequence import Sequence
 from services.engine.token_texts import TokenTexts
 from services.errors import EngineFailed, GrammarStuck, InvalidRequest, ServiceError
@@ -53,15 +59,15 @@ def _stuck(sequence: Sequence) -> GrammarStuck:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class SampledToken:
     """A token that its sequence has, but nobody has heard of."""
 
     request: Request
     token: int
-    weighed: Weighed | None
+    weighed: TokenLogprobs | None
 
 
-class Stepper:
+class EngineCore:
     """The engine thread's own. `deliver`: one call for all that a step has to say."""
 
     def __init__(
@@ -72,8 +78,8 @@ class Stepper:
         self._scheduler = scheduler
         self._texts = texts
         self._deliver = deliver
-        self._drawn: list[Drawn] = []
-        self._ahead: Ahead | None = None
+        self._drawn: list[SampledToken] = []
+        self._ahead: Lookahead | None = None
 
     def add(self, request: Request) -> None:
         self.requests[request.sequence] = request
@@ -108,7 +114,7 @@ class Stepper:
 
     # --- running ---
 
-    def _seen(self, works: list[Work]) -> list[Work]:
+    def _seen(self, works: list[ScheduledSequence]) -> list[ScheduledSequence]:
         """Those whose images could be looked at: one that cannot must not cost the others their step."""
         if self.runner.vision is None:
             return works
@@ -125,18 +131,18 @@ class Stepper:
         self._fail_alone(blind, "its images cannot be seen")
         return [work for work in works if not work.sequence.finished]
 
-    def _join(self, ahead: Ahead, works: list[Work]) -> tuple[list[Work], Tensor | None]:
+    def _join(self, ahead: Lookahead, works: list[ScheduledSequence]) -> tuple[list[ScheduledSequence], Tensor | None]:
         begun, others = ahead.splits(works)
         if not begun:
             return others, self._launch(others)
-        logits = taken(ahead.logits, [ahead.rows[work.sequence] for work in begun])
+        logits = select_rows(ahead.logits, [ahead.rows[work.sequence] for work in begun])
         if not others:
             return begun, logits
         logits = logits.clone()  # they last until the next step
         more = self._launch(others)
         return [*begun, *others], None if more is None else torch.cat([logits, more])
 
-    def _launch(self, works: list[Work]) -> Tensor | None:
+    def _launch(self, works: list[ScheduledSequence]) -> Tensor | None:
         """A step's logits; None where it found no memory, and is tried again in smaller ones."""
         if not works:
             return None
@@ -150,14 +156,14 @@ class Stepper:
         torch.cuda.empty_cache()
         return None
 
-    def _shrink(self, error: RuntimeError, works: list[Work]) -> None:
+    def _shrink(self, error: RuntimeError, works: list[ScheduledSequence]) -> None:
         if not is_out_of_memory(error) or not self._scheduler.shrink():
             raise error
         logger.warning("out of memory in a step of %d sequences, trying smaller ones: %s", len(works), error)
 
     # --- drawing ---
 
-    def _draw_all(self, works: list[Work], logits: Tensor) -> None:
+    def _draw_all(self, works: list[ScheduledSequence], logits: Tensor) -> None:
         sampling = [work for work in works if work.samples]
         rows = self._weigh_prompts(works, logits)
         for work in works:
@@ -171,20 +177,20 @@ class Stepper:
             for sequence in [work.sequence for work in sampling if not work.sequence.finished]:
                 sequence.rewind()
             self._shrink(error, works)
-        if not self.runner.overlaps:
+        if not self.runner.asynchronous:
             self._say()
 
-    def _weigh_prompts(self, works: list[Work], logits: Tensor) -> dict[Sequence, int]:
+    def _weigh_prompts(self, works: list[ScheduledSequence], logits: Tensor) -> dict[Sequence, int]:
         """The first row from which each draws; those before it tell of its prompt."""
         rows = {}
         for work, row in zip(works, accumulate((work.num_logits for work in works), initial=0), strict=False):
             rows[work.sequence] = row
             if work.scores:
-                weigh_next(work, logits[row : row + work.num_tokens])
+                add_prompt_logprobs(work, logits[row : row + work.num_tokens])
                 rows[work.sequence] += work.num_tokens - 1
         return rows
 
-    def _draw_drafts(self, drawing: list[tuple[Work, int]], logits: Tensor, *, alone: bool) -> None:
+    def _draw_drafts(self, drawing: list[tuple[ScheduledSequence, int]], logits: Tensor, *, alone: bool) -> None:
         """Works with the first of their rows: one token each, then those behind it, as if each had a step of its own,
         as long as the draft was right. `alone`: nobody was reading beside them."""
         alone = alone and not any(work.draft for work, _ in drawing)
@@ -193,37 +199,37 @@ class Stepper:
             if not drawing:
                 return
             self._draw(
-                [work.sequence for work, _ in drawing], taken(logits, [row + depth for _, row in drawing]), alone
+                [work.sequence for work, _ in drawing], select_rows(logits, [row + depth for _, row in drawing]), alone
             )
             if any(work.draft for work, _ in drawing):
                 self._say()
             for work, _ in drawing:
                 if work.draft and not _was_right(work, depth):
-                    self._scheduler.judge(work, depth)
+                    self._scheduler.record_acceptance(work, depth)
             drawing = [(work, row) for work, row in drawing if _was_right(work, depth)]
             for work, _ in drawing:
                 work.sequence.num_computed += 1
 
     def _draw(self, sequences: list[Sequence], logits: Tensor, alone: bool) -> None:
         sequences, logits = self._without(
-            unmaskable(sequences), "its grammar allows no token", sequences, logits, _stuck
+            fill_grammar_masks(sequences), "its grammar allows no token", sequences, logits, _stuck
         )
         if not sequences:
             return
-        draws = Draws(logits, sequences)
+        draws = SampleResult(logits, sequences)
         if alone:
-            self._ahead = send(self.runner, sequences, draws.tokens, self._scheduler.num_preemptions)
+            self._ahead = launch(self.runner, sequences, draws.tokens, self._scheduler.num_preemptions)
         drawn = draws.result()
         broken = [row for row, token in enumerate(drawn) if token is None]
         sequences, logits = self._without(broken, "its logits are not numbers", sequences, logits)
         whole = [token for token in drawn if token is not None]
-        tokens = [sequence.insist(token) for sequence, token in zip(sequences, whole, strict=True)]
-        weighed = weigh(logits, sequences, tokens)
+        tokens = [sequence.force_token(token) for sequence, token in zip(sequences, whole, strict=True)]
+        weighed = compute_logprobs(logits, sequences, tokens)
         for sequence, given, token in zip(sequences, whole, tokens, strict=True):
             if self._ahead and token != given:  # it went on with another
                 self._ahead.rows.pop(sequence, None)
             sequence.append(token)
-            self._drawn.append(Drawn(self.requests[sequence], token, weighed.get(sequence)))
+            self._drawn.append(SampledToken(self.requests[sequence], token, weighed.get(sequence)))
 
     def _without(
         self, failing: list[int], why: str, sequences: list[Sequence], logits: Tensor, error: ToError = _failed
@@ -232,7 +238,7 @@ class Stepper:
             return sequences, logits
         self._fail_alone([sequences[row] for row in failing], why, error)
         whole = [row for row in range(len(sequences)) if row not in failing]
-        return [sequences[row] for row in whole], taken(logits, whole)
+        return [sequences[row] for row in whole], select_rows(logits, whole)
 
     # --- saying ---
 
@@ -263,10 +269,10 @@ class Stepper:
         named = [self._weighed(token, each) for token, each in zip(others, scored, strict=True)]
         return (self._texts.named(first, nan), *named)
 
-    def _named(self, drawn: Drawn) -> TokenLogprob | None:
+    def _named(self, drawn: SampledToken) -> TokenLogprob | None:
         return None if drawn.weighed is None else self._weighed(drawn.token, drawn.weighed)
 
-    def _weighed(self, token: int, weighed: Weighed) -> TokenLogprob:
+    def _weighed(self, token: int, weighed: TokenLogprobs) -> TokenLogprob:
         top = tuple(map(self._texts.named, weighed.ids, weighed.logprobs))
         return self._texts.named(token, weighed.logprob, top)
 
@@ -290,16 +296,16 @@ class Stepper:
         self._deliver([(request.mailbox, error) for request in requests])
 
 
-def _was_right(work: Work, depth: int) -> bool:
+def _was_right(work: ScheduledSequence, depth: int) -> bool:
     """Whether the token just drawn was guessed, so that the one behind it can be drawn from the same step."""
     guessed = depth < len(work.draft) and work.draft[depth] == work.sequence.tokens[-1]
     return guessed and not work.sequence.finished
 
 
-def weigh_next(work: Work, logits: Tensor) -> None:
+def add_prompt_logprobs(work: ScheduledSequence, logits: Tensor) -> None:
     """A prompt that is read again, after its place was lost, is weighed again."""
     sequence = work.sequence
     if work.start == 0:
         sequence.scored = []
     coming = list(sequence.job.prompt[work.start + 1 : work.end + 1])
-    sequence.scored += weigh_prompt(logits, coming, sequence.job.sampling.prompt_logprobs or 0)
+    sequence.scored += compute_prompt_logprobs(logits, coming, sequence.job.sampling.prompt_logprobs or 0)
