@@ -22,7 +22,8 @@ from tests.npm_packages import tokenizer
 CERTAIN = 1000.0  # as a logit: nothing else is drawn, whatever the temperature
 NAMED = re.compile(r"play:([a-z0-9-]+)")
 ASKED = "<|im_start|>user\n"
-SUMMARY = "<summary>"  # in the form that Claude Code wants one in
+# What asks for a summary: Claude Code, Codex, and this server itself.
+SUMMARIES = ("<summary>", "CONTEXT CHECKPOINT COMPACTION", "<conversation>")
 ANSWER = "<|im_start|>assistant\n"
 PAD = "<|image_pad|>"
 RECORD = "record.jsonl"
@@ -46,10 +47,11 @@ class Scripts:
 
     def _said(self, prompt: str) -> str:
         names = list(NAMED.finditer(prompt))
-        if not names or "<tools>" not in prompt:
+        wants_summary = any(wish in prompt[prompt.rindex(ASKED) :] for wish in SUMMARIES)
+        if not names or ("<tools>" not in prompt and not wants_summary):
             return "Some work on files."
         name = names[-1][1]
-        if SUMMARY in prompt[prompt.rindex(ASKED) :]:
+        if wants_summary:
             (summary,) = self._lines(f"{name}-summary")
             return summary
         lines = self._lines(name)

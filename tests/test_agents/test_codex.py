@@ -73,6 +73,27 @@ def test_it_calls_a_tool_of_its_own_mcp_server(service: Service, agent: Agent) -
     assert service.refused() == []
 
 
+@pytest.mark.parametrize(
+    ("provider", "wish"), [("Parley", "CONTEXT CHECKPOINT COMPACTION"), ("OpenAI", "<conversation>")]
+)
+def test_it_makes_a_long_session_shorter_and_goes_on(service: Service, agent: Agent, provider: str, wish: str) -> None:
+    """By a summary that it asks for itself; where the provider is called OpenAI it asks for a `compaction` item."""
+    name = f"codex-long-{provider.lower()}"
+    config = agent.home / CONFIG
+    config.write_text(config.read_text().replace('name = "Parley"', f'name = "{provider}"'))
+    count = call("exec_command", cmd="seq 100000 100700")
+    after = service.play(f"{name}-later", "I went on from there.")
+    asked = service.play(name, count, count, count, count)
+    service.play(f"{name}-summary", f"Numbers were counted. {after}")
+    shown = items(agent.run(*ONCE, "-c", "model_auto_compact_token_limit=16000", asked))
+    assert shown[-1]["text"] == "I went on from there."
+    assert [wish in each["prompt"] for each in service.record(name) if each["said"].startswith("Numbers")] == [True]
+    prompt = service.record(f"{name}-later")[-1]["prompt"]
+    assert "Numbers were counted." in prompt
+    assert "100700" not in prompt
+    assert service.refused() == []
+
+
 def test_it_shows_a_thought_and_sends_it_back(service: Service, agent: Agent) -> None:
     asked = service.play(
         "codex-thought",
