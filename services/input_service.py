@@ -3,7 +3,6 @@
 from schemas.response_schema import ResponseContext
 from services.chat.items import Item
 from services.chat.request import responses
-from services.chat.request.opened import Opened, is_sealed
 from services.chat.request.refusals import Note
 from services.secret_service import SecretService
 from services.turn_service import TurnService
@@ -18,8 +17,4 @@ class InputService:
         """`note` is given the names of those that could not be opened."""
         ids = [item["id"] for item in request.input if item["type"] == "item_reference"]
         own = responses.own_items(request, await self._turns.items_by_id(ids, owner) if ids else {})
-        if not any(map(is_sealed, own)):
-            return own
-        opened = Opened(own, await self._secrets.seal(owner))
-        note(opened.unread)
-        return opened.items
+        return await self._secrets.opened(own, owner, note)

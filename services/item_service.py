@@ -52,7 +52,7 @@ class ItemService:
             added = await add_items(repositories, conversation, items)
             ids = [item["id"] for item in added]
             await store_key(repositories, idempotency_key, owner, conversation.id, ids)
-        return page(added, ids, len(added))
+        return page([shown(item) for item in added], ids, len(added))
 
     async def page(self, conversation_id: str, owner: str, query: PageQuery) -> ItemPage:
         async with self._store.reading() as repositories:

@@ -2,9 +2,13 @@
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from contextlib import suppress
 
 from database.session import Database
+from services.chat.items import Item
+from services.chat.request.opened import Opened, is_sealed
+from services.chat.request.refusals import Note, unnoted
 from services.chat.sealed import Seal
 from services.errors import Unavailable
 from services.history.store import Store
@@ -28,6 +32,14 @@ class SecretService:
     async def seal(self, owner: str) -> Seal:
         """Raises Unavailable where the secret is not known yet and the database is away."""
         return Seal((await self._known()).encode(), owner)
+
+    async def opened(self, items: Sequence[Item], owner: str, note: Note = unnoted) -> list[Item]:
+        """`note` is given the names of those that could not be opened, as a request has them."""
+        if not any(map(is_sealed, items)):
+            return list(items)
+        opened = Opened(items, await self.seal(owner))
+        note(opened.unread)
+        return opened.items
 
     async def _known(self) -> str:
         async with self._reading:

@@ -98,6 +98,7 @@ StoredCompletions = Annotated[StoredCompletionService, Depends(_the("stored_comp
 Info = Annotated[ServerInfo, Depends(_the("info"))]
 Reranker = Annotated[RerankService, Depends(_the("reranker"))]
 Responses = Annotated[ResponseService, Depends(_the("responses"))]
+Secrets = Annotated[SecretService, Depends(_the("secrets"))]
 StoredResponses = Annotated[StoredResponseService, Depends(_the("stored_responses"))]
 Sse = Annotated[sse.Sse, Depends(_the("sse"))]
 Tokenizers = Annotated[TokenizeService, Depends(_the("tokenizers"))]

@@ -7,7 +7,7 @@ from fastapi import Depends, Query, Response
 from pydantic import BaseModel
 
 from app.common import idempotency
-from app.common.dependencies import Caller, Conversations, Items, Search, UnknownKeys
+from app.common.dependencies import Caller, Conversations, Items, Search, Secrets, UnknownKeys
 from app.common.json_body import JsonRoute
 from app.common.router import TwinRouter
 from schemas.conversation_schema import (
@@ -58,10 +58,12 @@ async def create_conversation(
     conversations: Conversations,
     caller: Caller,
     unknown: UnknownKeys,
+    secrets: Secrets,
     idempotency_key: idempotency.Key,
 ) -> Conversation:
     response.headers.update(unknown.header(_ignored(body)))
-    return await conversations.create(caller.owner, body.items, body.metadata, body.title, idempotency_key)
+    items = await secrets.opened(body.items, caller.owner)
+    return await conversations.create(caller.owner, items, body.metadata, body.title, idempotency_key)
 
 
 @router.get("/conversations/search")
@@ -116,10 +118,12 @@ async def add_items(
     items: Items,
     caller: Caller,
     unknown: UnknownKeys,
+    secrets: Secrets,
     idempotency_key: idempotency.Key,
 ) -> ItemPage:
     response.headers.update(unknown.header(_ignored(body)))
-    return await items.add(conversation_id, caller.owner, body.items, idempotency_key)
+    given = await secrets.opened(body.items, caller.owner)
+    return await items.add(conversation_id, caller.owner, given, idempotency_key)
 
 
 @router.get("/conversations/{conversation_id}/items/{item_id}", dependencies=INCLUDE)

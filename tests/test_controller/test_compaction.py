@@ -171,6 +171,16 @@ class TestReading:
             {"id", "type", "encrypted_content"}
         ]
 
+    async def test_a_conversation_may_begin_with_it(self, openai: AsyncOpenAI, engine: NotingEngine) -> None:
+        given: Any = list(map(plain, (await openai.responses.compact(model=MODEL, input="Hi")).output))
+        created = await openai.conversations.create(items=given)
+        added = await openai.conversations.create()
+        listed = await openai.conversations.items.create(added.id, items=given)
+        assert set(plain(listed.data[1])) == {"id", "type", "encrypted_content"}
+        for conversation in (created, added):
+            await openai.responses.create(input="One", conversation=conversation.id)
+            assert shown(engine) == ["<user>Hi", "<user>The notes.", "<user>One", "<assistant>"]
+
 
 class TestAsAResponse:
     """`compaction_trigger`, by which Codex asks for it."""

@@ -43,7 +43,7 @@ LEFT_ASIDE = {
     "client_metadata": "kept nowhere",
     "container": "no programs are run here",
     "context": "the model's template decides which thoughts it is shown again",
-    "context_management": "nothing is edited out of a conversation; `truncation` drops its oldest messages",
+    "context_management": "nothing is cleared from a conversation; a response can be compacted",
     "generate_summary": "is 'auto', 'concise' or 'detailed'",
     "image": "images are shown to the model as they come",
     "include_obfuscation": "events are not padded",
