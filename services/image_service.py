@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from services.chat.request import images
 from services.chat.request.contents import Illustration
 from services.chat.request.images import ImageRef
-from services.engine.base import Engine, Image, ImageReader
+from services.engine.base import Engine, Image, ImageReader, UnreadablePicture
 from services.engine.scheduling.fair_slots import FairSlots
 from services.errors import InvalidRequest, Overloaded, PromptTooLong, UnsupportedParameter
 from services.fetch_service import Fetcher
@@ -86,7 +86,10 @@ class ImageService:
     def _open(self, fetched: bytes | None, ref: ImageRef, reader: ImageReader) -> Image:
         data = images.from_data_url(ref, self._max_bytes) if fetched is None else fetched
         try:
-            return reader.read(images.decode(data, ref, self._max_pixels))
+            return reader.read(images.picture(data, ref, self._max_pixels))
+        except UnreadablePicture as error:
+            logger.info("an image could not be read: %s", error)
+            raise images.unreadable(ref) from None
         except ValueError as error:  # a processor's words: no wider than so, no narrower than so
             logger.info("a picture is not to the model's liking: %s", error)
             raise InvalidRequest("The model cannot take an image of this shape", param=ref.param) from error

@@ -39,4 +39,4 @@ class FakeReader:
     def read(self, picture: Picture) -> Image:
         self.pictures.append(picture)
         size = picture.width * picture.height
-        return Image(hashlib.sha256(picture.rgb).digest(), f"[{'X' * size}]", size, {})
+        return Image(hashlib.sha256(picture.data).digest(), f"[{'X' * size}]", size, {})

@@ -107,11 +107,16 @@ class SamplingDefaults:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Decoded: three bytes a pixel, row after row."""
+    """An encoded image (PNG, JPEG, WebP or GIF), of which the head has been read and the size been checked."""
 
-    width: int
+    data: bytes
+    width: int  # pixels, before it is turned as its EXIF data say
     height: int
-    rgb: bytes
+    max_side: int | None = None  # pixels of the longer side, to which it is to be scaled down
+
+
+class UnreadablePicture(ValueError):
+    """What follows a picture's head is no image."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -141,7 +146,7 @@ class ImageReader(Protocol):
     token: int  # what its replacement has for each piece of it
 
     def read(self, picture: Picture) -> Image:
-        """Takes its time: call it from a thread. Raises ValueError for what the model cannot take."""
+        """Blocking: call it from a thread. Raises UnreadablePicture, and ValueError for what the model cannot take."""
         ...
 
 

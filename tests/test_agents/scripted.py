@@ -72,7 +72,7 @@ class Reader:
 
     def read(self, picture: Picture) -> Image:
         size = picture.width * picture.height
-        return Image(sha256(picture.rgb).digest(), PAD * size, size, {})
+        return Image(sha256(picture.data).digest(), PAD * size, size, {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from services.engine.scheduling.scheduler import ScheduledSequence
 from services.engine.scheduling.sequence import Sequence as Running
 from services.engine.vision import vision as vision_module
 from services.engine.vision.picture_reader import PictureReader, read_processor
+from services.engine.vision.pixels import encoded, pixels
 from services.engine.vision.vision import vision_for
 from services.engine.vision.vision_check import attach_vision, prepare_vision
 from services.errors import EngineFailed, InvalidRequest
@@ -39,7 +40,7 @@ PLAIN = "no picture at all, only words"
 
 def picture(seed: int, size: tuple[int, int] = (40, 24)) -> Picture:
     rgb = np.random.default_rng(seed).integers(0, 256, size[0] * size[1] * 3, dtype=np.uint8)
-    return Picture(*size, rgb.tobytes())
+    return encoded(Pillow.frombytes("RGB", size, rgb.tobytes()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Tiny:
 
 def whole(folder: str, model: Any, tokenizer: Any, ask: Ask) -> dict[str, torch.Tensor]:
     """As the model's own processor reads it, all at once."""
-    images = [Pillow.frombytes("RGB", (each.width, each.height), each.rgb) for each in ask.pictures]
+    images = [pixels(each) for each in ask.pictures]
     processor = read_processor(folder, model.config, tokenizer)
     given = processor(text=[ask.text], images=images or None, add_special_tokens=False, return_tensors="pt")
     return dict(given)

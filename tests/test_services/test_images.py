@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow
 
-from services.chat.request.images import ImageRef, decode, from_data_url, refs
+from services.chat.request.images import ImageRef, from_data_url, picture, refs
+from services.engine.base import UnreadablePicture
+from services.engine.vision.pixels import pixels
 from services.errors import InvalidRequest
 from tests.pictures import RED, data_url, encoded, part
 
@@ -24,7 +26,7 @@ def ref(url: str = "", detail: str = "auto") -> ImageRef:
 
 def refusal(data: bytes) -> str:
     with pytest.raises(InvalidRequest) as refused:
-        decode(data, ref(), PIXELS)
+        picture(data, ref(), PIXELS)
     assert refused.value.param == PARAM
     return refused.value.message
 
@@ -73,37 +75,41 @@ class TestDataUrl:
             from_data_url(ref(data_url(bytes(103))), 99)
 
 
+def decoded(data: bytes, detail: str = "auto", max_pixels: int = PIXELS) -> Pillow.Image:
+    return pixels(picture(data, ref(detail=detail), max_pixels))
+
+
 class TestDecode:
     @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "JPEG"])
     def test_formats(self, kind: str) -> None:
-        picture = decode(encoded(kind, (20, 10), "red"), ref(), PIXELS)
-        assert (picture.width, picture.height, len(picture.rgb)) == (20, 10, 600)
-        assert picture.rgb[0] > 240 > 10 > picture.rgb[1]
+        image = decoded(encoded(kind, (20, 10), "red"))
+        assert (image.size, len(image.tobytes())) == ((20, 10), 600)
+        assert image.tobytes()[0] > 240 > 10 > image.tobytes()[1]
 
     @pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "I;16"])
     def test_modes(self, mode: str) -> None:
         out = BytesIO()
         Pillow.new(mode, (2, 2)).save(out, "PNG")
-        assert len(decode(out.getvalue(), ref(), PIXELS).rgb) == 12
+        assert len(decoded(out.getvalue()).tobytes()) == 12
 
     def test_the_first_frame(self) -> None:
         out = BytesIO()
         frames = [Pillow.new("RGB", (2, 2), colour) for colour in ("red", "blue")]
         frames[0].save(out, "GIF", save_all=True, append_images=frames[1:])
-        assert decode(out.getvalue(), ref(), PIXELS).rgb[:3] == bytes([255, 0, 0])
+        assert decoded(out.getvalue()).tobytes()[:3] == bytes([255, 0, 0])
 
     def test_a_photograph_stands_upright(self) -> None:
         exif = Pillow.Exif()
         exif[0x0112] = 6
-        assert decode(encoded("JPEG", (20, 10), exif=exif), ref(), PIXELS).width == 10
+        assert decoded(encoded("JPEG", (20, 10), exif=exif)).width == 10
 
     def test_low_detail_is_small(self) -> None:
         data = encoded(size=(1024, 512))
-        assert decode(data, ref(detail="low"), 10**6).width == 512
-        assert decode(data, ref(detail="high"), 10**6).width == 1024
+        assert decoded(data, "low", 10**6).width == 512
+        assert decoded(data, "high", 10**6).width == 1024
 
     def test_more_pixels_than_allowed(self) -> None:
-        assert decode(encoded(size=(100, 100)), ref(), PIXELS).width == 100
+        assert decoded(encoded(size=(100, 100))).width == 100
         assert "pixels" in refusal(encoded(size=(101, 100)))
 
     @pytest.mark.parametrize("action", ["error", "ignore"])
@@ -114,9 +120,13 @@ class TestDecode:
             assert "pixels" in refusal(encoded(size=(150, 100)))
             assert "pixels" in refusal(encoded(size=(1000, 1000)))
 
-    @pytest.mark.parametrize("data", [b"", b"hello", encoded()[:40], encoded("BMP"), encoded("TIFF"), b"<svg/>"])
+    @pytest.mark.parametrize("data", [b"", b"hello", encoded("BMP"), encoded("TIFF"), b"<svg/>"])
     def test_no_image(self, data: bytes) -> None:
         assert "readable" in refusal(data)
+
+    def test_no_more_than_a_head(self) -> None:
+        with pytest.raises(UnreadablePicture):
+            decoded(encoded("JPEG", (99, 99))[:-99])
 
     @given(data=st.data(), kind=st.sampled_from(["PNG", "JPEG", "WEBP", "GIF"]))
     @settings(max_examples=60, deadline=None)
@@ -124,6 +134,6 @@ class TestDecode:
         image = bytearray(encoded(kind, (16, 16)))
         for _ in range(data.draw(st.integers(1, 5))):
             image[data.draw(st.integers(0, len(image) - 1))] = data.draw(st.integers(0, 255))
-        with warnings.catch_warnings(), suppress(InvalidRequest):
+        with warnings.catch_warnings(), suppress(InvalidRequest, UnreadablePicture):
             warnings.simplefilter("ignore")
-            assert decode(bytes(image), ref(), PIXELS).rgb
+            assert decoded(bytes(image)).tobytes()

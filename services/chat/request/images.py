@@ -1,4 +1,4 @@
-"""Images of a request: where they are, and what is on them. Blocking where it decodes: call it from a thread."""
+"""Images of a request: where they are, and what can be told without decoding them."""
 
 import base64
 import binascii
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from io import BytesIO
 
 from PIL import Image as Pillow
-from PIL import ImageOps
 
 from services.engine.base import Message, Picture
 from services.errors import InvalidRequest
@@ -63,20 +62,24 @@ def too_large(ref: ImageRef, max_bytes: int) -> InvalidRequest:
     return InvalidRequest(f"The image has more than {max_bytes} bytes", param=ref.param)
 
 
-def decode(data: bytes, ref: ImageRef, max_pixels: int) -> Picture:
-    """The first frame, upright and in RGB. Its size is known, and checked, before any pixel takes memory."""
+def picture(data: bytes, ref: ImageRef, max_pixels: int) -> Picture:
+    """Its first frame's size is checked before any pixel takes memory; what follows the head is not looked at."""
     try:
         with Pillow.open(BytesIO(data), formats=FORMATS) as file:
-            if file.width * file.height > max_pixels:
-                raise InvalidRequest(f"The image has more than {max_pixels} pixels", param=ref.param)
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except InvalidRequest:
-        raise
+            size = (file.width, file.height)
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning):
-        raise InvalidRequest(f"The image has more than {max_pixels} pixels", param=ref.param) from None
+        raise _too_many(ref, max_pixels) from None
     except Exception as error:  # whatever a decoder may throw at what is no image
         logger.info("an image could not be read: %s", type(error).__name__)
-        raise InvalidRequest("The image is not a readable PNG, JPEG, WebP or GIF", param=ref.param) from None
-    if ref.detail == "low":
-        image.thumbnail((LOW, LOW))
-    return Picture(image.width, image.height, image.tobytes())
+        raise unreadable(ref) from None
+    if size[0] * size[1] > max_pixels:
+        raise _too_many(ref, max_pixels)
+    return Picture(data, *size, max_side=LOW if ref.detail == "low" else None)
+
+
+def _too_many(ref: ImageRef, max_pixels: int) -> InvalidRequest:
+    return InvalidRequest(f"The image has more than {max_pixels} pixels", param=ref.param)
+
+
+def unreadable(ref: ImageRef) -> InvalidRequest:
+    return InvalidRequest("The image is not a readable PNG, JPEG, WebP or GIF", param=ref.param)

@@ -11,6 +11,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from services.engine.base import Image, Picture
 from services.engine.cpu.threads import release_team
+from services.engine.vision.pixels import pixels
 from services.errors import EngineFailed
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,14 @@ class PictureReader:
         return ids
 
     def read(self, picture: Picture) -> Image:
+        image = pixels(picture)
         try:
-            found = self._processed(Pillow.frombytes("RGB", (picture.width, picture.height), picture.rgb))
+            found = self._processed(image)
         finally:
             release_team()  # where torchvision is installed, processors compute with torch
         ((replaced,),) = found["text_replacement_offsets"]
         return Image(
-            digest=hashlib.sha256(b"%d %d %b" % (picture.width, picture.height, picture.rgb)).digest(),
+            digest=hashlib.sha256(b"%d %d %b" % (*image.size, image.tobytes())).digest(),
             text=replaced["replacement"],
             num_tokens=int((np.asarray(found["input_ids"]) == self.token).sum()),
             inputs={name: np.asarray(value) for name, value in found.items() if name not in OF_THE_TEXT},

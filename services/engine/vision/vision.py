@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image as Pillow
 from torch import Tensor
 
 from services.engine.base import Image, Job, Picture, PlacedImage
@@ -20,6 +21,7 @@ from services.engine.execution.model_structure import language_model
 from services.engine.scheduling.scheduler import ScheduledSequence
 from services.engine.scheduling.sequence import CacheKey
 from services.engine.vision.picture_reader import PictureReader
+from services.engine.vision.pixels import encoded
 
 KEPT_TOKENS = 16_384  # of images that were seen
 IMAGE = 1  # as `mm_token_type_ids` say it
@@ -210,7 +212,7 @@ def _refuse_what_looks_ahead(model: Any) -> None:
 
 def _noise() -> Picture:
     rgb = np.random.default_rng(0).integers(0, 256, 64 * 48 * 3, dtype=np.uint8)
-    return Picture(64, 48, rgb.tobytes())
+    return encoded(Pillow.frombytes("RGB", (64, 48), rgb.tobytes()))
 
 
 def vision_for(vision: Vision | None, works: Sequence[ScheduledSequence]) -> Vision | None:
