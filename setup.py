@@ -1,4 +1,4 @@
-"""Packages Parley; what it needs is read from requirements.txt, so that there is one list only."""
+"""Packages Parley. Requirements are read from requirements.txt, so that there is one list only."""
 
 from pathlib import Path
 
@@ -6,6 +6,8 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 PACKAGES = ["app", "services", "schemas", "database", "tools"]
+# programs that measure and break servers: for a checkout, which has their requirements
+CHECKOUT_ONLY = ["tools.bench", "tools.faults", "tools.attacks"]
 
 
 def requirements(name: str) -> list[str]:
@@ -20,7 +22,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.11",
-    packages=find_packages(include=[f"{name}{rest}" for name in PACKAGES for rest in ("", ".*")]),
+    packages=find_packages(
+        include=[f"{name}{rest}" for name in PACKAGES for rest in ("", ".*")], exclude=CHECKOUT_ONLY
+    ),
     package_data={
         "services": ["engine/**/*.cpp", "engine/**/*.h"],
         "app": ["static/**/*"],
@@ -28,7 +32,6 @@ setup(
     },
     install_requires=requirements("requirements.txt"),
     extras_require={
-        "bench": requirements("requirements-bench.txt"),
         "dev": [*requirements("requirements-bench.txt"), *requirements("requirements-dev.txt")],
     },
     entry_points={"console_scripts": ["parley = tools.cli:main"]},

@@ -1,21 +1,16 @@
-"""The composition root: builds everything and is imported by nobody."""
+"""The composition root: builds the app. No other module imports it."""
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
-from wsgiref.simple_server import WSGIServer
 
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
-from prometheus_client import start_http_server
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from app import models
-from app.common import configuration, errors, log, openapi
+from app.common import configuration, errors, exits, log, model_configs, openapi
 from app.common.allowed_hosts import AllowedHosts
 from app.common.auth import AuthMiddleware, Keys
 from app.common.compression import Decompress
@@ -28,7 +23,7 @@ from app.common.middleware import BodyLimit, DrainGate, Options, Protocol, Reque
 from app.common.page_guard import PageGuard
 from app.common.routes import Routes
 from app.common.security_headers import SecurityHeaders
-from app.common.settings import DatabaseSettings, ImageSettings, ServerSettings, Settings
+from app.common.settings import ImageSettings, ServerSettings, Settings
 from app.common.sse import Sse
 from app.controller import (
     chat_controller,
@@ -45,10 +40,11 @@ from app.controller import (
     stored_completion_controller,
     tokenize_controller,
 )
+from app.lifespan import Lifespan
+from app.process import Process
 from app.spec import Server, loading
 from app.spec.predict import PredictSpec
 from app.spec.spec import Spec
-from app.startup import Process, announce, listening, uvicorn_server
 from database.session import Database
 from services.catalogue_service import CatalogueService
 from services.chat_service import ChatService
@@ -65,7 +61,8 @@ from services.input_service import InputService
 from services.item_service import ItemService
 from services.message_service import MessageService
 from services.metrics_service import Metrics
-from services.model_service import ModelManager, reason
+from services.model_service import ModelManager
+from services.models import sources
 from services.rerank_service import RerankService
 from services.response_service import ResponseService
 from services.search_service import SearchService
@@ -76,11 +73,10 @@ from services.stream_service import StreamService
 from services.text_service import TextService
 from services.tokenize_service import TokenizeService
 from services.turn_service import TurnService, this_writer
-from tools import data_migration, exits
 
 logger = logging.getLogger(__name__)
 
-OWN_TIME = 5.0  # seconds in which a stream ends by itself, with its own line in the log
+SEND_GRACE_S = 5.0  # in which a stalled stream ends by itself and logs why, before its connection is closed
 
 CONTROLLERS = (
     chat_controller,
@@ -105,8 +101,8 @@ def create_app(
     warm_up: Callable[[], None] = lambda: None,
     process: Process | None = None,
 ) -> FastAPI:
-    """`build` makes the engines, as `services.engine.build` does; `warm_up` runs beside the first requests. `process`
-    ends where the start fails; without one the error goes on to whoever starts the app."""
+    """`build` makes the engines, as `services.engine.build` does. `warm_up` runs beside the first requests. `process`
+    exits if the start fails; without one the error is raised."""
     log.configure(settings.log.level, settings.log.format)
     database = Database(settings.database.url)
     turns = TurnService(
@@ -120,7 +116,15 @@ def create_app(
     connections = _connections(settings.server)
     app = FastAPI(
         title="Parley",
-        lifespan=_lifespan(settings, services, turns, database, warm_up, connections, process),
+        lifespan=Lifespan(
+            settings=settings,
+            services=services,
+            turns=turns,
+            database=database,
+            connections=connections,
+            warm_up=warm_up,
+            process=process,
+        ),
         middleware=_middleware(settings, services, routes, connections),
     )
     app.state.services = services
@@ -136,90 +140,14 @@ def create_app(
     return app
 
 
-def _lifespan(
-    settings: Settings,
-    services: Services,
-    turns: TurnService,
-    database: Database,
-    warm_up: Callable[[], None],
-    connections: Connections,
-    process: Process | None,
-) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        try:
-            await _open(database, settings.database)
-            exporter = _exporter(settings.server, services.metrics)
-        except Exception as error:
-            await database.close()
-            if process is None or (line := exits.explain(error)) is None:
-                raise
-            await process.refuse(line)
-        await turns.start()
-        await services.secrets.start()
-        preloaded = models.preloaded(settings)
-        server = uvicorn_server()  # before the drain takes its signals
-        announce(settings, models.configs(settings), preloaded, server)
-        services.drain.install()
-        opened = asyncio.create_task(listening(server))
-        services.models.start(preloaded, after=opened, failed=partial(_give_up, process))
-        warming = asyncio.create_task(_after(opened, warm_up))
-        connections.install()
-        yield
-        await connections.uninstall()
-        opened.cancel()
-        await asyncio.wait([warming])
-        if exporter:
-            await asyncio.to_thread(exporter.shutdown)
-            exporter.server_close()
-        await services.streams.close()
-        await services.models.stop()
-        await turns.stop()
-        await database.close()
-        if process:
-            process.ended()
-
-    return lifespan
-
-
 def _connections(settings: ServerSettings) -> Connections:
     deadlines = Deadlines(
         headers=settings.headers_timeout_s,
         body=settings.body_timeout_s,
         body_rate=settings.body_rate,
-        send=settings.send_timeout_s + OWN_TIME,
+        send=settings.send_timeout_s + SEND_GRACE_S,
     )
     return Connections(deadlines, settings.max_connections)
-
-
-async def _open(database: Database, settings: DatabaseSettings) -> None:
-    if settings.migrate:
-        await data_migration.upgrade(settings.url)
-    else:
-        data_migration.check_file(settings.url)
-        async with data_migration.reaching(settings.url):
-            await database.ping()
-
-
-async def _after(opened: "asyncio.Task[None]", work: Callable[[], None]) -> None:
-    await asyncio.shield(opened)
-    await asyncio.to_thread(work)
-
-
-def _give_up(process: Process | None, name: str, error: BaseException) -> None:
-    """Of a model that should be there from the start."""
-    line = f"The model '{name}' cannot be served: {reason(error)}"
-    if process:
-        process.give_up(line)
-    else:
-        logger.error("%s", line)
-
-
-def _exporter(settings: ServerSettings, metrics: Metrics) -> WSGIServer | None:
-    """/metrics on a port of its own, for who scrapes and is not to see the rest."""
-    if settings.metrics_port is None:
-        return None
-    return start_http_server(settings.metrics_port, settings.host, metrics.registry)[0]
 
 
 def _specs(settings: Settings) -> list[Spec[Any]]:
@@ -230,11 +158,11 @@ def _specs(settings: Settings) -> list[Spec[Any]]:
 def _services(settings: Settings, turns: TurnService, database: Database, build: Callable[..., Any]) -> Services:
     metrics = Metrics()
     manager = ModelManager(
-        models.configs(settings),
+        model_configs.configs(settings),
         aliases=settings.model.aliases,
-        locate=partial(models.locate, models_dir=settings.models_dir),
+        locate=partial(sources.locate, models_dir=settings.models_dir),
         build=build,
-        recommended=partial(models.recommended, models_dir=settings.models_dir, read=read_sampling_defaults),
+        recommended=partial(sources.recommended_sampling, models_dir=settings.models_dir, read=read_sampling_defaults),
     )
     metrics.watch(manager.stats)
     streams = StreamService(database)
@@ -315,11 +243,11 @@ def _middleware(settings: Settings, services: Services, routes: Routes, connecti
 
 
 def _app() -> FastAPI:
-    """Of this process. What is wrong with its settings is said before anything is opened."""
+    """The app of this process. Wrong settings are reported before anything is opened."""
     with exits.in_one_line():
         settings = configuration.read()
-        models.check(settings)
-        return create_app(settings, warm_up=partial(warm_up, models.engines(settings)), process=Process())
+        sources.check(model_configs.configs(settings))
+        return create_app(settings, warm_up=partial(warm_up, model_configs.engines(settings)), process=Process())
 
 
 app = _app()

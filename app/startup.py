@@ -1,82 +1,31 @@
-"""How the process of the service begins, and how it ends where nothing can be served: one line and exit code 2."""
+"""Logs at start what is served: address, models, database, keys and changed settings."""
 
-import asyncio
 import logging
 import os
-import signal
-import sys
 from collections.abc import Iterator, Sequence
-from multiprocessing import parent_process
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import BaseModel
 from sqlalchemy.engine import make_url
 
 from app.common.settings import Settings
-from services.model_service import ModelConfig
-from tools import exits
+from services.models.config import ModelConfig
 
 logger = logging.getLogger(__name__)
 
-STARTUP_FAILURE = 3  # uvicorn's: a worker that ends with it is not started again
-SHOWN = 80  # characters of a value
+MAX_VALUE_CHARS = 80
 SECRETS = ("PARLEY_API_KEYS", "PARLEY_SERVER__SECRET")
 
 
-class Process:
-    """The server's own process. uvicorn shows a failed start as a traceback and ends with another code."""
-
-    def __init__(self) -> None:
-        self.has_failed = False
-
-    async def refuse(self, line: str) -> NoReturn:
-        """Before the socket is open. Does not come back: the server's tasks end with the event loop."""
-        exits.print_error(line)
-        logging.getLogger("uvicorn.error").disabled = True
-        self._exit_soon()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    def give_up(self, line: str) -> None:
-        """While requests are answered already: they are ended as at SIGTERM."""
-        if not self.has_failed:
-            self.has_failed = True
-            exits.print_error(line)
-            signal.raise_signal(signal.SIGTERM)
-
-    def ended(self) -> None:
-        """The last of the lifespan: nothing is held any more."""
-        if self.has_failed:
-            self._exit_soon()
-
-    def _exit_soon(self) -> None:
-        code = STARTUP_FAILURE if parent_process() else exits.CODE
-        asyncio.get_running_loop().call_soon(sys.exit, code)
-
-
-def uvicorn_server() -> Any | None:
-    """uvicorn hands itself to nobody, but its signal handler is its own; None: another server runs the app."""
-    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-    return server if hasattr(server, "started") and hasattr(server, "config") else None
-
-
-async def listening(server: Any | None) -> None:
-    """Returns once the socket is open. Until then nothing heavy begins, which could only be waited for: the address may
-    be in use. uvicorn tells of it by a flag alone."""
-    while server is not None and not server.started:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
-
-
 def announce(settings: Settings, configs: Sequence[ModelConfig], preloaded: Sequence[str], server: Any | None) -> None:
-    """What is served, before the first request."""
     logger.info("page: %s", _page(getattr(server, "config", settings.server)))
     logger.info("models: %s", ", ".join(_model(each, each.name in preloaded) for each in configs))
     logger.info("database: %s", _database(settings.database.url))
     if settings.api_keys:
-        logger.info("keys: %d; every request but the probes needs one", len(settings.api_keys))
+        logger.info("keys: %d; all requests except probes need one", len(settings.api_keys))
     else:
-        logger.warning("no PARLEY_API_KEYS: everybody who reaches this server may use it")
-    logger.info("settings: %s", ", ".join(changed(settings)) or "as they come")
+        logger.warning("no PARLEY_API_KEYS: anybody who can reach this server may use it")
+    logger.info("settings: %s", ", ".join(changed(settings)) or "defaults")
 
 
 def changed(group: BaseModel, prefix: str = "PARLEY_") -> Iterator[str]:
@@ -86,20 +35,20 @@ def changed(group: BaseModel, prefix: str = "PARLEY_") -> Iterator[str]:
         if isinstance(value, BaseModel):
             yield from changed(value, f"{variable}__")
         elif value != field.get_default(call_default_factory=True):
-            yield f"{variable}={_shown(variable, value)}"
+            yield f"{variable}={_value_text(variable, value)}"
 
 
-def _shown(variable: str, value: Any) -> str:
+def _value_text(variable: str, value: Any) -> str:
     if variable in SECRETS:
         return "***"
     if variable == "PARLEY_DATABASE__URL":
         return _masked(value)
     text = str([each.name for each in value]) if variable == "PARLEY_MODELS" else str(value)
-    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+    return text if len(text) <= MAX_VALUE_CHARS else text[:MAX_VALUE_CHARS] + "…"
 
 
 def _page(config: Any) -> str:
-    """`config`: uvicorn's, where it is known: `uvicorn --port` is no setting of ours."""
+    """`config`: uvicorn's if it is known, since `uvicorn --port` is not one of our settings."""
     if getattr(config, "uds", None) or getattr(config, "fd", None) is not None:
         return "/ of the socket that uvicorn was given"
     host = f"[{config.host}]" if ":" in config.host else config.host
@@ -118,7 +67,7 @@ def _database(url: str) -> str:
 
 
 def _masked(url: str) -> str:
-    """Passwords may also stand among the parameters."""
+    """Query parameters may have passwords too."""
     parsed = make_url(url)
     query = {name: "***" if "pass" in name.lower() else value for name, value in parsed.query.items()}
     return parsed.set(query=query).render_as_string(hide_password=True)

@@ -4,7 +4,7 @@ import sqlite3
 from pathlib import Path
 from urllib.parse import quote
 
-from sqlalchemy.engine import URL
+from database.engine import parse_url
 
 VERSION = "alembic_version"
 OWN_TABLES = {"turns", "conversations"}
@@ -14,9 +14,11 @@ class ForeignDatabase(ValueError):
     """The file is not a database, or belongs to another program."""
 
 
-def check(url: URL) -> None:
-    path = Path(url.database or "")
-    if url.get_backend_name() != "sqlite" or not path.exists():
+def check(url: str) -> None:
+    """Raises ForeignDatabase; accepts URLs of other databases."""
+    target = parse_url(url)
+    path = Path(target.database or "")
+    if target.get_backend_name() != "sqlite" or not path.exists():
         return
     if path.is_dir():
         raise ForeignDatabase(f"{path} is a folder, and not an SQLite file")

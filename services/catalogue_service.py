@@ -9,7 +9,8 @@ from schemas.sampling_schema import EffectiveSampling
 from schemas.status_schema import Model, Models
 from services.chat.formats import chat_format_of
 from services.chat.formats.base import ChatFormat
-from services.model_service import Kind, ModelCard, ModelManager
+from services.model_service import ModelManager
+from services.models.config import Kind, ModelCard
 
 Capability = Literal["completion", "tools", "thinking", "vision", "embedding", "rerank"]  # as Ollama names them
 

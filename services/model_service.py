@@ -6,44 +6,20 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from services.engine import build
 from services.engine.base import EngineStats, Job, Piece, Tokenizer
 from services.engine.base import SamplingDefaults as SamplingDefaults
 from services.errors import EngineFailed, InvalidRequest, ModelNotFound, ServiceError, Unavailable
+from services.models.config import Kind, ModelCard, ModelConfig
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["chat", "embedding", "reranker"]
 SHOWN = 200  # characters of a name in an error
 NOTHING_RECOMMENDED = SamplingDefaults()
-
-
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    name: str  # what requests call it
-    source: str  # folder, hub name, GGUF file, or the name of a default model
-    kind: Kind = "chat"
-    pinned: bool = False  # never freed
-    required: bool = False  # without it the service is not ready
-    idle_ttl: float | None = None  # seconds without a user until it is freed; None: never
-    dialect: str | None = None  # the format of its tool calls; None: as its chat template shows
-    sampling: SamplingDefaults | None = None  # where requests name nothing; None: as its authors recommend
-    engine: str = "local"  # a name of `services.engine.ENGINES`, or package.module:Class
-    settings: Mapping[str, Any] = field(default_factory=dict)  # general ones, of which an engine takes what it knows
-    options: Mapping[str, Any] = field(default_factory=dict)  # the engine's own
-
-
-@dataclass(frozen=True, slots=True)
-class ModelCard:
-    id: str
-    created: int  # epoch seconds
-    kind: Kind
-    loaded: bool
-    dialect: str | None = None  # the format of its tool calls; None: as its chat template shows
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ from database.session import Database
 from services.chat_service import ChatService
 from services.conversation_service import ConversationService
 from services.metrics_service import Metrics
-from services.model_service import ModelConfig, ModelManager
+from services.model_service import ModelManager
+from services.models.config import ModelConfig
 from services.turn_service import TurnService
 from tests.databases import free_port
 from tests.fakes import FakeEngine

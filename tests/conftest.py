@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.threads import computing_with
 
-pytest_plugins = ("tests.databases", "tests.apps")
+pytest_plugins = ("tests.databases", "tests.apps", "tests.wheels")
 
 # a busy machine is no failure, and our fixtures may be used again with the next example
 settings.register_profile("parley", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from database.migration import upgrade
 from database.session import Database
-from tools.data_migration import upgrade
 from tools.faults.postgres import PostgresServer, free_port, postgres_server
 
 __all__ = ["PostgresServer", "free_port"]

@@ -49,30 +49,43 @@ RULES = [
     Rule(
         r"services\.history", may=r"schemas|database|services\.(errors|chat|history|engine\.base)", never=f"torch|{WEB}"
     ),
+    Rule(r"services\.models\.(convert_gguf)"),  # a program of its own
+    Rule(
+        r"services\.models",
+        may=r"services\.(errors|models|engine\.(base|engine_class|is_own|loading\.model_files))",
+        never=f"torch|{WEB}",
+    ),
     Rule(
         r"services\.\w+_service",
-        may=r"schemas|database|services\.(errors|large|chat|history|\w+_service|engine\.(base|build|scheduling\.fair_slots))",
+        may=r"schemas|database"
+        r"|services\.(errors|large|chat|history|models|\w+_service|engine\.(base|build|scheduling\.fair_slots))",
         never=WEB,
+    ),
+    Rule(
+        r"app\.common\.model_configs",
+        may=r"app\.common\.settings|services\.(models|engine\.(base|is_own))",
+        never=f"torch|{WEB}",
     ),
     Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|large|\w+_service)|app\.common", never="torch"),
     # a spec reads requests and encodes events itself: of services.chat the parts that know no protocol
     Rule(
         r"app\.spec",
-        may=r"schemas|services\.(errors|large|engine\.base|\w+_service)|app\.(common|spec)"
+        may=r"schemas|services\.(errors|large|engine\.base|models|\w+_service)|app\.(common|spec)"
         r"|services\.chat\.(events|sealed|request\.refusals|answer\.logprobs)",
         never="torch",
     ),
+    Rule(r"app\.(startup|process)", may=r"app\.common|services\.models"),
+    Rule(r"app\.lifespan", may=r"app\.(common|process|startup)|services|database"),
+    Rule(r"app\.main", may=r"app\.(common|controller|lifespan|process|spec)|services|schemas|database"),
+    # describes the whole app
+    Rule(r"tools\.compatibility", may=r"app\.main|app\.common\.(settings|unserved)|services|schemas"),
+    Rule(r"tools\.(bench|faults|attacks)", may=r"tools|services|schemas|database|app\.common\.settings"),
+    # in the wheel, without the programs above; the app is started by its name
     Rule(
-        r"app\.models",
-        may=r"app\.common\.settings|services\.(model_service|engine|engine\.loading\.model_files)|tools\.fetch_models",
+        "tools",
+        may=r"tools\.(?!bench|faults|attacks)\w+|services|schemas|database"
+        r"|app\.common\.(settings|configuration|exits|model_configs)",
     ),
-    Rule(r"app\.startup", may=r"app\.common\.settings|services\.model_service|tools\.exits"),
-    Rule(r"app\.main", may=r"app\.(common|controller|models|spec|startup)|services|schemas|database|tools"),
-    Rule(
-        r"tools\.compatibility", may=r"app\.main|app\.common\.(settings|unserved)|services|schemas|tools"
-    ),  # it describes the whole app
-    Rule(r"tools\.cli", may=r"app\.(models|common\.(settings|configuration))|tools"),  # it starts the app
-    Rule("tools", may=r"tools|services|schemas|database|app\.common\.(settings|configuration)"),
     Rule("(app|services)$"),  # the two __init__ files
 ]
 

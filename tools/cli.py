@@ -5,6 +5,7 @@ import gc
 import os
 import socket
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated
 
@@ -126,7 +127,7 @@ def serve(
     import uvicorn
 
     from app.common import configuration
-    from tools.exits import in_one_line
+    from app.common.exits import in_one_line
 
     with in_one_line():
         settings = configuration.read()
@@ -162,10 +163,11 @@ def check_port(host: str, port: int) -> None:
 
 def prepare(settings: "Settings") -> None:
     """What each worker would find wrong at its start."""
-    from app import models
-    from tools.data_migration import upgrade
+    from app.common import model_configs
+    from database.migration import upgrade
+    from services.models import sources
 
-    models.check(settings)
+    sources.check(model_configs.configs(settings))
     if settings.database.migrate:
         asyncio.run(upgrade(settings.database.url))
 
@@ -201,22 +203,25 @@ def fetch() -> None:
 
 @app.command(context_settings=HANDED_OVER)
 def bench(context: typer.Context) -> None:
-    """Measure OpenAI-compatible servers side by side."""
-    try:
-        from tools import benchmark
-    except ModuleNotFoundError as missing:
-        sys.exit(f"Error: this needs {missing.name}: pip install 'parley[bench]'")
-    benchmark.app(context.args, prog_name="parley bench")
+    """Measure OpenAI-compatible servers side by side. Needs a checkout."""
+    checkout_command("bench")(context.args, prog_name="parley bench")
 
 
 @app.command(context_settings=HANDED_OVER)
 def reliability(context: typer.Context) -> None:
-    """Kill the server and its database under load, and fill a large history: what survives, how fast it is."""
+    """Kill the server and its database under load, and attack it: what survives. Needs a checkout."""
+    checkout_command("faults")(context.args, prog_name="parley reliability")
+
+
+def checkout_command(package: str) -> typer.Typer:
+    """The command of `tools.<package>`, which the wheel leaves out: it needs compilers, PostgreSQL and aiohttp."""
     try:
-        from tools import reliability
+        command: typer.Typer = import_module(f"tools.{package}.command").app
     except ModuleNotFoundError as missing:
-        sys.exit(f"Error: this needs {missing.name}: pip install 'parley[bench]'")
-    reliability.app(context.args, prog_name="parley reliability")
+        if str(missing.name).startswith("tools."):
+            sys.exit("Error: this command is not in the installed package: run it in a checkout of the repository")
+        sys.exit(f"Error: this needs {missing.name}: pip install --requirement requirements-bench.txt")
+    return command
 
 
 def main() -> None:

@@ -15,6 +15,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from app.common import configuration, settings
+from app.common.exits import in_one_line, leave
+from database import sqlite_file
+from database.connect_error import naming_the_database
 from database.session import Database
 from schemas.conversation_schema import Found
 from services.conversation_service import ConversationService
@@ -22,8 +25,6 @@ from services.history.store import Store
 from services.search_service import SearchService
 from tools import archive, chatgpt
 from tools.archive_schema import ArchivedConversation
-from tools.data_migration import check_file, reaching
-from tools.exits import in_one_line, leave
 
 T = TypeVar("T")
 
@@ -202,10 +203,10 @@ async def _delete_all(store: Store, owner: str) -> int:
 
 @asynccontextmanager
 async def _opened(url: str) -> AsyncIterator[Database]:
-    check_file(url)
+    sqlite_file.check(url)
     database = Database(url)
     try:
-        async with reaching(url):
+        with naming_the_database(url):
             yield database
     finally:
         await database.close()

@@ -34,7 +34,7 @@ from services.chat.request.refusals import refuse, unknown_keys
 from services.chat.sealed import Seal
 from services.engine.base import TokenLogprob
 from services.errors import InvalidRequest, NotFound, ServiceError, UnsupportedParameter
-from services.model_service import ModelCard
+from services.models.config import ModelCard
 
 __all__ = [
     "Arguments",

@@ -14,7 +14,7 @@ from services.catalogue_service import Abilities
 from services.chat.events import Event, Reply
 from services.chat.request.refusals import Note, unnoted
 from services.chat.sealed import Seal
-from services.model_service import ModelCard
+from services.models.config import ModelCard
 
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741

@@ -1,4 +1,4 @@
-"""Run by Alembic. The connection, its transaction and its lock come from tools/data_migration.py, through run_sync."""
+"""Run by Alembic. The connection, its transaction and its lock come from database/migration.py, through run_sync."""
 
 from alembic import context
 

@@ -8,7 +8,7 @@ import pytest
 
 from app.common.settings import Settings
 from app.startup import announce, changed
-from services.model_service import ModelConfig
+from services.models.config import ModelConfig
 from tests.apps import MODEL, NewSite
 
 ROOT = Path(__file__).parents[2]
@@ -17,7 +17,7 @@ import sys
 import uvicorn
 from app.common.settings import Settings
 from app.main import create_app
-from app.startup import Process
+from app.process import Process
 from services.errors import EngineFailed
 
 def build(kind, /, **options):
@@ -83,7 +83,7 @@ class TestAnnouncement:
             "models: chat from /models/chat (chat, loading), embedding (embedding, loaded at its first request)"
         )
         assert database == f"database: {tmp_path}/a.db"
-        assert keys.startswith("no PARLEY_API_KEYS: everybody")
+        assert keys.startswith("no PARLEY_API_KEYS: anybody")
         assert settings == f"settings: PARLEY_DATABASE__URL=sqlite:///{tmp_path}/a.db"
 
     def test_no_secret_is_among_them(self, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from database.migration import upgrade
 from database.models import Base, Secret, StreamBatch
 from database.session import Database
 from services.conversation_service import ConversationService
@@ -16,7 +17,6 @@ from services.history.idempotency import IdempotencyKey
 from services.item_service import ItemService, PageQuery
 from services.turn_service import TurnService
 from tests.test_services.test_turn_service import say
-from tools.data_migration import upgrade
 
 SECRET = "xylophonequartz"
 ASKED = f"My {SECRET} is {SECRET}. " * 200

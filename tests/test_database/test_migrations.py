@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Select, inspect, text
 from typer.testing import CliRunner
 
 from database.engine import create_engine
+from database.migration import Status, downgrade, status, upgrade
 from database.models import Base, StreamBatch
 from database.session import Database
 from services.chat import items
@@ -25,7 +26,7 @@ from services.search_service import SearchService
 from services.secret_service import SecretService
 from services.turn_service import TurnService
 from tests.test_services.test_turn_service import begin, say
-from tools.data_migration import Status, app, downgrade, status, upgrade
+from tools.data_migration import app
 
 ALL = ("0001", "0002", "0003", "0004", "0005")
 HEAD = ALL[-1]
@@ -103,7 +104,7 @@ async def test_a_database_newer_than_the_code_is_left_alone(database: Database, 
 
 PROCESS = """
 import asyncio, sys
-from tools.data_migration import upgrade
+from database.migration import upgrade
 print("ready", flush=True)
 sys.stdin.readline()
 asyncio.run(upgrade(sys.argv[1]))

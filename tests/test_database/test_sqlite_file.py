@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from alembic.util import CommandError
 
+from database.migration import downgrade, upgrade
 from database.sqlite_file import ForeignDatabase
-from tools.data_migration import downgrade, upgrade
 
 
 def write(path: Path, *statements: str) -> None:

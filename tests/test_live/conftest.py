@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from services.models.default_models import DEFAULT_MODELS
+from services.models.fetch import fetch, is_complete
 from tests.test_live.browser import Browser, browsing, serving
 from tests.test_live.service import MODELS, ROOT, Service, running
-from tools.fetch_models import DEFAULT_MODELS, fetch, is_complete
 
 KEYS = ("first-key", "second-key")
 

@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from services.engine.local import LocalEngine
+from services.models.default_models import DEFAULT_CHAT
 from tests.test_live.service import MODELS
-from tools.fetch_models import DEFAULT_CHAT
 
 SOURCE = str(MODELS / DEFAULT_CHAT)
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
 from services.engine.loading.loader import Source, load
+from services.models.default_models import DEFAULT_CHAT
 from tests.test_live.service import MODELS
-from tools.fetch_models import DEFAULT_CHAT
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
 

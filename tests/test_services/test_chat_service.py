@@ -29,7 +29,8 @@ from services.errors import (
 )
 from services.history.turn import TurnRequest
 from services.metrics_service import Metrics
-from services.model_service import ModelConfig, ModelManager
+from services.model_service import ModelManager
+from services.models.config import ModelConfig
 from services.turn_service import IdempotencyKey, TurnService
 from tests.apps import MODEL
 from tests.databases import free_port

@@ -19,7 +19,8 @@ from services.errors import EngineFailed, InvalidRequest, NotFound, Overloaded, 
 from services.event_source_service import EventSourceService
 from services.message_service import MessageService
 from services.metrics_service import Metrics
-from services.model_service import ModelConfig, ModelManager
+from services.model_service import ModelManager
+from services.models.config import ModelConfig
 from services.stream_service import StreamService
 from services.turn_service import TurnService
 from tests.apps import MODEL

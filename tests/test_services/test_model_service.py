@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from services.engine.base import SamplingDefaults
 from services.errors import EngineFailed, InvalidRequest, ModelNotFound, Unavailable
-from services.model_service import ModelConfig, ModelManager, SamplingDefaults, reason
+from services.model_service import ModelManager, reason
+from services.models.config import ModelConfig
 from tests.fakes import FakeEngine
 
 

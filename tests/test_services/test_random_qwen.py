@@ -15,7 +15,8 @@ from services.chat_service import ChatService
 from services.engine.execution.runner_factory import build_runner
 from services.engine.loading.loader import Loaded
 from services.engine.local import LocalEngine
-from services.model_service import ModelConfig, ModelManager
+from services.model_service import ModelManager
+from services.models.config import ModelConfig
 from tests.npm_packages import tokenizer
 
 BUDGET = 12

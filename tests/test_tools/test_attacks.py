@@ -14,11 +14,11 @@ from typer.testing import CliRunner, Result
 from app.common import auth
 from tests.apps import NewSite, Site
 from tests.databases import free_port
-from tools import reliability
 from tools.attacks import sites
 from tools.attacks.registry import ATTACKS, attack
 from tools.attacks.routes import is_open, routes_of
 from tools.attacks.target import Finding, Target
+from tools.faults import command as reliability
 
 KEYS = ("alpha-key", "beta-key")
 QUICK = ("authorisation", "isolation", "ssrf")

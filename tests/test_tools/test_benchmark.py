@@ -19,12 +19,12 @@ from typer.testing import CliRunner, Result
 from tests.test_tools.openai_server import ANSWER, FINISH, ROLE, USAGE, Peer, answering, sse, text
 from tools import cli
 from tools.bench.answer import Answer, read
+from tools.bench.command import parse
 from tools.bench.exchange import Arrival, Exchange
 from tools.bench.figures import add_up, percentile
 from tools.bench.load import ChatLoad, EmbeddingLoad, Load
 from tools.bench.rounds import Plan, Round, run
 from tools.bench.server import Server
-from tools.benchmark import parse
 
 ROOT = Path(cli.__file__).parent.parent
 CHAT = ChatLoad(streams=1, requests=2, words=20, tokens=4)
@@ -318,8 +318,17 @@ def test_interrupted_it_keeps_what_it_has(peer: Peer, tmp_path: Path) -> None:
 def test_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith(("tools.bench", "aiohttp"))]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("tools.benchmark", raising=False)
+    monkeypatch.delattr("tools.bench.command", raising=False)
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     result = bench()
     assert result.exit_code == 1
-    assert "parley[bench]" in str(result.output)
+    assert "requirements-bench.txt" in str(result.output)
+
+
+@pytest.mark.parametrize(("command", "package"), [("bench", "bench"), ("reliability", "faults")])
+def test_a_wheel_says_that_it_takes_a_checkout(command: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(f"tools.{package}")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, f"tools.{package}", None)
+    result = CliRunner().invoke(cli.app, [command])
+    assert (result.exit_code, "in a checkout" in str(result.output)) == (1, True)

@@ -10,9 +10,9 @@ import pytest
 
 from tests.test_tools.openai_server import Peer, answering
 from tests.test_tools.test_benchmark import bench
+from tools.bench.command import parse
 from tools.bench.load import EmbeddingLoad
 from tools.bench.rounds import Plan, run
-from tools.benchmark import parse
 
 LIBRARY = """
 print("something about itself")

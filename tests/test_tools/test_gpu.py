@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from services.engine.paged import attention as paged_attention
-from tools import gpu
+from tools.bench import gpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
+from services.models.default_models import DEFAULT_CHAT
+from services.models.fetch import fetch
 from tools.attacks.target import Target
 from tools.faults import seeing_model
 from tools.faults.server import Server
-from tools.fetch_models import DEFAULT_CHAT, fetch
 
 SEEING = "seeing"
 FILES = 256  # that the server without keys may open

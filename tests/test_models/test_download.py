@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.test_tools.wheels import Index
-from tools.download import ATTEMPTS, CHUNK, ChecksumMismatch, download, quarters
+from services.models.download import ATTEMPTS, CHUNK, ChecksumMismatch, download, quarters
+from tests.wheels import Index
 
 
 def fetch(index: Index, target: Path) -> list[tuple[int, int]]:

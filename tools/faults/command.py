@@ -17,17 +17,18 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from database.migration import upgrade
 from database.session import Database
 from database.turn_repository import TurnRepository
+from services.models.default_models import DEFAULT_CHAT
+from services.models.fetch import fetch
 from tools.attacks import command
-from tools.data_migration import upgrade
 from tools.faults import tiny_model
 from tools.faults.crash import CrashReport, crash_rounds
 from tools.faults.outage import OutageReport, outage
 from tools.faults.postgres import PostgresServer, postgres_server
 from tools.faults.scale import ITEMS_EACH, ScaleReport, fill, measure
 from tools.faults.server import Server
-from tools.fetch_models import DEFAULT_CHAT, fetch
 
 Backend = Literal["sqlite", "postgresql"]
 MODELS = Annotated[Path, typer.Option(help="Where default models are kept.")]

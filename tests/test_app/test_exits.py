@@ -6,8 +6,8 @@ import pytest
 from alembic.util import CommandError
 from sqlalchemy.exc import OperationalError
 
+from app.common import exits
 from services.errors import Unavailable
-from tools import exits
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What only a GPU can show: `python -m tools.gpu`.
+"""What only a GPU can show: `python -m tools.bench.gpu`.
 
 First whether torch's attention over pages comes to what plain lines come to, and whether pages and recorded steps say
 what models say by themselves, across pages, windows and groups of heads. Then the time of a decoding step of an

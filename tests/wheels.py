@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tools.fetch_models import DefaultModel
+import pytest
+
+from services.models.default_models import DefaultModel
 
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 4096, "1_Pooling/config.json": b"{}"}
 
@@ -74,3 +76,9 @@ def serving(index: Index) -> Iterator[Index]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@pytest.fixture
+def index() -> Iterator[Index]:
+    with serving(Index(wheel())) as index:
+        yield index

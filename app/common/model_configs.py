@@ -1,0 +1,64 @@
+"""Model configurations from the settings."""
+
+from pathlib import Path
+from typing import Any
+
+from app.common.settings import ModelSettings, Settings
+from services.engine import is_own
+from services.engine.base import SamplingDefaults
+from services.models.config import ModelConfig
+from services.models.default_models import DEFAULT_OF
+
+
+def configs(settings: Settings) -> list[ModelConfig]:
+    return [_config(each, settings) for each in _models(settings)]
+
+
+def preloaded(settings: Settings) -> list[str]:
+    return [_config(each, settings).name for each in _models(settings) if each.preload]
+
+
+def engines(settings: Settings) -> list[tuple[str, str]]:
+    """Kind and name of each chat engine: their modules are imported ahead of the first request."""
+    return sorted({(each.kind, each.engine) for each in _models(settings) if each.kind == "chat"})
+
+
+def _models(settings: Settings) -> list[ModelSettings]:
+    return [settings.model, *settings.models, settings.embedding]
+
+
+def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
+    is_default = model.name == "default" and is_own(model.kind, model.engine)
+    source = DEFAULT_OF[model.kind] if is_default else model.name
+    return ModelConfig(
+        name=model.id or _public_name(source),
+        source=source,
+        kind=model.kind,
+        pinned=model.pinned,
+        required=model is settings.model or model.preload,
+        idle_ttl=model.ttl_s,
+        dialect=model.dialect,
+        sampling=None if model.sampling is None else SamplingDefaults(**model.sampling.model_dump()),
+        engine=model.engine,
+        settings=_engine_settings(model, settings),
+        options=model.engine_options,
+    )
+
+
+def _engine_settings(model: ModelSettings, settings: Settings) -> dict[str, Any]:
+    """General settings that engines may have parameters for. A foreign engine gets only those that are set."""
+    own = is_own(model.kind, model.engine)
+    given: dict[str, Any] = model.model_dump(include={"device", "dtype"}, exclude_unset=not own)
+    if model.kind != "reranker" and own:
+        given["compile_dir"] = str(settings.models_dir / "compiled") if settings.engine.compile else None
+    if model.kind == "chat":
+        given |= settings.engine.model_dump(exclude={"compile", "tensor_parallel_size"}, exclude_unset=not own)
+    return given
+
+
+def _public_name(source: str) -> str:
+    """Files and folders go by their own name; a hub model keeps its owner."""
+    path = Path(source)
+    if path.suffix == ".gguf":
+        return path.stem
+    return path.resolve().name if path.is_dir() else source
