@@ -142,3 +142,13 @@ def test_only_the_database_package_queries() -> None:
         calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         found += [(path.name, call) for call in calls if re.fullmatch(r"((sa|sqlalchemy)\.)?(select|insert)", call)]
     assert found == []
+
+
+PLACE = re.compile(r"\b(?:app|services|schemas|database|tools|examples|tests)/[\w/.-]*\w/?")
+
+
+@pytest.mark.parametrize("document", ["docs/architecture.md", "README.md"])
+def test_places_in_documents_exist(document: str) -> None:
+    named = set(PLACE.findall((ROOT / document).read_text("utf-8")))
+    assert named
+    assert {each for each in named if not (ROOT / each).exists()} == set()
