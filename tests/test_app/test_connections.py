@@ -10,7 +10,7 @@ import pytest
 
 from app.common.connection import Deadlines
 from app.common.connections import Connections, most_connections
-from app.common.log import Seldom
+from app.common.log import RateLimit
 from tests.apps import MODEL, NewSite, Site
 from tests.fakes import FakeEngine, Pause
 
@@ -104,7 +104,7 @@ def test_the_limit_of_open_files_leaves_room(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_line_that_comes_in_thousands_is_logged_seldom() -> None:
-    seldom = Seldom("no files")
+    seldom = RateLimit("no files")
     lines = [logging.makeLogRecord({"msg": "no files\nand more", "created": second}) for second in range(100, 121)]
     assert [line.created for line in lines if seldom.filter(line)] == [100, 110, 120]
     assert lines[0].getMessage() == "no files"
