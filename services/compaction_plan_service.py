@@ -5,10 +5,12 @@ from dataclasses import replace
 from schemas.response_schema import CompactRequest, ResponseRequest
 from services.chat.compaction.notes import Notes
 from services.chat.compaction.plan import Plan, Sizes, budget
+from services.chat.compaction.transcript import transcript
 from services.chat.compaction.window import Chat, instructions, newest, parted
 from services.chat.request import responses
 from services.chat_service import ChatService
 from services.errors import InvalidRequest, PromptTooLong
+from services.large import aside
 
 
 class CompactionPlanService:
@@ -19,7 +21,8 @@ class CompactionPlanService:
         """For a client that keeps by itself what the user said."""
         length = await self._chat.max_length(request.model)
         sizes = Sizes(length, aim=length)
-        return _checked(Plan(_notes(request, sizes), messages, kept=newest(messages, budget(sizes.kept))))
+        plan = await _plan(request, sizes, messages)
+        return _checked(replace(plan, kept=newest(messages, budget(sizes.kept))))
 
     async def on_demand(self, request: ResponseRequest, messages: Chat, owner: str) -> Plan:
         """Where the conversation is stored here, the compaction has to hold all that stays of it."""
@@ -35,39 +38,43 @@ class CompactionPlanService:
         length = await self._chat.max_length(request.model)
         most = length - responses.room(request, length)
         sizes = Sizes(length, aim=min(responses.threshold(request) or most, most))
-        if (tokens := await self._tokens(request, messages, owner, length)) <= sizes.aim:
+        tokens = await self._tokens(request, messages, owner, length)
+        if tokens <= sizes.aim or (tokens <= most and not parted(messages).has_answers):
             return None
         plan = await self._window(request, messages, owner, sizes)
-        is_worth_it = plan.has_answers or tokens > most
-        return plan if is_worth_it and plan.transcript else None
+        return plan if plan.transcript else None
 
     async def _window(self, request: ResponseRequest, messages: Chat, owner: str, sizes: Sizes) -> Plan:
         """What nothing has answered yet stays as it is, unless there is no room for it."""
         parts = parted(messages)
         most = sizes.length - responses.room(request, sizes.length)
         for past, after in ((parts.past, parts.open), (messages, ())):
-            plan = Plan(_notes(request, sizes), past, kept=instructions(past), after=after, stands_alone=True)
+            plan = replace(await _plan(request, sizes, past), after=after, stands_alone=True)
             tokens = sizes.summary + await self._tokens(request, plan.chat(), owner, sizes.length)
             if tokens <= most:
                 return replace(plan, kept=newest(past, budget(min(sizes.kept, most - tokens))))
         raise PromptTooLong(tokens, most, param="messages")
 
     async def _tokens(self, request: ResponseRequest, messages: Chat, owner: str, length: int) -> int:
+        chat = await aside(responses.as_chat, request, messages)
         try:
-            return len(await self._chat.prompt_of(responses.as_chat(request, messages), owner, limit=length))
+            return len(await self._chat.prompt_of(chat, owner, limit=length))
         except PromptTooLong as error:
             return error.tokens
 
 
-def _notes(request: CompactRequest | ResponseRequest, sizes: Sizes) -> Notes:
-    return Notes(
+async def _plan(request: CompactRequest | ResponseRequest, sizes: Sizes, past: Chat) -> Plan:
+    """Of which nothing but instructions stays."""
+    text = await aside(transcript, past)
+    notes = Notes(
         request.model,
-        max_tokens=sizes.summary,
+        max_tokens=sizes.summary_of(text),
         thinking=sizes.thinking,
         instructions=request.instructions,
         service_tier=request.service_tier,
         cache_salt=request.cache_salt,
     )
+    return Plan(notes, text, kept=instructions(past))
 
 
 def _checked(plan: Plan) -> Plan:

@@ -131,8 +131,7 @@ class CompactionService:
                         yield event
 
     async def _written(self, plan: Plan, owner: str) -> AsyncGenerator[Head | Compacting | Written, None]:
-        transcript = await aside(lambda: plan.transcript)
-        async with aclosing(self._summaries.write(transcript, plan.notes, owner)) as steps:
+        async with aclosing(self._summaries.write(plan.transcript, plan.notes, owner)) as steps:
             async for step in steps:
                 match step:
                     case Head() | Compacting():

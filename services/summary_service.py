@@ -8,15 +8,15 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 
-from schemas.chat_schema import ChatCompletionRequest, Effort
+from schemas.chat_schema import ChatCompletionRequest
 from services.chat.compaction.notes import Notes
 from services.chat.compaction.transcript import cut
 from services.chat.events import Compacting, Event, Finish, Head, Reply, Text
 from services.chat_service import ChatService, patiently
 from services.errors import EngineFailed, PromptTooLong, UnsupportedParameter
 
-LEAST: tuple[Effort, ...] = ("none", "minimal")  # of thinking, for models that can be told
 FEWEST = 200  # characters of a portion: a context without room for them has none for a summary
+MOST_CHARS = 8  # of a token: so many a portion has at most
 MARGIN = 0.9  # of the room, because the tokens of a portion are estimated from those of the whole
 
 
@@ -44,11 +44,10 @@ class SummaryService:
             async with aclosing(self._answer(notes.request(rest[:size], so_far), owner, waits=not is_first)) as run:
                 async for event in run:
                     reply.add(event)
-                    match event:
-                        case Head() if is_first:
-                            yield event
-                        case Text():
-                            yield Compacting()
+                    if is_first and isinstance(event, Head):
+                        yield event
+                    if isinstance(event, Head | Text):
+                        yield Compacting()
             rest, so_far, used = rest[size:], _said(reply), _together(used, reply)
         yield Summary(so_far, used)
 
@@ -57,8 +56,8 @@ class SummaryService:
         return patiently(run) if waits else run()
 
     async def _with_least_thinking(self, notes: Notes, owner: str) -> Notes:
-        for effort in LEAST:
-            tried = replace(notes, effort=effort)
+        """None, or little, or as much as the model thinks by itself: not each can be told."""
+        for tried in (replace(notes, effort="none", thinking=0), replace(notes, effort="minimal")):
             try:
                 await self._chat.prompt_of(tried.request(""), owner)
             except UnsupportedParameter:
@@ -70,7 +69,7 @@ class SummaryService:
         """Characters of it that the model can read at once."""
         length = await self._chat.max_length(notes.model)
         room = length - notes.max_tokens - notes.thinking
-        size = len(rest)
+        size = min(len(rest), MOST_CHARS * length)
         while (tokens := await self._tokens(notes.request(rest[:size], so_far), owner, length)) > room:
             if size <= FEWEST:
                 raise PromptTooLong(tokens, room, param="messages")

@@ -192,8 +192,7 @@ class TestAsAResponse:
             "response.created",
             "response.in_progress",
             "response.output_item.added",
-            "response.compaction.compacting",
-            "response.compaction.compacting",
+            *["response.compaction.compacting"] * 3,
             "response.output_item.done",
             "response.completed",
         ]
@@ -247,15 +246,14 @@ class TestBeforeAnAnswer:
         stream = await openai.responses.create(input=given, context_management=LIMIT, stream=True)
         events = [event async for event in stream]
         types = [event.type for event in events]
-        assert types[:6] == [
+        assert types[:7] == [
             "response.created",
             "response.in_progress",
             "response.output_item.added",
-            "response.compaction.compacting",
-            "response.compaction.compacting",
+            *["response.compaction.compacting"] * 3,
             "response.output_item.done",
         ]
-        assert types[6] == "response.output_item.added"
+        assert types[7] == "response.output_item.added"
         assert [event.sequence_number for event in events] == list(range(len(events)))
         last: Any = events[-1]
         assert kinds(last.response) == ["compaction", "message"]

@@ -164,7 +164,7 @@ class TestWindow:
         assert newest([short, long, short], 50) == [short]
 
     def test_an_answer_goes_on_from_what_its_item_tells(self) -> None:
-        plan = Plan(Notes(None, 100), [USER, CALLS], kept=[SYSTEM, USER], after=[CALLS, RESULT], stands_alone=True)
+        plan = Plan(Notes(None, 100), "all", kept=[SYSTEM, USER], after=[CALLS, RESULT], stands_alone=True)
         assert items.messages([plan.item("They spoke.", SEAL)]) == plan.chat("They spoke.")
 
 
@@ -176,3 +176,4 @@ def test_sizes_follow_the_context(length: int, aim: int, summary: int, kept: int
     sizes = Sizes(length, aim)
     assert (sizes.summary, sizes.kept) == (summary, kept)
     assert sizes.thinking <= length // 8
+    assert [sizes.summary_of("x" * count) for count in (10, 1_000_000)] == [min(256, summary), summary]

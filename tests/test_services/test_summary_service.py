@@ -35,7 +35,7 @@ async def steps(service: SummaryService, transcript: str, notes: Notes = NOTES) 
 async def test_a_summary_comes_after_signs_of_it(service: SummaryService, engine: NotingEngine) -> None:
     head, *signs, summary = await steps(service, "[user]\nHi")
     assert isinstance(head, Head)
-    assert signs == [Compacting()] * 2
+    assert signs == [Compacting()] * 3  # one as soon as it is admitted
     assert isinstance(summary, Summary)
     assert summary.text == "The notes."
     assert "<conversation>\n[user]\nHi\n</conversation>" in engine.prompts[-1]
@@ -87,17 +87,19 @@ async def test_the_first_is_refused(service: SummaryService, engine: NotingEngin
 
 async def test_a_model_that_can_does_not_think(service: SummaryService, engine: NotingEngine) -> None:
     engine.tokenizer = apps.Tokenizer(apps.THINKS)
-    await steps(service, "[user]\nHi")
+    await steps(service, "[user]\nHi", replace(NOTES, thinking=100))
     assert engine.prompts[-1].rstrip().endswith("<think></think>")
+    assert engine.jobs[-1].sampling.max_tokens == NOTES.max_tokens
 
 
 async def test_a_thought_is_no_part_of_it(service: SummaryService, engine: NotingEngine) -> None:
     engine.tokenizer = apps.Tokenizer(ALWAYS_THINKS)
     engine.notes = ("I had better", " be short.", "</think>", "The notes.")
-    summary = (await steps(service, "[user]\nHi"))[-1]
+    summary = (await steps(service, "[user]\nHi", replace(NOTES, thinking=100)))[-1]
     assert isinstance(summary, Summary)
     assert summary.text == "The notes."
     assert engine.jobs[-1].sampling.thinking is not None
+    assert engine.jobs[-1].sampling.max_tokens == NOTES.max_tokens + 100
 
 
 async def test_a_model_that_writes_none_has_failed(service: SummaryService, engine: NotingEngine) -> None:

@@ -6,11 +6,11 @@ from schemas.chat_schema import ChatMessage
 from services.chat import items
 from services.chat.compaction.item import Compaction, Item, sealed
 from services.chat.compaction.notes import Notes
-from services.chat.compaction.transcript import transcript
 from services.chat.compaction.window import Chat
 from services.chat.sealed import Seal
 
 MOST_SUMMARY = 4_096  # tokens
+SHORTEST_SUMMARY = 256
 MOST_THINKING = 1_024
 MOST_KEPT = 64_000
 BYTES_PER_TOKEN = 3  # of text that is not counted, with some to spare
@@ -26,6 +26,11 @@ class Sizes:
     @property
     def summary(self) -> int:
         return min(MOST_SUMMARY, self.length // 8, self.aim // 4)
+
+    def summary_of(self, text: str) -> int:
+        """About half as long as the text."""
+        tokens = len(text.encode(errors="replace")) // BYTES_PER_TOKEN
+        return min(self.summary, max(SHORTEST_SUMMARY, tokens // 2))
 
     @property
     def thinking(self) -> int:
@@ -44,19 +49,10 @@ def budget(tokens: int) -> int:
 @dataclass(frozen=True, slots=True)
 class Plan:
     notes: Notes
-    past: Chat  # to be summarised
-    kept: Chat  # what stays of that
+    transcript: str  # to be summarised
+    kept: Chat  # what stays of that as it was said
     after: Chat = ()  # what stays because nothing has answered it
     stands_alone: bool = False  # or goes with what the client keeps
-
-    @property
-    def transcript(self) -> str:
-        return transcript(self.past)
-
-    @property
-    def has_answers(self) -> bool:
-        """Of anything less a summary would be no shorter."""
-        return any(message.role in ("assistant", "tool") for message in self.past)
 
     def chat(self, summary: str = "") -> list[ChatMessage]:
         """What an answer goes on from."""

@@ -17,6 +17,11 @@ class Parts:
     past: Chat
     open: Chat  # what nothing has answered yet: of the user's, or results with their calls
 
+    @property
+    def has_answers(self) -> bool:
+        """Of anything less a summary would be no shorter."""
+        return any(message.role in ("assistant", "tool") for message in self.past)
+
 
 def parted(messages: Chat) -> Parts:
     start = len(messages)
