@@ -79,6 +79,7 @@ RULES = [
     Rule(r"app\.main", may=r"app\.(common|controller|lifespan|process|spec)|services|schemas|database"),
     # describes the whole app
     Rule(r"tools\.compatibility", may=r"app\.main|app\.common\.(settings|unserved)|services|schemas"),
+    Rule(r"tools\.settings_page", may=r"app\.common\.settings|tools\.compatibility"),
     Rule(r"tools\.(bench|faults|attacks)", may=r"tools|services|schemas|database|app\.common\.settings"),
     # in the wheel, without the programs above; the app is started by its name
     Rule(

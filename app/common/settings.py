@@ -1,4 +1,4 @@
-"""All settings, from the environment (PARLEY_ in front, groups joined by "__") and `.env`. Read in main and tools."""
+"""All settings, from the environment (prefix PARLEY_, groups joined by "__") and `.env`. Read in main and tools."""
 
 import hashlib
 import logging
@@ -29,7 +29,7 @@ from schemas.sampling_schema import SamplingSettings
 
 
 def _split(value: object) -> object:
-    """A list, as JSON like every other one, or its items with commas between them."""
+    """A list, as JSON like all others, or comma-separated."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -37,28 +37,40 @@ def _split(value: object) -> object:
     return [each.strip() for each in value.split(",") if each.strip()]
 
 
-class Group(BaseModel):
-    """Its defaults are its class's own: one that is set in part keeps the others."""
+class SettingsGroup(BaseModel):
+    """A group that is set in part keeps the defaults of its other fields. Docstrings become docs/settings.md."""
 
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
 
-class ModelSettings(Group):
-    name: str = "default"  # folder, hub name, GGUF file, or "default"
-    id: str | None = None  # what requests call it; None: made from the name
+class ModelSettings(SettingsGroup):
+    """A model that is served."""
+
+    name: str = "default"
+    """A folder, a hub name, a GGUF file, or `default`: SmolLM2-135M-Instruct, and all-MiniLM-L6-v2 for embeddings."""
+    id: str | None = None
+    """The name that requests use. Unset: derived from `NAME`."""
     kind: Literal["chat", "embedding", "reranker"] = "chat"
-    engine: str = "local"  # what runs it: this package's own, or package.module:Class
-    engine_options: dict[str, Any] = {}  # of an engine's own, which its `load` has parameters for
-    device: str = "auto"  # cuda where there is one
-    dtype: str = "auto"  # bfloat16 where the hardware has it
-    preload: bool = False  # at start, instead of at the first request; the service is ready when it is loaded
-    pinned: bool = False  # never freed
-    ttl_s: float | None = Field(None, gt=0)  # idle seconds until it is freed; unset: never
-    # how it writes tool calls; unset: as its chat template shows
+    """What the model does; to be set for further models only."""
+    engine: str = "local"
+    """The engine that runs it: `local`, or `package.module:Class` of another package."""
+    engine_options: dict[str, Any] = {}
+    """Options of that engine, as a JSON object."""
+    device: str = "auto"
+    """`auto`: CUDA if available."""
+    dtype: str = "auto"
+    """`auto`: bfloat16 if the hardware supports it."""
+    preload: bool = False
+    """Loads the model at start; the service is not ready before. Else it is loaded at its first request."""
+    pinned: bool = False
+    """Never unloads the model."""
+    ttl_s: float | None = Field(None, gt=0)
+    """Idle seconds until the model is unloaded. Unset: never."""
     dialect: Literal["hermes", "llama", "mistral", "mistral-args", "json"] | None = None
-
-    # where requests name nothing; unset: as the model's authors recommend, {}: as OpenAI's API says
+    """The format of tool calls. Unset: detected in the chat template."""
     sampling: SamplingSettings | None = None
+    """Sampling defaults instead of those in `generation_config.json`, as a JSON object with some of `temperature`,
+    `top_p`, `top_k`, `min_p`, `repetition_penalty`. `{}`: the defaults of OpenAI's API."""
 
     @model_validator(mode="after")
     def _is_named(self) -> "ModelSettings":
@@ -68,32 +80,57 @@ class ModelSettings(Group):
 
 
 class DefaultModelSettings(ModelSettings):
+    """The chat model."""
+
     preload: bool = True
-    aliases: dict[str, str] = {}  # other name -> model; "*" stands for every unknown name
+    """Loads the model at start; the service is not ready before. `false` (`--lazy`): at the first request."""
+    aliases: dict[str, str] = {}
+    """Further names, as a JSON object: `{"gpt-4o": "default"}`. `"*"` matches every unknown name."""
 
 
 class EmbeddingModelSettings(ModelSettings):
+    """The embedding model: the same settings as `PARLEY_MODEL__…`, except `ALIASES`."""
+
     kind: Literal["chat", "embedding", "reranker"] = "embedding"
 
 
-class EngineSettings(Group):
-    max_model_len: int | None = Field(None, ge=16)  # tokens of prompt and answer; unset: the model's own
-    max_num_seqs: int = Field(32, ge=1)  # sequences in the batch
-    max_num_batched_tokens: int = Field(512, ge=1)  # tokens computed in one step
-    compile: bool = True  # on the CPU, in the background, kept under models_dir
-    speculation: bool = True  # guess how answers go on and check several tokens in one step; no other text for it
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)  # of a GPU's memory, weights and all
-    cpu_memory_share: float = Field(0.4, gt=0, le=1)  # of the free RAM, for keys and values
-    num_gpu_blocks_override: int | None = Field(None, ge=1)  # blocks of the cache, whatever the memory would allow
-    block_size: int = Field(1, ge=1)  # tokens by which the cache is counted and shared
-    kv_cache_ratio: float = Field(1, gt=0, le=1)  # of the cache, that may be taken when a prompt is let in
-    prefix_cache: bool = True  # prompts that begin like an earlier one of the same key begin with what it left
-    share_prefixes: bool = False  # or of any key: count and timing then tell one key what another has asked
-    use_warmup: bool = False  # a full step at load, so that no request pays for what is done at first use
+class EngineSettings(SettingsGroup):
+    """The engine of chat models."""
+
+    max_model_len: int | None = Field(None, ge=16)
+    """Maximum tokens of prompt and answer together. Unset: the model's own limit."""
+    max_num_seqs: int = Field(32, ge=1)
+    """Maximum sequences in a batch."""
+    max_num_batched_tokens: int = Field(512, ge=1)
+    """Maximum tokens computed in one step; longer prompts are prefilled in chunks."""
+    compile: bool = True
+    """Compiles the engine's steps in the background (CPU; needs a C++ compiler). Results are cached in `MODELS_DIR`."""
+    speculation: bool = True
+    """Speculative decoding by prompt lookup: up to 16 draft tokens are verified in one step. The text is the same."""
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    """Share of a GPU's memory to use, weights included."""
+    cpu_memory_share: float = Field(0.4, gt=0, le=1)
+    """Share of the free RAM that the KV cache may take."""
+    num_gpu_blocks_override: int | None = Field(None, ge=1)
+    """Number of KV cache blocks. Unset: what the memory allows."""
+    block_size: int = Field(1, ge=1)
+    """Tokens of a KV cache block."""
+    kv_cache_ratio: float = Field(1, gt=0, le=1)
+    """Share of the KV cache in which new prompts are admitted; the rest is for running answers to grow."""
+    prefix_cache: bool = True
+    """Reuses the KV cache of common prompt prefixes: those of the same API key, and the server's own system prompt."""
+    share_prefixes: bool = False
+    """Reuses prefixes across API keys: `cached_tokens` and timing then reveal to one key what others have sent."""
+    use_warmup: bool = False
+    """Runs a full step when a model is loaded, so that no request pays for first-use costs."""
     tensor_parallel_size: int = 1
-    quantization: Literal["int8"] | None = None  # of the weights, on the CPU; unset: in dtype
-    enable_mm: bool | None = None  # images; unset: where the model takes them
-    max_queue: int = Field(256, ge=0)  # requests that may wait beyond those in the batch
+    """Only 1: a model is on one device. Run several instances behind one address to share load."""
+    quantization: Literal["int8"] | None = None
+    """Weight quantization on the CPU. Unset: weights in `DTYPE`."""
+    enable_mm: bool | None = None
+    """Image input: `true` requires it at load, `false` rejects images. Unset: enabled where the model supports it."""
+    max_queue: int = Field(256, ge=0)
+    """Maximum waiting requests; more get 429 with Retry-After, except from API keys below their fair share."""
 
     @field_validator("tensor_parallel_size")
     @classmethod
@@ -103,25 +140,43 @@ class EngineSettings(Group):
         return value
 
 
-class ChatSettings(Group):
-    system_prompt: str | None = None  # put in front where a request has none
-    max_new_tokens: int | None = Field(None, ge=1)  # where a request sets no limit; unset: the model's length
-    checkpoint_s: float = Field(5, gt=0)  # how often a running answer is saved
+class ChatSettings(SettingsGroup):
+    """Chat completions and responses."""
+
+    system_prompt: str | None = None
+    """Prepended to requests without a system prompt."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """Token limit of an answer if the request sets none. Unset: the rest of the context."""
+    checkpoint_s: float = Field(5, gt=0)
+    """Interval at which running answers are saved, in seconds."""
 
 
-class ImageSettings(Group):
-    max_images: int = Field(16, ge=1)  # in one request, its conversation included
-    max_bytes: int = Field(10 * 1024 * 1024, ge=1024)  # of each, as it comes
-    max_pixels: int = Field(32 * 1024 * 1024, ge=1024)  # of each
-    max_held_bytes: int = Field(1024 * 1024 * 1024, ge=1024)  # of all that are being answered, as models take them
-    hosts: list[str] = []  # whose images are fetched, at public addresses only; ["*"]: anybody's
-    timeout_s: float = Field(10, gt=0)  # for one image, redirects and all
+class ImageSettings(SettingsGroup):
+    """Image input."""
+
+    max_images: int = Field(16, ge=1)
+    """Maximum images of a request, those of its conversation included."""
+    max_bytes: int = Field(10 * 1024 * 1024, ge=1024)
+    """Maximum encoded bytes of an image."""
+    max_pixels: int = Field(32 * 1024 * 1024, ge=1024)
+    """Maximum pixels of an image."""
+    max_held_bytes: int = Field(1024 * 1024 * 1024, ge=1024)
+    """Maximum memory of the decoded images of all running requests; more get 429, except API keys below their share."""
+    hosts: list[str] = []
+    """Hosts whose images are fetched by URL, at public addresses only, as a JSON list. `["*"]`: any host."""
+    timeout_s: float = Field(10, gt=0)
+    """Timeout for fetching one image, redirects included, in seconds."""
 
 
-class DatabaseSettings(Group):
+class DatabaseSettings(SettingsGroup):
+    """Conversations and stored answers."""
+
     url: str = "sqlite+aiosqlite:///parley.db"
-    migrate: bool = True  # bring the schema up to date at start
-    ttl_s: float | None = Field(None, ge=60)  # what was not used for so long is deleted; unset: never
+    """An SQLite file, or `postgresql+asyncpg://user:password@host/name`."""
+    migrate: bool = True
+    """Upgrades the schema at start; safe with several processes."""
+    ttl_s: float | None = Field(None, ge=60)
+    """Seconds after which unused conversations and stored answers are deleted. Unset: never."""
 
 
 HOST_NAME = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|[0-9a-f:.]+", re.ASCII | re.IGNORECASE)
@@ -133,35 +188,60 @@ def _host_name(value: str) -> str:
     return value
 
 
-class ServerSettings(Group):
+class ServerSettings(SettingsGroup):
+    """The HTTP server."""
+
     host: str = "127.0.0.1"
-    port: int = Field(8000, ge=0, le=65535)  # 0: a free one
-    # further names by which it may be called while there are no keys; ["*"]: any
+    """Address to listen on."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen on. `0`: a free one."""
     allowed_hosts: Annotated[list[Annotated[str, AfterValidator(_host_name)]], NoDecode, BeforeValidator(_split)] = []
-    metrics_port: int | None = Field(None, ge=1, le=65535)  # of its own for /metrics, without keys; unset: none
-    workers: int = Field(1, ge=1)  # processes, each with models of its own; several need PostgreSQL
+    """Further host names accepted while there are no API keys, comma-separated; `*.` matches subdomains, `*` any."""
+    metrics_port: int | None = Field(None, ge=1, le=65535)
+    """A separate port for /metrics, which needs no key there. Unset: none."""
+    workers: int = Field(1, ge=1)
+    """Processes, each with its own models. More than one need PostgreSQL."""
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
-    max_tokenize_chars: int = Field(1024 * 1024, ge=1024)  # of a text or chat whose tokens are only counted or listed
-    keepalive_s: float = Field(5, gt=0)  # between comments on a silent stream
-    send_timeout_s: float = Field(60, gt=0)  # a reader that takes nothing for so long is gone
-    headers_timeout_s: float = Field(10, gt=0)  # from the connection, or the next request's first byte, to its headers
-    body_timeout_s: float = Field(20, gt=0)  # without a byte of the body; all of it: beyond what body_rate allows
-    body_rate: float = Field(500, gt=0)  # bytes a second
-    max_connections: int | None = Field(None, ge=1)  # unset: what the limit of open files leaves
-    # of which the keys are made that seal what clients keep; unset: one that the database keeps
+    """Maximum bytes of a body, compressed and decompressed (gzip, deflate); more get 413."""
+    max_tokenize_chars: int = Field(1024 * 1024, ge=1024)
+    """Maximum characters of a text whose tokens are only counted or listed, or 8 for each token of the context."""
+    keepalive_s: float = Field(5, gt=0)
+    """Interval of keep-alive comments on a silent stream, in seconds."""
+    send_timeout_s: float = Field(60, gt=0)
+    """Seconds after which a stream is closed whose client reads nothing."""
+    headers_timeout_s: float = Field(10, gt=0)
+    """Timeout for a connection's first request, and for the headers of every request, in seconds."""
+    body_timeout_s: float = Field(20, gt=0)
+    """Timeout between two bytes of a body, and base timeout of the whole body, in seconds."""
+    body_rate: float = Field(500, gt=0)
+    """Bytes per second by which the timeout of a whole body grows."""
+    max_connections: int | None = Field(None, ge=1)
+    """Maximum connections of a process; more close the longest silent one, or get 503. Unset: from `ulimit -n`."""
     secret: str | None = Field(None, min_length=16, max_length=1024)
-    token_ttl_s: int = Field(3600, gt=0)  # how long a browser may use its stream token
-    predict_path: str = "/predict"  # empty: none
-    drain_s: float = Field(30, ge=0)  # how long running answers may go on after SIGTERM
+    """Derives the keys that encrypt reasoning and summaries kept by clients; the same on all replicas. Unset: random,
+    stored in the database."""
+    token_ttl_s: int = Field(3600, gt=0)
+    """Lifetime of tokens for `/chat/stream`, in seconds."""
+    predict_path: str = "/predict"
+    """Path of the plain endpoint. Empty: none."""
+    drain_s: float = Field(30, ge=0)
+    """Seconds that running answers may take after SIGTERM or SIGHUP."""
 
 
-class CorsSettings(Group):
-    origins: list[str] = []  # e.g. ["https://chat.example.org"] or ["*"]
+class CorsSettings(SettingsGroup):
+    """Cross-origin requests."""
+
+    origins: list[str] = []
+    """Origins of web pages that may call the server, as a JSON list. `["*"]`: any."""
 
 
-class LogSettings(Group):
+class LogSettings(SettingsGroup):
+    """Logging. Prompts and answers are not logged at any level."""
+
     level: str = "INFO"
+    """`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`."""
     format: Literal["text", "json"] = "text"
+    """Text lines, or a JSON object per line."""
 
     @field_validator("level")
     @classmethod
@@ -172,11 +252,11 @@ class LogSettings(Group):
         return value
 
 
-ANYBODY = "local"  # the owner of everything where no keys are configured
+ANYBODY = "local"  # the owner of everything if no keys are configured
 
 
 class ApiKey(BaseModel):
-    """Kept as a hash. `owner` is what its conversations belong to: the same for the same key, wherever it is used."""
+    """Kept as a hash. `owner` owns the key's conversations; it is derived from the key, the same on every replica."""
 
     digest: bytes
 
@@ -189,14 +269,14 @@ def _api_keys(value: object) -> object:
     listed = _split(value)
     if not isinstance(listed, list):
         raise ValueError("must be keys with commas between them, or a JSON list of them")
-    # an empty variable is what is left of a secret that was not found: it must not open the server to everybody
+    # an empty variable is what a missing secret leaves behind: it must not open the server
     if isinstance(value, str) and not listed:
         raise ValueError("is set, but there is no key in it: unset it to let everybody in")
     return [api_key(each) if isinstance(each, str) else each for each in listed]
 
 
 def api_key(text: str) -> ApiKey:
-    """A key itself, or `sha256:` and its digest in hexadecimal."""
+    """A key, or `sha256:` and its digest in hexadecimal."""
     text = text.strip()
     if not text:
         raise ValueError("has an empty key in it: every caller would have that one")
@@ -215,16 +295,19 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="PARLEY_",
         env_nested_delimiter="__",
+        use_attribute_docstrings=True,
         env_file=".env",
         extra="ignore",
         protected_namespaces=(),
-        hide_input_in_errors=True,  # keys and passwords are among it
+        hide_input_in_errors=True,  # the input has keys and passwords
     )
 
     model: DefaultModelSettings = DefaultModelSettings()
     embedding: EmbeddingModelSettings = EmbeddingModelSettings()
-    models: list[ModelSettings] = []  # further ones
-    models_dir: Path = Path("models")  # where default models are kept
+    models: list[ModelSettings] = []
+    """Further models, as a JSON list of objects with the settings of `PARLEY_MODEL__…` in lower case and `kind`."""
+    models_dir: Path = Path("models")
+    """Folder of the default models and of compiled code."""
     engine: EngineSettings = EngineSettings()
     chat: ChatSettings = ChatSettings()
     images: ImageSettings = ImageSettings()
@@ -233,20 +316,23 @@ class Settings(BaseSettings):
     cors: CorsSettings = CorsSettings()
     log: LogSettings = LogSettings()
     api_keys: Annotated[list[ApiKey], NoDecode, BeforeValidator(_api_keys)] = []
-    specs: list[str] = [
-        "anthropic",
-        "ollama",
-    ]  # further protocols: shipped ones, and your own as "package.module:Class"
-    strict: bool = False  # refuse request keys that nobody knows, instead of naming them in a header
+    """Accepted API keys, comma-separated: the keys, or `sha256:` and their digests. Unset: no key is needed. Set but
+    empty is an error."""
+    specs: list[str] = ["anthropic", "ollama"]
+    """Further protocols, as a JSON list: shipped ones by name, others as `package.module:Class`."""
+    strict: bool = False
+    """Rejects unknown keys of bodies and queries instead of naming them in `x-parley-ignored`."""
 
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: PydanticBaseSettingsSource
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The usual ones; names that look like ours and are none are refused, wherever they stand."""
+        """The default sources; unknown PARLEY_ names in any of them are rejected."""
         chosen = (*sources, *named.values())
-        given = {k: v for source in chosen if isinstance(source, EnvSettingsSource) for k, v in source.env_vars.items()}
-        if refusals := setting_names.refusals(cls, given):
+        values = {
+            k: v for source in chosen if isinstance(source, EnvSettingsSource) for k, v in source.env_vars.items()
+        }
+        if refusals := setting_names.refusals(cls, values):
             raise UnknownSettings("\n".join(refusals))
         return chosen
 
