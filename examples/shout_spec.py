@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 
 from pydantic import BaseModel
 
-from app.spec import ChatCompletionRequest, Item, Items, Output, Request, Response, Spec, Text
+from app.spec import ChatCompletionRequest, Output, Payload, PayloadStream, Request, Response, Spec, Text
 
 
 class Question(BaseModel):
@@ -27,14 +27,14 @@ class Shout(Spec[Question]):
     def decode_request(self, request: Question) -> ChatCompletionRequest:
         return ChatCompletionRequest.model_validate({"messages": [{"role": "user", "content": request.text}]})
 
-    def encode_response(self, output: Output[Question]) -> Items | Awaitable[Item]:
+    def encode_response(self, output: Output[Question]) -> PayloadStream | Awaitable[Payload]:
         return self.pieces(output) if output.request.stream else self.whole(output)
 
-    async def pieces(self, output: Output[Question]) -> Items:
+    async def pieces(self, output: Output[Question]) -> PayloadStream:
         async for event in output:
             if isinstance(event, Text):
                 yield {"shouted": event.text.upper()}
 
-    async def whole(self, output: Output[Question]) -> Item:
+    async def whole(self, output: Output[Question]) -> Payload:
         reply = await output.whole()
         return {"shouted": reply.text.upper()}

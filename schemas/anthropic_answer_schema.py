@@ -5,33 +5,33 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 
-class SaidText(BaseModel):
+class TextOutput(BaseModel):
     type: Literal["text"] = "text"
     text: str = ""
     citations: None = None
 
 
-class SaidThinking(BaseModel):
+class ThinkingOutput(BaseModel):
     type: Literal["thinking"] = "thinking"
     thinking: str = ""
     signature: str = Field("", description="The whole thought, sealed: of a block without text it is opened again")
 
 
-class SaidToolUse(BaseModel):
+class ToolUseOutput(BaseModel):
     type: Literal["tool_use"] = "tool_use"
     id: str
     name: str
     input: dict[str, Any] = {}
 
 
-SaidBlock = SaidText | SaidThinking | SaidToolUse
+OutputBlock = TextOutput | ThinkingOutput | ToolUseOutput
 
 
 class ThinkingTokens(BaseModel):
     thinking_tokens: int
 
 
-class Usage(BaseModel):
+class AnthropicUsage(BaseModel):
     """`input_tokens` are those that were not found in the cache, which only the end of an answer tells."""
 
     input_tokens: int
@@ -44,15 +44,15 @@ class Usage(BaseModel):
 StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
 
 
-class SaidMessage(BaseModel):
+class AnthropicMessage(BaseModel):
     id: str
     type: Literal["message"] = "message"
     role: Literal["assistant"] = "assistant"
     model: str
-    content: list[SaidBlock] = []
+    content: list[OutputBlock] = []
     stop_reason: StopReason | None = None
     stop_sequence: str | None = None
-    usage: Usage
+    usage: AnthropicUsage
 
 
 class TokenCount(BaseModel):
@@ -64,13 +64,13 @@ class TokenCount(BaseModel):
 
 class MessageStart(BaseModel):
     type: Literal["message_start"] = "message_start"
-    message: SaidMessage
+    message: AnthropicMessage
 
 
 class BlockStart(BaseModel):
     type: Literal["content_block_start"] = "content_block_start"
     index: int
-    content_block: SaidBlock
+    content_block: OutputBlock
 
 
 class TextDelta(BaseModel):
@@ -93,13 +93,13 @@ class InputDelta(BaseModel):
     partial_json: str
 
 
-BlockPart = TextDelta | ThinkingDelta | SignatureDelta | InputDelta
+ContentDelta = TextDelta | ThinkingDelta | SignatureDelta | InputDelta
 
 
 class BlockDelta(BaseModel):
     type: Literal["content_block_delta"] = "content_block_delta"
     index: int
-    delta: BlockPart
+    delta: ContentDelta
 
 
 class BlockStop(BaseModel):
@@ -107,15 +107,15 @@ class BlockStop(BaseModel):
     index: int
 
 
-class Ending(BaseModel):
+class StopDetails(BaseModel):
     stop_reason: StopReason
     stop_sequence: str | None = None
 
 
 class MessageDelta(BaseModel):
     type: Literal["message_delta"] = "message_delta"
-    delta: Ending
-    usage: Usage
+    delta: StopDetails
+    usage: AnthropicUsage
 
 
 class MessageStop(BaseModel):

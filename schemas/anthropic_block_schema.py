@@ -45,7 +45,7 @@ class TextBlock(Block):
     citations: list[Any] = Field([], description="where a text was found that is part of it already")
 
 
-Texts = Annotated[list[TextBlock], BeforeValidator(blocks, json_schema_input_type=str | list[TextBlock])]
+TextBlocks = Annotated[list[TextBlock], BeforeValidator(blocks, json_schema_input_type=str | list[TextBlock])]
 
 
 class Base64Source(Request):
@@ -77,12 +77,14 @@ class TextSource(Request):
     data: str
 
 
-Shown = Annotated[TextBlock | ImageBlock, by_type(TextBlock, ImageBlock)]
+TextOrImageBlock = Annotated[TextBlock | ImageBlock, by_type(TextBlock, ImageBlock)]
 
 
 class ContentSource(Request):
     type: Literal["content"]
-    content: Annotated[list[Shown], BeforeValidator(blocks, json_schema_input_type=str | list[Shown])]
+    content: Annotated[
+        list[TextOrImageBlock], BeforeValidator(blocks, json_schema_input_type=str | list[TextOrImageBlock])
+    ]
 
 
 class PdfSource(Request):
@@ -159,7 +161,7 @@ class ToolReferenceBlock(Block):
     tool_name: str
 
 
-Returned = Annotated[
+ToolResultContent = Annotated[
     TextBlock | ImageBlock | DocumentBlock | SearchResultBlock | ToolReferenceBlock,
     by_type(TextBlock, ImageBlock, DocumentBlock, SearchResultBlock, ToolReferenceBlock),
 ]
@@ -168,7 +170,9 @@ Returned = Annotated[
 class ToolResultBlock(Block):
     type: Literal["tool_result"]
     tool_use_id: str
-    content: Annotated[list[Returned], BeforeValidator(blocks, json_schema_input_type=str | list[Returned])] = Field([])
+    content: Annotated[
+        list[ToolResultContent], BeforeValidator(blocks, json_schema_input_type=str | list[ToolResultContent])
+    ] = Field([])
     is_error: bool = False
 
 
@@ -198,11 +202,15 @@ class ContainerUploadBlock(Block):
     file_id: str
 
 
-USERS = (TextBlock, ImageBlock, DocumentBlock, SearchResultBlock, ToolResultBlock, ContainerUploadBlock)
-ASSISTANTS = (TextBlock, ThinkingBlock, RedactedThinkingBlock, CompactionBlock, ToolUseBlock, ServerResultBlock)
-BLOCKS: dict[str, tuple[type[Block], ...]] = {"user": USERS, "assistant": ASSISTANTS, "system": (TextBlock,)}
+USER_BLOCKS = (TextBlock, ImageBlock, DocumentBlock, SearchResultBlock, ToolResultBlock, ContainerUploadBlock)
+ASSISTANT_BLOCKS = (TextBlock, ThinkingBlock, RedactedThinkingBlock, CompactionBlock, ToolUseBlock, ServerResultBlock)
+BLOCKS: dict[str, tuple[type[Block], ...]] = {
+    "user": USER_BLOCKS,
+    "assistant": ASSISTANT_BLOCKS,
+    "system": (TextBlock,),
+}
 
-Said = Annotated[
+ContentBlockParam = Annotated[
     TextBlock
     | ImageBlock
     | DocumentBlock
@@ -214,5 +222,5 @@ Said = Annotated[
     | ToolResultBlock
     | ServerResultBlock
     | ContainerUploadBlock,
-    by_type(*dict.fromkeys([*USERS, *ASSISTANTS])),
+    by_type(*dict.fromkeys([*USER_BLOCKS, *ASSISTANT_BLOCKS])),
 ]

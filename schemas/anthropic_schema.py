@@ -12,7 +12,7 @@ from pydantic import (
     field_validator,
 )
 
-from schemas.anthropic_block_schema import BLOCKS, Block, Said, Texts, blocks
+from schemas.anthropic_block_schema import BLOCKS, Block, ContentBlockParam, TextBlocks, blocks
 from schemas.generation_schema import StopSequence
 from schemas.request_schema import Hints, Request, Unserved, fault
 from schemas.sampling_schema import MODELS, AnyTopP
@@ -20,13 +20,15 @@ from schemas.sampling_schema import MODELS, AnyTopP
 ToolName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 
 
-class Message(Request):
+class MessageParam(Request):
     role: Literal["user", "assistant", "system"]
-    content: Annotated[list[Said], BeforeValidator(blocks, json_schema_input_type=str | list[Said])]
+    content: Annotated[
+        list[ContentBlockParam], BeforeValidator(blocks, json_schema_input_type=str | list[ContentBlockParam])
+    ]
 
     @field_validator("content")
     @classmethod
-    def _is_the_roles(cls, value: list[Said], info: ValidationInfo) -> list[Said]:
+    def _is_the_roles(cls, value: list[ContentBlockParam], info: ValidationInfo) -> list[ContentBlockParam]:
         role = info.data.get("role")
         if not value and role != "assistant":
             raise ValueError("must not be empty, but for the assistant's")
@@ -36,7 +38,7 @@ class Message(Request):
         return value
 
 
-class Tool(Block):
+class AnthropicTool(Block):
     """One that the client runs."""
 
     type: Literal["custom"] = "custom"
@@ -55,19 +57,21 @@ class HostedTool(Unserved):
 
 def _tool(value: object) -> Request:
     is_own = not isinstance(value, dict) or value.get("type") in (None, "custom")
-    return (Tool if is_own else HostedTool).model_validate(value)
+    return (AnthropicTool if is_own else HostedTool).model_validate(value)
 
 
-AnyTool = Annotated[Tool | HostedTool, PlainValidator(_tool, json_schema_input_type=Tool | HostedTool)]
+AnyAnthropicTool = Annotated[
+    AnthropicTool | HostedTool, PlainValidator(_tool, json_schema_input_type=AnthropicTool | HostedTool)
+]
 
 
-class ToolChoice(Request):
+class AnthropicToolChoice(Request):
     type: Literal["auto", "any", "tool", "none"]
     name: ToolName | None = Field(None, description="of the one tool, with type 'tool'")
     disable_parallel_tool_use: bool = False
 
 
-class Thinking(Request):
+class ThinkingConfig(Request):
     """Without it, or disabled, a model whose template can be told to is told not to think."""
 
     type: Literal["enabled", "disabled", "adaptive"]
@@ -79,7 +83,7 @@ class Thinking(Request):
     )
 
 
-class OutputFormat(Request):
+class JsonOutputFormat(Request):
     model_config = ConfigDict(populate_by_name=True)
 
     type: Literal["json_schema"]
@@ -87,11 +91,11 @@ class OutputFormat(Request):
 
 
 class OutputConfig(Request):
-    format: OutputFormat | None = None
+    format: JsonOutputFormat | None = None
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
 
-class Asker(Request):
+class RequestMetadata(Request):
     user_id: str | None = None
 
 
@@ -107,13 +111,13 @@ class CountRequest(Request):
     }
 
     model: str | None = None
-    messages: list[Message] = Field(min_length=1)
-    system: Texts = Field([])
-    tools: list[AnyTool] = Field([])
-    tool_choice: ToolChoice | None = None
-    thinking: Thinking | None = None
+    messages: list[MessageParam] = Field(min_length=1)
+    system: TextBlocks = Field([])
+    tools: list[AnyAnthropicTool] = Field([])
+    tool_choice: AnthropicToolChoice | None = None
+    thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
-    output_format: OutputFormat | None = Field(None, description="an older place of output_config.format")
+    output_format: JsonOutputFormat | None = Field(None, description="an older place of output_config.format")
     cache_control: dict[str, Any] | None = None
 
 
@@ -123,5 +127,5 @@ class MessagesRequest(CountRequest):
     top_k: int | None = Field(None, ge=0, description=MODELS)
     top_p: AnyTopP | None = Field(None, description=MODELS)
     stop_sequences: list[StopSequence] = Field([], max_length=128)
-    metadata: Asker | None = None
+    metadata: RequestMetadata | None = None
     stream: bool = False

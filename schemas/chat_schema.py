@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, TypeAdapter, model_validator
 
-from schemas.generation_schema import TIERS, Generation, ServiceTier
+from schemas.generation_schema import TIERS, GenerationRequest, ServiceTier
 from schemas.ignored_keys import Kept, kept
 from schemas.message_forms import with_tool_calls
 from schemas.request_schema import Hints, Request, fault
@@ -57,8 +57,8 @@ def _part(part: object) -> Kept:
     return kept(PARTS[kind].model_validate(part), extra=False, exclude_unset=True)
 
 
-Part = Annotated[Kept, PlainValidator(_part, json_schema_input_type=dict[str, Any])]
-CONTENT: TypeAdapter[list[Kept]] = TypeAdapter(list[Part])
+ContentPart = Annotated[Kept, PlainValidator(_part, json_schema_input_type=dict[str, Any])]
+CONTENT: TypeAdapter[list[Kept]] = TypeAdapter(list[ContentPart])
 
 
 def _content(value: object) -> str | list[Kept]:
@@ -72,7 +72,9 @@ def _has_image(content: str | list[Kept] | None) -> bool:
     return isinstance(content, list) and any(part["type"] == "image_url" for part in content)
 
 
-Content = Annotated[str | list[Kept], PlainValidator(_content, json_schema_input_type=str | list[dict[str, Any]])]
+MessageContent = Annotated[
+    str | list[Kept], PlainValidator(_content, json_schema_input_type=str | list[dict[str, Any]])
+]
 
 
 class ChatMessage(Request):
@@ -81,7 +83,7 @@ class ChatMessage(Request):
     HINTS: ClassVar[Hints] = {"annotations": ([],)}
 
     role: Literal["developer", "system", "user", "assistant", "tool"] = "user"
-    content: Content | None = None
+    content: MessageContent | None = None
     name: str | None = Field(None, max_length=64)
     refusal: str | None = None
     reasoning_content: str | None = None
@@ -140,7 +142,7 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 ServedTier = Literal["default", "flex", "priority"]
 
 
-class ChatCompletionRequest(Generation):
+class ChatCompletionRequest(GenerationRequest):
     """A chat completion, whichever protocol asks for it: what one of them limits is limited where its requests come in.
 
     What of OpenAI's contract is not served is named by `UNSUPPORTED` in `services/chat/request/prompt.py`.

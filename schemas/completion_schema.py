@@ -12,13 +12,15 @@ from schemas.openai_limits_schema import OpenAILimits
 
 MAX_PROMPTS = 128
 
-Prompt = Annotated[Shape, PlainValidator(partial(check_input, max_inputs=MAX_PROMPTS), json_schema_input_type=Shape)]
+CompletionPrompt = Annotated[
+    Shape, PlainValidator(partial(check_input, max_inputs=MAX_PROMPTS), json_schema_input_type=Shape)
+]
 
 
 class CompletionRequest(OpenAILimits):
     """What of the contract is served; `UNSUPPORTED` in `services/chat/request/completion.py` names the rest."""
 
-    prompt: Prompt
+    prompt: CompletionPrompt
     max_tokens: int = Field(16, ge=0, description="0 goes with echo only: nothing is added to the prompt")
     best_of: int | None = Field(None, ge=1, le=16, description="so many are drawn, and the n likeliest answered")
     echo: bool = Field(False, description="begins with the prompt")

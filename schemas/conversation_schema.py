@@ -65,7 +65,7 @@ class DeletedConversation(BaseModel):
 ItemPage = Page[dict[str, Any]]
 
 
-class Found(BaseModel):
+class SearchResult(BaseModel):
     """An item in which something was found."""
 
     object: Literal["conversation.search_result"] = "conversation.search_result"

@@ -59,7 +59,7 @@ TIERS = ("auto", "default", "flex", "priority", "fast", "ultrafast")  # any othe
 ServiceTier = Annotated[str, StringConstraints(max_length=64)]
 
 
-class Generation(Request):
+class GenerationRequest(Request):
     model: str | None = None
     temperature: AnyTemperature | None = Field(None, description=MODELS)
     top_p: AnyTopP | None = Field(None, description=MODELS)

@@ -7,7 +7,7 @@ from pydantic import Field, PlainValidator, TypeAdapter
 
 from schemas.ignored_keys import Kept
 from schemas.request_schema import Request
-from schemas.response_tool_schema import ResponseTool, known
+from schemas.response_tool_schema import ResponseTool, validate_by_type
 from schemas.tool_schema import FunctionName
 
 MAX_FOUND = 128
@@ -26,22 +26,22 @@ Includable = Literal[
 ]
 
 
-class Text(Request):
+class TextContent(Request):
     type: str
     text: str
 
 
-class OutputText(Text):
+class OutputTextContent(TextContent):
     annotations: list[dict[str, Any]] = Field([])
     logprobs: list[dict[str, Any]] = Field([])
 
 
-class Refusal(Request):
+class RefusalContent(Request):
     type: str
     refusal: str
 
 
-class InputImage(Request):
+class ImageContent(Request):
     type: str
     image_url: str | None = None
     file_id: str | None = None
@@ -49,35 +49,35 @@ class InputImage(Request):
 
 
 PARTS: dict[object, type[Request]] = {
-    "input_text": Text,
-    "text": Text,
-    "output_text": OutputText,
-    "summary_text": Text,
-    "reasoning_text": Text,
-    "refusal": Refusal,
-    "input_image": InputImage,
+    "input_text": TextContent,
+    "text": TextContent,
+    "output_text": OutputTextContent,
+    "summary_text": TextContent,
+    "reasoning_text": TextContent,
+    "refusal": RefusalContent,
+    "input_image": ImageContent,
 }
 
 
 def _part(value: object) -> Kept:
-    return known(value, PARTS)
+    return validate_by_type(value, PARTS)
 
 
-Part = Annotated[Kept, PlainValidator(_part, json_schema_input_type=dict[str, Any])]
-PART_LIST: TypeAdapter[list[Kept]] = TypeAdapter(list[Part])
+ItemContentPart = Annotated[Kept, PlainValidator(_part, json_schema_input_type=dict[str, Any])]
+PART_LIST: TypeAdapter[list[Kept]] = TypeAdapter(list[ItemContentPart])
 CallId = Annotated[str, Field(min_length=1, max_length=128)]
 ItemId = Annotated[str, Field(pattern=r"^[^\x00]{1,128}$")]
 
 
-class Message(Request):
+class MessageItem(Request):
     type: Literal["message"]
     id: ItemId | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: list[Part]
+    content: list[ItemContentPart]
     status: Status | None = None
 
 
-class FunctionCall(Request):
+class FunctionCallItem(Request):
     type: Literal["function_call"]
     id: ItemId | None = None
     call_id: CallId
@@ -93,7 +93,7 @@ def _output(value: object) -> str | list[Kept]:
     return value if isinstance(value, str) else PART_LIST.validate_python(value)
 
 
-class FunctionCallOutput(Request):
+class FunctionCallOutputItem(Request):
     type: Literal["function_call_output"]
     id: ItemId | None = None
     call_id: CallId
@@ -101,16 +101,16 @@ class FunctionCallOutput(Request):
     status: Status | None = None
 
 
-class Reasoning(Request):
+class ReasoningItem(Request):
     type: Literal["reasoning"]
     id: ItemId | None = None
-    summary: list[Part] = Field([])
-    content: list[Part] = Field([])
+    summary: list[ItemContentPart] = Field([])
+    content: list[ItemContentPart] = Field([])
     encrypted_content: str | None = None
     status: Status | None = None
 
 
-class CustomToolCall(Request):
+class CustomToolCallItem(Request):
     type: Literal["custom_tool_call"]
     id: ItemId | None = None
     call_id: CallId
@@ -120,11 +120,11 @@ class CustomToolCall(Request):
     status: Status | None = None
 
 
-class CustomToolCallOutput(FunctionCallOutput):
+class CustomToolCallOutputItem(FunctionCallOutputItem):
     type: Literal["custom_tool_call_output"]  # type: ignore[assignment]  # what it has is the same
 
 
-class ToolSearchCall(Request):
+class ToolSearchCallItem(Request):
     """Of a search that the client runs itself."""
 
     type: Literal["tool_search_call"]
@@ -135,7 +135,7 @@ class ToolSearchCall(Request):
     status: Status | None = None
 
 
-class ToolSearchOutput(Request):
+class ToolSearchOutputItem(Request):
     type: Literal["tool_search_output"]
     id: ItemId | None = None
     call_id: CallId
@@ -144,7 +144,7 @@ class ToolSearchOutput(Request):
     status: Status | None = None
 
 
-class Compaction(Request):
+class CompactionItem(Request):
     """What was said before it, as a summary that only the server that wrote it can read."""
 
     type: Literal["compaction"]
@@ -152,14 +152,14 @@ class Compaction(Request):
     encrypted_content: str
 
 
-class CompactionTrigger(Request):
+class CompactionTriggerItem(Request):
     """Asks for a compaction of all that comes before it. It is no part of a conversation."""
 
     type: Literal["compaction_trigger"]
     id: ItemId | None = None
 
 
-class Foreign(Request):
+class ForeignItem(Request):
     """Of a tool that is not served here. All of it is kept, and what it says is put into words for the model."""
 
     type: str
@@ -172,7 +172,7 @@ class Foreign(Request):
 
 
 # What is taken and says nothing to a model here: it is left aside, and named by its type.
-ASIDE = {
+UNREAD = {
     *("additional_tools", "configuration_update", "image_generation_call"),
     *("mcp_approval_request", "mcp_approval_response", "mcp_list_tools"),
     "web_search_call",
@@ -184,27 +184,30 @@ FOREIGN = {
 }
 
 
-class Reference(Request):
+class ItemReference(Request):
     type: Literal["item_reference"]
     id: ItemId
 
 
 ITEMS: dict[object, type[Request]] = {
-    "message": Message,
-    "function_call": FunctionCall,
-    "function_call_output": FunctionCallOutput,
-    "reasoning": Reasoning,
-    "item_reference": Reference,
-    "custom_tool_call": CustomToolCall,
-    "custom_tool_call_output": CustomToolCallOutput,
-    "compaction": Compaction,
-    "compaction_trigger": CompactionTrigger,
-    **dict.fromkeys(FOREIGN, Foreign),
+    "message": MessageItem,
+    "function_call": FunctionCallItem,
+    "function_call_output": FunctionCallOutputItem,
+    "reasoning": ReasoningItem,
+    "item_reference": ItemReference,
+    "custom_tool_call": CustomToolCallItem,
+    "custom_tool_call_output": CustomToolCallOutputItem,
+    "compaction": CompactionItem,
+    "compaction_trigger": CompactionTriggerItem,
+    **dict.fromkeys(FOREIGN, ForeignItem),
 }
 # Names that a compaction has had, and that clients may still have.
 COMPACTIONS = ("compaction_summary", "context_compaction")
 OPENED = "compacted"  # the key that an opened compaction has its content under: never a client's
-SEARCHES: dict[object, type[Request]] = {"tool_search_call": ToolSearchCall, "tool_search_output": ToolSearchOutput}
+SEARCHES: dict[object, type[Request]] = {
+    "tool_search_call": ToolSearchCallItem,
+    "tool_search_output": ToolSearchOutputItem,
+}
 
 
 def _item(value: object) -> Kept:
@@ -220,7 +223,7 @@ def _item(value: object) -> Kept:
         value = value | {"type": "compaction"}
     if value["type"] == "compaction":
         value = {key: each for key, each in value.items() if key != OPENED}
-    return known(value, ITEMS | SEARCHES if value.get("execution") == "client" else ITEMS)
+    return validate_by_type(value, ITEMS | SEARCHES if value.get("execution") == "client" else ITEMS)
 
 
 Item = Annotated[Kept, PlainValidator(_item, json_schema_input_type=dict[str, Any])]

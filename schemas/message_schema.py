@@ -9,13 +9,13 @@ from schemas.page_schema import Page
 from schemas.request_schema import Request
 from schemas.sampling_schema import MODELS, Temperature, TopP
 
-Prompt = Annotated[str, StringConstraints(min_length=1)]
+PromptText = Annotated[str, StringConstraints(min_length=1)]
 
 
 class Question(Request):
     """What a browser's `EventSource` can ask, all of it in the query."""
 
-    prompt: Prompt
+    prompt: PromptText
     conversation_id: str | None = Field(None, max_length=64)
     max_tokens: int | None = Field(None, ge=1)
     temperature: Temperature | None = Field(None, description=MODELS)

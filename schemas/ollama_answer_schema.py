@@ -10,25 +10,25 @@ from schemas.chat_answer_schema import Token
 NANOSECONDS = 1_000_000_000  # a second of a duration
 
 
-class SaidFunction(BaseModel):
+class AnswerFunction(BaseModel):
     name: str
     arguments: dict[str, Any]
     index: int
 
 
-class SaidCall(BaseModel):
+class AnswerToolCall(BaseModel):
     id: str
-    function: SaidFunction
+    function: AnswerFunction
 
 
-class SaidMessage(BaseModel):
+class AnswerMessage(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str
     thinking: Omitted[str] = None
-    tool_calls: Omitted[list[SaidCall]] = None
+    tool_calls: Omitted[list[AnswerToolCall]] = None
 
 
-class Ending(BaseModel):
+class AnswerMetrics(BaseModel):
     """With the last line of an answer. Durations in nanoseconds."""
 
     done_reason: Omitted[Literal["stop", "length", "load"]] = None
@@ -40,7 +40,7 @@ class Ending(BaseModel):
     eval_duration: Omitted[int] = None
 
 
-class Line(Ending):
+class Line(AnswerMetrics):
     model: str
     created_at: str
     done: bool
@@ -48,7 +48,7 @@ class Line(Ending):
 
 
 class ChatLine(Line):
-    message: SaidMessage
+    message: AnswerMessage
 
 
 class GenerateLine(Line):
@@ -56,14 +56,14 @@ class GenerateLine(Line):
     thinking: Omitted[str] = None
 
 
-class Embeddings(BaseModel):
+class OllamaEmbeddings(BaseModel):
     model: str
     embeddings: list[list[float]]
     total_duration: int
     prompt_eval_count: int
 
 
-class Embedding(BaseModel):
+class OllamaEmbedding(BaseModel):
     embedding: list[float]
 
 
@@ -78,7 +78,7 @@ class Details(BaseModel):
     quantization_level: str = ""
 
 
-class Listed(BaseModel):
+class ListedModel(BaseModel):
     name: str
     model: str
     modified_at: str
@@ -88,10 +88,10 @@ class Listed(BaseModel):
 
 
 class Tags(BaseModel):
-    models: list[Listed]
+    models: list[ListedModel]
 
 
-class Loaded(BaseModel):
+class RunningModel(BaseModel):
     name: str
     model: str
     digest: str
@@ -100,10 +100,10 @@ class Loaded(BaseModel):
 
 
 class Processes(BaseModel):
-    models: list[Loaded]
+    models: list[RunningModel]
 
 
-class Shown(BaseModel):
+class ShownModel(BaseModel):
     modified_at: str
     details: Details = Details()
     model_info: dict[str, Any]

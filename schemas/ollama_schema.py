@@ -9,11 +9,11 @@ from schemas.request_schema import Hints, Request
 from schemas.sampling_schema import MODELS, AnyTemperature, AnyTopP, MinP, RepetitionPenalty
 
 
-class Asked(Request):
+class OllamaRequest(Request):
     model: str | None = None
 
 
-class Options(Asked):
+class Options(OllamaRequest):
     """Where a request says nothing the model's own values hold, as those of a Modelfile would."""
 
     HINTS: ClassVar[Hints] = {"tfs_z": (1,), "typical_p": (1,)}
@@ -46,7 +46,7 @@ def _think(value: object) -> object:
     raise ValueError("must be true, false, 'low', 'medium' or 'high'")
 
 
-class Generation(Asked):
+class OllamaGenerationRequest(OllamaRequest):
     stream: bool = True
     options: Options = Options()
     format: Annotated[str | dict[str, Any], BeforeValidator(_format)] = ""
@@ -55,46 +55,46 @@ class Generation(Asked):
     top_logprobs: int = Field(0, ge=0, le=20)
 
 
-class CalledFunction(Request):
+class OllamaCalledFunction(Request):
     name: str
     arguments: dict[str, Any] = Field({})
     index: int | None = None
     description: str | None = None
 
 
-class CallOfTool(Request):
+class OllamaToolCall(Request):
     id: str | None = None
     type: Literal["function"] = "function"
-    function: CalledFunction
+    function: OllamaCalledFunction
 
 
-class Message(Request):
+class OllamaMessage(Request):
     role: Literal["system", "user", "assistant", "tool"]
     content: str = ""
     thinking: str | None = None
     images: list[str] = Field([], description="in base64")
-    tool_calls: list[CallOfTool] = Field([])
+    tool_calls: list[OllamaToolCall] = Field([])
     tool_name: str | None = Field(None, description="of a tool's result: the first call of it that has none yet")
     tool_call_id: str | None = None
 
 
-class Function(Request):
+class OllamaFunction(Request):
     name: str
     description: str | None = None
     parameters: dict[str, Any] = Field({})
 
 
-class Tool(Request):
+class OllamaTool(Request):
     type: Literal["function"] = "function"
-    function: Function
+    function: OllamaFunction
 
 
-class ChatRequest(Generation):
-    messages: list[Message] = Field([], description="none: the model is loaded, nothing is said")
-    tools: list[Tool] = Field([])
+class ChatRequest(OllamaGenerationRequest):
+    messages: list[OllamaMessage] = Field([], description="none: the model is loaded, nothing is said")
+    tools: list[OllamaTool] = Field([])
 
 
-class GenerateRequest(Generation):
+class GenerateRequest(OllamaGenerationRequest):
     prompt: str = Field("", description="none: the model is loaded, nothing is said")
     system: str | None = None
     images: list[str] = Field([], description="in base64")
@@ -103,17 +103,17 @@ class GenerateRequest(Generation):
     template: Literal[""] = ""
 
 
-class EmbedRequest(Asked):
+class EmbedRequest(OllamaRequest):
     input: Annotated[list[str], BeforeValidator(listed, json_schema_input_type=str | list[str])]
     truncate: bool = Field(True, description="to the model's length, instead of a refusal")
     dimensions: int | None = Field(None, ge=1)
     options: dict[str, Any] = Field({}, description="none of them is of use here")
 
 
-class EmbeddingsRequest(Asked):
+class EmbeddingsRequest(OllamaRequest):
     prompt: str
     options: dict[str, Any] = Field({}, description="none of them is of use here")
 
 
-class ShowRequest(Asked):
+class ShowRequest(OllamaRequest):
     name: str | None = Field(None, description="an older name of `model`")

@@ -4,15 +4,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from schemas.generation_schema import Generation, StopSequences
+from schemas.generation_schema import GenerationRequest, StopSequences
 from schemas.sampling_schema import MODELS, Temperature, TopP
 
-Penalty = Annotated[float, Field(ge=-2, le=2)]
+OpenAIPenalty = Annotated[float, Field(ge=-2, le=2)]
 
 
-class OpenAILimits(Generation):
+class OpenAILimits(GenerationRequest):
     temperature: Temperature | None = Field(None, description=MODELS)
     top_p: TopP | None = Field(None, description=MODELS)
-    frequency_penalty: Penalty = 0.0
-    presence_penalty: Penalty = 0.0
+    frequency_penalty: OpenAIPenalty = 0.0
+    presence_penalty: OpenAIPenalty = 0.0
     stop: Annotated[StopSequences, Field(max_length=4)] = Field([])

@@ -8,14 +8,14 @@ from schemas.generation_schema import StopSequences
 from schemas.request_schema import Request, fault
 from schemas.sampling_schema import MODELS, MODELS_TOP_K, Temperature, TopK, TopP
 
-Prompt = Annotated[str, StringConstraints(min_length=1)]
+PromptText = Annotated[str, StringConstraints(min_length=1)]
 
 
 class Prediction(Request):
     """`input`, or as some call it `prompt`."""
 
-    input: Prompt | None = Field(None, description="What the user says; `prompt` is another name for it")
-    prompt: Prompt | None = None
+    input: PromptText | None = Field(None, description="What the user says; `prompt` is another name for it")
+    prompt: PromptText | None = None
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: Temperature | None = Field(None, description=MODELS)

@@ -73,7 +73,7 @@ class ResponseEvent(BaseModel):
     sequence_number: int
 
 
-class LifeEvent(ResponseEvent):
+class LifecycleEvent(ResponseEvent):
     response: Response
 
 

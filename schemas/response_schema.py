@@ -9,7 +9,7 @@ from schemas.generation_schema import TIERS, CacheSalt, MetadataKey, ServiceTier
 from schemas.ignored_keys import Kept, kept
 from schemas.item_schema import Includable, Item
 from schemas.request_schema import Hints, Request
-from schemas.response_tool_schema import ResponseTool, ToolChoice, known
+from schemas.response_tool_schema import ResponseTool, ResponseToolChoice, validate_by_type
 from schemas.sampling_schema import MODELS, Temperature, TopP
 
 Hint = Annotated[str, StringConstraints(max_length=64)]
@@ -47,14 +47,14 @@ class TextConfig(Request):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-Summary = Literal["auto", "concise", "detailed"]
-SUMMARIES: tuple[Summary, ...] = get_args(Summary)
+SummaryMode = Literal["auto", "concise", "detailed"]
+SUMMARY_MODES: tuple[SummaryMode, ...] = get_args(SummaryMode)
 
 
-class ReasoningConfig(Request):
+class ResponseReasoning(Request):
     HINTS: ClassVar[Hints] = {
-        "summary": (*SUMMARIES, "none"),
-        "generate_summary": (*SUMMARIES, "none"),
+        "summary": (*SUMMARY_MODES, "none"),
+        "generate_summary": (*SUMMARY_MODES, "none"),
         "context": ("auto",),
         "mode": ("standard",),
     }
@@ -66,13 +66,13 @@ class ReasoningConfig(Request):
     mode: Hint | None = None
 
     @property
-    def wanted_summary(self) -> Summary | None:
+    def wanted_summary(self) -> SummaryMode | None:
         """The newer name counts first."""
         asked = self.summary or self.generate_summary
-        return next((each for each in SUMMARIES if each == asked), None)
+        return next((each for each in SUMMARY_MODES if each == asked), None)
 
 
-class StreamOptions(Request):
+class ResponseStreamOptions(Request):
     HINTS: ClassVar[Hints] = {"include_obfuscation": (False,)}
 
     include_obfuscation: bool = False
@@ -83,27 +83,27 @@ def _input(value: object) -> object:
 
 
 MIN_THRESHOLD = 1_000  # tokens: fewer hold no conversation
-EDITS = "context_management"
+CONTEXT_MANAGEMENT = "context_management"
 
 Label = Annotated[str, StringConstraints(max_length=512)]
 MetadataText = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\x00]*$")]  # PostgreSQL looks for no other
 ResponseId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
-Items = Annotated[list[Item], BeforeValidator(_input), Field(max_length=10_000)]
+InputItems = Annotated[list[Item], BeforeValidator(_input), Field(max_length=10_000)]
 
 
-class Compaction(Request):
+class CompactionEdit(Request):
     type: Literal["compaction"]
     compact_threshold: int | None = Field(None, ge=MIN_THRESHOLD, lt=2**31)
 
 
 def _edit(value: object) -> Kept:
-    return known(value, {"compaction": Compaction})
+    return validate_by_type(value, {"compaction": CompactionEdit})
 
 
-Edit = Annotated[Kept, PlainValidator(_edit, json_schema_input_type=dict[str, Any])]
+ContextEdit = Annotated[Kept, PlainValidator(_edit, json_schema_input_type=dict[str, Any])]
 
 
-class ResponseContext(Request):
+class ConversationRequest(Request):
     """What has been said."""
 
     HINTS: ClassVar[Hints] = {
@@ -114,14 +114,14 @@ class ResponseContext(Request):
         "service_tier": TIERS,
     }
 
-    input: Items = Field([], description="one user's text, or items")
+    input: InputItems = Field([], description="one user's text, or items")
     model: str | None = None
     instructions: str | None = None
     conversation: ConversationId | None = None
     previous_response_id: ResponseId | None = None
 
 
-class CompactRequest(ResponseContext):
+class CompactRequest(ConversationRequest):
     """What is to be compacted."""
 
     prompt_cache_key: Label | None = None
@@ -129,11 +129,11 @@ class CompactRequest(ResponseContext):
     cache_salt: CacheSalt | None = Field(None, description="prompts are reused only where this is the same")
 
 
-class ResponseInput(ResponseContext):
+class ResponseInput(ConversationRequest):
     """What the prompt of a response is made of."""
 
     HINTS: ClassVar[Hints] = {
-        **ResponseContext.HINTS,
+        **ConversationRequest.HINTS,
         "access_programs": (),
         "context_management": ([],),
         "moderation": (),
@@ -141,25 +141,27 @@ class ResponseInput(ResponseContext):
     }
 
     tools: list[ResponseTool] = Field([], max_length=128)
-    tool_choice: ToolChoice = "auto"
+    tool_choice: ResponseToolChoice = "auto"
     parallel_tool_calls: bool = True
     text: TextConfig = Field(default_factory=TextConfig)
-    reasoning: ReasoningConfig | None = None
+    reasoning: ResponseReasoning | None = None
     truncation: Literal["auto", "disabled"] = "disabled"
 
 
 class ResponseRequest(ResponseInput):
     """What of the contract is served; `UNSUPPORTED` in `services/chat/request/responses.py` names the rest."""
 
-    HINTS: ClassVar[Hints] = {name: values for name, values in ResponseInput.HINTS.items() if name != EDITS}
+    HINTS: ClassVar[Hints] = {
+        name: values for name, values in ResponseInput.HINTS.items() if name != CONTEXT_MANAGEMENT
+    }
 
-    context_management: list[Edit] = Field(
+    context_management: list[ContextEdit] = Field(
         [],
         max_length=16,
         description="compaction: of a prompt of more tokens than `compact_threshold`, or that leaves no room to answer",
     )
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: ResponseStreamOptions | None = None
     store: bool = True
     background: bool = False
     include: list[Hint] = Field(

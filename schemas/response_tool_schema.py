@@ -7,10 +7,10 @@ from pydantic import Field, PlainValidator
 
 from schemas.ignored_keys import Kept, kept
 from schemas.request_schema import Request, Unserved
-from schemas.tool_schema import MAX_GRAMMAR, AnyInput, Description, FunctionName
+from schemas.tool_schema import MAX_GRAMMAR, Description, FunctionName, TextInputFormat
 
 
-def known(value: object, models: Mapping[object, type[Request]]) -> Kept:
+def validate_by_type(value: object, models: Mapping[object, type[Request]]) -> Kept:
     """Decides on the type first: errors of that one alone. One that is not served is kept as it is, like keys that are
     not known: what is stored comes back as it was given."""
     if not isinstance(value, dict):
@@ -24,7 +24,7 @@ class Deferrable(Request):
     defer_loading: bool | None = Field(None, description="not shown to the model before a search has found it")
 
 
-class FunctionTool(Deferrable):
+class ResponseFunctionTool(Deferrable):
     type: Literal["function"]
     name: FunctionName
     description: Description | None = None
@@ -32,7 +32,7 @@ class FunctionTool(Deferrable):
     strict: bool = False
 
 
-class GrammarInput(Request):
+class ResponseGrammarInputFormat(Request):
     type: Literal["grammar"]
     syntax: Literal["lark", "regex"]
     definition: str = Field(max_length=MAX_GRAMMAR)
@@ -41,24 +41,24 @@ class GrammarInput(Request):
 def _input(value: object) -> Kept:
     if not isinstance(value, dict) or value.get("type") not in ("text", "grammar"):
         raise ValueError("its type must be 'text' or 'grammar'")
-    return known(value, {"text": AnyInput, "grammar": GrammarInput})
+    return validate_by_type(value, {"text": TextInputFormat, "grammar": ResponseGrammarInputFormat})
 
 
-class CustomTool(Deferrable):
+class ResponseCustomTool(Deferrable):
     type: Literal["custom"]
     name: FunctionName
     description: Description | None = None
     format: Annotated[Kept, PlainValidator(_input, json_schema_input_type=dict[str, Any])] | None = None
 
 
-CALLABLE: dict[object, type[Request]] = {"function": FunctionTool, "custom": CustomTool}
+CALLABLE: dict[object, type[Request]] = {"function": ResponseFunctionTool, "custom": ResponseCustomTool}
 
 
 def _member(value: object) -> Kept:
-    return known(value, CALLABLE)
+    return validate_by_type(value, CALLABLE)
 
 
-class Namespace(Deferrable):
+class ResponseToolNamespace(Deferrable):
     """Functions and custom tools of one origin."""
 
     type: Literal["namespace"]
@@ -67,7 +67,7 @@ class Namespace(Deferrable):
     tools: list[Annotated[Kept, PlainValidator(_member, json_schema_input_type=dict[str, Any])]]
 
 
-class ToolSearch(Request):
+class ResponseToolSearch(Request):
     """A search that the client runs: what it finds can then be called."""
 
     type: Literal["tool_search"]
@@ -78,8 +78,8 @@ class ToolSearch(Request):
 
 def _tool(value: object) -> Kept:
     searches = isinstance(value, dict) and value.get("execution") == "client"
-    more: dict[object, type[Request]] = {"tool_search": ToolSearch} if searches else {}
-    return known(value, {**CALLABLE, "namespace": Namespace, **more})
+    more: dict[object, type[Request]] = {"tool_search": ResponseToolSearch} if searches else {}
+    return validate_by_type(value, {**CALLABLE, "namespace": ResponseToolNamespace, **more})
 
 
 ResponseTool = Annotated[Kept, PlainValidator(_tool, json_schema_input_type=dict[str, Any])]
@@ -88,43 +88,47 @@ ResponseTool = Annotated[Kept, PlainValidator(_tool, json_schema_input_type=dict
 # --- which of them is to be called ---
 
 
-class Named(Request):
+class ToolReference(Request):
     name: FunctionName
     namespace: FunctionName | None = None
 
 
-class ChosenTool(Named):
+class FunctionChoice(ToolReference):
     type: Literal["function"]
 
 
-class ChosenCustom(Named):
+class CustomChoice(ToolReference):
     type: Literal["custom"]
 
 
-class ChosenNamespace(Request):
+class NamespaceChoice(Request):
     type: Literal["namespace"]
     name: FunctionName
 
 
-class ChosenSearch(Request):
+class ToolSearchChoice(Request):
     type: Literal["tool_search"]
 
 
-ONE: dict[object, type[Request]] = {"function": ChosenTool, "custom": ChosenCustom}
-SEVERAL: dict[object, type[Request]] = {**ONE, "namespace": ChosenNamespace, "tool_search": ChosenSearch}
+SINGLE_CHOICES: dict[object, type[Request]] = {"function": FunctionChoice, "custom": CustomChoice}
+ALLOWED_CHOICES: dict[object, type[Request]] = {
+    **SINGLE_CHOICES,
+    "namespace": NamespaceChoice,
+    "tool_search": ToolSearchChoice,
+}
 
 
 def _chosen(value: object) -> Kept:
-    return known(value, SEVERAL)
+    return validate_by_type(value, ALLOWED_CHOICES)
 
 
-Chosen = Annotated[Kept, PlainValidator(_chosen, json_schema_input_type=dict[str, Any])]
+AllowedTool = Annotated[Kept, PlainValidator(_chosen, json_schema_input_type=dict[str, Any])]
 
 
-class AllowedTools(Request):
+class AllowedResponseTools(Request):
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: list[Chosen] = Field(min_length=1, max_length=128)
+    tools: list[AllowedTool] = Field(min_length=1, max_length=128)
 
 
 def _tool_choice(value: object) -> str | Kept:
@@ -132,7 +136,7 @@ def _tool_choice(value: object) -> str | Kept:
         if value not in ("none", "auto", "required"):
             raise ValueError("must be 'none', 'auto', 'required' or an object")
         return value
-    return known(value, {**ONE, "allowed_tools": AllowedTools})
+    return validate_by_type(value, {**SINGLE_CHOICES, "allowed_tools": AllowedResponseTools})
 
 
-ToolChoice = Annotated[str | Kept, PlainValidator(_tool_choice, json_schema_input_type=str | dict[str, Any])]
+ResponseToolChoice = Annotated[str | Kept, PlainValidator(_tool_choice, json_schema_input_type=str | dict[str, Any])]

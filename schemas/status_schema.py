@@ -9,7 +9,7 @@ from schemas.codex_schema import CodexModel
 from schemas.sampling_schema import EffectiveSampling
 
 
-class Running(BaseModel):
+class RunningStatus(BaseModel):
     status: Literal["running"] = "running"
     llm_serving_url: str
     model_name: str

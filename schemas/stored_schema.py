@@ -26,7 +26,7 @@ class StoredChatCompletion(ChatCompletion):
     response_format: dict[str, Any] | None = None
 
 
-class StoredMessage(BaseModel):
+class StoredChatMessage(BaseModel):
     id: str
     role: str
     content: str | None

@@ -28,22 +28,22 @@ class Grammar(Request):
     definition: str = Field(max_length=MAX_GRAMMAR)
 
 
-class AnyInput(Request):
+class TextInputFormat(Request):
     type: Literal["text"]
 
 
-class GrammarInput(Request):
+class GrammarInputFormat(Request):
     type: Literal["grammar"]
     grammar: Grammar
 
 
-def _input(value: object) -> AnyInput | GrammarInput:
-    if isinstance(value, AnyInput | GrammarInput):
+def _input(value: object) -> TextInputFormat | GrammarInputFormat:
+    if isinstance(value, TextInputFormat | GrammarInputFormat):
         return value
     kind = value.get("type") if isinstance(value, dict) else None
     if kind not in ("text", "grammar"):
         raise ValueError("its type must be 'text' or 'grammar'")
-    return (AnyInput if kind == "text" else GrammarInput).model_validate(value)
+    return (TextInputFormat if kind == "text" else GrammarInputFormat).model_validate(value)
 
 
 class Custom(Request):
@@ -51,11 +51,11 @@ class Custom(Request):
 
     name: FunctionName
     description: Description | None = None
-    format: Annotated[AnyInput | GrammarInput, BeforeValidator(_input)] | None = None
+    format: Annotated[TextInputFormat | GrammarInputFormat, BeforeValidator(_input)] | None = None
 
     @property
     def grammar(self) -> Grammar | None:
-        return self.format.grammar if isinstance(self.format, GrammarInput) else None
+        return self.format.grammar if isinstance(self.format, GrammarInputFormat) else None
 
 
 class CustomTool(Request):
@@ -83,48 +83,50 @@ AnyTool = Annotated[Tool | CustomTool | Unserved, BeforeValidator(_tool, json_sc
 # --- which of them is to be called ---
 
 
-class Chosen(Request):
+class ToolName(Request):
     name: FunctionName
 
 
-class ChosenTool(Request):
+class NamedToolChoice(Request):
     type: Literal["function"]
-    function: Chosen
+    function: ToolName
 
     @property
     def name(self) -> str:
         return self.function.name
 
 
-class ChosenCustom(Request):
+class NamedCustomToolChoice(Request):
     type: Literal["custom"]
-    custom: Chosen
+    custom: ToolName
 
     @property
     def name(self) -> str:
         return self.custom.name
 
 
-One = ChosenTool | ChosenCustom
-CHOSEN: dict[object, type[ChosenTool] | type[ChosenCustom]] = {
-    None: ChosenTool,
-    "function": ChosenTool,
-    "custom": ChosenCustom,
+SingleToolChoice = NamedToolChoice | NamedCustomToolChoice
+NAMED_CHOICES: dict[object, type[NamedToolChoice] | type[NamedCustomToolChoice]] = {
+    None: NamedToolChoice,
+    "function": NamedToolChoice,
+    "custom": NamedCustomToolChoice,
 }
 
 
-def _chosen(value: object) -> One | Unserved:
-    if isinstance(value, One | Unserved):
+def _chosen(value: object) -> SingleToolChoice | Unserved:
+    if isinstance(value, SingleToolChoice | Unserved):
         return value
-    return CHOSEN.get(_kind(value), Unserved).model_validate(value)
+    return NAMED_CHOICES.get(_kind(value), Unserved).model_validate(value)
 
 
-AnyChosen = Annotated[One | Unserved, BeforeValidator(_chosen, json_schema_input_type=One)]
+AnyNamedToolChoice = Annotated[
+    SingleToolChoice | Unserved, BeforeValidator(_chosen, json_schema_input_type=SingleToolChoice)
+]
 
 
 class ToolSet(Request):
     mode: Literal["auto", "required"]
-    tools: list[AnyChosen] = Field(min_length=1, max_length=128)
+    tools: list[AnyNamedToolChoice] = Field(min_length=1, max_length=128)
 
 
 class AllowedTools(Request):
@@ -138,9 +140,9 @@ def _tool_choice(value: object) -> object:
         if value not in ("none", "auto", "required"):
             raise ValueError("must be 'none', 'auto', 'required' or an object")
         return value
-    kinds: dict[object, type[ChosenTool] | type[ChosenCustom] | type[AllowedTools]] = {
-        "function": ChosenTool,
-        "custom": ChosenCustom,
+    kinds: dict[object, type[NamedToolChoice] | type[NamedCustomToolChoice] | type[AllowedTools]] = {
+        "function": NamedToolChoice,
+        "custom": NamedCustomToolChoice,
         "allowed_tools": AllowedTools,
     }
     kind = _kind(value)
@@ -149,7 +151,9 @@ def _tool_choice(value: object) -> object:
     return kinds[kind].model_validate(value)
 
 
-ToolChoice = Annotated[Literal["none", "auto", "required"] | One | AllowedTools, BeforeValidator(_tool_choice)]
+ToolChoice = Annotated[
+    Literal["none", "auto", "required"] | SingleToolChoice | AllowedTools, BeforeValidator(_tool_choice)
+]
 
 
 # --- calls in messages ---

@@ -22,14 +22,14 @@ from services.chat.request import prompt, sampling
 from services.chat.request.encoding import MAX_TOKENIZE_CHARS
 from services.chat.request.images import refs as image_refs
 from services.chat.request.prepared import PreparedRequest, PromptInput, Target, prepare
-from services.chat.request.refusals import Note, unnoted
+from services.chat.request.refusals import ReportIgnored, report_nothing
 from services.engine.base import Engine, GrammarSpec, SamplingDefaults
 from services.errors import Overloaded, ServiceError, Unavailable
 from services.history.idempotency import IdempotencyKey
 from services.history.replayed_turn import ReplayedTurn
 from services.history.turn import Turn, TurnRequest
 from services.image_service import ImageService
-from services.large import aside
+from services.large import offload
 from services.metrics_service import AnswerTimer, Metrics
 from services.model_service import Lease, ModelManager
 from services.text_service import TextService, characters
@@ -71,20 +71,20 @@ class ChatService:
         request: ChatCompletionRequest,
         owner: str,
         idempotency_key: IdempotencyKey | None = None,
-        note: Note = unnoted,
+        note: ReportIgnored = report_nothing,
     ) -> ChatCompletion:
         reply = await self.whole(request, owner, idempotency_key=idempotency_key, note=note)
-        return encode.completion(reply, request.metadata, encode.wanted(request))
+        return encode.completion(reply, request.metadata, encode.chunk_options(request))
 
     async def stream(
         self,
         request: ChatCompletionRequest,
         owner: str,
         idempotency_key: IdempotencyKey | None = None,
-        note: Note = unnoted,
+        note: ReportIgnored = report_nothing,
     ) -> AsyncGenerator[ChatCompletionChunk, None]:
         """Refusals are raised by the first step; once a chunk has come, the request was admitted."""
-        encoder = encode.ChunkEncoder(encode.wanted(request))
+        encoder = encode.ChunkEncoder(encode.chunk_options(request))
         async with aclosing(self.run(request, owner, idempotency_key=idempotency_key, note=note)) as run:
             async for event in run:
                 for chunk in encoder.chunks(event):
@@ -98,7 +98,7 @@ class ChatService:
         owner: str,
         turn: Turn | None = None,
         idempotency_key: IdempotencyKey | None = None,
-        note: Note = unnoted,
+        note: ReportIgnored = report_nothing,
     ) -> Reply:
         reply = Reply()
         async with aclosing(self.run(request, owner, turn, idempotency_key, note)) as run:
@@ -112,24 +112,24 @@ class ChatService:
         owner: str,
         turn: Turn | None = None,
         idempotency_key: IdempotencyKey | None = None,
-        note: Note = unnoted,
+        note: ReportIgnored = report_nothing,
     ) -> AsyncGenerator[Event, None]:
         """A Head, then what is said. Who has opened a turn for it says what is remembered, else the request does.
 
         `note` is given the names of the parameters that this model has no use for, before the Head comes.
         """
         arrived = time.perf_counter()
-        answer = await aside(self.check, request)
-        facts = await aside(stored.asked, request)
-        turn = turn or await self._turns.open(await aside(_turn_request, request, owner, idempotency_key, facts))
+        answer = await offload(self.check, request)
+        facts = await offload(stored.request_facts, request)
+        turn = turn or await self._turns.open(await offload(_turn_request, request, owner, idempotency_key, facts))
         if isinstance(turn, ReplayedTurn):
             async for event in turn.events():
                 yield event
             return
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
-            request = sampling.settled(request, model.sampling)
-            facts.update(await aside(stored.asked, request))
+            request = sampling.apply_defaults(request, model.sampling)
+            facts.update(await offload(stored.request_facts, request))
             prepared = await self._prepare(request, owner, turn, model, answer, model.engine.max_length)
             note(prepared.ignored)
             async with model.answering(prepared.jobs) as streams:
@@ -165,10 +165,10 @@ class ChatService:
             return int(model.engine.max_length)
 
     async def prompt_of(
-        self, request: ChatCompletionRequest, owner: str, note: Note = unnoted, limit: int | None = None
+        self, request: ChatCompletionRequest, owner: str, note: ReportIgnored = report_nothing, limit: int | None = None
     ) -> tuple[int, ...]:
         """The tokens that would be submitted. `limit`: far more of them need not be found, but are PromptTooLong."""
-        answer = await aside(prompt.check, request)
+        answer = await offload(prompt.check, request)
         turn_request = TurnRequest(owner=owner, conversation=request.conversation, item=request.parent_item)
         turn = await self._turns.open(turn_request)
         async with self._models.lease(request.model) as model:
@@ -186,7 +186,7 @@ class ChatService:
         limit: int | None,
     ) -> PreparedRequest:
         history = map(prompt.message, turn.history)
-        messages = await aside(prompt.messages, request, history, self._system_prompt)
+        messages = await offload(prompt.messages, request, history, self._system_prompt)
         engine: Engine = model.engine
         target = Target(
             engine.tokenizer,
@@ -218,10 +218,10 @@ class _Recording:
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._timer.end()
-        await settle(self._turn, error if isinstance(error, ServiceError) else None)
+        await finish_turn(self._turn, error if isinstance(error, ServiceError) else None)
 
 
-async def patiently(run: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+async def retry_overloads(run: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
     """Waits until there is room: for requests that are not to be refused for want of it."""
     while True:
         try:
@@ -233,7 +233,7 @@ async def patiently(run: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerato
             await asyncio.sleep(busy.retry_after)
 
 
-async def settle(turn: Turn, error: ServiceError | None) -> None:
+async def finish_turn(turn: Turn, error: ServiceError | None) -> None:
     """Its end, whoever is cancelled meanwhile; nothing where it has had one."""
     await _unbroken(_finish(turn, error))
 
@@ -262,7 +262,7 @@ def _turn_request(
     """`facts`: what is stored of the request when it is admitted."""
     return TurnRequest(
         owner=owner,
-        input=items.of_messages(request.messages),
+        input=items.from_messages(request.messages),
         conversation=request.conversation,
         item=request.parent_item,
         stored=request.store,

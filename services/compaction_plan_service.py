@@ -10,7 +10,7 @@ from services.chat.compaction.window import Chat, instructions, newest, parted
 from services.chat.request import responses
 from services.chat_service import ChatService
 from services.errors import InvalidRequest, PromptTooLong
-from services.large import aside
+from services.large import offload
 
 
 class CompactionPlanService:
@@ -56,7 +56,7 @@ class CompactionPlanService:
         raise PromptTooLong(tokens, most, param="messages")
 
     async def _tokens(self, request: ResponseRequest, messages: Chat, owner: str, length: int) -> int:
-        chat = await aside(responses.as_chat, request, messages)
+        chat = await offload(responses.as_chat, request, messages)
         try:
             return len(await self._chat.prompt_of(chat, owner, limit=length))
         except PromptTooLong as error:
@@ -65,7 +65,7 @@ class CompactionPlanService:
 
 async def _plan(request: CompactRequest | ResponseRequest, sizes: Sizes, past: Chat) -> Plan:
     """Of which nothing but instructions stays."""
-    text = await aside(transcript, past)
+    text = await offload(transcript, past)
     notes = Notes(
         request.model,
         max_tokens=sizes.summary_of(text),

@@ -17,20 +17,20 @@ from services.chat.compaction.window import Chat
 from services.chat.events import Compacted, Compacting, Event, Finish, Head
 from services.chat.items import Item
 from services.chat.request import responses
-from services.chat.request.refusals import Note, unnoted
-from services.chat_service import ChatService, patiently, settle
+from services.chat.request.refusals import ReportIgnored, report_nothing
+from services.chat_service import ChatService, finish_turn, retry_overloads
 from services.compaction_plan_service import CompactionPlanService
 from services.errors import ServiceError
 from services.history.item_rows import with_defaults
 from services.history.turn import Turn, TurnRequest
 from services.input_service import InputService
-from services.large import aside
+from services.large import offload
 from services.secret_service import SecretService
 from services.stored_response_service import KIND
 from services.summary_service import SummaryService
 from services.turn_service import TurnService
 
-Answer = Callable[[Chat], AsyncGenerator[Event, None]]
+RunAnswer = Callable[[Chat], AsyncGenerator[Event, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,9 @@ class CompactionService:
     def unknown_keys(self, request: CompactRequest) -> list[str]:
         return responses.unknown_keys(request)
 
-    async def compact(self, request: CompactRequest, owner: str, note: Note = unnoted) -> CompactedResponse:
+    async def compact(
+        self, request: CompactRequest, owner: str, note: ReportIgnored = report_nothing
+    ) -> CompactedResponse:
         """What the client is to go on from."""
         responses.check(request)
         self._chat.model_name(request.model)
@@ -60,15 +62,15 @@ class CompactionService:
         turn_request = TurnRequest(
             owner=owner, kind=KIND, conversation=request.conversation, previous=request.previous_response_id
         )
-        messages = await aside(items.messages, own, (await self._turns.open(turn_request)).history)
-        with responses.in_its_words():
+        messages = await offload(items.to_messages, own, (await self._turns.open(turn_request)).history)
+        with responses.translate_errors():
             plan = await self._plans.whole(request, messages)
             written = await self._whole(plan, owner)
         finish = written.finish
         return CompactedResponse(
             id=f"resp_{uuid4().hex}",
             created_at=int(time.time()),
-            output=[shown(with_defaults(item)) for item in (*items.of_messages(plan.kept), written.item)],
+            output=[shown(with_defaults(item)) for item in (*items.from_messages(plan.kept), written.item)],
             usage=usage(finish.prompt_tokens, finish.cached_tokens, finish.completion_tokens, finish.reasoning_tokens),
         )
 
@@ -80,7 +82,7 @@ class CompactionService:
         raise AssertionError("a summary ends with itself")
 
     async def run(
-        self, request: ResponseRequest, messages: Chat, owner: str, turn: Turn, answer: Answer
+        self, request: ResponseRequest, messages: Chat, owner: str, turn: Turn, answer: RunAnswer
     ) -> AsyncGenerator[Event, None]:
         """An answer, with a compaction before it or in its place where that is asked for."""
         if responses.is_triggered(request):
@@ -107,7 +109,7 @@ class CompactionService:
                         yield Compacted(item)
                         yield finish
 
-    async def _before(self, plan: Plan, owner: str, turn: Turn, answer: Answer) -> AsyncGenerator[Event, None]:
+    async def _before(self, plan: Plan, owner: str, turn: Turn, answer: RunAnswer) -> AsyncGenerator[Event, None]:
         """Once the summary is admitted the turn is known, and the answer waits for room. The turn gets the compaction
         when it begins to be answered."""
         async with _settled(turn):
@@ -123,7 +125,7 @@ class CompactionService:
                             written = step
             compacted = Compacted(written.item)
             yield compacted
-            async with aclosing(patiently(partial(answer, plan.chat(written.summary)))) as run:
+            async with aclosing(retry_overloads(partial(answer, plan.chat(written.summary)))) as run:
                 async for event in run:
                     if isinstance(event, Head):
                         turn.add(compacted)
@@ -151,7 +153,7 @@ async def _settled(turn: Turn) -> AsyncIterator[None]:
         error = raised
         raise
     finally:
-        await settle(turn, error)
+        await finish_turn(turn, error)
 
 
 def _own(head: Head, turn: Turn) -> Head:

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from schemas.completion_schema import Completion, CompletionRequest
 from services.chat.answer import encode_completion
-from services.chat.answer.encode import wanted
+from services.chat.answer.encode import chunk_options
 from services.chat.events import Event, Head, Reply
 from services.chat.parsing.channels import events
 from services.chat.parsing.echoed import prompt_only
@@ -36,11 +36,11 @@ class CompletionService:
         async with aclosing(self.run(request, owner)) as run:
             async for event in run:
                 reply.add(event)
-        return encode_completion.completion(reply, wanted(request), request.n)
+        return encode_completion.completion(reply, chunk_options(request), request.n)
 
     async def stream(self, request: CompletionRequest, owner: str) -> AsyncGenerator[Completion, None]:
         """Refusals are raised by the first step; once a chunk has come, the request was admitted."""
-        encoder = encode_completion.ChunkEncoder(wanted(request))
+        encoder = encode_completion.ChunkEncoder(chunk_options(request))
         async with aclosing(self.run(request, owner)) as run:
             async for event in run:
                 for chunk in encoder.chunks(event):
@@ -54,7 +54,7 @@ class CompletionService:
         answer = completion.check(request)
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
-            request = sampling.settled(request, model.sampling)
+            request = sampling.apply_defaults(request, model.sampling)
             made = await self._jobs(request, model.engine, owner, answer)
             async with model.answering(made.jobs) as streams:
                 head = _head(made, model, arrived)

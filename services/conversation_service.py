@@ -128,7 +128,7 @@ def _stored_message(item: Item, row: ItemRow, turn: TurnRow | None) -> StoredMes
         id=own[1] if own else row.id,
         conversation_id=row.conversation_id,
         role=item.get("role", "user"),
-        content=chat_items.shown(item.get("content", [])),
+        content=chat_items.chat_content(item.get("content", [])),
         status=_status(reply.status) if reply else item.get("status", COMPLETED),
         finish_reason=cast("str | None", reply.choices[0]["finish_reason"]) if reply and reply.choices else None,
         model=reply.model if reply else None,

@@ -20,7 +20,7 @@ from services.history.context import get_conversation
 from services.history.idempotency import IdempotencyKey, find_key, store_key
 from services.history.item_rows import ItemPosition
 from services.history.store import Store, conversation_busy
-from services.large import aside
+from services.large import offload
 
 ITEM_ID = re.compile(r"[^\x00]{1,128}")
 
@@ -100,7 +100,7 @@ async def add_items(repositories: Repositories, conversation: ConversationRow, i
     now = time.time()
     tip = await repositories.items.newest(conversation.id)
     position = ItemPosition(conversation.owner, conversation.id, now, parent_id=tip.id if tip else None)
-    await repositories.items.add(await aside(item_rows.linked_rows, new, position))
+    await repositories.items.add(await offload(item_rows.linked_rows, new, position))
     await repositories.conversations.touch([conversation.id], now)
     return new
 

@@ -14,7 +14,7 @@ T = TypeVar("T")
 is_large: ContextVar[bool] = ContextVar("is_large", default=False)  # of the request that is being answered
 
 
-async def aside(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def offload(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     if is_large.get():
         return await asyncio.to_thread(work, *args, **kwargs)
     return work(*args, **kwargs)

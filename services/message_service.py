@@ -103,7 +103,7 @@ class MessageService:
         turn_request = TurnRequest(
             owner=owner,
             kind="message",
-            input=items.of_messages(chat_request.messages),
+            input=items.from_messages(chat_request.messages),
             conversation=chat_request.conversation,
             create=True,
             idempotency_key=idempotency_key,

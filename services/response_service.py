@@ -12,16 +12,16 @@ from schemas.response_answer_schema import Response, ResponseEvent, StreamEvent
 from schemas.response_schema import ResponseInput, ResponseRequest
 from schemas.tokenize_schema import InputTokens
 from services.chat import items
-from services.chat.answer.encode import reference
-from services.chat.answer.output import Output
-from services.chat.answer.response_events import ResponseEncoder, framed, response_events
-from services.chat.answer.thoughts import Thoughts
+from services.chat.answer.encode import conversation_ref
+from services.chat.answer.output import OutputItems
+from services.chat.answer.reasoning_output import ReasoningOutput
+from services.chat.answer.response_events import ResponseEncoder, response_events, stream_event
 from services.chat.events import Event, head_of
 from services.chat.request import responses
 from services.chat.request.fitting import Chat, shortened
-from services.chat.request.refusals import Note, unnoted
-from services.chat.request.sampling import settled
-from services.chat_service import ChatService, patiently, settle
+from services.chat.request.refusals import ReportIgnored, report_nothing
+from services.chat.request.sampling import apply_defaults
+from services.chat_service import ChatService, finish_turn, retry_overloads
 from services.compaction_service import CompactionService
 from services.errors import PromptTooLong, ServiceError
 from services.history.background_stream import BackgroundStream
@@ -29,7 +29,7 @@ from services.history.idempotency import IdempotencyKey
 from services.history.replayed_turn import ReplayedTurn
 from services.history.turn import Turn, TurnRequest
 from services.input_service import InputService
-from services.large import aside
+from services.large import offload
 from services.secret_service import SecretService
 from services.stored_response_service import KIND, StoredResponseService
 from services.stream_service import StreamService
@@ -46,7 +46,7 @@ class Asked:
     messages: Chat
     encoder: ResponseEncoder
     facts: dict[str, Any]  # what is stored of the request when it is admitted
-    note: Note
+    note: ReportIgnored
 
     def chat(self) -> ChatCompletionRequest:
         return responses.as_chat(self.request, self.messages)
@@ -78,7 +78,11 @@ class ResponseService:
     # --- asking ---
 
     async def create(
-        self, request: ResponseRequest, owner: str, idempotency_key: IdempotencyKey | None = None, note: Note = unnoted
+        self,
+        request: ResponseRequest,
+        owner: str,
+        idempotency_key: IdempotencyKey | None = None,
+        note: ReportIgnored = report_nothing,
     ) -> Response:
         asked = await self._open(request, owner, idempotency_key, note)
         if request.background:
@@ -89,7 +93,11 @@ class ResponseService:
         return asked.encoder.response
 
     async def stream(
-        self, request: ResponseRequest, owner: str, idempotency_key: IdempotencyKey | None = None, note: Note = unnoted
+        self,
+        request: ResponseRequest,
+        owner: str,
+        idempotency_key: IdempotencyKey | None = None,
+        note: ReportIgnored = report_nothing,
     ) -> AsyncGenerator[StreamEvent, None]:
         """Refusals are raised by the first step; what breaks after it is told by the last event."""
         asked = await self._open(request, owner, idempotency_key, note)
@@ -101,14 +109,14 @@ class ResponseService:
                 yield event
 
     async def _open(
-        self, request: ResponseRequest, owner: str, idempotency_key: IdempotencyKey | None, note: Note
+        self, request: ResponseRequest, owner: str, idempotency_key: IdempotencyKey | None, note: ReportIgnored
     ) -> Asked:
         """Checks all that can be told before a model is asked."""
         responses.check(request)
         model = self._chat.model_name(request.model)
-        begun = responses.begun(settled(request, await self._chat.sampling(request.model)), model)
+        begun = responses.initial_response(apply_defaults(request, await self._chat.sampling(request.model)), model)
         own = await self._inputs.items(request, owner, note)
-        facts = begun.model_dump(include=responses.ASKED)
+        facts = begun.model_dump(include=responses.REQUEST_FACTS)
         turn_request = TurnRequest(
             owner=owner,
             kind=KIND,
@@ -123,22 +131,26 @@ class ResponseService:
             idempotency_key=idempotency_key,
         )
         turn = await self._turns.open(turn_request)
-        begun.id, begun.created_at, begun.conversation = turn.id, int(turn.created_at), reference(turn.conversation_id)
-        output = Output(turn.reply_id, logprobs=responses.LOGPROBS in request.include)
-        messages = await aside(items.messages, own, turn.history)
+        begun.id, begun.created_at, begun.conversation = (
+            turn.id,
+            int(turn.created_at),
+            conversation_ref(turn.conversation_id),
+        )
+        output = OutputItems(turn.reply_id, logprobs=responses.LOGPROBS in request.include)
+        messages = await offload(items.to_messages, own, turn.history)
         turn.history = ()  # it is part of the messages, and cut with them
         thoughts = await self._thoughts(request, owner)
         encoder = ResponseEncoder(begun, output, lambda: turn.completed_at or time.time(), thoughts)
-        asked = Asked(request, owner, turn, messages, encoder, facts, responses.noted(note))
-        with responses.in_its_words():
-            await aside(lambda: self._chat.check(asked.chat()))
+        asked = Asked(request, owner, turn, messages, encoder, facts, responses.translate_report(note))
+        with responses.translate_errors():
+            await offload(lambda: self._chat.check(asked.chat()))
         return asked
 
-    async def _thoughts(self, request: ResponseRequest, owner: str) -> Thoughts:
+    async def _thoughts(self, request: ResponseRequest, owner: str) -> ReasoningOutput:
         """The form in which they are answered."""
         summary = request.reasoning.wanted_summary if request.reasoning else None
-        seal = await self._secrets.seal(owner) if responses.SEALED in request.include else None
-        return Thoughts(summary, seal.closing("reasoning") if seal else None)
+        seal = await self._secrets.seal(owner) if responses.ENCRYPTED_REASONING in request.include else None
+        return ReasoningOutput(summary, seal.closing("reasoning") if seal else None)
 
     # --- answering ---
 
@@ -152,7 +164,7 @@ class ResponseService:
                 yield event
 
     async def _run(self, asked: Asked) -> AsyncGenerator[Event, None]:
-        with responses.in_its_words():
+        with responses.translate_errors():
             await self._settle(asked)
             async with aclosing(await self._steps(asked)) as steps:
                 async for event in steps:
@@ -168,7 +180,7 @@ class ResponseService:
         asked.messages = messages
         if asked.request.truncation == "auto":
             await self._shorten(asked)
-        chat = await aside(asked.chat)
+        chat = await offload(asked.chat)
         async with aclosing(self._chat.run(chat, asked.owner, asked.turn, note=asked.note)) as run:
             async for event in run:
                 yield event
@@ -177,8 +189,8 @@ class ResponseService:
         """What holds where the request names nothing is certain once the model is there."""
         if isinstance(asked.turn, ReplayedTurn):
             return
-        asked.request = settled(asked.request, await self._chat.sampling(asked.request.model, load=True))
-        begun = responses.begun(asked.request, asked.encoder.response.model)
+        asked.request = apply_defaults(asked.request, await self._chat.sampling(asked.request.model, load=True))
+        begun = responses.initial_response(asked.request, asked.encoder.response.model)
         asked.encoder.response.temperature, asked.encoder.response.top_p = begun.temperature, begun.top_p
         asked.facts.update(begun.model_dump(include={"temperature", "top_p"}))
 
@@ -207,12 +219,12 @@ class ResponseService:
         try:
             async with aclosing(self._events(asked)) as events:
                 async for event in events:
-                    yield framed(event)
+                    yield stream_event(event)
         except ServiceError as error:
             if not asked.encoder.has_begun:
                 raise
             for event in asked.encoder.broken(error):
-                yield framed(event)
+                yield stream_event(event)
 
     # --- answering in the background ---
 
@@ -223,32 +235,34 @@ class ResponseService:
         await asked.turn.queue(queued.model)
 
         def ended(error: ServiceError, number: int) -> Iterator[StreamEvent]:
-            return map(framed, asked.encoder.broken(error))
+            return map(stream_event, asked.encoder.broken(error))
 
         self._streams.register(asked.turn.id, BackgroundStream(self._background(asked), asked.owner, ended))
         return queued
 
     async def _background(self, asked: Asked) -> AsyncGenerator[StreamEvent, None]:
-        yield framed(asked.encoder.created())
-        yield framed(asked.encoder.queued())
+        yield stream_event(asked.encoder.created())
+        yield stream_event(asked.encoder.queued())
         error: ServiceError | None = None
         try:
-            async with aclosing(patiently(partial(self._events, asked))) as events:
+            async with aclosing(retry_overloads(partial(self._events, asked))) as events:
                 async for event in events:
-                    yield framed(event)
+                    yield stream_event(event)
         except ServiceError as raised:
             error = raised
             raise
         finally:
-            await settle(asked.turn, error)  # where it was never admitted
+            await finish_turn(asked.turn, error)  # where it was never admitted
 
-    async def count(self, request: ResponseInput, owner: str, note: Note = unnoted) -> InputTokens:
+    async def count(self, request: ResponseInput, owner: str, note: ReportIgnored = report_nothing) -> InputTokens:
         responses.check(request)
         own = await self._inputs.items(request, owner, note)
         turn_request = TurnRequest(
             owner=owner, kind=KIND, conversation=request.conversation, previous=request.previous_response_id
         )
         history = (await self._turns.open(turn_request)).history
-        with responses.in_its_words():
-            chat = responses.as_chat(request, items.messages(own, history))
-            return InputTokens(input_tokens=len(await self._chat.prompt_of(chat, owner, responses.noted(note))))
+        with responses.translate_errors():
+            chat = responses.as_chat(request, items.to_messages(own, history))
+            return InputTokens(
+                input_tokens=len(await self._chat.prompt_of(chat, owner, responses.translate_report(note)))
+            )

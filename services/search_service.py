@@ -7,7 +7,7 @@ from database import terms
 from database.models import Item as ItemRow
 from database.repositories import Repositories
 from database.session import Database
-from schemas.conversation_schema import Found
+from schemas.conversation_schema import SearchResult
 from schemas.page_schema import Page, page
 from services.errors import InvalidRequest
 from services.history.item_rows import finite_timestamp, readable_text
@@ -18,7 +18,7 @@ class SearchService:
     def __init__(self, database: Database) -> None:
         self._store = Store(database)
 
-    async def find(self, owner: str, query: str, *, limit: int, after: str | None = None) -> Page[Found]:
+    async def find(self, owner: str, query: str, *, limit: int, after: str | None = None) -> Page[SearchResult]:
         """Newest first."""
         phrases = terms.phrases(query)
         if not phrases:
@@ -40,13 +40,13 @@ async def _cursor(repositories: Repositories, after: str, owner: str) -> int:
     return row.seq
 
 
-def _all_found(rows: Sequence[ItemRow], query: str, listed: Collection[str]) -> list[Found]:
+def _all_found(rows: Sequence[ItemRow], query: str, listed: Collection[str]) -> list[SearchResult]:
     """Runs in a thread: it searches each text for the words of the query."""
     return [_found(row, query, is_listed=row.conversation_id in listed) for row in rows]
 
 
-def _found(row: ItemRow, query: str, *, is_listed: bool) -> Found:
-    return Found(
+def _found(row: ItemRow, query: str, *, is_listed: bool) -> SearchResult:
+    return SearchResult(
         conversation_id=row.conversation_id if is_listed else None,
         answer_id=None if is_listed else row.turn_id,
         item=row.data,

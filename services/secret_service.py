@@ -8,7 +8,7 @@ from contextlib import suppress
 from database.session import Database
 from services.chat.items import Item
 from services.chat.request.opened import Opened, is_sealed
-from services.chat.request.refusals import Note, unnoted
+from services.chat.request.refusals import ReportIgnored, report_nothing
 from services.chat.sealed import Seal
 from services.errors import Unavailable
 from services.history.store import Store
@@ -33,7 +33,7 @@ class SecretService:
         """Raises Unavailable where the secret is not known yet and the database is away."""
         return Seal((await self._known()).encode(), owner)
 
-    async def opened(self, items: Sequence[Item], owner: str, note: Note = unnoted) -> list[Item]:
+    async def opened(self, items: Sequence[Item], owner: str, note: ReportIgnored = report_nothing) -> list[Item]:
         """`note` is given the names of those that could not be opened, as a request has them."""
         if not any(map(is_sealed, items)):
             return list(items)

@@ -2,7 +2,7 @@
 
 from schemas.generation_schema import Metadata
 from schemas.page_schema import Order, Page, page
-from schemas.stored_schema import Deleted, StoredChatCompletion, StoredMessage
+from schemas.stored_schema import Deleted, StoredChatCompletion, StoredChatMessage
 from services.chat.answer import stored
 from services.errors import InvalidRequest
 from services.history import replay
@@ -33,7 +33,7 @@ class StoredCompletionService:
 
     async def messages(
         self, completion_id: str, owner: str, *, order: Order, limit: int, after: str | None
-    ) -> Page[StoredMessage]:
+    ) -> Page[StoredChatMessage]:
         """The input messages; their position in the input makes their ids."""
         answer = await self._turns.finished_answer(completion_id, owner, KIND)
         found = stored.messages(answer.id, answer.input)

@@ -4,9 +4,9 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from schemas.page_schema import Order, Page, page
-from schemas.response_answer_schema import DeletedResponse, LifeEvent, Response, StreamEvent
+from schemas.response_answer_schema import DeletedResponse, LifecycleEvent, Response, StreamEvent
 from schemas.response_schema import Retrieval
-from services.chat.answer.response_events import TYPE, framed
+from services.chat.answer.response_events import FINAL_EVENTS, stream_event
 from services.chat.items import Item
 from services.chat.request import responses
 from services.errors import InvalidRequest
@@ -34,7 +34,7 @@ class StoredResponseService:
         return await self.get(id, owner, asked.include)
 
     async def get(self, id: str, owner: str, include: Sequence[str] = ()) -> Response:
-        seal = await self._secrets.seal(owner) if responses.SEALED in include else None
+        seal = await self._secrets.seal(owner) if responses.ENCRYPTED_REASONING in include else None
         return response_of(await self._turns.answer(id, owner, KIND), seal.closing("reasoning") if seal else None)
 
     async def resume(self, id: str, owner: str, asked: Retrieval) -> AsyncGenerator[StreamEvent, None]:
@@ -58,7 +58,9 @@ class StoredResponseService:
         if last is None or (not last.last and after <= last.number):  # whoever wrote it is gone
             response = await self.get(id, owner)
             number = last.number + 1 if last else 0
-            yield framed(LifeEvent(type=TYPE[response.status], sequence_number=number, response=response))
+            yield stream_event(
+                LifecycleEvent(type=FINAL_EVENTS[response.status], sequence_number=number, response=response)
+            )
 
     async def cancel(self, id: str, owner: str) -> Response:
         """What was said so far stays; a response that is over stays as it is."""

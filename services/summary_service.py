@@ -12,7 +12,7 @@ from schemas.chat_schema import ChatCompletionRequest
 from services.chat.compaction.notes import Notes
 from services.chat.compaction.transcript import cut
 from services.chat.events import Compacting, Event, Finish, Head, Reply, Text
-from services.chat_service import ChatService, patiently
+from services.chat_service import ChatService, retry_overloads
 from services.errors import EngineFailed, PromptTooLong, UnsupportedParameter
 
 FEWEST = 200  # characters of a portion: a context without room for them has none for a summary
@@ -26,14 +26,14 @@ class Summary:
     finish: Finish  # of all portions together
 
 
-Step = Head | Compacting | Summary
+SummaryProgress = Head | Compacting | Summary
 
 
 class SummaryService:
     def __init__(self, chat: ChatService) -> None:
         self._chat = chat
 
-    async def write(self, transcript: str, notes: Notes, owner: str) -> AsyncGenerator[Step, None]:
+    async def write(self, transcript: str, notes: Notes, owner: str) -> AsyncGenerator[SummaryProgress, None]:
         """A Head once it is admitted, then a sign with each piece that is written, and the summary at the end. Refusals
         are raised by the first step: later portions wait for room."""
         notes = await self._with_least_thinking(notes, owner)
@@ -53,7 +53,7 @@ class SummaryService:
 
     def _answer(self, request: ChatCompletionRequest, owner: str, *, waits: bool) -> AsyncGenerator[Event, None]:
         run = partial(self._chat.run, request, owner)
-        return patiently(run) if waits else run()
+        return retry_overloads(run) if waits else run()
 
     async def _with_least_thinking(self, notes: Notes, owner: str) -> Notes:
         """None, or little, or as much as the model thinks by itself: not each can be told."""

@@ -8,7 +8,7 @@ import orjson
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.tokenize_schema import MAX_TOKENS, Detokenized, DetokenizeRequest, InputTokens, TokenizeRequest, Tokens
 from services.chat.request.encoding import MAX_TOKENIZE_CHARS, Room, check_countable
-from services.chat.request.refusals import Note, unnoted
+from services.chat.request.refusals import ReportIgnored, report_nothing
 from services.chat_service import ChatService
 from services.engine.base import Engine
 from services.errors import InvalidRequest
@@ -54,7 +54,9 @@ class TokenizeService:
         async with self._models.lease(request.model, None) as model:
             return Detokenized(prompt=await asyncio.to_thread(_decode, request.tokens, model.engine))
 
-    async def count(self, request: ChatCompletionRequest, owner: str, note: Note = unnoted) -> InputTokens:
+    async def count(
+        self, request: ChatCompletionRequest, owner: str, note: ReportIgnored = report_nothing
+    ) -> InputTokens:
         return InputTokens(input_tokens=len(await self._chat.prompt_of(request, owner, note)))
 
 

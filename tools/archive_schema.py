@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from database.models import Item, Turn
 from schemas.item_schema import ITEMS
 from schemas.request_schema import fault
-from schemas.response_tool_schema import known
+from schemas.response_tool_schema import validate_by_type
 from services.chat.answer import stored
 from services.history import replay
 from services.history.answer import answer_of
@@ -38,7 +38,7 @@ def _item(data: dict[str, Any]) -> dict[str, Any]:
     if kind == "item_reference":
         raise fault("an item is not a reference to another", "type")
     if kind in ITEMS:
-        known(data, ITEMS)
+        validate_by_type(data, ITEMS)
         if kind in TYPES_WITH_STATUS and data.get("status") is None:
             raise fault("Field required", "status")
     return data
@@ -123,15 +123,15 @@ class ArchivedConversation(BaseModel):
 
     @model_validator(mode="after")
     def _is_a_tree(self) -> Self:
-        known: set[str] = set()
+        validate_by_type: set[str] = set()
         for index, item in enumerate(self.items):
             id = item.data["id"]
-            if id in known:
+            if id in validate_by_type:
                 raise fault(f"'{id}' is in '{self.id}' twice", "items", index, "data", "id")
-            if item.parent_id is not None and item.parent_id not in known:
+            if item.parent_id is not None and item.parent_id not in validate_by_type:
                 why = f"'{id}' goes on from '{item.parent_id}', which does not come before it"
                 raise fault(why, "items", index, "parent_id")
-            known.add(id)
+            validate_by_type.add(id)
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from app.common import unserved
 from app.common.settings import Settings
 from app.main import create_app
-from schemas.item_schema import ASIDE, FOREIGN, ITEMS, SEARCHES
+from schemas.item_schema import FOREIGN, ITEMS, SEARCHES, UNREAD
 from schemas.request_schema import Hints, Request
 from services.chat.request import completion, prompt, responses
 from services.chat.request.refusals import LEFT_ASIDE, REASONS
@@ -102,7 +102,7 @@ def items() -> str:
         **dict.fromkeys(ITEMS, "honoured"),
         "compaction": "honoured where it was sealed here for this owner; else left aside, and named",
         **dict.fromkeys(FOREIGN, "shown to the model as a call of a function, or its result"),
-        **dict.fromkeys(ASIDE, "left aside, and named"),
+        **dict.fromkeys(UNREAD, "left aside, and named"),
         **dict.fromkeys(SEARCHES, "honoured where the client runs the search; else left aside, and named"),
     }
     return table(("type", "state"), [(f"`{kind}`", state) for kind, state in sorted(states.items(), key=str)])

@@ -19,7 +19,7 @@ from app.common.exits import in_one_line, leave
 from database import sqlite_file
 from database.connect_error import naming_the_database
 from database.session import Database
-from schemas.conversation_schema import Found
+from schemas.conversation_schema import SearchResult
 from services.conversation_service import ConversationService
 from services.history.store import Store
 from services.search_service import SearchService
@@ -99,7 +99,7 @@ def delete(
     typer.echo(f"{count} conversations deleted", err=True)
 
 
-def _who(found: Found) -> str:
+def _who(found: SearchResult) -> str:
     return str(found.item.get("role", found.item["type"]))
 
 
@@ -167,9 +167,9 @@ async def _import(url: str, owner: str, conversations: Iterable[ArchivedConversa
     return sum(added), len(added) - sum(added)
 
 
-async def _search(url: str, owner: str, query: str, limit: int) -> list[Found]:
+async def _search(url: str, owner: str, query: str, limit: int) -> list[SearchResult]:
     async with _opened(url) as database:
-        search, found, after = SearchService(database), list[Found](), None
+        search, found, after = SearchService(database), list[SearchResult](), None
         while True:  # a page of long items is a short one
             page = await search.find(owner, query, limit=limit - len(found), after=after)
             found, after = [*found, *page.data], page.last_id

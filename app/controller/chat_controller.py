@@ -13,7 +13,7 @@ from app.common.router import TwinRouter
 from schemas.chat_answer_schema import ChatCompletion
 from schemas.create_chat_completion_schema import CreateChatCompletionRequest
 from schemas.tokenize_schema import InputTokens
-from services.large import aside
+from services.large import offload
 
 router = TwinRouter(tags=["chat"], route_class=JsonRoute)
 
@@ -29,7 +29,7 @@ async def create_chat_completion(
     unknown: UnknownKeys,
     idempotency_key: idempotency.Key,
 ) -> Any:
-    ignored = unknown.of(await aside(chat.unknown_keys, body))
+    ignored = unknown.of(await offload(chat.unknown_keys, body))
     if body.stream:
         return await sse.openai(chat.stream(body, caller.owner, idempotency_key, ignored.add), ignored.headers)
     answer = await while_connected(request, chat.create(body, caller.owner, idempotency_key, ignored.add))
@@ -47,7 +47,7 @@ async def count_input_tokens(
     unknown: UnknownKeys,
 ) -> InputTokens:
     """Counts the prompt tokens of a chat completion request."""
-    ignored = unknown.of(await aside(chat.unknown_keys, body))
+    ignored = unknown.of(await offload(chat.unknown_keys, body))
     count = await tokenizers.count(body, caller.owner, ignored.add)
     response.headers.update(ignored.headers)
     return count

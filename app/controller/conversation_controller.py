@@ -15,9 +15,9 @@ from schemas.conversation_schema import (
     Conversation,
     ConversationUpdate,
     DeletedConversation,
-    Found,
     ItemPage,
     NewConversation,
+    SearchResult,
 )
 from schemas.ignored_keys import ignored_keys
 from schemas.item_schema import Includable
@@ -73,7 +73,7 @@ async def search(
     query: Annotated[str, Query(min_length=1, max_length=256)],
     limit: Limit = 20,
     after: Annotated[str | None, Query(max_length=256)] = None,
-) -> Page[Found]:
+) -> Page[SearchResult]:
     """Searches the items of all conversations. `search` cannot be a conversation's id."""
     return await search.find(caller.owner, query, limit=limit, after=after)
 

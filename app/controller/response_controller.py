@@ -15,7 +15,7 @@ from schemas.page_schema import Order, Page
 from schemas.response_answer_schema import CompactedResponse, DeletedResponse, Response
 from schemas.response_schema import CompactRequest, ResponseInput, ResponseRequest, Retrieval
 from schemas.tokenize_schema import InputTokens
-from services.large import aside
+from services.large import offload
 
 router = TwinRouter(tags=["responses"], route_class=JsonRoute)
 
@@ -31,7 +31,7 @@ async def create_response(
     unknown: UnknownKeys,
     idempotency_key: idempotency.Key,
 ) -> Any:
-    ignored = unknown.of(await aside(responses.unknown_keys, body))
+    ignored = unknown.of(await offload(responses.unknown_keys, body))
     if body.stream:
         return await sse.responses(responses.stream(body, caller.owner, idempotency_key, ignored.add), ignored.headers)
     answer = await while_connected(request, responses.create(body, caller.owner, idempotency_key, ignored.add))
@@ -43,7 +43,7 @@ async def create_response(
 async def count_input_tokens(
     body: ResponseInput, response: HttpResponse, responses: Responses, caller: Caller, unknown: UnknownKeys
 ) -> InputTokens:
-    ignored = unknown.of(await aside(responses.unknown_keys, body))
+    ignored = unknown.of(await offload(responses.unknown_keys, body))
     count = await responses.count(body, caller.owner, ignored.add)
     response.headers.update(ignored.headers)
     return count
@@ -58,7 +58,7 @@ async def compact(
     caller: Caller,
     unknown: UnknownKeys,
 ) -> CompactedResponse:
-    ignored = unknown.of(await aside(compactions.unknown_keys, body))
+    ignored = unknown.of(await offload(compactions.unknown_keys, body))
     compacted = await while_connected(request, compactions.compact(body, caller.owner, ignored.add))
     response.headers.update(ignored.headers)
     return compacted

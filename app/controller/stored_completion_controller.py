@@ -10,7 +10,7 @@ from app.common.dependencies import Caller, StoredCompletions
 from app.common.json_body import JsonRoute
 from app.common.router import TwinRouter
 from schemas.page_schema import Order, Page
-from schemas.stored_schema import Deleted, MetadataUpdate, StoredChatCompletion, StoredMessage
+from schemas.stored_schema import Deleted, MetadataUpdate, StoredChatCompletion, StoredChatMessage
 from services.errors import InvalidRequest
 from services.turn_service import Query
 
@@ -76,5 +76,5 @@ async def list_messages(
     after: After = None,
     limit: Limit = 20,
     order: Order = "asc",
-) -> Page[StoredMessage]:
+) -> Page[StoredChatMessage]:
     return await stored.messages(completion_id, caller.owner, order=order, limit=limit, after=after)

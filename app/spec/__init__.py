@@ -23,13 +23,24 @@ from app.common.disconnect import while_connected
 from app.common.errors import Problem
 from app.common.sse import Framing
 from app.spec.arguments import as_object
-from app.spec.framing import Item, Named, json_lines, server_sent
+from app.spec.framing import NamedEvent, Payload, json_lines, server_sent
 from app.spec.server import Output, Server
-from app.spec.spec import Endpoint, Items, Spec, decoded
+from app.spec.spec import Endpoint, PayloadStream, Spec, decoded
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.embeddings_schema import EmbeddingRequest
-from services.chat.answer.logprobs import tokens as weighed_tokens
-from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Reply, Said, SaidCall, Text, ToolCall
+from services.chat.answer.logprobs import tokens as token_logprobs
+from services.chat.events import (
+    Arguments,
+    ChoiceReply,
+    Event,
+    Finish,
+    Head,
+    Reasoning,
+    Reply,
+    ReplyToolCall,
+    Text,
+    ToolCall,
+)
 from services.chat.request.refusals import refuse, unknown_keys
 from services.chat.sealed import Seal
 from services.engine.base import TokenLogprob
@@ -39,6 +50,7 @@ from services.models.config import ModelCard
 __all__ = [
     "Arguments",
     "ChatCompletionRequest",
+    "ChoiceReply",
     "EmbeddingRequest",
     "Endpoint",
     "Event",
@@ -46,19 +58,18 @@ __all__ = [
     "Framing",
     "Head",
     "InvalidRequest",
-    "Item",
-    "Items",
     "ModelCard",
-    "Named",
+    "NamedEvent",
     "NotFound",
     "Output",
+    "Payload",
+    "PayloadStream",
     "Problem",
     "Reasoning",
     "Reply",
+    "ReplyToolCall",
     "Request",
     "Response",
-    "Said",
-    "SaidCall",
     "Seal",
     "Server",
     "ServiceError",
@@ -72,7 +83,7 @@ __all__ = [
     "json_lines",
     "refuse",
     "server_sent",
+    "token_logprobs",
     "unknown_keys",
-    "weighed_tokens",
     "while_connected",
 ]

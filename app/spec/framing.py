@@ -9,36 +9,36 @@ from pydantic import BaseModel
 from app.common.errors import ErrorBody
 from app.common.sse import Framing
 
-Item = BaseModel | dict[str, Any] | str
+Payload = BaseModel | dict[str, Any] | str
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedEvent:
     """An item of a stream of server-sent events with a name of its own."""
 
     event: str
-    data: Item
+    data: Payload
 
 
-def to_json(item: Item) -> bytes:
+def to_json(item: Payload) -> bytes:
     return item.model_dump_json().encode() if isinstance(item, BaseModel) else orjson.dumps(item)
 
 
-def server_sent(error_body: ErrorBody, *, silence: bytes = b": keep-alive\n\n") -> Framing[Item | Named]:
+def server_sent(error_body: ErrorBody, *, silence: bytes = b": keep-alive\n\n") -> Framing[Payload | NamedEvent]:
     """Server-sent events; an error is the last, named so."""
 
-    def event(item: Item | Named) -> bytes:
-        if isinstance(item, Named):
+    def event(item: Payload | NamedEvent) -> bytes:
+        if isinstance(item, NamedEvent):
             return b"event: %b\ndata: %b\n\n" % (item.event.encode(), to_json(item.data))
         return b"data: %b\n\n" % to_json(item)
 
-    return Framing(event, lambda problem: event(Named("error", error_body(problem))), silence=silence)
+    return Framing(event, lambda problem: event(NamedEvent("error", error_body(problem))), silence=silence)
 
 
-def json_lines(error_body: ErrorBody) -> Framing[Item | Named]:
+def json_lines(error_body: ErrorBody) -> Framing[Payload | NamedEvent]:
     """One JSON value a line. Silence is spaces: before a value they mean nothing."""
 
-    def line(item: Item | Named) -> bytes:
-        return to_json(item.data if isinstance(item, Named) else item) + b"\n"
+    def line(item: Payload | NamedEvent) -> bytes:
+        return to_json(item.data if isinstance(item, NamedEvent) else item) + b"\n"
 
     return Framing(line, lambda problem: line(error_body(problem)), silence=b" ", media_type="application/x-ndjson")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from services.errors import PromptTooLong, ServiceError
 
 Names = Mapping[str, str]  # dotted paths, for what is inside them too; all indices may be "*" on both sides
-Words = Callable[[ServiceError], ServiceError]
+ErrorTranslation = Callable[[ServiceError], ServiceError]
 
 QUOTED = re.compile(r"'([a-z_]\w*(?:\.[\w\-]+)*)'")
 
@@ -33,7 +33,7 @@ def _filled(name: str, matched: list[str], rest: list[str]) -> str:
     return ".".join(steps if name.endswith(".") else [*steps, *rest])
 
 
-def in_words(error: ServiceError, names: Names, too_long: str | None = None) -> ServiceError:
+def translate_error(error: ServiceError, names: Names, too_long: str | None = None) -> ServiceError:
     """The error itself, which names parameters as the protocol does. `too_long`: its words for that, with `{tokens}`
     and `{limit}`, by which its clients know that they are to send less."""
     if isinstance(error, PromptTooLong) and too_long:
@@ -45,7 +45,7 @@ def in_words(error: ServiceError, names: Names, too_long: str | None = None) -> 
 
 
 @contextmanager
-def translated(words: Words) -> Iterator[None]:
+def translate_errors(words: ErrorTranslation) -> Iterator[None]:
     try:
         yield
     except ServiceError as error:

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 from fastapi import Request, Response
 
 from app.common.sse import Framing
-from app.spec.framing import Item, Named, json_lines
+from app.spec.framing import NamedEvent, Payload, json_lines
 from app.spec.names import Names
 from app.spec.server import Output
-from app.spec.spec import Items, Spec
+from app.spec.spec import PayloadStream, Spec
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.predict_schema import Predicted, Prediction
 from services.chat.events import Text
@@ -33,18 +33,18 @@ class PredictSpec(Spec[Prediction]):
         said = {"role": "user", "content": request.input or request.prompt}
         return ChatCompletionRequest.model_validate({"messages": [said], **asked})
 
-    def encode_response(self, output: Output[Prediction]) -> Items | Awaitable[Item]:
+    def encode_response(self, output: Output[Prediction]) -> PayloadStream | Awaitable[Payload]:
         return _pieces(output) if output.request.stream else _whole(output)
 
-    def framing(self) -> Framing[Item | Named]:
+    def framing(self) -> Framing[Payload | NamedEvent]:
         return json_lines(self.error_body)
 
 
-async def _pieces(output: Output[Prediction]) -> Items:
+async def _pieces(output: Output[Prediction]) -> PayloadStream:
     async for event in output:
         if isinstance(event, Text) and event.text:
             yield Predicted(output=event.text)
 
 
-async def _whole(output: Output[Prediction]) -> Item:
+async def _whole(output: Output[Prediction]) -> Payload:
     return Predicted(output=(await output.whole()).text)

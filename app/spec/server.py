@@ -12,7 +12,7 @@ from schemas.chat_schema import ChatCompletionRequest
 from schemas.embeddings_schema import EmbeddingRequest
 from services.catalogue_service import Abilities
 from services.chat.events import Event, Reply
-from services.chat.request.refusals import Note, unnoted
+from services.chat.request.refusals import ReportIgnored, report_nothing
 from services.chat.sealed import Seal
 from services.models.config import ModelCard
 
@@ -48,14 +48,16 @@ class Server:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    def run(self, chat: ChatCompletionRequest, owner: str, note: Note = unnoted) -> AsyncGenerator[Event, None]:
+    def run(
+        self, chat: ChatCompletionRequest, owner: str, note: ReportIgnored = report_nothing
+    ) -> AsyncGenerator[Event, None]:
         """A Head, then what is said; close it to end it early. Its first step raises what refuses the request.
 
         `note` is given the names of the parameters that the model has no use for.
         """
         return self._services.chat.run(chat, owner, note=note)
 
-    async def count(self, chat: ChatCompletionRequest, owner: str, note: Note = unnoted) -> int:
+    async def count(self, chat: ChatCompletionRequest, owner: str, note: ReportIgnored = report_nothing) -> int:
         """Tokens of the prompt that this chat would have."""
         return len(await self._services.chat.prompt_of(chat, owner, note))
 

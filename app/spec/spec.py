@@ -14,19 +14,19 @@ from app.common.ignored import Ignored
 from app.common.json_body import JsonRoute, UntypedJsonRoute
 from app.common.router import Router
 from app.common.sse import Framing
-from app.spec.framing import Item, Named, server_sent, to_json
-from app.spec.names import Names, Words, in_words, renamed, translated
+from app.spec.framing import NamedEvent, Payload, server_sent, to_json
+from app.spec.names import ErrorTranslation, Names, renamed, translate_error, translate_errors
 from app.spec.server import Output, Server
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.ignored_keys import ignored_keys
-from services.chat.request.refusals import Note
+from services.chat.request.refusals import ReportIgnored
 from services.errors import InvalidRequest, ServiceError
-from services.large import aside
+from services.large import offload
 
 B = TypeVar("B", bound=BaseModel)
 R = TypeVar("R")
 T = TypeVar("T", bound=BaseModel)
-Items = AsyncGenerator[Item | Named, None]
+PayloadStream = AsyncGenerator[Payload | NamedEvent, None]
 
 
 class Endpoint(NamedTuple):
@@ -66,7 +66,7 @@ class Spec(Generic[T]):
     def decode_request(self, request: T) -> ChatCompletionRequest:
         raise NotImplementedError(f"{type(self).__name__} has no decode_request")
 
-    def encode_response(self, output: Output[T]) -> Items | Awaitable[Item]:
+    def encode_response(self, output: Output[T]) -> PayloadStream | Awaitable[Payload]:
         """The answer, or, to stream it, a generator of its items: a subclass writes it with or without `yield`."""
         raise NotImplementedError(f"{type(self).__name__} has no encode_response")
 
@@ -74,7 +74,7 @@ class Spec(Generic[T]):
         """Of whatever goes wrong on its endpoints, the refusal of a key included."""
         return problem.body()
 
-    def framing(self) -> Framing[Item | Named]:
+    def framing(self) -> Framing[Payload | NamedEvent]:
         """Of what it streams: `server_sent` or `json_lines`."""
         return server_sent(self.error_body)
 
@@ -83,9 +83,9 @@ class Spec(Generic[T]):
         return ignored_keys(request)
 
     async def answer(self, body: T, request: Request) -> Response:
-        ignored = await aside(self.server.ignored, self.ignored(body))
+        ignored = await offload(self.server.ignored, self.ignored(body))
         words = partial(self.translate_error, body)
-        chat = await aside(decoded, self.decode_request, body, words)
+        chat = await offload(decoded, self.decode_request, body, words)
         owner = self.server.owner(request)
         output = Output(body, owner, self.server.run(chat, owner, self.note(ignored)))
         encoded = self.encode_response(output)
@@ -93,7 +93,7 @@ class Spec(Generic[T]):
             return await self.server.stream(_closing(encoded, output, words), self.framing(), ignored.headers)
         return self.respond(await while_connected(request, _closed(encoded, output, words)), ignored.headers)
 
-    def note(self, ignored: Ignored) -> Note:
+    def note(self, ignored: Ignored) -> ReportIgnored:
         """Takes the chat completion's names of what its model has no use for."""
         return lambda names: ignored.add(renamed(name, self.names) for name in names)
 
@@ -103,9 +103,9 @@ class Spec(Generic[T]):
 
     def translate_error(self, request: T, error: ServiceError) -> ServiceError:
         """A refusal of the chat completion, as one of the request that it was made of."""
-        return in_words(error, self.names_of(request), self.too_long)
+        return translate_error(error, self.names_of(request), self.too_long)
 
-    def respond(self, answer: Item, headers: Mapping[str, str]) -> Response:
+    def respond(self, answer: Payload, headers: Mapping[str, str]) -> Response:
         return Response(to_json(answer), headers=headers, media_type="application/json")
 
     def router(self) -> Router:
@@ -116,11 +116,11 @@ class Spec(Generic[T]):
         return router
 
 
-def _as_they_are(error: ServiceError) -> ServiceError:
+def _untranslated(error: ServiceError) -> ServiceError:
     return error
 
 
-def decoded(decode: Callable[[B], R], body: B, words: Words = _as_they_are) -> R:
+def decoded(decode: Callable[[B], R], body: B, words: ErrorTranslation = _untranslated) -> R:
     """Raises InvalidRequest for what a spec lets through and the service does not take."""
     try:
         return decode(body)
@@ -129,16 +129,16 @@ def decoded(decode: Callable[[B], R], body: B, words: Words = _as_they_are) -> R
         raise words(InvalidRequest(found.message, param=found.param)) from None
 
 
-async def _closing(items: Items, output: Output[T], words: Words) -> Items:
+async def _closing(items: PayloadStream, output: Output[T], words: ErrorTranslation) -> PayloadStream:
     async with aclosing(output), aclosing(items):
-        with translated(words):
+        with translate_errors(words):
             async for item in items:
                 yield item
 
 
-async def _closed(answer: Awaitable[Item], output: Output[T], words: Words) -> Item:
+async def _closed(answer: Awaitable[Payload], output: Output[T], words: ErrorTranslation) -> Payload:
     async with aclosing(output):
         try:
             return await answer
         except ServiceError as error:
-            raise await aside(words, error) from error.__cause__
+            raise await offload(words, error) from error.__cause__

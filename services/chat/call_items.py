@@ -9,7 +9,7 @@ from services.chat.events import Arguments, CallKind, ToolCall
 Item = dict[str, Any]
 
 # Type of the item -> its key that grows while the call comes.
-GROWS = {"function_call": "arguments", "custom_tool_call": "input"}
+STREAMED_KEYS = {"function_call": "arguments", "custom_tool_call": "input"}
 
 KINDS: dict[str, CallKind] = {
     "function_call": "function",
@@ -18,7 +18,7 @@ KINDS: dict[str, CallKind] = {
 }
 
 
-def begun(call: ToolCall) -> Item:
+def new_call_item(call: ToolCall) -> Item:
     """As it is before anything of its arguments has come."""
     where = {"namespace": call.namespace} if call.namespace is not None else {}
     match call.kind:
@@ -33,7 +33,7 @@ def begun(call: ToolCall) -> Item:
 def events(item: Item, call: int, index: int) -> Iterator[ToolCall | Arguments]:
     """That the item was made of; `call`: its place among the calls of its choice."""
     kind = KINDS[item["type"]]
-    text = json.dumps(item["arguments"]) if kind == "tool_search" else item[GROWS[item["type"]]]
+    text = json.dumps(item["arguments"]) if kind == "tool_search" else item[STREAMED_KEYS[item["type"]]]
     name = item.get("name", kind)
     yield ToolCall(item["call_id"], name, call, index=index, kind=kind, namespace=item.get("namespace"))
     yield Arguments(text, call, index=index, kind=kind)
@@ -47,13 +47,13 @@ def custom_tool_call(call_id: str, name: str, input: str) -> Item:
     return {"type": "custom_tool_call", "call_id": call_id, "name": name, "input": input}
 
 
-def emptied(item: Item) -> Item:
+def without_arguments(item: Item) -> Item:
     """As it began."""
     empty: object = {} if item["type"] == "tool_search_call" else ""
-    return item | {GROWS.get(item["type"], "arguments"): empty, "status": "in_progress"}
+    return item | {STREAMED_KEYS.get(item["type"], "arguments"): empty, "status": "in_progress"}
 
 
-def read(arguments: str) -> dict[str, Any]:
+def parse_arguments(arguments: str) -> dict[str, Any]:
     """Of a search, whose item has them as an object; none as long as they are not whole."""
     try:
         given = json.loads(arguments)

@@ -114,12 +114,12 @@ class Compacted:
     index: int = 0
 
 
-Spoken = Text | Reasoning | ToolCall | Arguments
-Event = Head | Spoken | Compacting | Compacted | Finish
+OutputEvent = Text | Reasoning | ToolCall | Arguments
+Event = Head | OutputEvent | Compacting | Compacted | Finish
 
 
 @dataclass(slots=True)
-class SaidCall:
+class ReplyToolCall:
     id: str
     name: str
     arguments: str = ""
@@ -127,17 +127,17 @@ class SaidCall:
 
 
 @dataclass(slots=True)
-class Said:
+class ChoiceReply:
     """The fold of one choice: what was said so far, and how it ended."""
 
     text: str = ""
     reasoning: str = ""
-    calls: list[SaidCall] = field(default_factory=list)
+    calls: list[ReplyToolCall] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: Finish | None = None
 
-    def add(self, event: Spoken | Finish) -> None:
+    def add(self, event: OutputEvent | Finish) -> None:
         self.token_ids += event.token_ids
         match event:
             case Finish():
@@ -148,7 +148,7 @@ class Said:
             case Reasoning(text):
                 self.reasoning += text
             case ToolCall(id, name, kind=kind):
-                self.calls.append(SaidCall(id, name, kind=kind))
+                self.calls.append(ReplyToolCall(id, name, kind=kind))
             case Arguments(text, call):
                 self.calls[call].arguments += text
         self.logprobs += event.logprobs
@@ -159,13 +159,13 @@ class Reply:
     """The fold of events. Only a reply of one choice goes into a conversation, and is asked for its `text`."""
 
     head: Head | None = None
-    choices: list[Said] = field(default_factory=lambda: [Said()])
+    choices: list[ChoiceReply] = field(default_factory=lambda: [ChoiceReply()])
 
     def add(self, event: Event) -> None:
         match event:
             case Head(n=n):
                 self.head = event
-                self.choices = [Said() for _ in range(n)]
+                self.choices = [ChoiceReply() for _ in range(n)]
             case Compacting() | Compacted():  # of what was said before
                 pass
             case _:

@@ -56,7 +56,7 @@ def call(item: Item) -> Call:
     return Call(id, name, _arguments(item, CALLS[kind]), _result(item, RESULTS[kind]) if kind in RESULTS else None)
 
 
-def answered(item: Item) -> str:
+def answered_call_id(item: Item) -> str:
     """The id of the call that this is the output of; some name the item instead."""
     id: str = item.get("call_id") or item.get("id") or ""
     return id

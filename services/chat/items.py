@@ -12,7 +12,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from schemas.chat_schema import ChatMessage
-from schemas.item_schema import ASIDE
+from schemas.item_schema import UNREAD
 from schemas.tool_schema import CustomToolCall, MessageToolCall
 from services.chat import foreign_items
 from services.chat.call_items import custom_tool_call, function_call
@@ -22,7 +22,7 @@ from services.chat.names import SEARCH, flat_name, found
 from services.errors import InvalidRequest
 
 Item = dict[str, Any]
-Part = dict[str, Any]
+ContentPart = dict[str, Any]
 
 PREFIX = {
     "message": "msg",
@@ -49,7 +49,7 @@ def check(items: Iterable[Item], param: str = "input") -> None:
 
 def _check(item: Item, place: str) -> None:
     kind = item["type"]
-    if kind not in READERS and kind not in ASIDE:
+    if kind not in READERS and kind not in UNREAD:
         raise InvalidRequest(f"Items of type '{kind}' are not supported by this server", param=f"{place}.type")
     name, parts = _parts_of(item)
     for index, part in enumerate(parts):
@@ -65,13 +65,13 @@ PARTS_IN = {
 }
 
 
-def _parts_of(item: Item) -> tuple[str, list[Part]]:
+def _parts_of(item: Item) -> tuple[str, list[ContentPart]]:
     name = PARTS_IN.get(item["type"], "")
     parts = item.get(name, [])
     return name, [] if isinstance(parts, str) else parts
 
 
-def _refused(part: Part) -> str | None:
+def _refused(part: ContentPart) -> str | None:
     if part["type"] not in PART_OF:
         return f"Parts of type '{part['type']}' are not supported by this server"
     if part["type"] == "input_image" and not part.get("image_url"):
@@ -79,21 +79,21 @@ def _refused(part: Part) -> str | None:
     return None
 
 
-def messages(items: Sequence[Item], history: Sequence[ChatMessage] = ()) -> list[ChatMessage]:
+def to_messages(items: Sequence[Item], history: Sequence[ChatMessage] = ()) -> list[ChatMessage]:
     """What a prompt is made of: the items after the history. Reasoning, text and calls that follow each other are one
     message of the assistant's; a compaction stands for what comes before it."""
     try:
         check(items)
-        script = _Script(history)
+        script = _MessageBuilder(history)
         for item in items:
-            if item["type"] not in ASIDE:
+            if item["type"] not in UNREAD:
                 READERS[item["type"]](script, item)
         return script.end()
     except (KeyError, TypeError, AttributeError) as error:  # of an import that nobody checked
         raise InvalidRequest("An item that was stored is not whole: no prompt can have it", param="input") from error
 
 
-class _Script:
+class _MessageBuilder:
     """Chat messages being written; the assistant's is kept open for what still belongs to it."""
 
     def __init__(self, history: Sequence[ChatMessage]) -> None:
@@ -129,16 +129,16 @@ class _Script:
     def reasoning(self, item: Item) -> None:
         if self._open.keys() - {"reasoning_content"}:
             self.end()
-        if thought := text_of_thought(item):
+        if thought := reasoning_text(item):
             self._open["reasoning_content"] = self._open.get("reasoning_content", "") + thought
 
     def compaction(self, item: Item) -> None:
         if (found := content_of(item)) is None:  # sealed elsewhere
             return
         self.end()
-        self._messages = kept(self._messages) if found.before is None else messages(found.before)
+        self._messages = kept(self._messages) if found.before is None else to_messages(found.before)
         self._add({"role": "user", "content": found.message()})
-        self._messages += messages(found.after)
+        self._messages += to_messages(found.after)
 
     def compaction_trigger(self, item: Item) -> None:
         """Says nothing to a model."""
@@ -170,7 +170,7 @@ class _Script:
             self._result(call.id, call.result)
 
     def foreign_output(self, item: Item) -> None:
-        id = foreign_items.answered(item)
+        id = foreign_items.answered_call_id(item)
         self._result(self._call_ids.get(id, id), foreign_items.output(item))
 
     def _call(self, id: str, name: str, arguments: str) -> None:
@@ -179,25 +179,25 @@ class _Script:
     def _add_call(self, call: dict[str, Any]) -> None:
         self._open["tool_calls"] = [*self._open.get("tool_calls", []), call]
 
-    def _result(self, call_id: str, output: str | list[Part]) -> None:
+    def _result(self, call_id: str, output: str | list[ContentPart]) -> None:
         self.end()
         content = output if isinstance(output, str) else [_as_chat(part) for part in output]
         self._add({"role": "tool", "tool_call_id": call_id, "content": content or ""})
 
 
-READERS: dict[str, Callable[[_Script, Item], None]] = {
-    "message": _Script.message,
-    "reasoning": _Script.reasoning,
-    "compaction": _Script.compaction,
-    "compaction_trigger": _Script.compaction_trigger,
-    "function_call": _Script.function_call,
-    "function_call_output": _Script.function_call_output,
-    "custom_tool_call": _Script.custom_tool_call,
-    "custom_tool_call_output": _Script.function_call_output,
-    "tool_search_call": _Script.tool_search_call,
-    "tool_search_output": _Script.tool_search_output,
-    **dict.fromkeys(foreign_items.CALLS, _Script.foreign_call),
-    **dict.fromkeys(foreign_items.OUTPUTS, _Script.foreign_output),
+READERS: dict[str, Callable[[_MessageBuilder, Item], None]] = {
+    "message": _MessageBuilder.message,
+    "reasoning": _MessageBuilder.reasoning,
+    "compaction": _MessageBuilder.compaction,
+    "compaction_trigger": _MessageBuilder.compaction_trigger,
+    "function_call": _MessageBuilder.function_call,
+    "function_call_output": _MessageBuilder.function_call_output,
+    "custom_tool_call": _MessageBuilder.custom_tool_call,
+    "custom_tool_call_output": _MessageBuilder.function_call_output,
+    "tool_search_call": _MessageBuilder.tool_search_call,
+    "tool_search_output": _MessageBuilder.tool_search_output,
+    **dict.fromkeys(foreign_items.CALLS, _MessageBuilder.foreign_call),
+    **dict.fromkeys(foreign_items.OUTPUTS, _MessageBuilder.foreign_output),
 }
 
 # An item's part -> the chat's part it is.
@@ -212,7 +212,7 @@ PART_OF = {
 }
 
 
-def _content(parts: Sequence[Part]) -> dict[str, Any]:
+def _content(parts: Sequence[ContentPart]) -> dict[str, Any]:
     """A single text, or none at all, as a string; a refusal at the end as the field it has in a chat."""
     said = [_as_chat(part) for part in parts]
     refusal = {"refusal": said.pop()["refusal"]} if said and said[-1]["type"] == "refusal" else {}
@@ -223,7 +223,7 @@ def _content(parts: Sequence[Part]) -> dict[str, Any]:
     return {"content": said or "", **refusal}
 
 
-def _as_chat(part: Part) -> Part:
+def _as_chat(part: ContentPart) -> ContentPart:
     match PART_OF[part["type"]]:
         case "refusal":
             return {"type": "refusal", "refusal": part["refusal"]}
@@ -234,13 +234,13 @@ def _as_chat(part: Part) -> Part:
             return {"type": "text", "text": part["text"]}
 
 
-def shown(parts: Sequence[Part]) -> str | list[Part]:
+def chat_content(parts: Sequence[ContentPart]) -> str | list[ContentPart]:
     """A message's content the way a chat has it; parts that a chat knows not are as they are."""
     said = [_as_chat(part) if _is_whole(part) else part for part in parts]
     return said[0]["text"] if len(said) == 1 and said[0].get("type") == "text" and "text" in said[0] else said
 
 
-def _is_whole(part: Part) -> bool:
+def _is_whole(part: ContentPart) -> bool:
     """One that a chat knows, with what it must have."""
     kind = PART_OF.get(part.get("type", ""))
     return kind is not None and kind in part
@@ -252,9 +252,9 @@ def text(items: Iterable[Item]) -> str:
     return "".join(part["text"] for part in parts if part["type"] == "output_text")
 
 
-def of_messages(messages: Iterable[ChatMessage]) -> list[Item]:
+def from_messages(to_messages: Iterable[ChatMessage]) -> list[Item]:
     """The items of a chat, without ids."""
-    return [item for message in messages for item in _items(message)]
+    return [item for message in to_messages for item in _items(message)]
 
 
 def _items(message: ChatMessage) -> list[Item]:
@@ -274,7 +274,7 @@ def _call_item(call: MessageToolCall | CustomToolCall) -> Item:
 
 def _message_item(message: ChatMessage) -> Item:
     content = message.content if message.content is not None else []
-    parts: list[Part] = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    parts: list[ContentPart] = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
     if message.refusal is not None:
         parts.append({"type": "refusal", "refusal": message.refusal})
     kind = "output_text" if message.role == "assistant" else "input_text"
@@ -288,7 +288,7 @@ def _call_output(message: ChatMessage) -> Item:
     return {"type": "function_call_output", "call_id": message.tool_call_id, "output": output}
 
 
-def _as_item(part: Mapping[str, Any], text_kind: str) -> Part:
+def _as_item(part: Mapping[str, Any], text_kind: str) -> ContentPart:
     match part["type"]:
         case "refusal":
             return {"type": "refusal", "refusal": part["refusal"]}
@@ -299,15 +299,15 @@ def _as_item(part: Mapping[str, Any], text_kind: str) -> Part:
             return output_text(part["text"]) if text_kind == "output_text" else _input_text(part["text"])
 
 
-def _input_text(text: str) -> Part:
+def _input_text(text: str) -> ContentPart:
     return {"type": "input_text", "text": text}
 
 
-def output_text(text: str) -> Part:
+def output_text(text: str) -> ContentPart:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def text_of_thought(item: Item) -> str:
+def reasoning_text(item: Item) -> str:
     return "".join(part["text"] for part in item.get("content") or item.get("summary", []))
 
 

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from services.chat import call_items
 from services.chat.events import Compacted, Event, Finish, Head, Reasoning, Reply, Text
-from services.chat.items import Item, text_of_thought
+from services.chat.items import Item, reasoning_text
 from services.engine.base import TokenLogprob
 from services.history.answer import Answer
 
@@ -45,7 +45,7 @@ def _output_events(items: tuple[Item, ...], index: int, logprobs: tuple[TokenLog
                 yield Text(text, logprobs=logprobs, index=index)
                 logprobs = ()
             case "reasoning":
-                yield Reasoning(text_of_thought(item), index=index)
+                yield Reasoning(reasoning_text(item), index=index)
             case "compaction":
                 yield Compacted(item, index=index)
             case kind if kind in call_items.KINDS:

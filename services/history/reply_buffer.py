@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, groupby
 
-from services.chat.answer.output import Output
+from services.chat.answer.output import OutputItems
 from services.chat.answer.output import status as item_status
 from services.chat.events import Arguments, Compacting, Event, Finish, Head, Reasoning, Reply, Text
 from services.chat.items import Item
@@ -18,7 +18,7 @@ class ReplyBuffer:
         self._logprobs = logprobs  # in the items
         self._unfolded: list[Event] = []
         self._reply = Reply()
-        self._outputs: list[Output] = []
+        self._outputs: list[OutputItems] = []
 
     def add(self, event: Event) -> None:
         self._unfolded.append(event)
@@ -47,7 +47,7 @@ class ReplyBuffer:
                 case Head(n=n):
                     # item ids derive from the answer's id; those of further choices must differ
                     names = [self._reply_id, *(f"{self._reply_id}c{index}" for index in range(1, n))]
-                    self._outputs = [Output(name, logprobs=self._logprobs) for name in names]
+                    self._outputs = [OutputItems(name, logprobs=self._logprobs) for name in names]
                 case Finish() | Compacting():
                     pass
                 case _:

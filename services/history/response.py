@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from schemas.response_answer_schema import IncompleteDetails, Response, ResponseError
-from services.chat.answer.encode import reference
+from services.chat.answer.encode import conversation_ref
+from services.chat.answer.reasoning_output import ReasoningOutput
 from services.chat.answer.response_events import INTERRUPTED, usage
-from services.chat.answer.thoughts import Thoughts
 from services.history.answer import Answer
 
 COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")
@@ -13,7 +13,7 @@ COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_toke
 
 def response_of(answer: Answer, seal: Callable[[str], str] | None = None) -> Response:
     """`seal` encrypts reasoning; given if `reasoning.encrypted_content` was requested."""
-    thoughts = Thoughts((answer.request.get("reasoning") or {}).get("summary"), seal)
+    thoughts = ReasoningOutput((answer.request.get("reasoning") or {}).get("summary"), seal)
     response = Response.model_validate(
         {
             **answer.request,
@@ -21,7 +21,7 @@ def response_of(answer: Answer, seal: Callable[[str], str] | None = None) -> Res
             "created_at": int(answer.created_at),
             "model": answer.model,
             "status": answer.status,
-            "conversation": reference(answer.conversation_id),
+            "conversation": conversation_ref(answer.conversation_id),
             "previous_response_id": answer.previous_id,
             "metadata": answer.metadata,
             "output": [thoughts.shown(item) for item in answer.output[0]] if answer.output else [],

@@ -13,7 +13,7 @@ from database.models import COMPLETED, FAILED, IN_PROGRESS, INCOMPLETE, QUEUED
 from database.models import Turn as TurnRow
 from database.turn_repository import Admission, TurnResult
 from schemas.chat_schema import ChatMessage
-from services.chat.answer.response_events import code_of
+from services.chat.answer.response_events import error_code
 from services.chat.events import Event, Head
 from services.chat.items import Item
 from services.errors import EngineFailed, GrammarStuck, ServiceError, Stopped
@@ -142,7 +142,7 @@ class StoredTurn:
             choices=[choice_record(reply, index) for index in range(len(output))],
             usage=usage_record(reply) if is_complete else None,
             at=time.time(),
-            error={"code": code_of(error), "message": error.message} if error else None,
+            error={"code": error_code(error), "message": error.message} if error else None,
         )
 
     def _status_after(self, error: ServiceError | None) -> str:

@@ -101,4 +101,4 @@ class UnstoredTurn:
 
 
 def history_of(context: ConversationContext) -> list[ChatMessage]:
-    return chat_items.messages([row.data for row in context.branch])
+    return chat_items.to_messages([row.data for row in context.branch])

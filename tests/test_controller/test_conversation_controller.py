@@ -7,7 +7,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from schemas.chat_schema import ChatMessage
 from schemas.conversation_schema import TYPES
-from services.chat.items import of_messages
+from services.chat.items import from_messages
 from services.history.turn import TurnRequest
 from services.turn_service import TurnService
 from tests.apps import MODEL, Site
@@ -205,7 +205,7 @@ async def test_ones_own_are_listed_the_last_used_first(site: Site, turns: TurnSe
     url = "/v1/conversations"
     made = [(await site.client.post(url, json={"title": f"No. {n}"})).json()["id"] for n in range(3)]
     await site.client.post(f"{url}/{made[0]}/items", json={"items": [message("a")]})
-    alone = await turns.open(TurnRequest(owner="local", input=of_messages([ChatMessage(content="Hi")]), stored=True))
+    alone = await turns.open(TurnRequest(owner="local", input=from_messages([ChatMessage(content="Hi")]), stored=True))
     await alone.begin(head(alone))
     first = (await site.client.get(url, params={"limit": 2})).json()
     rest = (await site.client.get(url, params={"limit": 2, "after": first["last_id"]})).json()

@@ -8,7 +8,7 @@ from openai.types.chat import ChatCompletion
 from database.session import Database
 from schemas.chat_schema import ChatMessage
 from services.chat.events import Text
-from services.chat.items import of_messages
+from services.chat.items import from_messages
 from services.engine.base import Piece, TokenLogprob
 from services.history.turn import TurnRequest
 from services.turn_service import TurnService
@@ -116,7 +116,7 @@ async def test_its_messages_are_those_that_were_asked(openai: AsyncOpenAI) -> No
 
 
 async def test_one_that_was_cut_short_says_so(site: Site, turns: TurnService, engine: FakeEngine) -> None:
-    opening = TurnRequest(owner="local", input=of_messages([ChatMessage(content="Hi")]), stored=True)
+    opening = TurnRequest(owner="local", input=from_messages([ChatMessage(content="Hi")]), stored=True)
     turn = await turns.open(opening)
     await turn.begin(head(turn))
     turn.add(head(turn))
@@ -134,7 +134,7 @@ async def test_one_that_was_cut_short_says_so(site: Site, turns: TurnService, en
 async def test_one_that_a_crash_cut_short_says_so(site: Site, sqlite_url: str, n: int) -> None:
     database = Database(sqlite_url)
     dead = TurnService(database, writer="local:0")
-    turn = await dead.open(TurnRequest(owner="local", input=of_messages([ChatMessage(content="Hi")]), stored=True))
+    turn = await dead.open(TurnRequest(owner="local", input=from_messages([ChatMessage(content="Hi")]), stored=True))
     await turn.begin(head(turn, n))
     turn.add(head(turn, n))
     turn.add(Text("Hel", index=n - 1))

@@ -68,7 +68,7 @@ class Memory:
 
 
 async def begun(chat: ChatService, turns: TurnService, asked: ChatCompletionRequest) -> Reply:
-    given = items.of_messages(asked.messages)
+    given = items.from_messages(asked.messages)
     return await chat.whole(asked, "me", await turns.open(TurnRequest(owner="me", input=given, create=True)))
 
 

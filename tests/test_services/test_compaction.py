@@ -34,12 +34,12 @@ SUMMARY = ChatMessage(content=Compaction("They spoke.").message())
 def said(*texts: str) -> list[Item]:
     """Of the user's and the assistant's, in turn."""
     roles = ("user", "assistant")
-    return items.of_messages([ChatMessage(role=roles[index % 2], content=text) for index, text in enumerate(texts)])  # type: ignore[arg-type]  # they are roles
+    return items.from_messages([ChatMessage(role=roles[index % 2], content=text) for index, text in enumerate(texts)])  # type: ignore[arg-type]  # they are roles
 
 
 def read(*given: Item, history: list[ChatMessage] | None = None) -> list[str]:
     """What each message of the prompt says."""
-    return [str(message.content).removeprefix(PREFACE).strip() for message in items.messages(given, history or [])]
+    return [str(message.content).removeprefix(PREFACE).strip() for message in items.to_messages(given, history or [])]
 
 
 class TestTranscript:
@@ -106,7 +106,7 @@ class TestItem:
 class TestReading:
     def test_a_summary_goes_with_what_the_client_has_kept(self) -> None:
         item = sealed(Compaction("Notes"), SEAL)
-        given = [*items.of_messages([SYSTEM, USER, CALLS, RESULT, DONE]), *said("One", "Two"), item, *said("Three")]
+        given = [*items.from_messages([SYSTEM, USER, CALLS, RESULT, DONE]), *said("One", "Two"), item, *said("Three")]
         assert read(*given) == ["Be good.", "What is there?", "One", "Notes", "Three"]
 
     def test_one_that_stands_alone_replaces_all_before_it(self) -> None:
@@ -131,8 +131,8 @@ class TestReading:
         assert read(*said("One", "Two"), item, *said("Three")) == ["One", "Two", "Three"]
 
     def test_a_call_that_stays_is_answered_after_it(self) -> None:
-        item = sealed(Compaction("Notes", before=(), after=tuple(items.of_messages([CALLS, RESULT]))), SEAL)
-        found = items.messages([item, *items.of_messages([DONE])])
+        item = sealed(Compaction("Notes", before=(), after=tuple(items.from_messages([CALLS, RESULT]))), SEAL)
+        found = items.to_messages([item, *items.from_messages([DONE])])
         assert [message.role for message in found] == ["user", "assistant", "tool", "tool"]
 
 
@@ -165,7 +165,7 @@ class TestWindow:
 
     def test_an_answer_goes_on_from_what_its_item_tells(self) -> None:
         plan = Plan(Notes(None, 100), "all", kept=[SYSTEM, USER], after=[CALLS, RESULT], stands_alone=True)
-        assert items.messages([plan.item("They spoke.", SEAL)]) == plan.chat("They spoke.")
+        assert items.to_messages([plan.item("They spoke.", SEAL)]) == plan.chat("They spoke.")
 
 
 @pytest.mark.parametrize(

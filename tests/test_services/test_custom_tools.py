@@ -6,7 +6,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from schemas.chat_schema import ChatCompletionRequest
-from services.chat.events import Callee, Said
+from services.chat.events import Callee, ChoiceReply
 from services.chat.formats import TOOL_FORMATS
 from services.chat.formats.base import OutputFormat, ToolFormat
 from services.chat.parsing.output_parser import OutputParser
@@ -89,7 +89,7 @@ def takes(tokenizer: LLTokenizer, calls: ToolFormat, offer: ToolSelection, text:
 
 
 def read(calls: ToolFormat, offer: ToolSelection, *pieces: str) -> tuple[str, list[tuple[str, str, str]]]:
-    parser, said = OutputParser(OutputFormat(tools=calls, names=offer.names, callees=offer.callees)), Said()
+    parser, said = OutputParser(OutputFormat(tools=calls, names=offer.names, callees=offer.callees)), ChoiceReply()
     for part in [part for piece in pieces for part in parser.feed(piece)] + parser.finish():
         said.add(part.event)
     return said.text, [(call.kind, call.name, call.arguments) for call in said.calls]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from schemas.chat_answer_schema import ChatCompletionChunk
 from services.chat.answer import encode
-from services.chat.answer.encode import Wanted
+from services.chat.answer.encode import ChunkOptions
 from services.chat.events import Event, Finish, Head, Reply, Text
 from services.chat.parsing.channels import events
 from services.engine.base import Piece, TokenLogprob
@@ -50,10 +50,10 @@ async def run(said: Iterable[Event]) -> AsyncIterator[Event]:
 
 
 async def sent(said: Iterable[Event], *, usage: bool = False) -> list[str]:
-    return await dumped(said, Wanted(usage=usage))
+    return await dumped(said, ChunkOptions(usage=usage))
 
 
-async def dumped(said: Iterable[Event], wanted: Wanted) -> list[str]:
+async def dumped(said: Iterable[Event], wanted: ChunkOptions) -> list[str]:
     encoder = encode.ChunkEncoder(wanted, clock=lambda: 2.5)
     chunks = [chunk for event in said for chunk in encoder.chunks(event)] + encoder.end()
     return [chunk.model_dump_json(exclude_unset=True) for chunk in chunks]
@@ -113,7 +113,7 @@ async def test_every_chunk_names_the_conversation_there_is() -> None:
 
 def test_completion_has_every_field_of_the_contract() -> None:
     assert encode.completion(
-        folded([HEAD, Text("Hello"), Finish("length", 5, 2, cached_tokens=3)]), {}, Wanted()
+        folded([HEAD, Text("Hello"), Finish("length", 5, 2, cached_tokens=3)]), {}, ChunkOptions()
     ).model_dump() == {
         "id": "chatcmpl-1",
         "object": "chat.completion",
@@ -139,7 +139,7 @@ async def test_sum_of_the_deltas_is_the_plain_answer(pieces: list[str], usage: b
     said: list[Event] = [HEAD, *map(Text, pieces), Finish("stop", 1, len(pieces))]
     chunks = [ChatCompletionChunk.model_validate_json(line) for line in await sent(said, usage=usage)]
     deltas = [each.choices[0].delta.content or "" for each in chunks if each.choices]
-    assert "".join(deltas) == encode.completion(folded(said), {}, Wanted()).choices[0].message.content
+    assert "".join(deltas) == encode.completion(folded(said), {}, ChunkOptions()).choices[0].message.content
     assert len({(each.id, each.created) for each in chunks}) == 1
 
 
@@ -217,11 +217,11 @@ class TestExtras:
         "refusal": None,
     }
 
-    async def chunks(self, wanted: Wanted) -> list[dict[str, Any]]:
+    async def chunks(self, wanted: ChunkOptions) -> list[dict[str, Any]]:
         return [json.loads(line) for line in await dumped(self.SAID, wanted)]
 
     async def test_choices_appear_in_their_order_and_finish_each(self) -> None:
-        choices = [chunk["choices"][0] for chunk in await self.chunks(Wanted())]
+        choices = [chunk["choices"][0] for chunk in await self.chunks(ChunkOptions())]
         assert [(each["index"], each["delta"], each["finish_reason"]) for each in choices] == [
             (0, FIRST, None),
             (1, FIRST, None),
@@ -233,20 +233,20 @@ class TestExtras:
         assert [each["logprobs"] for each in choices] == [None, None, self.LOGPROBS, None, None, None]
 
     async def test_token_ids(self) -> None:
-        deltas = [chunk["choices"][0]["delta"] for chunk in await self.chunks(Wanted(token_ids=True))]
+        deltas = [chunk["choices"][0]["delta"] for chunk in await self.chunks(ChunkOptions(token_ids=True))]
         assert [each.get("token_ids") for each in deltas] == [None, None, [1, 2], [3], None, [4]]
-        choices = encode.completion(folded(self.SAID), {}, Wanted(token_ids=True)).choices
+        choices = encode.completion(folded(self.SAID), {}, ChunkOptions(token_ids=True)).choices
         assert [each.message.model_dump()["token_ids"] for each in choices] == [[3], [1, 2, 4]]
 
     async def test_usage_is_the_sum_of_the_choices_and_the_prompt_once(self) -> None:
         used = {**USAGE, "completion_tokens": 4, "total_tokens": 9}
-        assert (await self.chunks(Wanted(usage=True)))[-1]["usage"] == used
-        assert encode.completion(folded(self.SAID), {}, Wanted()).usage.model_dump() == used
+        assert (await self.chunks(ChunkOptions(usage=True)))[-1]["usage"] == used
+        assert encode.completion(folded(self.SAID), {}, ChunkOptions()).usage.model_dump() == used
 
     async def test_usage_so_far(self) -> None:
-        chunks = await self.chunks(Wanted(usage_so_far=True))
+        chunks = await self.chunks(ChunkOptions(usage_so_far=True))
         assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [0, 0, 2, 3, 3, 4]
 
     def test_logprobs_of_a_plain_answer(self) -> None:
-        choices = encode.completion(folded(self.SAID), {}, Wanted(logprobs=True)).model_dump()["choices"]
+        choices = encode.completion(folded(self.SAID), {}, ChunkOptions(logprobs=True)).model_dump()["choices"]
         assert [each["logprobs"] for each in choices] == [{"content": [], "refusal": None}, self.LOGPROBS]

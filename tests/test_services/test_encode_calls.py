@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from schemas.chat_answer_schema import ChatCompletionChunk
 from services.chat.answer import encode
-from services.chat.answer.encode import Wanted
+from services.chat.answer.encode import ChunkOptions
 from services.chat.events import Arguments, Event, Finish, Reasoning, Text, ToolCall
 from services.chat.formats import HERMES, TAGS
 from services.chat.formats.base import OutputFormat
@@ -52,7 +52,7 @@ async def test_chunks_to_the_letter() -> None:
 
 
 def test_message_of_a_plain_answer() -> None:
-    answer = encode.completion(folded(SAID), {}, Wanted())
+    answer = encode.completion(folded(SAID), {}, ChunkOptions())
     assert answer.model_dump()["choices"][0] == {
         "index": 0,
         "message": {
@@ -72,7 +72,7 @@ def test_message_of_a_plain_answer() -> None:
 
 
 def test_what_was_said_beside_a_call_is_content() -> None:
-    answer = encode.completion(folded([HEAD, Text("Wait."), *SAID[1:]]), {}, Wanted())
+    answer = encode.completion(folded([HEAD, Text("Wait."), *SAID[1:]]), {}, ChunkOptions())
     assert answer.choices[0].message.content == "Wait."
 
 
@@ -83,7 +83,7 @@ async def test_sum_of_the_deltas_is_the_plain_answer(said: list[Event]) -> None:
     heard = [each for place, each in enumerate(heard) if not isinstance(each, ToolCall) or place == 1]
     run = [*heard, Finish("stop", 1, 1)]
     deltas = [ChatCompletionChunk.model_validate_json(line).choices[0].delta for line in await sent(run)]
-    message = encode.completion(folded(run), {}, Wanted()).choices[0].message
+    message = encode.completion(folded(run), {}, ChunkOptions()).choices[0].message
     assert "".join(delta.content or "" for delta in deltas) == (message.content or "")
     assert "".join(delta.reasoning_content or "" for delta in deltas) == (message.reasoning_content or "")
     functions = [call.function for delta in deltas for call in delta.tool_calls]

@@ -5,7 +5,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from openai.types.responses import response_input_item_param as contract
 
-from schemas.item_schema import ASIDE
+from schemas.item_schema import UNREAD
 from schemas.response_schema import ResponseRequest
 from services.chat import items
 from services.chat.request import responses
@@ -88,7 +88,7 @@ def _types(hint: Any) -> list[str]:
 def test_all_that_says_something_reaches_the_model() -> None:
     asked = request(*(sample for sample, _ in SAMPLES), LATER)
     responses.check(asked)
-    said = items.messages(asked.input)
+    said = items.to_messages(asked.input)
     read = str([message.model_dump(exclude_defaults=True) for message in said])
     assert [words for _, words in SAMPLES if words not in read] == []
     chat = responses.as_chat(asked, said)
@@ -100,7 +100,7 @@ def test_what_says_nothing_is_named_by_its_type() -> None:
     silent = [f"input.{index}.{sample['type']}" for index, (sample, words) in enumerate(SAMPLES) if not words]
     assert sorted(name for name in responses.unknown_keys(asked)) == sorted(silent)
     searches = {"tool_search_call", "tool_search_output"}  # those that the client has not run
-    assert {sample["type"] for sample, words in SAMPLES if not words} == ASIDE | searches
+    assert {sample["type"] for sample, words in SAMPLES if not words} == UNREAD | searches
 
 
 def test_all_of_it_is_kept_as_it_was_given() -> None:

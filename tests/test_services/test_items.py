@@ -77,18 +77,18 @@ CHATS = st.lists(ASKED | ANSWERED | REFUSED | CALLED | RETURNED, max_size=6).fil
 
 @given(CHATS)
 def test_a_chat_comes_back_from_its_items_as_it_was(chat: list[ChatMessage]) -> None:
-    assert items.messages(items.of_messages(chat)) == chat
+    assert items.to_messages(items.from_messages(chat)) == chat
 
 
 @given(CHATS)
 def test_items_come_back_from_their_chat_as_they_were(chat: list[ChatMessage]) -> None:
-    written = items.of_messages(chat)
-    assert items.of_messages(items.messages(written)) == written
+    written = items.from_messages(chat)
+    assert items.from_messages(items.to_messages(written)) == written
 
 
 @given(CHATS)
 def test_items_are_read_in_the_form_in_which_they_are_written(chat: list[ChatMessage]) -> None:
-    written = items.of_messages(chat)
+    written = items.from_messages(chat)
     assert given_items(*written) == written
 
 
@@ -114,7 +114,7 @@ def test_calls_that_follow_a_text_belong_to_its_message() -> None:
         {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "2"}]},
         call | {"call_id": "c3"},
     )
-    first, one, two, second = items.messages(said)
+    first, one, two, second = items.to_messages(said)
     assert (first.content, first.reasoning_content, [each.id for each in first.tool_calls]) == (
         "Let me see",
         "Hm.",
@@ -127,13 +127,13 @@ def test_calls_that_follow_a_text_belong_to_its_message() -> None:
 
 def test_a_text_after_calls_is_a_message_of_its_own() -> None:
     call = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
-    first, second = items.messages(given_items(call, {"role": "assistant", "content": "Done"}))
+    first, second = items.to_messages(given_items(call, {"role": "assistant", "content": "Done"}))
     assert (first.content, len(first.tool_calls), second.content) == (None, 1, "Done")
 
 
 def test_reasoning_that_was_cut_short_is_kept() -> None:
     thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm"}]}
-    first, _ = items.messages(given_items(thought, {"role": "user", "content": "And?"}))
+    first, _ = items.to_messages(given_items(thought, {"role": "user", "content": "And?"}))
     assert (first.role, first.content, first.reasoning_content) == ("assistant", "", "Hm")
 
 
@@ -152,7 +152,7 @@ def test_reasoning_that_was_cut_short_is_kept() -> None:
 )
 def test_what_no_prompt_can_have_is_refused_by_name(item: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        items.messages(given_items(item))
+        items.to_messages(given_items(item))
     assert refused.value.param == param
 
 

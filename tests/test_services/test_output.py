@@ -6,7 +6,7 @@ from services.engine.base import TokenLogprob
 
 
 def test_events_fold_into_the_items_that_the_official_client_knows() -> None:
-    folded = output.Output("0" * 32)
+    folded = output.OutputItems("0" * 32)
     for event in [Reasoning("H"), Reasoning("m"), Text("Let "), Text("me"), ToolCall("c1", "f", 0), Arguments("{", 0)]:
         folded.add(event)
     folded.add(Arguments("}", 0))
@@ -18,7 +18,7 @@ def test_events_fold_into_the_items_that_the_official_client_knows() -> None:
 
 
 def test_an_answer_that_was_cut_is_incomplete_in_its_last_item() -> None:
-    folded = output.Output("r")
+    folded = output.OutputItems("r")
     for event in [Reasoning("Hm"), Text("Let me"), ToolCall("c1", "f", 0), Arguments("{}", 0), ToolCall("c2", "g", 1)]:
         folded.add(event)
     items = folded.end(output.status(Finish("length", 1, 2)))
@@ -28,12 +28,12 @@ def test_an_answer_that_was_cut_is_incomplete_in_its_last_item() -> None:
 
 
 def test_an_answer_without_a_word_is_an_empty_message() -> None:
-    assert [item["content"][0]["text"] for item in output.Output("r").end("completed")] == [""]
-    assert output.Output("r").end("incomplete") == []
+    assert [item["content"][0]["text"] for item in output.OutputItems("r").end("completed")] == [""]
+    assert output.OutputItems("r").end("incomplete") == []
 
 
 def test_each_item_of_an_answer_has_its_own_id() -> None:
-    folded = output.Output("r")
+    folded = output.OutputItems("r")
     for event in [Text("a"), ToolCall("c1", "f", 0), Text("b"), ToolCall("c2", "f", 1)]:
         folded.add(event)
     assert [item["id"] for item in folded.end("completed")] == ["msg_r", "fc_r", "msg_r_1", "fc_r_1"]
@@ -41,7 +41,7 @@ def test_each_item_of_an_answer_has_its_own_id() -> None:
 
 def test_logprobs_are_kept_where_they_are_wanted() -> None:
     token = TokenLogprob("a", b"a", float("-inf"), (TokenLogprob("b", b"b", -1.0),))
-    wanted, unwanted = output.Output("r", logprobs=True), output.Output("r")
+    wanted, unwanted = output.OutputItems("r", logprobs=True), output.OutputItems("r")
     for folded in (wanted, unwanted):
         folded.add(Text("a", logprobs=(token,)))
     told = {"token": "a", "logprob": -9999.0, "bytes": [97]}

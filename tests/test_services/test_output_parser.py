@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.chat.events import Said
+from services.chat.events import ChoiceReply
 from services.chat.formats import BRACKETS, HERMES, JSON_LIST, LLAMA, MISTRAL, TAGS
 from services.chat.formats.base import OutputFormat, ToolFormat
 from services.chat.parsing.output_parser import OutputParser
@@ -26,7 +26,7 @@ class Meaning:
 
 
 def meaning(format: OutputFormat, *pieces: str) -> Meaning:
-    parser, said = OutputParser(format), Said()
+    parser, said = OutputParser(format), ChoiceReply()
     parts = [part for piece in pieces for part in parser.feed(piece)] + parser.finish()
     assert [part.end for part in parts] == sorted(part.end for part in parts)
     assert all(part.end <= sum(map(len, pieces)) for part in parts)

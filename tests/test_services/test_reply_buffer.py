@@ -3,9 +3,9 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.chat.answer.output import Output
+from services.chat.answer.output import OutputItems
 from services.chat.answer.output import status as item_status
-from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Reply, Spoken, Text, ToolCall
+from services.chat.events import Arguments, Event, Finish, Head, OutputEvent, Reasoning, Reply, Text, ToolCall
 from services.engine.base import TokenLogprob
 from services.history.reply_buffer import ReplyBuffer, merge_runs
 
@@ -13,7 +13,7 @@ TOKEN = TokenLogprob("a", b"a", -0.5)
 HEAD = Head("chatcmpl-1", 1, "a-model", "fp_1", None, n=2)
 
 
-def words(index: int) -> st.SearchStrategy[Spoken]:
+def words(index: int) -> st.SearchStrategy[OutputEvent]:
     tokens = {"token_ids": st.tuples(st.integers(0, 9)), "logprobs": st.sampled_from([(), (TOKEN,)])}
     kinds = [
         st.builds(kind, st.sampled_from(["", "a", "bc"]), index=st.just(index), **tokens) for kind in (Text, Reasoning)
@@ -21,7 +21,7 @@ def words(index: int) -> st.SearchStrategy[Spoken]:
     return st.one_of(*kinds)
 
 
-def call(index: int, number: int) -> list[Spoken]:
+def call(index: int, number: int) -> list[OutputEvent]:
     return [
         ToolCall(f"call_{number}", "wave", number, index=index),
         *(Arguments(text, number, index=index) for text in ("{", "}")),
@@ -46,7 +46,7 @@ def event_sequences(draw: st.DrawFn) -> list[Event]:
 def test_what_is_folded_late_is_what_is_folded_event_by_event(
     events: list[Event], logprobs: bool, rng: random.Random
 ) -> None:
-    reply, outputs = Reply(), [Output(name, logprobs=logprobs) for name in ("1", "1c1")]
+    reply, outputs = Reply(), [OutputItems(name, logprobs=logprobs) for name in ("1", "1c1")]
     late = ReplyBuffer("1", logprobs=logprobs)
     for event in (HEAD, *events):
         reply.add(event)

@@ -7,7 +7,7 @@ import pytest
 
 from schemas.response_schema import ResponseRequest
 from services.chat import items
-from services.chat.answer.output import Output
+from services.chat.answer.output import OutputItems
 from services.chat.events import Callee
 from services.chat.formats import JSON_LIST
 from services.chat.formats.base import OutputFormat
@@ -42,8 +42,8 @@ def request(*tools: dict[str, Any], input: Any = "hi", **fields: object) -> Resp
 
 def offer(asked: ResponseRequest) -> ToolSelection:
     responses.check(asked)
-    chat = responses.as_chat(asked, items.messages(asked.input))
-    with responses.in_its_words():
+    chat = responses.as_chat(asked, items.to_messages(asked.input))
+    with responses.translate_errors():
         prompt.check(chat)
         found = select_tools(chat)
     assert found
@@ -51,7 +51,10 @@ def offer(asked: ResponseRequest) -> ToolSelection:
 
 
 def answered(offer: ToolSelection, *calls: tuple[str, str]) -> list[dict[str, Any]]:
-    output, parser = Output("1"), OutputParser(OutputFormat(tools=JSON_LIST, names=offer.names, callees=offer.callees))
+    output, parser = (
+        OutputItems("1"),
+        OutputParser(OutputFormat(tools=JSON_LIST, names=offer.names, callees=offer.callees)),
+    )
     for part in parser.feed(JSON_LIST.write(calls)) + parser.finish():
         output.add(part.event)
     return [{key: item[key] for key in item if key not in ("id", "call_id", "status")} for item in output.items]
@@ -117,7 +120,7 @@ class TestNamespaces:
 
     @pytest.mark.parametrize("called", [{"name": "lookup", "namespace": "keys"}, {"name": "keys__lookup"}])
     def test_calls_of_before_are_shown_flat(self, called: dict[str, str]) -> None:
-        (said,) = items.messages([{"type": "function_call", "call_id": "c", "arguments": "{}", **called}])
+        (said,) = items.to_messages([{"type": "function_call", "call_id": "c", "arguments": "{}", **called}])
         assert prompt.message(said)["tool_calls"][0]["function"] == {"name": "keys__lookup", "arguments": {}}
 
 
@@ -133,7 +136,7 @@ class TestSearch:
     def test_what_it_found_can_be_called(self) -> None:
         asked = request(SEARCH, PATCH, input=found(KEYS, function("late"), PATCH))
         assert offer(asked).names == {"tool_search", "patch", "keys__lookup", "keys__edit", "late"}
-        call, result = items.messages(asked.input)
+        call, result = items.to_messages(asked.input)
         assert prompt.message(call)["tool_calls"][0]["function"] == {
             "name": "tool_search",
             "arguments": {"query": "q"},
@@ -163,10 +166,10 @@ def test_custom_calls_are_shown_as_the_model_would_write_them() -> None:
         {"type": "custom_tool_call", "call_id": "c", "name": "edit", "namespace": "keys", "input": "a\n"},
         {"type": "custom_tool_call_output", "call_id": "c", "output": "done"},
     ]
-    call, result = items.messages(request(input=past).input)
+    call, result = items.to_messages(request(input=past).input)
     assert prompt.message(call)["tool_calls"][0]["function"] == {"name": "keys__edit", "arguments": {"input": "a\n"}}
     assert (result.tool_call_id, result.content) == ("c", "done")
-    (kept, _) = items.of_messages([call, result])
+    (kept, _) = items.from_messages([call, result])
     assert json.dumps(kept) == json.dumps(
         {"type": "custom_tool_call", "call_id": "c", "name": "keys__edit", "input": "a\n"}
     )

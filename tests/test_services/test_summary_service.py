@@ -9,7 +9,7 @@ from services.chat.compaction.notes import Notes
 from services.chat.events import Compacting, Head
 from services.chat_service import ChatService
 from services.errors import EngineFailed, Overloaded, PromptTooLong
-from services.summary_service import Step, Summary, SummaryService
+from services.summary_service import Summary, SummaryProgress, SummaryService
 from tests.agents import apps
 from tests.fakes import NotingEngine
 
@@ -27,7 +27,7 @@ def service(chat: ChatService) -> SummaryService:
     return SummaryService(chat)
 
 
-async def steps(service: SummaryService, transcript: str, notes: Notes = NOTES) -> list[Step]:
+async def steps(service: SummaryService, transcript: str, notes: Notes = NOTES) -> list[SummaryProgress]:
     async with aclosing(service.write(transcript, notes, "me")) as written:
         return [step async for step in written]
 

@@ -45,7 +45,9 @@ def replica(database: Database) -> TurnService:
 
 
 def given(*messages: ChatMessage | str) -> list[Item]:
-    return items.of_messages(each if isinstance(each, ChatMessage) else ChatMessage(content=each) for each in messages)
+    return items.from_messages(
+        each if isinstance(each, ChatMessage) else ChatMessage(content=each) for each in messages
+    )
 
 
 def opening(*messages: ChatMessage | str, **fields: object) -> TurnRequest:

@@ -13,7 +13,9 @@ from app.spec.anthropic import answer
 HEAD = Head("chatcmpl-1", 0, "m", "fp", None, prompt_tokens=5)
 FINISH = Finish("tool_calls", 5, 9, reasoning_tokens=2)
 THOUGHT = (Reasoning("hm"), Reasoning("m"))
-SHOWN, OMITTED = (answer.Thoughts(lambda thought: f"sealed {thought}", shown=shown) for shown in (True, False))
+SHOWN, OMITTED = (
+    answer.ThinkingOutputMode(lambda thought: f"sealed {thought}", shown=shown) for shown in (True, False)
+)
 CALLS: tuple[Event, ...] = (
     ToolCall("a", "weather", 0),
     Arguments('{"city": "Pa', 0),
@@ -27,12 +29,12 @@ async def _each(events: tuple[Event, ...]) -> AsyncIterator[Event]:
         yield event
 
 
-async def streamed(*said: Event, thoughts: answer.Thoughts | None = SHOWN) -> list[dict[str, Any]]:
+async def streamed(*said: Event, thoughts: answer.ThinkingOutputMode | None = SHOWN) -> list[dict[str, Any]]:
     events = answer.events(_each((HEAD, *said)), 100, thoughts)
     return [event.model_dump() async for event in events]
 
 
-async def whole(*said: Event, thoughts: answer.Thoughts | None = SHOWN) -> Any:
+async def whole(*said: Event, thoughts: answer.ThinkingOutputMode | None = SHOWN) -> Any:
     return await answer.message(answer.events(_each((HEAD, *said)), 100, thoughts))
 
 
@@ -85,7 +87,7 @@ async def test_omitted_thoughts_are_a_signature_alone() -> None:
 
 
 @pytest.mark.parametrize("thoughts", [SHOWN, OMITTED], ids=["shown", "omitted"])
-async def test_each_thought_is_sealed_by_itself(thoughts: answer.Thoughts) -> None:
+async def test_each_thought_is_sealed_by_itself(thoughts: answer.ThinkingOutputMode) -> None:
     message = await whole(*THOUGHT, *CALLS[:2], Reasoning("so"), Finish("length", 5, 100), thoughts=thoughts)
     assert [block.signature for block in message.content if block.type == "thinking"] == ["sealed hmm", "sealed so"]
 

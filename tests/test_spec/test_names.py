@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.spec.names import in_words, renamed
+from app.spec.names import renamed, translate_error
 from services.errors import InvalidRequest, PromptTooLong
 
 NAMES = {
@@ -35,10 +35,10 @@ def test_the_longest_beginning_decides(path: str, name: str) -> None:
 
 def test_messages_say_it_too() -> None:
     error = InvalidRequest("'effort' must be 'none' where 'tools.0.function.name' is", param="effort")
-    told = in_words(error, NAMES)
+    told = translate_error(error, NAMES)
     assert (told.message, told.param) == ("'config.effort' must be 'none' where 'tools.0.name' is", "config.effort")
 
 
 def test_too_long_is_said_in_the_protocols_words() -> None:
-    told = in_words(PromptTooLong(9, 8, param="messages"), NAMES, "{tokens} > {limit}")
+    told = translate_error(PromptTooLong(9, 8, param="messages"), NAMES, "{tokens} > {limit}")
     assert (told.message, type(told)) == ("9 > 8", PromptTooLong)

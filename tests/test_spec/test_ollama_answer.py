@@ -26,7 +26,7 @@ async def _each(events: tuple[Event, ...]) -> AsyncIterator[Event]:
         yield event
 
 
-def parts(*said: Event) -> AsyncIterator[answer.Part]:
+def parts(*said: Event) -> AsyncIterator[answer.PartialAnswer]:
     return answer.parts(_each((HEAD, *said)), clock=lambda: 3.0)
 
 

@@ -8,7 +8,19 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from app.spec import ChatCompletionRequest, Head, Item, Items, Named, Output, Problem, Request, Response, Spec, Text
+from app.spec import (
+    ChatCompletionRequest,
+    Head,
+    NamedEvent,
+    Output,
+    Payload,
+    PayloadStream,
+    Problem,
+    Request,
+    Response,
+    Spec,
+    Text,
+)
 from services.errors import Overloaded
 from tests.apps import NewSite, Site
 from tests.fakes import FakeEngine, Pause
@@ -42,18 +54,18 @@ class Telegram(Spec[Told]):
     def decode_request(self, request: Told) -> ChatCompletionRequest:
         return ChatCompletionRequest.model_validate({"messages": [{"content": request.content}], "user": "x"})
 
-    def encode_response(self, output: Output[Told]) -> Items | Awaitable[Item]:
+    def encode_response(self, output: Output[Told]) -> PayloadStream | Awaitable[Payload]:
         return self.words(output) if output.request.stream else self.message(output)
 
-    async def words(self, output: Output[Told]) -> Items:
+    async def words(self, output: Output[Told]) -> PayloadStream:
         async for event in output:
             match event:
                 case Head(id=id):
-                    yield Named("start", {"id": id})
+                    yield NamedEvent("start", {"id": id})
                 case Text(text):
-                    yield Named("word", {"word": text})
+                    yield NamedEvent("word", {"word": text})
 
-    async def message(self, output: Output[Told]) -> Item:
+    async def message(self, output: Output[Told]) -> Payload:
         return {"message": f"{(await output.whole()).text} STOP"}
 
     def error_body(self, problem: Problem) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from database.session import Database
 from schemas.chat_schema import ChatMessage
 from schemas.response_schema import ResponseRequest
 from services.chat.events import Arguments, Reasoning, Text, ToolCall
-from services.chat.request.responses import ASKED
-from services.chat.request.responses import begun as response_begun
+from services.chat.request.responses import REQUEST_FACTS
+from services.chat.request.responses import initial_response as response_begun
 from services.conversation_service import ConversationService
 from services.history import item_rows
 from services.history.store import Store
@@ -42,7 +42,7 @@ async def run_in_thread(*arguments: str, url: str, code: int = 0) -> Result:
 
 
 FACTS = response_begun(ResponseRequest(input="1"), "m").model_dump(
-    include=ASKED
+    include=REQUEST_FACTS
 )  # what is stored of a response's request
 
 

@@ -5,32 +5,32 @@ from dataclasses import dataclass
 
 from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, ToolCall, as_object
 from schemas.anthropic_answer_schema import (
+    AnthropicMessage,
+    AnthropicUsage,
     BlockDelta,
-    BlockPart,
     BlockStart,
     BlockStop,
-    Ending,
+    ContentDelta,
     InputDelta,
     MessageDelta,
     MessageEvent,
     MessageStart,
     MessageStop,
-    SaidBlock,
-    SaidMessage,
-    SaidText,
-    SaidThinking,
-    SaidToolUse,
+    OutputBlock,
     SignatureDelta,
+    StopDetails,
     StopReason,
     TextDelta,
+    TextOutput,
     ThinkingDelta,
+    ThinkingOutput,
     ThinkingTokens,
-    Usage,
+    ToolUseOutput,
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Thoughts:
+class ThinkingOutputMode:
     """The form in which they are answered. All of them are sealed; `shown`: with their text."""
 
     seal: Callable[[str], str]
@@ -38,24 +38,24 @@ class Thoughts:
 
 
 async def events(
-    said: AsyncIterable[Event], max_tokens: int, thoughts: Thoughts | None = None
+    said: AsyncIterable[Event], max_tokens: int, thoughts: ThinkingOutputMode | None = None
 ) -> AsyncIterator[MessageEvent]:
     """Without `thoughts` what the model thinks is left out."""
-    encoder = _Encoder(max_tokens, thoughts)
+    encoder = _EventEncoder(max_tokens, thoughts)
     async for event in said:
         for each in encoder.events(event):
             yield each
 
 
-class _Encoder:
+class _EventEncoder:
     """Of one answer: which block is open."""
 
-    def __init__(self, max_tokens: int, thoughts: Thoughts | None) -> None:
+    def __init__(self, max_tokens: int, thoughts: ThinkingOutputMode | None) -> None:
         self._max_tokens = max_tokens
         self._thoughts = thoughts
         self._thought: list[str] = []  # of the open block
         self._index = -1
-        self._open: SaidBlock | None = None
+        self._open: OutputBlock | None = None
         self._has_calls = False
 
     def events(self, event: Event) -> Iterator[MessageEvent]:
@@ -63,14 +63,14 @@ class _Encoder:
             case Head():
                 yield MessageStart(message=_message(event))
             case Text(text) if text:
-                yield from self._within(SaidText())
+                yield from self._within(TextOutput())
                 yield self._delta(TextDelta(text=text))
             case Reasoning(text) if text and self._thoughts:
-                yield from self._within(SaidThinking())
+                yield from self._within(ThinkingOutput())
                 yield from self._think(text, self._thoughts)
             case ToolCall(id, name):
                 self._has_calls = True
-                yield from self._begin(SaidToolUse(id=id, name=name))
+                yield from self._begin(ToolUseOutput(id=id, name=name))
             case Arguments(text) if text:
                 yield self._delta(InputDelta(partial_json=text))
             case Finish():
@@ -78,22 +78,22 @@ class _Encoder:
                 yield MessageDelta(delta=self._ending(event), usage=_usage(event))
                 yield MessageStop()
 
-    def _within(self, block: SaidBlock) -> Iterator[MessageEvent]:
+    def _within(self, block: OutputBlock) -> Iterator[MessageEvent]:
         if type(self._open) is not type(block):
             yield from self._begin(block)
 
-    def _think(self, text: str, thoughts: Thoughts) -> Iterator[MessageEvent]:
+    def _think(self, text: str, thoughts: ThinkingOutputMode) -> Iterator[MessageEvent]:
         self._thought.append(text)
         if thoughts.shown:
             yield self._delta(ThinkingDelta(thinking=text))
 
-    def _begin(self, block: SaidBlock) -> Iterator[MessageEvent]:
+    def _begin(self, block: OutputBlock) -> Iterator[MessageEvent]:
         yield from self._end()
         self._open = block
         self._index += 1
         yield BlockStart(index=self._index, content_block=block)
 
-    def _delta(self, delta: BlockPart) -> BlockDelta:
+    def _delta(self, delta: ContentDelta) -> BlockDelta:
         return BlockDelta(index=self._index, delta=delta)
 
     def _end(self) -> Iterator[MessageEvent]:
@@ -104,8 +104,8 @@ class _Encoder:
             yield BlockStop(index=self._index)
         self._open = None
 
-    def _ending(self, finish: Finish) -> Ending:
-        return Ending(stop_reason=self._reason(finish), stop_sequence=finish.stop)
+    def _ending(self, finish: Finish) -> StopDetails:
+        return StopDetails(stop_reason=self._reason(finish), stop_sequence=finish.stop)
 
     def _reason(self, finish: Finish) -> StopReason:
         if finish.reason == "length":
@@ -116,13 +116,13 @@ class _Encoder:
         return "tool_use" if self._has_calls else "end_turn"
 
 
-def _message(head: Head) -> SaidMessage:
+def _message(head: Head) -> AnthropicMessage:
     id = "msg_" + head.id.rpartition("-")[2]
-    return SaidMessage(id=id, model=head.model, usage=Usage(input_tokens=head.prompt_tokens))
+    return AnthropicMessage(id=id, model=head.model, usage=AnthropicUsage(input_tokens=head.prompt_tokens))
 
 
-def _usage(finish: Finish) -> Usage:
-    return Usage(
+def _usage(finish: Finish) -> AnthropicUsage:
+    return AnthropicUsage(
         input_tokens=finish.prompt_tokens - finish.cached_tokens,
         cache_read_input_tokens=finish.cached_tokens,
         output_tokens=finish.completion_tokens,
@@ -130,9 +130,9 @@ def _usage(finish: Finish) -> Usage:
     )
 
 
-async def message(events: AsyncIterator[MessageEvent]) -> SaidMessage:
+async def message(events: AsyncIterator[MessageEvent]) -> AnthropicMessage:
     """The sum of a stream, made the way Anthropic's own clients make it."""
-    said: SaidMessage | None = None
+    said: AnthropicMessage | None = None
     inputs: dict[int, str] = {}
     async for event in events:
         match event:
@@ -152,16 +152,16 @@ async def message(events: AsyncIterator[MessageEvent]) -> SaidMessage:
     assert said
     for index, text in inputs.items():
         block = said.content[index]
-        assert isinstance(block, SaidToolUse)
+        assert isinstance(block, ToolUseOutput)
         block.input = as_object(text)
     return said
 
 
-def _add(block: SaidBlock, delta: BlockPart) -> None:
+def _add(block: OutputBlock, delta: ContentDelta) -> None:
     match block, delta:
-        case SaidText(), TextDelta(text=text):
+        case TextOutput(), TextDelta(text=text):
             block.text += text
-        case SaidThinking(), ThinkingDelta(thinking=thinking):
+        case ThinkingOutput(), ThinkingDelta(thinking=thinking):
             block.thinking += thinking
-        case SaidThinking(), SignatureDelta(signature=signature):
+        case ThinkingOutput(), SignatureDelta(signature=signature):
             block.signature = signature

@@ -24,7 +24,7 @@ from schemas.anthropic_block_schema import (
     UrlSource,
 )
 
-Part = dict[str, Any]
+JsonObject = dict[str, Any]
 UNREAD = {
     PdfSource: "is a PDF or the like: documents are read as 'text' or as 'content'",
     UrlSource: "is a URL: documents are read as 'text' or as 'content'",
@@ -32,7 +32,7 @@ UNREAD = {
 }
 
 
-def parts(block: Block, place: str) -> list[Part]:
+def parts(block: Block, place: str) -> list[JsonObject]:
     """What there is to read or to see in it. `place`: how errors name it."""
     match block:
         case TextBlock(text=text):
@@ -52,11 +52,11 @@ def parts(block: Block, place: str) -> list[Part]:
     return []
 
 
-def _text(text: str) -> Part:
+def _text(text: str) -> JsonObject:
     return {"type": "text", "text": text}
 
 
-def _image(block: ImageBlock, place: str) -> Part:
+def _image(block: ImageBlock, place: str) -> JsonObject:
     match block.source:
         case Base64Source(media_type=kind, data=data):
             return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
@@ -65,7 +65,7 @@ def _image(block: ImageBlock, place: str) -> Part:
     raise UnsupportedParameter(f"{place}.source", UNREAD[FileSource])
 
 
-def _document(block: DocumentBlock, place: str) -> Iterator[Part]:
+def _document(block: DocumentBlock, place: str) -> Iterator[JsonObject]:
     about = [f"Document: {block.title}"] if block.title else []
     about += [block.context] if block.context else []
     match block.source:
@@ -80,7 +80,7 @@ def _document(block: DocumentBlock, place: str) -> Iterator[Part]:
             raise UnsupportedParameter(f"{place}.source", UNREAD[type(source)])
 
 
-def call(block: ToolUseBlock) -> Part:
+def call(block: ToolUseBlock) -> JsonObject:
     function = {"name": block.name, "arguments": json.dumps(block.input, ensure_ascii=False)}
     return {"id": block.id, "type": "function", "function": function}
 

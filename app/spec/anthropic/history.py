@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from app.spec import InvalidRequest
-from app.spec.anthropic.blocks import Part, call, parts, result
+from app.spec.anthropic.blocks import JsonObject, call, parts, result
 from schemas.anthropic_block_schema import (
     Block,
     ServerResultBlock,
@@ -13,7 +13,7 @@ from schemas.anthropic_block_schema import (
     ToolResultBlock,
     ToolUseBlock,
 )
-from schemas.anthropic_schema import Message
+from schemas.anthropic_schema import MessageParam
 
 
 @dataclass(slots=True)
@@ -21,13 +21,13 @@ class _Draft:
     """A message that grows by blocks."""
 
     role: str
-    content: list[Part] = field(default_factory=list)
-    calls: list[Part] = field(default_factory=list)
+    content: list[JsonObject] = field(default_factory=list)
+    calls: list[JsonObject] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)  # of its parts in the chat -> in the request
 
-    def message(self) -> Part | None:
-        message: Part = {"role": self.role}
+    def message(self) -> JsonObject | None:
+        message: JsonObject = {"role": self.role}
         if self.content:
             message["content"] = self.content
         if self.calls:
@@ -37,7 +37,7 @@ class _Draft:
             message.setdefault("content", "")
         return message if len(message) > 1 else None
 
-    def add(self, found: list[Part], place: str) -> None:
+    def add(self, found: list[JsonObject], place: str) -> None:
         for part in found:
             self.places[f"content.{len(self.content)}"] = place
             self.content.append(part)
@@ -46,8 +46,8 @@ class _Draft:
 class History:
     """Results of tools are messages of their own, in the place where they stand."""
 
-    def __init__(self, system: list[TextBlock], messages: Iterable[Message]) -> None:
-        self.messages: list[Part] = []
+    def __init__(self, system: list[TextBlock], messages: Iterable[MessageParam]) -> None:
+        self.messages: list[JsonObject] = []
         self.places: dict[str, str] = {}  # dotted paths of the chat -> those of the request, which end there
         self._called: set[str] = set()
         if system:
@@ -55,13 +55,13 @@ class History:
         for index, message in enumerate(messages):
             self._add(message, f"messages.{index}")
 
-    def _append(self, message: Part, place: str, places: dict[str, str] | None = None) -> None:
+    def _append(self, message: JsonObject, place: str, places: dict[str, str] | None = None) -> None:
         path = f"messages.{len(self.messages)}"
         self.places[path] = f"{place}."
         self.places |= {f"{path}.{name}": f"{origin}." for name, origin in (places or {}).items()}
         self.messages.append(message)
 
-    def _add(self, message: Message, place: str) -> None:
+    def _add(self, message: MessageParam, place: str) -> None:
         draft = _Draft(message.role)
         for index, block in enumerate(message.content):
             at = f"{place}.content.{index}"

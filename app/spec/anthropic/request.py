@@ -6,8 +6,8 @@ from typing import Any
 from app.spec import ChatCompletionRequest, InvalidRequest, unknown_keys
 from app.spec.anthropic import tools
 from app.spec.anthropic.history import History
-from app.spec.anthropic.thoughts import sealed
-from schemas.anthropic_schema import CountRequest, MessagesRequest, OutputFormat, Thinking
+from app.spec.anthropic.sealed_thinking import sealed
+from schemas.anthropic_schema import CountRequest, JsonOutputFormat, MessagesRequest, ThinkingConfig
 
 EFFORTS = {"max": "xhigh"}  # others are called the same
 
@@ -62,7 +62,7 @@ def _sampling(request: MessagesRequest) -> dict[str, Any]:
     }
 
 
-def _thinking(thinking: Thinking | None) -> dict[str, Any]:
+def _thinking(thinking: ThinkingConfig | None) -> dict[str, Any]:
     if thinking is None or thinking.type == "disabled":
         return {"chat_template_kwargs": {"enable_thinking": False}}
     asked: dict[str, Any] = {"enable_thinking": True}
@@ -83,5 +83,5 @@ def _format(request: CountRequest) -> dict[str, Any]:
     return asked
 
 
-def _json_schema(format: OutputFormat) -> dict[str, Any]:
+def _json_schema(format: JsonOutputFormat) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "output", "schema": format.schema_, "strict": True}}

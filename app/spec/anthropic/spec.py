@@ -9,10 +9,10 @@ from app.common.openapi import EVENTS
 from app.spec import (
     ChatCompletionRequest,
     Framing,
-    Item,
-    Items,
-    Named,
+    NamedEvent,
     Output,
+    Payload,
+    PayloadStream,
     Problem,
     Request,
     Response,
@@ -21,13 +21,13 @@ from app.spec import (
     decoded,
     server_sent,
 )
-from app.spec.anthropic.answer import Thoughts, events, message
+from app.spec.anthropic.answer import ThinkingOutputMode, events, message
 from app.spec.anthropic.request import NAMES, chat, ignored, names
-from app.spec.anthropic.thoughts import opened, sealed
-from app.spec.names import Names, in_words, translated
-from schemas.anthropic_answer_schema import MessageEvent, SaidMessage, TokenCount
-from schemas.anthropic_schema import CountRequest, MessagesRequest, Thinking
-from services.large import aside
+from app.spec.anthropic.sealed_thinking import opened, sealed
+from app.spec.names import Names, translate_error, translate_errors
+from schemas.anthropic_answer_schema import AnthropicMessage, MessageEvent, TokenCount
+from schemas.anthropic_schema import CountRequest, MessagesRequest, ThinkingConfig
+from services.large import offload
 
 TYPES = {
     401: "authentication_error",
@@ -51,7 +51,7 @@ class AnthropicSpec(Spec[MessagesRequest]):
         super().__init__()
         documented: dict[str, Any] = {"tags": ["anthropic"]}
         self.add_endpoint(
-            "/v1/messages", self.create, ["POST"], response_model=SaidMessage, responses=EVENTS, **documented
+            "/v1/messages", self.create, ["POST"], response_model=AnthropicMessage, responses=EVENTS, **documented
         )
         self.add_endpoint("/v1/messages/count_tokens", self.count, ["POST"], response_model=TokenCount, **documented)
 
@@ -62,7 +62,7 @@ class AnthropicSpec(Spec[MessagesRequest]):
         body = await self._opened(body, request)
         left_aside = self.server.ignored(ignored(body))
         asked = decoded(chat, body, partial(self._words, body))
-        with translated(partial(self._words, body)):
+        with translate_errors(partial(self._words, body)):
             found = await self.server.count(asked, self.server.owner(request), self.note(left_aside))
         return self.respond(TokenCount(input_tokens=found), left_aside.headers)
 
@@ -70,10 +70,10 @@ class AnthropicSpec(Spec[MessagesRequest]):
         if not any(sealed(body.messages)):
             return body
         seal = await self.server.seal(self.server.owner(request))
-        return await aside(opened, body, seal)
+        return await offload(opened, body, seal)
 
     def _words(self, body: CountRequest, error: ServiceError) -> ServiceError:
-        return in_words(error, names(body), self.too_long)
+        return translate_error(error, names(body), self.too_long)
 
     def names_of(self, request: MessagesRequest) -> Names:
         return names(request)
@@ -81,7 +81,7 @@ class AnthropicSpec(Spec[MessagesRequest]):
     def decode_request(self, request: MessagesRequest) -> ChatCompletionRequest:
         return chat(request)
 
-    def encode_response(self, output: Output[MessagesRequest]) -> Items | Awaitable[Item]:
+    def encode_response(self, output: Output[MessagesRequest]) -> PayloadStream | Awaitable[Payload]:
         said = self._events(output)
         return _named(said) if output.request.stream else message(said)
 
@@ -91,23 +91,23 @@ class AnthropicSpec(Spec[MessagesRequest]):
         async for event in events(output, output.request.max_tokens, thoughts):
             yield event
 
-    async def _thoughts(self, thinking: Thinking | None, owner: str) -> Thoughts | None:
+    async def _thoughts(self, thinking: ThinkingConfig | None, owner: str) -> ThinkingOutputMode | None:
         if thinking is None or thinking.type == "disabled":
             return None
         seal = await self.server.seal(owner)
-        return Thoughts(seal.closing("reasoning"), shown=thinking.display == "summarized")
+        return ThinkingOutputMode(seal.closing("reasoning"), shown=thinking.display == "summarized")
 
     def error_body(self, problem: Problem) -> dict[str, Any]:
         kind = TYPES.get(problem.status, "invalid_request_error" if problem.status < 500 else "api_error")
         return {"type": "error", "error": {"type": kind, "message": problem.message}, "request_id": request_id.get()}
 
-    def framing(self) -> Framing[Item | Named]:
+    def framing(self) -> Framing[Payload | NamedEvent]:
         return server_sent(self.error_body, silence=PING)
 
     def ignored(self, request: MessagesRequest) -> Iterable[str]:
         return ignored(request)
 
 
-async def _named(events: AsyncIterator[MessageEvent]) -> Items:
+async def _named(events: AsyncIterator[MessageEvent]) -> PayloadStream:
     async for event in events:
-        yield Named(event.type, event)
+        yield NamedEvent(event.type, event)

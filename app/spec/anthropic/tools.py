@@ -3,8 +3,8 @@
 from typing import Any
 
 from app.spec import InvalidRequest, UnsupportedParameter
-from app.spec.anthropic.blocks import Part
-from schemas.anthropic_schema import CountRequest, HostedTool, Tool, ToolChoice
+from app.spec.anthropic.blocks import JsonObject
+from schemas.anthropic_schema import AnthropicTool, AnthropicToolChoice, CountRequest, HostedTool
 
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
@@ -27,16 +27,16 @@ def places(request: CountRequest) -> dict[str, str]:
     return found
 
 
-def _own(request: CountRequest) -> list[tuple[int, Tool]]:
-    return [(index, tool) for index, tool in enumerate(request.tools) if isinstance(tool, Tool)]
+def _own(request: CountRequest) -> list[tuple[int, AnthropicTool]]:
+    return [(index, tool) for index, tool in enumerate(request.tools) if isinstance(tool, AnthropicTool)]
 
 
-def _tool(tool: Tool) -> Part:
+def _tool(tool: AnthropicTool) -> JsonObject:
     function = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
     return {"type": "function", "function": {**function, "strict": tool.strict}}
 
 
-def _choice(choice: ToolChoice, request: CountRequest) -> dict[str, Any]:
+def _choice(choice: AnthropicToolChoice, request: CountRequest) -> dict[str, Any]:
     if (choice.type == "tool") != (choice.name is not None):
         raise InvalidRequest("'tool_choice.name' goes with the type 'tool', and only with it", param="tool_choice.name")
     _check_forced(choice, request)
@@ -47,7 +47,7 @@ def _choice(choice: ToolChoice, request: CountRequest) -> dict[str, Any]:
     return asked
 
 
-def _check_forced(choice: ToolChoice, request: CountRequest) -> None:
+def _check_forced(choice: AnthropicToolChoice, request: CountRequest) -> None:
     """What must be called must be there."""
     names = {tool.name for tool in request.tools if isinstance(tool, HostedTool)}
     own = {tool.name for _, tool in _own(request)}

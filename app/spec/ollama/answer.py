@@ -6,31 +6,31 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, ToolCall, as_object, weighed_tokens
+from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, ToolCall, as_object, token_logprobs
 from schemas.chat_answer_schema import Token
 from schemas.ollama_answer_schema import (
     NANOSECONDS,
+    AnswerFunction,
+    AnswerMessage,
+    AnswerMetrics,
+    AnswerToolCall,
     ChatLine,
-    Ending,
     GenerateLine,
-    SaidCall,
-    SaidFunction,
-    SaidMessage,
 )
 
 
 @dataclass(slots=True)
-class Part:
+class PartialAnswer:
     """Of an answer, or all of it."""
 
     text: str = ""
     thinking: str = ""
-    calls: list[SaidCall] = field(default_factory=list)
+    calls: list[AnswerToolCall] = field(default_factory=list)
     logprobs: list[Token] = field(default_factory=list)
-    ending: Ending | None = None
+    ending: AnswerMetrics | None = None
 
-    def __add__(self, other: "Part") -> "Part":
-        return Part(
+    def __add__(self, other: "PartialAnswer") -> "PartialAnswer":
+        return PartialAnswer(
             self.text + other.text,
             self.thinking + other.thinking,
             self.calls + other.calls,
@@ -39,7 +39,7 @@ class Part:
         )
 
     def chat_line(self, model: str) -> ChatLine:
-        message = SaidMessage(content=self.text, thinking=self.thinking or None, tool_calls=self.calls or None)
+        message = AnswerMessage(content=self.text, thinking=self.thinking or None, tool_calls=self.calls or None)
         return ChatLine(message=message, **self._frame(model))
 
     def generate_line(self, model: str) -> GenerateLine:
@@ -56,44 +56,46 @@ class Part:
         }
 
 
-async def whole(parts: AsyncIterator[Part]) -> Part:
-    said = Part()
+async def whole(parts: AsyncIterator[PartialAnswer]) -> PartialAnswer:
+    said = PartialAnswer()
     async for part in parts:
         said += part
     return said
 
 
-async def parts(said: AsyncIterable[Event], clock: Callable[[], float] = time.perf_counter) -> AsyncIterator[Part]:
+async def parts(
+    said: AsyncIterable[Event], clock: Callable[[], float] = time.perf_counter
+) -> AsyncIterator[PartialAnswer]:
     """A call is one part, once all of its arguments are there."""
     arrived = clock()
     call: ToolCall | None = None
     arguments = ""
     async for event in said:
         if call and not isinstance(event, Arguments):
-            yield Part(calls=[_call(call, arguments)])
+            yield PartialAnswer(calls=[_call(call, arguments)])
             call, arguments = None, ""
         match event:
             case Head():
                 arrived = event.arrived
             case Text(text, logprobs=logprobs) if text or logprobs:
-                yield Part(text, logprobs=weighed_tokens(logprobs))
+                yield PartialAnswer(text, logprobs=token_logprobs(logprobs))
             case Reasoning(text, logprobs=logprobs) if text or logprobs:
-                yield Part(thinking=text, logprobs=weighed_tokens(logprobs))
+                yield PartialAnswer(thinking=text, logprobs=token_logprobs(logprobs))
             case ToolCall():
                 call = event
             case Arguments(text):
                 arguments += text
             case Finish():
-                yield Part(ending=_ending(event, clock() - arrived))
+                yield PartialAnswer(ending=_ending(event, clock() - arrived))
 
 
-def _call(call: ToolCall, arguments: str) -> SaidCall:
-    function = SaidFunction(name=call.name, arguments=as_object(arguments), index=call.call)
-    return SaidCall(id=call.id, function=function)
+def _call(call: ToolCall, arguments: str) -> AnswerToolCall:
+    function = AnswerFunction(name=call.name, arguments=as_object(arguments), index=call.call)
+    return AnswerToolCall(id=call.id, function=function)
 
 
-def _ending(finish: Finish, seconds: float) -> Ending:
-    ending = Ending(
+def _ending(finish: Finish, seconds: float) -> AnswerMetrics:
+    ending = AnswerMetrics(
         done_reason="length" if finish.reason == "length" else "stop",
         total_duration=_nanoseconds(seconds),
         prompt_eval_count=finish.prompt_tokens,

@@ -6,7 +6,7 @@ from typing import Any
 
 from app.spec import ModelCard, Server
 from app.spec.ollama.request import model
-from schemas.ollama_answer_schema import Listed, Loaded, Processes, Shown, Tags, Version
+from schemas.ollama_answer_schema import ListedModel, Processes, RunningModel, ShownModel, Tags, Version
 from schemas.ollama_schema import ShowRequest
 
 FOLLOWED = "0.33.0"  # the Ollama whose routes these are: clients ask before they use a newer one
@@ -22,24 +22,24 @@ class Catalogue:
     async def processes(self) -> Processes:
         return Processes(models=[self._loaded(card) for card in self._server.models() if card.loaded])
 
-    async def show(self, body: ShowRequest) -> Shown:
+    async def show(self, body: ShowRequest) -> ShownModel:
         card = self._server.model(model(body.model or body.name))
         known = self._server.abilities(card)
         length = known.context_length
         info: dict[str, Any] = {"general.basename": card.id, "general.architecture": "unknown"}
         info |= {"unknown.context_length": length} if length else {}
-        return Shown(modified_at=_time(card.created), model_info=info, capabilities=list(known.capabilities))
+        return ShownModel(modified_at=_time(card.created), model_info=info, capabilities=list(known.capabilities))
 
     async def version(self) -> Version:
         return Version(version=FOLLOWED)
 
-    def _loaded(self, card: ModelCard) -> Loaded:
+    def _loaded(self, card: ModelCard) -> RunningModel:
         length = self._server.abilities(card).context_length
-        return Loaded(name=card.id, model=card.id, digest=_digest(card), context_length=length)
+        return RunningModel(name=card.id, model=card.id, digest=_digest(card), context_length=length)
 
 
-def _listed(card: ModelCard) -> Listed:
-    return Listed(name=card.id, model=card.id, modified_at=_time(card.created), digest=_digest(card))
+def _listed(card: ModelCard) -> ListedModel:
+    return ListedModel(name=card.id, model=card.id, modified_at=_time(card.created), digest=_digest(card))
 
 
 def _digest(card: ModelCard) -> str:

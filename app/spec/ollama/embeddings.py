@@ -9,10 +9,10 @@ import orjson
 
 from app.spec import EmbeddingRequest, Request, Response, Server, decoded, while_connected
 from app.spec.framing import to_json
-from app.spec.names import Names, in_words, translated
+from app.spec.names import Names, translate_error, translate_errors
 from app.spec.ollama.request import TOO_LONG, model
 from schemas.ignored_keys import ignored_keys
-from schemas.ollama_answer_schema import NANOSECONDS, Embedding, Embeddings
+from schemas.ollama_answer_schema import NANOSECONDS, OllamaEmbedding, OllamaEmbeddings
 from schemas.ollama_schema import EmbeddingsRequest, EmbedRequest
 
 NOTHING: Names = {}
@@ -27,7 +27,7 @@ class Embedder:
         began = time.perf_counter()
         headers = self._server.ignored(_ignored(body)).headers
         answer = await while_connected(request, self._vectors(decoded(_asked, body), request))
-        found = Embeddings(
+        found = OllamaEmbeddings(
             model=body.model or "default",
             embeddings=[each["embedding"] for each in answer["data"]],
             total_duration=round((time.perf_counter() - began) * NANOSECONDS),
@@ -38,11 +38,11 @@ class Embedder:
     async def embed_one(self, body: EmbeddingsRequest, request: Request) -> Response:
         headers = self._server.ignored(_ignored(body)).headers
         answer = await while_connected(request, self._vectors(decoded(_asked_for_one, body), request, PROMPT))
-        found = Embedding(embedding=answer["data"][0]["embedding"])
+        found = OllamaEmbedding(embedding=answer["data"][0]["embedding"])
         return Response(to_json(found), headers=headers, media_type="application/json")
 
     async def _vectors(self, asked: EmbeddingRequest, request: Request, names: Names = NOTHING) -> dict[str, Any]:
-        with translated(partial(in_words, names=names, too_long=TOO_LONG)):
+        with translate_errors(partial(translate_error, names=names, too_long=TOO_LONG)):
             answer = await self._server.embed(asked, self._server.owner(request))
         vectors: dict[str, Any] = await asyncio.to_thread(orjson.loads, answer)  # may be megabytes
         return vectors

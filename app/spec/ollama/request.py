@@ -6,7 +6,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from app.spec import ChatCompletionRequest, InvalidRequest, refuse, unknown_keys
-from schemas.ollama_schema import CallOfTool, ChatRequest, GenerateRequest, Generation, Message, Options, Tool
+from schemas.ollama_schema import (
+    ChatRequest,
+    GenerateRequest,
+    OllamaGenerationRequest,
+    OllamaMessage,
+    OllamaTool,
+    OllamaToolCall,
+    Options,
+)
 
 # Each kind of image begins in its own way, in base64 too.
 IMAGES = {"iVBOR": "png", "/9j/": "jpeg", "R0lG": "gif", "UklG": "webp"}
@@ -35,16 +43,16 @@ NAMES = {
 TOO_LONG = "the input length exceeds the context length: {tokens} tokens > {limit}"  # by which clients know it
 WINDOWS = (None, -1, 0)  # of penalties: of all tokens, or of none
 
-Part = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
-def chat(request: Generation) -> ChatCompletionRequest:
+def chat(request: OllamaGenerationRequest) -> ChatCompletionRequest:
     refuse(request, UNSUPPORTED)
     asked = _sampling(request.options) | _format(request.format) | _thinking(request)
     asked |= {"model": model(request.model), "logprobs": request.logprobs, "top_logprobs": request.top_logprobs}
     match request:
         case ChatRequest():
-            asked |= {"messages": _Script(request.messages).written}
+            asked |= {"messages": _MessageBuilder(request.messages).written}
             asked |= {"tools": [_tool(each) for each in request.tools]} if request.tools else {}
         case GenerateRequest():
             system = [{"role": "system", "content": request.system}] if request.system else []
@@ -57,7 +65,7 @@ def model(name: str | None) -> str | None:
     return name.removesuffix(":latest") if name else name
 
 
-def names(request: Generation) -> dict[str, str]:
+def names(request: OllamaGenerationRequest) -> dict[str, str]:
     """Of the parts of its chat completion, in this request."""
     if not isinstance(request, GenerateRequest):
         return NAMES
@@ -66,7 +74,7 @@ def names(request: Generation) -> dict[str, str]:
     return {**NAMES, "messages": "prompt.", "messages.0": "system." if request.system else "prompt.", **images}
 
 
-def ignored(request: Generation) -> Iterator[str]:
+def ignored(request: OllamaGenerationRequest) -> Iterator[str]:
     """What models are loaded with is the operator's to say: `keep_alive`, `options.num_ctx` and the like."""
     yield from unknown_keys(request, UNSUPPORTED)
     if request.options.repeat_last_n not in WINDOWS and _penalises(request.options):
@@ -100,7 +108,7 @@ def _format(format: str | dict[str, Any]) -> dict[str, Any]:
     return {"response_format": {"type": "json_object"}} if format else {}
 
 
-def _thinking(request: Generation) -> dict[str, Any]:
+def _thinking(request: OllamaGenerationRequest) -> dict[str, Any]:
     if request.think is None:
         return {}
     if request.think is False:  # which is no complaint about a model that cannot do without
@@ -109,11 +117,11 @@ def _thinking(request: Generation) -> dict[str, Any]:
     return asked | ({"reasoning_effort": request.think} if isinstance(request.think, str) else {})
 
 
-def _tool(tool: Tool) -> Part:
+def _tool(tool: OllamaTool) -> JsonObject:
     return {"type": "function", "function": tool.function.model_dump()}
 
 
-def _content(text: str, images: Iterable[str]) -> str | list[Part]:
+def _content(text: str, images: Iterable[str]) -> str | list[JsonObject]:
     pictures = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
     return [*pictures, {"type": "text", "text": text}] if pictures else text
 
@@ -123,33 +131,33 @@ def _data_url(image: str) -> str:
     return f"data:image/{kind};base64,{image}"
 
 
-class _Script:
+class _MessageBuilder:
     """Messages as a chat takes them: each result of a tool names the call that it answers."""
 
-    def __init__(self, messages: Iterable[Message]) -> None:
+    def __init__(self, messages: Iterable[OllamaMessage]) -> None:
         self._open: dict[str | None, deque[str]] = defaultdict(deque)  # calls without a result, by their tool's name
         self._calls = 0
         self.written = [self._message(index, each) for index, each in enumerate(messages)]
 
-    def _message(self, index: int, message: Message) -> Part:
+    def _message(self, index: int, message: OllamaMessage) -> JsonObject:
         if message.role == "tool":
             content = _content(message.content, message.images)
             return {"role": "tool", "content": content, "tool_call_id": self._answered(index, message)}
-        written: Part = {"role": message.role, "content": _content(message.content, message.images)}
+        written: JsonObject = {"role": message.role, "content": _content(message.content, message.images)}
         if message.thinking is not None:
             written["reasoning_content"] = message.thinking
         if message.tool_calls:
             written["tool_calls"] = [self._call(each) for each in message.tool_calls]
         return written
 
-    def _call(self, call: CallOfTool) -> Part:
+    def _call(self, call: OllamaToolCall) -> JsonObject:
         id = call.id or f"call_{self._calls}"
         self._calls += 1
         self._open[call.function.name].append(id)
         arguments = json.dumps(call.function.arguments, ensure_ascii=False)
         return {"id": id, "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
-    def _answered(self, index: int, message: Message) -> str:
+    def _answered(self, index: int, message: OllamaMessage) -> str:
         if message.tool_call_id:
             for calls in self._open.values():
                 if message.tool_call_id in calls:

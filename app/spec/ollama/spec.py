@@ -9,10 +9,10 @@ from pydantic import BaseModel
 from app.spec import (
     ChatCompletionRequest,
     Framing,
-    Item,
-    Items,
-    Named,
+    NamedEvent,
     Output,
+    Payload,
+    PayloadStream,
     Problem,
     Request,
     Response,
@@ -23,24 +23,24 @@ from app.spec import (
 )
 from app.spec.names import Names
 from app.spec.ollama import request as requests
-from app.spec.ollama.answer import Part, parts, whole
+from app.spec.ollama.answer import PartialAnswer, parts, whole
 from app.spec.ollama.catalogue import Catalogue
 from app.spec.ollama.embeddings import Embedder
 from schemas.ollama_answer_schema import (
     NANOSECONDS,
+    AnswerMetrics,
     ChatLine,
-    Embedding,
-    Embeddings,
-    Ending,
     GenerateLine,
+    OllamaEmbedding,
+    OllamaEmbeddings,
     Processes,
-    Shown,
+    ShownModel,
     Tags,
     Version,
 )
-from schemas.ollama_schema import ChatRequest, GenerateRequest, Generation
+from schemas.ollama_schema import ChatRequest, GenerateRequest, OllamaGenerationRequest
 
-ToLine = Callable[[Part, str], ChatLine | GenerateLine]
+ToLine = Callable[[PartialAnswer, str], ChatLine | GenerateLine]
 NOT_SERVED = {
     "/api/pull": "POST",
     "/api/push": "POST",
@@ -50,7 +50,7 @@ NOT_SERVED = {
 }
 
 
-class OllamaSpec(Spec[Generation]):
+class OllamaSpec(Spec[OllamaGenerationRequest]):
     any_content_type = True
     names: ClassVar[Names] = requests.NAMES
     too_long = requests.TOO_LONG
@@ -60,9 +60,9 @@ class OllamaSpec(Spec[Generation]):
         self._add("/api/chat", self.chat, ChatLine)
         self._add("/api/generate", self.generate, GenerateLine)
         embedder, catalogue = Embedder(server), Catalogue(server)
-        self._add("/api/embed", embedder.embed, Embeddings)
-        self._add("/api/embeddings", embedder.embed_one, Embedding)
-        self._add("/api/show", catalogue.show, Shown)
+        self._add("/api/embed", embedder.embed, OllamaEmbeddings)
+        self._add("/api/embeddings", embedder.embed_one, OllamaEmbedding)
+        self._add("/api/show", catalogue.show, ShownModel)
         self._add("/api/tags", catalogue.tags, Tags, "GET")
         self._add("/api/ps", catalogue.processes, Processes, "GET")
         self._add("/api/version", catalogue.version, Version, "GET")
@@ -81,22 +81,22 @@ class OllamaSpec(Spec[Generation]):
     async def refuse(self, request: Request) -> None:
         raise UnsupportedParameter(request.url.path, "is not served: models are configured by the operator")
 
-    async def _load(self, body: Generation) -> Response:
+    async def _load(self, body: OllamaGenerationRequest) -> Response:
         """What clients ask for by saying nothing."""
         ignored = self.server.ignored(self.ignored(body))
         began = time.perf_counter()
         await self.server.load(requests.model(body.model))
         seconds = time.perf_counter() - began
-        loaded = Part(ending=Ending(done_reason="load", total_duration=round(seconds * NANOSECONDS)))
+        loaded = PartialAnswer(ending=AnswerMetrics(done_reason="load", total_duration=round(seconds * NANOSECONDS)))
         return self.respond(_line(body)(loaded, _name(body)), ignored.headers)
 
-    def names_of(self, request: Generation) -> Names:
+    def names_of(self, request: OllamaGenerationRequest) -> Names:
         return requests.names(request)
 
-    def decode_request(self, request: Generation) -> ChatCompletionRequest:
+    def decode_request(self, request: OllamaGenerationRequest) -> ChatCompletionRequest:
         return requests.chat(request)
 
-    def encode_response(self, output: Output[Generation]) -> Items | Awaitable[Item]:
+    def encode_response(self, output: Output[OllamaGenerationRequest]) -> PayloadStream | Awaitable[Payload]:
         asked = output.request
         to_line, said = _line(asked), parts(output)
         return _lines(said, to_line, _name(asked)) if asked.stream else _one(said, to_line, _name(asked))
@@ -104,25 +104,25 @@ class OllamaSpec(Spec[Generation]):
     def error_body(self, problem: Problem) -> dict[str, Any]:
         return {"error": problem.message}
 
-    def framing(self) -> Framing[Item | Named]:
+    def framing(self) -> Framing[Payload | NamedEvent]:
         return json_lines(self.error_body)
 
-    def ignored(self, request: Generation) -> Iterable[str]:
+    def ignored(self, request: OllamaGenerationRequest) -> Iterable[str]:
         return requests.ignored(request)
 
 
-def _line(asked: Generation) -> ToLine:
-    return Part.chat_line if isinstance(asked, ChatRequest) else Part.generate_line
+def _line(asked: OllamaGenerationRequest) -> ToLine:
+    return PartialAnswer.chat_line if isinstance(asked, ChatRequest) else PartialAnswer.generate_line
 
 
-def _name(asked: Generation) -> str:
+def _name(asked: OllamaGenerationRequest) -> str:
     return asked.model or "default"
 
 
-async def _lines(said: AsyncIterator[Part], to_line: ToLine, model: str) -> Items:
+async def _lines(said: AsyncIterator[PartialAnswer], to_line: ToLine, model: str) -> PayloadStream:
     async for part in said:
         yield to_line(part, model)
 
 
-async def _one(said: AsyncIterator[Part], to_line: ToLine, model: str) -> Item:
+async def _one(said: AsyncIterator[PartialAnswer], to_line: ToLine, model: str) -> Payload:
     return to_line(await whole(said), model)

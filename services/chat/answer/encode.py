@@ -23,19 +23,19 @@ from schemas.generation_schema import Metadata
 from schemas.tool_schema import CalledCustom, CalledFunction, CustomToolCall, MessageToolCall
 from services.chat.answer import logprobs
 from services.chat.answer.padding import padding
-from services.chat.answer.tally import Tally, usage_of
+from services.chat.answer.usage import UsageCounter, usage_of
 from services.chat.events import (
     Arguments,
+    ChoiceReply,
     Compacted,
     Compacting,
     Event,
     Finish,
     Head,
+    OutputEvent,
     Reasoning,
     Reply,
-    Said,
-    SaidCall,
-    Spoken,
+    ReplyToolCall,
     Text,
     ToolCall,
 )
@@ -43,7 +43,7 @@ from services.engine.base import TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ChunkOptions:
     """What an answer has besides its text, if it is asked for."""
 
     usage: bool = False  # in a last chunk
@@ -53,9 +53,9 @@ class Wanted:
     padding: bool = False
 
 
-def wanted(request: ChatCompletionRequest | CompletionRequest) -> Wanted:
+def chunk_options(request: ChatCompletionRequest | CompletionRequest) -> ChunkOptions:
     options = request.stream_options
-    return Wanted(
+    return ChunkOptions(
         usage=options is not None and options.include_usage,
         usage_so_far=options is not None and options.continuous_usage_stats,
         token_ids=request.return_token_ids,
@@ -68,8 +68,8 @@ class ChunkEncoder:
     """Of one answer: the role of each choice first, then what is generated, then each finish alone; the usage last, or
     null on all others."""
 
-    def __init__(self, wanted: Wanted, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._wanted = wanted
+    def __init__(self, chunk_options: ChunkOptions, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._wanted = chunk_options
         self._clock = clock
 
     def chunks(self, event: Event) -> list[ChatCompletionChunk]:
@@ -79,14 +79,14 @@ class ChunkEncoder:
             return [self._event(event)]
         self._head = event
         self._frame = _frame(event)
-        self._tally = Tally(event)
+        self._tally = UsageCounter(event)
         return [self._chunk(index, Delta(role="assistant", content="", refusal=None)) for index in range(event.n)]
 
     def end(self) -> list[ChatCompletionChunk]:
         """After the last event."""
         return [self._last()] if self._wanted.usage and self._tally.is_whole else []
 
-    def _event(self, event: Spoken | Finish) -> ChatCompletionChunk:
+    def _event(self, event: OutputEvent | Finish) -> ChatCompletionChunk:
         delta = _delta(event)
         if self._wanted.token_ids and event.token_ids:
             delta.token_ids = list(event.token_ids)
@@ -108,26 +108,29 @@ class ChunkEncoder:
             arrival_time=round(self._clock() - self._head.arrived, 6),
         )
         chunk = self._frame.model_copy(update={"choices": [choice]})
-        furnish(chunk, choice, self._wanted, self._tally)
+        add_options(chunk, choice, self._wanted, self._tally)
         return chunk
 
     def _last(self) -> ChatCompletionChunk:
         return self._frame.model_copy(update={"usage": self._tally.usage()})
 
 
-def furnish(
-    chunk: ChatCompletionChunk | Completion, choice: ChunkChoice | CompletionChoice, wanted: Wanted, tally: Tally
+def add_options(
+    chunk: ChatCompletionChunk | Completion,
+    choice: ChunkChoice | CompletionChoice,
+    chunk_options: ChunkOptions,
+    tally: UsageCounter,
 ) -> None:
     """With what is sent beside its one choice, if it is asked for."""
-    if wanted.usage_so_far:
+    if chunk_options.usage_so_far:
         chunk.usage = tally.usage()
-    elif wanted.usage:
+    elif chunk_options.usage:
         chunk.usage = None  # set, so that it is sent
-    if wanted.padding:
+    if chunk_options.padding:
         chunk.obfuscation = padding(choice)
 
 
-def _delta(event: Spoken | Finish) -> Delta:
+def _delta(event: OutputEvent | Finish) -> Delta:
     match event:
         case Text(text):
             return Delta(content=text)
@@ -147,44 +150,44 @@ def _delta(event: Spoken | Finish) -> Delta:
             return Delta()
 
 
-def completion(reply: Reply, metadata: Metadata, wanted: Wanted) -> ChatCompletion:
+def completion(reply: Reply, metadata: Metadata, chunk_options: ChunkOptions) -> ChatCompletion:
     head = reply.head
     assert head
     return ChatCompletion(
         id=head.id,
         created=head.created,
         model=head.model,
-        choices=[_choice(index, said, wanted) for index, said in enumerate(reply.choices)],
+        choices=[_choice(index, said, chunk_options) for index, said in enumerate(reply.choices)],
         usage=usage_of(reply),
         system_fingerprint=head.fingerprint,
         service_tier=head.service_tier,
         metadata=metadata or None,
-        conversation=reference(head.conversation_id),
+        conversation=conversation_ref(head.conversation_id),
     )
 
 
-def _choice(index: int, said: Said, wanted: Wanted) -> Choice:
+def _choice(index: int, said: ChoiceReply, chunk_options: ChunkOptions) -> Choice:
     assert said.finish
     return Choice(
         index=index,
-        message=_message(said, wanted),
-        logprobs=_logprobs(said.logprobs) if wanted.logprobs else None,
+        message=_message(said, chunk_options),
+        logprobs=_logprobs(said.logprobs) if chunk_options.logprobs else None,
         finish_reason=said.finish.reason,
     )
 
 
-def _message(said: Said, wanted: Wanted) -> AssistantMessage:
+def _message(said: ChoiceReply, chunk_options: ChunkOptions) -> AssistantMessage:
     message = AssistantMessage(content=said.text or (None if said.calls else ""))
     if said.reasoning:
         message.reasoning_content = said.reasoning
     if said.calls:
         message.tool_calls = [_call(call) for call in said.calls]
-    if wanted.token_ids:
+    if chunk_options.token_ids:
         message.token_ids = said.token_ids
     return message
 
 
-def _call(call: SaidCall) -> MessageToolCall | CustomToolCall:
+def _call(call: ReplyToolCall) -> MessageToolCall | CustomToolCall:
     if call.kind == "custom":
         return CustomToolCall(id=call.id, custom=CalledCustom(name=call.name, input=call.arguments))
     return MessageToolCall(id=call.id, function=CalledFunction(name=call.name, arguments=call.arguments))
@@ -207,9 +210,9 @@ def _frame(head: Head) -> ChatCompletionChunk:
     if head.service_tier:
         frame.service_tier = head.service_tier
     if head.conversation_id:
-        frame.conversation = reference(head.conversation_id)
+        frame.conversation = conversation_ref(head.conversation_id)
     return frame
 
 
-def reference(conversation_id: str | None) -> ConversationRef | None:
+def conversation_ref(conversation_id: str | None) -> ConversationRef | None:
     return ConversationRef(id=conversation_id) if conversation_id else None

@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 from math import isnan
 
 from schemas.completion_schema import Completion, CompletionChoice, CompletionLogprobs
-from services.chat.answer.encode import Wanted, furnish
+from services.chat.answer.encode import ChunkOptions, add_options
 from services.chat.answer.logprobs import bounded
-from services.chat.answer.tally import Tally, usage_of
-from services.chat.events import Event, Finish, Head, Reply, Said, Text
+from services.chat.answer.usage import UsageCounter, usage_of
+from services.chat.events import ChoiceReply, Event, Finish, Head, Reply, Text
 from services.engine.base import TokenLogprob
 
 
 class ChunkEncoder:
     """Of one answer: text, then each finish alone; the usage last, or a null on each but that."""
 
-    def __init__(self, wanted: Wanted, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, wanted: ChunkOptions, clock: Callable[[], float] = time.perf_counter) -> None:
         self._wanted = wanted
         self._clock = clock
         self._offsets: defaultdict[int, _Offsets] = defaultdict(_Offsets)
@@ -27,7 +27,7 @@ class ChunkEncoder:
             case Head():
                 self._head = event
                 self._frame = _frame(event)
-                self._tally = Tally(event)
+                self._tally = UsageCounter(event)
             case Text() | Finish():
                 return [self._event(event)]
         return []
@@ -56,14 +56,14 @@ class ChunkEncoder:
         if self._wanted.token_ids and event.token_ids:
             choice.token_ids = list(event.token_ids)
         chunk = self._frame.model_copy(update={"choices": [choice]})
-        furnish(chunk, choice, self._wanted, self._tally)
+        add_options(chunk, choice, self._wanted, self._tally)
         return chunk
 
     def _last(self) -> Completion:
         return self._frame.model_copy(update={"usage": self._tally.usage()})
 
 
-def completion(reply: Reply, wanted: Wanted, n: int) -> Completion:
+def completion(reply: Reply, wanted: ChunkOptions, n: int) -> Completion:
     """Of each prompt the `n` likeliest choices, likeliest first, if more than those were drawn."""
     head = reply.head
     assert head
@@ -75,16 +75,16 @@ def completion(reply: Reply, wanted: Wanted, n: int) -> Completion:
     return answer
 
 
-def _likeliest(choices: Sequence[Said], n: int) -> Sequence[Said]:
+def _likeliest(choices: Sequence[ChoiceReply], n: int) -> Sequence[ChoiceReply]:
     return choices if len(choices) == n else sorted(choices, key=_mean_logprob, reverse=True)[:n]
 
 
-def _mean_logprob(said: Said) -> float:
+def _mean_logprob(said: ChoiceReply) -> float:
     logprobs = [token.logprob for token in said.logprobs]
     return sum(logprobs) / len(logprobs) if logprobs else 0.0
 
 
-def _choice(index: int, said: Said, wanted: Wanted) -> CompletionChoice:
+def _choice(index: int, said: ChoiceReply, wanted: ChunkOptions) -> CompletionChoice:
     choice = CompletionChoice(
         text=said.text,
         index=index,

@@ -10,10 +10,13 @@ UNLIKELY = -9999.0  # in place of minus infinity, which JSON does not have
 
 
 def tokens(given: Iterable[TokenLogprob]) -> list[Token]:
-    return [Token(**weighed(token), top_logprobs=[TopToken(**weighed(each)) for each in token.top]) for token in given]
+    return [
+        Token(**token_logprob(token), top_logprobs=[TopToken(**token_logprob(each)) for each in token.top])
+        for token in given
+    ]
 
 
-def weighed(token: TokenLogprob) -> dict[str, Any]:
+def token_logprob(token: TokenLogprob) -> dict[str, Any]:
     return {"token": token.text, "logprob": bounded(token), "bytes": list(token.raw)}
 
 

@@ -3,13 +3,13 @@
 from typing import Any, Literal
 
 from services.chat import call_items
-from services.chat.answer.logprobs import weighed
-from services.chat.events import Arguments, Compacted, Compacting, Finish, Reasoning, Spoken, Text, ToolCall
+from services.chat.answer.logprobs import token_logprob
+from services.chat.events import Arguments, Compacted, Compacting, Finish, OutputEvent, Reasoning, Text, ToolCall
 from services.chat.items import PREFIX, Item, output_text, reasoning
 from services.engine.base import TokenLogprob
 
 
-class Output:
+class OutputItems:
     """The fold of one choice's events into items, in the order in which they began.
 
     Their ids follow from the reply's: whoever folds the same events gets the same items.
@@ -22,11 +22,11 @@ class Output:
         self._calls: list[int] = []  # where each is among the items
         self._searches: dict[int, str] = {}  # what has come of their arguments
 
-    def add(self, event: Spoken | Compacting | Compacted) -> int | None:
+    def add(self, event: OutputEvent | Compacting | Compacted) -> int | None:
         """The item it belongs to; None where there is nothing to show."""
         match event:
             case ToolCall():
-                self._calls.append(self._begin(call_items.begun(event)))
+                self._calls.append(self._begin(call_items.new_call_item(event)))
                 return self._calls[-1]
             case Arguments(text, call):
                 self._add_to_call(self._calls[call], text)
@@ -56,13 +56,13 @@ class Output:
 
     def _add_to_call(self, index: int, text: str) -> None:
         item = self.items[index]
-        if key := call_items.GROWS.get(item["type"]):
+        if key := call_items.STREAMED_KEYS.get(item["type"]):
             item[key] += text
             return
         self._searches[index] = searched = self._searches.get(index, "") + text
-        item["arguments"] = call_items.read(searched) if searched.rstrip().endswith("}") else {}
+        item["arguments"] = call_items.parse_arguments(searched) if searched.rstrip().endswith("}") else {}
 
-    def logprobs(self, event: Spoken) -> list[dict[str, Any]]:
+    def logprobs(self, event: OutputEvent) -> list[dict[str, Any]]:
         """Those that are wanted."""
         return [logprob(each) for each in event.logprobs] if self._logprobs else []
 
@@ -88,7 +88,7 @@ def _message() -> Item:
 
 
 def logprob(token: TokenLogprob) -> dict[str, Any]:
-    return {**weighed(token), "top_logprobs": [weighed(each) for each in token.top]}
+    return {**token_logprob(token), "top_logprobs": [token_logprob(each) for each in token.top]}
 
 
 def status(finish: Finish | None) -> Literal["completed", "incomplete"]:

@@ -12,7 +12,7 @@ from schemas.response_answer_schema import (
     IncompleteDetails,
     InputTokensDetails,
     ItemEvent,
-    LifeEvent,
+    LifecycleEvent,
     OutputTokensDetails,
     PartEvent,
     Response,
@@ -23,26 +23,26 @@ from schemas.response_answer_schema import (
     SummaryEvent,
 )
 from services.chat import call_items
-from services.chat.answer.output import Output, status
-from services.chat.answer.thoughts import Thoughts, summary_part
+from services.chat.answer.output import OutputItems, status
+from services.chat.answer.reasoning_output import ReasoningOutput, summary_part
 from services.chat.compaction.item import shown
-from services.chat.events import Arguments, Compacted, Compacting, Event, Finish, Head, Reasoning, Spoken, Text
-from services.chat.items import Item, text_of_thought
+from services.chat.events import Arguments, Compacted, Compacting, Event, Finish, Head, OutputEvent, Reasoning, Text
+from services.chat.items import Item, reasoning_text
 from services.errors import InvalidRequest, Overloaded, ServiceError, Stopped, Unavailable
 
 INTERRUPTED = "interrupted"
 
 # What the event is called that a response ends with, by its status.
-TYPE = {
+FINAL_EVENTS = {
     "completed": "response.completed",
     "incomplete": "response.incomplete",
     "failed": "response.failed",
     "cancelled": "response.incomplete",  # the contract has no event of that name
 }
-SAYS = {"message": "response.output_text", "reasoning": "response.reasoning_text"}
+TEXT_EVENTS = {"message": "response.output_text", "reasoning": "response.reasoning_text"}
 
 # Of a search for tools there is the item alone.
-CALLS = {
+CALL_EVENTS = {
     "function_call": "response.function_call_arguments",
     "custom_tool_call": "response.custom_tool_call_input",
 }
@@ -54,14 +54,14 @@ class ResponseEncoder:
     def __init__(
         self,
         response: Response,
-        output: Output,
+        output: OutputItems,
         clock: Callable[[], float] = time.time,
-        thoughts: Thoughts | None = None,
+        thoughts: ReasoningOutput | None = None,
     ) -> None:
         self.response = response
         self._output = output
         self._clock = clock
-        self._thoughts = thoughts or Thoughts()
+        self._thoughts = thoughts or ReasoningOutput()
         self._summary = ""  # of the open thought, as far as it was told
         self._open: int | None = None
         self._number = -1
@@ -80,7 +80,7 @@ class ResponseEncoder:
         self.response.status = "in_progress"
         return self._life("response.in_progress")
 
-    def said(self, event: Spoken | Compacting | Compacted) -> Iterator[ResponseEvent]:
+    def said(self, event: OutputEvent | Compacting | Compacted) -> Iterator[ResponseEvent]:
         index = self._output.add(replace(event, item=shown(event.item)) if isinstance(event, Compacted) else event)
         if index is None:
             return
@@ -88,7 +88,7 @@ class ResponseEncoder:
             yield from self._close()
             yield from self._begin(index)
         match event:
-            case Arguments(text) if self._item["type"] in CALLS:
+            case Arguments(text) if self._item["type"] in CALL_EVENTS:
                 yield self._call(".delta", delta=text)
             case Reasoning() if self._thoughts.summarised:
                 yield from self._summarise()
@@ -118,7 +118,7 @@ class ResponseEncoder:
                 self.response.incomplete_details = IncompleteDetails(reason=INTERRUPTED)
                 yield from self._end("incomplete")
             case _:
-                self.response.error = ResponseError(code=code_of(error), message=error.message)
+                self.response.error = ResponseError(code=error_code(error), message=error.message)
                 yield from self._end("failed")
 
     def _end(self, how: str) -> Iterator[ResponseEvent]:
@@ -131,7 +131,7 @@ class ResponseEncoder:
         self.response.status = how  # type: ignore[assignment]  # one of its values
         if how == "completed":
             self.response.completed_at = int(self._clock())
-        yield self._life(TYPE[how])
+        yield self._life(FINAL_EVENTS[how])
 
     def _begin(self, index: int) -> Iterator[ResponseEvent]:
         self._open = index
@@ -140,7 +140,7 @@ class ResponseEncoder:
         if self._is_summary(item):
             self._summary = ""
             yield self._event(SummaryEvent, "response.reasoning_summary_part.added", part=summary_part(""))
-        elif item["type"] in SAYS:
+        elif item["type"] in TEXT_EVENTS:
             yield self._event(PartEvent, "response.content_part.added", part=_silent(item["content"][0]))
 
     def _is_summary(self, item: Item) -> bool:
@@ -148,7 +148,7 @@ class ResponseEncoder:
 
     def _summarise(self) -> Iterator[ResponseEvent]:
         """What a thought that has grown adds to its summary."""
-        told, self._summary = self._summary, self._thoughts.summary(text_of_thought(self._item))
+        told, self._summary = self._summary, self._thoughts.summary(reasoning_text(self._item))
         if delta := self._summary[len(told) :]:
             yield self._event(SummaryEvent, "response.reasoning_summary_text.delta", delta=delta)
 
@@ -161,12 +161,12 @@ class ResponseEncoder:
         if self._is_summary(item):
             yield self._event(SummaryEvent, "response.reasoning_summary_text.done", text=self._summary)
             yield self._event(SummaryEvent, "response.reasoning_summary_part.done", part=summary_part(self._summary))
-        elif item["type"] in SAYS:
+        elif item["type"] in TEXT_EVENTS:
             part = item["content"][0]
             spoken = {"text": part["text"], **({"logprobs": part["logprobs"]} if "logprobs" in part else {})}
-            yield self._event(PartEvent, SAYS[item["type"]] + ".done", **deepcopy(spoken))
+            yield self._event(PartEvent, TEXT_EVENTS[item["type"]] + ".done", **deepcopy(spoken))
             yield self._event(PartEvent, "response.content_part.done", part=deepcopy(part))
-        elif item["type"] in CALLS:
+        elif item["type"] in CALL_EVENTS:
             yield self._call(".done", **_whole_call(item))
         yield self._event(ItemEvent, "response.output_item.done", item=self._thoughts.shown(item))
         self._open = None
@@ -175,10 +175,10 @@ class ResponseEncoder:
         said: dict[str, Any] = {"delta": event.text}
         if isinstance(event, Text):
             said["logprobs"] = self._output.logprobs(event)
-        return self._event(PartEvent, SAYS[self._item["type"]] + ".delta", **said)
+        return self._event(PartEvent, TEXT_EVENTS[self._item["type"]] + ".delta", **said)
 
     def _call(self, what: str, **fields: str) -> ResponseEvent:
-        return self._event(CallEvent, CALLS[self._item["type"]] + what, **fields)
+        return self._event(CallEvent, CALL_EVENTS[self._item["type"]] + what, **fields)
 
     @property
     def _item(self) -> Item:
@@ -198,7 +198,7 @@ class ResponseEncoder:
 
     def _life(self, type: str) -> ResponseEvent:
         self._number += 1
-        return LifeEvent(type=type, sequence_number=self._number, response=self.response.model_copy())
+        return LifecycleEvent(type=type, sequence_number=self._number, response=self.response.model_copy())
 
 
 async def response_events(encoder: ResponseEncoder, said: AsyncIterator[Event]) -> AsyncGenerator[ResponseEvent, None]:
@@ -217,14 +217,14 @@ async def response_events(encoder: ResponseEncoder, said: AsyncIterator[Event]) 
             yield each
 
 
-def framed(event: ResponseEvent) -> StreamEvent:
+def stream_event(event: ResponseEvent) -> StreamEvent:
     """As it is kept and sent. A response is told with all its fields, of all else only what there is."""
-    data = event.model_dump_json(exclude_none=not isinstance(event, LifeEvent))
-    last = event.type in TYPE.values()
+    data = event.model_dump_json(exclude_none=not isinstance(event, LifecycleEvent))
+    last = event.type in FINAL_EVENTS.values()
     return StreamEvent(number=event.sequence_number, type=event.type, data=data, last=last)
 
 
-def code_of(error: ServiceError) -> str:
+def error_code(error: ServiceError) -> str:
     match error:
         case Overloaded():
             return "rate_limit_exceeded"
@@ -238,8 +238,8 @@ def _emptied(item: Item) -> Item:
     """As it began."""
     if item["type"] == "compaction":
         return item | {"encrypted_content": ""}
-    if item["type"] not in SAYS:
-        return call_items.emptied(item)
+    if item["type"] not in TEXT_EVENTS:
+        return call_items.without_arguments(item)
     return item | {"content": [], "status": "in_progress"}
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.generation_schema import Metadata
-from schemas.stored_schema import StoredChatCompletion, StoredMessage
+from schemas.stored_schema import StoredChatCompletion, StoredChatMessage
 from services.chat import items
 from services.chat.answer import encode
-from services.chat.answer.encode import Wanted
+from services.chat.answer.encode import ChunkOptions
 from services.chat.events import Reply
 from services.chat.items import Item
 from services.chat.request import contents, prompt
@@ -19,24 +19,24 @@ KEPT = {
 }
 
 
-def asked(request: ChatCompletionRequest) -> dict[str, Any]:
+def request_facts(request: ChatCompletionRequest) -> dict[str, Any]:
     """What is kept of a request besides its messages."""
     kept = request.model_dump(mode="json", include=KEPT, exclude_defaults=True)
     tier = prompt.served_tier(request.service_tier)
     return kept | ({"service_tier": tier} if tier else {})
 
 
-def completion(reply: Reply, asked: Mapping[str, Any], metadata: Metadata, status: str) -> StoredChatCompletion:
-    told = encode.completion(reply, metadata, Wanted(logprobs=bool(asked.get("logprobs"))))
-    shown = {name: value for name, value in asked.items() if name != "logprobs"}
+def completion(reply: Reply, request_facts: Mapping[str, Any], metadata: Metadata, status: str) -> StoredChatCompletion:
+    told = encode.completion(reply, metadata, ChunkOptions(logprobs=bool(request_facts.get("logprobs"))))
+    shown = {name: value for name, value in request_facts.items() if name != "logprobs"}
     how = {"metadata": metadata, "status": None if status == "completed" else status}
     return StoredChatCompletion.model_validate(told.model_dump() | shown | how)
 
 
-def messages(completion_id: str, given: Sequence[Item]) -> list[StoredMessage]:
+def messages(completion_id: str, given: Sequence[Item]) -> list[StoredChatMessage]:
     """Their ids say which place they had."""
     return [
-        StoredMessage(
+        StoredChatMessage(
             id=f"{completion_id}-{index}",
             role=message.role,
             content=contents.text(message.content) if message.content is not None else None,
@@ -46,5 +46,5 @@ def messages(completion_id: str, given: Sequence[Item]) -> list[StoredMessage]:
             tool_calls=message.tool_calls or None,
             tool_call_id=message.tool_call_id,
         )
-        for index, message in enumerate(items.messages(given))
+        for index, message in enumerate(items.to_messages(given))
     ]

@@ -60,5 +60,5 @@ class Plan:
         return [*self.kept, message, *self.after]
 
     def item(self, summary: str, seal: Seal) -> Item:
-        before = tuple(items.of_messages(self.kept)) if self.stands_alone else None
-        return sealed(Compaction(summary, before, tuple(items.of_messages(self.after))), seal)
+        before = tuple(items.from_messages(self.kept)) if self.stands_alone else None
+        return sealed(Compaction(summary, before, tuple(items.from_messages(self.after))), seal)

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from services.chat.events import Event, Finish, Head, Reasoning, Spoken, Text
+from services.chat.events import Event, Finish, Head, OutputEvent, Reasoning, Text
 from services.chat.formats.base import OutputFormat
 from services.chat.parsing.output_parser import OutputParser
 from services.engine.base import Piece, TokenLogprob
@@ -20,7 +20,8 @@ def events(
 ) -> AsyncGenerator[Event, None]:
     """The head, then the events of each stream as they come, each behind its echo."""
     choices = [
-        Choice(format, index, head.prompt_of(index), echoes[index] if echoes else "") for index in range(len(streams))
+        ChoiceParser(format, index, head.prompt_of(index), echoes[index] if echoes else "")
+        for index in range(len(streams))
     ]
     if len(streams) == 1:
         return _parsed(choices[0], streams[0], head)
@@ -28,13 +29,13 @@ def events(
 
 
 @dataclass(frozen=True, slots=True)
-class Tokens:
+class TokenSpan:
     start: int  # of their text, in characters of the answer
     ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...]
 
 
-class Choice:
+class ChoiceParser:
     """Hands tokens over with the event that their text is in; those of markers go with the event after."""
 
     def __init__(self, format: OutputFormat, index: int, prompt_tokens: int, echo: str = "") -> None:
@@ -43,14 +44,14 @@ class Choice:
         self._parser = OutputParser(format, index)
         self._index = index
         self._prompt_tokens = prompt_tokens
-        self._tokens: deque[Tokens] = deque()
+        self._tokens: deque[TokenSpan] = deque()
         self._num_read = 0  # characters
         self._completion_tokens = 0
         self._reasoning_tokens = 0
         self._cached_tokens = 0
 
-    def feed(self, piece: Piece) -> list[Spoken | Finish]:
-        events: list[Spoken | Finish] = [*self._echoed(piece), *self._parsed(piece)]
+    def feed(self, piece: Piece) -> list[OutputEvent | Finish]:
+        events: list[OutputEvent | Finish] = [*self._echoed(piece), *self._parsed(piece)]
         if piece.finish or self.is_over:
             events += self._finished(piece)
         return events
@@ -60,10 +61,10 @@ class Choice:
         echo, self._echo = self._echo, ""
         return [Text(echo, logprobs=piece.prompt, index=self._index)] if echo or piece.prompt else []
 
-    def _parsed(self, piece: Piece) -> list[Spoken]:
+    def _parsed(self, piece: Piece) -> list[OutputEvent]:
         self._completion_tokens += len(piece.token_ids)
         if piece.token_ids or piece.logprobs:
-            self._tokens.append(Tokens(self._num_read, piece.token_ids, piece.logprobs))
+            self._tokens.append(TokenSpan(self._num_read, piece.token_ids, piece.logprobs))
         self._num_read += len(piece.text)
         self._cached_tokens = max(self._cached_tokens, piece.cached_tokens)
         parts = self._parser.feed(piece.text, may_stop=self._completion_tokens > self._format.min_tokens)
@@ -74,8 +75,8 @@ class Choice:
         """A stop string came, of which the engine does not know."""
         return self._parser.stopped_by is not None
 
-    def _finished(self, last: Piece) -> list[Spoken | Finish]:
-        said: list[Spoken | Finish] = [self._with_tokens(part.event, part.end) for part in self._parser.finish()]
+    def _finished(self, last: Piece) -> list[OutputEvent | Finish]:
+        said: list[OutputEvent | Finish] = [self._with_tokens(part.event, part.end) for part in self._parser.finish()]
         if any(tokens.logprobs for tokens in self._tokens) and not self.is_over:
             said.append(self._with_tokens(Text("", index=self._index), self._num_read + 1))  # each is told
         return [*said, self._finish(last)]
@@ -95,7 +96,7 @@ class Choice:
             stop=self._parser.stopped_by or last.stop,
         )
 
-    def _with_tokens(self, event: Spoken, end: int) -> Spoken:
+    def _with_tokens(self, event: OutputEvent, end: int) -> OutputEvent:
         ids: tuple[int, ...] = ()
         logprobs: tuple[TokenLogprob, ...] = ()
         while self._tokens and self._tokens[0].start < end:
@@ -109,7 +110,7 @@ class Choice:
 
 
 async def _parsed(
-    choice: Choice, pieces: AsyncGenerator[Piece, None], head: Head | None = None
+    choice: ChoiceParser, pieces: AsyncGenerator[Piece, None], head: Head | None = None
 ) -> AsyncGenerator[Event, None]:
     if head:
         yield head

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from services.chat.events import Reasoning, Text
 from services.chat.formats.base import OutputFormat, Step
 from services.chat.parsing.call_writer import CallWriter
-from services.chat.parsing.scanner import Part, Scanner
+from services.chat.parsing.scanner import ParsedEvent, Scanner
 from services.engine.stop_strings import first, overlap
 
 
@@ -29,18 +29,18 @@ class OutputParser:
     def num_calls(self) -> int:
         return self._calls.num_calls
 
-    def feed(self, text: str, *, may_stop: bool = True) -> list[Part]:
+    def feed(self, text: str, *, may_stop: bool = True) -> list[ParsedEvent]:
         self._scanner.text += text
         self._stops = self._format.stop if may_stop else ()
         return self._run()
 
-    def finish(self) -> list[Part]:
+    def finish(self) -> list[ParsedEvent]:
         self._scanner.is_over = True
         parts = self._run()
         self._calls.end()
         return parts + self._scanner.parts()
 
-    def _run(self) -> list[Part]:
+    def _run(self) -> list[ParsedEvent]:
         while self._step():
             pass
         return self._scanner.parts()

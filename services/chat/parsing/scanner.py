@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from services.chat.events import Reasoning, Spoken, Text
+from services.chat.events import OutputEvent, Reasoning, Text
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    event: Spoken
+class ParsedEvent:
+    event: OutputEvent
     end: int  # of the characters it was made from, counted from the beginning of the answer
 
 
@@ -17,7 +17,7 @@ class Scanner:
         self.text = ""  # not understood yet
         self.is_over = False  # nothing more will come
         self._num_taken = 0
-        self._parts: list[Part] = []
+        self._parts: list[ParsedEvent] = []
 
     def take(self, size: int) -> str:
         taken, self.text = self.text[:size], self.text[size:]
@@ -37,15 +37,15 @@ class Scanner:
         """Whether more text could make this (or all that is not understood) the marker's beginning."""
         return not self.is_over and marker.startswith(self.text if text is None else text)
 
-    def emit(self, event: Spoken) -> None:
-        self._parts.append(Part(event, self._num_taken))
+    def emit(self, event: OutputEvent) -> None:
+        self._parts.append(ParsedEvent(event, self._num_taken))
 
     def emit_text(self, kind: type[Text | Reasoning], size: int) -> None:
         """The next characters, if there are any, as content or as a thought."""
         if text := self.take(size):
             self.emit(kind(text, index=self.index))
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[ParsedEvent]:
         """What has been made since the last time."""
         parts, self._parts = self._parts, []
         return parts

@@ -16,7 +16,7 @@ TEXTS = ("text", "refusal")
 PROBE = "parley"
 PLACEHOLDER = "A text contains what stands for an image in this model's prompts"
 
-Part = Mapping[str, Any]
+ContentPart = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +47,14 @@ def _shows(tokenizer: Tokenizer, content: object) -> bool:
     return PROBE in text and "'text'" not in text  # a list that is only printed is not understood
 
 
-def text(content: str | Sequence[Part] | None) -> str:
+def text(content: str | Sequence[ContentPart] | None) -> str:
     """Content as one string; images have none."""
     if content is None or isinstance(content, str):
         return content or ""
     return "".join(part[part["type"]] for part in content if part["type"] in TEXTS)
 
 
-def kept(content: str | Sequence[Part] | None) -> str | list[Part]:
+def kept(content: str | Sequence[ContentPart] | None) -> str | list[ContentPart]:
     """One string wherever that says all of it."""
     if content is None or isinstance(content, str) or all(part["type"] in TEXTS for part in content):
         return text(content)
@@ -65,10 +65,10 @@ def shaped(messages: Sequence[Message], taken: Form, placeholder: str = "") -> l
     return [each | {"content": _shaped(each.get("content"), taken, placeholder)} for each in messages]
 
 
-def _shaped(content: str | Sequence[Part] | None, taken: Form, placeholder: str) -> object:
+def _shaped(content: str | Sequence[ContentPart] | None, taken: Form, placeholder: str) -> object:
     if content is None or (isinstance(content, str) and taken.strings):
         return content
-    parts: Sequence[Part] = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    parts: Sequence[ContentPart] = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if taken.parts:
         return [
             {"type": "text", "text": text([part])} if part["type"] in TEXTS else {"type": "image"} for part in parts

@@ -13,10 +13,10 @@ from schemas.ignored_keys import MOST, ignored_keys
 from services.errors import UnsupportedParameter
 
 Unsupported = Mapping[str, tuple[object, ...]]  # name -> the values that ask for nothing
-Note = Callable[[Iterable[str]], None]  # takes the names of what is left aside; a strict server raises there
+ReportIgnored = Callable[[Iterable[str]], None]  # takes the names of what is left aside; a strict server raises there
 
 
-def unnoted(names: Iterable[str]) -> None:
+def report_nothing(names: Iterable[str]) -> None:
     """For those who have nobody to tell."""
 
 

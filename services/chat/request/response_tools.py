@@ -15,14 +15,14 @@ from schemas.response_schema import ResponseInput
 from services.chat.events import Callee
 from services.chat.names import SEARCH, flat
 
-Given = Mapping[str, Any]
+ToolJson = Mapping[str, Any]
 
 SEARCH_PARAMETERS = {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]}
 FOUND = "input"  # where tools come from that a search has found
 
 
 @dataclass(frozen=True, slots=True)
-class Flat:
+class FlatTool:
     place: str  # in the response's request
     callee: Callee
 
@@ -30,27 +30,27 @@ class Flat:
 class FlatRequest(ChatCompletionRequest):
     """A chat completion that a response asks for."""
 
-    _flat: dict[int, Flat] = PrivateAttr(default_factory=dict)
+    _flat: dict[int, FlatTool] = PrivateAttr(default_factory=dict)
 
     @property
-    def flat(self) -> Mapping[int, Flat]:
+    def flat(self) -> Mapping[int, FlatTool]:
         """By place among its tools: those that the client knows by other names."""
         return self._flat
 
-    def flatten(self, flat: dict[int, Flat]) -> None:
+    def flatten(self, flat: dict[int, FlatTool]) -> None:
         self._flat = flat
 
 
 @dataclass(slots=True)
-class Tools:
+class FlatTools:
     """Those of one request. What cannot be called keeps its place, so that those of all others are the same."""
 
     tools: list[dict[str, Any]] = field(default_factory=list)
-    flat: dict[int, Flat] = field(default_factory=dict)
+    flat: dict[int, FlatTool] = field(default_factory=dict)
     _callees: dict[str, Callee] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, request: ResponseInput, messages: Iterable[ChatMessage]) -> "Tools":
+    def of(cls, request: ResponseInput, messages: Iterable[ChatMessage]) -> "FlatTools":
         read = cls()
         found = [tool for message in messages for tool in message.found_tools]
         searches = has_search(request)
@@ -72,7 +72,7 @@ class Tools:
         chosen = [one for each in choice["tools"] for one in self._chosen(each)]
         return {"type": "allowed_tools", "allowed_tools": {"mode": choice["mode"], "tools": chosen}}
 
-    def _add_top(self, tool: Given, *, deferred: bool) -> None:
+    def _add_top(self, tool: ToolJson, *, deferred: bool) -> None:
         match tool:
             case {"type": "function" | "custom"} if not deferred:
                 self._add(tool, Callee(tool["name"], tool["type"]))
@@ -83,18 +83,18 @@ class Tools:
             case _:
                 self.tools.append({"type": tool["type"] if tool["type"] not in ("function", "custom") else "deferred"})
 
-    def _add_members(self, namespace: Given, place: str, *, searches: bool) -> None:
+    def _add_members(self, namespace: ToolJson, place: str, *, searches: bool) -> None:
         for index, tool in enumerate(namespace["tools"]):
             if searches and (tool.get("defer_loading") or namespace.get("defer_loading")):
                 continue
             self._add_member(tool, namespace, f"{place}.{index}")
 
-    def _add_member(self, tool: Given, namespace: Given, place: str) -> None:
+    def _add_member(self, tool: ToolJson, namespace: ToolJson, place: str) -> None:
         if tool["type"] in ("function", "custom"):
             about = " ".join(filter(None, [namespace.get("description"), tool.get("description")]))
             self._add({**tool, "description": about}, Callee(tool["name"], tool["type"], namespace["name"]), place)
 
-    def _add_found(self, tool: Given) -> None:
+    def _add_found(self, tool: ToolJson) -> None:
         known = self._callees.values()
         match tool:
             case {"type": "namespace", "tools": list(tools), "name": name}:
@@ -104,14 +104,14 @@ class Tools:
             case {"type": "function" | "custom"} if Callee(tool["name"], tool["type"]) not in known:
                 self._add(tool, Callee(tool["name"], tool["type"]), FOUND)
 
-    def _add(self, tool: Given, callee: Callee, place: str | None = None) -> None:
+    def _add(self, tool: ToolJson, callee: Callee, place: str | None = None) -> None:
         name = flat(callee.name, callee.namespace, self._callees)
         self._callees.setdefault(name, callee)
         place = place or f"tools.{len(self.tools)}"
-        self.flat[len(self.tools)] = Flat(place, callee)
+        self.flat[len(self.tools)] = FlatTool(place, callee)
         self.tools.append(_as_chat(tool, name))
 
-    def _chosen(self, choice: Given) -> Iterator[dict[str, Any]]:
+    def _chosen(self, choice: ToolJson) -> Iterator[dict[str, Any]]:
         """By its namespace and name, by its flat name, or by its name alone where only one has it."""
         match choice:
             case {"type": "namespace", "name": namespace}:
@@ -135,7 +135,7 @@ def has_search(request: ResponseInput) -> bool:
     return any(tool["type"] == SEARCH and tool.get("execution") == "client" for tool in request.tools)
 
 
-def unheeded(request: ResponseInput) -> Iterator[str]:
+def ignored_deferrals(request: ResponseInput) -> Iterator[str]:
     """Wishes to defer tools, where nothing searches for them."""
     if has_search(request):
         return
@@ -146,7 +146,7 @@ def unheeded(request: ResponseInput) -> Iterator[str]:
             yield f"tools.{place}.defer_loading"
 
 
-def _is_deferred(tool: Given) -> bool:
+def _is_deferred(tool: ToolJson) -> bool:
     return bool(tool.get("defer_loading"))
 
 
@@ -155,7 +155,7 @@ def _one(name: str, callee: Callee) -> dict[str, Any]:
     return {"type": kind, kind: {"name": name}}
 
 
-def _as_chat(tool: Given, name: str) -> dict[str, Any]:
+def _as_chat(tool: ToolJson, name: str) -> dict[str, Any]:
     kind = tool["type"]
     fields = {key: value for key, value in tool.items() if key not in ("type", "defer_loading")} | {"name": name}
     if kind == "custom" and (format := fields.get("format")) and format["type"] == "grammar":

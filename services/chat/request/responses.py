@@ -9,12 +9,12 @@ from pydantic import ValidationError
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage
 from schemas.ignored_keys import Kept
 from schemas.response_answer_schema import Response
-from schemas.response_schema import CompactRequest, ResponseContext, ResponseInput, ResponseRequest, Retrieval
+from schemas.response_schema import CompactRequest, ConversationRequest, ResponseInput, ResponseRequest, Retrieval
 from services.chat import items
 from services.chat.items import Item
 from services.chat.request import prompt, refusals, response_tools
-from services.chat.request.refusals import Note, refuse
-from services.chat.request.response_tools import FlatRequest, Tools
+from services.chat.request.refusals import ReportIgnored, refuse
+from services.chat.request.response_tools import FlatRequest, FlatTools
 from services.errors import InvalidRequest, UnsupportedParameter
 
 # Parts of the contract that this server does not serve, each with the values that ask for nothing.
@@ -23,8 +23,8 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
 }
 
 LOGPROBS = "message.output_text.logprobs"
-SEALED = "reasoning.encrypted_content"
-FILLED = (LOGPROBS, SEALED, "message.input_image.image_url")
+ENCRYPTED_REASONING = "reasoning.encrypted_content"
+SERVED_INCLUDES = (LOGPROBS, ENCRYPTED_REASONING, "message.input_image.image_url")
 
 # What a chat completion calls it -> what a response calls it.
 NAMES = {
@@ -36,7 +36,7 @@ NAMES = {
 
 
 # What of a response is what was asked for, and not how it was answered.
-ASKED = {
+REQUEST_FACTS = {
     *("background", "instructions", "max_output_tokens", "max_tool_calls", "parallel_tool_calls", "prompt_cache_key"),
     *("reasoning", "safety_identifier", "service_tier", "store", "temperature", "text", "tool_choice", "tools"),
     *("top_logprobs", "top_p", "truncation", "user"),
@@ -46,7 +46,7 @@ ASKED = {
 TRIGGER = "compaction_trigger"
 
 
-def check(request: ResponseContext) -> None:
+def check(request: ConversationRequest) -> None:
     """Refuses by name what would otherwise be ignored."""
     refuse(request, UNSUPPORTED)
     if request.conversation is not None and request.previous_response_id is not None:
@@ -57,7 +57,7 @@ def check(request: ResponseContext) -> None:
     items.check([item for item in request.input if item["type"] != "item_reference"])
     _check_trigger(request.input)
     if isinstance(request, ResponseRequest | CompactRequest):
-        _check_said(request)
+        _check_has_input(request)
     if isinstance(request, ResponseInput):
         _check_choice(request.tool_choice)
     if isinstance(request, ResponseRequest):
@@ -70,13 +70,13 @@ def _check_trigger(given: Sequence[Item]) -> None:
             raise InvalidRequest(f"'{TRIGGER}' must be the last item", param=f"input.{index}")
 
 
-def _check_said(request: ResponseContext) -> None:
+def _check_has_input(request: ConversationRequest) -> None:
     said = [item for item in request.input if item["type"] != TRIGGER]
     if not said and request.conversation is None and request.previous_response_id is None:
         raise InvalidRequest("'input' is required", param="input")
 
 
-def is_triggered(request: ResponseContext) -> bool:
+def is_triggered(request: ConversationRequest) -> bool:
     """It asks for a compaction instead of an answer."""
     return bool(request.input) and request.input[-1]["type"] == TRIGGER
 
@@ -118,31 +118,31 @@ def check_retrieval(asked: Retrieval) -> None:
         raise InvalidRequest("'starting_after' goes with 'stream': true only", param="starting_after")
 
 
-def unknown_keys(request: ResponseContext) -> list[str]:
+def unknown_keys(request: ConversationRequest) -> list[str]:
     found = refusals.unknown_keys(request, UNSUPPORTED)
     return found + list(_unused(request)) if isinstance(request, ResponseRequest) else found
 
 
 def _unused(request: ResponseRequest) -> Iterator[str]:
     """What asks for more than an answer has."""
-    yield from unfilled(request.include)
-    yield from response_tools.unheeded(request)
+    yield from ignored_includes(request.include)
+    yield from response_tools.ignored_deferrals(request)
     if request.top_logprobs and LOGPROBS not in request.include:
         yield "top_logprobs"
 
 
-def unfilled(include: Iterable[str]) -> Iterator[str]:
+def ignored_includes(include: Iterable[str]) -> Iterator[str]:
     """Images are part of each message that has some; all others are about tools that are not served here."""
-    return (f"include.{name}" for name in include if name not in FILLED)
+    return (f"include.{name}" for name in include if name not in SERVED_INCLUDES)
 
 
 def unknown_in_retrieval(asked: Retrieval) -> list[str]:
-    return [*unfilled(asked.include), *(["include_obfuscation"] if asked.include_obfuscation else [])]
+    return [*ignored_includes(asked.include), *(["include_obfuscation"] if asked.include_obfuscation else [])]
 
 
 def as_chat(request: ResponseInput, messages: Sequence[ChatMessage]) -> ChatCompletionRequest:
     """`messages`: all that the prompt has but the instructions."""
-    tools = Tools.of(request, messages)
+    tools = FlatTools.of(request, messages)
     fields: dict[str, Any] = {
         "model": request.model,
         "tools": tools.tools,
@@ -183,13 +183,13 @@ def _chat_format(format: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {name: value for name, value in format.items() if name != "type"}}
 
 
-def noted(note: Note) -> Note:
+def translate_report(note: ReportIgnored) -> ReportIgnored:
     """Takes names of the chat completion's parameters, and passes them on as the response's request has them."""
     return lambda names: note(NAMES.get(name, name) for name in names)
 
 
 @contextmanager
-def in_its_words() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Refusals of the chat completion name the parts of the response's request. Messages are no items: of them there
     may be more, or fewer."""
     try:
@@ -208,7 +208,7 @@ def _named(param: str) -> str:
     return NAMES[first] + (f".{rest}" if rest and first != "messages" else "")
 
 
-def begun(request: ResponseRequest, model: str) -> Response:
+def initial_response(request: ResponseRequest, model: str) -> Response:
     """As it is before it has an id."""
     return Response(
         id="",
@@ -243,7 +243,7 @@ def _reasoning(request: ResponseRequest) -> dict[str, Any]:
     return {"effort": asked.effort if asked else None, "summary": asked.wanted_summary if asked else None}
 
 
-def own_items(request: ResponseContext, resolved: Mapping[str, Item]) -> list[Item]:
+def own_items(request: ConversationRequest, resolved: Mapping[str, Item]) -> list[Item]:
     """The request's own, with what it refers to in the place of the references."""
     found: list[Item] = []
     for index, item in enumerate(request.input):

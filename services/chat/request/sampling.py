@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from schemas.generation_schema import Generation
+from schemas.generation_schema import GenerationRequest
 from services.chat.request import structure
 from services.engine.base import GrammarSpec, Job, SamplingDefaults, SamplingParams, ThinkingLimit
 from services.errors import InvalidRequest
@@ -13,13 +13,13 @@ from services.errors import InvalidRequest
 R = TypeVar("R", bound=BaseModel)
 
 
-def settled(request: R, defaults: SamplingDefaults) -> R:
+def apply_defaults(request: R, defaults: SamplingDefaults) -> R:
     """With what the model has for all that the request names nothing of."""
     missing = {name: value for name, value in defaults.given.items() if getattr(request, name, 0) is None}
     return request.model_copy(update=missing) if missing else request
 
 
-def check(request: Generation, limit: int | None) -> GrammarSpec | None:
+def check(request: GenerationRequest, limit: int | None) -> GrammarSpec | None:
     """Refuses what no single field shows, and returns the grammar of the answer; `limit`: its tokens at most."""
     grammar = structure.grammar(request)
     if limit and min_tokens(request) > limit:
@@ -30,7 +30,7 @@ def check(request: Generation, limit: int | None) -> GrammarSpec | None:
 
 
 def params(
-    request: Generation,
+    request: GenerationRequest,
     max_tokens: int | None,
     *,
     stop: tuple[str, ...],
@@ -63,7 +63,7 @@ def params(
     )
 
 
-def min_tokens(request: Generation) -> int:
+def min_tokens(request: GenerationRequest) -> int:
     """At the top level, or as FastDeploy's clients send it, a number in the metadata."""
     given = request.metadata.get("min_tokens", 0)
     if request.min_tokens is not None:
@@ -75,7 +75,7 @@ def min_tokens(request: Generation) -> int:
     return int(given)
 
 
-def kept_tokens(request: Generation, max_tokens: int | None, max_length: int) -> int | None:
+def kept_tokens(request: GenerationRequest, max_tokens: int | None, max_length: int) -> int | None:
     """Of the prompt's last, where the request wants no more of them."""
     keep = request.truncate_prompt_tokens
     return max(1, max_length - (max_tokens or 1)) if keep == -1 else keep

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from schemas.generation_schema import Generation
+from schemas.generation_schema import GenerationRequest
 from schemas.structure_schema import ResponseFormat, StructuredOutputs
 from services.engine.base import MAX_SOURCE, GrammarSpec
 from services.errors import InvalidRequest
@@ -12,7 +12,7 @@ from services.errors import InvalidRequest
 OBJECT = {"type": "object"}
 
 
-def grammar(request: Generation) -> GrammarSpec | None:
+def grammar(request: GenerationRequest) -> GrammarSpec | None:
     """The one that the request asks for; there is no way to hold an answer to two."""
     asked = list(_asked(request))
     if len(asked) > 1:
@@ -21,7 +21,7 @@ def grammar(request: Generation) -> GrammarSpec | None:
     return asked[0] if asked else None
 
 
-def _asked(request: Generation) -> Iterator[GrammarSpec]:
+def _asked(request: GenerationRequest) -> Iterator[GrammarSpec]:
     if spec := _of_format(request.response_format):
         yield spec
     if spec := _of_outputs(request.structured_outputs):

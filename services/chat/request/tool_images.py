@@ -7,7 +7,7 @@ from services.engine.base import Message
 
 SHOWN_BELOW = "The result is shown in the next message."
 
-Part = dict[str, Any]
+ContentPart = dict[str, Any]
 
 
 def shown_by_user(messages: Iterable[Message]) -> list[Message]:
@@ -16,7 +16,7 @@ def shown_by_user(messages: Iterable[Message]) -> list[Message]:
 
 
 def _shown(messages: Iterable[Message]) -> Iterator[Message]:
-    images: list[Part] = []
+    images: list[ContentPart] = []
     for message in messages:
         if message["role"] == "tool":
             images += _images(message["content"])
@@ -31,11 +31,11 @@ def _shown(messages: Iterable[Message]) -> Iterator[Message]:
     yield from _users(images)
 
 
-def _users(images: Sequence[Part]) -> list[Message]:
+def _users(images: Sequence[ContentPart]) -> list[Message]:
     return [{"role": "user", "content": list(images)}] if images else []
 
 
-def _images(content: str | Sequence[Part]) -> list[Part]:
+def _images(content: str | Sequence[ContentPart]) -> list[ContentPart]:
     return [] if isinstance(content, str) else [part for part in content if part["type"] == "image_url"]
 
 
@@ -46,5 +46,5 @@ def _without_images(message: Message) -> Message:
     return {**message, "content": text or SHOWN_BELOW}
 
 
-def _parts(content: str | Sequence[Part]) -> list[Part]:
+def _parts(content: str | Sequence[ContentPart]) -> list[ContentPart]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else list(content)

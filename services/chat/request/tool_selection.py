@@ -7,12 +7,12 @@ from typing import Literal
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.tool_schema import (
     AllowedTools,
-    ChosenCustom,
-    ChosenTool,
     CustomTool,
     Function,
     Grammar,
-    One,
+    NamedCustomToolChoice,
+    NamedToolChoice,
+    SingleToolChoice,
     Tool,
 )
 from services.chat.events import Callee
@@ -49,8 +49,8 @@ def select_tools(request: ChatCompletionRequest) -> ToolSelection | None:
     return ToolSelection(
         tools=tuple(Tool(type="function", function=each.function) for each in shown),
         callable=tuple(each.function for each in may),
-        must=choice == "required" or isinstance(choice, One) or _is_required(choice),
-        parallel=request.parallel_tool_calls and not isinstance(choice, One),
+        must=choice == "required" or isinstance(choice, SingleToolChoice) or _is_required(choice),
+        parallel=request.parallel_tool_calls and not isinstance(choice, SingleToolChoice),
         params=tuple(each.form for each in may),
         callees={each.function.name: each.callee for each in may if each.callee},
         grammars={each.function.name: each.grammar for each in may if each.grammar},
@@ -85,16 +85,16 @@ def served(request: ChatCompletionRequest) -> Iterator[ServedTool]:
                 yield ServedTool("custom", custom_tools.as_function(custom), place, callee, custom.grammar)
 
 
-def chosen(choice: str | One | AllowedTools) -> set[tuple[str, str]] | None:
+def chosen(choice: str | SingleToolChoice | AllowedTools) -> set[tuple[str, str]] | None:
     """Types and names."""
     match choice:
-        case ChosenTool() | ChosenCustom():
+        case NamedToolChoice() | NamedCustomToolChoice():
             return {(choice.type, choice.name)}
         case AllowedTools():
-            return {(each.type, each.name) for each in choice.allowed_tools.tools if isinstance(each, One)}
+            return {(each.type, each.name) for each in choice.allowed_tools.tools if isinstance(each, SingleToolChoice)}
         case _:
             return None
 
 
-def _is_required(choice: str | One | AllowedTools) -> bool:
+def _is_required(choice: str | SingleToolChoice | AllowedTools) -> bool:
     return isinstance(choice, AllowedTools) and choice.allowed_tools.mode == "required"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.chat.answer.thoughts import ENOUGH, MOST, Thoughts, beginning
+from services.chat.answer.reasoning_output import ENOUGH, MOST, ReasoningOutput, beginning
 from services.chat.items import reasoning
 
 LONG = "They ask for the time. " * 20
@@ -36,12 +36,12 @@ def test_the_beginning_of_a_text_that_grows_only_grows(pieces: list[str]) -> Non
 
 def test_a_thought_is_shown_as_it_was_asked_for() -> None:
     item = {"id": "rs_1", **reasoning("One.\n\nTwo.")}
-    assert Thoughts().shown(item) == item
+    assert ReasoningOutput().shown(item) == item
     whole = {"id": "rs_1", "type": "reasoning", "summary": [{"type": "summary_text", "text": "One.\n\nTwo."}]}
-    assert Thoughts("auto").shown(item) == whole
-    assert Thoughts("concise").shown(item)["summary"] == [{"type": "summary_text", "text": "One."}]
-    assert Thoughts("concise", str.upper).shown(item)["encrypted_content"] == "ONE.\n\nTWO."
-    assert Thoughts("auto", str.upper).shown({"type": "reasoning", "summary": [], "content": []}) == {
+    assert ReasoningOutput("auto").shown(item) == whole
+    assert ReasoningOutput("concise").shown(item)["summary"] == [{"type": "summary_text", "text": "One."}]
+    assert ReasoningOutput("concise", str.upper).shown(item)["encrypted_content"] == "ONE.\n\nTWO."
+    assert ReasoningOutput("auto", str.upper).shown({"type": "reasoning", "summary": [], "content": []}) == {
         "type": "reasoning",
         "summary": [],
     }

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from app.spec import Seal
-from schemas.anthropic_block_schema import RedactedThinkingBlock, Said, ThinkingBlock
-from schemas.anthropic_schema import CountRequest, Message
+from schemas.anthropic_block_schema import ContentBlockParam, RedactedThinkingBlock, ThinkingBlock
+from schemas.anthropic_schema import CountRequest, MessageParam
 
 R = TypeVar("R", bound=CountRequest)
 
 
-def sealed(messages: Iterable[Message]) -> Iterator[str]:
+def sealed(messages: Iterable[MessageParam]) -> Iterator[str]:
     """The places of the blocks whose thought nobody can read as they are."""
     for index, message in enumerate(messages):
         for place, block in enumerate(message.content):
@@ -28,13 +28,13 @@ def opened(request: R, seal: Seal) -> R:
     return request.model_copy(update={"messages": messages})
 
 
-def _message(message: Message, seal: Seal) -> Message:
+def _message(message: MessageParam, seal: Seal) -> MessageParam:
     if not any(map(_is_sealed, message.content)):
         return message
     return message.model_copy(update={"content": [_block(block, seal) for block in message.content]})
 
 
-def _block(block: Said, seal: Seal) -> Said:
+def _block(block: ContentBlockParam, seal: Seal) -> ContentBlockParam:
     match block:
         case ThinkingBlock(thinking="", signature=text) | RedactedThinkingBlock(data=text):
             thought = seal.open(text, "reasoning")
@@ -42,13 +42,13 @@ def _block(block: Said, seal: Seal) -> Said:
     return block
 
 
-def _thinking(block: Said, thought: str) -> ThinkingBlock:
+def _thinking(block: ContentBlockParam, thought: str) -> ThinkingBlock:
     """Unknown keys of the block stay, to be named."""
     opened = ThinkingBlock(type="thinking", thinking=thought)
     return opened.model_copy(update=(block.model_extra or {}) | opened.model_dump())
 
 
-def _is_sealed(block: Said) -> bool:
+def _is_sealed(block: ContentBlockParam) -> bool:
     match block:
         case ThinkingBlock(thinking=text, signature=signature):
             return bool(signature) and not text

@@ -3,10 +3,10 @@
 from collections import Counter
 
 from schemas.chat_answer_schema import CompletionTokensDetails, CompletionUsage, PromptTokensDetails
-from services.chat.events import Finish, Head, Reasoning, Reply, Spoken
+from services.chat.events import Finish, Head, OutputEvent, Reasoning, Reply
 
 
-class Tally:
+class UsageCounter:
     """A prompt of several choices is counted once, and so is what of it the first of them found in the cache."""
 
     def __init__(self, head: Head) -> None:
@@ -20,7 +20,7 @@ class Tally:
     def is_whole(self) -> bool:
         return self._finished == self._head.n
 
-    def add(self, event: Spoken | Finish) -> None:
+    def add(self, event: OutputEvent | Finish) -> None:
         match event:
             case Finish(index=index):
                 self._finished += 1
@@ -48,7 +48,7 @@ class Tally:
 
 def usage_of(reply: Reply) -> CompletionUsage:
     assert reply.head
-    tally = Tally(reply.head)
+    tally = UsageCounter(reply.head)
     for said in reply.choices:
         if said.finish:
             tally.add(said.finish)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
-from schemas.response_schema import Summary
-from services.chat.items import Item, text_of_thought
+from schemas.response_schema import SummaryMode
+from services.chat.items import Item, reasoning_text
 
 ENOUGH = 160  # characters of a beginning, which then goes on to the end of its sentence
 MOST = 600  # of one that has no end
@@ -26,10 +26,10 @@ def beginning(text: str) -> str:
     return text[: found.end()].rstrip()
 
 
-class Thoughts:
+class ReasoningOutput:
     """Of one response. `seal` is given where the sealed text is asked for."""
 
-    def __init__(self, summary: Summary | None = None, seal: Callable[[str], str] | None = None) -> None:
+    def __init__(self, summary: SummaryMode | None = None, seal: Callable[[str], str] | None = None) -> None:
         self._summary = summary
         self._seal = seal
         self._sealed: dict[str, str] = {}  # by the thought: it is shown more than once, and always the same
@@ -46,7 +46,7 @@ class Thoughts:
         item = deepcopy(item)
         if item["type"] != "reasoning":
             return item
-        thought = text_of_thought(item)
+        thought = reasoning_text(item)
         if self.summarised:
             item.pop("content", None)
             item["summary"] = [summary_part(self.summary(thought))] if thought else []
