@@ -67,11 +67,11 @@ Truncation = Annotated[StrictInt, AfterValidator(_check_truncation)]  # -1: to w
 Input = Annotated[Shape, PlainValidator(check_input, json_schema_input_type=Shape)]
 
 
-def is_list(given: Shape) -> bool:
+def is_list(value: Shape) -> bool:
     """Of several inputs; a list of numbers is one input."""
-    return isinstance(given, list) and not isinstance(given[0], int)
+    return isinstance(value, list) and not isinstance(value[0], int)
 
 
-def inputs_of(given: Shape) -> list[str] | list[list[int]]:
+def inputs_of(value: Shape) -> list[str] | list[list[int]]:
     # the validator has seen to the shape, which a type cannot follow
-    return cast(list[str] | list[list[int]], given if is_list(given) else [given])
+    return cast(list[str] | list[list[int]], value if is_list(value) else [value])

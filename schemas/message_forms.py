@@ -16,5 +16,5 @@ def with_tool_calls(message: Any) -> Any:
     return {**_without(message, "function_call"), "tool_calls": [call]}
 
 
-def _without(given: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if name != key}
+def _without(message: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in message.items() if name != key}

@@ -66,10 +66,10 @@ class ResponseReasoning(Request):
     mode: Hint | None = None
 
     @property
-    def wanted_summary(self) -> SummaryMode | None:
+    def summary_mode(self) -> SummaryMode | None:
         """The newer name counts first."""
-        asked = self.summary or self.generate_summary
-        return next((each for each in SUMMARY_MODES if each == asked), None)
+        mode = self.summary or self.generate_summary
+        return next((each for each in SUMMARY_MODES if each == mode), None)
 
 
 class ResponseStreamOptions(Request):

@@ -79,7 +79,7 @@ class StructuredOutputs(Request):
 
     @model_validator(mode="after")
     def _is_one(self) -> "StructuredOutputs":
-        given = [self.json_, self.regex, self.choice, self.grammar, self.json_object or None]
-        if sum(each is not None for each in given) != 1:
+        forms = [self.json_, self.regex, self.choice, self.grammar, self.json_object or None]
+        if sum(each is not None for each in forms) != 1:
             raise ValueError("must have one of json, regex, choice, grammar and json_object")
         return self

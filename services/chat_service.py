@@ -71,9 +71,9 @@ class ChatService:
         request: ChatCompletionRequest,
         owner: str,
         idempotency_key: IdempotencyKey | None = None,
-        note: ReportIgnored = report_nothing,
+        report_ignored: ReportIgnored = report_nothing,
     ) -> ChatCompletion:
-        reply = await self.whole(request, owner, idempotency_key=idempotency_key, note=note)
+        reply = await self.whole(request, owner, idempotency_key=idempotency_key, report_ignored=report_ignored)
         return encode.completion(reply, request.metadata, encode.chunk_options(request))
 
     async def stream(
@@ -81,11 +81,13 @@ class ChatService:
         request: ChatCompletionRequest,
         owner: str,
         idempotency_key: IdempotencyKey | None = None,
-        note: ReportIgnored = report_nothing,
+        report_ignored: ReportIgnored = report_nothing,
     ) -> AsyncGenerator[ChatCompletionChunk, None]:
         """Refusals are raised by the first step; once a chunk has come, the request was admitted."""
         encoder = encode.ChunkEncoder(encode.chunk_options(request))
-        async with aclosing(self.run(request, owner, idempotency_key=idempotency_key, note=note)) as run:
+        async with aclosing(
+            self.run(request, owner, idempotency_key=idempotency_key, report_ignored=report_ignored)
+        ) as run:
             async for event in run:
                 for chunk in encoder.chunks(event):
                     yield chunk
@@ -98,10 +100,10 @@ class ChatService:
         owner: str,
         turn: Turn | None = None,
         idempotency_key: IdempotencyKey | None = None,
-        note: ReportIgnored = report_nothing,
+        report_ignored: ReportIgnored = report_nothing,
     ) -> Reply:
         reply = Reply()
-        async with aclosing(self.run(request, owner, turn, idempotency_key, note)) as run:
+        async with aclosing(self.run(request, owner, turn, idempotency_key, report_ignored)) as run:
             async for event in run:
                 reply.add(event)
         return reply
@@ -112,11 +114,11 @@ class ChatService:
         owner: str,
         turn: Turn | None = None,
         idempotency_key: IdempotencyKey | None = None,
-        note: ReportIgnored = report_nothing,
+        report_ignored: ReportIgnored = report_nothing,
     ) -> AsyncGenerator[Event, None]:
         """A Head, then what is said. Who has opened a turn for it says what is remembered, else the request does.
 
-        `note` is given the names of the parameters that this model has no use for, before the Head comes.
+        `report_ignored` is given the names of the parameters that this model has no use for, before the Head comes.
         """
         arrived = time.perf_counter()
         answer = await offload(self.check, request)
@@ -131,7 +133,7 @@ class ChatService:
             request = sampling.apply_defaults(request, model.sampling)
             facts.update(await offload(stored.request_facts, request))
             prepared = await self._prepare(request, owner, turn, model, answer, model.engine.max_length)
-            note(prepared.ignored)
+            report_ignored(prepared.ignored)
             async with model.answering(prepared.jobs) as streams:
                 head = _head(prepared, turn, model, arrived, request)
                 await turn.begin(head)
@@ -165,7 +167,11 @@ class ChatService:
             return int(model.engine.max_length)
 
     async def prompt_of(
-        self, request: ChatCompletionRequest, owner: str, note: ReportIgnored = report_nothing, limit: int | None = None
+        self,
+        request: ChatCompletionRequest,
+        owner: str,
+        report_ignored: ReportIgnored = report_nothing,
+        limit: int | None = None,
     ) -> tuple[int, ...]:
         """The tokens that would be submitted. `limit`: far more of them need not be found, but are PromptTooLong."""
         answer = await offload(prompt.check, request)
@@ -173,7 +179,7 @@ class ChatService:
         turn = await self._turns.open(turn_request)
         async with self._models.lease(request.model) as model:
             prepared = await self._prepare(request, owner, turn, model, answer, limit)
-            note(prepared.ignored)
+            report_ignored(prepared.ignored)
             return prepared.prompt
 
     async def _prepare(

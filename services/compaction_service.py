@@ -53,12 +53,12 @@ class CompactionService:
         return responses.unknown_keys(request)
 
     async def compact(
-        self, request: CompactRequest, owner: str, note: ReportIgnored = report_nothing
+        self, request: CompactRequest, owner: str, report_ignored: ReportIgnored = report_nothing
     ) -> CompactedResponse:
         """What the client is to go on from."""
         responses.check(request)
         self._chat.model_name(request.model)
-        own = await self._inputs.items(request, owner, note)
+        own = await self._inputs.items(request, owner, report_ignored)
         turn_request = TurnRequest(
             owner=owner, kind=KIND, conversation=request.conversation, previous=request.previous_response_id
         )

@@ -13,8 +13,8 @@ class InputService:
         self._turns = turns
         self._secrets = secrets
 
-    async def items(self, request: ConversationRequest, owner: str, note: ReportIgnored) -> list[Item]:
-        """`note` is given the names of those that could not be opened."""
+    async def items(self, request: ConversationRequest, owner: str, report_ignored: ReportIgnored) -> list[Item]:
+        """`report_ignored` gets the names of those that could not be opened."""
         ids = [item["id"] for item in request.input if item["type"] == "item_reference"]
         own = responses.own_items(request, await self._turns.items_by_id(ids, owner) if ids else {})
-        return await self._secrets.opened(own, owner, note)
+        return await self._secrets.opened(own, owner, report_ignored)

@@ -25,7 +25,7 @@ from services.turn_service import TurnService
 
 
 @contextmanager
-def _translate_errors() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Errors name the parameters as these routes call them."""
     try:
         yield
@@ -79,7 +79,7 @@ class MessageService:
         yield TextPiece(text=reply.text, message_id=reply.head.id)
 
     async def messages(self, owner: str, conversation: str | None, limit: int, after: str | None) -> StoredMessages:
-        with _translate_errors():
+        with translate_errors():
             return await self._conversations.messages(owner, conversation, limit=limit, after=after)
 
     async def begin(self, question: Question, owner: str) -> tuple[Turn, AsyncGenerator[Event, None]]:
@@ -108,7 +108,7 @@ class MessageService:
             create=True,
             idempotency_key=idempotency_key,
         )
-        with _translate_errors():
+        with translate_errors():
             return await self._turns.open(turn_request)
 
 

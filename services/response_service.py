@@ -46,7 +46,7 @@ class Asked:
     messages: Chat
     encoder: ResponseEncoder
     facts: dict[str, Any]  # what is stored of the request when it is admitted
-    note: ReportIgnored
+    report_ignored: ReportIgnored
 
     def chat(self) -> ChatCompletionRequest:
         return responses.as_chat(self.request, self.messages)
@@ -82,9 +82,9 @@ class ResponseService:
         request: ResponseRequest,
         owner: str,
         idempotency_key: IdempotencyKey | None = None,
-        note: ReportIgnored = report_nothing,
+        report_ignored: ReportIgnored = report_nothing,
     ) -> Response:
-        asked = await self._open(request, owner, idempotency_key, note)
+        asked = await self._open(request, owner, idempotency_key, report_ignored)
         if request.background:
             return await self._begin(asked)
         async with aclosing(self._events(asked)) as events:
@@ -97,10 +97,10 @@ class ResponseService:
         request: ResponseRequest,
         owner: str,
         idempotency_key: IdempotencyKey | None = None,
-        note: ReportIgnored = report_nothing,
+        report_ignored: ReportIgnored = report_nothing,
     ) -> AsyncGenerator[StreamEvent, None]:
         """Refusals are raised by the first step; what breaks after it is told by the last event."""
-        asked = await self._open(request, owner, idempotency_key, note)
+        asked = await self._open(request, owner, idempotency_key, report_ignored)
         if request.background:
             await self._begin(asked)
         events = self._stored.follow(asked.turn.id, owner, -1) if request.background else self._told(asked)
@@ -109,13 +109,17 @@ class ResponseService:
                 yield event
 
     async def _open(
-        self, request: ResponseRequest, owner: str, idempotency_key: IdempotencyKey | None, note: ReportIgnored
+        self,
+        request: ResponseRequest,
+        owner: str,
+        idempotency_key: IdempotencyKey | None,
+        report_ignored: ReportIgnored,
     ) -> Asked:
         """Checks all that can be told before a model is asked."""
         responses.check(request)
         model = self._chat.model_name(request.model)
         begun = responses.initial_response(apply_defaults(request, await self._chat.sampling(request.model)), model)
-        own = await self._inputs.items(request, owner, note)
+        own = await self._inputs.items(request, owner, report_ignored)
         facts = begun.model_dump(include=responses.REQUEST_FACTS)
         turn_request = TurnRequest(
             owner=owner,
@@ -141,14 +145,14 @@ class ResponseService:
         turn.history = ()  # it is part of the messages, and cut with them
         thoughts = await self._thoughts(request, owner)
         encoder = ResponseEncoder(begun, output, lambda: turn.completed_at or time.time(), thoughts)
-        asked = Asked(request, owner, turn, messages, encoder, facts, responses.translate_report(note))
+        asked = Asked(request, owner, turn, messages, encoder, facts, responses.translate_report(report_ignored))
         with responses.translate_errors():
             await offload(lambda: self._chat.check(asked.chat()))
         return asked
 
     async def _thoughts(self, request: ResponseRequest, owner: str) -> ReasoningOutput:
         """The form in which they are answered."""
-        summary = request.reasoning.wanted_summary if request.reasoning else None
+        summary = request.reasoning.summary_mode if request.reasoning else None
         seal = await self._secrets.seal(owner) if responses.ENCRYPTED_REASONING in request.include else None
         return ReasoningOutput(summary, seal.closing("reasoning") if seal else None)
 
@@ -181,7 +185,7 @@ class ResponseService:
         if asked.request.truncation == "auto":
             await self._shorten(asked)
         chat = await offload(asked.chat)
-        async with aclosing(self._chat.run(chat, asked.owner, asked.turn, note=asked.note)) as run:
+        async with aclosing(self._chat.run(chat, asked.owner, asked.turn, report_ignored=asked.report_ignored)) as run:
             async for event in run:
                 yield event
 
@@ -223,7 +227,7 @@ class ResponseService:
         except ServiceError as error:
             if not asked.encoder.has_begun:
                 raise
-            for event in asked.encoder.broken(error):
+            for event in asked.encoder.failed(error):
                 yield stream_event(event)
 
     # --- answering in the background ---
@@ -235,7 +239,7 @@ class ResponseService:
         await asked.turn.queue(queued.model)
 
         def ended(error: ServiceError, number: int) -> Iterator[StreamEvent]:
-            return map(stream_event, asked.encoder.broken(error))
+            return map(stream_event, asked.encoder.failed(error))
 
         self._streams.register(asked.turn.id, BackgroundStream(self._background(asked), asked.owner, ended))
         return queued
@@ -254,9 +258,11 @@ class ResponseService:
         finally:
             await finish_turn(asked.turn, error)  # where it was never admitted
 
-    async def count(self, request: ResponseInput, owner: str, note: ReportIgnored = report_nothing) -> InputTokens:
+    async def count(
+        self, request: ResponseInput, owner: str, report_ignored: ReportIgnored = report_nothing
+    ) -> InputTokens:
         responses.check(request)
-        own = await self._inputs.items(request, owner, note)
+        own = await self._inputs.items(request, owner, report_ignored)
         turn_request = TurnRequest(
             owner=owner, kind=KIND, conversation=request.conversation, previous=request.previous_response_id
         )
@@ -264,5 +270,5 @@ class ResponseService:
         with responses.translate_errors():
             chat = responses.as_chat(request, items.to_messages(own, history))
             return InputTokens(
-                input_tokens=len(await self._chat.prompt_of(chat, owner, responses.translate_report(note)))
+                input_tokens=len(await self._chat.prompt_of(chat, owner, responses.translate_report(report_ignored)))
             )

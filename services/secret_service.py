@@ -33,12 +33,14 @@ class SecretService:
         """Raises Unavailable where the secret is not known yet and the database is away."""
         return Seal((await self._known()).encode(), owner)
 
-    async def opened(self, items: Sequence[Item], owner: str, note: ReportIgnored = report_nothing) -> list[Item]:
-        """`note` is given the names of those that could not be opened, as a request has them."""
+    async def opened(
+        self, items: Sequence[Item], owner: str, report_ignored: ReportIgnored = report_nothing
+    ) -> list[Item]:
+        """`report_ignored` gets the names of those that could not be opened, as a request has them."""
         if not any(map(is_sealed, items)):
             return list(items)
         opened = Opened(items, await self.seal(owner))
-        note(opened.unread)
+        report_ignored(opened.unread)
         return opened.items
 
     async def _known(self) -> str:

@@ -25,22 +25,22 @@ class StoredResponseService:
         self._streams = streams
         self._secrets = secrets
 
-    def unknown_keys(self, asked: Retrieval) -> list[str]:
+    def unknown_keys(self, query: Retrieval) -> list[str]:
         """What is left aside of it."""
-        return responses.unknown_in_retrieval(asked)
+        return responses.unknown_in_retrieval(query)
 
-    async def retrieve(self, id: str, owner: str, asked: Retrieval) -> Response:
-        responses.check_retrieval(asked)
-        return await self.get(id, owner, asked.include)
+    async def retrieve(self, id: str, owner: str, query: Retrieval) -> Response:
+        responses.check_retrieval(query)
+        return await self.get(id, owner, query.include)
 
     async def get(self, id: str, owner: str, include: Sequence[str] = ()) -> Response:
         seal = await self._secrets.seal(owner) if responses.ENCRYPTED_REASONING in include else None
         return response_of(await self._turns.answer(id, owner, KIND), seal.closing("reasoning") if seal else None)
 
-    async def resume(self, id: str, owner: str, asked: Retrieval) -> AsyncGenerator[StreamEvent, None]:
+    async def resume(self, id: str, owner: str, query: Retrieval) -> AsyncGenerator[StreamEvent, None]:
         """What comes after that event."""
-        responses.check_retrieval(asked)
-        after = -1 if asked.starting_after is None else asked.starting_after
+        responses.check_retrieval(query)
+        after = -1 if query.starting_after is None else query.starting_after
         if not (await self._turns.answer(id, owner, KIND)).background:
             raise InvalidRequest(
                 "Only a response that was made in the background can be streamed again", param="stream"
@@ -80,8 +80,8 @@ class StoredResponseService:
         return DeletedResponse(id=id)
 
     async def input_items(self, id: str, owner: str, *, limit: int, order: Order, after: str | None) -> Page[Item]:
-        given = (await self._turns.answer(id, owner, KIND)).input
-        found = list(given if order == "asc" else reversed(given))
+        stored = (await self._turns.answer(id, owner, KIND)).input
+        found = list(stored if order == "asc" else reversed(stored))
         if after is not None:
             place = next((index for index, item in enumerate(found) if item["id"] == after), None)
             if place is None:

@@ -48,7 +48,7 @@ class SummaryService:
                         yield event
                     if isinstance(event, Head | Text):
                         yield Compacting()
-            rest, so_far, used = rest[size:], _said(reply), _together(used, reply)
+            rest, so_far, used = rest[size:], _summary_text(reply), _together(used, reply)
         yield Summary(so_far, used)
 
     def _answer(self, request: ChatCompletionRequest, owner: str, *, waits: bool) -> AsyncGenerator[Event, None]:
@@ -83,7 +83,7 @@ class SummaryService:
             return error.tokens
 
 
-def _said(reply: Reply) -> str:
+def _summary_text(reply: Reply) -> str:
     if not (text := reply.text.strip()):
         raise EngineFailed("The model has written no summary of the conversation")
     return text

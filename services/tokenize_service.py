@@ -55,9 +55,9 @@ class TokenizeService:
             return Detokenized(prompt=await asyncio.to_thread(_decode, request.tokens, model.engine))
 
     async def count(
-        self, request: ChatCompletionRequest, owner: str, note: ReportIgnored = report_nothing
+        self, request: ChatCompletionRequest, owner: str, report_ignored: ReportIgnored = report_nothing
     ) -> InputTokens:
-        return InputTokens(input_tokens=len(await self._chat.prompt_of(request, owner, note)))
+        return InputTokens(input_tokens=len(await self._chat.prompt_of(request, owner, report_ignored)))
 
 
 def _check(request: TokenizeRequest) -> None:

@@ -182,8 +182,8 @@ def _stream_event(event: StreamEvent) -> bytes:
 
 
 def _response_error(found: Problem) -> bytes:
-    told = ErrorEvent(sequence_number=0, code=found.code, message=found.message, param=found.param)
-    return b"event: error\ndata: " + told.model_dump_json().encode() + b"\n\n"
+    event = ErrorEvent(sequence_number=0, code=found.code, message=found.message, param=found.param)
+    return b"event: error\ndata: " + event.model_dump_json().encode() + b"\n\n"
 
 
 def _named_error(found: Problem) -> bytes:

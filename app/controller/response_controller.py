@@ -67,18 +67,18 @@ async def compact(
 @router.get("/responses/{response_id}", response_model=Response, responses=EVENTS)
 async def retrieve_response(
     response_id: str,
-    asked: Annotated[Retrieval, Query()],
+    query: Annotated[Retrieval, Query()],
     response: HttpResponse,
     stored: StoredResponses,
     caller: Caller,
     sse: Sse,
     unknown: UnknownKeys,
 ) -> Any:
-    ignored = unknown.header(stored.unknown_keys(asked))
-    if asked.stream:
-        return await sse.responses(await stored.resume(response_id, caller.owner, asked), ignored)
+    ignored = unknown.header(stored.unknown_keys(query))
+    if query.stream:
+        return await sse.responses(await stored.resume(response_id, caller.owner, query), ignored)
     response.headers.update(ignored)
-    return await stored.retrieve(response_id, caller.owner, asked)
+    return await stored.retrieve(response_id, caller.owner, query)
 
 
 @router.delete("/responses/{response_id}")

@@ -29,9 +29,9 @@ class PredictSpec(Spec[Prediction]):
         return await self.answer(body, request)
 
     def decode_request(self, request: Prediction) -> ChatCompletionRequest:
-        asked = request.model_dump(exclude_unset=True, exclude={"input", "prompt", *(request.model_extra or ())})
-        said = {"role": "user", "content": request.input or request.prompt}
-        return ChatCompletionRequest.model_validate({"messages": [said], **asked})
+        fields = request.model_dump(exclude_unset=True, exclude={"input", "prompt", *(request.model_extra or ())})
+        message = {"role": "user", "content": request.input or request.prompt}
+        return ChatCompletionRequest.model_validate({"messages": [message], **fields})
 
     def encode_response(self, output: Output[Prediction]) -> PayloadStream | Awaitable[Payload]:
         return _pieces(output) if output.request.stream else _whole(output)

@@ -49,17 +49,19 @@ class Server:
         self._services = services
 
     def run(
-        self, chat: ChatCompletionRequest, owner: str, note: ReportIgnored = report_nothing
+        self, chat: ChatCompletionRequest, owner: str, report_ignored: ReportIgnored = report_nothing
     ) -> AsyncGenerator[Event, None]:
         """A Head, then what is said; close it to end it early. Its first step raises what refuses the request.
 
-        `note` is given the names of the parameters that the model has no use for.
+        `report_ignored` gets the names of the parameters that the model has no use for.
         """
-        return self._services.chat.run(chat, owner, note=note)
+        return self._services.chat.run(chat, owner, report_ignored=report_ignored)
 
-    async def count(self, chat: ChatCompletionRequest, owner: str, note: ReportIgnored = report_nothing) -> int:
+    async def count(
+        self, chat: ChatCompletionRequest, owner: str, report_ignored: ReportIgnored = report_nothing
+    ) -> int:
         """Tokens of the prompt that this chat would have."""
-        return len(await self._services.chat.prompt_of(chat, owner, note))
+        return len(await self._services.chat.prompt_of(chat, owner, report_ignored))
 
     async def embed(self, request: EmbeddingRequest, owner: str) -> bytes:
         """OpenAI's answer, as JSON."""

@@ -84,16 +84,16 @@ class Spec(Generic[T]):
 
     async def answer(self, body: T, request: Request) -> Response:
         ignored = await offload(self.server.ignored, self.ignored(body))
-        words = partial(self.translate_error, body)
-        chat = await offload(decoded, self.decode_request, body, words)
+        translate = partial(self.translate_error, body)
+        chat = await offload(decoded, self.decode_request, body, translate)
         owner = self.server.owner(request)
-        output = Output(body, owner, self.server.run(chat, owner, self.note(ignored)))
+        output = Output(body, owner, self.server.run(chat, owner, self.ignored_reporter(ignored)))
         encoded = self.encode_response(output)
         if isinstance(encoded, AsyncGenerator):
-            return await self.server.stream(_closing(encoded, output, words), self.framing(), ignored.headers)
-        return self.respond(await while_connected(request, _closed(encoded, output, words)), ignored.headers)
+            return await self.server.stream(_closing(encoded, output, translate), self.framing(), ignored.headers)
+        return self.respond(await while_connected(request, _closed(encoded, output, translate)), ignored.headers)
 
-    def note(self, ignored: Ignored) -> ReportIgnored:
+    def ignored_reporter(self, ignored: Ignored) -> ReportIgnored:
         """Takes the chat completion's names of what its model has no use for."""
         return lambda names: ignored.add(renamed(name, self.names) for name in names)
 
@@ -120,25 +120,25 @@ def _untranslated(error: ServiceError) -> ServiceError:
     return error
 
 
-def decoded(decode: Callable[[B], R], body: B, words: ErrorTranslation = _untranslated) -> R:
+def decoded(decode: Callable[[B], R], body: B, translate: ErrorTranslation = _untranslated) -> R:
     """Raises InvalidRequest for what a spec lets through and the service does not take."""
     try:
         return decode(body)
     except ValidationError as error:
         found = invalid([{**each, "loc": ("body", *each["loc"])} for each in error.errors()])
-        raise words(InvalidRequest(found.message, param=found.param)) from None
+        raise translate(InvalidRequest(found.message, param=found.param)) from None
 
 
-async def _closing(items: PayloadStream, output: Output[T], words: ErrorTranslation) -> PayloadStream:
+async def _closing(items: PayloadStream, output: Output[T], translate: ErrorTranslation) -> PayloadStream:
     async with aclosing(output), aclosing(items):
-        with translate_errors(words):
+        with translate_errors(translate):
             async for item in items:
                 yield item
 
 
-async def _closed(answer: Awaitable[Payload], output: Output[T], words: ErrorTranslation) -> Payload:
+async def _closed(answer: Awaitable[Payload], output: Output[T], translate: ErrorTranslation) -> Payload:
     async with aclosing(output):
         try:
             return await answer
         except ServiceError as error:
-            raise await offload(words, error) from error.__cause__
+            raise await offload(translate, error) from error.__cause__

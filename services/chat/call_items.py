@@ -56,7 +56,7 @@ def without_arguments(item: Item) -> Item:
 def parse_arguments(arguments: str) -> dict[str, Any]:
     """Of a search, whose item has them as an object; none as long as they are not whole."""
     try:
-        given = json.loads(arguments)
+        parsed = json.loads(arguments)
     except (ValueError, RecursionError):
         return {}
-    return given if isinstance(given, dict) else {}
+    return parsed if isinstance(parsed, dict) else {}

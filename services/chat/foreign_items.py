@@ -64,17 +64,17 @@ def answered_call_id(item: Item) -> str:
 
 def output(item: Item) -> str | list[dict[str, Any]]:
     """A text, or parts as an item has them."""
-    given = item.get("output")
-    if isinstance(given, dict) and given.get("image_url"):  # a screenshot
-        return [{"type": "input_image", "image_url": given["image_url"]}]
+    value = item.get("output")
+    if isinstance(value, dict) and value.get("image_url"):  # a screenshot
+        return [{"type": "input_image", "image_url": value["image_url"]}]
     return _result(item, OUTPUTS[item["type"]])
 
 
 def _arguments(item: Item, keys: tuple[str, ...]) -> str:
-    given = {key: item[key] for key in keys if key in item}
-    if isinstance(said := given.get("arguments"), str):
-        return said
-    return json.dumps(given, ensure_ascii=False)
+    fields = {key: item[key] for key in keys if key in item}
+    if isinstance(text := fields.get("arguments"), str):
+        return text
+    return json.dumps(fields, ensure_ascii=False)
 
 
 def _result(item: Item, keys: tuple[str, ...]) -> str:

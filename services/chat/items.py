@@ -117,14 +117,14 @@ class _MessageBuilder:
             raise InvalidRequest(f"An item cannot be part of a prompt: {why}", param="input") from error
 
     def message(self, item: Item) -> None:
-        said = _content(item["content"]) | ({"name": item["name"]} if "name" in item else {})
+        fields = _content(item["content"]) | ({"name": item["name"]} if "name" in item else {})
         if item["role"] != "assistant":
             self.end()
-            self._add({"role": item["role"], **said})
+            self._add({"role": item["role"], **fields})
             return
         if self._open.keys() - {"reasoning_content"}:
             self.end()
-        self._open |= said
+        self._open |= fields
 
     def reasoning(self, item: Item) -> None:
         if self._open.keys() - {"reasoning_content"}:
@@ -214,13 +214,13 @@ PART_OF = {
 
 def _content(parts: Sequence[ContentPart]) -> dict[str, Any]:
     """A single text, or none at all, as a string; a refusal at the end as the field it has in a chat."""
-    said = [_as_chat(part) for part in parts]
-    refusal = {"refusal": said.pop()["refusal"]} if said and said[-1]["type"] == "refusal" else {}
-    if refusal and not said:
+    content = [_as_chat(part) for part in parts]
+    refusal = {"refusal": content.pop()["refusal"]} if content and content[-1]["type"] == "refusal" else {}
+    if refusal and not content:
         return refusal
-    if len(said) == 1 and said[0]["type"] == "text":
-        return {"content": said[0]["text"], **refusal}
-    return {"content": said or "", **refusal}
+    if len(content) == 1 and content[0]["type"] == "text":
+        return {"content": content[0]["text"], **refusal}
+    return {"content": content or "", **refusal}
 
 
 def _as_chat(part: ContentPart) -> ContentPart:
@@ -236,8 +236,12 @@ def _as_chat(part: ContentPart) -> ContentPart:
 
 def chat_content(parts: Sequence[ContentPart]) -> str | list[ContentPart]:
     """A message's content the way a chat has it; parts that a chat knows not are as they are."""
-    said = [_as_chat(part) if _is_whole(part) else part for part in parts]
-    return said[0]["text"] if len(said) == 1 and said[0].get("type") == "text" and "text" in said[0] else said
+    content = [_as_chat(part) if _is_whole(part) else part for part in parts]
+    return (
+        content[0]["text"]
+        if len(content) == 1 and content[0].get("type") == "text" and "text" in content[0]
+        else content
+    )
 
 
 def _is_whole(part: ContentPart) -> bool:
@@ -252,9 +256,9 @@ def text(items: Iterable[Item]) -> str:
     return "".join(part["text"] for part in parts if part["type"] == "output_text")
 
 
-def from_messages(to_messages: Iterable[ChatMessage]) -> list[Item]:
+def from_messages(messages: Iterable[ChatMessage]) -> list[Item]:
     """The items of a chat, without ids."""
-    return [item for message in to_messages for item in _items(message)]
+    return [item for message in messages for item in _items(message)]
 
 
 def _items(message: ChatMessage) -> list[Item]:

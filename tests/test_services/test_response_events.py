@@ -20,9 +20,9 @@ FINISH = Finish("stop", prompt_tokens=5, completion_tokens=2, cached_tokens=3, r
 OFFICIAL: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
-def encoder(*, logprobs: bool = False, thoughts: ReasoningOutput | None = None) -> ResponseEncoder:
+def encoder(*, logprobs: bool = False, reasoning: ReasoningOutput | None = None) -> ResponseEncoder:
     response = responses.initial_response(ResponseRequest.model_validate({"input": "Hi"}), "a-model")
-    return ResponseEncoder(response, OutputItems("r", logprobs=logprobs), thoughts=thoughts)
+    return ResponseEncoder(response, OutputItems("r", logprobs=logprobs), reasoning=reasoning)
 
 
 async def run(said: Iterable[OutputEvent | Finish]) -> AsyncIterator[OutputEvent | Finish]:
@@ -31,9 +31,9 @@ async def run(said: Iterable[OutputEvent | Finish]) -> AsyncIterator[OutputEvent
 
 
 async def transcript(
-    *said: OutputEvent | Finish, logprobs: bool = False, thoughts: ReasoningOutput | None = None
+    *said: OutputEvent | Finish, logprobs: bool = False, reasoning: ReasoningOutput | None = None
 ) -> list[dict[str, Any]]:
-    encoding = encoder(logprobs=logprobs, thoughts=thoughts)
+    encoding = encoder(logprobs=logprobs, reasoning=reasoning)
     events = [encoding.created(), *[each async for each in response_events(encoding, run(said))]]
     sent = [stream_event(event) for event in events]
     assert [each.number for each in sent] == list(range(len(sent)))
@@ -155,7 +155,7 @@ async def test_an_answer_without_a_word_is_an_empty_message() -> None:
 async def test_what_was_said_before_a_failure_stays() -> None:
     encoding = encoder()
     list(encoding.said(Text("Hel")))
-    *_, item, last = [json.loads(stream_event(event).data) for event in encoding.broken(EngineFailed("It broke"))]
+    *_, item, last = [json.loads(stream_event(event).data) for event in encoding.failed(EngineFailed("It broke"))]
     assert item["item"]["status"] == "incomplete"
     assert last["response"]["error"] == {"code": "server_error", "message": "It broke"}
     assert last["response"]["output"][0]["content"][0]["text"] == "Hel"
@@ -175,7 +175,7 @@ async def test_logprobs_come_with_their_text() -> None:
 
 async def test_a_summary_is_told_as_it_grows() -> None:
     said = Reasoning("\nHm."), Reasoning("\n"), Reasoning("\nWell."), Reasoning(" So."), Text("42"), FINISH
-    events = await transcript(*said, thoughts=ReasoningOutput("concise", seal=str.upper))
+    events = await transcript(*said, reasoning=ReasoningOutput("concise", seal=str.upper))
     at = {"output_index": 0, "item_id": "rs_r", "summary_index": 0}
     whole = {"type": "summary_text", "text": "Hm."}
     item = {"id": "rs_r", "status": "completed", "type": "reasoning", "summary": [whole]}
@@ -197,7 +197,7 @@ async def test_a_summary_is_told_as_it_grows() -> None:
 
 async def test_a_thought_that_is_its_own_summary_is_told_as_it_comes() -> None:
     events = await transcript(
-        Reasoning("Hm.\n"), Reasoning("\nWell."), Text("42"), FINISH, thoughts=ReasoningOutput("auto")
+        Reasoning("Hm.\n"), Reasoning("\nWell."), Text("42"), FINISH, reasoning=ReasoningOutput("auto")
     )
     deltas = [each["delta"] for each in events if each["type"] == "response.reasoning_summary_text.delta"]
     assert deltas == ["Hm.\n", "\nWell."]

@@ -29,13 +29,13 @@ async def _each(events: tuple[Event, ...]) -> AsyncIterator[Event]:
         yield event
 
 
-async def streamed(*said: Event, thoughts: answer.ThinkingOutputMode | None = SHOWN) -> list[dict[str, Any]]:
-    events = answer.events(_each((HEAD, *said)), 100, thoughts)
+async def streamed(*said: Event, thinking: answer.ThinkingOutputMode | None = SHOWN) -> list[dict[str, Any]]:
+    events = answer.events(_each((HEAD, *said)), 100, thinking)
     return [event.model_dump() async for event in events]
 
 
-async def whole(*said: Event, thoughts: answer.ThinkingOutputMode | None = SHOWN) -> Any:
-    return await answer.message(answer.events(_each((HEAD, *said)), 100, thoughts))
+async def whole(*said: Event, thinking: answer.ThinkingOutputMode | None = SHOWN) -> Any:
+    return await answer.message(answer.events(_each((HEAD, *said)), 100, thinking))
 
 
 def blocks(message: Any) -> list[dict[str, Any]]:
@@ -70,25 +70,25 @@ async def test_whole_message() -> None:
 
 
 async def test_thoughts_nobody_asked_for_are_not_told() -> None:
-    message = await whole(*THOUGHT, Text("Yes"), FINISH, thoughts=None)
+    message = await whole(*THOUGHT, Text("Yes"), FINISH, thinking=None)
     assert blocks(message) == [{"type": "text", "text": "Yes"}]
     assert message.usage.output_tokens_details.thinking_tokens == 2
 
 
 async def test_omitted_thoughts_are_a_signature_alone() -> None:
-    found = await streamed(*THOUGHT, Text("Yes"), FINISH, thoughts=OMITTED)
+    found = await streamed(*THOUGHT, Text("Yes"), FINISH, thinking=OMITTED)
     assert [(each["type"], each.get("content_block") or each.get("delta")) for each in found[1:4]] == [
         ("content_block_start", {"type": "thinking", "thinking": "", "signature": ""}),
         ("content_block_delta", {"type": "signature_delta", "signature": "sealed hmm"}),
         ("content_block_stop", None),
     ]
-    message = await whole(*THOUGHT, Text("Yes"), FINISH, thoughts=OMITTED)
+    message = await whole(*THOUGHT, Text("Yes"), FINISH, thinking=OMITTED)
     assert blocks(message)[0] == {"type": "thinking", "thinking": "", "signature": "sealed hmm"}
 
 
-@pytest.mark.parametrize("thoughts", [SHOWN, OMITTED], ids=["shown", "omitted"])
-async def test_each_thought_is_sealed_by_itself(thoughts: answer.ThinkingOutputMode) -> None:
-    message = await whole(*THOUGHT, *CALLS[:2], Reasoning("so"), Finish("length", 5, 100), thoughts=thoughts)
+@pytest.mark.parametrize("thinking", [SHOWN, OMITTED], ids=["shown", "omitted"])
+async def test_each_thought_is_sealed_by_itself(thinking: answer.ThinkingOutputMode) -> None:
+    message = await whole(*THOUGHT, *CALLS[:2], Reasoning("so"), Finish("length", 5, 100), thinking=thinking)
     assert [block.signature for block in message.content if block.type == "thinking"] == ["sealed hmm", "sealed so"]
 
 

@@ -38,11 +38,11 @@ class ThinkingOutputMode:
 
 
 async def events(
-    said: AsyncIterable[Event], max_tokens: int, thoughts: ThinkingOutputMode | None = None
+    run: AsyncIterable[Event], max_tokens: int, thinking: ThinkingOutputMode | None = None
 ) -> AsyncIterator[MessageEvent]:
     """Without `thoughts` what the model thinks is left out."""
-    encoder = _EventEncoder(max_tokens, thoughts)
-    async for event in said:
+    encoder = _EventEncoder(max_tokens, thinking)
+    async for event in run:
         for each in encoder.events(event):
             yield each
 
@@ -50,10 +50,10 @@ async def events(
 class _EventEncoder:
     """Of one answer: which block is open."""
 
-    def __init__(self, max_tokens: int, thoughts: ThinkingOutputMode | None) -> None:
+    def __init__(self, max_tokens: int, thinking: ThinkingOutputMode | None) -> None:
         self._max_tokens = max_tokens
-        self._thoughts = thoughts
-        self._thought: list[str] = []  # of the open block
+        self._thinking = thinking
+        self._thinking_text: list[str] = []  # of the open block
         self._index = -1
         self._open: OutputBlock | None = None
         self._has_calls = False
@@ -65,9 +65,9 @@ class _EventEncoder:
             case Text(text) if text:
                 yield from self._within(TextOutput())
                 yield self._delta(TextDelta(text=text))
-            case Reasoning(text) if text and self._thoughts:
+            case Reasoning(text) if text and self._thinking:
                 yield from self._within(ThinkingOutput())
-                yield from self._think(text, self._thoughts)
+                yield from self._think(text, self._thinking)
             case ToolCall(id, name):
                 self._has_calls = True
                 yield from self._begin(ToolUseOutput(id=id, name=name))
@@ -75,16 +75,16 @@ class _EventEncoder:
                 yield self._delta(InputDelta(partial_json=text))
             case Finish():
                 yield from self._end()
-                yield MessageDelta(delta=self._ending(event), usage=_usage(event))
+                yield MessageDelta(delta=self._stop_details(event), usage=_usage(event))
                 yield MessageStop()
 
     def _within(self, block: OutputBlock) -> Iterator[MessageEvent]:
         if type(self._open) is not type(block):
             yield from self._begin(block)
 
-    def _think(self, text: str, thoughts: ThinkingOutputMode) -> Iterator[MessageEvent]:
-        self._thought.append(text)
-        if thoughts.shown:
+    def _think(self, text: str, thinking: ThinkingOutputMode) -> Iterator[MessageEvent]:
+        self._thinking_text.append(text)
+        if thinking.shown:
             yield self._delta(ThinkingDelta(thinking=text))
 
     def _begin(self, block: OutputBlock) -> Iterator[MessageEvent]:
@@ -97,14 +97,14 @@ class _EventEncoder:
         return BlockDelta(index=self._index, delta=delta)
 
     def _end(self) -> Iterator[MessageEvent]:
-        if self._thought and self._thoughts:
-            yield self._delta(SignatureDelta(signature=self._thoughts.seal("".join(self._thought))))
-            self._thought.clear()
+        if self._thinking_text and self._thinking:
+            yield self._delta(SignatureDelta(signature=self._thinking.seal("".join(self._thinking_text))))
+            self._thinking_text.clear()
         if self._open:
             yield BlockStop(index=self._index)
         self._open = None
 
-    def _ending(self, finish: Finish) -> StopDetails:
+    def _stop_details(self, finish: Finish) -> StopDetails:
         return StopDetails(stop_reason=self._reason(finish), stop_sequence=finish.stop)
 
     def _reason(self, finish: Finish) -> StopReason:
@@ -132,29 +132,29 @@ def _usage(finish: Finish) -> AnthropicUsage:
 
 async def message(events: AsyncIterator[MessageEvent]) -> AnthropicMessage:
     """The sum of a stream, made the way Anthropic's own clients make it."""
-    said: AnthropicMessage | None = None
+    answer: AnthropicMessage | None = None
     inputs: dict[int, str] = {}
     async for event in events:
         match event:
             case MessageStart(message=message):
-                said = message
+                answer = message
             case BlockStart(content_block=block):
-                assert said
-                said.content.append(block)
+                assert answer
+                answer.content.append(block)
             case BlockDelta(index=index, delta=InputDelta(partial_json=text)):
                 inputs[index] = inputs.get(index, "") + text
             case BlockDelta(index=index, delta=delta):
-                assert said
-                _add(said.content[index], delta)
-            case MessageDelta(delta=ending, usage=usage):
-                assert said
-                said.stop_reason, said.stop_sequence, said.usage = ending.stop_reason, ending.stop_sequence, usage
-    assert said
+                assert answer
+                _add(answer.content[index], delta)
+            case MessageDelta(delta=stop, usage=usage):
+                assert answer
+                answer.stop_reason, answer.stop_sequence, answer.usage = stop.stop_reason, stop.stop_sequence, usage
+    assert answer
     for index, text in inputs.items():
-        block = said.content[index]
+        block = answer.content[index]
         assert isinstance(block, ToolUseOutput)
         block.input = as_object(text)
-    return said
+    return answer
 
 
 def _add(block: OutputBlock, delta: ContentDelta) -> None:

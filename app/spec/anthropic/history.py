@@ -17,7 +17,7 @@ from schemas.anthropic_schema import MessageParam
 
 
 @dataclass(slots=True)
-class _Draft:
+class _MessageDraft:
     """A message that grows by blocks."""
 
     role: str
@@ -62,7 +62,7 @@ class History:
         self.messages.append(message)
 
     def _add(self, message: MessageParam, place: str) -> None:
-        draft = _Draft(message.role)
+        draft = _MessageDraft(message.role)
         for index, block in enumerate(message.content):
             at = f"{place}.content.{index}"
             if isinstance(block, ToolResultBlock) or (
@@ -70,16 +70,16 @@ class History:
             ):
                 self._close(draft, place)
                 self._result(block, at)
-                draft = _Draft(message.role)
+                draft = _MessageDraft(message.role)
             else:
                 self._grow(draft, block, at)
         self._close(draft, place)
 
-    def _close(self, draft: _Draft, place: str) -> None:
+    def _close(self, draft: _MessageDraft, place: str) -> None:
         if message := draft.message():
             self._append(message, place, draft.places)
 
-    def _grow(self, draft: _Draft, block: Block, place: str) -> None:
+    def _grow(self, draft: _MessageDraft, block: Block, place: str) -> None:
         match block:
             case ToolUseBlock():
                 self._called.add(block.id)
@@ -96,14 +96,14 @@ class History:
         if block.tool_use_id not in self._called:
             param = f"{place}.tool_use_id"
             raise InvalidRequest(f"'{param}' is the id of no tool_use block before", param=param)
-        told = _Draft("tool")
+        draft = _MessageDraft("tool")
         if block.is_error:  # chat templates know no other way to say so
-            told.add([{"type": "text", "text": "Error: "}], place)
+            draft.add([{"type": "text", "text": "Error: "}], place)
         if isinstance(block, ServerResultBlock):
-            told.add([{"type": "text", "text": result(block)}], place)
+            draft.add([{"type": "text", "text": result(block)}], place)
         else:
             for index, each in enumerate(block.content):
                 at = f"{place}.content.{index}"
-                told.add(parts(each, at), at)
-        message = {"role": "tool", "tool_call_id": block.tool_use_id, "content": told.content or ""}
-        self._append(message, place, told.places)
+                draft.add(parts(each, at), at)
+        message = {"role": "tool", "tool_call_id": block.tool_use_id, "content": draft.content or ""}
+        self._append(message, place, draft.places)

@@ -27,13 +27,13 @@ NAMES = {
 def chat(request: CountRequest) -> ChatCompletionRequest:
     """Raises InvalidRequest for what would otherwise be ignored."""
     messages = _history(request).messages
-    asked: dict[str, Any] = {"model": request.model, "messages": messages, **_thinking(request.thinking)}
-    asked |= tools.tools(request) | _format(request)
+    fields: dict[str, Any] = {"model": request.model, "messages": messages, **_thinking(request.thinking)}
+    fields |= tools.tools(request) | _format(request)
     if messages and messages[-1]["role"] == "assistant" and messages[-1].get("content"):
-        asked["continue_final_message"] = True
+        fields["continue_final_message"] = True
     if isinstance(request, MessagesRequest):
-        asked |= _sampling(request)
-    return ChatCompletionRequest.model_validate(asked)
+        fields |= _sampling(request)
+    return ChatCompletionRequest.model_validate(fields)
 
 
 def names(request: CountRequest) -> dict[str, str]:
@@ -65,22 +65,22 @@ def _sampling(request: MessagesRequest) -> dict[str, Any]:
 def _thinking(thinking: ThinkingConfig | None) -> dict[str, Any]:
     if thinking is None or thinking.type == "disabled":
         return {"chat_template_kwargs": {"enable_thinking": False}}
-    asked: dict[str, Any] = {"enable_thinking": True}
+    fields: dict[str, Any] = {"enable_thinking": True}
     if thinking.type == "enabled":
         if thinking.budget_tokens is None:
             raise InvalidRequest("'thinking.budget_tokens' is required", param="thinking.budget_tokens")
-        asked["thinking_token_budget"] = thinking.budget_tokens
-    return asked
+        fields["thinking_token_budget"] = thinking.budget_tokens
+    return fields
 
 
 def _format(request: CountRequest) -> dict[str, Any]:
     config = request.output_config
-    asked: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if config and config.effort:
-        asked["reasoning_effort"] = EFFORTS.get(config.effort, config.effort)
+        fields["reasoning_effort"] = EFFORTS.get(config.effort, config.effort)
     if format := (config.format if config else None) or request.output_format:
-        asked["response_format"] = _json_schema(format)
-    return asked
+        fields["response_format"] = _json_schema(format)
+    return fields
 
 
 def _json_schema(format: JsonOutputFormat) -> dict[str, Any]:

@@ -61,10 +61,12 @@ class AnthropicSpec(Spec[MessagesRequest]):
     async def count(self, body: CountRequest, request: Request) -> Response:
         body = await self._opened(body, request)
         left_aside = self.server.ignored(ignored(body))
-        asked = decoded(chat, body, partial(self._words, body))
-        with translate_errors(partial(self._words, body)):
-            found = await self.server.count(asked, self.server.owner(request), self.note(left_aside))
-        return self.respond(TokenCount(input_tokens=found), left_aside.headers)
+        chat_request = decoded(chat, body, partial(self._translate_error, body))
+        with translate_errors(partial(self._translate_error, body)):
+            num_tokens = await self.server.count(
+                chat_request, self.server.owner(request), self.ignored_reporter(left_aside)
+            )
+        return self.respond(TokenCount(input_tokens=num_tokens), left_aside.headers)
 
     async def _opened(self, body: R, request: Request) -> R:
         if not any(sealed(body.messages)):
@@ -72,7 +74,7 @@ class AnthropicSpec(Spec[MessagesRequest]):
         seal = await self.server.seal(self.server.owner(request))
         return await offload(opened, body, seal)
 
-    def _words(self, body: CountRequest, error: ServiceError) -> ServiceError:
+    def _translate_error(self, body: CountRequest, error: ServiceError) -> ServiceError:
         return translate_error(error, names(body), self.too_long)
 
     def names_of(self, request: MessagesRequest) -> Names:
@@ -82,16 +84,16 @@ class AnthropicSpec(Spec[MessagesRequest]):
         return chat(request)
 
     def encode_response(self, output: Output[MessagesRequest]) -> PayloadStream | Awaitable[Payload]:
-        said = self._events(output)
-        return _named(said) if output.request.stream else message(said)
+        message_events = self._events(output)
+        return _named(message_events) if output.request.stream else message(message_events)
 
     async def _events(self, output: Output[MessagesRequest]) -> AsyncIterator[MessageEvent]:
         # the seal is there before the first event: a database that goes away breaks no answer
-        thoughts = await self._thoughts(output.request.thinking, output.owner)
-        async for event in events(output, output.request.max_tokens, thoughts):
+        thinking = await self._thinking_mode(output.request.thinking, output.owner)
+        async for event in events(output, output.request.max_tokens, thinking):
             yield event
 
-    async def _thoughts(self, thinking: ThinkingConfig | None, owner: str) -> ThinkingOutputMode | None:
+    async def _thinking_mode(self, thinking: ThinkingConfig | None, owner: str) -> ThinkingOutputMode | None:
         if thinking is None or thinking.type == "disabled":
             return None
         seal = await self.server.seal(owner)

@@ -11,10 +11,10 @@ CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 def tools(request: CountRequest) -> dict[str, Any]:
     own = [_tool(each) for _, each in _own(request)]
-    asked: dict[str, Any] = {"tools": own} if own else {}
+    fields: dict[str, Any] = {"tools": own} if own else {}
     if request.tool_choice:
-        asked |= _choice(request.tool_choice, request)
-    return asked
+        fields |= _choice(request.tool_choice, request)
+    return fields
 
 
 def places(request: CountRequest) -> dict[str, str]:
@@ -41,10 +41,10 @@ def _choice(choice: AnthropicToolChoice, request: CountRequest) -> dict[str, Any
         raise InvalidRequest("'tool_choice.name' goes with the type 'tool', and only with it", param="tool_choice.name")
     _check_forced(choice, request)
     named = {"type": "function", "function": {"name": choice.name}}
-    asked: dict[str, Any] = {"tool_choice": named if choice.type == "tool" else CHOICES[choice.type]}
+    fields: dict[str, Any] = {"tool_choice": named if choice.type == "tool" else CHOICES[choice.type]}
     if choice.disable_parallel_tool_use:
-        asked["parallel_tool_calls"] = False
-    return asked
+        fields["parallel_tool_calls"] = False
+    return fields
 
 
 def _check_forced(choice: AnthropicToolChoice, request: CountRequest) -> None:

@@ -27,7 +27,7 @@ class PartialAnswer:
     thinking: str = ""
     calls: list[AnswerToolCall] = field(default_factory=list)
     logprobs: list[Token] = field(default_factory=list)
-    ending: AnswerMetrics | None = None
+    metrics: AnswerMetrics | None = None
 
     def __add__(self, other: "PartialAnswer") -> "PartialAnswer":
         return PartialAnswer(
@@ -35,7 +35,7 @@ class PartialAnswer:
             self.thinking + other.thinking,
             self.calls + other.calls,
             self.logprobs + other.logprobs,
-            other.ending,
+            other.metrics,
         )
 
     def chat_line(self, model: str) -> ChatLine:
@@ -46,31 +46,31 @@ class PartialAnswer:
         return GenerateLine(response=self.text, thinking=self.thinking or None, **self._frame(model))
 
     def _frame(self, model: str) -> dict[str, Any]:
-        ending = self.ending.model_dump() if self.ending else {}
+        metrics = self.metrics.model_dump() if self.metrics else {}
         return {
             "model": model,
             "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
-            "done": self.ending is not None,
+            "done": self.metrics is not None,
             "logprobs": self.logprobs or None,
-            **ending,
+            **metrics,
         }
 
 
 async def whole(parts: AsyncIterator[PartialAnswer]) -> PartialAnswer:
-    said = PartialAnswer()
+    answer = PartialAnswer()
     async for part in parts:
-        said += part
-    return said
+        answer += part
+    return answer
 
 
 async def parts(
-    said: AsyncIterable[Event], clock: Callable[[], float] = time.perf_counter
+    run: AsyncIterable[Event], clock: Callable[[], float] = time.perf_counter
 ) -> AsyncIterator[PartialAnswer]:
     """A call is one part, once all of its arguments are there."""
     arrived = clock()
     call: ToolCall | None = None
     arguments = ""
-    async for event in said:
+    async for event in run:
         if call and not isinstance(event, Arguments):
             yield PartialAnswer(calls=[_call(call, arguments)])
             call, arguments = None, ""
@@ -86,7 +86,7 @@ async def parts(
             case Arguments(text):
                 arguments += text
             case Finish():
-                yield PartialAnswer(ending=_ending(event, clock() - arrived))
+                yield PartialAnswer(metrics=_metrics(event, clock() - arrived))
 
 
 def _call(call: ToolCall, arguments: str) -> AnswerToolCall:
@@ -94,18 +94,18 @@ def _call(call: ToolCall, arguments: str) -> AnswerToolCall:
     return AnswerToolCall(id=call.id, function=function)
 
 
-def _ending(finish: Finish, seconds: float) -> AnswerMetrics:
-    ending = AnswerMetrics(
+def _metrics(finish: Finish, seconds: float) -> AnswerMetrics:
+    metrics = AnswerMetrics(
         done_reason="length" if finish.reason == "length" else "stop",
         total_duration=_nanoseconds(seconds),
         prompt_eval_count=finish.prompt_tokens,
         eval_count=finish.completion_tokens,
     )
     if times := finish.times:
-        ending.prompt_eval_duration = _nanoseconds(times.prefill)
-        ending.eval_duration = _nanoseconds(times.decode)
-        ending.load_duration = _nanoseconds(seconds - times.queued - times.prefill - times.decode)
-    return ending
+        metrics.prompt_eval_duration = _nanoseconds(times.prefill)
+        metrics.eval_duration = _nanoseconds(times.decode)
+        metrics.load_duration = _nanoseconds(seconds - times.queued - times.prefill - times.decode)
+    return metrics
 
 
 def _nanoseconds(seconds: float) -> int:

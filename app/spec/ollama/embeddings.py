@@ -26,7 +26,7 @@ class Embedder:
     async def embed(self, body: EmbedRequest, request: Request) -> Response:
         began = time.perf_counter()
         headers = self._server.ignored(_ignored(body)).headers
-        answer = await while_connected(request, self._vectors(decoded(_asked, body), request))
+        answer = await while_connected(request, self._vectors(decoded(_embed_request, body), request))
         found = OllamaEmbeddings(
             model=body.model or "default",
             embeddings=[each["embedding"] for each in answer["data"]],
@@ -37,25 +37,27 @@ class Embedder:
 
     async def embed_one(self, body: EmbeddingsRequest, request: Request) -> Response:
         headers = self._server.ignored(_ignored(body)).headers
-        answer = await while_connected(request, self._vectors(decoded(_asked_for_one, body), request, PROMPT))
+        answer = await while_connected(request, self._vectors(decoded(_embeddings_request, body), request, PROMPT))
         found = OllamaEmbedding(embedding=answer["data"][0]["embedding"])
         return Response(to_json(found), headers=headers, media_type="application/json")
 
-    async def _vectors(self, asked: EmbeddingRequest, request: Request, names: Names = NOTHING) -> dict[str, Any]:
+    async def _vectors(
+        self, embedding_request: EmbeddingRequest, request: Request, names: Names = NOTHING
+    ) -> dict[str, Any]:
         with translate_errors(partial(translate_error, names=names, too_long=TOO_LONG)):
-            answer = await self._server.embed(asked, self._server.owner(request))
+            answer = await self._server.embed(embedding_request, self._server.owner(request))
         vectors: dict[str, Any] = await asyncio.to_thread(orjson.loads, answer)  # may be megabytes
         return vectors
 
 
-def _asked(body: EmbedRequest) -> EmbeddingRequest:
-    asked = {"model": model(body.model), "input": body.input, "dimensions": body.dimensions}
-    return EmbeddingRequest.model_validate(asked | ({"truncate_prompt_tokens": -1} if body.truncate else {}))
+def _embed_request(body: EmbedRequest) -> EmbeddingRequest:
+    fields = {"model": model(body.model), "input": body.input, "dimensions": body.dimensions}
+    return EmbeddingRequest.model_validate(fields | ({"truncate_prompt_tokens": -1} if body.truncate else {}))
 
 
-def _asked_for_one(body: EmbeddingsRequest) -> EmbeddingRequest:
-    asked = {"model": model(body.model), "input": body.prompt, "truncate_prompt_tokens": -1}
-    return EmbeddingRequest.model_validate(asked)
+def _embeddings_request(body: EmbeddingsRequest) -> EmbeddingRequest:
+    fields = {"model": model(body.model), "input": body.prompt, "truncate_prompt_tokens": -1}
+    return EmbeddingRequest.model_validate(fields)
 
 
 def _ignored(body: EmbedRequest | EmbeddingsRequest) -> list[str]:

@@ -48,16 +48,16 @@ JsonObject = dict[str, Any]
 
 def chat(request: OllamaGenerationRequest) -> ChatCompletionRequest:
     refuse(request, UNSUPPORTED)
-    asked = _sampling(request.options) | _format(request.format) | _thinking(request)
-    asked |= {"model": model(request.model), "logprobs": request.logprobs, "top_logprobs": request.top_logprobs}
+    fields = _sampling(request.options) | _format(request.format) | _thinking(request)
+    fields |= {"model": model(request.model), "logprobs": request.logprobs, "top_logprobs": request.top_logprobs}
     match request:
         case ChatRequest():
-            asked |= {"messages": _MessageBuilder(request.messages).written}
-            asked |= {"tools": [_tool(each) for each in request.tools]} if request.tools else {}
+            fields |= {"messages": _MessageBuilder(request.messages).written}
+            fields |= {"tools": [_tool(each) for each in request.tools]} if request.tools else {}
         case GenerateRequest():
             system = [{"role": "system", "content": request.system}] if request.system else []
-            asked["messages"] = [*system, {"role": "user", "content": _content(request.prompt, request.images)}]
-    return ChatCompletionRequest.model_validate(asked)
+            fields["messages"] = [*system, {"role": "user", "content": _content(request.prompt, request.images)}]
+    return ChatCompletionRequest.model_validate(fields)
 
 
 def model(name: str | None) -> str | None:
@@ -113,8 +113,8 @@ def _thinking(request: OllamaGenerationRequest) -> dict[str, Any]:
         return {}
     if request.think is False:  # which is no complaint about a model that cannot do without
         return {"chat_template_kwargs": {"enable_thinking": False}}
-    asked: dict[str, Any] = {"enable_thinking": True}
-    return asked | ({"reasoning_effort": request.think} if isinstance(request.think, str) else {})
+    fields: dict[str, Any] = {"enable_thinking": True}
+    return fields | ({"reasoning_effort": request.think} if isinstance(request.think, str) else {})
 
 
 def _tool(tool: OllamaTool) -> JsonObject:

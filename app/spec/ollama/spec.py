@@ -87,7 +87,7 @@ class OllamaSpec(Spec[OllamaGenerationRequest]):
         began = time.perf_counter()
         await self.server.load(requests.model(body.model))
         seconds = time.perf_counter() - began
-        loaded = PartialAnswer(ending=AnswerMetrics(done_reason="load", total_duration=round(seconds * NANOSECONDS)))
+        loaded = PartialAnswer(metrics=AnswerMetrics(done_reason="load", total_duration=round(seconds * NANOSECONDS)))
         return self.respond(_line(body)(loaded, _name(body)), ignored.headers)
 
     def names_of(self, request: OllamaGenerationRequest) -> Names:
@@ -97,9 +97,13 @@ class OllamaSpec(Spec[OllamaGenerationRequest]):
         return requests.chat(request)
 
     def encode_response(self, output: Output[OllamaGenerationRequest]) -> PayloadStream | Awaitable[Payload]:
-        asked = output.request
-        to_line, said = _line(asked), parts(output)
-        return _lines(said, to_line, _name(asked)) if asked.stream else _one(said, to_line, _name(asked))
+        request = output.request
+        to_line, answer_parts = _line(request), parts(output)
+        return (
+            _lines(answer_parts, to_line, _name(request))
+            if request.stream
+            else _one(answer_parts, to_line, _name(request))
+        )
 
     def error_body(self, problem: Problem) -> dict[str, Any]:
         return {"error": problem.message}
@@ -111,18 +115,18 @@ class OllamaSpec(Spec[OllamaGenerationRequest]):
         return requests.ignored(request)
 
 
-def _line(asked: OllamaGenerationRequest) -> ToLine:
-    return PartialAnswer.chat_line if isinstance(asked, ChatRequest) else PartialAnswer.generate_line
+def _line(request: OllamaGenerationRequest) -> ToLine:
+    return PartialAnswer.chat_line if isinstance(request, ChatRequest) else PartialAnswer.generate_line
 
 
-def _name(asked: OllamaGenerationRequest) -> str:
-    return asked.model or "default"
+def _name(request: OllamaGenerationRequest) -> str:
+    return request.model or "default"
 
 
-async def _lines(said: AsyncIterator[PartialAnswer], to_line: ToLine, model: str) -> PayloadStream:
-    async for part in said:
+async def _lines(answer_parts: AsyncIterator[PartialAnswer], to_line: ToLine, model: str) -> PayloadStream:
+    async for part in answer_parts:
         yield to_line(part, model)
 
 
-async def _one(said: AsyncIterator[PartialAnswer], to_line: ToLine, model: str) -> Payload:
-    return to_line(await whole(said), model)
+async def _one(answer_parts: AsyncIterator[PartialAnswer], to_line: ToLine, model: str) -> Payload:
+    return to_line(await whole(answer_parts), model)

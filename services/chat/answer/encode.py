@@ -68,8 +68,8 @@ class ChunkEncoder:
     """Of one answer: the role of each choice first, then what is generated, then each finish alone; the usage last, or
     null on all others."""
 
-    def __init__(self, chunk_options: ChunkOptions, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._wanted = chunk_options
+    def __init__(self, options: ChunkOptions, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._options = options
         self._clock = clock
 
     def chunks(self, event: Event) -> list[ChatCompletionChunk]:
@@ -79,18 +79,18 @@ class ChunkEncoder:
             return [self._event(event)]
         self._head = event
         self._frame = _frame(event)
-        self._tally = UsageCounter(event)
+        self._usage = UsageCounter(event)
         return [self._chunk(index, Delta(role="assistant", content="", refusal=None)) for index in range(event.n)]
 
     def end(self) -> list[ChatCompletionChunk]:
         """After the last event."""
-        return [self._last()] if self._wanted.usage and self._tally.is_whole else []
+        return [self._last()] if self._options.usage and self._usage.is_whole else []
 
     def _event(self, event: OutputEvent | Finish) -> ChatCompletionChunk:
         delta = _delta(event)
-        if self._wanted.token_ids and event.token_ids:
+        if self._options.token_ids and event.token_ids:
             delta.token_ids = list(event.token_ids)
-        self._tally.add(event)
+        self._usage.add(event)
         match event:
             case Finish():
                 return self._chunk(event.index, delta, event)
@@ -108,25 +108,25 @@ class ChunkEncoder:
             arrival_time=round(self._clock() - self._head.arrived, 6),
         )
         chunk = self._frame.model_copy(update={"choices": [choice]})
-        add_options(chunk, choice, self._wanted, self._tally)
+        add_options(chunk, choice, self._options, self._usage)
         return chunk
 
     def _last(self) -> ChatCompletionChunk:
-        return self._frame.model_copy(update={"usage": self._tally.usage()})
+        return self._frame.model_copy(update={"usage": self._usage.usage()})
 
 
 def add_options(
     chunk: ChatCompletionChunk | Completion,
     choice: ChunkChoice | CompletionChoice,
-    chunk_options: ChunkOptions,
-    tally: UsageCounter,
+    options: ChunkOptions,
+    usage: UsageCounter,
 ) -> None:
     """With what is sent beside its one choice, if it is asked for."""
-    if chunk_options.usage_so_far:
-        chunk.usage = tally.usage()
-    elif chunk_options.usage:
+    if options.usage_so_far:
+        chunk.usage = usage.usage()
+    elif options.usage:
         chunk.usage = None  # set, so that it is sent
-    if chunk_options.padding:
+    if options.padding:
         chunk.obfuscation = padding(choice)
 
 
@@ -150,14 +150,14 @@ def _delta(event: OutputEvent | Finish) -> Delta:
             return Delta()
 
 
-def completion(reply: Reply, metadata: Metadata, chunk_options: ChunkOptions) -> ChatCompletion:
+def completion(reply: Reply, metadata: Metadata, options: ChunkOptions) -> ChatCompletion:
     head = reply.head
     assert head
     return ChatCompletion(
         id=head.id,
         created=head.created,
         model=head.model,
-        choices=[_choice(index, said, chunk_options) for index, said in enumerate(reply.choices)],
+        choices=[_choice(index, choice, options) for index, choice in enumerate(reply.choices)],
         usage=usage_of(reply),
         system_fingerprint=head.fingerprint,
         service_tier=head.service_tier,
@@ -166,24 +166,24 @@ def completion(reply: Reply, metadata: Metadata, chunk_options: ChunkOptions) ->
     )
 
 
-def _choice(index: int, said: ChoiceReply, chunk_options: ChunkOptions) -> Choice:
-    assert said.finish
+def _choice(index: int, reply: ChoiceReply, options: ChunkOptions) -> Choice:
+    assert reply.finish
     return Choice(
         index=index,
-        message=_message(said, chunk_options),
-        logprobs=_logprobs(said.logprobs) if chunk_options.logprobs else None,
-        finish_reason=said.finish.reason,
+        message=_message(reply, options),
+        logprobs=_logprobs(reply.logprobs) if options.logprobs else None,
+        finish_reason=reply.finish.reason,
     )
 
 
-def _message(said: ChoiceReply, chunk_options: ChunkOptions) -> AssistantMessage:
-    message = AssistantMessage(content=said.text or (None if said.calls else ""))
-    if said.reasoning:
-        message.reasoning_content = said.reasoning
-    if said.calls:
-        message.tool_calls = [_call(call) for call in said.calls]
-    if chunk_options.token_ids:
-        message.token_ids = said.token_ids
+def _message(reply: ChoiceReply, options: ChunkOptions) -> AssistantMessage:
+    message = AssistantMessage(content=reply.text or (None if reply.calls else ""))
+    if reply.reasoning:
+        message.reasoning_content = reply.reasoning
+    if reply.calls:
+        message.tool_calls = [_call(call) for call in reply.calls]
+    if options.token_ids:
+        message.token_ids = reply.token_ids
     return message
 
 

@@ -17,8 +17,8 @@ from services.engine.base import TokenLogprob
 class ChunkEncoder:
     """Of one answer: text, then each finish alone; the usage last, or a null on each but that."""
 
-    def __init__(self, wanted: ChunkOptions, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._wanted = wanted
+    def __init__(self, options: ChunkOptions, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._options = options
         self._clock = clock
         self._offsets: defaultdict[int, _Offsets] = defaultdict(_Offsets)
 
@@ -27,17 +27,17 @@ class ChunkEncoder:
             case Head():
                 self._head = event
                 self._frame = _frame(event)
-                self._tally = UsageCounter(event)
+                self._usage = UsageCounter(event)
             case Text() | Finish():
                 return [self._event(event)]
         return []
 
     def end(self) -> list[Completion]:
         """After the last event."""
-        return [self._last()] if self._wanted.usage and self._tally.is_whole else []
+        return [self._last()] if self._options.usage and self._usage.is_whole else []
 
     def _event(self, event: Text | Finish) -> Completion:
-        self._tally.add(event)
+        self._usage.add(event)
         if isinstance(event, Text):
             return self._chunk(event, event.text, event.logprobs)
         return self._chunk(event, "", finish=event)
@@ -49,28 +49,28 @@ class ChunkEncoder:
         choice = CompletionChoice(
             text=text,
             index=event.index,
-            logprobs=_logprobs(logprobs, offsets) if self._wanted.logprobs and logprobs else None,
+            logprobs=_logprobs(logprobs, offsets) if self._options.logprobs and logprobs else None,
             finish_reason=_reason(finish),
             arrival_time=round(self._clock() - self._head.arrived, 6),
         )
-        if self._wanted.token_ids and event.token_ids:
+        if self._options.token_ids and event.token_ids:
             choice.token_ids = list(event.token_ids)
         chunk = self._frame.model_copy(update={"choices": [choice]})
-        add_options(chunk, choice, self._wanted, self._tally)
+        add_options(chunk, choice, self._options, self._usage)
         return chunk
 
     def _last(self) -> Completion:
-        return self._frame.model_copy(update={"usage": self._tally.usage()})
+        return self._frame.model_copy(update={"usage": self._usage.usage()})
 
 
-def completion(reply: Reply, wanted: ChunkOptions, n: int) -> Completion:
+def completion(reply: Reply, options: ChunkOptions, n: int) -> Completion:
     """Of each prompt the `n` likeliest choices, likeliest first, if more than those were drawn."""
     head = reply.head
     assert head
     prompts = [reply.choices[start : start + head.shares] for start in range(0, head.n, head.shares)]
-    kept = [said for choices in prompts for said in _likeliest(choices, n)]
+    kept = [choice for choices in prompts for choice in _likeliest(choices, n)]
     answer = _frame(head)
-    answer.choices = [_choice(index, said, wanted) for index, said in enumerate(kept)]
+    answer.choices = [_choice(index, choice, options) for index, choice in enumerate(kept)]
     answer.usage = usage_of(reply)
     return answer
 
@@ -79,20 +79,20 @@ def _likeliest(choices: Sequence[ChoiceReply], n: int) -> Sequence[ChoiceReply]:
     return choices if len(choices) == n else sorted(choices, key=_mean_logprob, reverse=True)[:n]
 
 
-def _mean_logprob(said: ChoiceReply) -> float:
-    logprobs = [token.logprob for token in said.logprobs]
+def _mean_logprob(reply: ChoiceReply) -> float:
+    logprobs = [token.logprob for token in reply.logprobs]
     return sum(logprobs) / len(logprobs) if logprobs else 0.0
 
 
-def _choice(index: int, said: ChoiceReply, wanted: ChunkOptions) -> CompletionChoice:
+def _choice(index: int, reply: ChoiceReply, options: ChunkOptions) -> CompletionChoice:
     choice = CompletionChoice(
-        text=said.text,
+        text=reply.text,
         index=index,
-        logprobs=_logprobs(said.logprobs, _Offsets()) if wanted.logprobs else None,
-        finish_reason=_reason(said.finish),
+        logprobs=_logprobs(reply.logprobs, _Offsets()) if options.logprobs else None,
+        finish_reason=_reason(reply.finish),
     )
-    if wanted.token_ids:
-        choice.token_ids = said.token_ids
+    if options.token_ids:
+        choice.token_ids = reply.token_ids
     return choice
 
 

@@ -9,10 +9,10 @@ from services.engine.base import TokenLogprob
 UNLIKELY = -9999.0  # in place of minus infinity, which JSON does not have
 
 
-def tokens(given: Iterable[TokenLogprob]) -> list[Token]:
+def tokens(logprobs: Iterable[TokenLogprob]) -> list[Token]:
     return [
         Token(**token_logprob(token), top_logprobs=[TopToken(**token_logprob(each)) for each in token.top])
-        for token in given
+        for token in logprobs
     ]
 
 

@@ -32,7 +32,7 @@ class OutputItems:
                 self._add_to_call(self._calls[call], text)
                 return self._calls[call]
             case Text(text) | Reasoning(text):
-                return self._say(event) if text or (event.logprobs and self._logprobs) else None
+                return self._add_text(event) if text or (event.logprobs and self._logprobs) else None
             case Compacting():
                 return self._compaction()
             case Compacted(item):
@@ -40,7 +40,7 @@ class OutputItems:
                 self.items[index] |= item
                 return index
 
-    def _say(self, event: Text | Reasoning) -> int:
+    def _add_text(self, event: Text | Reasoning) -> int:
         kind = "message" if isinstance(event, Text) else "reasoning"
         if not self.items or self.items[-1]["type"] != kind:
             self._begin(reasoning("") if kind == "reasoning" else _message())

@@ -35,28 +35,28 @@ class ReasoningOutput:
         self._sealed: dict[str, str] = {}  # by the thought: it is shown more than once, and always the same
 
     @property
-    def summarised(self) -> bool:
+    def is_summarized(self) -> bool:
         return self._summary is not None
 
-    def summary(self, thought: str) -> str:
-        return beginning(thought) if self._summary == "concise" else thought
+    def summary(self, text: str) -> str:
+        return beginning(text) if self._summary == "concise" else text
 
     def shown(self, item: Item) -> Item:
         """A copy of it as it is answered."""
         item = deepcopy(item)
         if item["type"] != "reasoning":
             return item
-        thought = reasoning_text(item)
-        if self.summarised:
+        text = reasoning_text(item)
+        if self.is_summarized:
             item.pop("content", None)
-            item["summary"] = [summary_part(self.summary(thought))] if thought else []
-        return item | ({"encrypted_content": self._closed(thought)} if self._seal and thought else {})
+            item["summary"] = [summary_part(self.summary(text))] if text else []
+        return item | ({"encrypted_content": self._encrypted(text)} if self._seal and text else {})
 
-    def _closed(self, thought: str) -> str:
+    def _encrypted(self, text: str) -> str:
         assert self._seal
-        if thought not in self._sealed:
-            self._sealed[thought] = self._seal(thought)
-        return self._sealed[thought]
+        if text not in self._sealed:
+            self._sealed[text] = self._seal(text)
+        return self._sealed[text]
 
 
 def summary_part(text: str) -> dict[str, Any]:

@@ -56,12 +56,12 @@ class ResponseEncoder:
         response: Response,
         output: OutputItems,
         clock: Callable[[], float] = time.time,
-        thoughts: ReasoningOutput | None = None,
+        reasoning: ReasoningOutput | None = None,
     ) -> None:
         self.response = response
         self._output = output
         self._clock = clock
-        self._thoughts = thoughts or ReasoningOutput()
+        self._reasoning = reasoning or ReasoningOutput()
         self._summary = ""  # of the open thought, as far as it was told
         self._open: int | None = None
         self._number = -1
@@ -71,16 +71,16 @@ class ResponseEncoder:
         return self._number >= 0
 
     def created(self) -> ResponseEvent:
-        return self._life("response.created")
+        return self._lifecycle("response.created")
 
     def queued(self) -> ResponseEvent:
-        return self._life("response.queued")
+        return self._lifecycle("response.queued")
 
     def in_progress(self) -> ResponseEvent:
         self.response.status = "in_progress"
-        return self._life("response.in_progress")
+        return self._lifecycle("response.in_progress")
 
-    def said(self, event: OutputEvent | Compacting | Compacted) -> Iterator[ResponseEvent]:
+    def output(self, event: OutputEvent | Compacting | Compacted) -> Iterator[ResponseEvent]:
         index = self._output.add(replace(event, item=shown(event.item)) if isinstance(event, Compacted) else event)
         if index is None:
             return
@@ -89,9 +89,9 @@ class ResponseEncoder:
             yield from self._begin(index)
         match event:
             case Arguments(text) if self._item["type"] in CALL_EVENTS:
-                yield self._call(".delta", delta=text)
-            case Reasoning() if self._thoughts.summarised:
-                yield from self._summarise()
+                yield self._call_event(".delta", delta=text)
+            case Reasoning() if self._reasoning.is_summarized:
+                yield from self._summarize()
             case Text() | Reasoning():
                 yield self._delta(event)
             case Compacting():
@@ -109,7 +109,7 @@ class ResponseEncoder:
             self.response.incomplete_details = IncompleteDetails(reason="max_output_tokens")
             yield from self._end("incomplete")
 
-    def broken(self, error: ServiceError) -> Iterator[ResponseEvent]:
+    def failed(self, error: ServiceError) -> Iterator[ResponseEvent]:
         """What was said so far stays."""
         match error:
             case Stopped():
@@ -127,16 +127,16 @@ class ResponseEncoder:
         for index in range(known, len(self._output.items)):  # an answer without a word
             yield from self._begin(index)
         yield from self._close(last=True)
-        self.response.output = [self._thoughts.shown(item) for item in self._output.items]
+        self.response.output = [self._reasoning.shown(item) for item in self._output.items]
         self.response.status = how  # type: ignore[assignment]  # one of its values
         if how == "completed":
             self.response.completed_at = int(self._clock())
-        yield self._life(FINAL_EVENTS[how])
+        yield self._lifecycle(FINAL_EVENTS[how])
 
     def _begin(self, index: int) -> Iterator[ResponseEvent]:
         self._open = index
         item = self._item
-        yield self._event(ItemEvent, "response.output_item.added", item=self._thoughts.shown(_emptied(item)))
+        yield self._event(ItemEvent, "response.output_item.added", item=self._reasoning.shown(_emptied(item)))
         if self._is_summary(item):
             self._summary = ""
             yield self._event(SummaryEvent, "response.reasoning_summary_part.added", part=summary_part(""))
@@ -144,12 +144,12 @@ class ResponseEncoder:
             yield self._event(PartEvent, "response.content_part.added", part=_silent(item["content"][0]))
 
     def _is_summary(self, item: Item) -> bool:
-        return item["type"] == "reasoning" and self._thoughts.summarised
+        return item["type"] == "reasoning" and self._reasoning.is_summarized
 
-    def _summarise(self) -> Iterator[ResponseEvent]:
+    def _summarize(self) -> Iterator[ResponseEvent]:
         """What a thought that has grown adds to its summary."""
-        told, self._summary = self._summary, self._thoughts.summary(reasoning_text(self._item))
-        if delta := self._summary[len(told) :]:
+        before, self._summary = self._summary, self._reasoning.summary(reasoning_text(self._item))
+        if delta := self._summary[len(before) :]:
             yield self._event(SummaryEvent, "response.reasoning_summary_text.delta", delta=delta)
 
     def _close(self, *, last: bool = False) -> Iterator[ResponseEvent]:
@@ -167,17 +167,17 @@ class ResponseEncoder:
             yield self._event(PartEvent, TEXT_EVENTS[item["type"]] + ".done", **deepcopy(spoken))
             yield self._event(PartEvent, "response.content_part.done", part=deepcopy(part))
         elif item["type"] in CALL_EVENTS:
-            yield self._call(".done", **_whole_call(item))
-        yield self._event(ItemEvent, "response.output_item.done", item=self._thoughts.shown(item))
+            yield self._call_event(".done", **_whole_call(item))
+        yield self._event(ItemEvent, "response.output_item.done", item=self._reasoning.shown(item))
         self._open = None
 
     def _delta(self, event: Text | Reasoning) -> ResponseEvent:
-        said: dict[str, Any] = {"delta": event.text}
+        fields: dict[str, Any] = {"delta": event.text}
         if isinstance(event, Text):
-            said["logprobs"] = self._output.logprobs(event)
-        return self._event(PartEvent, TEXT_EVENTS[self._item["type"]] + ".delta", **said)
+            fields["logprobs"] = self._output.logprobs(event)
+        return self._event(PartEvent, TEXT_EVENTS[self._item["type"]] + ".delta", **fields)
 
-    def _call(self, what: str, **fields: str) -> ResponseEvent:
+    def _call_event(self, what: str, **fields: str) -> ResponseEvent:
         return self._event(CallEvent, CALL_EVENTS[self._item["type"]] + what, **fields)
 
     @property
@@ -196,21 +196,21 @@ class ResponseEncoder:
             place["content_index"] = 0
         return kind(type=type, sequence_number=self._number, **place, **fields)
 
-    def _life(self, type: str) -> ResponseEvent:
+    def _lifecycle(self, type: str) -> ResponseEvent:
         self._number += 1
         return LifecycleEvent(type=type, sequence_number=self._number, response=self.response.model_copy())
 
 
-async def response_events(encoder: ResponseEncoder, said: AsyncIterator[Event]) -> AsyncGenerator[ResponseEvent, None]:
+async def response_events(encoder: ResponseEncoder, run: AsyncIterator[Event]) -> AsyncGenerator[ResponseEvent, None]:
     """From where the request is admitted."""
     yield encoder.in_progress()
     finish: Finish | None = None
-    async for event in said:
+    async for event in run:
         if isinstance(event, Finish):
             finish = event
             continue
         if not isinstance(event, Head):
-            for each in encoder.said(event):
+            for each in encoder.output(event):
                 yield each
     if finish is not None:  # it is told when all of it is stored
         for each in encoder.finished(finish):

@@ -26,14 +26,14 @@ def request_facts(request: ChatCompletionRequest) -> dict[str, Any]:
     return kept | ({"service_tier": tier} if tier else {})
 
 
-def completion(reply: Reply, request_facts: Mapping[str, Any], metadata: Metadata, status: str) -> StoredChatCompletion:
-    told = encode.completion(reply, metadata, ChunkOptions(logprobs=bool(request_facts.get("logprobs"))))
-    shown = {name: value for name, value in request_facts.items() if name != "logprobs"}
+def completion(reply: Reply, facts: Mapping[str, Any], metadata: Metadata, status: str) -> StoredChatCompletion:
+    plain = encode.completion(reply, metadata, ChunkOptions(logprobs=bool(facts.get("logprobs"))))
+    shown = {name: value for name, value in facts.items() if name != "logprobs"}
     how = {"metadata": metadata, "status": None if status == "completed" else status}
-    return StoredChatCompletion.model_validate(told.model_dump() | shown | how)
+    return StoredChatCompletion.model_validate(plain.model_dump() | shown | how)
 
 
-def messages(completion_id: str, given: Sequence[Item]) -> list[StoredChatMessage]:
+def messages(completion_id: str, input_items: Sequence[Item]) -> list[StoredChatMessage]:
     """Their ids say which place they had."""
     return [
         StoredChatMessage(
@@ -46,5 +46,5 @@ def messages(completion_id: str, given: Sequence[Item]) -> list[StoredChatMessag
             tool_calls=message.tool_calls or None,
             tool_call_id=message.tool_call_id,
         )
-        for index, message in enumerate(items.to_messages(given))
+        for index, message in enumerate(items.to_messages(input_items))
     ]

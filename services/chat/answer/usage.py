@@ -48,8 +48,8 @@ class UsageCounter:
 
 def usage_of(reply: Reply) -> CompletionUsage:
     assert reply.head
-    tally = UsageCounter(reply.head)
-    for said in reply.choices:
-        if said.finish:
-            tally.add(said.finish)
-    return tally.usage()
+    counter = UsageCounter(reply.head)
+    for choice in reply.choices:
+        if choice.finish:
+            counter.add(choice.finish)
+    return counter.usage()

@@ -21,17 +21,17 @@ def _blocks(message: ChatMessage, names: dict[str, str]) -> Iterator[str]:
     """`names` learns what the calls are of."""
     if message.role in INSTRUCTIONS:
         return
-    said = text_of(message)
+    text = text_of(message)
     if message.role == "tool":
-        yield f"[result of {names.get(message.tool_call_id or '', 'a tool')}]\n{abridged(said)}"
-    elif is_summary(said):
-        yield f"[notes so far]\n{summary_of(said)}"
-    elif said:
-        yield f"[{message.role}]\n{said}"
+        yield f"[result of {names.get(message.tool_call_id or '', 'a tool')}]\n{abridged(text)}"
+    elif is_summary(text):
+        yield f"[notes so far]\n{summary_of(text)}"
+    elif text:
+        yield f"[{message.role}]\n{text}"
     for call in message.tool_calls:
-        name, given = _call(call)
+        name, arguments = _call(call)
         names[call.id] = name
-        yield f"[assistant calls {name}]\n{abridged(given)}"
+        yield f"[assistant calls {name}]\n{abridged(arguments)}"
 
 
 def _call(call: MessageToolCall | CustomToolCall) -> tuple[str, str]:

@@ -67,8 +67,8 @@ class ChoiceParser:
             self._tokens.append(TokenSpan(self._num_read, piece.token_ids, piece.logprobs))
         self._num_read += len(piece.text)
         self._cached_tokens = max(self._cached_tokens, piece.cached_tokens)
-        parts = self._parser.feed(piece.text, may_stop=self._completion_tokens > self._format.min_tokens)
-        return [self._with_tokens(part.event, part.end) for part in parts]
+        parsed = self._parser.feed(piece.text, may_stop=self._completion_tokens > self._format.min_tokens)
+        return [self._with_tokens(each.event, each.end) for each in parsed]
 
     @property
     def is_over(self) -> bool:
@@ -76,10 +76,10 @@ class ChoiceParser:
         return self._parser.stopped_by is not None
 
     def _finished(self, last: Piece) -> list[OutputEvent | Finish]:
-        said: list[OutputEvent | Finish] = [self._with_tokens(part.event, part.end) for part in self._parser.finish()]
+        events: list[OutputEvent | Finish] = [self._with_tokens(each.event, each.end) for each in self._parser.finish()]
         if any(tokens.logprobs for tokens in self._tokens) and not self.is_over:
-            said.append(self._with_tokens(Text("", index=self._index), self._num_read + 1))  # each is told
-        return [*said, self._finish(last)]
+            events.append(self._with_tokens(Text("", index=self._index), self._num_read + 1))  # each is told
+        return [*events, self._finish(last)]
 
     def _finish(self, last: Piece) -> Finish:
         reason = "stop" if self.is_over else last.finish

@@ -50,15 +50,15 @@ class InputText:
         return ""
 
     def _read(self) -> str:
-        said, held, at = [], self._held, 0
+        output, held, at = [], self._held, 0
         while at < len(held) and held[at] != '"' and not CUT_OFF.fullmatch(held, at):
             found = PLAIN.match(held, at) or ESCAPE.match(held, at)
-            said.append(_unescaped(found[0]) if found else held[at])
+            output.append(_unescaped(found[0]) if found else held[at])
             at = found.end() if found else at + 1
         if held[at : at + 1] == '"':
             self._step = self._skip
         self._held = held[at:]
-        return "".join(said)
+        return "".join(output)
 
     def _skip(self) -> str:
         self._held = ""
@@ -82,12 +82,12 @@ def _whole(text: str) -> str:
 def unwrapped(arguments: str) -> str:
     """The input that whole arguments have in them: the one of that name, or the only text."""
     try:
-        given = json.loads(arguments, strict=False)
+        parsed = json.loads(arguments, strict=False)
     except (ValueError, RecursionError):
         return arguments
-    if isinstance(given, dict) and given:
-        given = given[INPUT] if INPUT in given else next(iter(given.values())) if len(given) == 1 else None
-    return _whole(given) if isinstance(given, str) else arguments
+    if isinstance(parsed, dict) and parsed:
+        parsed = parsed[INPUT] if INPUT in parsed else next(iter(parsed.values())) if len(parsed) == 1 else None
+    return _whole(parsed) if isinstance(parsed, str) else arguments
 
 
 def wrapped(text: str) -> str:

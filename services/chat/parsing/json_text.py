@@ -43,11 +43,11 @@ class Called:
 def call_in(text: str) -> Called | None:
     """The call that an object is, if it is one."""
     try:
-        given = json.loads(text, strict=False)  # models write line ends as they are
+        parsed = json.loads(text, strict=False)  # models write line ends as they are
     except (ValueError, RecursionError):
         return None
-    name = given.get("name")
-    arguments: object = next((given[key] for key in ARGUMENTS if given.get(key) is not None), {})
+    name = parsed.get("name")
+    arguments: object = next((parsed[key] for key in ARGUMENTS if parsed.get(key) is not None), {})
     if not isinstance(name, str):
         return None
     return Called(name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))

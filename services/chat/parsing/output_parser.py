@@ -38,12 +38,12 @@ class OutputParser:
         self._scanner.is_over = True
         parts = self._run()
         self._calls.end()
-        return parts + self._scanner.parts()
+        return parts + self._scanner.take_events()
 
     def _run(self) -> list[ParsedEvent]:
         while self._step():
             pass
-        return self._scanner.parts()
+        return self._scanner.take_events()
 
     def _go(self, step: Callable[[], bool]) -> bool:
         self._step = step

@@ -17,7 +17,7 @@ class Scanner:
         self.text = ""  # not understood yet
         self.is_over = False  # nothing more will come
         self._num_taken = 0
-        self._parts: list[ParsedEvent] = []
+        self._events: list[ParsedEvent] = []
 
     def take(self, size: int) -> str:
         taken, self.text = self.text[:size], self.text[size:]
@@ -38,14 +38,14 @@ class Scanner:
         return not self.is_over and marker.startswith(self.text if text is None else text)
 
     def emit(self, event: OutputEvent) -> None:
-        self._parts.append(ParsedEvent(event, self._num_taken))
+        self._events.append(ParsedEvent(event, self._num_taken))
 
     def emit_text(self, kind: type[Text | Reasoning], size: int) -> None:
         """The next characters, if there are any, as content or as a thought."""
         if text := self.take(size):
             self.emit(kind(text, index=self.index))
 
-    def parts(self) -> list[ParsedEvent]:
+    def take_events(self) -> list[ParsedEvent]:
         """What has been made since the last time."""
-        parts, self._parts = self._parts, []
-        return parts
+        events, self._events = self._events, []
+        return events

@@ -77,8 +77,8 @@ def guarded(messages: list[Message], template: Mapping[str, Any], tokenizer: Tok
     if known.every is None:
         return Guarded(messages, template, tokenizer)
     names = _Names(known)
-    for role, said in _texts(messages, template):
-        names.look(role, said)
+    for role, each in _texts(messages, template):
+        names.look(role, each)
     if not names.found:
         return Guarded(messages, template, tokenizer)
     return Guarded(
@@ -118,8 +118,8 @@ class _Names:
 
 def _texts(messages: Sequence[Message], template: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for message in messages:
-        said = {name: value for name, value in message.items() if name not in ("role", "content")}
-        for value in (said, *(part for part in _parts(message.get("content")) if not _is_image(part))):
+        fields = {name: value for name, value in message.items() if name not in ("role", "content")}
+        for value in (fields, *(part for part in _parts(message.get("content")) if not _is_image(part))):
             yield from ((message["role"], text) for text in _strings(value))
     yield from (("", text) for text in _strings(template))
 

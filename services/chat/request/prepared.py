@@ -60,7 +60,7 @@ class PromptInput:
 def prepare(
     id: str,
     request: ChatCompletionRequest,
-    given: PromptInput,
+    source: PromptInput,
     target: Target,
     owner: str,
     answer: GrammarSpec | None = None,
@@ -73,7 +73,7 @@ def prepare(
     reasoning = reasoning_config(request, target.format)
     max_tokens = prompt.max_tokens(request, target.max_new_tokens)
     keep = sampling.kept_tokens(request, max_tokens, target.max_length)
-    rendered = _prompt(request, given, target, selection, reasoning, keep)
+    rendered = _prompt(request, source, target, selection, reasoning, keep)
     state = _thinking(rendered, target)
     output = _output(request, target.format, selection, begun=state == "begun")
     grammar = tool_grammar(selection, target.format.tools, answer) if selection else answer
@@ -101,7 +101,7 @@ def prepare(
 
 def _prompt(
     request: ChatCompletionRequest,
-    given: PromptInput,
+    source: PromptInput,
     target: Target,
     selection: ToolSelection | None,
     reasoning: ReasoningConfig,
@@ -109,13 +109,13 @@ def _prompt(
 ) -> Prompt:
     shown = {"tools": declarations(selection.tools)} if selection and target.format.shows_tools else {}
     template = prompt.template(request, **shown, **reasoning.arguments)
-    messages = render_tools(tool_images.shown_by_user(given.messages), selection, target.format)
-    text_keep = None if given.illustration else keep
-    if given.limit:
-        room = Room(given.limit, text_keep)
+    messages = render_tools(tool_images.shown_by_user(source.messages), selection, target.format)
+    text_keep = None if source.illustration else keep
+    if source.limit:
+        room = Room(source.limit, text_keep)
     else:
         room = Room.to_count(target.max_tokenize_chars, target.max_length, text_keep)
-    rendered = prompt.encoded(messages, target.tokenizer, template, given.illustration, room)
+    rendered = prompt.encoded(messages, target.tokenizer, template, source.illustration, room)
     return rendered if keep is None else rendered.last(keep)
 
 

@@ -128,11 +128,11 @@ def priority(request: ChatCompletionRequest) -> int:
     return request.priority + PRIORITIES.get(served_tier(request.service_tier), 0)
 
 
-def served_tier(asked: str | None) -> ServedTier | None:
+def served_tier(tier: str | None) -> ServedTier | None:
     """A tier that nobody knows is served as any request is."""
-    match asked:
+    match tier:
         case None | "flex" | "priority":
-            return asked
+            return tier
         case "fast" | "ultrafast":
             return "priority"
         case _:
@@ -159,31 +159,31 @@ def echo(request: ChatCompletionRequest) -> str:
 
 def messages(request: ChatCompletionRequest, history: Iterable[Message], system_prompt: str | None) -> list[Message]:
     """History, then the request's own messages; the server's system prompt in front where neither has one."""
-    said = [*history, *(message(each) for each in request.messages)]
-    tool_check.check_results(said, len(said) - len(request.messages))
-    if system_prompt and all(each["role"] != "system" for each in said):
-        said.insert(0, {"role": "system", "content": system_prompt})
-    return said
+    all_messages = [*history, *(message(each) for each in request.messages)]
+    tool_check.check_results(all_messages, len(all_messages) - len(request.messages))
+    if system_prompt and all(each["role"] != "system" for each in all_messages):
+        all_messages.insert(0, {"role": "system", "content": system_prompt})
+    return all_messages
 
 
-def message(given: ChatMessage) -> Message:
-    content = contents.kept(given.content) if given.content is not None else given.refusal or ""
-    said: Message = {"role": role(given.role), "content": content}
-    if given.reasoning_content:
-        said["reasoning_content"] = given.reasoning_content
-    if given.tool_calls:
-        said["tool_calls"] = [_call(each) for each in given.tool_calls]
-    if given.tool_call_id is not None:
-        said["tool_call_id"] = given.tool_call_id
-    return said
+def message(chat_message: ChatMessage) -> Message:
+    content = contents.kept(chat_message.content) if chat_message.content is not None else chat_message.refusal or ""
+    rendered: Message = {"role": role(chat_message.role), "content": content}
+    if chat_message.reasoning_content:
+        rendered["reasoning_content"] = chat_message.reasoning_content
+    if chat_message.tool_calls:
+        rendered["tool_calls"] = [_call(each) for each in chat_message.tool_calls]
+    if chat_message.tool_call_id is not None:
+        rendered["tool_call_id"] = chat_message.tool_call_id
+    return rendered
 
 
-def _call(given: MessageToolCall | CustomToolCall) -> dict[str, Any]:
-    if isinstance(given, CustomToolCall):  # as its tool is shown
-        function: dict[str, Any] = {"name": given.custom.name, "arguments": {INPUT: given.custom.input}}
-        return {"id": given.id, "type": "function", "function": function}
-    function = {"name": given.function.name, "arguments": _arguments(given.function.arguments)}
-    return {"id": given.id, "type": "function", "function": function}
+def _call(tool_call: MessageToolCall | CustomToolCall) -> dict[str, Any]:
+    if isinstance(tool_call, CustomToolCall):  # as its tool is shown
+        function: dict[str, Any] = {"name": tool_call.custom.name, "arguments": {INPUT: tool_call.custom.input}}
+        return {"id": tool_call.id, "type": "function", "function": function}
+    function = {"name": tool_call.function.name, "arguments": _arguments(tool_call.function.arguments)}
+    return {"id": tool_call.id, "type": "function", "function": function}
 
 
 def _arguments(text: str) -> object:

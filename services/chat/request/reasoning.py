@@ -26,11 +26,11 @@ def reasoning_config(request: ChatCompletionRequest, format: ChatFormat) -> Reas
     arguments: dict[str, Any] = {}
     if effort and format.has_effort:
         arguments["reasoning_effort"] = effort
-    wanted = request.enable_thinking
-    if wanted is None and effort is not None and (effort == "none" or not format.has_effort):
-        wanted = effort != "none"
-    if wanted is not None:
-        arguments |= _switched(request, format, wanted)
+    enabled = request.enable_thinking
+    if enabled is None and effort is not None and (effort == "none" or not format.has_effort):
+        enabled = effort != "none"
+    if enabled is not None:
+        arguments |= _switched(request, format, enabled)
     return ReasoningConfig(arguments, _budget(request, format))
 
 
@@ -44,10 +44,10 @@ def _wishes(request: ChatCompletionRequest) -> Iterator[str]:
         yield "thinking_token_budget"
 
 
-def _switched(request: ChatCompletionRequest, format: ChatFormat, wanted: bool) -> dict[str, bool]:
+def _switched(request: ChatCompletionRequest, format: ChatFormat, enabled: bool) -> dict[str, bool]:
     if format.switch:
-        return {format.switch: wanted}
-    if not wanted and not (request.enable_thinking is None and format.has_effort):
+        return {format.switch: enabled}
+    if not enabled and not (request.enable_thinking is None and format.has_effort):
         name = "reasoning_effort" if request.enable_thinking is None else "enable_thinking"
         raise UnsupportedParameter(name, "cannot keep this model from thinking before it answers")
     return {}

@@ -17,16 +17,16 @@ def declarations(tools: Iterable[Tool]) -> list[dict[str, Any]]:
 
 
 def _declaration(function: Function) -> dict[str, Any]:
-    said = {"name": function.name, "description": function.description or "", "parameters": function.parameters}
-    return said if function.parameters else {**said, "parameters": {"type": "object", "properties": {}}}
+    declaration = {"name": function.name, "description": function.description or "", "parameters": function.parameters}
+    return declaration if function.parameters else {**declaration, "parameters": {"type": "object", "properties": {}}}
 
 
 def render_tools(messages: list[Message], selection: ToolSelection | None, format: ChatFormat) -> list[Message]:
     """For a template that shows tools the messages as they are, for another one with all of it put into words."""
     if format.shows_tools:
         return [_with_short_ids(each) for each in messages] if format.tools.short_ids else messages
-    said = list(_without_tools(messages, format.tools))
-    return _introduced(said, _introduction(selection, format.tools), format) if selection else said
+    as_text = list(_without_tools(messages, format.tools))
+    return _introduced(as_text, _introduction(selection, format.tools), format) if selection else as_text
 
 
 def _introduction(selection: ToolSelection, tools: ToolFormat) -> str:
@@ -80,12 +80,12 @@ def _as_text(arguments: object) -> str:
 
 def _with_short_ids(message: Message) -> Message:
     """The same nine letters for the same id, whoever made it."""
-    said = dict(message)
-    if "tool_call_id" in said:
-        said["tool_call_id"] = _short(said["tool_call_id"])
-    if "tool_calls" in said:
-        said["tool_calls"] = [{**call, "id": _short(call["id"])} for call in said["tool_calls"]]
-    return said
+    changed = dict(message)
+    if "tool_call_id" in changed:
+        changed["tool_call_id"] = _short(changed["tool_call_id"])
+    if "tool_calls" in changed:
+        changed["tool_calls"] = [{**call, "id": _short(call["id"])} for call in changed["tool_calls"]]
+    return changed
 
 
 def _short(id: str) -> str:

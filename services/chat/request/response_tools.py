@@ -51,17 +51,17 @@ class FlatTools:
 
     @classmethod
     def of(cls, request: ResponseInput, messages: Iterable[ChatMessage]) -> "FlatTools":
-        read = cls()
+        flat_tools = cls()
         found = [tool for message in messages for tool in message.found_tools]
         searches = has_search(request)
         for tool in request.tools:
-            read._add_top(tool, deferred=searches and bool(tool.get("defer_loading")))
+            flat_tools._add_top(tool, deferred=searches and bool(tool.get("defer_loading")))
         for place, tool in enumerate(request.tools):
             if tool["type"] == "namespace":
-                read._add_members(tool, f"tools.{place}.tools", searches=searches)
-        for given in found:
-            read._add_found(given)
-        return read
+                flat_tools._add_members(tool, f"tools.{place}.tools", searches=searches)
+        for found_tool in found:
+            flat_tools._add_found(found_tool)
+        return flat_tools
 
     def choice(self, request: ResponseInput) -> str | dict[str, Any] | None:
         choice = request.tool_choice

@@ -64,15 +64,15 @@ def check(request: ConversationRequest) -> None:
         _check_answer(request)
 
 
-def _check_trigger(given: Sequence[Item]) -> None:
-    for index, item in enumerate(given[:-1]):
+def _check_trigger(input_items: Sequence[Item]) -> None:
+    for index, item in enumerate(input_items[:-1]):
         if item["type"] == TRIGGER:
             raise InvalidRequest(f"'{TRIGGER}' must be the last item", param=f"input.{index}")
 
 
 def _check_has_input(request: ConversationRequest) -> None:
-    said = [item for item in request.input if item["type"] != TRIGGER]
-    if not said and request.conversation is None and request.previous_response_id is None:
+    input_items = [item for item in request.input if item["type"] != TRIGGER]
+    if not input_items and request.conversation is None and request.previous_response_id is None:
         raise InvalidRequest("'input' is required", param="input")
 
 
@@ -113,8 +113,8 @@ def _check_answer(request: ResponseRequest) -> None:
         raise InvalidRequest("'stream_options' goes with 'stream': true only", param="stream_options")
 
 
-def check_retrieval(asked: Retrieval) -> None:
-    if asked.starting_after is not None and not asked.stream:
+def check_retrieval(query: Retrieval) -> None:
+    if query.starting_after is not None and not query.stream:
         raise InvalidRequest("'starting_after' goes with 'stream': true only", param="starting_after")
 
 
@@ -136,8 +136,8 @@ def ignored_includes(include: Iterable[str]) -> Iterator[str]:
     return (f"include.{name}" for name in include if name not in SERVED_INCLUDES)
 
 
-def unknown_in_retrieval(asked: Retrieval) -> list[str]:
-    return [*ignored_includes(asked.include), *(["include_obfuscation"] if asked.include_obfuscation else [])]
+def unknown_in_retrieval(query: Retrieval) -> list[str]:
+    return [*ignored_includes(query.include), *(["include_obfuscation"] if query.include_obfuscation else [])]
 
 
 def as_chat(request: ResponseInput, messages: Sequence[ChatMessage]) -> ChatCompletionRequest:
@@ -183,9 +183,9 @@ def _chat_format(format: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {name: value for name, value in format.items() if name != "type"}}
 
 
-def translate_report(note: ReportIgnored) -> ReportIgnored:
+def translate_report(report_ignored: ReportIgnored) -> ReportIgnored:
     """Takes names of the chat completion's parameters, and passes them on as the response's request has them."""
-    return lambda names: note(NAMES.get(name, name) for name in names)
+    return lambda names: report_ignored(NAMES.get(name, name) for name in names)
 
 
 @contextmanager
@@ -239,8 +239,8 @@ def initial_response(request: ResponseRequest, model: str) -> Response:
 
 
 def _reasoning(request: ResponseRequest) -> dict[str, Any]:
-    asked = request.reasoning
-    return {"effort": asked.effort if asked else None, "summary": asked.wanted_summary if asked else None}
+    config = request.reasoning
+    return {"effort": config.effort if config else None, "summary": config.summary_mode if config else None}
 
 
 def own_items(request: ConversationRequest, resolved: Mapping[str, Item]) -> list[Item]:

@@ -65,14 +65,14 @@ def params(
 
 def min_tokens(request: GenerationRequest) -> int:
     """At the top level, or as FastDeploy's clients send it, a number in the metadata."""
-    given = request.metadata.get("min_tokens", 0)
+    in_metadata = request.metadata.get("min_tokens", 0)
     if request.min_tokens is not None:
         return request.min_tokens
-    if isinstance(given, str):  # a note of the client's own
+    if isinstance(in_metadata, str):  # a note of the client's own
         return 0
-    if given < 0 or given != int(given):
+    if in_metadata < 0 or in_metadata != int(in_metadata):
         raise InvalidRequest("'metadata.min_tokens' must be a whole number, 0 or more", param="metadata.min_tokens")
-    return int(given)
+    return int(in_metadata)
 
 
 def kept_tokens(request: GenerationRequest, max_tokens: int | None, max_length: int) -> int | None:

@@ -14,14 +14,14 @@ OBJECT = {"type": "object"}
 
 def grammar(request: GenerationRequest) -> GrammarSpec | None:
     """The one that the request asks for; there is no way to hold an answer to two."""
-    asked = list(_asked(request))
-    if len(asked) > 1:
-        first, second = asked[0].param, asked[1].param
+    grammars = list(_grammars(request))
+    if len(grammars) > 1:
+        first, second = grammars[0].param, grammars[1].param
         raise InvalidRequest(f"'{second}' does not go with '{first}'", param=second)
-    return asked[0] if asked else None
+    return grammars[0] if grammars else None
 
 
-def _asked(request: GenerationRequest) -> Iterator[GrammarSpec]:
+def _grammars(request: GenerationRequest) -> Iterator[GrammarSpec]:
     if spec := _of_format(request.response_format):
         yield spec
     if spec := _of_outputs(request.structured_outputs):

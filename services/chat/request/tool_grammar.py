@@ -47,8 +47,8 @@ class _Grammar:
             begin = f"{marker(self.format.marker)}? " if self.format.marker else ""
             return f"{text} | {begin}{self.block(self.format.before)}"
         begin, *before = self.format.before
-        said = f"/(?s:.*)/ & ~/(?s:.*){_pattern(begin)}(?s:.*)/"
-        return f"TEXT | ...{marker(begin)} {self.block(tuple(before))}\nTEXT: {said}"
+        text_pattern = f"/(?s:.*)/ & ~/(?s:.*){_pattern(begin)}(?s:.*)/"
+        return f"TEXT | ...{marker(begin)} {self.block(tuple(before))}\nTEXT: {text_pattern}"
 
     def block(self, before: tuple[str, ...]) -> str:
         """One call, or several. A text that nothing ends but the answer is the last."""
