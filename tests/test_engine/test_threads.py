@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,8 +46,13 @@ def test_a_team_ends_and_comes_back(two_threads: None) -> None:
 
 
 def test_another_openmp_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_libgomp", lambda: None)
-    release_team()
+    calls: list[int] = []
+    gomp = SimpleNamespace(omp_pause_resource_all=calls.append)
+    for found, expected in ((gomp, [threads.SOFT]), (None, [])):
+        monkeypatch.setattr(threads, "_libgomp", lambda found=found: found)
+        calls.clear()
+        release_team()
+        assert calls == expected
 
 
 # --- neighbours ---
