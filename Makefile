@@ -2,16 +2,24 @@
 PYTHON := $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 BIN := .venv/bin
 
-.PHONY: run test test-agents check bench image
+.PHONY: run test test-all test-agents check bench image
 
 run: .venv/.installed
 	$(BIN)/parley fetch
 	$(BIN)/parley migrate upgrade
 	$(BIN)/parley serve $(if $(HOST),--host $(HOST)) $(if $(PORT),--port $(PORT))
 
+# in as many workers as there are processors, four at most
+WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
+
 test: .venv/.installed-dev
 	$(BIN)/parley fetch
-	$(BIN)/pytest
+	$(BIN)/pytest $(WORKERS)
+
+# what takes minutes a test: real models in all forms, cold compiles, floods of requests
+test-all: .venv/.installed-dev
+	$(BIN)/parley fetch
+	$(BIN)/pytest $(WORKERS) -m extended
 
 # real agent programs, which npm brings, in a network without anything else
 test-agents: .venv/.installed-dev

@@ -17,6 +17,11 @@ for name in [name for name in os.environ if name.startswith("PARLEY_")]:
     del os.environ[name]
 
 
+# workers side by side would compute with more threads than there are processors
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """A step of one token has hardly work for two, which beside other work wait for each other most of the time."""

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from app import models
+from app.common import model_configs
 from app.common.settings import Settings
 from services.engine import build
+from services.models import sources
 from tests.apps import NewSite, Site, refusal
 
 ECHO = "examples.echo_engine:EchoEngine"
@@ -75,12 +76,12 @@ def test_its_own_options_are_its_parameters(caplog: pytest.LogCaptureFixture) ->
 def test_name_of_none_is_refused_at_the_start(engine: str) -> None:
     settings = Settings(_env_file=None, model={"engine": engine})
     with pytest.raises(ValueError, match=engine):
-        models.check(settings)
+        sources.check(model_configs.configs(settings))
 
 
 def test_one_of_another_package_is_given_what_is_set() -> None:
     settings = Settings(
         _env_file=None, model={"engine": ECHO, "engine_options": {"color": "red"}}, engine={"max_model_len": 64}
     )
-    config = models.configs(settings)[0]
+    config = model_configs.configs(settings)[0]
     assert (config.source, config.settings, config.options) == ("default", {"max_model_len": 64}, {"color": "red"})

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModel
 from services.engine.cpu.merged_linear import packed_weights
 from services.engine.embedding import compiled_encoder
 from services.engine.embedding.compiled_encoder import EncoderPlan, pack_where_it_agrees
-from services.engine.embedding.embedder import Encoder, Recipe
+from services.engine.embedding.embedder import Encoder, PoolingConfig
 from tests.test_engine.compilers import needs_compiler
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -45,7 +45,7 @@ def vectors(encoder: Encoder, rows: list[list[int]]) -> Tensor:
 def test_texts_in_one_row_are_what_they_are_alone(folder: Path, native_kernel: None) -> None:
     model = build()
     pack_where_it_agrees(model)
-    encoder = Encoder(model, Recipe(poolings=("cls", "mean", "max", "lasttoken")))
+    encoder = Encoder(model, PoolingConfig(poolings=("cls", "mean", "max", "lasttoken")))
     expected = vectors(encoder, ROWS)
     encoder.adopt(made(folder, model))
     assert encoder._compiled is not None
@@ -57,7 +57,7 @@ def test_texts_in_one_row_are_what_they_are_alone(folder: Path, native_kernel: N
 def test_what_says_something_else_is_not_taken(folder: Path, native_kernel: None) -> None:
     model = build()
     pack_where_it_agrees(model)
-    encoder = Encoder(model, Recipe())
+    encoder = Encoder(model, PoolingConfig())
     file = made(folder, model)
     model.embeddings.register_forward_hook(lambda module, given, out: out.flip(-1))  # the package knows of none
     with pytest.raises(ValueError, match="something else"):
@@ -67,10 +67,10 @@ def test_what_says_something_else_is_not_taken(folder: Path, native_kernel: None
 
 def test_weights_are_packed_where_nothing_changes() -> None:
     model = build()
-    expected = Encoder(build(), Recipe())(ROWS)
+    expected = Encoder(build(), PoolingConfig())(ROWS)
     pack_where_it_agrees(model)
     assert packed_weights(model)
-    np.testing.assert_allclose(Encoder(model, Recipe())(ROWS), expected, atol=1e-4)
+    np.testing.assert_allclose(Encoder(model, PoolingConfig())(ROWS), expected, atol=1e-4)
 
 
 def test_a_model_that_reaches_for_its_weights_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_a_model_that_reaches_for_its_weights_keeps_them(monkeypatch: pytest.Mon
     monkeypatch.setattr(output, "forward", forward)
     pack_where_it_agrees(model)
     assert not packed_weights(model)
-    assert np.isfinite(Encoder(model, Recipe())(ROWS)).all()
+    assert np.isfinite(Encoder(model, PoolingConfig())(ROWS)).all()
 
 
 def test_the_plan_survives_its_way_to_the_compiling_process() -> None:

@@ -145,7 +145,11 @@ class TestHistory:
         assert "think" not in engine.prompts[-1].replace("<think></think>", "")
         assert sealed not in engine.prompts[-1]
 
-    @pytest.mark.parametrize("signature", ["", "unsigned", "EqQBCgIYAhIM", SEAL.close("Other.", "reasoning")])
+    @pytest.mark.parametrize(
+        "signature",
+        ["", "unsigned", "EqQBCgIYAhIM", SEAL.close("Other.", "reasoning")],
+        ids=["empty", "unsigned", "foreign", "own"],
+    )
     async def test_a_text_counts_whoever_signed_it(
         self, client: AsyncAnthropic, engine: FakeEngine, signature: str
     ) -> None:
