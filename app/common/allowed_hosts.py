@@ -1,8 +1,7 @@
-"""Which names this server answers to while nobody needs a key.
+"""Host names accepted while there are no API keys: protection against DNS rebinding.
 
-A web page whose own name is made to resolve to this server's address (DNS rebinding) is of the same origin as this
-server for the browser, and its name in the header Host is all that tells. An address cannot be rebound: a page that
-was loaded from an address talks to that one only.
+A web page whose name resolves to this server's address has the same origin as this server for the browser; only the
+Host header tells the two apart. An address cannot be rebound: a page loaded from an address can only reach that one.
 """
 
 import re
@@ -11,12 +10,12 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 ANY = "*"
-EVERY_ADDRESS = ("", "0.0.0.0", "::")  # a server bound to one of these is reached by each of the machine's addresses
+EVERY_ADDRESS = ("", "0.0.0.0", "::")  # bound to one of these, a server is reached by every address of the machine
 AUTHORITY = re.compile(r"(?:\[([^\s/@\[\]]+)\]|([^\s:/@\[\]]+))(?::\d{0,5})?")
 
 
 class AllowedHosts:
-    """`bound`: the address or name that the server listens on; `names`: further ones, `*.` in front for all below."""
+    """`bound`: the address or name that the server listens on; `names`: further names, `*.` matches subdomains."""
 
     def __init__(self, bound: str, names: Sequence[str]) -> None:
         self._is_on_every_address = bound in EVERY_ADDRESS
@@ -25,8 +24,8 @@ class AllowedHosts:
         self._names = [name if name == ANY else _name(name) for name in names]
 
     def permits(self, host: str | None, local_address: str | None) -> bool:
-        """`local_address`: the end of the connection on this side."""
-        if not host or ANY in self._names:  # browsers always name one
+        """`local_address`: the address of our end of the connection."""
+        if not host or ANY in self._names:  # browsers always send one
             return True
         name = _name(host)
         if not name:
@@ -42,8 +41,8 @@ class AllowedHosts:
 
 
 def _name(host: str) -> str:
-    """Without port, brackets and the root's dot; empty: none that a browser would send."""
-    if _address(host):  # IPv6 as settings have it, without brackets
+    """The name without port, brackets and trailing dot; empty if no browser would send it."""
+    if _address(host):  # IPv6 without brackets, as in settings
         return str(_address(host))
     found = AUTHORITY.fullmatch(host)
     name = (found[1] or found[2]).lower().removesuffix(".") if found else ""
@@ -63,6 +62,6 @@ def _is_loopback(address: IPv4Address | IPv6Address) -> bool:
 
 
 def _is_beyond_loopback(local_address: str | None) -> bool:
-    """Whoever started the server may have bound it otherwise than the setting says: `uvicorn app.main:app --host …`."""
+    """The server may be bound to another address than the setting says: `uvicorn app.main:app --host …`."""
     address = _address(local_address or "")
     return address is not None and not _is_loopback(address)

@@ -1,7 +1,7 @@
-"""Compressed request bodies, read within the size limit that holds for what they decompress to.
+"""Decompresses request bodies; the size limit applies to the decompressed size.
 
-A body is decompressed in steps, each of a bounded size and with a turn for everybody else between them, so that a few
-kilobytes which stand for gigabytes cost neither memory nor other requests' time.
+Decompression runs in bounded steps and yields to other requests between them, so that a few kilobytes that expand to
+gigabytes exhaust neither memory nor the event loop.
 """
 
 import asyncio
@@ -14,15 +14,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.common.errors import Problem
 from services.errors import InvalidRequest
 
-STEP = 256 * 1024  # bytes at once
+STEP = 256 * 1024  # decompressed bytes
 WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 ACCEPTED = "gzip, deflate"
 PARAM = "content-encoding"
-OF_COMPRESSED = (b"content-encoding", b"content-length")
+COMPRESSION_HEADERS = (b"content-encoding", b"content-length")
 
 
 class Decompress:
-    """Hands plain bodies on as they are; 415 for an encoding that is not known here."""
+    """Passes plain bodies through; answers 415 for an unknown encoding."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -33,7 +33,7 @@ class Decompress:
         if encoding == "identity":
             await self._app(scope, receive, send)
         elif encoding in WINDOW_BITS:
-            scope["headers"] = [header for header in scope["headers"] if header[0] not in OF_COMPRESSED]
+            scope["headers"] = [header for header in scope["headers"] if header[0] not in COMPRESSION_HEADERS]
             await self._app(scope, _Body(receive, WINDOW_BITS[encoding], self._max_bytes).receive, send)
         else:
             await _refuse(scope, receive, send)
@@ -49,23 +49,23 @@ async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
     message = f"'{PARAM}': bodies are taken as they are or compressed with gzip or deflate"
     problem = Problem(415, message, "invalid_request_error", PARAM, "unsupported_encoding")
     response = problem.response(scope)
-    response.headers["Accept-Encoding"] = ACCEPTED  # as RFC 9110 has it for this refusal
+    response.headers["Accept-Encoding"] = ACCEPTED  # RFC 9110 asks for it
     await response(scope, receive, send)
 
 
 class _Body:
-    """The messages of a compressed body, as those of the body that it stands for."""
+    """Turns the messages of a compressed body into those of the decompressed one."""
 
     def __init__(self, receive: Receive, window_bits: int, max_bytes: int) -> None:
         self._receive = receive
         self._decompressor = zlib.decompressobj(window_bits)
         self._left = max_bytes
-        self._is_last = False  # the message that was received last
-        self._has_more = False  # than the step that was handed on last
+        self._is_last = False  # the message received last ends the body
+        self._has_more = False  # decompressed data is left after the last step
 
     async def receive(self) -> Message:
         if self._has_more:
-            await asyncio.sleep(0)  # everybody else's turn
+            await asyncio.sleep(0)  # lets other requests run
             return self._step(self._decompressor.unconsumed_tail)
         message = await self._receive()
         if message["type"] != "http.request":

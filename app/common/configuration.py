@@ -1,4 +1,4 @@
-"""The settings of this process, and in one line each what is wrong with them."""
+"""Reads the settings of this process; reports each error in one line."""
 
 import re
 from typing import Any
@@ -11,19 +11,19 @@ from app.common.settings import Settings, UnknownSettings
 
 
 class WrongSettings(ValueError):
-    """A line for each."""
+    """Has one line for each error."""
 
 
-def read(**given: Any) -> Settings:
-    """`given` wins over the environment, which wins over `.env`."""
+def read(**overrides: Any) -> Settings:
+    """`overrides` win over the environment, which wins over `.env`."""
     try:
-        return Settings(**given)
+        return Settings(**overrides)
     except ValidationError as wrong:
         raise WrongSettings("\n".join(_line(each) for each in wrong.errors())) from None
     except UnknownSettings as wrong:
         raise WrongSettings(str(wrong)) from None
     except SettingsError as wrong:
-        raise WrongSettings(_no_json(wrong)) from None
+        raise WrongSettings(_invalid_json(wrong)) from None
     except (OSError, UnicodeError) as wrong:
         raise WrongSettings(f".env cannot be read: {wrong}") from None
 
@@ -32,8 +32,8 @@ def _line(error: Any) -> str:
     path: tuple[int | str, ...] = error["loc"]
     if error["type"] == "extra_forbidden":
         return f"{_name(path[:-1])}: there is no '{path[-1]}' in it{nearest_field(path, Settings)}"
-    said = str(error["msg"]).removeprefix("Value error, ")
-    return f"{_name(path)}: {said}" if path else said
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{_name(path)}: {message}" if path else message
 
 
 def _name(path: tuple[int | str, ...]) -> str:
@@ -41,8 +41,8 @@ def _name(path: tuple[int | str, ...]) -> str:
     return "PARLEY_" + "".join(parts).removeprefix(JOINT)
 
 
-def _no_json(error: SettingsError) -> str:
-    """pydantic knows the group alone; the value may be a secret and is not quoted."""
+def _invalid_json(error: SettingsError) -> str:
+    """pydantic names the group only; the value may be a secret and is not quoted."""
     found = re.search(r'field "(\w+)"', str(error))
     group = f"{PREFIX}{found[1]}".upper() if found else ".env or the environment"
     return f"{group}: the value is no JSON: {error.__cause__ or error}"

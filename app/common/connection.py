@@ -1,6 +1,6 @@
-"""One connection between its socket and uvicorn's h11 protocol: how long its client has left the server waiting.
+"""Measures how long a client keeps the server waiting. Sits between a socket and uvicorn's h11 protocol.
 
-It stands in front of the protocol and passes everything on; of the protocol it reads h11's state alone.
+It forwards all calls to the protocol and reads nothing of it but h11's state.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ TIMEOUT += b"Connection: close\r\n\r\n" + REASON
 
 @dataclass(frozen=True, slots=True)
 class Deadlines:
-    """Seconds, and bytes a second. None counts while the server is the one to act."""
+    """In seconds, and bytes per second. They count only while the server waits for the client."""
 
-    headers: float  # from the connection, or a further request's first byte, to the end of its headers
-    body: float  # between two bytes of a body, and for all of it beyond what `body_rate` allows
+    headers: float  # from the connection, or a later request's first byte, to the end of the headers
+    body: float  # between two bytes of a body, and for the whole body in addition to `body_rate`
     body_rate: float
-    send: float  # in which the client takes some of its answer
+    send: float  # within which the client must read some of the answer
 
 
 class Registry(Protocol):
@@ -42,16 +42,16 @@ class Connection(asyncio.Protocol):
         registry: Registry,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.is_extra = False  # beyond the cap: for probes only
+        self.is_extra = False  # beyond the limit: for probes only
         self._inner = inner
         self._http = http
         self._registry = registry
         self._clock = clock
         self._transport: asyncio.Transport | None = None
         self._state: type[object] = h11.IDLE
-        self._has_asked = False
-        self._since = self._last = self._seen = clock()  # of this state; byte; look
-        self._received = 0  # of this body
+        self._has_sent_request = False
+        self._since = self._last = self._seen = clock()  # time of the last state change, byte and check
+        self._received = 0  # bytes of this body
         self._unsent, self._sent_at = 0, self._since
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -63,7 +63,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._last = self._clock()
         self._received += len(data)
-        token = current.set(self)  # the request's task begins in here, and inherits it
+        token = current.set(self)  # the request's task starts here and inherits the context
         try:
             self._inner.data_received(data)
         finally:
@@ -84,7 +84,7 @@ class Connection(asyncio.Protocol):
         self._inner.resume_writing()
 
     def is_late(self, now: float, deadlines: Deadlines) -> bool:
-        """Asked regularly: a state is noticed to have changed when it is looked at."""
+        """To be called regularly: changes of state are noticed on a call."""
         self._follow(now)
         if self._transport and self._transport.get_protocol() is not self:  # upgraded
             self._registry.closed(self)
@@ -96,13 +96,13 @@ class Connection(asyncio.Protocol):
             return now - self._since > deadlines.headers
         if self._state is not h11.SEND_BODY:
             return False
-        if self._transport and not self._transport.is_reading():  # the server does not take it
+        if self._transport and not self._transport.is_reading():  # the server has paused reading
             self._since, self._last = self._since + paused, now
         allowed = deadlines.body + self._received / deadlines.body_rate
         return now - self._last > deadlines.body or now - self._since > allowed
 
     def silent_since(self, now: float, deadlines: Deadlines) -> float | None:
-        """None: its request is being answered, or its body arriving as it should."""
+        """None while its request is processed or its body arrives in time."""
         self._follow(now)
         if self._state is h11.IDLE:
             return min(self._since, self._last)
@@ -112,12 +112,12 @@ class Connection(asyncio.Protocol):
         return self._last if is_slow else None
 
     def end(self) -> None:
-        """Says why to one that has begun a request and got no answer yet: an idle one would take it for the next's."""
+        """Closes it, with a 408 if a request is under way. An idle client would take that for its next answer."""
         self._registry.closed(self)
         if self._transport is None:
             return
         if self._unsent or self._transport.is_closing():
-            self._transport.abort()  # closing would wait until all is read
+            self._transport.abort()  # closing would wait until everything is read
             return
         has_begun = self._state is h11.SEND_BODY or bool(self._http.trailing_data[0])
         if has_begun and self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -126,9 +126,9 @@ class Connection(asyncio.Protocol):
 
     def _follow(self, now: float) -> None:
         state = self._http.their_state
-        self._has_asked |= state is not h11.IDLE
-        # between two requests uvicorn's own keep-alive timeout counts
-        is_idle = state is h11.IDLE and self._has_asked and not self._http.trailing_data[0]
+        self._has_sent_request |= state is not h11.IDLE
+        # between requests uvicorn's keep-alive timeout applies
+        is_idle = state is h11.IDLE and self._has_sent_request and not self._http.trailing_data[0]
         if state is not self._state:
             self._state, self._since, self._last, self._received = state, now, now, 0
         elif is_idle:

@@ -1,8 +1,8 @@
-"""All connections: deadlines for clients that leave the server waiting, and a cap below the limit of open files.
+"""Timeouts for slow clients, and a limit on connections below the limit of open files.
 
-uvicorn has a timeout between two requests, and none for a request that does not arrive. It opens its listeners through
-its event loop, after the application's start; from then on what `create_server` is given makes guarded connections.
-So this holds for `parley serve`, for the plain `uvicorn` command and for each of several workers alike.
+uvicorn has a timeout between requests, and none for a request that does not arrive. It opens its listeners through the
+event loop after the application has started, so `create_server` is wrapped to make guarded connections. This works for
+`parley serve`, the plain `uvicorn` command and each of several workers.
 """
 
 import asyncio
@@ -23,38 +23,38 @@ from services.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
-BURST = 16  # accepted in one round of the loop; up to four rounds are on their way to be counted or closed
-EXTRA = 16  # beyond the cap, so that probes are answered
-FILES = 64  # for the database, models that are loaded, images that are fetched
-FEWEST = 16
+BURST = 16  # accepted in one iteration of the loop; up to four iterations may not be counted yet
+EXTRA = 16  # beyond the limit, so that probes are answered
+FILES = 64  # reserved for the database, model files and image downloads
+MIN_CONNECTIONS = 16
 
 
-def most_connections() -> int:
-    """What the limit of open files leaves."""
+def max_connections() -> int:
+    """What the limit of open files allows."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         return 2**20
-    return max(FEWEST, limit - len(os.listdir("/dev/fd")) - FILES - EXTRA - 4 * BURST)
+    return max(MIN_CONNECTIONS, limit - len(os.listdir("/dev/fd")) - FILES - EXTRA - 4 * BURST)
 
 
 class Connections:
-    def __init__(self, deadlines: Deadlines, most: int | None) -> None:
+    def __init__(self, deadlines: Deadlines, limit: int | None) -> None:
         self._deadlines = deadlines
-        self._most = most
-        self._cap = most or FEWEST
-        self._open: dict[Connection, None] = {}  # the oldest first
+        self._configured = limit
+        self._limit = limit or MIN_CONNECTIONS
+        self._open: dict[Connection, None] = {}  # oldest first
         self._watch: asyncio.Task[None] | None = None
         self._has_warned = False
 
     def install(self) -> None:
-        """Into the running loop, before the server opens its listeners."""
+        """Wraps the running loop, before the server opens its listeners."""
         loop = asyncio.get_running_loop()
-        self._cap = self._most or most_connections()
-        self._watch = loop.create_task(self._end_late_ones())
+        self._limit = self._configured or max_connections()
+        self._watch = loop.create_task(self._close_late_ones())
         create_server = loop.create_server
 
         async def guarded(factory: Callable[[], Any], *args: Any, backlog: int = 100, **options: Any) -> asyncio.Server:
-            # asyncio accepts as many at once as it lets wait, before one of them can be counted
+            # asyncio accepts `backlog` connections at once, before any can be counted
             server = await create_server(self._guard(factory), *args, backlog=min(backlog, BURST), **options)
             for each in server.sockets:
                 with each.dup() as listener:
@@ -77,19 +77,19 @@ class Connections:
                 return Connection(protocol, http, self)
             if not self._has_warned:
                 self._has_warned = True
-                logger.warning("connections have no deadlines: start the server with --http h11")
+                logger.warning("connections have no timeouts: start the server with --http h11")
             return protocol
 
         return guarded
 
     def opened(self, connection: Connection) -> None:
-        """Makes room at the cap: of those that say nothing the one that has been silent for the longest is ended."""
-        is_full = len(self._open) >= self._cap
-        if is_full and (silent := self._most_silent()):
+        """At the limit, closes the connection that has been silent for the longest."""
+        is_full = len(self._open) >= self._limit
+        if is_full and (silent := self._longest_silent()):
             silent.end()
         elif is_full:
             connection.is_extra = True
-        if len(self._open) >= self._cap + EXTRA:
+        if len(self._open) >= self._limit + EXTRA:
             connection.end()
         else:
             self._open[connection] = None
@@ -97,17 +97,17 @@ class Connections:
     def closed(self, connection: Connection) -> None:
         self._open.pop(connection, None)
 
-    def refuses(self) -> bool:
-        """Whether the connection of the request that is being answered is one too many."""
+    def is_over_limit(self) -> bool:
+        """Whether the current request's connection is beyond the limit."""
         connection = current.get()
-        return connection is not None and connection.is_extra and len(self._open) > self._cap
+        return connection is not None and connection.is_extra and len(self._open) > self._limit
 
-    def _most_silent(self) -> Connection | None:
+    def _longest_silent(self) -> Connection | None:
         now = time.monotonic()
         silent = ((each.silent_since(now, self._deadlines), each) for each in self._open)
         return min(((since, each) for since, each in silent if since is not None), default=(0, None), key=_first)[1]
 
-    async def _end_late_ones(self) -> None:
+    async def _close_late_ones(self) -> None:
         shortest = min(self._deadlines.headers, self._deadlines.body, self._deadlines.send)
         while True:
             await asyncio.sleep(min(1.0, shortest / 4))
@@ -116,7 +116,7 @@ class Connections:
             for each in late:
                 each.end()
             if late:
-                logger.info("ended %d connections whose clients left the server waiting", len(late))
+                logger.info("closed %d connections that kept the server waiting", len(late))
 
 
 def _first(pair: tuple[float, Connection | None]) -> float:
@@ -124,14 +124,14 @@ def _first(pair: tuple[float, Connection | None]) -> float:
 
 
 class ConnectionGate:
-    """503 on connections beyond the cap, but for probes."""
+    """Answers 503 on connections beyond the limit, except to probes."""
 
     def __init__(self, app: ASGIApp, connections: Connections) -> None:
         self._app = app
         self._connections = connections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._connections.refuses() or scope["path"] in PROBES:
+        if scope["type"] != "http" or not self._connections.is_over_limit() or scope["path"] in PROBES:
             await self._app(scope, receive, send)
             return
         refused = problem(Unavailable("The server has too many connections", retry_after=1)).response(scope)

@@ -1,4 +1,4 @@
-"""What routes ask for, by type. All of it async: for what is not, FastAPI goes to a thread and back."""
+"""Dependencies of routes, as annotated types. All are async: FastAPI runs sync ones in a thread."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from services.tokenize_service import TokenizeService
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What routes tell of the settings."""
+    """Settings that GET /chat shows."""
 
     max_new_tokens: int | None
     device: str
@@ -67,7 +67,7 @@ class Services:
     info: ServerInfo
 
 
-def _the(name: str) -> Callable[[Request], Awaitable[Any]]:
+def _service(name: str) -> Callable[[Request], Awaitable[Any]]:
     async def dependency(request: Request) -> Any:
         return getattr(request.app.state.services, name)
 
@@ -75,31 +75,31 @@ def _the(name: str) -> Callable[[Request], Awaitable[Any]]:
 
 
 async def _caller(request: Request) -> auth.Caller:
-    caller: auth.Caller = request.state.caller  # the gate let nobody else in
+    caller: auth.Caller = request.state.caller  # set by AuthMiddleware
     return caller
 
 
-EventSources = Annotated[EventSourceService, Depends(_the("event_sources"))]
+EventSources = Annotated[EventSourceService, Depends(_service("event_sources"))]
 Caller = Annotated[auth.Caller, Depends(_caller)]
-Chat = Annotated[ChatService, Depends(_the("chat"))]
-Compactions = Annotated[CompactionService, Depends(_the("compactions"))]
-Completions = Annotated[CompletionService, Depends(_the("completions"))]
-Conversations = Annotated[ConversationService, Depends(_the("conversations"))]
-Items = Annotated[ItemService, Depends(_the("items"))]
-Search = Annotated[SearchService, Depends(_the("search"))]
-Drain = Annotated[drain.Drain, Depends(_the("drain"))]
-Embedder = Annotated[EmbeddingService, Depends(_the("embeddings"))]
-Keys = Annotated[auth.Keys, Depends(_the("keys"))]
-Measured = Annotated[Metrics, Depends(_the("metrics"))]
-Messages = Annotated[MessageService, Depends(_the("messages"))]
-Models = Annotated[ModelManager, Depends(_the("models"))]
-Catalogue = Annotated[CatalogueService, Depends(_the("catalogue"))]
-StoredCompletions = Annotated[StoredCompletionService, Depends(_the("stored_completions"))]
-Info = Annotated[ServerInfo, Depends(_the("info"))]
-Reranker = Annotated[RerankService, Depends(_the("reranker"))]
-Responses = Annotated[ResponseService, Depends(_the("responses"))]
-Secrets = Annotated[SecretService, Depends(_the("secrets"))]
-StoredResponses = Annotated[StoredResponseService, Depends(_the("stored_responses"))]
-Sse = Annotated[sse.Sse, Depends(_the("sse"))]
-Tokenizers = Annotated[TokenizeService, Depends(_the("tokenizers"))]
-UnknownKeys = Annotated[ignored.UnknownKeys, Depends(_the("unknown_keys"))]
+Chat = Annotated[ChatService, Depends(_service("chat"))]
+Compactions = Annotated[CompactionService, Depends(_service("compactions"))]
+Completions = Annotated[CompletionService, Depends(_service("completions"))]
+Conversations = Annotated[ConversationService, Depends(_service("conversations"))]
+Items = Annotated[ItemService, Depends(_service("items"))]
+Search = Annotated[SearchService, Depends(_service("search"))]
+Drain = Annotated[drain.Drain, Depends(_service("drain"))]
+Embedder = Annotated[EmbeddingService, Depends(_service("embeddings"))]
+Keys = Annotated[auth.Keys, Depends(_service("keys"))]
+MetricsExport = Annotated[Metrics, Depends(_service("metrics"))]
+Messages = Annotated[MessageService, Depends(_service("messages"))]
+Models = Annotated[ModelManager, Depends(_service("models"))]
+Catalogue = Annotated[CatalogueService, Depends(_service("catalogue"))]
+StoredCompletions = Annotated[StoredCompletionService, Depends(_service("stored_completions"))]
+Info = Annotated[ServerInfo, Depends(_service("info"))]
+Reranker = Annotated[RerankService, Depends(_service("reranker"))]
+Responses = Annotated[ResponseService, Depends(_service("responses"))]
+Secrets = Annotated[SecretService, Depends(_service("secrets"))]
+StoredResponses = Annotated[StoredResponseService, Depends(_service("stored_responses"))]
+Sse = Annotated[sse.Sse, Depends(_service("sse"))]
+Tokenizers = Annotated[TokenizeService, Depends(_service("tokenizers"))]
+UnknownKeys = Annotated[ignored.UnknownKeys, Depends(_service("unknown_keys"))]

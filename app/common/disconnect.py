@@ -1,4 +1,4 @@
-"""Ends a plain call whose client has left: FastAPI watches the connection of streams only."""
+"""Cancels a non-streaming call whose client disconnects: FastAPI watches the connection of streams only."""
 
 import asyncio
 from collections.abc import Coroutine

@@ -1,4 +1,4 @@
-"""Our errors as HTTP: the one table and the one body, `{"error": {"message", "type", "param", "code"}}`."""
+"""Translates service errors to HTTP: a table of status codes and OpenAI's body, `{"error": {"message", "type", …}}`."""
 
 import logging
 from collections.abc import Callable
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 
 class ClientGone(errors.ServiceError):
-    """Nobody reads the answer to this one; the log and the counters do."""
+    """The client has disconnected; the error is for the log and the metrics."""
 
 
 class HostNotAllowed(errors.Forbidden):
-    """The name in the header Host may be that of somebody else's page."""
+    """The Host header may name a page that is rebound to this server."""
 
 
 STATUS: dict[type[errors.ServiceError], tuple[int, str, str | None]] = {
@@ -47,8 +47,8 @@ STATUS: dict[type[errors.ServiceError], tuple[int, str, str | None]] = {
 
 TYPE_OF_STATUS = {401: "authentication_error", 403: "permission_error", 404: "invalid_request_error"}
 MESSAGE_LENGTH = 500
-ERROR_BODY = "error_body"  # in a request's state, where its protocol is another than OpenAI's
-PARAM_LENGTH = 200  # keys of the caller's are part of it
+ERROR_BODY = "error_body"  # in the request's state if its protocol is not OpenAI's
+PARAM_LENGTH = 200  # it may contain keys of the caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class Problem:
     retry_after: float | None = None
 
     def body(self) -> dict[str, Any]:
-        """All four fields, always: clients read each of them."""
+        """Always has all four fields: clients read each of them."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def response(self, scope: Scope) -> Response:
-        """With the body that readers of this request's path expect."""
+        """With the error body of the protocol of this request's path."""
         body: ErrorBody = scope.get("state", {}).get(ERROR_BODY, Problem.body)
         headers = {} if self.retry_after is None else {"Retry-After": f"{self.retry_after:g}"}
         return JSONResponse(body(self), self.status, headers)
@@ -75,7 +75,7 @@ ErrorBody = Callable[[Problem], dict[str, Any]]
 
 
 def problem(error: Exception) -> Problem:
-    """What any exception becomes; one that we do not know is told to the log alone."""
+    """Translates any exception; an unexpected one is logged and not described to the client."""
     if not isinstance(error, errors.ServiceError):
         logger.error("unexpected error", exc_info=error)
         return Problem(500, "The server had an error while processing the request", "server_error")
@@ -87,7 +87,7 @@ def problem(error: Exception) -> Problem:
 def install(app: FastAPI) -> None:
     app.add_exception_handler(errors.ServiceError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_exception_handler(HTTPException, _on_http)  # any other exception: RequestLog
+    app.add_exception_handler(HTTPException, _on_http)  # RequestLog handles all others
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
@@ -96,11 +96,11 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 async def _on_validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return invalid(error.errors()).response(request.scope)
+    return validation_problem(error.errors()).response(request.scope)
 
 
-def invalid(found: Any) -> Problem:
-    """The first of pydantic's errors, in one bounded line that does not repeat the input."""
+def validation_problem(found: Any) -> Problem:
+    """The first of pydantic's errors, in one bounded line that does not quote the input."""
     first = found[0]
     if first["type"] == "json_invalid":
         return Problem(400, "The body is not valid JSON", "invalid_request_error", None, "invalid_json")
@@ -115,17 +115,19 @@ def invalid(found: Any) -> Problem:
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
-    """Starlette's own: no such route, no such method, and the like."""
+    """Starlette's errors: unknown route, wrong method and the like."""
     assert isinstance(error, HTTPException)
-    found = _no_route(request, error.status_code)
+    found = _http_problem(request, error.status_code)
     response = found.response(request.scope)
     response.headers.update(error.headers or {})
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # Starlette names those of one route, a path has several
+    if (
+        error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
+    ):  # Starlette names the methods of one route, but a path has several
         response.headers["Allow"] = ", ".join(request.app.state.routes.methods(request.url.path))
     return response
 
 
-def _no_route(request: Request, status: int) -> Problem:
+def _http_problem(request: Request, status: int) -> Problem:
     message = f"{HTTPStatus(status).phrase}: {request.method} {request.url.path[:200]}"
     type_ = TYPE_OF_STATUS.get(status, "invalid_request_error")
     if status == HTTPStatus.NOT_FOUND and (reason := unserved.reason(request.url.path)):

@@ -1,4 +1,4 @@
-"""What is wrong with a set-up, in one line and with exit code 2; faults of ours keep their traceback."""
+"""Exits with one line and code 2 for errors in the set-up; programming errors keep their traceback."""
 
 import sys
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ CODE = 2
 
 
 def explain(error: BaseException) -> str | None:
-    """A line for whoever set this up; None: it is a fault, which its traceback describes better."""
+    """One line for the operator; None for a programming error, which its traceback describes better."""
     match error:
         case ServiceError():
             return _one_line(error.message)
         case OSError():
-            return _one_line(_of_the_system(error))
-        case ValueError():  # a setting's value, a database's URL, a spec, a name that two models have
+            return _one_line(_system_error(error))
+        case ValueError():  # a setting, a database URL, a spec, a model name used twice
             return str(error).strip()
-    return _of_a_database(error)
+    return _database_error(error)
 
 
 @contextmanager
@@ -43,26 +43,26 @@ def print_error(line: str) -> None:
         print(f"Error: {each}", file=sys.stderr, flush=True)
 
 
-def _of_the_system(error: OSError) -> str:
-    said = error.strerror or str(error) or type(error).__name__
-    return f"{error.filename}: {said}" if error.filename else said
+def _system_error(error: OSError) -> str:
+    message = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {message}" if error.filename else message
 
 
-def _of_a_database(error: BaseException) -> str | None:
+def _database_error(error: BaseException) -> str | None:
     from alembic.util import CommandError
     from sqlalchemy.exc import SQLAlchemyError
 
     match error:
         case CommandError():
             return _one_line(str(error))
-        case SQLAlchemyError():  # with the statement it is many lines
+        case SQLAlchemyError():  # the message has the statement, in many lines
             return f"The database cannot be used: {_one_line(str(getattr(error, 'orig', None) or error))}"
-    if type(error).__module__.startswith("asyncpg"):  # refused while connecting
+    if type(error).__module__.startswith("asyncpg"):  # raised while connecting
         return f"The database cannot be used: {_one_line(str(error))}"
     return None
 
 
 def _one_line(text: str) -> str:
-    """The first that says something; a driver's begins with its class."""
+    """The first line that is not empty; asyncpg's begin with the class."""
     first = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return first.rpartition(">: ")[2] if first.startswith("<class ") else first

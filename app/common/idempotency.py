@@ -1,4 +1,4 @@
-"""The header Idempotency-Key: a request that comes again under the same key is answered as it was the first time."""
+"""The Idempotency-Key header: a repeated request with the same key gets the answer of the first one."""
 
 import hashlib
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Bodies as strict JSON: no NaN, no half of a surrogate pair, neither deeper nor more than what comes later bears."""
+"""Strict JSON bodies: no NaN, no lone surrogates, with limits on nesting and size that later stages can bear."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -22,11 +22,11 @@ from schemas import json_size
 from services.errors import InvalidRequest
 from services.large import is_large
 
-MAX_DEPTH = 128  # encoders end at 254, and answers wrap what they repeat
-MAX_NODES = 50_000  # each takes its time to be checked, and everybody else's meanwhile
-LARGE = 32 * 1024  # bytes; what is in fewer is read before a thread has begun
+MAX_DEPTH = 128  # encoders fail at 254, and answers nest parts of the request
+MAX_NODES = 50_000  # validating more would block the event loop
+LARGE = 32 * 1024  # bytes; smaller bodies are parsed faster than a thread starts
 
-_readers = ThreadPoolExecutor(2, "json")  # few: each of their steps that holds the interpreter's lock delays the loop
+_readers = ThreadPoolExecutor(2, "json")  # few: they compete with the event loop for the interpreter lock
 
 
 class JsonRoute(APIRoute):
@@ -35,17 +35,17 @@ class JsonRoute(APIRoute):
         query_keys = QueryKeys(self)
         field = self.body_field
 
-        async def strictly(request: Request) -> Response:
+        async def handle(request: Request) -> Response:
             ignored = _ignored(request, query_keys.unknown(request.query_params))
             try:
                 return add(ignored, await answer(_JsonRequest(request.scope, request.receive, field)))
             except HTTPException as error:
-                # FastAPI wraps what reading the body raises
+                # FastAPI wraps errors raised while the body is read
                 if isinstance(error.__cause__, InvalidRequest | RequestValidationError):
                     raise error.__cause__ from None
                 raise
 
-        return strictly
+        return handle
 
 
 def _ignored(request: Request, names: list[str]) -> dict[str, str]:
@@ -54,9 +54,9 @@ def _ignored(request: Request, names: list[str]) -> dict[str, str]:
 
 
 class UntypedJsonRoute(JsonRoute):
-    """For clients that send JSON under another type, as curl and `requests` do unless told otherwise.
+    """Accepts JSON with another content type, as curl and `requests` send it by default.
 
-    For programs only: text is what a browser lets any page send anywhere without asking, JSON is not.
+    Not from pages of other origins: browsers let any page send text without a preflight, JSON not.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +78,7 @@ class _JsonRequest(Request):
         self._field = field
 
     async def json(self) -> Any:
-        """A large body is one that is validated already: FastAPI would do it on the event loop."""
+        """Validates a large body in a thread: FastAPI would do it on the event loop."""
         text = await self.body()
         if len(text) <= LARGE:
             return _read(text)
@@ -96,13 +96,13 @@ def _validated(text: bytes, field: ModelField | None) -> Any:
         return body
     found, errors = field.validate(body, {}, loc=("body",))
     if errors:
-        raise RequestValidationError(errors[:1])  # none but the first is told
+        raise RequestValidationError(errors[:1])  # only the first is reported
     return found
 
 
 def _read(text: bytes) -> Any:
-    body = orjson.loads(text)  # its error is a json.JSONDecodeError, which FastAPI knows
-    if text.count(b"[") + text.count(b"{") > MAX_DEPTH:  # else it is small
+    body = orjson.loads(text)  # raises json.JSONDecodeError, which FastAPI handles
+    if text.count(b"[") + text.count(b"{") > MAX_DEPTH:  # fewer brackets cannot nest too deeply
         _check_shape(body)
     return body
 
@@ -119,7 +119,7 @@ def _check_shape(body: Any) -> None:
 
 
 def _sizes(value: Any) -> Iterator[int]:
-    """How many objects and lists each level has: what is too deep for others is not to be walked recursively."""
+    """Number of objects and lists of each level; iterative, since the value may be too deep for recursion."""
     level = [value]
     while level := [each for each in level if isinstance(each, dict | list)]:
         yield len(level)

@@ -1,4 +1,4 @@
-"""Around every request, as plain ASGI: BaseHTTPMiddleware would wrap streams."""
+"""Middleware for every request, as plain ASGI: BaseHTTPMiddleware would wrap streams."""
 
 import logging
 import re
@@ -20,13 +20,13 @@ from services.metrics_service import Metrics
 access = logging.getLogger("parley.access")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-NOTHING_SENT = 499  # as nginx logs a client that left before its answer
+CLIENT_LEFT = 499  # nginx's status for a client that disconnects before its answer
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 PROBES = ("/health", "/health/live", "/health/ready", "/metrics")
 
 
 class RequestLog:
-    """The request's id on every answer and log line; one access line and one count at the end."""
+    """Puts the request id on every response and log line; writes an access line and counts the request at the end."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -36,10 +36,10 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        id_ = given if REQUEST_ID.fullmatch(given) else f"req_{uuid4().hex}"
+        received = Headers(scope=scope).get("x-request-id", "")
+        id_ = received if REQUEST_ID.fullmatch(received) else f"req_{uuid4().hex}"
         request_id.set(id_)
-        status = NOTHING_SENT
+        status = CLIENT_LEFT
         started = time.perf_counter()
 
         async def send_with_id(message: Message) -> None:
@@ -52,14 +52,14 @@ class RequestLog:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:
-            if status != NOTHING_SENT:
+            if status != CLIENT_LEFT:
                 raise
             await problem(error).response(scope)(scope, receive, send_with_id)
         finally:
             self._record(scope, status, time.perf_counter() - started)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        # the pattern and a known method: what callers make up would make endless series
+        # the route's pattern and a known method, so that callers cannot create endless time series
         route = getattr(scope.get("route"), "path", "unmatched")
         self._metrics.http(scope["method"] if scope["method"] in METHODS else "other", route, status)
         access.info(
@@ -68,12 +68,12 @@ class RequestLog:
             scope["path"],
             status,
             seconds * 1000,
-            extra={"facts": {"method": scope["method"], "path": scope["path"], "status": status, "seconds": seconds}},
+            extra={"fields": {"method": scope["method"], "path": scope["path"], "status": status, "seconds": seconds}},
         )
 
 
 class BodyLimit:
-    """413 by the declared length at once, by the counted one as soon as it is passed."""
+    """Answers 413 by the declared length at once, else as soon as the limit is passed."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -89,7 +89,7 @@ class BodyLimit:
 
         async def counted() -> Message:
             nonlocal received
-            if declared > self._max_bytes:  # who would wait for a part of it, might wait for ever
+            if declared > self._max_bytes:  # before receiving: the body may never arrive
                 raise HTTPException(413)
             message = await receive()
             received += len(message.get("body", b""))
@@ -101,7 +101,7 @@ class BodyLimit:
 
 
 class DrainGate:
-    """Counts what is being answered; once the drain has begun, only probes are let in."""
+    """Counts running requests; during the drain only probes are accepted."""
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self._app = app
@@ -110,17 +110,17 @@ class DrainGate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in PROBES:
             await self._app(scope, receive, send)
-        elif self._drain.begun:
+        elif self._drain.has_begun:
             refused = problem(Unavailable("The server is shutting down", retry_after=5)).response(scope)
             refused.headers["connection"] = "close"
             await refused(scope, receive, send)
         else:
-            with self._drain.answering():
+            with self._drain.running():
                 await self._app(scope, receive, send)
 
 
 class Protocol:
-    """Marks what is not OpenAI's: refusals have the body, and the request's id the header, that its readers expect."""
+    """Marks requests of other protocols than OpenAI's: they have their own error body and request id header."""
 
     def __init__(self, app: ASGIApp, routes: Routes) -> None:
         self._app = app
@@ -153,8 +153,8 @@ class Options:
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_asked = scope["type"] == "http" and scope["method"] == "OPTIONS"
-        if is_asked and (methods := self._routes.methods(scope["path"])):
+        is_options = scope["type"] == "http" and scope["method"] == "OPTIONS"
+        if is_options and (methods := self._routes.methods(scope["path"])):
             response = Response(status_code=204, headers={"Allow": ", ".join([*methods, "OPTIONS"])})
             await response(scope, receive, send)
         else:

@@ -1,4 +1,4 @@
-"""The OpenAPI document, completed by what FastAPI cannot know: how every operation refuses, and whom it lets in."""
+"""Completes FastAPI's OpenAPI document: error responses and authentication of every operation."""
 
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -12,11 +12,11 @@ from app.common.router import EVENT_STREAM
 from app.common.routes import Routes
 from schemas.error_schema import ErrorBody
 
-# For routes that stream if they are asked to: beside the JSON of a plain answer.
+# For routes that stream on request: in addition to the JSON of a plain answer.
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {EVENT_STREAM: {}}}}
 
 REF = "#/components/schemas/"
-FASTAPIS_OWN = ("HTTPValidationError", "ValidationError")  # its errors, which ours replace
+FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")  # replaced by ours
 KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "header": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -25,12 +25,12 @@ KEYS = {
 
 
 def describe(app: FastAPI, routes: Routes, *, guarded: bool) -> None:
-    """`guarded`: callers need a key."""
-    fastapis = app.openapi
+    """`guarded`: requests need a key."""
+    fastapi_document = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _completed(fastapis(), routes, guarded)
+            app.openapi_schema = _completed(fastapi_document(), routes, guarded)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # as its documentation says
@@ -38,7 +38,7 @@ def describe(app: FastAPI, routes: Routes, *, guarded: bool) -> None:
 
 def _completed(document: dict[str, Any], routes: Routes, guarded: bool) -> dict[str, Any]:
     components = document["components"]
-    for name in FASTAPIS_OWN:
+    for name in FASTAPI_ERRORS:
         components["schemas"].pop(name, None)
     own = ErrorBody.model_json_schema(ref_template=REF + "{model}")
     components["schemas"] |= own.pop("$defs") | {"ErrorBody": own}
@@ -46,7 +46,7 @@ def _completed(document: dict[str, Any], routes: Routes, guarded: bool) -> dict[
         components["securitySchemes"] = KEYS
     for path, item in document["paths"].items():
         if not is_open(path):
-            schema = {"$ref": f"{REF}ErrorBody"} if _is_ours(routes, path) else {"type": "object"}
+            schema = {"$ref": f"{REF}ErrorBody"} if _has_openai_errors(routes, path) else {"type": "object"}
             for operation in item.values():
                 _complete(operation, path, schema)
                 if guarded:
@@ -54,8 +54,8 @@ def _completed(document: dict[str, Any], routes: Routes, guarded: bool) -> dict[
     return document
 
 
-def _is_ours(routes: Routes, path: str) -> bool:
-    """Whether its errors look as OpenAI's do: a spec may have a body of its own."""
+def _has_openai_errors(routes: Routes, path: str) -> bool:
+    """Whether the path answers errors with OpenAI's body: a spec may have its own."""
     sample = Problem(HTTPStatus.BAD_REQUEST, "", "")
     found = routes.foreign(path)
     return not (found and found.error_body) or found.error_body(sample) == sample.body()
@@ -64,15 +64,15 @@ def _is_ours(routes: Routes, path: str) -> bool:
 def _complete(operation: dict[str, Any], path: str, schema: dict[str, Any]) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
-    for status in _refusals(operation):
+    for status in _error_statuses(operation):
         error = {"description": status.phrase, "content": {"application/json": {"schema": schema}}}
         if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
             error["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "number"}}}
         responses.setdefault(str(status.value), error)
 
 
-def _refusals(operation: dict[str, Any]) -> Iterator[HTTPStatus]:
-    """Any may come without a key, from a strange page, during the drain, or with a fault of ours."""
+def _error_statuses(operation: dict[str, Any]) -> Iterator[HTTPStatus]:
+    """401, 403, 500 and 503 are possible on every route."""
     if operation.get("parameters") or "requestBody" in operation:
         yield from (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS)
     if "requestBody" in operation:

@@ -1,7 +1,7 @@
-"""Without keys, no web page may reach this server through the browser of somebody who can.
+"""Protects a server without keys from web pages that call it through a user's browser.
 
-Programs send neither Origin nor Sec-Fetch-Site, and are let in. Browsers cannot be made to leave them out, but for one
-case: to an address that is not loopback, without TLS, they send no Sec-Fetch-Site (SECURITY.md).
+Programs send neither Origin nor Sec-Fetch-Site and are accepted. Browsers always send them, with one exception: to an
+address other than loopback without TLS they send no Sec-Fetch-Site (SECURITY.md).
 """
 
 from collections.abc import Sequence
@@ -15,28 +15,28 @@ from app.common.auth import HEALTH, is_open
 from app.common.errors import HostNotAllowed, problem
 from services.errors import Forbidden, ServiceError
 
-NO_OTHER = (None, "none", "same-origin")  # none: typed, or a bookmark
+SAME_ORIGIN = (None, "none", "same-origin")  # none: typed, or a bookmark
 
 
 def is_from_another_origin(headers: Headers) -> bool:
-    """Whether a page of another origin sends this. Node's `fetch` sends Sec-Fetch-Mode, and is no page."""
+    """Whether a page of another origin sent the request. Node's `fetch` sends Sec-Fetch-Mode, but is not a page."""
     origin, site = headers.get("origin"), headers.get("sec-fetch-site")
     if origin is not None and _authority(origin) != headers.get("host"):
         return True
-    if site == "same-site":  # ours if it says so: TLS may end in front of this server, and the scheme differ
+    if site == "same-site":  # ours if it has our Origin: a TLS proxy in front makes the scheme differ
         return origin is None
-    return site not in NO_OTHER
+    return site not in SAME_ORIGIN
 
 
 def _authority(origin: str) -> str | None:
     try:
         return urlsplit(origin).netloc
-    except ValueError:  # of brackets that are left open
+    except ValueError:  # unbalanced brackets
         return None
 
 
 class PageGuard:
-    """ASGI: refuses names that are not this server's, and pages of origins that are not configured."""
+    """Rejects unknown host names, and pages of origins that are not configured."""
 
     def __init__(self, app: ASGIApp, hosts: AllowedHosts, origins: Sequence[str]) -> None:
         self._app = app
@@ -54,7 +54,7 @@ class PageGuard:
 
     def _check(self, scope: Scope) -> None:
         headers, path = Headers(scope=scope), scope["path"]
-        if path in HEALTH:  # load balancers and kubelets call a server as they like, and learn that it is up
+        if path in HEALTH:  # load balancers and kubelets use any name, and learn only that the server is up
             return
         local_address, *_ = scope.get("server") or (None,)
         if not self._hosts.permits(headers.get("host"), local_address):

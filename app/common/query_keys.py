@@ -1,4 +1,4 @@
-"""Which keys of a query a route takes, read from the route itself: all others are named, as those of bodies are."""
+"""Finds unknown query keys of a route; they are reported as ignored, like those of bodies."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -13,7 +13,7 @@ READS = {"GET", "HEAD"}
 
 
 class QueryKeys:
-    """Of a route that is read with GET, or declares some. Keys of a nested object are written `name[key]`."""
+    """The query keys of a GET route, or of one that declares some. Nested objects are written `name[key]`."""
 
     def __init__(self, route: APIRoute) -> None:
         self._route = route
@@ -25,7 +25,7 @@ class QueryKeys:
 
     @cached_property
     def _objects(self) -> tuple[str, ...]:
-        """The OpenAPI document says of them what FastAPI has no type for."""
+        """Parameters in deepObject style, which FastAPI has no type for and the route declares for OpenAPI only."""
         declared = (self._route.openapi_extra or {}).get("parameters", ())
         return tuple(f"{each['name']}[" for each in declared if each.get("style") == "deepObject")
 
@@ -46,7 +46,7 @@ def _declared(dependant: Dependant) -> Iterator[str]:
 
 
 def _aliases(alias: str, annotation: object) -> Iterable[str]:
-    """A model stands for its fields."""
+    """A model declares its fields."""
     if not isinstance(annotation, type) or not issubclass(annotation, BaseModel):
         return [alias]
     return [info.alias or name for name, info in annotation.model_fields.items()]

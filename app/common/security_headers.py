@@ -1,14 +1,14 @@
-"""What browsers are told of every answer, errors and streams included."""
+"""Security headers of every response, errors and streams included."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class SecurityHeaders:
-    """ASGI: nothing is kept by caches, framed by other pages, or read as another type than it was sent as.
+    """Forbids caching, framing and content sniffing.
 
-    Only the page's files may be kept: they are the same for everybody. An answer's own policy, as the page has one in
-    it, holds as well.
+    Only the page's files may be cached: they are the same for everybody. A response's own policy, such as the page's,
+    applies as well.
     """
 
     def __init__(self, app: ASGIApp) -> None:

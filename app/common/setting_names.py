@@ -1,4 +1,4 @@
-"""Which variables are settings, and what a name that is none may have been meant to be."""
+"""Knows the names of all settings, and finds the nearest one for an unknown name."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,14 +9,17 @@ from pydantic import BaseModel
 
 PREFIX, JOINT = "parley_", "__"
 
-# what Kubernetes and Docker put into every container beside a service that is called "parley" or "parley-…"
-OF_A_CLUSTER = re.compile(r"parley(_\w+)?_(service_(host|port(_\w+)?)|port_\d+_(tcp|udp|sctp)(_\w+)?|(env|name)_\w+)")
-ADDRESS = re.compile(r"parley(_\w+)?_port")  # there with an address as its value
-KEY_OF_A_CLIENT = "parley_api_key"  # our examples send it; alone it is a server's, misspelt: that would be open to all
+# set by Kubernetes and Docker in every container if a service is called "parley" or "parley-…"
+CLUSTER_VARIABLE = re.compile(
+    r"parley(_\w+)?_(service_(host|port(_\w+)?)|port_\d+_(tcp|udp|sctp)(_\w+)?|(env|name)_\w+)"
+)
+CLUSTER_ADDRESS = re.compile(r"parley(_\w+)?_port")  # theirs if the value is an address
+# used by our examples; without PARLEY_API_KEYS it is a misspelling of it, and would leave the server open
+CLIENT_KEY = "parley_api_key"
 
 
 def names(group: type[BaseModel], prefix: str = PREFIX) -> Iterator[str]:
-    """In lower case, groups before what is in them; "…__" at the end: whatever follows is a name."""
+    """In lower case, groups before their fields; a name ending in "__" allows any suffix."""
     for name, field in group.model_fields.items():
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -25,13 +28,13 @@ def names(group: type[BaseModel], prefix: str = PREFIX) -> Iterator[str]:
             yield prefix + name + JOINT
 
 
-def refusals(group: type[BaseModel], given: Mapping[str, str | None]) -> list[str]:
-    """A line for each of our names that is no setting."""
+def refusals(group: type[BaseModel], variables: Mapping[str, str | None]) -> list[str]:
+    """One line for each PARLEY_ name that is no setting."""
     known = set(names(group))
-    lower = {name.lower(): value or "" for name, value in given.items()}
+    lower = {name.lower(): value or "" for name, value in variables.items()}
     unknown = [name for name, value in lower.items() if name.startswith(PREFIX) and not _is_known(name, value, known)]
-    if "parley_api_keys" in lower and KEY_OF_A_CLIENT in unknown:
-        unknown.remove(KEY_OF_A_CLIENT)
+    if "parley_api_keys" in lower and CLIENT_KEY in unknown:
+        unknown.remove(CLIENT_KEY)
     return [f"{name.upper()} is no setting{nearest(name, known)}" for name in unknown]
 
 
@@ -41,7 +44,7 @@ def nearest(name: str, known: set[str]) -> str:
 
 
 def nearest_field(path: tuple[int | str, ...], group: type[BaseModel]) -> str:
-    """For a key in a value that is written as JSON: the path ends with it."""
+    """For a key inside a JSON value; it is the last part of the path."""
     for part in path[:-1]:
         if isinstance(part, str):
             inner = group.model_fields[part].annotation if part in group.model_fields else None
@@ -56,6 +59,6 @@ def nearest_field(path: tuple[int | str, ...], group: type[BaseModel]) -> str:
 def _is_known(name: str, value: str, known: set[str]) -> bool:
     if name in known or any(name.startswith(each) for each in known if each.endswith(JOINT)):
         return True
-    if OF_A_CLUSTER.fullmatch(name):
+    if CLUSTER_VARIABLE.fullmatch(name):
         return True
-    return bool(ADDRESS.fullmatch(name)) and "://" in value
+    return bool(CLUSTER_ADDRESS.fullmatch(name)) and "://" in value

@@ -1,8 +1,8 @@
-"""Paths of the protocols spoken here that this server does not serve, so that their 404 can say so."""
+"""Paths of OpenAI's and Anthropic's APIs that are not served, so that their 404 can say so."""
 
 import re
 
-# The first part of a path in OpenAI's API, which every resource of its client begins with -> what it is about.
+# First part of a path in OpenAI's API, by which its client's resources begin -> topic of the resource.
 OPENAI: dict[str, str] = {
     "agents": "hosted agents",
     "assistants": "assistants: use '/v1/responses' with '/v1/conversations'",
@@ -39,7 +39,7 @@ FIRST_PART = re.compile(r"(?:/v1)?/([a-z_]+)(?=/|$)")
 
 
 def reason(path: str) -> str | None:
-    """What a known path is about that nothing here answers; None for any other path."""
+    """The topic of a known path that is not served; None for any other path."""
     if other := next((OTHERS[known] for known in OTHERS if path == known or path.startswith(known + "/")), None):
         return other
     found = FIRST_PART.match(path)

@@ -2,7 +2,7 @@
 
 from fastapi import Response
 
-from app.common.dependencies import Drain, Measured, Models
+from app.common.dependencies import Drain, MetricsExport, Models
 from app.common.router import Router
 from schemas.status_schema import Health
 
@@ -20,7 +20,7 @@ async def live() -> Health:
 async def ready(response: Response, models: Models, drain: Drain) -> Health:
     """Whether new requests should be sent here. A model that loads at its first use does not count as missing."""
     troubles = {
-        "draining": drain.begun,
+        "draining": drain.has_begun,
         "loading": models.is_loading(),
         "failed": models.has_failed(),
         "stalled": models.is_stalled(),
@@ -31,5 +31,5 @@ async def ready(response: Response, models: Models, drain: Drain) -> Health:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(measured: Measured) -> Response:
+async def metrics(measured: MetricsExport) -> Response:
     return Response(measured.render(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -13,7 +13,7 @@ router = Router(tags=["chat"], route_class=JsonRoute)
 
 @router.get("/chat")
 async def status(request: Request, models: Models, drain: Drain, server: Info) -> RunningStatus | NotStarted:
-    if drain.begun:
+    if drain.has_begun:
         return NotStarted(reason="draining")
     if models.is_loading():
         return NotStarted(reason="loading")

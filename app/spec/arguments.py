@@ -1,4 +1,4 @@
-"""Arguments of a tool's call, which the model writes as text, as the object that other protocols carry."""
+"""Parses the arguments of a tool call, which the model writes as text, to an object."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from pydantic_core import from_json
 
 
 def as_object(text: str) -> dict[str, Any]:
-    """Of an answer that was cut, as much as came."""
+    """Parses as much as there is of truncated arguments."""
     try:
         found = from_json(text, allow_partial=True)
     except ValueError:

@@ -24,7 +24,7 @@ def to_json(item: Payload) -> bytes:
     return item.model_dump_json().encode() if isinstance(item, BaseModel) else orjson.dumps(item)
 
 
-def server_sent(error_body: ErrorBody, *, silence: bytes = b": keep-alive\n\n") -> Framing[Payload | NamedEvent]:
+def server_sent(error_body: ErrorBody, *, keepalive: bytes = b": keep-alive\n\n") -> Framing[Payload | NamedEvent]:
     """Server-sent events; an error is the last, named so."""
 
     def event(item: Payload | NamedEvent) -> bytes:
@@ -32,7 +32,7 @@ def server_sent(error_body: ErrorBody, *, silence: bytes = b": keep-alive\n\n") 
             return b"event: %b\ndata: %b\n\n" % (item.event.encode(), to_json(item.data))
         return b"data: %b\n\n" % to_json(item)
 
-    return Framing(event, lambda problem: event(NamedEvent("error", error_body(problem))), silence=silence)
+    return Framing(event, lambda problem: event(NamedEvent("error", error_body(problem))), keepalive=keepalive)
 
 
 def json_lines(error_body: ErrorBody) -> Framing[Payload | NamedEvent]:
@@ -41,4 +41,4 @@ def json_lines(error_body: ErrorBody) -> Framing[Payload | NamedEvent]:
     def line(item: Payload | NamedEvent) -> bytes:
         return to_json(item.data if isinstance(item, NamedEvent) else item) + b"\n"
 
-    return Framing(line, lambda problem: line(error_body(problem)), silence=b" ", media_type="application/x-ndjson")
+    return Framing(line, lambda problem: line(error_body(problem)), keepalive=b" ", media_type="application/x-ndjson")

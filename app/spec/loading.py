@@ -1,4 +1,4 @@
-"""Specs by name: imported, set up, their routes checked against all others."""
+"""Loads specs by name, and checks their routes against all others."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,7 +16,7 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 def load(name: str) -> Spec[Any]:
-    """The spec at `package.module:Class`, or the shipped one of this name; raises ValueError, which says why not."""
+    """The spec at `package.module:Class`, or the shipped one of this name; raises ValueError with the reason."""
     module, _, attribute = SHIPPED.get(name, name).partition(":")
     if not module or not attribute:
         raise ValueError(f"PARLEY_SPECS: '{name}' must be 'package.module:Class' or one of {', '.join(SHIPPED)}")

@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
 
 from app.common.disconnect import while_connected
-from app.common.errors import Problem, invalid
+from app.common.errors import Problem, validation_problem
 from app.common.ignored import Ignored
 from app.common.json_body import JsonRoute, UntypedJsonRoute
 from app.common.router import Router
@@ -125,7 +125,7 @@ def decoded(decode: Callable[[B], R], body: B, translate: ErrorTranslation = _un
     try:
         return decode(body)
     except ValidationError as error:
-        found = invalid([{**each, "loc": ("body", *each["loc"])} for each in error.errors()])
+        found = validation_problem([{**each, "loc": ("body", *each["loc"])} for each in error.errors()])
         raise translate(InvalidRequest(found.message, param=found.param)) from None
 
 

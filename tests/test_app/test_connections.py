@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from app.common.connection import Deadlines
-from app.common.connections import Connections, most_connections
+from app.common.connections import Connections, max_connections
 from app.common.log import RateLimit
 from tests.apps import MODEL, NewSite, Site
 from tests.fakes import FakeEngine, Pause
@@ -81,7 +81,7 @@ async def test_the_longest_silent_one_makes_room(new_server: NewSite) -> None:
 
 
 async def test_of_a_protocol_that_cannot_be_guarded_it_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
-    connections = Connections(Deadlines(headers=1, body=1, body_rate=1, send=1), most=None)
+    connections = Connections(Deadlines(headers=1, body=1, body_rate=1, send=1), limit=None)
     connections.install()
     loop = asyncio.get_running_loop()
     made = asyncio.Semaphore(0)
@@ -98,9 +98,9 @@ async def test_of_a_protocol_that_cannot_be_guarded_it_is_told_once(caplog: pyte
 
 def test_the_limit_of_open_files_leaves_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 1024))
-    assert 512 < most_connections() < 1024 - 140
+    assert 512 < max_connections() < 1024 - 140
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, 64))
-    assert most_connections() == 16
+    assert max_connections() == 16
 
 
 def test_a_line_that_comes_in_thousands_is_logged_seldom() -> None:

@@ -45,9 +45,9 @@ class TestSignal:
     ) -> None:
         drain = Drain(60, interrupt, is_busy=lambda: False)
         drain.install()
-        assert not drain.begun
+        assert not drain.has_begun
         signal.raise_signal(signal.SIGTERM)
-        assert drain.begun
+        assert drain.has_begun
         assert not handed_on.is_set()
         await handed_on.wait()
         assert interrupt.calls == 0
@@ -72,10 +72,10 @@ class TestSignal:
     async def test_what_does_not_end_even_then_is_left_behind(
         self, handed_on: asyncio.Event, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(drain_module, "LAST_WORDS", 0)
+        monkeypatch.setattr(drain_module, "ERROR_EVENTS_S", 0)
         drain = Drain(0, interrupt, is_busy=lambda: False)
         drain.install()
-        with drain.answering():
+        with drain.running():
             signal.raise_signal(signal.SIGTERM)
             await handed_on.wait()
         assert interrupt.calls == 1
@@ -101,7 +101,7 @@ class TestSignal:
         drain = Drain(60, interrupt, is_busy=lambda: busy.pop(0))
         drain.install()
         signal.raise_signal(signal.SIGHUP)
-        assert drain.begun
+        assert drain.has_begun
         await handed_on.wait()
         assert busy == []
 
@@ -111,7 +111,7 @@ class TestSignal:
         drain = Drain(60, interrupt, is_busy=lambda: False)
         drain.install()
         signal.raise_signal(signal.SIGHUP)
-        assert not drain.begun
+        assert not drain.has_begun
 
     async def test_off_the_main_thread_signals_are_left_alone(
         self, handed_on: asyncio.Event, interrupt: Interrupt

@@ -50,7 +50,7 @@ class TestRequestId:
 
 class TestDrainGate:
     async def test_new_work_is_refused_and_probes_are_answered(self, site: Site) -> None:
-        site.services.drain.begun = True
+        site.services.drain.has_begun = True
         for answer in (
             await site.client.post(CHAT, json=HI),
             await site.client.post(CHAT, json={**HI, "stream": True}),

@@ -125,7 +125,7 @@ async def test_when_the_request_is_cancelled_before_it_was_admitted(responses: S
 async def test_when_the_reader_left_while_it_was_not_yet_admitted(
     responses: Sse, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sse, "FIRST_WAIT", 0)
+    monkeypatch.setattr(sse, "FIRST_EVENT_WAIT_S", 0)
     source = Source()
     stream = await responses.openai(source.chunks(), {})
     reader.gone.set()

@@ -432,11 +432,11 @@ class TestAfterTheFirstByte:
 
 
 class TestSlowLoad:
-    """The first step takes longer than FIRST_WAIT: the 200 is out before the model is there."""
+    """The first step takes longer than FIRST_EVENT_WAIT_S: the 200 is out before the model is there."""
 
     @pytest.fixture(autouse=True)
     def short_wait(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sse, "FIRST_WAIT", 0.01)
+        monkeypatch.setattr(sse, "FIRST_EVENT_WAIT_S", 0.01)
 
     @pytest.mark.parametrize("fails", [False, True])
     async def test_keep_alives_then_the_answer_or_an_error(

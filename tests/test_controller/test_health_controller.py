@@ -78,7 +78,7 @@ async def test_a_stalled_engine_is_alive_but_not_ready(site: Site, engine: FakeE
 
 
 async def test_draining_is_alive_but_not_ready(site: Site) -> None:
-    site.services.drain.begun = True
+    site.services.drain.has_begun = True
     answer = await site.client.get("/health/ready")
     assert (answer.status_code, answer.json()) == (503, {"status": "draining"})
     assert (await site.client.get("/health")).status_code == 200

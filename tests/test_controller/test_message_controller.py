@@ -312,7 +312,7 @@ class TestEventSource:
         assert (await listen(site, last_event_id=source.last_event_id)).status_code == 204
 
     async def test_late_refusal_is_the_end_too(self, new_site: NewSite, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sse, "FIRST_WAIT", 0.0)
+        monkeypatch.setattr(sse, "FIRST_EVENT_WAIT_S", 0.0)
         begun, gate = threading.Event(), threading.Event()
 
         def build(kind: str, /, **options: object) -> FakeEngine:

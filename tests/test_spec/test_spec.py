@@ -149,7 +149,7 @@ class TestErrors:
         ]
         engine.refusal = Overloaded("too much")
         found.append(await site.client.post("/telegram", json={"stream": True}, headers=key))
-        site.services.drain.begun = True
+        site.services.drain.has_begun = True
         found.append(await site.client.post("/telegram", json={}, headers=key))
         assert [answer.status_code for answer in found] == [401, 405, 400, 400, 400, 413, 400, 429, 503]
         assert all(list(answer.json()) == ["wrong"] and answer.headers["telegram-id"] for answer in found)

@@ -104,7 +104,7 @@ class AnthropicSpec(Spec[MessagesRequest]):
         return {"type": "error", "error": {"type": kind, "message": problem.message}, "request_id": request_id.get()}
 
     def framing(self) -> Framing[Payload | NamedEvent]:
-        return server_sent(self.error_body, silence=PING)
+        return server_sent(self.error_body, keepalive=PING)
 
     def ignored(self, request: MessagesRequest) -> Iterable[str]:
         return ignored(request)

@@ -1,1 +1,1 @@
-"""Ollama's API: chat, generate, embeddings, and what it tells of its models."""
+"""Ollama's API: chat, generate, embeddings, and its list of models."""

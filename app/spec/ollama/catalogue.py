@@ -1,4 +1,4 @@
-"""What Ollama's clients are told of the models and of the server."""
+"""Ollama's routes about models and the server: tags, show, ps, version."""
 
 import hashlib
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from app.spec.ollama.request import model
 from schemas.ollama_answer_schema import ListedModel, Processes, RunningModel, ShownModel, Tags, Version
 from schemas.ollama_schema import ShowRequest
 
-FOLLOWED = "0.33.0"  # the Ollama whose routes these are: clients ask before they use a newer one
+OLLAMA_VERSION = "0.33.0"  # whose routes these are: clients check it before using newer ones
 
 
 class Catalogue:
@@ -31,7 +31,7 @@ class Catalogue:
         return ShownModel(modified_at=_time(card.created), model_info=info, capabilities=list(known.capabilities))
 
     async def version(self) -> Version:
-        return Version(version=FOLLOWED)
+        return Version(version=OLLAMA_VERSION)
 
     def _loaded(self, card: ModelCard) -> RunningModel:
         length = self._server.abilities(card).context_length
