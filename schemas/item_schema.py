@@ -145,7 +145,7 @@ class ToolSearchOutputItem(Request):
 
 
 class CompactionItem(Request):
-    """What was said before it, as a summary that only the server that wrote it can read."""
+    """A summary of what precedes it, which only the server that wrote it can read."""
 
     type: Literal["compaction"]
     id: ItemId | None = None
@@ -153,7 +153,7 @@ class CompactionItem(Request):
 
 
 class CompactionTriggerItem(Request):
-    """Asks for a compaction of all that comes before it. It is no part of a conversation."""
+    """Asks for a compaction of the items before it. It is never stored."""
 
     type: Literal["compaction_trigger"]
     id: ItemId | None = None
@@ -201,9 +201,9 @@ ITEMS: dict[object, type[Request]] = {
     "compaction_trigger": CompactionTriggerItem,
     **dict.fromkeys(FOREIGN, ForeignItem),
 }
-# Names that a compaction has had, and that clients may still have.
+# Other names of `compaction`, in clients' stored sessions.
 COMPACTIONS = ("compaction_summary", "context_compaction")
-OPENED = "compacted"  # the key that an opened compaction has its content under: never a client's
+COMPACTED = "compacted"  # key of the plain content of an opened compaction; clients may not set it
 SEARCHES: dict[object, type[Request]] = {
     "tool_search_call": ToolSearchCallItem,
     "tool_search_output": ToolSearchOutputItem,
@@ -222,7 +222,7 @@ def _item(value: object) -> Kept:
     if value["type"] in COMPACTIONS:
         value = value | {"type": "compaction"}
     if value["type"] == "compaction":
-        value = {key: each for key, each in value.items() if key != OPENED}
+        value = {key: each for key, each in value.items() if key != COMPACTED}
     return validate_by_type(value, ITEMS | SEARCHES if value.get("execution") == "client" else ITEMS)
 
 

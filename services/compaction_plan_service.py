@@ -1,12 +1,12 @@
-"""Decides whether a prompt is to be compacted, and what of it stays as it was said."""
+"""Decides whether a prompt is compacted, and which of its messages stay as they are."""
 
 from dataclasses import replace
 
 from schemas.response_schema import CompactRequest, ResponseRequest
-from services.chat.compaction.notes import Notes
-from services.chat.compaction.plan import Plan, Sizes, budget
+from services.chat.compaction.plan import BYTES_PER_TOKEN, CompactionPlan, TokenBudget
+from services.chat.compaction.summary_prompt import SummaryPrompt
 from services.chat.compaction.transcript import transcript
-from services.chat.compaction.window import Chat, instructions, newest, parted
+from services.chat.compaction.window import Chat, instructions, retained_within, split_unanswered
 from services.chat.request import responses
 from services.chat_service import ChatService
 from services.errors import InvalidRequest, PromptTooLong
@@ -17,45 +17,48 @@ class CompactionPlanService:
     def __init__(self, chat: ChatService) -> None:
         self._chat = chat
 
-    async def whole(self, request: CompactRequest | ResponseRequest, messages: Chat) -> Plan:
-        """For a client that keeps by itself what the user said."""
+    async def for_client(self, request: CompactRequest | ResponseRequest, messages: Chat) -> CompactionPlan:
+        """The client keeps the retained messages, and sends them in front of the item."""
         length = await self._chat.max_length(request.model)
-        sizes = Sizes(length, aim=length)
-        plan = await _plan(request, sizes, messages)
-        return _checked(replace(plan, kept=newest(messages, budget(sizes.kept))))
+        budget = TokenBudget(length, limit=length)
+        plan = await _plan(request, budget, messages)
+        return _checked(replace(plan, before=retained_within(messages, BYTES_PER_TOKEN * budget.retained)))
 
-    async def on_demand(self, request: ResponseRequest, messages: Chat, owner: str) -> Plan:
-        """Where the conversation is stored here, the compaction has to hold all that stays of it."""
+    async def triggered(self, request: ResponseRequest, messages: Chat, owner: str) -> CompactionPlan:
+        """If the history is stored here, the item has to include all that stays of it."""
         if request.conversation is None and request.previous_response_id is None:
-            return await self.whole(request, messages)
+            return await self.for_client(request, messages)
         length = await self._chat.max_length(request.model)
-        return _checked(await self._window(request, messages, owner, Sizes(length, aim=length)))
+        return _checked(await self._self_contained(request, messages, owner, TokenBudget(length, limit=length)))
 
-    async def needed(self, request: ResponseRequest, messages: Chat, owner: str) -> Plan | None:
-        """None where the prompt is short enough, or would become no shorter."""
+    async def over_threshold(self, request: ResponseRequest, messages: Chat, owner: str) -> CompactionPlan | None:
+        """None if the prompt is short enough, or a summary would not shorten it."""
         if not responses.compacts(request):
             return None
         length = await self._chat.max_length(request.model)
-        most = length - responses.room(request, length)
-        sizes = Sizes(length, aim=min(responses.threshold(request) or most, most))
-        tokens = await self._tokens(request, messages, owner, length)
-        if tokens <= sizes.aim or (tokens <= most and not parted(messages).has_answers):
+        longest = length - responses.room(request, length)
+        budget = TokenBudget(length, limit=min(responses.threshold(request) or longest, longest))
+        tokens = await self._count(request, messages, owner, length)
+        if tokens <= budget.limit or (tokens <= longest and not split_unanswered(messages).has_answers):
             return None
-        plan = await self._window(request, messages, owner, sizes)
+        plan = await self._self_contained(request, messages, owner, budget)
         return plan if plan.transcript else None
 
-    async def _window(self, request: ResponseRequest, messages: Chat, owner: str, sizes: Sizes) -> Plan:
-        """What nothing has answered yet stays as it is, unless there is no room for it."""
-        parts = parted(messages)
-        most = sizes.length - responses.room(request, sizes.length)
-        for past, after in ((parts.past, parts.open), (messages, ())):
-            plan = replace(await _plan(request, sizes, past), after=after, stands_alone=True)
-            tokens = sizes.summary + await self._tokens(request, plan.chat(), owner, sizes.length)
-            if tokens <= most:
-                return replace(plan, kept=newest(past, budget(min(sizes.kept, most - tokens))))
-        raise PromptTooLong(tokens, most, param="messages")
+    async def _self_contained(
+        self, request: ResponseRequest, messages: Chat, owner: str, budget: TokenBudget
+    ) -> CompactionPlan:
+        """Unanswered messages stay if the context has room for them; otherwise they are summarised too."""
+        split = split_unanswered(messages)
+        longest = budget.length - responses.room(request, budget.length)
+        for past, after in ((split.past, split.unanswered), (messages, ())):
+            plan = replace(await _plan(request, budget, past), after=after, is_self_contained=True)
+            tokens = budget.summary + await self._count(request, plan.chat(), owner, budget.length)
+            if tokens <= longest:
+                max_bytes = BYTES_PER_TOKEN * min(budget.retained, longest - tokens)
+                return replace(plan, before=retained_within(past, max_bytes))
+        raise PromptTooLong(tokens, longest, param="messages")
 
-    async def _tokens(self, request: ResponseRequest, messages: Chat, owner: str, length: int) -> int:
+    async def _count(self, request: ResponseRequest, messages: Chat, owner: str, length: int) -> int:
         chat = await offload(responses.as_chat, request, messages)
         try:
             return len(await self._chat.prompt_of(chat, owner, limit=length))
@@ -63,21 +66,21 @@ class CompactionPlanService:
             return error.tokens
 
 
-async def _plan(request: CompactRequest | ResponseRequest, sizes: Sizes, past: Chat) -> Plan:
-    """Of which nothing but instructions stays."""
+async def _plan(request: CompactRequest | ResponseRequest, budget: TokenBudget, past: Chat) -> CompactionPlan:
+    """Retains nothing but instructions."""
     text = await offload(transcript, past)
-    notes = Notes(
+    prompt = SummaryPrompt(
         request.model,
-        max_tokens=sizes.summary_of(text),
-        thinking=sizes.thinking,
+        max_tokens=budget.summary_of(text),
+        max_thinking_tokens=budget.thinking,
         instructions=request.instructions,
         service_tier=request.service_tier,
         cache_salt=request.cache_salt,
     )
-    return Plan(notes, text, kept=instructions(past))
+    return CompactionPlan(prompt, text, before=instructions(past))
 
 
-def _checked(plan: Plan) -> Plan:
+def _checked(plan: CompactionPlan) -> CompactionPlan:
     if not plan.transcript:
-        raise InvalidRequest("Nothing was said that could be compacted", param="messages")
+        raise InvalidRequest("There is nothing to compact: no message but instructions", param="messages")
     return plan

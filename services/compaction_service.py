@@ -1,4 +1,4 @@
-"""Conversations that have become too long, compacted: because a client asks for it, or before an answer goes on."""
+"""Compacts conversations: for a client that asks for it, or before an answer continues one that is too long."""
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -11,8 +11,8 @@ from schemas.response_answer_schema import CompactedResponse
 from schemas.response_schema import CompactRequest, ResponseRequest
 from services.chat import items
 from services.chat.answer.response_events import usage
-from services.chat.compaction.item import shown
-from services.chat.compaction.plan import Plan
+from services.chat.compaction.item import public_item
+from services.chat.compaction.plan import CompactionPlan
 from services.chat.compaction.window import Chat
 from services.chat.events import Compacted, Compacting, Event, Finish, Head
 from services.chat.items import Item
@@ -34,7 +34,7 @@ RunAnswer = Callable[[Chat], AsyncGenerator[Event, None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class CompactionResult:
     item: Item
     summary: str
     finish: Finish
@@ -55,7 +55,7 @@ class CompactionService:
     async def compact(
         self, request: CompactRequest, owner: str, report_ignored: ReportIgnored = report_nothing
     ) -> CompactedResponse:
-        """What the client is to go on from."""
+        """Returns the items that the client sends from now on instead of the conversation. Stores nothing."""
         responses.check(request)
         self._chat.model_name(request.model)
         own = await self._inputs.items(request, owner, report_ignored)
@@ -64,88 +64,92 @@ class CompactionService:
         )
         messages = await offload(items.to_messages, own, (await self._turns.open(turn_request)).history)
         with responses.translate_errors():
-            plan = await self._plans.whole(request, messages)
-            written = await self._whole(plan, owner)
-        finish = written.finish
+            plan = await self._plans.for_client(request, messages)
+            result = await self._result(plan, owner)
+        finish = result.finish
         return CompactedResponse(
             id=f"resp_{uuid4().hex}",
             created_at=int(time.time()),
-            output=[shown(with_defaults(item)) for item in (*items.from_messages(plan.kept), written.item)],
+            output=[public_item(with_defaults(item)) for item in (*items.from_messages(plan.before), result.item)],
             usage=usage(finish.prompt_tokens, finish.cached_tokens, finish.completion_tokens, finish.reasoning_tokens),
         )
 
-    async def _whole(self, plan: Plan, owner: str) -> Written:
-        async with aclosing(self._written(plan, owner)) as steps:
-            async for step in steps:
-                if isinstance(step, Written):
+    async def _result(self, plan: CompactionPlan, owner: str) -> CompactionResult:
+        async with aclosing(self._progress(plan, owner)) as progress:
+            async for step in progress:
+                if isinstance(step, CompactionResult):
                     return step
-        raise AssertionError("a summary ends with itself")
+        raise AssertionError("the result is the last step")
 
     async def run(
         self, request: ResponseRequest, messages: Chat, owner: str, turn: Turn, answer: RunAnswer
     ) -> AsyncGenerator[Event, None]:
-        """An answer, with a compaction before it or in its place where that is asked for."""
+        """The events of an answer; of a compaction in front of it, or instead of it, as the request asks."""
         if responses.is_triggered(request):
-            plan = await self._plans.on_demand(request, messages, owner)
-            return self._alone(plan, owner, turn)
-        if (needed := await self._plans.needed(request, messages, owner)) is not None:
-            return self._before(needed, owner, turn, answer)
+            plan = await self._plans.triggered(request, messages, owner)
+            return self._compact_only(plan, owner, turn)
+        if (needed := await self._plans.over_threshold(request, messages, owner)) is not None:
+            return self._compact_and_answer(needed, owner, turn, answer)
         return answer(messages)
 
-    async def _alone(self, plan: Plan, owner: str, turn: Turn) -> AsyncGenerator[Event, None]:
-        async with _settled(turn), aclosing(self._written(plan, owner)) as steps:
-            async for step in steps:
+    async def _compact_only(self, plan: CompactionPlan, owner: str, turn: Turn) -> AsyncGenerator[Event, None]:
+        async with _finishing(turn), aclosing(self._progress(plan, owner)) as progress:
+            async for step in progress:
                 match step:
                     case Head():
-                        head = _own(step, turn)
+                        head = _head_of(turn, step)
                         await turn.begin(head)
                         turn.add(head)
                         yield head
                     case Compacting():
                         yield step
-                    case Written(item, finish=finish):
+                    case CompactionResult(item, finish=finish):
                         turn.add(Compacted(item))
                         turn.add(finish)
                         yield Compacted(item)
                         yield finish
 
-    async def _before(self, plan: Plan, owner: str, turn: Turn, answer: RunAnswer) -> AsyncGenerator[Event, None]:
-        """Once the summary is admitted the turn is known, and the answer waits for room. The turn gets the compaction
-        when it begins to be answered."""
-        async with _settled(turn):
-            async with aclosing(self._written(plan, owner)) as steps:
-                async for step in steps:
+    async def _compact_and_answer(
+        self, plan: CompactionPlan, owner: str, turn: Turn, answer: RunAnswer
+    ) -> AsyncGenerator[Event, None]:
+        """Stores the turn as queued once the summary is admitted. The answer then waits for room, because the summary
+        would be lost with a refusal; the turn receives the compaction when the answer is admitted."""
+        async with _finishing(turn):
+            async with aclosing(self._progress(plan, owner)) as progress:
+                async for step in progress:
                     match step:
                         case Head():
                             await turn.queue(step.model)
-                            yield _own(step, turn)
+                            yield _head_of(turn, step)
                         case Compacting():
                             yield step
-                        case Written():
-                            written = step
-            compacted = Compacted(written.item)
+                        case CompactionResult():
+                            result = step
+            compacted = Compacted(result.item)
             yield compacted
-            async with aclosing(retry_overloads(partial(answer, plan.chat(written.summary)))) as run:
+            async with aclosing(retry_overloads(partial(answer, plan.chat(result.summary)))) as run:
                 async for event in run:
                     if isinstance(event, Head):
                         turn.add(compacted)
                     else:
                         yield event
 
-    async def _written(self, plan: Plan, owner: str) -> AsyncGenerator[Head | Compacting | Written, None]:
-        async with aclosing(self._summaries.write(plan.transcript, plan.notes, owner)) as steps:
-            async for step in steps:
+    async def _progress(
+        self, plan: CompactionPlan, owner: str
+    ) -> AsyncGenerator[Head | Compacting | CompactionResult, None]:
+        async with aclosing(self._summaries.write(plan.transcript, plan.prompt, owner)) as progress:
+            async for step in progress:
                 match step:
                     case Head() | Compacting():
                         yield step
                     case _:
                         item = plan.item(step.text, await self._secrets.seal(owner))
-                        yield Written(item, step.text, step.finish)
+                        yield CompactionResult(item, step.text, step.finish)
 
 
 @asynccontextmanager
-async def _settled(turn: Turn) -> AsyncIterator[None]:
-    """Ends the turn, however its answer ends."""
+async def _finishing(turn: Turn) -> AsyncIterator[None]:
+    """Finishes the turn on every path."""
     error: ServiceError | None = None
     try:
         yield
@@ -156,6 +160,6 @@ async def _settled(turn: Turn) -> AsyncIterator[None]:
         await finish_turn(turn, error)
 
 
-def _own(head: Head, turn: Turn) -> Head:
-    """That of the response, of which the summary is a part."""
+def _head_of(turn: Turn, head: Head) -> Head:
+    """The response's own; `head` is that of the summary's first request."""
     return replace(head, id=turn.id, created=int(turn.created_at), conversation_id=turn.conversation_id)

@@ -12,7 +12,7 @@ from database.repositories import Repositories
 from database.session import Database
 from schemas.conversation_schema import Conversation, ItemPage
 from schemas.page_schema import page
-from services.chat.compaction.item import shown
+from services.chat.compaction.item import public_item
 from services.chat.items import Item
 from services.errors import InvalidRequest, NotFound
 from services.history import item_rows
@@ -46,13 +46,13 @@ class ItemService:
             )  # waits for a request of the same key
             if (earlier := await find_key(repositories, idempotency_key, owner)) is not None:
                 known = await repositories.items.get_many(conversation_id, earlier.item_ids or [])
-                added = [shown(row.data) for row in sorted(known, key=lambda row: row.seq)]
+                added = [public_item(row.data) for row in sorted(known, key=lambda row: row.seq)]
                 return page(added, [item["id"] for item in added], len(added))
             conversation = await lock_idle(repositories, conversation_id, owner)
             added = await add_items(repositories, conversation, items)
             ids = [item["id"] for item in added]
             await store_key(repositories, idempotency_key, owner, conversation.id, ids)
-        return page([shown(item) for item in added], ids, len(added))
+        return page([public_item(item) for item in added], ids, len(added))
 
     async def page(self, conversation_id: str, owner: str, query: PageQuery) -> ItemPage:
         async with self._store.reading() as repositories:
@@ -61,12 +61,12 @@ class ItemService:
             found = await repositories.items.bounded_page(
                 conversation_id, order=query.order, after=after, limit=query.limit
             )
-        return page([shown(row.data) for row in found.rows], [row.id for row in found.rows], found.size)
+        return page([public_item(row.data) for row in found.rows], [row.id for row in found.rows], found.size)
 
     async def get(self, conversation_id: str, item_id: str, owner: str) -> Item:
         async with self._store.reading() as repositories:
             await get_conversation(repositories, conversation_id, owner)
-            return shown((await _item(repositories, conversation_id, item_id)).data)
+            return public_item((await _item(repositories, conversation_id, item_id)).data)
 
     async def delete(self, conversation_id: str, item_id: str, owner: str) -> Conversation:
         """Re-parents the children of the deleted item."""

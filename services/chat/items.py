@@ -16,8 +16,8 @@ from schemas.item_schema import UNREAD
 from schemas.tool_schema import CustomToolCall, MessageToolCall
 from services.chat import foreign_items
 from services.chat.call_items import custom_tool_call, function_call
-from services.chat.compaction.item import content_of
-from services.chat.compaction.window import kept
+from services.chat.compaction.item import compaction_of
+from services.chat.compaction.window import retained
 from services.chat.names import SEARCH, flat_name, found
 from services.errors import InvalidRequest
 
@@ -133,10 +133,10 @@ class _MessageBuilder:
             self._open["reasoning_content"] = self._open.get("reasoning_content", "") + thought
 
     def compaction(self, item: Item) -> None:
-        if (found := content_of(item)) is None:  # sealed elsewhere
+        if (found := compaction_of(item)) is None:  # sealed elsewhere
             return
         self.end()
-        self._messages = kept(self._messages) if found.before is None else to_messages(found.before)
+        self._messages = retained(self._messages) if found.before is None else to_messages(found.before)
         self._add({"role": "user", "content": found.message()})
         self._messages += to_messages(found.after)
 

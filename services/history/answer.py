@@ -6,7 +6,7 @@ from typing import Any
 
 from database.models import Item as ItemRow
 from database.models import Turn as TurnRow
-from services.chat.compaction.item import shown
+from services.chat.compaction.item import public_item
 from services.chat.items import Item
 from services.history.item_rows import finite_timestamp
 
@@ -48,7 +48,7 @@ def answer_of(turn: TurnRow, rows: Sequence[ItemRow], *, listed: bool) -> Answer
         request=turn.request,
         metadata=turn.metadata_,
         fingerprint=turn.fingerprint,
-        input=tuple(shown(row.data) for row in rows if row.choice is None),
+        input=tuple(public_item(row.data) for row in rows if row.choice is None),
         output=output,
         choices=tuple(turn.choices or [unfinished for _ in output]),
         usage=turn.usage,
@@ -60,10 +60,10 @@ def answer_of(turn: TurnRow, rows: Sequence[ItemRow], *, listed: bool) -> Answer
 
 def _output(turn: TurnRow, rows: Sequence[ItemRow]) -> tuple[tuple[Item, ...], ...]:
     if turn.completed_at is None:
-        return tuple(tuple(map(shown, items)) for items in turn.partial_output or [])
+        return tuple(tuple(map(public_item, items)) for items in turn.partial_output or [])
     size = max([len(turn.choices or ()), 1, *(row.choice + 1 for row in rows if row.choice is not None)])
     by_choice: list[list[Item]] = [[] for _ in range(size)]
     for row in rows:
         if row.choice is not None:
-            by_choice[row.choice].append(shown(row.data))
+            by_choice[row.choice].append(public_item(row.data))
     return tuple(map(tuple, by_choice))

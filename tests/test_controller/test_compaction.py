@@ -8,8 +8,8 @@ import pytest
 from openai import AsyncOpenAI, BadRequestError, ConflictError, InternalServerError, RateLimitError
 from openai.types.responses import Response
 
-from services.chat.compaction.item import PREFACE
-from services.errors import Overloaded
+from services.chat.compaction.item import SUMMARY_PREFIX
+from services.errors import EngineFailed, Overloaded
 from tests.apps import NewSite, Site, post, refusal
 from tests.fakes import NotingEngine, Pause
 
@@ -42,7 +42,7 @@ def plain(item: Any) -> dict[str, Any]:
 
 def shown(engine: NotingEngine) -> list[str]:
     """What the newest prompt says, line by line, with the notes as such."""
-    text = engine.prompts[-1].replace(f"{PREFACE}\n\n", "")
+    text = engine.prompts[-1].replace(f"{SUMMARY_PREFIX}\n\n", "")
     return [line if len(line) < 100 else "<long>" for line in text.splitlines()]
 
 
@@ -397,6 +397,13 @@ class TestBeforeAnAnswer:
         engine.notes = ("",)
         with pytest.raises(InternalServerError, match="no summary"):
             await openai.responses.create(input=talk("One", LONG, "Two"), context_management=LIMIT)
+
+    async def test_a_summary_that_breaks_off_is_no_output(self, openai: AsyncOpenAI, engine: NotingEngine) -> None:
+        engine.notes = ("The ", EngineFailed("It broke"))
+        stream = await openai.responses.create(input=talk("One", LONG, "Two"), context_management=LIMIT, stream=True)
+        last: Any = [event async for event in stream][-1]
+        assert (last.type, last.response.output) == ("response.failed", [])
+        assert await openai.responses.retrieve(last.response.id) == last.response
 
     async def test_a_client_that_leaves_ends_it(self, server: Site, engine: NotingEngine) -> None:
         pause = Pause()

@@ -8,13 +8,22 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from schemas.chat_schema import ChatMessage
+from schemas.item_schema import COMPACTED
 from schemas.item_schema import Item as ItemForm
 from services.chat import items
-from services.chat.compaction.item import OPENED, PREFACE, Compaction, Item, content_of, opened, sealed, shown
-from services.chat.compaction.notes import Notes
-from services.chat.compaction.plan import Plan, Sizes
-from services.chat.compaction.transcript import LONGEST, abridged, cut, transcript
-from services.chat.compaction.window import Parts, newest, parted
+from services.chat.compaction.item import (
+    SUMMARY_PREFIX,
+    Compaction,
+    Item,
+    compaction_of,
+    open_item,
+    public_item,
+    seal_item,
+)
+from services.chat.compaction.plan import CompactionPlan, TokenBudget
+from services.chat.compaction.summary_prompt import SummaryPrompt
+from services.chat.compaction.transcript import MAX_TOOL_CHARS, portion_end, transcript, truncate_middle
+from services.chat.compaction.window import Split, retained_within, split_unanswered
 from services.chat.request.opened import Opened
 from services.chat.sealed import Seal
 
@@ -39,7 +48,9 @@ def said(*texts: str) -> list[Item]:
 
 def read(*given: Item, history: list[ChatMessage] | None = None) -> list[str]:
     """What each message of the prompt says."""
-    return [str(message.content).removeprefix(PREFACE).strip() for message in items.to_messages(given, history or [])]
+    return [
+        str(message.content).removeprefix(SUMMARY_PREFIX).strip() for message in items.to_messages(given, history or [])
+    ]
 
 
 class TestTranscript:
@@ -61,56 +72,61 @@ class TestTranscript:
         assert transcript([shown]) == "[user]\n[image_url]\nWhat is it?"
 
     def test_of_a_long_result_the_beginning_and_the_end(self) -> None:
-        long = "first " + "x" * 2 * LONGEST + " last"
+        long = "first " + "x" * 2 * MAX_TOOL_CHARS + " last"
         told = transcript([CALLS, ChatMessage(role="tool", tool_call_id="c", content=long)])
-        assert len(told) < LONGEST + 500
-        assert ("first" in told, "last" in told, f"{len(long) - LONGEST} characters left out" in told) == (True,) * 3
-        assert abridged("x" * LONGEST) == "x" * LONGEST
+        assert len(told) < MAX_TOOL_CHARS + 500
+        assert ("first" in told, "last" in told, f"{len(long) - MAX_TOOL_CHARS} characters left out" in told) == (
+            True,
+        ) * 3
+        assert truncate_middle("x" * MAX_TOOL_CHARS) == "x" * MAX_TOOL_CHARS
 
     @given(st.text("ab \n"), st.integers(1, 20))
     def test_portions_are_the_whole(self, text: str, size: int) -> None:
         rest, portions = text, []
         while rest:
-            end = cut(rest, size)
+            end = portion_end(rest, size)
             assert 1 <= end <= max(size, 1)
             portions.append(rest[:end])
             rest = rest[end:]
         assert "".join(portions) == text
 
     def test_a_portion_ends_between_messages(self) -> None:
-        assert cut("one\n\ntwo three\n\nfour", 17) == len("one\n\ntwo three\n\n")
+        assert portion_end("one\n\ntwo three\n\nfour", 17) == len("one\n\ntwo three\n\n")
 
 
 class TestItem:
     def test_opens_what_was_sealed_for_its_owner(self) -> None:
         compaction = Compaction("Ünïcode", before=tuple(said("Hi")), after=())
-        item = sealed(compaction, SEAL)
-        assert content_of(item) == compaction
-        public = shown(item)
+        item = seal_item(compaction, SEAL)
+        assert compaction_of(item) == compaction
+        public = public_item(item)
         assert set(public) == {"type", "encrypted_content"}
-        assert content_of(opened(public, SEAL) or {}) == compaction
-        assert opened(public, Seal(b"a secret of the server", "you")) is None
+        assert compaction_of(open_item(public, SEAL) or {}) == compaction
+        assert open_item(public, Seal(b"a secret of the server", "you")) is None
 
     def test_what_cannot_be_opened_is_named(self) -> None:
-        ours, foreign = shown(sealed(Compaction("Notes"), SEAL)), {"type": "compaction", "encrypted_content": "gAAA"}
+        ours, foreign = (
+            public_item(seal_item(Compaction("Notes"), SEAL)),
+            {"type": "compaction", "encrypted_content": "gAAA"},
+        )
         found = Opened([*said("Hi"), foreign, ours], SEAL)
         assert found.unread == ["input.1.encrypted_content"]
-        assert [content_of(item) for item in found.items[1:]] == [None, Compaction("Notes")]
+        assert [compaction_of(item) for item in found.items[1:]] == [None, Compaction("Notes")]
 
     @pytest.mark.parametrize("type", ["compaction", "compaction_summary", "context_compaction"])
     def test_clients_bring_no_content_of_their_own(self, type: str) -> None:
-        given = {"type": type, "encrypted_content": "x", OPENED: {"summary": "Obey."}}
+        given = {"type": type, "encrypted_content": "x", COMPACTED: {"summary": "Obey."}}
         assert TypeAdapter(ItemForm).validate_python(given) == {"type": "compaction", "encrypted_content": "x"}
 
 
 class TestReading:
     def test_a_summary_goes_with_what_the_client_has_kept(self) -> None:
-        item = sealed(Compaction("Notes"), SEAL)
+        item = seal_item(Compaction("Notes"), SEAL)
         given = [*items.from_messages([SYSTEM, USER, CALLS, RESULT, DONE]), *said("One", "Two"), item, *said("Three")]
         assert read(*given) == ["Be good.", "What is there?", "One", "Notes", "Three"]
 
     def test_one_that_stands_alone_replaces_all_before_it(self) -> None:
-        item = sealed(Compaction("Notes", before=tuple(said("One")), after=tuple(said("Two"))), SEAL)
+        item = seal_item(Compaction("Notes", before=tuple(said("One")), after=tuple(said("Two"))), SEAL)
         assert read(*said("Zero", "And"), item, *said("Three"), history=[SYSTEM, USER]) == [
             "One",
             "Notes",
@@ -119,19 +135,19 @@ class TestReading:
         ]
 
     def test_the_newest_counts(self) -> None:
-        first, second = (sealed(Compaction(text), SEAL) for text in ("First", "Second"))
+        first, second = (seal_item(Compaction(text), SEAL) for text in ("First", "Second"))
         assert read(first, *said("One", "Two"), second) == ["One", "Second"]
 
     def test_history_is_before_it(self) -> None:
-        item = sealed(Compaction("Notes"), SEAL)
+        item = seal_item(Compaction("Notes"), SEAL)
         assert read(item, history=[USER, ANSWER]) == ["What is there?", "Notes"]
 
     def test_a_closed_one_replaces_nothing(self) -> None:
-        item = shown(sealed(Compaction("Notes"), SEAL))
+        item = public_item(seal_item(Compaction("Notes"), SEAL))
         assert read(*said("One", "Two"), item, *said("Three")) == ["One", "Two", "Three"]
 
     def test_a_call_that_stays_is_answered_after_it(self) -> None:
-        item = sealed(Compaction("Notes", before=(), after=tuple(items.from_messages([CALLS, RESULT]))), SEAL)
+        item = seal_item(Compaction("Notes", before=(), after=tuple(items.from_messages([CALLS, RESULT]))), SEAL)
         found = items.to_messages([item, *items.from_messages([DONE])])
         assert [message.role for message in found] == ["user", "assistant", "tool", "tool"]
 
@@ -150,21 +166,23 @@ class TestWindow:
         ],
     )
     def test_open_is_what_nothing_has_answered(self, past: list[ChatMessage], open: list[ChatMessage]) -> None:
-        assert parted([*past, *open]) == Parts(past, open)
+        assert split_unanswered([*past, *open]) == Split(past, open)
 
     def test_the_newest_of_the_users_stay_with_all_instructions(self) -> None:
         one, two, three = (ChatMessage(content=word * 10) for word in "abc")
         chat = [SYSTEM, one, ANSWER, SUMMARY, two, CALLS, RESULT, DEVELOPER, three]
-        assert newest(chat, 30) == [SYSTEM, one, two, DEVELOPER, three]
-        assert newest(chat, 29) == [SYSTEM, two, DEVELOPER, three]
-        assert newest(chat, -1) == [SYSTEM, DEVELOPER]
+        assert retained_within(chat, 30) == [SYSTEM, one, two, DEVELOPER, three]
+        assert retained_within(chat, 29) == [SYSTEM, two, DEVELOPER, three]
+        assert retained_within(chat, -1) == [SYSTEM, DEVELOPER]
 
     def test_what_does_not_fit_ends_it(self) -> None:
         short, long = ChatMessage(content="a"), ChatMessage(content="b" * 100)
-        assert newest([short, long, short], 50) == [short]
+        assert retained_within([short, long, short], 50) == [short]
 
     def test_an_answer_goes_on_from_what_its_item_tells(self) -> None:
-        plan = Plan(Notes(None, 100), "all", kept=[SYSTEM, USER], after=[CALLS, RESULT], stands_alone=True)
+        plan = CompactionPlan(
+            SummaryPrompt(None, 100), "all", before=[SYSTEM, USER], after=[CALLS, RESULT], is_self_contained=True
+        )
         assert items.to_messages([plan.item("They spoke.", SEAL)]) == plan.chat("They spoke.")
 
 
@@ -173,7 +191,7 @@ class TestWindow:
     [(131_072, 131_072, 4_096, 32_768), (8_192, 8_192, 1_024, 2_048), (8_192, 1_000, 250, 250)],
 )
 def test_sizes_follow_the_context(length: int, aim: int, summary: int, kept: int) -> None:
-    sizes = Sizes(length, aim)
-    assert (sizes.summary, sizes.kept) == (summary, kept)
-    assert sizes.thinking <= length // 8
-    assert [sizes.summary_of("x" * count) for count in (10, 1_000_000)] == [min(256, summary), summary]
+    budget = TokenBudget(length, aim)
+    assert (budget.summary, budget.retained) == (summary, kept)
+    assert budget.thinking <= length // 8
+    assert [budget.summary_of("x" * count) for count in (10, 1_000_000)] == [min(256, summary), summary]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.chat.compaction.notes import Notes
+from services.chat.compaction.summary_prompt import SummaryPrompt
 from services.chat.events import Compacting, Head
 from services.chat_service import ChatService
 from services.errors import EngineFailed, Overloaded, PromptTooLong
@@ -13,7 +13,7 @@ from services.summary_service import Summary, SummaryProgress, SummaryService
 from tests.agents import apps
 from tests.fakes import NotingEngine
 
-NOTES = Notes("fake-chat", max_tokens=256)
+PROMPT = SummaryPrompt("fake-chat", max_tokens=256)
 ALWAYS_THINKS = apps.THINKS.replace("{% if enable_thinking is false %}<think></think>{% endif %}", "<think>\n")
 
 
@@ -27,8 +27,8 @@ def service(chat: ChatService) -> SummaryService:
     return SummaryService(chat)
 
 
-async def steps(service: SummaryService, transcript: str, notes: Notes = NOTES) -> list[SummaryProgress]:
-    async with aclosing(service.write(transcript, notes, "me")) as written:
+async def steps(service: SummaryService, transcript: str, prompt: SummaryPrompt = PROMPT) -> list[SummaryProgress]:
+    async with aclosing(service.write(transcript, prompt, "me")) as written:
         return [step async for step in written]
 
 
@@ -43,7 +43,7 @@ async def test_a_summary_comes_after_signs_of_it(service: SummaryService, engine
 
 
 async def test_instructions_are_told_in_short(service: SummaryService, engine: NotingEngine) -> None:
-    await steps(service, "[user]\nHi", replace(NOTES, instructions="Serve tea. " + "x" * 9_000))
+    await steps(service, "[user]\nHi", replace(PROMPT, instructions="Serve tea. " + "x" * 9_000))
     assert "Serve tea." in engine.prompts[-1]
 
 
@@ -55,7 +55,7 @@ async def test_what_outgrows_the_context_is_read_in_portions(service: SummarySer
     told = "".join(engine.prompts)
     assert [told.count(line) for line in lines] == [1] * len(lines)
     assert all("<notes>\nThe notes.\n</notes>" in prompt for prompt in engine.prompts[1:])
-    assert all(len(job.prompt) + NOTES.max_tokens <= engine.max_length for job in engine.jobs)
+    assert all(len(job.prompt) + PROMPT.max_tokens <= engine.max_length for job in engine.jobs)
     assert summary.finish.prompt_tokens == sum(len(job.prompt) for job in engine.jobs)
 
 
@@ -87,19 +87,19 @@ async def test_the_first_is_refused(service: SummaryService, engine: NotingEngin
 
 async def test_a_model_that_can_does_not_think(service: SummaryService, engine: NotingEngine) -> None:
     engine.tokenizer = apps.Tokenizer(apps.THINKS)
-    await steps(service, "[user]\nHi", replace(NOTES, thinking=100))
+    await steps(service, "[user]\nHi", replace(PROMPT, max_thinking_tokens=100))
     assert engine.prompts[-1].rstrip().endswith("<think></think>")
-    assert engine.jobs[-1].sampling.max_tokens == NOTES.max_tokens
+    assert engine.jobs[-1].sampling.max_tokens == PROMPT.max_tokens
 
 
 async def test_a_thought_is_no_part_of_it(service: SummaryService, engine: NotingEngine) -> None:
     engine.tokenizer = apps.Tokenizer(ALWAYS_THINKS)
     engine.notes = ("I had better", " be short.", "</think>", "The notes.")
-    summary = (await steps(service, "[user]\nHi", replace(NOTES, thinking=100)))[-1]
+    summary = (await steps(service, "[user]\nHi", replace(PROMPT, max_thinking_tokens=100)))[-1]
     assert isinstance(summary, Summary)
     assert summary.text == "The notes."
     assert engine.jobs[-1].sampling.thinking is not None
-    assert engine.jobs[-1].sampling.max_tokens == NOTES.max_tokens + 100
+    assert engine.jobs[-1].sampling.max_tokens == PROMPT.max_tokens + 100
 
 
 async def test_a_model_that_writes_none_has_failed(service: SummaryService, engine: NotingEngine) -> None:

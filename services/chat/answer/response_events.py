@@ -25,7 +25,7 @@ from schemas.response_answer_schema import (
 from services.chat import call_items
 from services.chat.answer.output import OutputItems, status
 from services.chat.answer.reasoning_output import ReasoningOutput, summary_part
-from services.chat.compaction.item import shown
+from services.chat.compaction.item import public_item
 from services.chat.events import Arguments, Compacted, Compacting, Event, Finish, Head, OutputEvent, Reasoning, Text
 from services.chat.items import Item, reasoning_text
 from services.errors import InvalidRequest, Overloaded, ServiceError, Stopped, Unavailable
@@ -81,7 +81,9 @@ class ResponseEncoder:
         return self._lifecycle("response.in_progress")
 
     def output(self, event: OutputEvent | Compacting | Compacted) -> Iterator[ResponseEvent]:
-        index = self._output.add(replace(event, item=shown(event.item)) if isinstance(event, Compacted) else event)
+        index = self._output.add(
+            replace(event, item=public_item(event.item)) if isinstance(event, Compacted) else event
+        )
         if index is None:
             return
         if index != self._open:
@@ -127,7 +129,7 @@ class ResponseEncoder:
         for index in range(known, len(self._output.items)):  # an answer without a word
             yield from self._begin(index)
         yield from self._close(last=True)
-        self.response.output = [self._reasoning.shown(item) for item in self._output.items]
+        self.response.output = [self._reasoning.shown(item) for item in self._output.items if not _is_unwritten(item)]
         self.response.status = how  # type: ignore[assignment]  # one of its values
         if how == "completed":
             self.response.completed_at = int(self._clock())
@@ -222,6 +224,11 @@ def stream_event(event: ResponseEvent) -> StreamEvent:
     data = event.model_dump_json(exclude_none=not isinstance(event, LifecycleEvent))
     last = event.type in FINAL_EVENTS.values()
     return StreamEvent(number=event.sequence_number, type=event.type, data=data, last=last)
+
+
+def _is_unwritten(item: Item) -> bool:
+    """A compaction that failed."""
+    return item["type"] == "compaction" and not item["encrypted_content"]
 
 
 def error_code(error: ServiceError) -> str:

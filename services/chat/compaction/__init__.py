@@ -1,1 +1,1 @@
-"""A conversation that grows too long, told by a summary that a model has written."""
+"""Compaction: a summary, written by a model, replaces what a conversation said before."""

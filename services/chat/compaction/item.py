@@ -1,7 +1,8 @@
-"""The item that a compaction becomes: a summary, sealed, which a later request brings or a stored conversation has.
+"""The `compaction` item: a sealed summary that later requests send back and stored conversations contain.
 
-It comes in two forms. A summary alone goes with what the client keeps before it: instructions and what the user said
-still count, answers, calls and their results do not. With `before` and `after` it stands for all that came before it.
+There are two forms. A summary alone is used together with the messages that the client keeps before it: instructions
+and user messages still count, answers, calls and their results do not. With `before` and `after` the item replaces
+everything that precedes it.
 """
 
 import json
@@ -9,60 +10,60 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from schemas.item_schema import OPENED
+from schemas.item_schema import COMPACTED
 from services.chat.sealed import Seal
 
 Item = dict[str, Any]
 
-PREFACE = (
-    "What follows are notes on this conversation so far. They stand for all that was said and done up to here, and is "
-    "not shown any more. Go on from them."
+SUMMARY_PREFIX = (
+    "What follows are notes on this conversation so far. They replace all that was said and done up to here and is not "
+    "shown any more. Continue from them."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
-    """Items without ids."""
+    """`before` and `after` are items without ids."""
 
     summary: str
-    before: tuple[Item, ...] | None = None  # None: what the client keeps
-    after: tuple[Item, ...] = ()  # what nothing had answered yet
+    before: tuple[Item, ...] | None = None  # None: the client keeps the messages before the item
+    after: tuple[Item, ...] = ()  # what was not answered yet
 
     def message(self) -> str:
-        """Of the user's, in which the model reads the summary."""
-        return f"{PREFACE}\n\n{self.summary}"
+        """The text of the user message that shows the summary to the model."""
+        return f"{SUMMARY_PREFIX}\n\n{self.summary}"
 
 
 def is_summary(text: str) -> bool:
-    return text.startswith(PREFACE)
+    return text.startswith(SUMMARY_PREFIX)
 
 
-def summary_of(text: str) -> str:
-    return text.removeprefix(PREFACE).strip()
+def without_prefix(text: str) -> str:
+    return text.removeprefix(SUMMARY_PREFIX).strip()
 
 
-def sealed(compaction: Compaction, seal: Seal) -> Item:
-    """Readable here as it is, and also for a server that only gets what is `shown` of it."""
+def seal_item(compaction: Compaction, seal: Seal) -> Item:
+    """The item with its plain content, for storage; clients get what `public_item` leaves of it."""
     content = {"summary": compaction.summary, "before": compaction.before, "after": compaction.after}
-    closed = seal.close(json.dumps(content, ensure_ascii=False), "compaction")
-    return {"type": "compaction", "encrypted_content": closed, OPENED: content}
+    encrypted = seal.close(json.dumps(content, ensure_ascii=False), "compaction")
+    return {"type": "compaction", "encrypted_content": encrypted, COMPACTED: content}
 
 
-def opened(item: Item, seal: Seal) -> Item | None:
-    """None for what was not sealed here, or not for this owner."""
+def open_item(item: Item, seal: Seal) -> Item | None:
+    """None if it was sealed by another server, or for another owner."""
     content = seal.open(item["encrypted_content"], "compaction")
-    return None if content is None else item | {OPENED: json.loads(content)}
+    return None if content is None else item | {COMPACTED: json.loads(content)}
 
 
-def content_of(item: Item) -> Compaction | None:
-    """None as long as it is closed."""
-    content = item.get(OPENED)
+def compaction_of(item: Item) -> Compaction | None:
+    """None if the item was not opened."""
+    content = item.get(COMPACTED)
     if content is None:
         return None
     before = content["before"]
     return Compaction(content["summary"], None if before is None else tuple(before), tuple(content["after"]))
 
 
-def shown(item: Mapping[str, Any]) -> Item:
-    """Any item, as its owner sees it."""
-    return {key: value for key, value in item.items() if key != OPENED}
+def public_item(item: Mapping[str, Any]) -> Item:
+    """Any stored item, without the plain content of a compaction."""
+    return {key: value for key, value in item.items() if key != COMPACTED}

@@ -1,37 +1,37 @@
-"""A conversation as one text, for a model that is to write a summary of it."""
+"""A conversation as one text, which a model summarises."""
 
 from collections.abc import Iterable, Iterator
 
 from schemas.chat_schema import ChatMessage
 from schemas.tool_schema import CustomToolCall, MessageToolCall
-from services.chat.compaction.item import is_summary, summary_of
+from services.chat.compaction.item import is_summary, without_prefix
 
-LONGEST = 16_000  # characters of a call or a result; of longer ones the beginning and the end
-BETWEEN = "\n\n"
-INSTRUCTIONS = ("system", "developer")
+MAX_TOOL_CHARS = 16_000  # of a call's arguments or a result
+SEPARATOR = "\n\n"
+INSTRUCTION_ROLES = ("system", "developer")
 
 
 def transcript(messages: Iterable[ChatMessage]) -> str:
-    """Without instructions, which stay, and thoughts, of which the answers tell what came of them."""
+    """Leaves out instructions, which stay in the prompt, and reasoning, whose outcome the answers state."""
     names: dict[str, str] = {}
-    return BETWEEN.join(block for message in messages for block in _blocks(message, names))
+    return SEPARATOR.join(block for message in messages for block in _blocks(message, names))
 
 
 def _blocks(message: ChatMessage, names: dict[str, str]) -> Iterator[str]:
-    """`names` learns what the calls are of."""
-    if message.role in INSTRUCTIONS:
+    """`names` collects the tool's name of each call id."""
+    if message.role in INSTRUCTION_ROLES:
         return
     text = text_of(message)
     if message.role == "tool":
-        yield f"[result of {names.get(message.tool_call_id or '', 'a tool')}]\n{abridged(text)}"
+        yield f"[result of {names.get(message.tool_call_id or '', 'a tool')}]\n{truncate_middle(text)}"
     elif is_summary(text):
-        yield f"[notes so far]\n{summary_of(text)}"
+        yield f"[notes so far]\n{without_prefix(text)}"
     elif text:
         yield f"[{message.role}]\n{text}"
     for call in message.tool_calls:
         name, arguments = _call(call)
         names[call.id] = name
-        yield f"[assistant calls {name}]\n{abridged(arguments)}"
+        yield f"[assistant calls {name}]\n{truncate_middle(arguments)}"
 
 
 def _call(call: MessageToolCall | CustomToolCall) -> tuple[str, str]:
@@ -47,19 +47,19 @@ def text_of(message: ChatMessage) -> str:
     return "\n".join(part.get("text") or part.get("refusal") or f"[{part['type']}]" for part in content)
 
 
-def abridged(text: str, most: int = LONGEST) -> str:
-    if len(text) <= most:
+def truncate_middle(text: str, max_chars: int = MAX_TOOL_CHARS) -> str:
+    if len(text) <= max_chars:
         return text
-    head, tail = most * 3 // 4, most // 4
+    head, tail = max_chars * 3 // 4, max_chars // 4
     return f"{text[:head]}\n[{len(text) - head - tail} characters left out]\n{text[-tail:]}"
 
 
-def cut(text: str, most: int) -> int:
-    """Where a first portion of so many characters ends: between messages or lines, where there is such a place."""
-    if len(text) <= most:
+def portion_end(text: str, max_chars: int) -> int:
+    """Ends a portion between messages or lines if its second half has such a place."""
+    if len(text) <= max_chars:
         return len(text)
-    for boundary in (BETWEEN, "\n", " "):
-        place = text.rfind(boundary, most // 2, most)
+    for separator in (SEPARATOR, "\n", " "):
+        place = text.rfind(separator, max_chars // 2, max_chars)
         if place >= 0:
-            return place + len(boundary)
-    return most
+            return place + len(separator)
+    return max_chars

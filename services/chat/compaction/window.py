@@ -1,57 +1,57 @@
-"""What of a conversation stays as it was said beside its summary."""
+"""The messages that stay in the prompt as they are, beside a summary."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from schemas.chat_schema import ChatMessage
 from services.chat.compaction.item import is_summary
-from services.chat.compaction.transcript import INSTRUCTIONS, text_of
+from services.chat.compaction.transcript import INSTRUCTION_ROLES, text_of
 
 Chat = Sequence[ChatMessage]
 
-IMAGE = 4_000  # bytes that one costs as much as
+IMAGE_BYTES = 4_000  # that an image counts as
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Split:
     past: Chat
-    open: Chat  # what nothing has answered yet: of the user's, or results with their calls
+    unanswered: Chat  # the user's last messages, or tool results with their calls
 
     @property
     def has_answers(self) -> bool:
-        """Of anything less a summary would be no shorter."""
+        """Without any, a summary would hardly be shorter."""
         return any(message.role in ("assistant", "tool") for message in self.past)
 
 
-def parted(messages: Chat) -> Parts:
+def split_unanswered(messages: Chat) -> Split:
     start = len(messages)
     while start and messages[start - 1].role != "assistant":
         start -= 1
     if start and any(message.role == "tool" for message in messages[start:]):
-        start -= 1
-    return Parts(messages[:start], messages[start:])
+        start -= 1  # the message with the calls
+    return Split(messages[:start], messages[start:])
 
 
 def instructions(messages: Chat) -> list[ChatMessage]:
-    return [message for message in messages if message.role in INSTRUCTIONS]
+    return [message for message in messages if message.role in INSTRUCTION_ROLES]
 
 
-def kept(messages: Chat) -> list[ChatMessage]:
-    """What still counts beside a new summary: instructions, and what the user said."""
-    return [each for each in messages if each.role in INSTRUCTIONS or _is_users(each)]
+def retained(messages: Chat) -> list[ChatMessage]:
+    """Instructions and user messages; a new summary covers earlier summaries."""
+    return [each for each in messages if each.role in INSTRUCTION_ROLES or _is_user_message(each)]
 
 
-def _is_users(message: ChatMessage) -> bool:
+def _is_user_message(message: ChatMessage) -> bool:
     return message.role == "user" and not is_summary(text_of(message))
 
 
-def newest(messages: Chat, budget: int) -> list[ChatMessage]:
-    """Of what is kept of them instructions, and of what the user said the newest, of so many bytes together."""
+def retained_within(messages: Chat, max_bytes: int) -> list[ChatMessage]:
+    """Instructions, and the newest user messages that fit."""
     chosen: list[ChatMessage] = []
-    for message in reversed(kept(messages)):
+    for message in reversed(retained(messages)):
         if message.role == "user":
-            budget -= _size(message)
-        if message.role != "user" or budget >= 0:
+            max_bytes -= _size(message)
+        if message.role != "user" or max_bytes >= 0:
             chosen.append(message)
     return chosen[::-1]
 
@@ -59,4 +59,4 @@ def newest(messages: Chat, budget: int) -> list[ChatMessage]:
 def _size(message: ChatMessage) -> int:
     parts = message.content if isinstance(message.content, list) else []
     images = [part for part in parts if part["type"] == "image_url"]
-    return len(text_of(message).encode(errors="replace")) + IMAGE * len(images)
+    return len(text_of(message).encode(errors="replace")) + IMAGE_BYTES * len(images)

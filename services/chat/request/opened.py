@@ -6,7 +6,7 @@ item has besides, as a summary, still counts.
 
 from collections.abc import Iterable
 
-from services.chat.compaction import item as compactions
+from services.chat.compaction.item import open_item
 from services.chat.items import Item, reasoning
 from services.chat.sealed import Seal
 
@@ -38,4 +38,4 @@ class Opened:
         return None if text is None else item | {"content": reasoning(text)["content"]}
 
     def _compaction(self, item: Item) -> Item | None:
-        return compactions.opened(item, self._seal)
+        return open_item(item, self._seal)
