@@ -46,7 +46,7 @@ class Lifespan:
         announce(self.settings, model_configs.configs(self.settings), preloaded, server)
         self.services.drain.install()
         is_listening = asyncio.create_task(listening(server))
-        self.services.models.start(preloaded, after=is_listening, failed=self._on_failed_model)
+        self.services.models.start(preloaded, after=is_listening, on_failure=self._on_failed_model)
         warming = asyncio.create_task(_after(is_listening, self.warm_up))
         self.connections.install()
         yield

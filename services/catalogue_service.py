@@ -1,5 +1,5 @@
-"""What is told of each model: how long its prompts may be, what it takes and what it can do. Asking loads nothing, so
-that of a chat model that is not loaded only the name is known."""
+"""The model list: context length, modalities and capabilities. It loads nothing; of an unloaded chat model only the
+name is known."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,9 +12,9 @@ from services.chat.formats.base import ChatFormat
 from services.model_service import ModelManager
 from services.models.config import Kind, ModelCard
 
-Capability = Literal["completion", "tools", "thinking", "vision", "embedding", "rerank"]  # as Ollama names them
+Capability = Literal["completion", "tools", "thinking", "vision", "embedding", "rerank"]  # Ollama's names
 
-OF_KIND: dict[Kind, tuple[Capability, ...]] = {
+CAPABILITIES_OF_KIND: dict[Kind, tuple[Capability, ...]] = {
     "chat": ("completion", "tools"),
     "embedding": ("embedding",),
     "reranker": ("rerank",),
@@ -24,7 +24,7 @@ LEVELS = [
     ReasoningLevel(effort="medium", description="Thinks as long as it usually does"),
     ReasoningLevel(effort="high", description="Thinks longer"),
 ]
-TOOL_OUTPUT = 10_000  # tokens of one tool's output that a client keeps, or an eighth of the context
+MAX_TOOL_OUTPUT = 10_000  # tokens of a tool's output that a client keeps, or an eighth of the context
 INSTRUCTIONS = """\
 You are a coding agent. You work in the user's folder through the tools you are given, until the task is done.
 
@@ -60,7 +60,7 @@ class CatalogueService:
         )
 
     async def model(self, name: str) -> Model:
-        """Raises ModelNotFound. It is called as it was asked for: an alias is a name too."""
+        """Raises ModelNotFound. The answer has the requested name, which may be an alias."""
         card = self._models.card(name)
         known = self.abilities(card)
         is_chat = card.kind == "chat"
@@ -77,7 +77,7 @@ class CatalogueService:
 
     def abilities(self, card: ModelCard) -> Abilities:
         engine = self._models.engine(card.id)
-        found = [*OF_KIND[card.kind]]
+        found = [*CAPABILITIES_OF_KIND[card.kind]]
         if engine is not None and card.kind == "chat":
             found += ["thinking"] if self._chat_format(card).thinking is not None else []
             found += ["vision"] if engine.images is not None else []
@@ -100,7 +100,9 @@ class CatalogueService:
             supports_reasoning_summaries=thinks,
             supports_reasoning_summary_parameter=thinks,
             default_reasoning_summary="auto" if thinks else "none",
-            truncation_policy=TruncationPolicy(limit=min(TOOL_OUTPUT, (known.context_length or TOOL_OUTPUT * 8) // 8)),
+            truncation_policy=TruncationPolicy(
+                limit=min(MAX_TOOL_OUTPUT, (known.context_length or MAX_TOOL_OUTPUT * 8) // 8)
+            ),
             context_window=known.context_length,
             max_context_window=known.context_length,
             input_modalities=known.input_modalities,

@@ -134,7 +134,7 @@ class ChatService:
             facts.update(await offload(stored.request_facts, request))
             prepared = await self._prepare(request, owner, turn, model, answer, model.engine.max_length)
             report_ignored(prepared.ignored)
-            async with model.answering(prepared.jobs) as streams:
+            async with model.submitted(prepared.jobs) as streams:
                 head = _head(prepared, turn, model, arrived, request)
                 await turn.begin(head)
                 parsed = events(head, streams, [prompt.echo(request)] * request.n, prepared.output)

@@ -1,4 +1,4 @@
-"""Legacy completions: text that goes on, through the same pipeline as chat, without a template and a history."""
+"""Legacy completions: plain text through the same pipeline as chat, without template and history."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ class CompletionService:
         self._texts = texts or TextService()
 
     def unknown_keys(self, request: CompletionRequest) -> list[str]:
-        """Keys that are no part of the contract."""
+        """Keys that are not in the API."""
         return completion.unknown_keys(request)
 
     async def create(self, request: CompletionRequest, owner: str) -> Completion:
@@ -39,7 +39,7 @@ class CompletionService:
         return encode_completion.completion(reply, chunk_options(request), request.n)
 
     async def stream(self, request: CompletionRequest, owner: str) -> AsyncGenerator[Completion, None]:
-        """Refusals are raised by the first step; once a chunk has come, the request was admitted."""
+        """The first step raises the errors of the request; a chunk means that it was admitted."""
         encoder = encode_completion.ChunkEncoder(chunk_options(request))
         async with aclosing(self.run(request, owner)) as run:
             async for event in run:
@@ -49,14 +49,14 @@ class CompletionService:
             yield chunk
 
     async def run(self, request: CompletionRequest, owner: str) -> AsyncGenerator[Event, None]:
-        """A Head, then what is said."""
+        """A Head, then the events of the answer."""
         arrived = time.perf_counter()
         answer = completion.check(request)
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
             request = sampling.apply_defaults(request, model.sampling)
             made = await self._jobs(request, model.engine, owner, answer)
-            async with model.answering(made.jobs) as streams:
+            async with model.submitted(made.jobs) as streams:
                 head = _head(made, model, arrived)
                 try:
                     async with aclosing(events(head, _read_only(streams, request), made.echoes)) as parsed:
@@ -71,14 +71,14 @@ class CompletionService:
     ) -> completion.Jobs:
         size = sum(len(prompt) for prompt in request.prompts if isinstance(prompt, str))
         async with self._texts.room(size):
-            # in a thread: long prompts take long enough to tokenise to be felt by every other stream
+            # in a thread: tokenising long prompts would stall every other stream
             return await asyncio.to_thread(
                 completion.jobs, f"cmpl-{uuid4().hex}", request, engine.tokenizer, engine.max_length, owner, answer
             )
 
 
 def _read_only(streams: Streams, request: CompletionRequest) -> Streams:
-    """An engine samples one token at least."""
+    """With max_tokens 0, drops the one token that an engine samples at least."""
     return [prompt_only(each) for each in streams] if request.max_tokens == 0 else streams
 
 

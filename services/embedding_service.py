@@ -1,4 +1,4 @@
-"""Texts or token ids to vectors in OpenAI's shape. What grows with the number of inputs runs in worker threads."""
+"""Texts or token ids -> embeddings in OpenAI's format. Work that grows with the inputs runs in worker threads."""
 
 import asyncio
 from base64 import b64encode
@@ -19,7 +19,7 @@ from services.metrics_service import Metrics
 from services.model_service import ModelManager
 from services.text_service import TextService
 
-BATCH = 262_144  # characters, or token ids, that are tokenised and looked at together
+BATCH = 262_144  # characters, or token ids, that are tokenised together
 
 Floats = NDArray[np.float32]
 T = TypeVar("T")
@@ -30,14 +30,13 @@ class Encoding(Protocol):
 
 
 class Backend(Protocol):
-    """The library below most of `transformers`' tokenizers: without the places of tokens in the text, which cost a
-    fifth, and whatever else is built around them."""
+    """The `tokenizers` library below most of `transformers`' tokenizers. Without token offsets it is a fifth faster."""
 
     def encode_batch_fast(self, input: Sequence[str], /) -> list[Encoding]: ...
 
 
 class BatchTokenizer(Protocol):
-    """What a `transformers` tokenizer does beside the seam's `Tokenizer`."""
+    """Methods of `transformers` tokenizers beyond those of `Tokenizer`."""
 
     all_special_ids: list[int]
 
@@ -61,9 +60,9 @@ class EmbeddingService:
         self._texts = texts or TextService()
 
     async def create(self, request: EmbeddingRequest, owner: str) -> bytes:
-        """The answer as JSON: 2,048 vectors are megabytes, too much for the event loop to write.
+        """The answer as JSON: 2,048 vectors are megabytes, too much to serialise on the event loop.
 
-        Raises PromptTooLong and InvalidRequest for the first input at fault, and what the engine raises.
+        Raises PromptTooLong and InvalidRequest for the first wrong input, and the engine's errors.
         """
         async with self._models.lease(request.model, "embedding") as model:
             _check_limit("dimensions", request.dimensions, model.engine.dimensions)
@@ -77,35 +76,35 @@ class EmbeddingService:
         return await asyncio.to_thread(answer, request, model.name, embeddings, tokens)
 
 
-def _check_limit(param: str, asked: int | None, limit: int) -> None:
-    if asked is not None and asked > limit:
-        raise InvalidRequest(f"'{param}' is {asked}, at most {limit} with this model", param=param)
+def _check_limit(param: str, value: int | None, limit: int) -> None:
+    if value is not None and value > limit:
+        raise InvalidRequest(f"'{param}' is {value}, at most {limit} with this model", param=param)
 
 
 def rows_of(
     inputs: list[str] | list[list[int]], engine: EmbeddingEngine, limit: int | None, name_of: Callable[[int], str]
 ) -> list[list[int]]:
-    """Token ids, cut to `limit` of them, -1 for as many as the model takes; `name_of` an input in errors."""
-    fit = _Fit.of(engine, limit)
+    """Token ids, truncated to `limit`, -1 for the model's limit; `name_of` names an input in errors."""
+    truncation = _Truncation.of(engine, limit)
     rows: list[list[int]] = []
-    given: Sequence[str | list[int]] = inputs
-    for batch in batches(given, len):  # what does not fit is refused before the others are tokenised
-        rows += fit.rows(fit.token_ids(batch, len(rows), name_of), len(rows), name_of)
+    sequence: Sequence[str | list[int]] = inputs
+    for batch in batches(sequence, len):  # an input that is too long is rejected before the others are tokenised
+        rows += truncation.rows(truncation.token_ids(batch, len(rows), name_of), len(rows), name_of)
     return rows
 
 
 @dataclass(frozen=True, slots=True)
-class _Fit:
-    """What a model takes of each input."""
+class _Truncation:
+    """Truncates or rejects inputs that are too long for a model."""
 
     tokenizer: BatchTokenizer
     max_length: int
-    keep: int | None  # of the first tokens; None: longer inputs are refused
+    keep: int | None  # number of first tokens to keep; None: longer inputs are rejected
 
     @classmethod
-    def of(cls, engine: EmbeddingEngine, limit: int | None) -> "_Fit":
+    def of(cls, engine: EmbeddingEngine, limit: int | None) -> "_Truncation":
         _check_limit("truncate_prompt_tokens", limit, engine.max_length)
-        # engines load transformers' tokenizers, which do more than the seam asks of them
+        # engines load transformers' tokenizers, which have more methods than the protocol
         tokenizer = cast(BatchTokenizer, engine.tokenizer)
         return cls(tokenizer, engine.max_length, engine.max_length if limit == -1 else limit)
 
@@ -116,7 +115,7 @@ class _Fit:
         return _token_ids(texts, self.tokenizer) if texts else [each for each in batch if not isinstance(each, str)]
 
     def text(self, text: str, name: str) -> str:
-        """As much of it as can matter."""
+        """As much of the text as can be within the limit."""
         if self.keep:
             return long_text.head(text, self.keep, self._count)
         if (tokens := long_text.overflow(text, self.max_length, self._count)) is not None:
@@ -125,18 +124,18 @@ class _Fit:
 
     def rows(self, rows: Sequence[list[int]], first: int, name_of: Callable[[int], str]) -> list[list[int]]:
         special = frozenset(self.tokenizer.all_special_ids)
-        fitting = [shorten(row, self.keep, special) if self.keep else row for row in rows]
+        truncated = [shorten(row, self.keep, special) if self.keep else row for row in rows]
         vocabulary = len(self.tokenizer)
-        for index, row in enumerate(fitting, first):
+        for index, row in enumerate(truncated, first):
             _check(row, name_of(index), self.max_length, vocabulary)
-        return fitting
+        return truncated
 
     def _count(self, text: str) -> int:
         return len(_token_ids([text], self.tokenizer)[0])
 
 
 def batches(inputs: Sequence[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    """In their order, of about so many characters."""
+    """Batches of about BATCH characters, in order."""
     batch: list[T] = []
     left = BATCH
     for each in inputs:
@@ -153,7 +152,7 @@ def _token_ids(texts: Sequence[str], tokenizer: BatchTokenizer) -> list[list[int
     backend: Backend | None = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return [encoding.ids for encoding in backend.encode_batch_fast(texts)]
-    # what is switched off would be built for nothing, or be a warning in the log about a text we refuse ourselves
+    # unused outputs are switched off, and the warning about texts that we reject ourselves
     encoded = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, verbose=False)
     return encoded["input_ids"]
 
@@ -161,25 +160,28 @@ def _token_ids(texts: Sequence[str], tokenizer: BatchTokenizer) -> list[list[int
 def pairs_of(
     texts: Sequence[tuple[str, str]], engine: EmbeddingEngine, limit: int | None, name_of: Callable[[int], str]
 ) -> list[Pair]:
-    """As rows_of, for a cross-encoder: the second text of each comes last, and is what is cut."""
-    fit = _Fit.of(engine, limit)
-    known: dict[str, str] = {}  # what is left of it; one is often compared with many
-    fitting = [
-        tuple(known[text] if text in known else known.setdefault(text, fit.text(text, name_of(index))) for text in pair)
+    """As rows_of(), for a cross-encoder: the second text of a pair comes last and is truncated."""
+    truncation = _Truncation.of(engine, limit)
+    known: dict[str, str] = {}  # truncated texts: one is often compared with many
+    truncated = [
+        tuple(
+            known[text] if text in known else known.setdefault(text, truncation.text(text, name_of(index)))
+            for text in pair
+        )
         for index, pair in enumerate(texts)
     ]
     pairs: list[Pair] = []
-    for batch in batches(fitting, lambda pair: sum(map(len, pair))):
+    for batch in batches(truncated, lambda pair: sum(map(len, pair))):
         first, second = map(list, zip(*batch, strict=True))
-        encoded = fit.tokenizer(first, second, return_attention_mask=False, verbose=False)
+        encoded = truncation.tokenizer(first, second, return_attention_mask=False, verbose=False)
         all_types = encoded.get("token_type_ids") or [[0] * len(row) for row in encoded["input_ids"]]
-        rows = fit.rows(encoded["input_ids"], len(pairs), name_of)
+        rows = truncation.rows(encoded["input_ids"], len(pairs), name_of)
         pairs += [Pair(row, types[: len(row)]) for row, types in zip(rows, all_types, strict=True)]
     return pairs
 
 
 def shorten(tokens: list[int], limit: int, special: frozenset[int]) -> list[int]:
-    """The first `limit` tokens, but always with the special ones (a [SEP], a </s>) that end the input."""
+    """The first `limit` tokens, with the special tokens (a [SEP], a </s>) that end the input."""
     if len(tokens) <= limit:
         return tokens
     tail = min(limit, sum(1 for _ in takewhile(special.__contains__, reversed(tokens))))
@@ -197,15 +199,15 @@ def _check(tokens: list[int], name: str, max_length: int, vocabulary: int) -> No
 
 def answer(request: EmbeddingRequest, model: str, embeddings: Embeddings, tokens: int) -> bytes:
     vectors = resize(embeddings, request.dimensions)
-    # written row by row: one call for all would hold the interpreter lock, and with it the event loop, for its length
+    # serialised row by row: one call would hold the interpreter lock, and so stall the event loop
     data = [orjson.Fragment(_item(index, vector, request)) for index, vector in enumerate(vectors)]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return orjson.dumps({"object": "list", "data": data, "model": model, "usage": usage})
 
 
 def resize(embeddings: Embeddings, dimensions: int | None) -> Floats:
-    """Rows of the asked-for length: cut and normalised again, which keeps the meaning of vectors trained for it
-    (Matryoshka) and is done, not refused, for the others too."""
+    """Vectors cut to `dimensions` and normalised again. This is meant for models trained for it (Matryoshka), and not
+    rejected for others."""
     vectors: Floats = np.frombuffer(embeddings.data, dtype="<f4").reshape(-1, embeddings.dimensions)
     if dimensions is None or dimensions == embeddings.dimensions:
         return vectors

@@ -1,24 +1,24 @@
-"""What can go wrong, in the domain's words; `app/common/errors.py` says which status each becomes.
+"""Errors of the services; `app/common/errors.py` maps them to status codes.
 
 ServiceError
-├─ InvalidRequest            the request cannot be served as it stands; `param` names the culprit
-│  ├─ PromptTooLong          more tokens than the model takes
+├─ InvalidRequest            the request cannot be served as it is; `param` names the parameter
+│  ├─ PromptTooLong          more tokens than the context length
 │  ├─ UnsupportedParameter   part of the contract, not (yet) served here
-│  └─ GrammarStuck           nothing can follow what was said so far: known in the middle of an answer
-├─ NotAuthenticated          no key, or one we do not know
+│  └─ GrammarStuck           the grammar allows no further token, in the middle of an answer
+├─ NotAuthenticated          no key, or an unknown one
 ├─ Forbidden
-├─ NotFound                  also what belongs to somebody else
+├─ NotFound                  also what belongs to another owner
 │  └─ ModelNotFound
 ├─ Conflict                  two writers on one conversation
-├─ Overloaded                the queue is full, try again in `retry_after` seconds
-├─ Unavailable               loading, draining, or the database is away
-├─ Stopped                   the answer's end was asked for
+├─ Overloaded                the queue is full; retry after `retry_after` seconds
+├─ Unavailable               loading, draining, or the database is unreachable
+├─ Stopped                   the answer was cancelled
 └─ EngineFailed
 """
 
 
 class ServiceError(Exception):
-    """`message` is shown to the caller: it never carries secrets, paths or the caller's own text."""
+    """`message` is shown to the caller: it must not contain secrets, paths or the caller's text."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class InvalidRequest(ServiceError): ...
 
 
 class PromptTooLong(InvalidRequest):
-    """In OpenAI's words: by them programs find out that they are to send less, and try again."""
+    """Has OpenAI's message, by which programs recognise the error and retry with a shorter prompt."""
 
     def __init__(self, tokens: int, limit: int, *, param: str | None = None, exactly: bool = True) -> None:
         self.tokens = tokens
@@ -68,7 +68,7 @@ class Conflict(ServiceError): ...
 
 
 class TryLater(ServiceError):
-    """Common parent of what is worth a retry; `retry_after` in seconds."""
+    """Errors worth a retry; `retry_after` in seconds."""
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)

@@ -1,7 +1,7 @@
-"""Fetches what a request names by URL, from public addresses only.
+"""Fetches URLs of requests, from public addresses only (protection against SSRF).
 
-A name is resolved once; all that it resolves to is checked, and the connection goes to the checked address itself, so
-that no second answer of the name server can lead elsewhere. Each redirect is checked the same way.
+A name is resolved once, all its addresses are checked, and the connection goes to a checked address, so that a second
+DNS answer cannot lead elsewhere. Redirects are checked the same way.
 """
 
 import asyncio
@@ -20,8 +20,8 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 MAX_REDIRECTS = 3
 PORTS = {"http": 80, "https": 443}
 ANY_HOST = "*"
-UNICAST = IPv6Network("2000::/3")  # all of IPv6 that is given out
-# parts of those that Python's own table calls global: protocols' own addresses, and relays into IPv4
+UNICAST = IPv6Network("2000::/3")  # the allocated part of IPv6
+# global for Python's ipaddress, but used by protocols or as relays into IPv4
 NOT_PUBLIC = [ip_network(each) for each in ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "2002::/16", "3fff::/20")]
 
 
@@ -43,7 +43,7 @@ def is_public(text: str) -> bool:
 
 
 class Fetcher:
-    """`hosts`: those that may be asked, "*" for any that is public. Errors name `param` and never the URL."""
+    """`hosts`: allowed hosts, "*" for any public one. Errors name `param` and never the URL."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Fetcher:
         try:
             async with asyncio.timeout(self._timeout_s), await self._client() as client:
                 return await self._follow(client, _parse(url))
-        except _Refused as error:
+        except _Rejected as error:
             raise InvalidRequest(f"The URL cannot be fetched: {error}", param=param) from error
         except TimeoutError as error:
             raise InvalidRequest("The URL cannot be fetched: it takes too long", param=param) from error
@@ -72,9 +72,9 @@ class Fetcher:
             raise InvalidRequest("The URL cannot be fetched: its server does not answer", param=param) from error
 
     async def _client(self) -> httpx2.AsyncClient:
-        """One for each fetch: a connection is checked for its host, and serves no other at the same address."""
+        """One per fetch: a connection is checked for its host and must not be reused for another one at its address."""
         context = await asyncio.to_thread(_ssl_context)
-        # no proxy and no .netrc of the server's own environment
+        # ignores the proxies and .netrc of the server's environment
         return httpx2.AsyncClient(transport=self._transport, verify=context, trust_env=False, timeout=self._timeout_s)
 
     async def _follow(self, client: httpx2.AsyncClient, url: httpx2.URL) -> bytes:
@@ -84,17 +84,17 @@ class Fetcher:
                 if response.status_code == 200:
                     return await self._body(response)
                 if not response.is_redirect:
-                    raise _Refused(f"its server answers with status {response.status_code}")
+                    raise _Rejected(f"its server answers with status {response.status_code}")
                 url = _parse(response.headers.get("location", ""), url)
             finally:
                 await response.aclose()
-        raise _Refused("it is redirected too often")
+        raise _Rejected("it is redirected too often")
 
     async def _request(self, client: httpx2.AsyncClient, url: httpx2.URL) -> httpx2.Request:
         if ANY_HOST not in self._hosts and url.host.lower() not in self._hosts:
-            raise _Refused("its host is not among those that this server may ask")
+            raise _Rejected("its host is not among those that this server may ask")
         address = await self._address(url.host, PORTS[url.scheme])
-        # not compressed: a few bytes could become any number of them
+        # not compressed: a few bytes could expand to any size
         headers = {
             "Host": url.netloc.decode(),
             "Accept": "image/*",
@@ -112,9 +112,9 @@ class Fetcher:
         try:
             addresses = await self._resolve(host, port)
         except (OSError, UnicodeError) as error:
-            raise _Refused("its host is not known") from error
+            raise _Rejected("its host is not known") from error
         if not addresses or not all(map(is_public, addresses)):
-            raise _Refused("its host has no public address")
+            raise _Rejected("its host has no public address")
         return addresses[0]
 
     async def _body(self, response: httpx2.Response) -> bytes:
@@ -122,22 +122,22 @@ class Fetcher:
         async for part in response.aiter_raw():
             body += part
             if len(body) > self._max_bytes:
-                raise _Refused(f"it has more than {self._max_bytes} bytes")
+                raise _Rejected(f"it has more than {self._max_bytes} bytes")
         return bytes(body)
 
 
-class _Refused(Exception): ...
+class _Rejected(Exception): ...
 
 
 def _parse(text: str, base: httpx2.URL | None = None) -> httpx2.URL:
     try:
         url = base.join(text) if base else httpx2.URL(text)
     except (httpx2.InvalidURL, ValueError) as error:
-        raise _Refused("it is not a URL") from error
+        raise _Rejected("it is not a URL") from error
     if url.scheme not in PORTS or not url.host:
-        raise _Refused("it does not begin with http:// or https:// and a host")
+        raise _Rejected("it does not begin with http:// or https:// and a host")
     if url.userinfo or url.port not in (None, PORTS[url.scheme]):
-        raise _Refused("it names a user or a port")
+        raise _Rejected("it names a user or a port")
     return url
 
 

@@ -1,4 +1,4 @@
-"""Images of a request, read for the model that answers it."""
+"""Reads the images of a request for its model."""
 
 import asyncio
 import logging
@@ -16,13 +16,13 @@ from services.fetch_service import Fetcher
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 2  # decoded pictures are large
-MOST = 2  # times `max_held_bytes`, that all owners together may hold
+MAX_CONCURRENT = 2  # decoded images are large
+MAX_OVERCOMMIT = 2  # times `max_held_bytes`, for all owners together
 
 
 class ImageService:
-    """`fetcher`: None: images come in the request itself only. `max_held_bytes`: of all that models have been given and
-    are not done with: one owner may fill it, and then whoever holds less than an equal part still comes in."""
+    """`fetcher`: None: images by data URL only. `max_held_bytes`: memory of all images of running requests. One owner
+    may fill it; other owners are then still admitted up to an equal share."""
 
     def __init__(
         self,
@@ -38,11 +38,11 @@ class ImageService:
         self._max_pixels = max_pixels
         self._max_held_bytes = max_held_bytes
         self._fetcher = fetcher
-        self._turns = FairSlots(AT_ONCE, AT_ONCE)
-        self._held: WeakKeyDictionary[Image, str] = WeakKeyDictionary()  # and their owners
+        self._turns = FairSlots(MAX_CONCURRENT, MAX_CONCURRENT)
+        self._held: WeakKeyDictionary[Image, str] = WeakKeyDictionary()  # image -> owner
 
     async def illustration(self, refs: Sequence[ImageRef], engine: Engine, owner: str) -> Illustration | None:
-        """Refuses the first one at fault by its name."""
+        """Raises for the first wrong image, by its parameter."""
         if not refs:
             return None
         reader = engine.images
@@ -54,7 +54,7 @@ class ImageService:
         for ref in refs:
             await self._read(ref, reader, read, owner)
             tokens = sum(image.num_tokens for image in read)
-            if tokens >= engine.max_length:  # before the next one takes memory
+            if tokens >= engine.max_length:  # before the next image takes memory
                 raise PromptTooLong(tokens, engine.max_length, param=ref.param)
         return Illustration(read, reader)
 
@@ -62,18 +62,18 @@ class ImageService:
         fetched = None if ref.url[:5].lower() == "data:" else await self._fetch(ref)
         async with self._turns.slot(owner):
             self._check_room(own, owner)
-            # not as the thread's result: its future goes in circles and would keep it for a while
+            # not as the thread's result: its future is in a reference cycle and would keep the image alive
             await asyncio.to_thread(lambda: own.append(self._open(fetched, ref, reader)))
         self._held[own[-1]] = owner
 
     def _check_room(self, own: list[Image], owner: str) -> None:
         held: Counter[str] = Counter()
         for image, holder in self._held.items():
-            if image not in own:  # what comes with it is no reason to refuse the rest
+            if image not in own:  # not those of this request
                 held[holder] += image.num_bytes
-        part = self._max_held_bytes // len({owner, *held})
-        is_over = held.total() >= self._max_held_bytes and held[owner] >= part
-        if is_over or (held[owner] and held.total() >= MOST * self._max_held_bytes):
+        share = self._max_held_bytes // len({owner, *held})
+        is_over = held.total() >= self._max_held_bytes and held[owner] >= share
+        if is_over or (held[owner] and held.total() >= MAX_OVERCOMMIT * self._max_held_bytes):
             raise Overloaded("Too many images are waiting to be answered")
 
     async def _fetch(self, ref: ImageRef) -> bytes:

@@ -1,7 +1,4 @@
-"""Work that grows with a request: off the event loop, wherever the request is a large one.
-
-A thread and back costs more than a small request's work, so those stay where they are.
-"""
+"""Moves the work of large requests to a thread. For small ones the thread would cost more than the work."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,7 +8,7 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-is_large: ContextVar[bool] = ContextVar("is_large", default=False)  # of the request that is being answered
+is_large: ContextVar[bool] = ContextVar("is_large", default=False)  # of the current request
 
 
 async def offload(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

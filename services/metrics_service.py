@@ -1,4 +1,4 @@
-"""What is counted and timed, under vLLM's names with our prefix."""
+"""Prometheus metrics, under vLLM's names with our prefix."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,14 +11,14 @@ from prometheus_client.registry import Collector
 from services.chat.events import Event, Finish, Head
 from services.engine.base import EngineStats
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which is not used
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120)
 SHORT_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2)
 
 
 class Metrics:
-    """One set per application, in a registry of its own: two applications in one process do not meet."""
+    """One set per application, in its own registry, so that several applications can share a process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -36,7 +36,7 @@ class Metrics:
         self._http = self._counter("http_requests", "HTTP requests", ["method", "route", "status"])
 
     def watch(self, stats: Callable[[], Mapping[str, EngineStats]]) -> None:
-        """Reads the engines' gauges whenever somebody asks."""
+        """Registers a collector that reads the engines' stats on each scrape."""
         self.registry.register(_EngineGauges(stats))
 
     def answer(self, model: str) -> "AnswerTimer":
@@ -52,7 +52,7 @@ class Metrics:
         return generate_latest(self.registry)
 
     def _finished(self, model: str, finish: Finish, shares: int) -> None:
-        if finish.index % shares == 0:  # so many choices share one prompt
+        if finish.index % shares == 0:  # choices that share a prompt
             self._prompt_tokens.labels(model).inc(finish.prompt_tokens)
             self._cached.labels(model).inc(finish.cached_tokens)
         self._generation_tokens.labels(model).inc(finish.completion_tokens)
@@ -70,11 +70,11 @@ class Metrics:
 
 @dataclass(slots=True)
 class AnswerTimer:
-    """Of one answer: given each of its events, and its end."""
+    """Times one answer, from its events and its end."""
 
     _metrics: Metrics
     _model: str
-    _between: Histogram  # of this model: observed for each chunk, and found by its label only once
+    _between: Histogram  # of this model: the label is looked up once, not for each chunk
     _started: float = field(default_factory=time.perf_counter)
     _last: float | None = None
     _reason: str = "abort"
@@ -89,9 +89,9 @@ class AnswerTimer:
                 self._reason = event.reason
                 self._metrics._finished(self._model, event, self._shares)
             case _:
-                self._spoke(now)
+                self._observe_output(now)
 
-    def _spoke(self, now: float) -> None:
+    def _observe_output(self, now: float) -> None:
         if self._last is None:
             self._metrics._first.labels(self._model).observe(now - self._started)
         else:
@@ -99,7 +99,7 @@ class AnswerTimer:
         self._last = now
 
     def end(self) -> None:
-        """However it ends."""
+        """To be called on every path."""
         self._metrics._success.labels(self._model, self._reason).inc()
         self._metrics._whole.labels(self._model).observe(time.perf_counter() - self._started)
 

@@ -1,4 +1,4 @@
-"""Which models there are, and the one place that loads and frees them."""
+"""Loads and unloads the models."""
 
 import asyncio
 import hashlib
@@ -18,52 +18,52 @@ from services.models.config import Kind, ModelCard, ModelConfig
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 200  # characters of a name in an error
-NOTHING_RECOMMENDED = SamplingDefaults()
+MAX_NAME_CHARS = 200  # characters of a name in an error
+NO_DEFAULTS = SamplingDefaults()
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
     id: str  # the model's own name
-    name: str  # as the request called it
-    engine: Any  # Engine or EmbeddingEngine, by the kind that was asked for
+    name: str  # as the request named it
+    engine: Any  # Engine or EmbeddingEngine, depending on the kind
     dialect: str | None = None
-    sampling: SamplingDefaults = NOTHING_RECOMMENDED
+    sampling: SamplingDefaults = NO_DEFAULTS
 
     @property
     def fingerprint(self) -> str:
-        """Changes with what a seed's text depends on: the model and how it is run."""
+        """Changes with everything that the text of a seed depends on: the model, device and dtype."""
         return "fp_" + hashlib.sha256(f"{self.id}|{self.engine.device}|{self.engine.dtype}".encode()).hexdigest()[:10]
 
     @asynccontextmanager
-    async def answering(self, jobs: Iterable[Job]) -> AsyncIterator[list[AsyncGenerator[Piece, None]]]:
-        """The pieces of each; where one job is refused, none is left running."""
+    async def submitted(self, jobs: Iterable[Job]) -> AsyncIterator[list[AsyncGenerator[Piece, None]]]:
+        """Submits the jobs and yields their pieces; if one job is rejected, none is left running."""
         async with AsyncExitStack() as stack:
             yield [await stack.enter_async_context(aclosing(await self.engine.submit(job))) for job in jobs]
 
 
-Failed = Callable[[str, BaseException], None]  # a model's name, and why it could not be loaded
+OnFailure = Callable[[str, BaseException], None]  # model name, error
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
     config: ModelConfig
     engine: Any = None
-    transition: asyncio.Task[None] | None = None  # the load or unload under way
+    transition: asyncio.Task[None] | None = None  # the running load or unload
     is_loading: bool = False
-    failure: BaseException | None = None  # of the latest load
-    report: Failed | None = None  # who hears of a failure; None: the log
+    failure: BaseException | None = None  # of the last load
+    on_failure: OnFailure | None = None  # None: failures are logged
     users: int = 0
     last_used: float = 0.0
-    sampling: SamplingDefaults | None = None  # None: not known yet
+    sampling: SamplingDefaults | None = None  # None: not read yet
 
 
 class ModelManager:
-    """Loads each model on its first use, off the event loop, once however many ask together.
+    """Loads each model on its first use, in a thread, once for concurrent requests.
 
-    `locate` turns a config's source into what an engine can open (fetching a default model if need be); it and the
-    load run in a worker thread. `recommended` reads what the authors of the model at a source say of sampling; None
-    where it is not there yet.
+    `locate` turns a config's source into what an engine can open, and fetches a default model if it is missing; it runs
+    in a thread with the load. `recommended` reads the sampling defaults of the model at a source; None if its files are
+    not there yet.
     """
 
     def __init__(
@@ -90,36 +90,36 @@ class ModelManager:
         self._reaper: asyncio.Task[None] | None = None
         self._stopped = False
 
-    # --- asking ---
+    # --- looking up ---
 
     def cards(self) -> list[ModelCard]:
         return [self._card(entry) for entry in self._entries.values()]
 
     def card(self, name: str) -> ModelCard:
-        if not name:  # elsewhere that means the default one
+        if not name:  # an empty name must not mean the default model
             raise ModelNotFound("No model is named", param="model")
         return self._card(self._resolve(name, None))
 
     def check(self, name: str | None, kind: Kind) -> None:
-        """Raises what a lease would, without loading anything."""
+        """Raises the errors of lease() without loading."""
         self._resolve(name, kind)
 
     def default(self, kind: Kind = "chat") -> ModelConfig:
         return self._resolve(None, kind).config
 
     async def sampling(self, name: str | None) -> SamplingDefaults:
-        """What holds where a request names nothing. Asking does not load the model."""
+        """Sampling defaults; does not load the model."""
         entry = self._resolve(name, None)
         if entry.sampling is None:
             entry.sampling = await asyncio.to_thread(self._sampling, entry.config)
-        return entry.sampling or NOTHING_RECOMMENDED
+        return entry.sampling or NO_DEFAULTS
 
     def engine(self, name: str) -> Any | None:
-        """The loaded engine of a model, or None: asking does not load it."""
+        """The engine if the model is loaded; does not load it."""
         return self._entries[name].engine
 
     def context_length(self, name: str) -> int | None:
-        """Tokens of prompt and answer together, once the model is loaded: asking does not load it."""
+        """Maximum tokens of prompt and answer, if the model is loaded; does not load it."""
         engine = self._resolve(name, None).engine
         return getattr(engine, "max_length", None)
 
@@ -127,7 +127,7 @@ class ModelManager:
         return any(entry.is_loading for entry in self._entries.values())
 
     def has_failed(self) -> bool:
-        """Whether a model that is to be there could not be loaded when it was last tried."""
+        """Whether the last load of a required model failed."""
         return any(entry.failure for entry in self._entries.values() if entry.config.required)
 
     def is_stalled(self) -> bool:
@@ -140,12 +140,12 @@ class ModelManager:
 
     @asynccontextmanager
     async def lease(self, name: str | None, kind: Kind | None = "chat") -> AsyncIterator[Lease]:
-        """The model for the time of a `with`: it is not freed under its user. `kind` None: whichever it is."""
+        """The model, which is not unloaded within the `with`. `kind` None: any."""
         entry = self._resolve(name, kind)
         engine = await self._loaded(entry)
         entry.users += 1
         try:
-            config, sampling = entry.config, entry.sampling or NOTHING_RECOMMENDED
+            config, sampling = entry.config, entry.sampling or NO_DEFAULTS
             yield Lease(config.name, name or config.name, engine, config.dialect, sampling)
         finally:
             entry.users -= 1
@@ -158,25 +158,25 @@ class ModelManager:
         tokenizer: Tokenizer = (await self.get_model(name, kind)).tokenizer
         return tokenizer
 
-    # --- life ---
+    # --- lifecycle ---
 
     def start(
         self,
         preload: Sequence[str] = (),
         *,
         after: "asyncio.Future[None] | None" = None,
-        failed: Failed | None = None,
+        on_failure: OnFailure | None = None,
     ) -> None:
-        """Begins to load these, once `after` is done; `failed` hears of each that cannot be, instead of the log."""
+        """Loads models once `after` is done; `on_failure` is called for each failure, instead of logging it."""
         for name in preload:
             entry = self._entries[name]
-            entry.report = failed
+            entry.on_failure = on_failure
             self._begin(entry, partial(self._load_later, after=after), is_load=True)
         if ttls := [entry.config.idle_ttl for entry in self._entries.values() if entry.config.idle_ttl]:
             self._reaper = asyncio.create_task(self._reap_forever(min(ttls) / 4))
 
     async def stop(self) -> None:
-        """Frees everything; nothing is loaded any more, whoever still waits for it."""
+        """Unloads everything; pending and later loads raise Unavailable."""
         self._stopped = True
         if self._reaper:
             self._reaper.cancel()
@@ -187,25 +187,25 @@ class ModelManager:
                 await self._unload(entry)
 
     async def reap(self) -> None:
-        """Frees every model that nobody has used for its TTL."""
+        """Unloads every model that was idle for its TTL."""
         for entry in self._entries.values():
             if self._is_idle(entry):
-                logger.info("freeing model %s", entry.config.name)
+                logger.info("unloading model %s", entry.config.name)
                 await self._begin(entry, self._unload)
 
-    # --- inside ---
+    # --- internals ---
 
     def _resolve(self, name: str | None, kind: Kind | None) -> _Entry:
-        wanted = self._aliases.get(name, name) if name else None
-        if wanted and wanted not in self._entries and wanted != "default":
-            wanted = self._aliases.get("*", wanted)
-        if wanted is None or wanted == "default":
+        resolved = self._aliases.get(name, name) if name else None
+        if resolved and resolved not in self._entries and resolved != "default":
+            resolved = self._aliases.get("*", resolved)
+        if resolved is None or resolved == "default":
             return self._first(kind)
-        entry = self._entries.get(wanted)
+        entry = self._entries.get(resolved)
         if entry is None:
-            raise ModelNotFound(f"The model '{str(name)[:SHOWN]}' does not exist", param="model")
+            raise ModelNotFound(f"The model '{str(name)[:MAX_NAME_CHARS]}' does not exist", param="model")
         if kind and entry.config.kind != kind:
-            raise InvalidRequest(f"The model '{str(name)[:SHOWN]}' is not a model for {kind}", param="model")
+            raise InvalidRequest(f"The model '{str(name)[:MAX_NAME_CHARS]}' is not a model for {kind}", param="model")
         return entry
 
     def _first(self, kind: Kind | None) -> _Entry:
@@ -228,7 +228,7 @@ class ModelManager:
         while entry.engine is None or entry.transition is not None:
             if self._stopped:
                 raise Unavailable("The server is shutting down")
-            # shielded: a client that leaves does not take the load away from the others
+            # shielded: a client that disconnects must not cancel the load for the others
             await asyncio.shield(entry.transition or self._begin(entry, self._load, is_load=True))
         entry.last_used = self._clock()
         return entry.engine
@@ -244,7 +244,7 @@ class ModelManager:
 
         entry.is_loading = is_load
         entry.transition = asyncio.create_task(run())
-        entry.transition.add_done_callback(_retrieve)
+        entry.transition.add_done_callback(_retrieve_exception)
         return entry.transition
 
     async def _load_later(self, entry: _Entry, after: "asyncio.Future[None] | None") -> None:
@@ -260,23 +260,23 @@ class ModelManager:
         entry.failure = None
         try:
             engine = await asyncio.to_thread(self._open, config)
-            entry.sampling = await asyncio.to_thread(self._sampling, config)  # the files may be new
+            entry.sampling = await asyncio.to_thread(self._sampling, config)  # the load may have fetched the files
         except Exception as error:
             self._fail(entry, error)
             if isinstance(error, ServiceError):
                 raise
             raise EngineFailed(f"The model '{config.name}' could not be loaded; the server's log says why") from error
         engine.start()
-        entry.engine, entry.report = engine, None
+        entry.engine, entry.on_failure = engine, None
         entry.last_used = self._clock()
         logger.info("model %s loaded in %.1f s", config.name, self._clock() - started)
 
     def _fail(self, entry: _Entry, error: Exception) -> None:
         entry.failure = error
         logger.debug("loading %s failed", entry.config.name, exc_info=True)
-        report, entry.report = entry.report, None
-        if report and not self._stopped:
-            report(entry.config.name, error)
+        on_failure, entry.on_failure = entry.on_failure, None
+        if on_failure and not self._stopped:
+            on_failure(entry.config.name, error)
         else:
             logger.error("model %s could not be loaded: %s", entry.config.name, reason(error))
 
@@ -298,13 +298,13 @@ class ModelManager:
 
 
 def reason(error: BaseException) -> str:
-    """In one line, for whoever runs the server: it may name files."""
+    """One line for the operator; it may name files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = lines[0] if lines else ""
-    return said if isinstance(error, ServiceError) else f"{type(error).__name__}: {said}"
+    line = lines[0] if lines else ""
+    return line if isinstance(error, ServiceError) else f"{type(error).__name__}: {line}"
 
 
-def _retrieve(task: asyncio.Task[None]) -> None:
-    """A failed load that nobody waits for any more is not an unhandled exception: it was logged."""
+def _retrieve_exception(task: asyncio.Task[None]) -> None:
+    """Marks the exception as handled: a failed load that nobody awaits was logged already."""
     if not task.cancelled():
         task.exception()

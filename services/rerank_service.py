@@ -1,4 +1,4 @@
-"""How well texts answer each other: by a cross-encoder, or where none is configured by how near their vectors are."""
+"""Relevance scores of texts, by a cross-encoder, or by cosine similarity of embeddings if none is configured."""
 
 import asyncio
 import time
@@ -34,13 +34,13 @@ METHODS: dict[Literal["reranker", "embedding"], Method] = {"reranker": "cross-en
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class NamedText:
     text: str
-    name: str  # what an error about it says
+    name: str  # its parameter, for errors
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class Comparison:
     scores: list[float]
     model: str
     method: Method
@@ -54,32 +54,32 @@ class RerankService:
         self._texts = texts or TextService()
 
     async def rerank(self, request: RerankRequest, owner: str) -> RerankList:
-        query = Text(request.query, "query")
-        pairs = [(query, Text(text, f"documents.{index}")) for index, text in enumerate(request.documents)]
-        compared = await self._compare(request, owner, pairs)
-        best = sorted(enumerate(compared.scores), key=lambda item: -item[1])[: request.top_n]
+        query = NamedText(request.query, "query")
+        pairs = [(query, NamedText(text, f"documents.{index}")) for index, text in enumerate(request.documents)]
+        comparison = await self._compare(request, owner, pairs)
+        best = sorted(enumerate(comparison.scores), key=lambda item: -item[1])[: request.top_n]
         return RerankList(
             id=f"rerank-{uuid4().hex}",
-            model=compared.model,
+            model=comparison.model,
             results=[_result(request, index, score) for index, score in best],
-            usage=compared.usage,
-            method=compared.method,
+            usage=comparison.usage,
+            method=comparison.method,
         )
 
     async def score(self, request: ScoreRequest, owner: str) -> ScoreList:
-        compared = await self._compare(request, owner, _pairs(request))
+        comparison = await self._compare(request, owner, _pairs(request))
         return ScoreList(
             id=f"score-{uuid4().hex}",
             created=int(time.time()),
-            model=compared.model,
-            data=[Score(index=index, score=score) for index, score in enumerate(compared.scores)],
-            usage=compared.usage,
-            method=compared.method,
+            model=comparison.model,
+            data=[Score(index=index, score=score) for index, score in enumerate(comparison.scores)],
+            usage=comparison.usage,
+            method=comparison.method,
         )
 
     async def _compare(
-        self, request: RerankRequest | ScoreRequest, owner: str, pairs: Sequence[tuple[Text, Text]]
-    ) -> Compared:
+        self, request: RerankRequest | ScoreRequest, owner: str, pairs: Sequence[tuple[NamedText, NamedText]]
+    ) -> Comparison:
         kind = self._kind(request.model)
         compare = _by_cross_encoder if kind == "reranker" else _by_embedding
         async with self._models.lease(request.model, kind) as model:
@@ -88,10 +88,10 @@ class RerankService:
             scores, tokens = await compare(model.engine, owner, pairs, request.truncate_prompt_tokens, room)
         self._metrics.embedded(model.id, tokens)
         usage = EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
-        return Compared(scores, model.name, METHODS[kind], usage)
+        return Comparison(scores, model.name, METHODS[kind], usage)
 
     def _kind(self, name: str | None) -> Literal["reranker", "embedding"]:
-        """Of the model that is named; of none, or of one for chats, the best there is, which the lease may refuse."""
+        """The named model's kind; without a name, or for a chat model, the best kind there is. lease() checks it."""
         match self._models.card(name).kind if name else None:
             case "reranker" | "embedding" as kind:
                 return kind
@@ -99,7 +99,7 @@ class RerankService:
                 return "reranker" if any(card.kind == "reranker" for card in self._models.cards()) else "embedding"
 
 
-def _pairs(request: ScoreRequest) -> list[tuple[Text, Text]]:
+def _pairs(request: ScoreRequest) -> list[tuple[NamedText, NamedText]]:
     first, second = _texts(request.text_1, "text_1"), _texts(request.text_2, "text_2")
     if len(first) == 1:
         first *= len(second)
@@ -108,10 +108,10 @@ def _pairs(request: ScoreRequest) -> list[tuple[Text, Text]]:
     return list(zip(first, second, strict=True))
 
 
-def _texts(given: str | list[str], name: str) -> list[Text]:
-    if isinstance(given, str):
-        return [Text(given, name)]
-    return [Text(text, f"{name}.{index}") for index, text in enumerate(given)]
+def _texts(value: str | list[str], name: str) -> list[NamedText]:
+    if isinstance(value, str):
+        return [NamedText(value, name)]
+    return [NamedText(text, f"{name}.{index}") for index, text in enumerate(value)]
 
 
 def _result(request: RerankRequest, index: int, score: float) -> RerankResult:
@@ -120,7 +120,7 @@ def _result(request: RerankRequest, index: int, score: float) -> RerankResult:
 
 
 async def _by_cross_encoder(
-    engine: EmbeddingEngine, owner: str, pairs: Sequence[tuple[Text, Text]], limit: int | None, room: Room
+    engine: EmbeddingEngine, owner: str, pairs: Sequence[tuple[NamedText, NamedText]], limit: int | None, room: Room
 ) -> tuple[list[float], int]:
     texts = [(first.text, second.text) for first, second in pairs]
     async with room:
@@ -130,22 +130,22 @@ async def _by_cross_encoder(
 
 
 async def _by_embedding(
-    engine: EmbeddingEngine, owner: str, pairs: Sequence[tuple[Text, Text]], limit: int | None, room: Room
+    engine: EmbeddingEngine, owner: str, pairs: Sequence[tuple[NamedText, NamedText]], limit: int | None, room: Room
 ) -> tuple[list[float], int]:
-    """Each text is read once, however many it is compared with."""
+    """Embeds each text once, however many it is compared with."""
     names = {text.text: text.name for pair in reversed(pairs) for text in pair}
     texts = list(names)
     async with room:
         inputs = await asyncio.to_thread(rows_of, texts, engine, limit, lambda index: names[texts[index]])
     embeddings = await engine.embed(inputs, owner)
-    place = {text: index for index, text in enumerate(texts)}
-    places = [(place[first.text], place[second.text]) for first, second in pairs]
-    return await asyncio.to_thread(_cosines, embeddings, places), sum(map(len, inputs))
+    position = {text: index for index, text in enumerate(texts)}
+    positions = [(position[first.text], position[second.text]) for first, second in pairs]
+    return await asyncio.to_thread(_cosines, embeddings, positions), sum(map(len, inputs))
 
 
-def _cosines(embeddings: Embeddings, places: list[tuple[int, int]]) -> list[float]:
+def _cosines(embeddings: Embeddings, positions: list[tuple[int, int]]) -> list[float]:
     vectors = resize(embeddings, None)
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    first, second = np.array(places).T
+    first, second = np.array(positions).T
     cosines: list[float] = (unit[first] * unit[second]).sum(axis=1).tolist()
     return cosines

@@ -1,4 +1,4 @@
-"""The server's secret, by which it seals what clients keep for it."""
+"""The server's secret, from which the keys are derived that encrypt data kept by clients."""
 
 import asyncio
 import secrets
@@ -17,7 +17,7 @@ NAME = "seal"
 
 
 class SecretService:
-    """From the settings, or, where they have none, from the database: made once, shared by all replicas."""
+    """The secret of the settings, or else a random one stored in the database and shared by all replicas."""
 
     def __init__(self, database: Database, secret: str | None = None) -> None:
         self._store = Store(database)
@@ -25,37 +25,37 @@ class SecretService:
         self._reading = asyncio.Lock()
 
     async def start(self) -> None:
-        """Reads it while the database is there: requests that store nothing go on without one."""
+        """Reads the secret while the database is reachable: later, requests that store nothing work without it."""
         with suppress(Unavailable):
-            await self._known()
+            await self._get()
 
     async def seal(self, owner: str) -> Seal:
-        """Raises Unavailable where the secret is not known yet and the database is away."""
-        return Seal((await self._known()).encode(), owner)
+        """Raises Unavailable if the secret is not read yet and the database is unreachable."""
+        return Seal((await self._get()).encode(), owner)
 
     async def opened(
         self, items: Sequence[Item], owner: str, report_ignored: ReportIgnored = report_nothing
     ) -> list[Item]:
-        """`report_ignored` gets the names of those that could not be opened, as a request has them."""
+        """`report_ignored` gets the parameter names of items that could not be decrypted."""
         if not any(map(is_sealed, items)):
             return list(items)
         opened = Opened(items, await self.seal(owner))
         report_ignored(opened.unread)
         return opened.items
 
-    async def _known(self) -> str:
+    async def _get(self) -> str:
         async with self._reading:
             if self._secret is None:
-                self._secret = await self._stored() or await self._made()
+                self._secret = await self._stored() or await self._create()
         return self._secret
 
     async def _stored(self) -> str | None:
         async with self._store.reading() as repositories:
             return await repositories.secrets.get(NAME)
 
-    async def _made(self) -> str:
+    async def _create(self) -> str:
         async with self._store.writing() as repositories:
             await repositories.secrets.add(NAME, secrets.token_urlsafe(32))
-        found = await self._stored()  # of whoever was first
+        found = await self._stored()  # the one of the first process
         assert found is not None
         return found

@@ -1,4 +1,4 @@
-"""What a tokenizer makes of a text or a chat, and of token ids. What grows with their length runs in threads."""
+"""Tokenises texts and chats, and detokenises ids. Work that grows with the length runs in threads."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -15,9 +15,9 @@ from services.errors import InvalidRequest
 from services.model_service import ModelManager
 from services.text_service import TextService
 
-OF_CHATS = {"add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"}
-STEP = 50_000  # tokens that are written at once
-OF_TEXTS = {"add_special_tokens"}
+CHAT_PARAMETERS = {"add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"}
+STEP = 50_000  # tokens that are serialised at once
+TEXT_PARAMETERS = {"add_special_tokens"}
 
 
 class TokenizeService:
@@ -63,13 +63,13 @@ class TokenizeService:
 def _check(request: TokenizeRequest) -> None:
     if (request.prompt is None) == (request.messages is None):
         raise InvalidRequest("Either 'prompt' or 'messages' is required", param="prompt")
-    kind, others = ("prompt", OF_CHATS) if request.messages is None else ("messages", OF_TEXTS)
+    kind, others = ("prompt", CHAT_PARAMETERS) if request.messages is None else ("messages", TEXT_PARAMETERS)
     for name in sorted(others & request.model_fields_set):
         raise InvalidRequest(f"'{name}' does not go with '{kind}'", param=name)
 
 
 def _chat_request(request: TokenizeRequest) -> ChatCompletionRequest:
-    names = {"model", "messages", *OF_CHATS} & request.model_fields_set
+    names = {"model", "messages", *CHAT_PARAMETERS} & request.model_fields_set
     return ChatCompletionRequest(**{name: getattr(request, name) for name in names})
 
 
@@ -79,7 +79,7 @@ def _encode(request: TokenizeRequest, engine: Engine) -> list[int]:
 
 
 def as_json(answer: Tokens) -> bytes:
-    """In steps: a call for all of it would hold the event loop, and a model's fields be checked once more."""
+    """Serialises in steps: one call would stall the event loop, and pydantic would validate the fields again."""
     lists: dict[str, Sequence[int | str]] = {
         "tokens": answer.tokens,
         **({} if answer.token_strs is None else {"token_strs": answer.token_strs}),
@@ -99,7 +99,7 @@ def _answer(tokens: list[int], request: TokenizeRequest, engine: Engine) -> Toke
         param = "prompt" if request.messages is None else "messages"
         raise InvalidRequest(f"'{param}' has {len(tokens)} tokens, at most {MAX_TOKENS} are answered", param=param)
     strs = engine.tokenizer.convert_ids_to_tokens(tokens) if request.return_token_strs else None
-    # not validated: hundreds of thousands of them are what the tokenizer says they are
+    # not validated: hundreds of thousands of values that come from the tokenizer
     return Tokens.model_construct(count=len(tokens), max_model_len=engine.max_length, tokens=tokens, token_strs=strs)
 
 

@@ -11,17 +11,17 @@ Kind = Literal["chat", "embedding", "reranker"]
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    name: str  # what requests call it
+    name: str  # the name that requests use
     source: str  # folder, hub name, GGUF file, or the name of a default model
     kind: Kind = "chat"
-    pinned: bool = False  # never freed
+    pinned: bool = False  # never unloaded
     required: bool = False  # without it the service is not ready
-    idle_ttl: float | None = None  # seconds without a user until it is freed; None: never
-    dialect: str | None = None  # the format of its tool calls; None: as its chat template shows
-    sampling: SamplingDefaults | None = None  # where requests name nothing; None: as its authors recommend
+    idle_ttl: float | None = None  # idle seconds until it is unloaded; None: never
+    dialect: str | None = None  # format of tool calls; None: detected in the chat template
+    sampling: SamplingDefaults | None = None  # defaults; None: those of generation_config.json
     engine: str = "local"  # a name of `services.engine.ENGINES`, or package.module:Class
-    settings: Mapping[str, Any] = field(default_factory=dict)  # general ones, of which an engine takes what it knows
-    options: Mapping[str, Any] = field(default_factory=dict)  # the engine's own
+    settings: Mapping[str, Any] = field(default_factory=dict)  # an engine gets those that it has parameters for
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,4 +30,4 @@ class ModelCard:
     created: int  # epoch seconds
     kind: Kind
     loaded: bool
-    dialect: str | None = None  # the format of its tool calls; None: as its chat template shows
+    dialect: str | None = None  # format of tool calls; None: detected in the chat template

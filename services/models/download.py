@@ -1,4 +1,4 @@
-"""One file from a URL to the disk: resumed where it broke off, checked against its SHA-256, watched while it comes."""
+"""Downloads a file: resumable, verified by SHA-256, with progress reports."""
 
 import hashlib
 import logging
@@ -17,11 +17,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 5
-CHUNK = 1 << 14  # bytes: what is lost at most when a connection breaks
+CHUNK = 1 << 14  # bytes; at most that much is lost when a connection breaks
 TIMEOUT = (15, 60)  # seconds to connect, and between two reads
 BROKEN = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
 
-Report = Callable[[int, int], None]  # bytes here, bytes in all (0: the server did not say)
+Report = Callable[[int, int], None]  # bytes so far, bytes in total (0: unknown)
 Pause = Callable[[float], None]
 
 
@@ -29,7 +29,7 @@ class ChecksumMismatch(ValueError): ...
 
 
 def download(url: str, target: Path, sha256: str, report: Report, *, pause: Pause = time.sleep) -> None:
-    """Puts the file at `target`, whole and verified, or not at all; `<target>.part` keeps what a broken try brought."""
+    """Writes `target` only when it is complete and verified; `<target>.part` keeps a partial download."""
     part = target.with_name(target.name + ".part")
     resumed = part.exists()
     _receive(url, part, report, pause)
@@ -39,7 +39,7 @@ def download(url: str, target: Path, sha256: str, report: Report, *, pause: Paus
     part.unlink()
     if not resumed:
         raise ChecksumMismatch(f"expected {sha256}, got {actual}")
-    # what an earlier run left was not the beginning of this file: once more, from nothing
+    # the partial file was of another file: starts again from nothing
     download(url, target, sha256, report, pause=pause)
 
 
@@ -49,7 +49,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _receive(url: str, part: Path, report: Report, pause: Pause) -> None:
-    if url.startswith("file:"):  # an index on this disk, as machines without a network have it
+    if url.startswith("file:"):  # a package index on this disk, as on machines without a network
         shutil.copyfile(url2pathname(urlsplit(url).path), part)
         return
     for attempt in range(1, ATTEMPTS + 1):
@@ -65,14 +65,14 @@ def _receive(url: str, part: Path, report: Report, pause: Pause) -> None:
 
 def _continue(url: str, part: Path, report: Report) -> None:
     have = part.stat().st_size if part.exists() else 0
-    # "identity": ranges and lengths are of the file, not of a compressed form of it
+    # "identity": ranges and lengths must be those of the file, not of a compressed form
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
-            return  # nothing is missing; whether it is the right file is for the checksum to say
+            return  # complete already; the checksum tells whether it is the right file
         response.raise_for_status()
         if response.status_code != requests.codes.partial_content:
-            have = 0  # the server does not know ranges and sends everything
+            have = 0  # the server ignores ranges and sends the whole file
         _append(response, part, have, report)
 
 
@@ -88,7 +88,7 @@ def _append(response: requests.Response, part: Path, have: int, report: Report) 
 
 @contextmanager
 def reporting(title: str, *, bar: bool) -> Iterator[Report]:
-    """A progress bar where somebody is watching, a log line per quarter where not."""
+    """A progress bar in a terminal, else a log line per quarter."""
     console = Console(stderr=True)
     if not (bar and console.is_terminal):
         yield quarters(title)
@@ -101,13 +101,13 @@ def reporting(title: str, *, bar: bool) -> Iterator[Report]:
 
 
 def quarters(title: str) -> Report:
-    said = 0
+    logged = 0
 
     def report(have: int, total: int) -> None:
-        nonlocal said
+        nonlocal logged
         quarter = 4 * have // total if total else 0
-        if quarter > said:
-            said = quarter
+        if quarter > logged:
+            logged = quarter
             logger.info("%s: %d %% of %.0f MB", title, 25 * quarter, total / 1e6)
 
     return report

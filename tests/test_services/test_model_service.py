@@ -175,7 +175,7 @@ class TestLoading:
         models = manager()
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heard: list[str] = []
-        models.start(preload=["chat"], after=opened, failed=lambda name, error: heard.append(name))
+        models.start(preload=["chat"], after=opened, on_failure=lambda name, error: heard.append(name))
         await asyncio.sleep(0)
         opened.cancel()
         await models.stop()
@@ -185,7 +185,7 @@ class TestLoading:
         models = manager()
         builder.failure = OSError("no such architecture\nand more")
         heard: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
-        models.start(preload=["chat"], failed=lambda name, error: heard.set_result((name, reason(error))))
+        models.start(preload=["chat"], on_failure=lambda name, error: heard.set_result((name, reason(error))))
         assert await heard == ("chat", "OSError: no such architecture")
 
     @pytest.mark.parametrize("required", [True, False])

@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 
 from services.errors import Overloaded
-from services.text_service import SHORT, TextService, characters, give_back_memory
+from services.text_service import SHORT, TextService, characters, trim_memory
 
 LONG = SHORT + 1
 
@@ -102,4 +102,4 @@ def test_all_that_was_written_counts() -> None:
 
 
 def test_memory_can_be_given_back() -> None:
-    give_back_memory()
+    trim_memory()
