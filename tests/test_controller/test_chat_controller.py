@@ -24,7 +24,9 @@ NOT_STARTED = {"status": "not started", "message": "You need to start the servic
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 
 
-async def ask(site: Site, *, path: str = PATH, headers: dict[str, str] | None = None, **fields: Any) -> httpx2.Response:
+async def send(
+    site: Site, *, path: str = PATH, headers: dict[str, str] | None = None, **fields: Any
+) -> httpx2.Response:
     return await site.client.post(path, json={**HI, **fields}, headers=headers)
 
 
@@ -70,7 +72,7 @@ def transcript(answer: httpx2.Response) -> list[str]:
 
 class TestTranscript:
     async def test_stream_to_the_byte(self, site: Site) -> None:
-        answer = await ask(site, stream=True)
+        answer = await send(site, stream=True)
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert answer.headers["cache-control"] == "no-store"
@@ -86,7 +88,7 @@ class TestTranscript:
 
     async def test_stream_with_usage_to_the_byte(self, site: Site, engine: FakeEngine) -> None:
         engine.script = ("你好",)
-        answer = await ask(site, stream=True, stream_options={"include_usage": True})
+        answer = await send(site, stream=True, stream_options={"include_usage": True})
         assert transcript(answer) == [
             chunk('{"role":"assistant","content":"","refusal":null}', rest=',"usage":null'),
             chunk('{"content":"你好"}', rest=',"usage":null'),
@@ -97,7 +99,7 @@ class TestTranscript:
         ]
 
     async def test_plain_answer(self, site: Site) -> None:
-        answer = await ask(site)
+        answer = await send(site)
         assert answer.status_code == 200
         body = answer.json()
         assert re.fullmatch("chatcmpl-[0-9a-f]{32}", body.pop("id"))
@@ -127,13 +129,13 @@ class TestTranscript:
 
     @BOTH
     async def test_same_without_v1(self, site: Site, stream: bool) -> None:
-        answer = await ask(site, path="/chat/completions", stream=stream)
+        answer = await send(site, path="/chat/completions", stream=stream)
         assert answer.status_code == 200
         assert "world!" in answer.text
 
     async def test_conversation_is_named_in_every_chunk(self, site: Site) -> None:
         id_ = await conversation(site)
-        answer = await ask(site, stream=True, conversation=id_)
+        answer = await send(site, stream=True, conversation=id_)
         *chunks, done = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
         assert [json.loads(chunk)["conversation"] for chunk in chunks] == [{"id": id_}] * 5
         assert done == "[DONE]"
@@ -142,40 +144,40 @@ class TestTranscript:
 class TestParameters:
     async def test_all_that_are_served(self, site: Site, engine: FakeEngine) -> None:
         fields = {"max_tokens": 9, "temperature": 0.5, "top_p": 0.9, "top_k": 5, "seed": 7, "stop": "end", "user": "u"}
-        assert (await ask(site, model="default", **fields)).status_code == 200
+        assert (await send(site, model="default", **fields)).status_code == 200
         assert engine.jobs[0].sampling == SamplingParams(9, 0.5, 0.9, 5, 7, ("end",))
 
     @BOTH
-    async def test_the_tier_that_served_is_told(self, site: Site, engine: FakeEngine, stream: bool) -> None:
-        answer = await ask(site, stream=stream, service_tier="flex")
-        told = [line for line in answer.text.split("\n\n") if line.startswith(("{", "data: {"))]
-        assert {'"service_tier":"flex"' in line for line in told} == {True}
+    async def test_the_served_tier_is_reported(self, site: Site, engine: FakeEngine, stream: bool) -> None:
+        answer = await send(site, stream=stream, service_tier="flex")
+        lines = [line for line in answer.text.split("\n\n") if line.startswith(("{", "data: {"))]
+        assert {'"service_tier":"flex"' in line for line in lines} == {True}
         assert engine.jobs[0].priority == 1
-        assert "service_tier" not in (await ask(site, stream=stream)).text
-        assert (await ask(site, stream=stream, service_tier="scale")).headers["x-parley-ignored"] == "service_tier"
+        assert "service_tier" not in (await send(site, stream=stream)).text
+        assert (await send(site, stream=stream, service_tier="scale")).headers["x-parley-ignored"] == "service_tier"
 
-    async def test_who_counts_bytes_learns_no_words(self, site: Site, engine: FakeEngine) -> None:
+    async def test_chunk_sizes_reveal_no_text(self, site: Site, engine: FakeEngine) -> None:
         engine.script = ("a", "a longer word", "你好")
-        answer = await ask(site, stream=True, stream_options={"include_obfuscation": True, "include_usage": True})
+        answer = await send(site, stream=True, stream_options={"include_obfuscation": True, "include_usage": True})
         *chunks, usage = [json.loads(line[6:]) for line in answer.text.split("\n\n")[:-2]]
         sizes = [len(re.sub(r'"usage":.*', "", line).encode()) for line in answer.text.split("\n\n")[:-3]]
         assert {size % 64 for size in sizes} == {sizes[0] % 64}
         assert len({*sizes[1:4]}) == 1
         assert all(isinstance(chunk["obfuscation"], str) for chunk in chunks)
         assert "obfuscation" not in usage
-        assert '"obfuscation"' not in (await ask(site, stream=True)).text
+        assert '"obfuscation"' not in (await send(site, stream=True)).text
 
     @BOTH
     async def test_hints_are_taken(self, site: Site, stream: bool) -> None:
         hints = {"prompt_cache_key": "k", "safety_identifier": "s", "user": "u", "verbosity": "medium"}
-        answer = await ask(site, stream=stream, **hints)
+        answer = await send(site, stream=stream, **hints)
         assert (answer.status_code, "x-parley-ignored" in answer.headers) == (200, False)
-        assert error(await ask(site, stream=stream, safety_identifier="s" * 129))["param"] == "safety_identifier"
+        assert error(await send(site, stream=stream, safety_identifier="s" * 129))["param"] == "safety_identifier"
 
     @BOTH
     async def test_unsupported_ones(self, site: Site, stream: bool) -> None:
         for name in UNSUPPORTED:
-            refused = await ask(site, stream=stream, **{name: "anything else"})
+            refused = await send(site, stream=stream, **{name: "anything else"})
             assert refused.status_code == 400
             assert (error(refused)["param"], error(refused)["code"]) == (name, "unsupported_parameter")
 
@@ -183,7 +185,7 @@ class TestParameters:
     async def test_unsupported_ones_that_ask_for_nothing(self, site: Site, stream: bool) -> None:
         for name, neutral in UNSUPPORTED.items():
             for value in (None, *neutral):
-                accepted = await ask(site, stream=stream, **{name: value})
+                accepted = await send(site, stream=stream, **{name: value})
                 assert (accepted.status_code, "x-parley-ignored" in accepted.headers) == (200, False), name
 
     @BOTH
@@ -252,7 +254,7 @@ class TestParameters:
         ids=str,
     )
     async def test_wrong_ones_are_named(self, site: Site, fields: dict[str, Any], param: str, stream: bool) -> None:
-        refused = await ask(site, stream=stream, **fields)
+        refused = await send(site, stream=stream, **fields)
         assert refused.status_code == 400
         found = error(refused)
         assert (found["type"], found["param"]) == ("invalid_request_error", param)
@@ -275,11 +277,11 @@ class TestParameters:
         ids=str,
     )
     async def test_the_outermost_are_right(self, site: Site, fields: dict[str, Any], stream: bool) -> None:
-        assert (await ask(site, stream=stream, **fields)).status_code == 200
+        assert (await send(site, stream=stream, **fields)).status_code == 200
 
     @BOTH
     async def test_unknown_ones_are_named_in_a_header(self, site: Site, stream: bool) -> None:
-        answer = await ask(site, stream=stream, zebra=1, apple={"a": 1}, **{"with\nbreak": 1, "é": 1})
+        answer = await send(site, stream=stream, zebra=1, apple={"a": 1}, **{"with\nbreak": 1, "é": 1})
         assert answer.status_code == 200
         assert answer.headers["x-parley-ignored"] == "apple, zebra"
 
@@ -303,14 +305,14 @@ class TestParameters:
     async def test_what_changes_no_answer_is_left_aside_and_named(
         self, new_site: NewSite, fields: dict[str, Any], named: str, stream: bool
     ) -> None:
-        answer = await ask(await new_site(), stream=stream, **fields)
+        answer = await send(await new_site(), stream=stream, **fields)
         assert (answer.status_code, answer.headers.get("x-parley-ignored")) == (200, named), answer.text
-        refused = await ask(await new_site(strict=True), stream=stream, **fields)
+        refused = await send(await new_site(strict=True), stream=stream, **fields)
         assert (refused.status_code, error(refused)["param"]) == (400, named.split(", ")[0])
 
     @BOTH
     async def test_unknown_ones_are_refused_where_that_is_set(self, new_site: NewSite, stream: bool) -> None:
-        refused = await ask(await new_site(strict=True), stream=stream, zebra=1)
+        refused = await send(await new_site(strict=True), stream=stream, zebra=1)
         assert refused.status_code == 400
         assert error(refused)["param"] == "zebra"
 
@@ -322,17 +324,17 @@ class TestParameters:
             "metadata": {"metadata": {long: 5}},
             "extra": {"temperature": long},
         }
-        refused = await ask(site, stream=stream, **fields[key])
+        refused = await send(site, stream=stream, **fields[key])
         assert refused.status_code == 400
         assert len(refused.content) < 1000
 
     async def test_names_within_the_contract_survive_in_a_path(self, site: Site) -> None:
-        refused = await ask(site, metadata={"query": [5]})
+        refused = await send(site, metadata={"query": [5]})
         assert error(refused)["param"] == "metadata.query"
 
     @BOTH
     async def test_template_that_refuses(self, site: Site, stream: bool) -> None:
-        refused = await ask(site, stream=stream, messages=[{"role": "assistant", "content": "hi"}])
+        refused = await send(site, stream=stream, messages=[{"role": "assistant", "content": "hi"}])
         assert refused.status_code == 400
         assert error(refused)["param"] == "messages"
         assert "an answer cannot come first" in error(refused)["message"]
@@ -341,14 +343,14 @@ class TestParameters:
 class TestRefusedBeforeTheStreamOpens:
     @BOTH
     async def test_unknown_model(self, site: Site, stream: bool) -> None:
-        refused = await ask(site, stream=stream, model="gpt-4o")
+        refused = await send(site, stream=stream, model="gpt-4o")
         assert refused.status_code == 404
         assert (error(refused)["param"], error(refused)["code"]) == ("model", "model_not_found")
 
     @BOTH
     async def test_prompt_too_long(self, site: Site, engine: FakeEngine, stream: bool) -> None:
         engine.max_length = 10
-        refused = await ask(site, stream=stream)
+        refused = await send(site, stream=stream)
         assert refused.status_code == 400
         assert error(refused)["code"] == "context_length_exceeded"
         assert re.search(
@@ -359,7 +361,7 @@ class TestRefusedBeforeTheStreamOpens:
     @BOTH
     async def test_queue_full(self, site: Site, engine: FakeEngine, stream: bool) -> None:
         engine.refusal = Overloaded("The queue is full", retry_after=2)
-        refused = await ask(site, stream=stream)
+        refused = await send(site, stream=stream)
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
         assert error(refused)["code"] == "overloaded"
 
@@ -367,7 +369,7 @@ class TestRefusedBeforeTheStreamOpens:
     @pytest.mark.parametrize("id", ["conv_" + "0" * 32, "nonsense", ""])
     async def test_unknown_conversation(self, site: Site, id: str, stream: bool) -> None:
         for given in (id, {"id": id}):
-            refused = await ask(site, stream=stream, conversation=given)
+            refused = await send(site, stream=stream, conversation=given)
             assert (refused.status_code, error(refused)["param"]) == (404, "conversation")
 
     @BOTH
@@ -375,14 +377,14 @@ class TestRefusedBeforeTheStreamOpens:
         id_ = await conversation(site)
         for refusal in (Overloaded("full"), PromptTooLong(9, 8)):
             engine.refusal = refusal
-            assert (await ask(site, stream=stream, conversation=id_)).status_code in (400, 429)
+            assert (await send(site, stream=stream, conversation=id_)).status_code in (400, 429)
         assert len(await stored(site, id_)) == 2
 
 
 class TestAfterTheFirstByte:
     async def test_failure_is_an_event_and_then_done(self, site: Site, engine: FakeEngine) -> None:
         engine.script = ("Hel", EngineFailed("The engine failed on this request"))
-        answer = await ask(site, stream=True)
+        answer = await send(site, stream=True)
         assert answer.status_code == 200
         *_, text, failure, done, end = answer.text.split("\n\n")
         assert json.loads(text.removeprefix("data: "))["choices"][0]["delta"] == {"content": "Hel"}
@@ -398,14 +400,14 @@ class TestAfterTheFirstByte:
 
     async def test_plain_answer_fails_with_a_status(self, site: Site, engine: FakeEngine) -> None:
         engine.script = ("Hel", EngineFailed("The engine failed on this request"))
-        assert (await ask(site)).status_code == 500
+        assert (await send(site)).status_code == 500
 
     @BOTH
     async def test_a_grammar_that_comes_to_no_end_is_the_requests_fault(
         self, site: Site, engine: FakeEngine, stream: bool
     ) -> None:
         engine.script = ("Hel", GrammarStuck("It is stuck", param="response_format"))
-        answer = await ask(site, stream=stream)
+        answer = await send(site, stream=stream)
         assert answer.status_code == (200 if stream else 400)
         text = answer.text.split("\n\n")[-3].removeprefix("data: ") if stream else answer.text
         assert json.loads(text)["error"] == {
@@ -416,16 +418,16 @@ class TestAfterTheFirstByte:
         }
 
     @BOTH
-    async def test_what_was_said_is_stored(self, site: Site, engine: FakeEngine, stream: bool) -> None:
+    async def test_generated_text_is_stored(self, site: Site, engine: FakeEngine, stream: bool) -> None:
         id_ = await conversation(site)
         engine.script = ("Hel", EngineFailed("broken"))
-        await ask(site, stream=stream, conversation=id_)
+        await send(site, stream=stream, conversation=id_)
         assert (await stored(site, id_))[-1] == ("assistant", "Hel", "incomplete")
 
     @BOTH
     async def test_unexpected_failure_keeps_its_secrets(self, site: Site, engine: FakeEngine, stream: bool) -> None:
         engine.script = ("Hel", RuntimeError("secret"))
-        answer = await ask(site, stream=stream)
+        answer = await send(site, stream=stream)
         assert answer.status_code == (200 if stream else 500)
         assert "secret" not in answer.text
         assert "server_error" in answer.text
@@ -468,7 +470,7 @@ class TestSlowLoad:
         def build(kind: str, /, **options: object) -> FakeEngine:
             raise OSError("no such file")
 
-        assert (await ask(await new_site(build=build))).status_code == 500
+        assert (await send(await new_site(build=build))).status_code == 500
 
 
 class TestClientGone:
@@ -487,7 +489,7 @@ class TestClientGone:
         id_ = await conversation(server)
         pause = Pause()
         engine.script = ("Hel", pause)
-        asking = asyncio.create_task(ask(server, conversation=id_))
+        asking = asyncio.create_task(send(server, conversation=id_))
         await pause.reached.wait()
         asking.cancel()
         await asyncio.wait([asking])
@@ -511,7 +513,7 @@ class TestStatus:
             "sampling": EffectiveSampling().model_dump(),
             "system_prompt": "be brief",
         }
-        await ask(site)
+        await send(site)
         after = (await site.client.get("/chat")).json()
         assert (after["device"], after["max_new_tokens"]) == ("fake", 4096)
 
@@ -530,10 +532,10 @@ class TestStatus:
 
 
 async def test_answer_comes_back_as_the_official_clients_dump_it(site: Site) -> None:
-    asked = {"role": "user", "content": "hi"}
-    first = (await site.client.post("/v1/chat/completions", json={"messages": [asked]})).json()
+    question = {"role": "user", "content": "hi"}
+    first = (await site.client.post("/v1/chat/completions", json={"messages": [question]})).json()
     dumped = ChatCompletionMessage.model_validate(first["choices"][0]["message"]).model_dump()
     for more in ({}, {"annotations": [], "reasoning_content": "hm"}):
-        body = {"messages": [asked, dumped | more, asked]}
+        body = {"messages": [question, dumped | more, question]}
         answer = await site.client.post("/v1/chat/completions", json=body)
         assert answer.status_code == 200, answer.text

@@ -53,7 +53,7 @@ class Answer(BaseModel):
     n: int
 
 
-SAID: Any = [{"role": "user", "content": "One"}, {"role": "user", "content": "Two"}]
+MESSAGES: Any = [{"role": "user", "content": "One"}, {"role": "user", "content": "Two"}]
 
 
 async def test_every_method_is_served(openai: AsyncOpenAI, engine: FakeEngine) -> None:
@@ -69,8 +69,8 @@ async def test_every_method_is_served(openai: AsyncOpenAI, engine: FakeEngine) -
 
 async def stored_completions(client: Any) -> None:
     completions = client.chat.completions
-    asked: dict[str, Any] = {"model": MODEL, "messages": SAID, "store": True}
-    made = [await completions.create(**asked, metadata={"n": str(n)}) for n in range(3)]
+    fields: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "store": True}
+    made = [await completions.create(**fields, metadata={"n": str(n)}) for n in range(3)]
     ids = [each.id for each in made]
     assert [each.id async for each in completions.list(limit=2)] == ids
     assert [each.id async for each in completions.list(limit=2, order="desc")] == ids[::-1]
@@ -83,13 +83,13 @@ async def stored_completions(client: Any) -> None:
     assert (await completions.delete(ids[0])).deleted
     with pytest.raises(NotFoundError):
         await completions.retrieve(ids[0])
-    async with completions.stream(**asked) as stream:
+    async with completions.stream(**fields) as stream:
         final = await stream.get_final_completion()
     assert (await completions.retrieve(final.id)).choices[0].message.content == final.choices[0].message.content
 
 
 async def conversations(client: Any) -> None:
-    made = await client.conversations.create(metadata={"a": "b"}, items=SAID)
+    made = await client.conversations.create(metadata={"a": "b"}, items=MESSAGES)
     assert (await client.conversations.update(made.id, metadata={"c": "d"})).metadata == {"c": "d"}
     assert (await client.conversations.retrieve(made.id)).metadata == {"c": "d"}
     items = client.conversations.items
@@ -106,7 +106,7 @@ async def conversations(client: Any) -> None:
 
 
 async def responses(client: Any) -> None:
-    first = await client.responses.create(input=SAID)
+    first = await client.responses.create(input=MESSAGES)
     assert await client.responses.retrieve(first.id) == first
     second = await client.responses.create(input="Three", previous_response_id=first.id)
     for order, texts in (("asc", ["One", "Two"]), ("desc", ["Two", "One"])):
@@ -139,6 +139,6 @@ async def parsed(client: Any, engine: FakeEngine) -> None:
     engine.script = ('{"n": 5}',)
     answer = await client.responses.parse(input="Hi", text_format=Answer)
     assert answer.output_parsed == Answer(n=5)
-    completion = await client.chat.completions.parse(model=MODEL, messages=SAID, response_format=Answer, store=True)
+    completion = await client.chat.completions.parse(model=MODEL, messages=MESSAGES, response_format=Answer, store=True)
     assert completion.choices[0].message.parsed == Answer(n=5)
     assert (await client.chat.completions.retrieve(completion.id)).choices[0].message.content == '{"n": 5}'

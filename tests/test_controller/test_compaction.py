@@ -89,7 +89,7 @@ class TestOnDemand:
         answer = await openai.responses.create(input=[compacted.output[-1], *talk("Go on")])
         assert answer.status == "completed"
 
-    async def test_calls_and_results_are_told(self, openai: AsyncOpenAI, engine: NotingEngine) -> None:
+    async def test_calls_and_results_are_included(self, openai: AsyncOpenAI, engine: NotingEngine) -> None:
         call = {"type": "function_call", "call_id": "c", "name": "look", "arguments": '{"at": "door"}'}
         given: list[Any] = [
             *talk("Look"),
@@ -133,9 +133,9 @@ class TestOnDemand:
     async def test_a_client_that_leaves_ends_it(self, server: Site, engine: NotingEngine) -> None:
         pause = Pause()
         engine.notes = ("The ", pause)
-        asked = asyncio.create_task(server.client.post("/v1/responses/compact", json={"input": "Hi"}))
+        fields = asyncio.create_task(server.client.post("/v1/responses/compact", json={"input": "Hi"}))
         await pause.reached.wait()
-        asked.cancel()
+        fields.cancel()
         await engine.idle.wait()
 
 
@@ -223,7 +223,7 @@ class TestAsAResponse:
         assert await refusal(site, "/v1/responses", input=[ASKED, *talk("One")]) == "input.0"
         assert await refusal(site, "/v1/responses", input=[ASKED]) == "input"
 
-    async def test_what_breaks_is_told(self, openai: AsyncOpenAI, engine: NotingEngine) -> None:
+    async def test_a_failure_is_reported(self, openai: AsyncOpenAI, engine: NotingEngine) -> None:
         engine.notes = ("  ",)
         stream = await openai.responses.create(input=[*talk("One"), ASKED], stream=True)
         last: Any = [event async for event in stream][-1]
@@ -301,18 +301,18 @@ class TestBeforeAnAnswer:
     async def test_chat_completions_go_on_from_it(self, openai: AsyncOpenAI, engine: NotingEngine) -> None:
         conversation = await openai.conversations.create(items=talk("One", LONG))
         await openai.responses.create(input="Two", conversation=conversation.id, context_management=LIMIT)
-        asked: Any = {"messages": talk("Three"), "extra_body": {"conversation": conversation.id}}
-        await openai.chat.completions.create(model=MODEL, **asked)
+        fields: Any = {"messages": talk("Three"), "extra_body": {"conversation": conversation.id}}
+        await openai.chat.completions.create(model=MODEL, **fields)
         assert shown(engine)[1:3] == ["<user>The notes.", "<user>Two"]
 
     async def test_a_client_that_keeps_its_own_sends_it_back(self, openai: AsyncOpenAI, engine: NotingEngine) -> None:
         """All that was said and comes before it is superseded, whether it is sent or not."""
         given = talk("One", LONG, "Two")
-        asked: dict[str, Any] = {"store": False, "context_management": LIMIT}
-        answer = await openai.responses.create(input=given, **asked)
+        fields: dict[str, Any] = {"store": False, "context_management": LIMIT}
+        answer = await openai.responses.create(input=given, **fields)
         output: list[Any] = answer.output
         for before in (given, []):
-            again = await openai.responses.create(input=[*before, *output, *talk("Three")], **asked)
+            again = await openai.responses.create(input=[*before, *output, *talk("Three")], **fields)
             assert kinds(again) == ["message"]
             assert shown(engine) == [
                 *("<user>One", "<user>The notes.", "<user>Two", "<assistant>Go on.", "<user>Three", "<assistant>")
@@ -349,13 +349,13 @@ class TestBeforeAnAnswer:
     async def test_a_request_that_comes_again_is_not_summarised_again(
         self, openai: AsyncOpenAI, engine: NotingEngine
     ) -> None:
-        asked: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "input": talk("One", LONG, "Two"),
             "context_management": LIMIT,
             "extra_headers": {"Idempotency-Key": "k"},
         }
-        first = await openai.responses.create(**asked)
-        assert await openai.responses.create(**asked) == first
+        first = await openai.responses.create(**fields)
+        assert await openai.responses.create(**fields) == first
         assert len(engine.jobs) == 2
 
     async def test_the_answer_waits_for_room(
@@ -385,15 +385,15 @@ class TestBeforeAnAnswer:
         conversation = await openai.conversations.create(items=talk("One", LONG))
         pause = Pause()
         engine.notes = ("The ", pause, "notes.")
-        asked: dict[str, Any] = {"conversation": conversation.id, "context_management": LIMIT}
-        first = asyncio.create_task(openai.responses.create(input="Two", **asked))
+        fields: dict[str, Any] = {"conversation": conversation.id, "context_management": LIMIT}
+        first = asyncio.create_task(openai.responses.create(input="Two", **fields))
         await pause.reached.wait()
         with pytest.raises(ConflictError):
-            await openai.responses.create(input="Three", **asked)
+            await openai.responses.create(input="Three", **fields)
         pause.go.set()
         assert kinds(await first) == ["compaction", "message"]
 
-    async def test_a_summary_that_fails_is_told(self, openai: AsyncOpenAI, engine: NotingEngine) -> None:
+    async def test_a_failed_summary_is_reported(self, openai: AsyncOpenAI, engine: NotingEngine) -> None:
         engine.notes = ("",)
         with pytest.raises(InternalServerError, match="no summary"):
             await openai.responses.create(input=talk("One", LONG, "Two"), context_management=LIMIT)

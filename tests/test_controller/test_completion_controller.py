@@ -21,18 +21,18 @@ PATH = "/v1/completions"
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 
 
-async def ask(site: Site, prompt: Any = "abc", *, path: str = PATH, **fields: Any) -> httpx2.Response:
+async def send(site: Site, prompt: Any = "abc", *, path: str = PATH, **fields: Any) -> httpx2.Response:
     return await site.client.post(path, json={"prompt": prompt, **fields})
 
 
 async def choices(site: Site, prompt: Any = "abc", **fields: Any) -> list[dict[str, Any]]:
-    answer = await ask(site, prompt, **{"temperature": 0, "max_tokens": 3, **fields})
+    answer = await send(site, prompt, **{"temperature": 0, "max_tokens": 3, **fields})
     assert answer.status_code == 200, answer.text
     found: list[dict[str, Any]] = answer.json()["choices"]
     return found
 
 
-def told(answer: httpx2.Response) -> list[dict[str, Any]]:
+def stream_chunks(answer: httpx2.Response) -> list[dict[str, Any]]:
     assert answer.status_code == 200, answer.text
     lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
     assert lines.pop() == "[DONE]"
@@ -40,12 +40,12 @@ def told(answer: httpx2.Response) -> list[dict[str, Any]]:
 
 
 def texts(chunks: list[dict[str, Any]], count: int) -> list[str]:
-    said = [choice for chunk in chunks for choice in chunk["choices"]]
-    return ["".join(each["text"] for each in said if each["index"] == index) for index in range(count)]
+    deltas = [choice for chunk in chunks for choice in chunk["choices"]]
+    return ["".join(each["text"] for each in deltas if each["index"] == index) for index in range(count)]
 
 
 async def refusal(site: Site, status: int = 400, **fields: Any) -> str | None:
-    answer = await ask(site, **fields)
+    answer = await send(site, **fields)
     assert answer.status_code == status, answer.text
     param: str | None = answer.json()["error"]["param"]
     return param
@@ -61,7 +61,7 @@ async def letters(new_site: NewSite) -> Site:
 
 class TestTranscript:
     async def test_plain(self, site: Site) -> None:
-        body = (await ask(site, user="somebody")).json()
+        body = (await send(site, user="somebody")).json()
         assert re.fullmatch("cmpl-[0-9a-f]{32}", body.pop("id"))
         assert isinstance(body.pop("created"), int)
         assert re.fullmatch("fp_[0-9a-f]{10}", body.pop("system_fingerprint"))
@@ -79,29 +79,29 @@ class TestTranscript:
         }
 
     async def test_stream_with_usage(self, site: Site) -> None:
-        answer = await ask(site, stream=True, stream_options={"include_usage": True})
+        answer = await send(site, stream=True, stream_options={"include_usage": True})
         assert answer.headers["content-type"].startswith("text/event-stream")
-        chunks = told(answer)
+        chunks = stream_chunks(answer)
         assert len({(chunk.pop("id"), chunk.pop("created"), chunk.pop("system_fingerprint")) for chunk in chunks}) == 1
         assert all((chunk.pop("object"), chunk.pop("model")) == ("text_completion", MODEL) for chunk in chunks)
         last = chunks.pop()
         assert (last["choices"], last["usage"]["completion_tokens"]) == ([], 3)
         times = [choice.pop("arrival_time") for chunk in chunks for choice in chunk["choices"]]
         assert times == sorted(times)
-        said = [("Hello", None), (", ", None), ("world!", None), ("", "stop")]
+        expected = [("Hello", None), (", ", None), ("world!", None), ("", "stop")]
         assert chunks == [
             {"choices": [{"text": text, "index": 0, "logprobs": None, "finish_reason": reason}], "usage": None}
-            for text, reason in said
+            for text, reason in expected
         ]
 
-    async def test_no_usage_unless_asked(self, site: Site) -> None:
-        assert {"usage" in chunk for chunk in told(await ask(site, stream=True))} == {False}
-        so_far = told(await ask(site, stream=True, stream_options={"continuous_usage_stats": True}))
+    async def test_no_usage_unless_requested(self, site: Site) -> None:
+        assert {"usage" in chunk for chunk in stream_chunks(await send(site, stream=True))} == {False}
+        so_far = stream_chunks(await send(site, stream=True, stream_options={"continuous_usage_stats": True}))
         assert [chunk["usage"]["completion_tokens"] for chunk in so_far] == [1, 2, 3, 3]
 
     @BOTH
     async def test_same_without_v1(self, site: Site, stream: bool) -> None:
-        assert "world!" in (await ask(site, path="/completions", stream=stream)).text
+        assert "world!" in (await send(site, path="/completions", stream=stream)).text
 
 
 class TestPrompt:
@@ -111,27 +111,29 @@ class TestPrompt:
 
     @BOTH
     async def test_several_in_their_order(self, letters: Site, stream: bool) -> None:
-        asked = {"n": 2, "temperature": 0, "max_tokens": 3, "stream": stream}
-        answer = await ask(letters, ["abc", "k", "tu"], **asked)
+        fields = {"n": 2, "temperature": 0, "max_tokens": 3, "stream": stream}
+        answer = await send(letters, ["abc", "k", "tu"], **fields)
         expected = ["def", "def", "lmn", "lmn", "vwx", "vwx"]
         if stream:
-            assert texts(told(answer), 6) == expected
+            assert texts(stream_chunks(answer), 6) == expected
         else:
             assert [choice["text"] for choice in answer.json()["choices"]] == expected
             assert [choice["index"] for choice in answer.json()["choices"]] == list(range(6))
 
     async def test_each_is_counted_once(self, letters: Site) -> None:
-        asked = {"n": 2, "temperature": 0, "max_tokens": 3}
-        usage = (await ask(letters, ["abc", "k"], **asked)).json()["usage"]
+        fields = {"n": 2, "temperature": 0, "max_tokens": 3}
+        usage = (await send(letters, ["abc", "k"], **fields)).json()["usage"]
         assert (usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]) == (4, 12, 16)
-        chunks = told(await ask(letters, ["abc", "k"], **asked, stream=True, stream_options={"include_usage": True}))
+        chunks = stream_chunks(
+            await send(letters, ["abc", "k"], **fields, stream=True, stream_options={"include_usage": True})
+        )
         assert chunks[-1]["usage"]["total_tokens"] == 16
         metrics = (await letters.client.get("/metrics")).text
         assert re.search(r"parley_prompt_tokens_total\{.*\} 8.0", metrics)
         assert re.search(r"parley_generation_tokens_total\{.*\} 24.0", metrics)
 
     async def test_default_length_is_sixteen(self, letters: Site) -> None:
-        (choice,) = (await ask(letters, "a", temperature=0, max_tokens=None)).json()["choices"]
+        (choice,) = (await send(letters, "a", temperature=0, max_tokens=None)).json()["choices"]
         assert (choice["text"], choice["finish_reason"]) == ("bcdefghijklmnopq", "length")
 
     @BOTH
@@ -151,7 +153,7 @@ class TestParameters:
         assert [each["text"] for each in await choices(letters, ["abc", "k"], echo=True)] == ["abcdef", "klmn"]
         assert [each["text"] for each in await choices(letters, [0, 1], echo=True)] == ["abcde"]
         assert texts(
-            told(await ask(letters, ["abc", "k"], echo=True, stream=True, temperature=0, max_tokens=2)), 2
+            stream_chunks(await send(letters, ["abc", "k"], echo=True, stream=True, temperature=0, max_tokens=2)), 2
         ) == [
             "abcde",
             "klm",
@@ -168,15 +170,15 @@ class TestParameters:
             "d": round(1 - others, 4),
             "j": round(-others, 4),
         }
-        assert len(first) == 3  # two, and the one that was drawn
+        assert len(first) == 3  # two, and the one that was sampled
         (alone,) = await choices(letters, logprobs=0)
         assert [list(each) for each in alone["logprobs"]["top_logprobs"]] == [["d"], ["e"], ["f"]]
         assert (await choices(letters))[0]["logprobs"] is None
 
     async def test_streamed_logprobs_are_the_plain_ones(self, letters: Site) -> None:
-        asked = {"logprobs": 1, "stop": "gh", "max_tokens": 9, "temperature": 0}
-        (plain,) = await choices(letters, **asked)
-        parts = [chunk["choices"][0]["logprobs"] for chunk in told(await ask(letters, stream=True, **asked))]
+        fields = {"logprobs": 1, "stop": "gh", "max_tokens": 9, "temperature": 0}
+        (plain,) = await choices(letters, **fields)
+        parts = [chunk["choices"][0]["logprobs"] for chunk in stream_chunks(await send(letters, stream=True, **fields))]
         for name, values in plain["logprobs"].items():
             assert [value for part in parts if part for value in part[name]] == values
         assert plain["logprobs"]["tokens"] == ["d", "e", "f"]
@@ -190,10 +192,10 @@ class TestParameters:
         assert found["text_offset"] == [0, 1, 1, 2]
 
     async def test_best_of_several(self, letters: Site) -> None:
-        asked = {"temperature": 2, "seed": 3, "max_tokens": 4}
-        drawn = await choices(letters, n=6, logprobs=0, **asked)
-        answer = (await ask(letters, n=2, best_of=6, **asked)).json()
-        ranked = sorted(drawn, key=lambda choice: -sum(choice["logprobs"]["token_logprobs"]) / 4)
+        fields = {"temperature": 2, "seed": 3, "max_tokens": 4}
+        sampled = await choices(letters, n=6, logprobs=0, **fields)
+        answer = (await send(letters, n=2, best_of=6, **fields)).json()
+        ranked = sorted(sampled, key=lambda choice: -sum(choice["logprobs"]["token_logprobs"]) / 4)
         assert [choice["text"] for choice in answer["choices"]] == [choice["text"] for choice in ranked[:2]]
         assert [choice["index"] for choice in answer["choices"]] == [0, 1]
         assert [choice["logprobs"] for choice in answer["choices"]] == [None, None]
@@ -202,7 +204,7 @@ class TestParameters:
     async def test_token_ids(self, letters: Site) -> None:
         (choice,) = await choices(letters, return_token_ids=True)
         assert choice["token_ids"] == [3, 4, 5]
-        chunks = told(await ask(letters, return_token_ids=True, stream=True, temperature=0, max_tokens=3))
+        chunks = stream_chunks(await send(letters, return_token_ids=True, stream=True, temperature=0, max_tokens=3))
         assert [token for chunk in chunks for token in chunk["choices"][0].get("token_ids", [])] == [3, 4, 5]
 
     async def test_what_chat_takes_too(self, letters: Site) -> None:
@@ -213,19 +215,19 @@ class TestParameters:
 
     @BOTH
     async def test_the_last_tokens_of_a_prompt(self, letters: Site, stream: bool) -> None:
-        asked: dict[str, Any] = {"temperature": 0, "max_tokens": 2, "truncate_prompt_tokens": 2, "stream": stream}
+        fields: dict[str, Any] = {"temperature": 0, "max_tokens": 2, "truncate_prompt_tokens": 2, "stream": stream}
         options = {"stream_options": {"include_usage": True}} if stream else {}
-        answer = await ask(letters, ["abc", "h", "m" * 65], **asked, **options)
-        said = told(answer) if stream else [answer.json()]
-        assert texts(said, 3) == ["de", "ij", "no"]
-        assert (said[-1]["usage"]["prompt_tokens"], said[-1]["usage"]["prompt_tokens_details"]) == (
+        answer = await send(letters, ["abc", "h", "m" * 65], **fields, **options)
+        chunks = stream_chunks(answer) if stream else [answer.json()]
+        assert texts(chunks, 3) == ["de", "ij", "no"]
+        assert (chunks[-1]["usage"]["prompt_tokens"], chunks[-1]["usage"]["prompt_tokens_details"]) == (
             5,
             {"cached_tokens": 0, "truncated_tokens": 64},
         )
 
     async def test_as_much_of_a_prompt_as_leaves_room(self, letters: Site) -> None:
-        asked = {"temperature": 0, "max_tokens": 4, "truncate_prompt_tokens": -1}
-        answer = (await ask(letters, "m" * 65, **asked)).json()
+        fields = {"temperature": 0, "max_tokens": 4, "truncate_prompt_tokens": -1}
+        answer = (await send(letters, "m" * 65, **fields)).json()
         assert answer["choices"][0]["text"] == "nopq"
         assert answer["usage"]["prompt_tokens"] == 60
         assert await refusal(letters, prompt="m" * 65, truncate_prompt_tokens=64) == "prompt"
@@ -233,7 +235,7 @@ class TestParameters:
 
     async def test_chunks_are_made_equally_long(self, site: Site, engine: FakeEngine) -> None:
         engine.script = ("a", "longer")
-        chunks = told(await ask(site, stream=True, stream_options={"include_obfuscation": True}))
+        chunks = stream_chunks(await send(site, stream=True, stream_options={"include_obfuscation": True}))
         one, other, _ = (len(json.dumps(chunk)) for chunk in chunks)
         assert one == other
 
@@ -255,13 +257,13 @@ class TestParameters:
     @BOTH
     async def test_nothing_is_asked_by_null(self, letters: Site, stream: bool) -> None:
         names = ("best_of", "echo", "logprobs", "n", "stop", "seed", "suffix", "logit_bias", "user", "stream_options")
-        asked: dict[str, Any] = {**dict.fromkeys(names), "temperature": 0, "max_tokens": 2, "stream": stream}
-        answer = await ask(letters, **asked)
-        assert (texts(told(answer), 1) if stream else [answer.json()["choices"][0]["text"]]) == ["de"]
+        fields: dict[str, Any] = {**dict.fromkeys(names), "temperature": 0, "max_tokens": 2, "stream": stream}
+        answer = await send(letters, **fields)
+        assert (texts(stream_chunks(answer), 1) if stream else [answer.json()["choices"][0]["text"]]) == ["de"]
 
     @BOTH
     async def test_unknown_keys_are_named(self, letters: Site, stream: bool) -> None:
-        assert (await ask(letters, zebra=1, stream=stream)).headers["x-parley-ignored"] == "zebra"
+        assert (await send(letters, zebra=1, stream=stream)).headers["x-parley-ignored"] == "zebra"
 
     async def test_unknown_keys_are_refused_if_strict(self, new_site: NewSite) -> None:
         assert await refusal(await new_site(strict=True), zebra=1) == "zebra"
@@ -272,12 +274,12 @@ class TestFailures:
     async def test_before_the_first_byte(self, site: Site, engine: FakeEngine, stream: bool) -> None:
         assert await refusal(site, 404, model="another", stream=stream) == "model"
         engine.refusal = Overloaded("The queue is full")
-        answer = await ask(site, stream=stream)
+        answer = await send(site, stream=stream)
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
 
     async def test_in_the_middle_of_a_stream(self, site: Site, engine: FakeEngine) -> None:
         engine.script = ("Hel", EngineFailed("It broke"))
-        first, failure = told(await ask(site, stream=True, stream_options={"include_usage": True}))
+        first, failure = stream_chunks(await send(site, stream=True, stream_options={"include_usage": True}))
         assert first["choices"][0]["text"] == "Hel"
         assert failure["error"]["message"] == "It broke"
 
@@ -291,7 +293,7 @@ class TestFailures:
     async def test_who_leaves_ends_the_work(self, server: Site, engine: FakeEngine) -> None:
         pause = Pause()
         engine.script = ("Hel", pause)
-        leaving = asyncio.create_task(ask(server, ["one", "two"]))
+        leaving = asyncio.create_task(send(server, ["one", "two"]))
         await pause.reached.wait()
         leaving.cancel()
         await engine.idle.wait()

@@ -159,7 +159,7 @@ async def test_what_no_model_here_reads_is_refused_when_one_must(openai: AsyncOp
         )
 
 
-async def test_what_says_nothing_to_a_model_is_passed_over(openai: AsyncOpenAI, engine: FakeEngine) -> None:
+async def test_items_without_text_for_a_model_are_skipped(openai: AsyncOpenAI, engine: FakeEngine) -> None:
     made = await openai.conversations.create(items=[ITEMS[7], message("a")])  # type: ignore[list-item]
     await openai.chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": "d"}], extra_body={"conversation": made.id}
@@ -188,16 +188,16 @@ async def test_nobody_writes_while_an_answer_is_written(openai: AsyncOpenAI, eng
 async def test_an_old_message_is_answered_once_more(openai: AsyncOpenAI, engine: FakeEngine) -> None:
     made = await openai.conversations.create(items=[message("a"), message("b", "assistant"), message("c")])
     first = await anext(aiter(openai.conversations.items.list(made.id, order="asc")))
-    asked: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "d"}]}
+    fields: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "d"}]}
     branch = {"conversation": made.id, "parent_item": first.id}
-    await openai.chat.completions.create(**asked, extra_body=branch)
+    await openai.chat.completions.create(**fields, extra_body=branch)
     assert engine.prompts[-1] == "<user>a\n<user>d\n<assistant>\n"
-    await openai.chat.completions.create(**asked, extra_body={"conversation": made.id})
+    await openai.chat.completions.create(**fields, extra_body={"conversation": made.id})
     assert engine.prompts[-1] == "<user>a\n<user>d\n<assistant>Hello, world!\n<user>d\n<assistant>\n"
     assert (await contents(openai, made.id))[:4] == ["a", "b", "c", "d"]
     for wrong in ({"conversation": made.id, "parent_item": "x"}, {"parent_item": first.id}):
         with pytest.raises(BadRequestError) as refused:
-            await openai.chat.completions.create(**asked, extra_body=wrong)
+            await openai.chat.completions.create(**fields, extra_body=wrong)
         assert refused.value.param == "parent_item"
 
 

@@ -78,11 +78,13 @@ async def test_response_has_the_calls_and_goes_on_from_them(site: Site, engine: 
 
 
 async def test_stream_of_a_response_adds_up_to_it(site: Site) -> None:
-    told = await events(site, "/v1/responses", RESPONSE)
-    assert "".join(each["delta"] for each in told if each["type"] == "response.custom_tool_call_input.delta") == TEXT
-    (done,) = (each for each in told if each["type"] == "response.custom_tool_call_input.done")
-    added = [each["item"] for each in told if each["type"] == "response.output_item.added"]
+    received = await events(site, "/v1/responses", RESPONSE)
+    assert (
+        "".join(each["delta"] for each in received if each["type"] == "response.custom_tool_call_input.delta") == TEXT
+    )
+    (done,) = (each for each in received if each["type"] == "response.custom_tool_call_input.done")
+    added = [each["item"] for each in received if each["type"] == "response.output_item.added"]
     assert (done["input"], done["output_index"], done["item_id"]) == (TEXT, 0, added[0]["id"])
     assert (added[0]["input"], added[1]["namespace"]) == ("", "keys")
-    ended = [each["item"] for each in told if each["type"] == "response.output_item.done"]
-    assert ended == told[-1]["response"]["output"]
+    ended = [each["item"] for each in received if each["type"] == "response.output_item.done"]
+    assert ended == received[-1]["response"]["output"]

@@ -54,7 +54,7 @@ async def test_not_ready_while_the_model_cannot_be_loaded(new_site: NewSite, eng
     assert (await site.client.get("/health/ready")).status_code == 200
 
 
-async def test_the_model_is_loaded_at_the_start_unless_told_otherwise(new_site: NewSite, engine: FakeEngine) -> None:
+async def test_the_model_is_preloaded_unless_disabled(new_site: NewSite, engine: FakeEngine) -> None:
     gate = threading.Event()
 
     def build(kind: str, /, **options: object) -> FakeEngine:

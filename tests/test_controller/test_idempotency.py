@@ -15,9 +15,9 @@ HI: Any = [{"role": "user", "content": "Hi"}]
 KEY = {"Idempotency-Key": "mine"}
 
 
-async def ask(openai: AsyncOpenAI, **more: Any) -> Any:
-    asked: dict[str, Any] = {"model": MODEL, "messages": HI, "store": True, "extra_headers": KEY}
-    return await openai.chat.completions.create(**asked | more)
+async def send(openai: AsyncOpenAI, **more: Any) -> Any:
+    fields: dict[str, Any] = {"model": MODEL, "messages": HI, "store": True, "extra_headers": KEY}
+    return await openai.chat.completions.create(**fields | more)
 
 
 async def contents(openai: AsyncOpenAI, conversation: str) -> list[str]:
@@ -26,33 +26,33 @@ async def contents(openai: AsyncOpenAI, conversation: str) -> list[str]:
 
 
 async def test_a_stored_completion_is_given_once(openai: AsyncOpenAI, engine: FakeEngine) -> None:
-    first = await ask(openai)
+    first = await send(openai)
     engine.script = ("something else",)
-    second = await ask(openai)
+    second = await send(openai)
     assert second.to_dict() == first.to_dict()
     assert len(engine.jobs) == 1
     assert [each.id async for each in openai.chat.completions.list()] == [first.id]
 
 
-async def test_a_stream_tells_the_same(openai: AsyncOpenAI, engine: FakeEngine) -> None:
-    told = []
+async def test_a_stream_has_the_same_content(openai: AsyncOpenAI, engine: FakeEngine) -> None:
+    received = []
     for _ in range(2):
-        chunks = [chunk async for chunk in await ask(openai, stream=True, stream_options={"include_usage": True})]
+        chunks = [chunk async for chunk in await send(openai, stream=True, stream_options={"include_usage": True})]
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-        told.append((chunks[0].id, chunks[0].created, text, chunks[-1].usage))
-    assert told[0] == told[1]
+        received.append((chunks[0].id, chunks[0].created, text, chunks[-1].usage))
+    assert received[0] == received[1]
     assert len(engine.jobs) == 1
 
 
 async def test_another_request_of_that_key_is_refused(openai: AsyncOpenAI) -> None:
-    await ask(openai)
+    await send(openai)
     with pytest.raises(BadRequestError) as refused:
-        await ask(openai, temperature=0.5)
+        await send(openai, temperature=0.5)
     assert refused.value.param == "Idempotency-Key"
 
 
 async def test_what_stores_nothing_has_no_need_of_keys(openai: AsyncOpenAI, engine: FakeEngine) -> None:
-    first, second = [await ask(openai, store=False) for _ in range(2)]
+    first, second = [await send(openai, store=False) for _ in range(2)]
     assert first.id != second.id
     assert len(engine.jobs) == 2
 
@@ -61,23 +61,23 @@ async def test_a_request_that_comes_meanwhile_gets_the_same_answer(openai: Async
     pause = Pause()
     engine.script = ("Hel", pause, "lo")
     conversation = {"conversation": (await openai.conversations.create()).id}
-    first = asyncio.create_task(ask(openai, extra_body=conversation))
+    first = asyncio.create_task(send(openai, extra_body=conversation))
     await pause.reached.wait()
-    second = asyncio.create_task(ask(openai, extra_body=conversation))
+    second = asyncio.create_task(send(openai, extra_body=conversation))
     pause.go.set()
     assert (await first).to_dict() == (await second).to_dict()
     assert await contents(openai, conversation["conversation"]) == ["Hi", "Hello"]
     assert len(engine.jobs) == 1
 
 
-async def test_an_answer_that_broke_off_is_asked_again_and_stored_once(openai: AsyncOpenAI, engine: FakeEngine) -> None:
+async def test_an_interrupted_answer_is_repeated_and_stored_once(openai: AsyncOpenAI, engine: FakeEngine) -> None:
     conversation = {"conversation": (await openai.conversations.create()).id}
     engine.script = ("Hel", EngineFailed("broken"))
     with pytest.raises(InternalServerError):
-        await ask(openai, extra_body=conversation)
+        await send(openai, extra_body=conversation)
     assert await contents(openai, conversation["conversation"]) == ["Hi", "Hel"]
     engine.script = ("Hello",)
-    await ask(openai, extra_body=conversation)
+    await send(openai, extra_body=conversation)
     assert await contents(openai, conversation["conversation"]) == ["Hi", "Hello"]
     assert engine.prompts[1] == engine.prompts[0]
 
@@ -85,44 +85,44 @@ async def test_an_answer_that_broke_off_is_asked_again_and_stored_once(openai: A
 async def test_it_is_not_joined_when_the_first_breaks_off(openai: AsyncOpenAI, engine: FakeEngine) -> None:
     pause = Pause()
     engine.script = ("Hel", pause, EngineFailed("broken"))
-    first = asyncio.create_task(ask(openai))
+    first = asyncio.create_task(send(openai))
     await pause.reached.wait()
-    second = asyncio.create_task(ask(openai))
+    second = asyncio.create_task(send(openai))
     pause.go.set()
     for each in (first, second):
         with pytest.raises((ConflictError, InternalServerError)):
             await each
     engine.script = ("Hello",)
-    assert (await ask(openai)).choices[0].message.content == "Hello"
+    assert (await send(openai)).choices[0].message.content == "Hello"
     assert len([each async for each in openai.chat.completions.list()]) == 1
 
 
 async def test_responses_are_given_once(openai: AsyncOpenAI, engine: FakeEngine) -> None:
-    asked: dict[str, Any] = {"model": MODEL, "input": "Hi", "extra_headers": KEY}
-    first, second = [await openai.responses.create(**asked) for _ in range(2)]
+    fields: dict[str, Any] = {"model": MODEL, "input": "Hi", "extra_headers": KEY}
+    first, second = [await openai.responses.create(**fields) for _ in range(2)]
     assert isinstance(first, Response)
     assert second.to_dict() == first.to_dict()
     assert len(engine.jobs) == 1
-    told: list[list[str]] = []
+    received: list[list[str]] = []
     for _ in range(2):
-        stream = await openai.responses.create(**asked | {"extra_headers": {"Idempotency-Key": "stream"}}, stream=True)
+        stream = await openai.responses.create(**fields | {"extra_headers": {"Idempotency-Key": "stream"}}, stream=True)
         events = [event async for event in stream]
-        told.append([events[0].response.id, events[-1].response.output_text, events[-1].type])
-    assert told[0] == told[1]
+        received.append([events[0].response.id, events[-1].response.output_text, events[-1].type])
+    assert received[0] == received[1]
     assert len(engine.jobs) == 2
 
 
 async def test_a_response_in_the_background_is_begun_once(openai: AsyncOpenAI, engine: FakeEngine) -> None:
     pause = Pause()
     engine.script = ("Hel", pause, "lo")
-    asked: dict[str, Any] = {"model": MODEL, "input": "Hi", "background": True, "extra_headers": KEY}
-    first = await openai.responses.create(**asked)
+    fields: dict[str, Any] = {"model": MODEL, "input": "Hi", "background": True, "extra_headers": KEY}
+    first = await openai.responses.create(**fields)
     await pause.reached.wait()
-    assert (await openai.responses.create(**asked)).id == first.id
+    assert (await openai.responses.create(**fields)).id == first.id
     pause.go.set()
     stream = await openai.responses.retrieve(first.id, stream=True)
     assert [event async for event in stream][-1].type == "response.completed"
-    assert (await openai.responses.create(**asked)).output_text == "Hello"
+    assert (await openai.responses.create(**fields)).output_text == "Hello"
     assert len(engine.jobs) == 1
 
 
@@ -138,8 +138,8 @@ async def test_conversations_and_items_are_made_once(openai: AsyncOpenAI) -> Non
 
 async def test_the_simple_route_answers_once(site: Site, engine: FakeEngine) -> None:
     started = (await site.client.post("/chat/new/message/", json={"prompt": "Hi"})).json()
-    asked = {"prompt": "And now?", "conversation_id": started["conversation_id"]}
-    first, second = [(await site.client.post("/chat/new/message/", json=asked, headers=KEY)).json() for _ in range(2)]
+    fields = {"prompt": "And now?", "conversation_id": started["conversation_id"]}
+    first, second = [(await site.client.post("/chat/new/message/", json=fields, headers=KEY)).json() for _ in range(2)]
     assert second | {"time": ""} == first | {"time": ""}
     assert len(engine.jobs) == 2
 

@@ -18,13 +18,13 @@ def engine() -> FakeEngine:
     return engine
 
 
-async def ask(site: Site, *content: dict[str, Any], **fields: Any) -> Any:
+async def send(site: Site, *content: dict[str, Any], **fields: Any) -> Any:
     body = {"model": MODEL, "messages": [{"role": "user", "content": [*content]}], **fields}
     return await site.client.post("/v1/chat/completions", json=body)
 
 
 async def refusal(site: Site, *content: dict[str, Any]) -> dict[str, Any]:
-    answer = await ask(site, *content)
+    answer = await send(site, *content)
     assert answer.status_code == 400
     error: dict[str, Any] = answer.json()["error"]
     return error
@@ -32,7 +32,7 @@ async def refusal(site: Site, *content: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_image_is_answered(site: Site, engine: FakeEngine, stream: bool) -> None:
-    answer = await ask(site, HELLO, RED, stream=stream)
+    answer = await send(site, HELLO, RED, stream=stream)
 
     assert answer.status_code == 200
     (job,) = engine.jobs
@@ -41,7 +41,7 @@ async def test_an_image_is_answered(site: Site, engine: FakeEngine, stream: bool
 
 
 async def test_its_tokens_count(site: Site, engine: FakeEngine) -> None:
-    answer = (await ask(site, HELLO, RED)).json()
+    answer = (await send(site, HELLO, RED)).json()
     assert answer["usage"]["prompt_tokens"] == len(engine.jobs[0].prompt)
 
 
@@ -49,8 +49,8 @@ async def test_a_conversation_keeps_its_images(site: Site, engine: FakeEngine) -
     first = (await site.client.post("/chat/new/message/", json={"prompt": "Hello"})).json()
     conversation = first["conversation_id"]
 
-    assert (await ask(site, HELLO, RED, conversation=conversation)).status_code == 200
-    assert (await ask(site, {"type": "text", "text": "And now?"}, conversation=conversation)).status_code == 200
+    assert (await send(site, HELLO, RED, conversation=conversation)).status_code == 200
+    assert (await send(site, {"type": "text", "text": "And now?"}, conversation=conversation)).status_code == 200
 
     assert engine.prompts[-1].count("[XXXXXX]") == 1
     stored = (await site.client.get("/chat/get/messages/", params={"conversation_id": conversation})).json()
@@ -60,15 +60,15 @@ async def test_a_conversation_keeps_its_images(site: Site, engine: FakeEngine) -
 
 async def test_images_of_a_conversation_are_refused_in_its_name(site: Site, engine: FakeEngine) -> None:
     conversation = (await site.client.post("/chat/new/message/", json={"prompt": "Hello"})).json()["conversation_id"]
-    await ask(site, RED, conversation=conversation)
+    await send(site, RED, conversation=conversation)
     engine.images = None
 
-    answer = await ask(site, HELLO, conversation=conversation)
+    answer = await send(site, HELLO, conversation=conversation)
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "conversation")
 
 
-async def test_a_text_only_model_says_so(site: Site, engine: FakeEngine) -> None:
+async def test_a_text_only_model_refuses_images(site: Site, engine: FakeEngine) -> None:
     engine.images = None
     error = await refusal(site, HELLO, RED)
     assert error["param"] == "messages.0.content.1.image_url.url"
@@ -125,7 +125,7 @@ async def test_images_are_the_users(site: Site, role: str) -> None:
 async def test_limits_of_the_settings(new_site: NewSite) -> None:
     site = await new_site(images={"max_images": 2, "max_bytes": 2048, "max_pixels": 1024})
 
-    assert (await ask(site, RED, RED)).status_code == 200
+    assert (await send(site, RED, RED)).status_code == 200
     assert (await refusal(site, RED, RED, RED))["param"] == "messages.0.content.2.image_url.url"
     assert "pixels" in (await refusal(site, part(data_url(encoded(size=(64, 64))))))["message"]
     assert "bytes" in (await refusal(site, part(data_url(bytes(4096)))))["message"]
@@ -142,9 +142,9 @@ async def test_a_text_with_the_placeholder_in_it(site: Site) -> None:
 
 
 async def test_a_prompt_with_images_is_not_truncated(site: Site) -> None:
-    answer = await ask(site, HELLO, RED, truncate_prompt_tokens=5)
+    answer = await send(site, HELLO, RED, truncate_prompt_tokens=5)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "truncate_prompt_tokens")
-    assert (await ask(site, HELLO, RED, truncate_prompt_tokens=500)).status_code == 200
+    assert (await send(site, HELLO, RED, truncate_prompt_tokens=500)).status_code == 200
 
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
@@ -171,14 +171,12 @@ async def test_an_image_that_a_tool_returns_is_seen(site: Site, engine: FakeEngi
     assert "seen: " in engine.prompts[0]
 
 
-async def test_an_image_that_a_tool_returns_comes_before_what_the_user_says_next(
-    site: Site, engine: FakeEngine
-) -> None:
+async def test_a_tools_image_comes_before_the_next_user_text(site: Site, engine: FakeEngine) -> None:
     assert (await ask_about_results(site, {"role": "user", "content": "And now?"})).status_code == 200
     assert engine.prompts[0].endswith("<user>[XXXXXX]\nAnd now?\n<assistant>\n")
 
 
-async def test_a_text_only_model_says_so_of_a_tools_image(site: Site, engine: FakeEngine) -> None:
+async def test_a_text_only_model_refuses_a_tools_image(site: Site, engine: FakeEngine) -> None:
     engine.images = None
     answer = await ask_about_results(site)
     error = answer.json()["error"]

@@ -48,8 +48,8 @@ def engine() -> FakeEngine:
 
 def data(lines: list[str]) -> list[Any]:
     """What is said on each line that says something; it fails where a line was broken."""
-    said = [line.removeprefix("data: ") for line in lines if line and not line.startswith((":", "event: "))]
-    return [json.loads(line) for line in said if line != "[DONE]"]
+    payloads = [line.removeprefix("data: ") for line in lines if line and not line.startswith((":", "event: "))]
+    return [json.loads(line) for line in payloads if line != "[DONE]"]
 
 
 @pytest.mark.parametrize("path", STREAMS)
@@ -98,12 +98,12 @@ async def test_official_clients_read_all_of_it(server: Site) -> None:
         assert await _joined(chunk.choices[0].delta.content async for chunk in chunks) == TEXT
     async with (
         AsyncAnthropic(base_url=url, api_key="any") as anthropic,
-        anthropic.messages.stream(model="default", max_tokens=9, messages=HI) as said,  # type: ignore[arg-type]
+        anthropic.messages.stream(model="default", max_tokens=9, messages=HI) as payloads,  # type: ignore[arg-type]
     ):
-        assert await said.get_final_text() == TEXT
+        assert await payloads.get_final_text() == TEXT
 
 
-async def test_a_browser_is_told_the_text_as_it_is(server: Site) -> None:
+async def test_a_browser_gets_the_text_unescaped(server: Site) -> None:
     """`EventSource` ends no line there, and would show an escape to people."""
     answer = await server.client.get("/chat/stream", params={"prompt": "hi"})
     assert "\u2028" in answer.text

@@ -112,7 +112,7 @@ class TestNewMessage:
         answer = await site.client.post("/chat/new/message/", content=body, headers={"Content-Type": type_})
         assert (answer.status_code, answer.json()["response"]) == (200, "Hello, world!")
 
-    async def test_model_that_says_nothing_says_it_in_all_ways(self, site: Site, engine: FakeEngine) -> None:
+    async def test_an_empty_output_is_empty_in_each_protocol(self, site: Site, engine: FakeEngine) -> None:
         engine.script = ()
         assert (await new(site)).json()["response"] == ""
         streamed = await new(site, stream=True)
@@ -216,7 +216,7 @@ class TestEventSource:
         assert json.loads(start.data)["conversation_id"].startswith("conv_")
         assert source.retry
 
-    async def test_nothing_asked_is_refused(self, site: Site) -> None:
+    async def test_an_empty_request_is_refused(self, site: Site) -> None:
         answer = await site.client.get("/chat/stream")
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
 
@@ -242,7 +242,7 @@ class TestEventSource:
         pieces=st.lists(st.sampled_from([" ", "\n", "\r", "\u2028", "\x85", "\0", ":", "data: x", "é", "\ufeff", "😀"]))
     )
     @settings(max_examples=30)
-    async def test_any_text_arrives_as_it_was_said(self, site: Site, engine: FakeEngine, pieces: list[str]) -> None:
+    async def test_any_text_arrives_unchanged(self, site: Site, engine: FakeEngine, pieces: list[str]) -> None:
         """But for carriage returns, which event streams cannot carry: they are line breaks."""
         engine.script = tuple(pieces)
         *texts, end = EventSource().read((await listen(site)).content)

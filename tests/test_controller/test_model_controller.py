@@ -57,7 +57,7 @@ async def test_codex_finds_the_chat_models_beside_them(many: Site) -> None:
     assert listed[1]["context_window"] is None
 
 
-async def test_a_loaded_model_says_what_it_can_do(many: Site, engine: FakeEngine) -> None:
+async def test_a_loaded_model_lists_its_capabilities(many: Site, engine: FakeEngine) -> None:
     engine.images = cast(ImageReader, object())  # nothing is looked at
     engine.tokenizer.chat_template = '{{ messages }}{{ tools }}<tool_call>"arguments"<think></think>'
     await many.services.models.get_model()
@@ -77,7 +77,7 @@ async def test_nothing_is_loaded_by_looking(many: Site) -> None:
     assert many.services.models.stats() == {}
 
 
-async def test_context_length_is_told_once_the_model_is_loaded(many: Site) -> None:
+async def test_context_length_is_known_once_the_model_is_loaded(many: Site) -> None:
     before = (await many.client.get(f"/v1/models/{MODEL}")).json()
     assert "max_model_len" not in before
     length = (await many.services.models.get_model(MODEL)).max_length

@@ -82,11 +82,11 @@ async def test_by_similarity_where_there_is_no_cross_encoder(embedding_site: Sit
 
 
 async def test_the_model_that_is_named_decides(site: Site) -> None:
-    asked = {"query": "a", "documents": ["b"]}
-    assert (await post(site, "/v1/rerank", model="tiny-embedding", **asked))["method"] == "embedding"
-    assert (await post(site, "/v1/rerank", model="default", **asked))["method"] == "cross-encoder"
-    assert await refusal(site, "/v1/rerank", model="fake-chat", **asked) == "model"
-    missing = await site.client.post("/v1/rerank", json={"model": "another", **asked})
+    fields = {"query": "a", "documents": ["b"]}
+    assert (await post(site, "/v1/rerank", model="tiny-embedding", **fields))["method"] == "embedding"
+    assert (await post(site, "/v1/rerank", model="default", **fields))["method"] == "cross-encoder"
+    assert await refusal(site, "/v1/rerank", model="fake-chat", **fields) == "model"
+    missing = await site.client.post("/v1/rerank", json={"model": "another", **fields})
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
     assert await refusal(site, "/v1/embeddings", model="tiny-reranker", input="a") == "model"
 
@@ -150,13 +150,13 @@ async def test_what_is_refused(site: Site, embedding_site: Site, path: str, body
 
 
 async def test_long_documents_are_cut_if_asked(site: Site, embedding_site: Site) -> None:
-    asked = {"query": "ab", "documents": ["cde" + "f" * 40], "truncate_prompt_tokens": 8}
-    cut = await post(site, "/v1/rerank", **asked)
+    fields = {"query": "ab", "documents": ["cde" + "f" * 40], "truncate_prompt_tokens": 8}
+    cut = await post(site, "/v1/rerank", **fields)
     assert cut["usage"]["prompt_tokens"] == 8
     # [CLS] a b [SEP] c d e [SEP]
     same = await post(site, "/v1/rerank", query="ab", documents=["cde"])
     assert cut["results"][0]["relevance_score"] == pytest.approx(same["results"][0]["relevance_score"], abs=1e-5)
-    assert (await post(embedding_site, "/v1/rerank", **asked))["usage"]["prompt_tokens"] == 4 + 8
+    assert (await post(embedding_site, "/v1/rerank", **fields))["usage"]["prompt_tokens"] == 4 + 8
 
 
 async def test_unknown_keys_are_named(site: Site) -> None:

@@ -85,8 +85,8 @@ class TestCreate:
         assert blocks[-1].startswith("event: response.completed\ndata: {")
         for number, block in enumerate(blocks):
             name, data = block.split("\n")
-            told = json.loads(data.removeprefix("data: "))
-            assert (name, told["sequence_number"]) == (f"event: {told['type']}", number)
+            payload = json.loads(data.removeprefix("data: "))
+            assert (name, payload["sequence_number"]) == (f"event: {payload['type']}", number)
 
     async def test_unstored_ones_leave_nothing(self, client: AsyncOpenAI) -> None:
         answer = await client.responses.create(input="Hi", store=False)
@@ -163,8 +163,8 @@ class TestHistory:
         assert engine.prompts[-1] == "<user>One\n<assistant>Hello, world!\n<user>Two\n<assistant>\n"
 
     async def test_a_conversation_goes_on(self, site: Site, engine: FakeEngine) -> None:
-        told = await site.client.post("/chat/new/message/", json={"prompt": "One"})
-        conversation = told.json()["conversation_id"]
+        payload = await site.client.post("/chat/new/message/", json={"prompt": "One"})
+        conversation = payload.json()["conversation_id"]
         answer = await site.client.post(PATH, json={"input": "Two", "conversation": conversation})
         assert answer.json()["conversation"] == {"id": conversation}
         assert engine.prompts[-1] == "<user>One\n<assistant>Hello, world!\n<user>Two\n<assistant>\n"
@@ -173,24 +173,25 @@ class TestHistory:
 
     async def test_items_may_be_referred_to(self, client: AsyncOpenAI, engine: FakeEngine) -> None:
         first = await client.responses.create(input="One")
-        said = [{"type": "item_reference", "id": first.output[0].id}, {"role": "user", "content": "What was that?"}]
-        await client.responses.create(input=[{"role": "user", "content": "One"}, *said])  # type: ignore[list-item]
+        input_messages = [
+            {"type": "item_reference", "id": first.output[0].id},
+            {"role": "user", "content": "What was that?"},
+        ]
+        await client.responses.create(input=[{"role": "user", "content": "One"}, *input_messages])  # type: ignore[list-item]
         assert engine.prompts[-1] == "<user>One\n<assistant>Hello, world!\n<user>What was that?\n<assistant>\n"
 
 
 class TestTruncation:
-    async def test_the_oldest_are_dropped_where_that_is_asked_for(
-        self, client: AsyncOpenAI, engine: FakeEngine
-    ) -> None:
+    async def test_the_oldest_messages_are_dropped_on_request(self, client: AsyncOpenAI, engine: FakeEngine) -> None:
         engine.max_length = 100
-        said = [{"role": "user", "content": f"{number}" * 30} for number in range(4)]
-        answer = await client.responses.create(input=said, truncation="auto", instructions="Go")  # type: ignore[arg-type]
+        input_messages = [{"role": "user", "content": f"{number}" * 30} for number in range(4)]
+        answer = await client.responses.create(input=input_messages, truncation="auto", instructions="Go")  # type: ignore[arg-type]
         assert "0" not in engine.prompts[-1]
         assert engine.prompts[-1].startswith("<system>Go\n<user>")
         assert engine.prompts[-1].endswith("3" * 30 + "\n<assistant>\n")
         assert answer.dropped_messages == 3  # type: ignore[attr-defined]
         assert await client.responses.retrieve(answer.id) == answer
-        queued = await client.responses.create(input=said, truncation="auto", background=True)  # type: ignore[arg-type]
+        queued = await client.responses.create(input=input_messages, truncation="auto", background=True)  # type: ignore[arg-type]
         assert (await until(client, queued.id, "completed")).dropped_messages == 3  # type: ignore[attr-defined]
 
     async def test_else_it_is_refused(self, client: AsyncOpenAI, engine: FakeEngine) -> None:
@@ -344,8 +345,8 @@ class TestStored:
             await client.responses.retrieve(queued.id)
 
     async def test_input_items_come_in_pages(self, client: AsyncOpenAI) -> None:
-        said: Any = [{"role": "user", "content": f"{number}"} for number in range(5)]
-        answer = await client.responses.create(input=said)
+        input_messages: Any = [{"role": "user", "content": f"{number}"} for number in range(5)]
+        answer = await client.responses.create(input=input_messages)
         for order, expected in (("asc", "01234"), ("desc", "43210")):
             page = await client.responses.input_items.list(answer.id, limit=2, order=order)  # type: ignore[arg-type]
             found: list[Any] = [item async for item in page]
@@ -354,7 +355,7 @@ class TestStored:
             await client.responses.input_items.list(answer.id, after="msg_1")
         assert refused.value.param == "after"
 
-    async def test_logprobs_are_told_where_they_are_included(self, client: AsyncOpenAI, engine: FakeEngine) -> None:
+    async def test_logprobs_are_sent_where_included(self, client: AsyncOpenAI, engine: FakeEngine) -> None:
         included: Any = ["message.output_text.logprobs"]
         answer = await client.responses.create(input="Hi", include=included, top_logprobs=2)
         assert engine.jobs[-1].sampling.logprobs == 2

@@ -23,13 +23,13 @@ async def site(new_site: NewSite) -> Site:
     return await new_site(build=build)
 
 
-async def ask(site: Site, prompt: str = "abc", **fields: Any) -> httpx2.Response:
+async def send(site: Site, prompt: str = "abc", **fields: Any) -> httpx2.Response:
     messages = [{"content": prompt}]
     return await site.client.post(PATH, json={"messages": messages, "temperature": 0, "max_tokens": 6, **fields})
 
 
-async def said(site: Site, prompt: str = "abc", **fields: Any) -> str:
-    answer = (await ask(site, prompt, **fields)).json()
+async def text_of_answer(site: Site, prompt: str = "abc", **fields: Any) -> str:
+    answer = (await send(site, prompt, **fields)).json()
     return str(answer["choices"][0]["message"]["content"])
 
 
@@ -49,7 +49,7 @@ async def said(site: Site, prompt: str = "abc", **fields: Any) -> str:
     ids=str,
 )
 async def test_logits_are_changed_as_asked(site: Site, fields: dict[str, Any], text: str) -> None:
-    assert await said(site, **fields) == text
+    assert await text_of_answer(site, **fields) == text
 
 
 @pytest.mark.parametrize(
@@ -73,20 +73,20 @@ async def test_logits_are_changed_as_asked(site: Site, fields: dict[str, Any], t
     ids=str,
 )
 async def test_it_ends_where_it_is_asked_to(site: Site, fields: dict[str, Any], text: str, finish: str) -> None:
-    (choice,) = (await ask(site, **fields)).json()["choices"]
+    (choice,) = (await send(site, **fields)).json()["choices"]
     assert (choice["message"]["content"], choice["finish_reason"]) == (text, finish)
 
 
 @BOTH
 async def test_ids_that_are_no_tokens_are_refused(site: Site, stream: bool) -> None:
-    refused = await ask(site, logit_bias={str(LETTERS): 1}, stream=stream)
+    refused = await send(site, logit_bias={str(LETTERS): 1}, stream=stream)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "logit_bias")
-    assert (await ask(site, logit_bias={str(LETTERS - 1): 1}, stream=stream)).status_code == 200
-    refused = await ask(site, stop_token_ids=[LETTERS], stream=stream)
+    assert (await send(site, logit_bias={str(LETTERS - 1): 1}, stream=stream)).status_code == 200
+    refused = await send(site, stop_token_ids=[LETTERS], stream=stream)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "stop_token_ids")
 
 
-def told(answer: httpx2.Response) -> list[dict[str, Any]]:
+def stream_chunks(answer: httpx2.Response) -> list[dict[str, Any]]:
     lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
     assert lines.pop() == "[DONE]"
     return [json.loads(line) for line in lines]
@@ -95,9 +95,9 @@ def told(answer: httpx2.Response) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("stop", [None, "gh", "de", "z"])
 async def test_logprobs_of_a_stream_are_those_of_the_plain_answer(site: Site, stop: str | None) -> None:
     """Of the model itself, whatever the request makes of it."""
-    asked = {"logprobs": True, "top_logprobs": 2, "stop": stop, "logit_bias": {"9": 5, "3": 5}, "presence_penalty": 2}
-    plain = (await ask(site, **asked)).json()["choices"][0]
-    chunks = [chunk["choices"][0] for chunk in told(await ask(site, **asked, stream=True))]
+    body = {"logprobs": True, "top_logprobs": 2, "stop": stop, "logit_bias": {"9": 5, "3": 5}, "presence_penalty": 2}
+    plain = (await send(site, **body)).json()["choices"][0]
+    chunks = [chunk["choices"][0] for chunk in stream_chunks(await send(site, **body, stream=True))]
     content = plain["logprobs"]["content"]
 
     assert [token for chunk in chunks for token in (chunk["logprobs"] or {"content": []})["content"]] == content
@@ -114,20 +114,20 @@ async def test_logprobs_of_a_stream_are_those_of_the_plain_answer(site: Site, st
 
 
 async def test_logprobs_come_without_others_or_not_at_all(site: Site) -> None:
-    alone = (await ask(site, logprobs=True)).json()["choices"][0]
+    alone = (await send(site, logprobs=True)).json()["choices"][0]
     assert [token["top_logprobs"] for token in alone["logprobs"]["content"]] == [[]] * 6
-    assert (await ask(site)).json()["choices"][0]["logprobs"] is None
+    assert (await send(site)).json()["choices"][0]["logprobs"] is None
 
 
 async def test_choices_are_in_order_each_with_its_own_seed(site: Site) -> None:
-    asked = {"temperature": 2, "n": 5, "seed": 7}
-    plain = (await ask(site, **asked)).json()
+    body = {"temperature": 2, "n": 5, "seed": 7}
+    plain = (await send(site, **body)).json()
     texts = [choice["message"]["content"] for choice in plain["choices"]]
-    chunks = told(await ask(site, **asked, stream=True, stream_options={"include_usage": True}))
+    chunks = stream_chunks(await send(site, **body, stream=True, stream_options={"include_usage": True}))
 
     assert [choice["index"] for choice in plain["choices"]] == [0, 1, 2, 3, 4]
     assert len({*texts}) == 5
-    assert [await said(site, temperature=2, seed=7 + index) for index in range(5)] == texts
+    assert [await text_of_answer(site, temperature=2, seed=7 + index) for index in range(5)] == texts
     streamed = ["".join(delta(chunk, index) for chunk in chunks) for index in range(5)]
     assert streamed == texts
     assert [chunk["choices"][0]["index"] for chunk in chunks[:5]] == [0, 1, 2, 3, 4]
@@ -142,7 +142,7 @@ async def test_choices_share_one_reading_of_the_prompt(new_site: NewSite) -> Non
     def build(kind: str, /, **options: object) -> LocalEngine:
         return LocalEngine(loaded(), runner, max_num_batched_tokens=16, max_queue=8)
 
-    usage = (await ask(await new_site(build=build), "a" * 40, n=4, max_tokens=2)).json()["usage"]
+    usage = (await send(await new_site(build=build), "a" * 40, n=4, max_tokens=2)).json()["usage"]
 
     assert sum(read) == 40 + 3 * 1 + 4 * 1  # the others' last token of it; and the first of each answer
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (40, 8)
@@ -154,30 +154,30 @@ def delta(chunk: dict[str, Any], index: int) -> str:
 
 
 async def test_token_ids_and_times(site: Site) -> None:
-    asked = {"return_token_ids": True, "stop": "gh"}
-    plain = (await ask(site, **asked)).json()
-    chunks = [chunk["choices"][0] for chunk in told(await ask(site, **asked, stream=True))]
+    body = {"return_token_ids": True, "stop": "gh"}
+    plain = (await send(site, **body)).json()
+    chunks = [chunk["choices"][0] for chunk in stream_chunks(await send(site, **body, stream=True))]
 
     assert plain["choices"][0]["message"]["token_ids"] == [3, 4, 5, 6, 7]
     assert [token for chunk in chunks for token in chunk["delta"].get("token_ids", [])] == [3, 4, 5, 6, 7]
     times = [chunk["arrival_time"] for chunk in chunks]
     assert times == sorted(times)
     assert times[0] >= 0
-    assert "token_ids" not in (await ask(site)).json()["choices"][0]["message"]
+    assert "token_ids" not in (await send(site)).json()["choices"][0]["message"]
 
 
 @BOTH
 async def test_the_last_tokens_of_a_prompt_are_read(site: Site, stream: bool) -> None:
     options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-    answer = await ask(site, "a" * 64, truncate_prompt_tokens=3, **options)
-    usage = told(answer)[-1]["usage"] if stream else answer.json()["usage"]
+    answer = await send(site, "a" * 64, truncate_prompt_tokens=3, **options)
+    usage = stream_chunks(answer)[-1]["usage"] if stream else answer.json()["usage"]
     assert usage["prompt_tokens"] == 3
     assert usage["prompt_tokens_details"]["truncated_tokens"] == 61
-    assert (await ask(site, "a" * 64)).status_code == 400
-    assert (await ask(site, "a" * 64, truncate_prompt_tokens=-1, max_tokens=4)).json()["usage"]["prompt_tokens"] == 60
+    assert (await send(site, "a" * 64)).status_code == 400
+    assert (await send(site, "a" * 64, truncate_prompt_tokens=-1, max_tokens=4)).json()["usage"]["prompt_tokens"] == 60
 
 
 async def test_last_message_goes_on_and_is_repeated(site: Site) -> None:
     begun = {"messages": [{"role": "assistant", "content": "abc"}], "continue_final_message": True}
-    assert await said(site, **begun) == "defghi"
-    assert await said(site, **begun, echo=True) == "abcdefghi"
+    assert await text_of_answer(site, **begun) == "defghi"
+    assert await text_of_answer(site, **begun, echo=True) == "abcdefghi"

@@ -98,11 +98,11 @@ async def test_each_model_has_its_own(new_site: NewSite, engine: FakeEngine) -> 
 
 
 async def test_the_status_page_shows_them(site: Site, new_site: NewSite) -> None:
-    told = (await site.client.get("/chat")).json()
-    assert (told["sampling"], told["do_sample"]) == (OWN, True)
+    status = (await site.client.get("/chat")).json()
+    assert (status["sampling"], status["do_sample"]) == (OWN, True)
     greedy = await new_site(model={"name": MODEL, "preload": False, "sampling": {"temperature": 0}})
-    told = (await greedy.client.get("/chat")).json()
-    assert (told["sampling"], told["do_sample"]) == (OPENAIS | {"temperature": 0}, False)
+    status = (await greedy.client.get("/chat")).json()
+    assert (status["sampling"], status["do_sample"]) == (OPENAIS | {"temperature": 0}, False)
 
 
 @pytest.mark.parametrize("named", [{}, {"temperature": 1.0}, {"top_p": 0.5}], ids=str)

@@ -28,8 +28,8 @@ async def test_a_stored_completion_is_found_as_it_was_given(openai: AsyncOpenAI)
     made = await create(openai, metadata={"a": "b"}, temperature=0.5, seed=7, service_tier="auto")
     found = await openai.chat.completions.retrieve(made.id)
     assert found.to_dict() | made.to_dict() == found.to_dict()
-    told = found.model_extra or {}
-    assert (told["temperature"], told["seed"], told["top_p"], found.metadata) == (0.5, 7, 1.0, {"a": "b"})
+    extra = found.model_extra or {}
+    assert (extra["temperature"], extra["seed"], extra["top_p"], found.metadata) == (0.5, 7, 1.0, {"a": "b"})
     assert found.service_tier == "default"
 
 
@@ -63,8 +63,8 @@ async def test_they_are_listed_by_the_page_in_either_order(openai: AsyncOpenAI) 
     assert [each.id async for each in openai.chat.completions.list(limit=2, order="desc")] == made[::-1]
     page = await openai.chat.completions.list(limit=5)
     assert page.has_more is False
-    told = page.model_extra or {}
-    assert (told["first_id"], told["last_id"]) == (made[0], made[-1])
+    extra = page.model_extra or {}
+    assert (extra["first_id"], extra["last_id"]) == (made[0], made[-1])
 
 
 async def test_they_are_filtered_by_model_and_metadata(openai: AsyncOpenAI) -> None:
@@ -99,10 +99,10 @@ async def test_a_deleted_one_is_gone(openai: AsyncOpenAI) -> None:
             await call(made.id)
 
 
-async def test_its_messages_are_those_that_were_asked(openai: AsyncOpenAI) -> None:
+async def test_its_messages_are_those_of_the_request(openai: AsyncOpenAI) -> None:
     parts = [{"type": "text", "text": "Hi"}, {"type": "text", "text": " there"}]
-    asked = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": parts, "name": "Ada"}]
-    made = await create(openai, messages=asked)
+    sent_messages = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": parts, "name": "Ada"}]
+    made = await create(openai, messages=sent_messages)
     first = await openai.chat.completions.messages.list(made.id, limit=1)
     found = [each async for each in openai.chat.completions.messages.list(made.id, limit=1)]
     assert (first.data[0].id, first.has_more) == (f"{made.id}-0", True)
@@ -115,7 +115,7 @@ async def test_its_messages_are_those_that_were_asked(openai: AsyncOpenAI) -> No
         await openai.chat.completions.messages.list(made.id, after="x")
 
 
-async def test_one_that_was_cut_short_says_so(site: Site, turns: TurnService, engine: FakeEngine) -> None:
+async def test_a_truncated_answer_has_its_status(site: Site, turns: TurnService, engine: FakeEngine) -> None:
     opening = TurnRequest(owner="local", input=from_messages([ChatMessage(content="Hi")]), stored=True)
     turn = await turns.open(opening)
     await turn.begin(head(turn))
@@ -131,7 +131,7 @@ async def test_one_that_was_cut_short_says_so(site: Site, turns: TurnService, en
 
 
 @pytest.mark.parametrize("n", [1, 2])
-async def test_one_that_a_crash_cut_short_says_so(site: Site, sqlite_url: str, n: int) -> None:
+async def test_an_answer_cut_by_a_crash_has_its_status(site: Site, sqlite_url: str, n: int) -> None:
     database = Database(sqlite_url)
     dead = TurnService(database, writer="local:0")
     turn = await dead.open(TurnRequest(owner="local", input=from_messages([ChatMessage(content="Hi")]), stored=True))

@@ -46,8 +46,8 @@ async def test_a_loop_whose_state_is_the_clients_alone(
 ) -> None:
     """As agents have it: nothing is stored here, and what was thought comes back sealed, without a word beside it."""
     given: list[Any] = [{"role": "user", "content": "How late is it?"}]
-    asked: dict[str, Any] = {"model": "fake-chat", "store": False, "include": SEALED, "tools": [TOOL]}
-    first = await client.responses.create(input=given, **asked)
+    fields: dict[str, Any] = {"model": "fake-chat", "store": False, "include": SEALED, "tools": [TOOL]}
+    first = await client.responses.create(input=given, **fields)
     thought, call = first.output
     assert (thought.type, call.type) == ("reasoning", "function_call")
     sealed = thought.to_dict()["encrypted_content"]
@@ -56,7 +56,7 @@ async def test_a_loop_whose_state_is_the_clients_alone(
     given.append(call.to_dict())
     given.append({"type": "function_call_output", "call_id": call.to_dict()["call_id"], "output": "noon"})
     engine.script = ("Noon.",)
-    raw = await client.responses.with_raw_response.create(input=given, **asked)
+    raw = await client.responses.with_raw_response.create(input=given, **fields)
     assert raw.parse().output_text == "Noon."
     assert "x-parley-ignored" not in raw.headers
     assert "<think>They ask.\n\nLook at the clock.</think>" in engine.prompts[-1]
@@ -82,8 +82,8 @@ async def test_a_summary_is_the_thought(client: AsyncOpenAI) -> None:
 
 
 async def test_a_stored_one_is_found_as_it_was_answered(client: AsyncOpenAI) -> None:
-    asked: Any = {"summary": "concise"}
-    answer = await client.responses.create(input="Hi", reasoning=asked)
+    fields: Any = {"summary": "concise"}
+    answer = await client.responses.create(input="Hi", reasoning=fields)
     assert [part["text"] for part in answer.output[0].to_dict()["summary"]] == ["They ask."]  # type: ignore[attr-defined]
     assert await client.responses.retrieve(answer.id) == answer
     again = (await client.responses.retrieve(answer.id, include=SEALED)).output[0].to_dict()

@@ -34,10 +34,10 @@ async def test_a_chat_is_what_would_be_submitted(site: Site, engine: FakeEngine)
         {"add_generation_prompt": False},
         {"continue_final_message": True, "messages": [{"role": "user", "content": "a"}, *CHAT]},
     ):
-        asked: dict[str, Any] = {"messages": CHAT, **fields}
-        tokens = (await post(site, "/tokenize", **asked))["tokens"]
-        counted = await post(site, "/v1/chat/completions/input_tokens", **asked)
-        await post(site, "/v1/chat/completions", **asked)
+        body: dict[str, Any] = {"messages": CHAT, **fields}
+        tokens = (await post(site, "/tokenize", **body))["tokens"]
+        counted = await post(site, "/v1/chat/completions/input_tokens", **body)
+        await post(site, "/v1/chat/completions", **body)
         assert tuple(tokens) == engine.jobs[-1].prompt
         assert counted == {"object": "response.input_tokens", "input_tokens": len(tokens)}
     assert bytes((await post(site, "/tokenize", messages=CHAT))["tokens"]).decode() == WRITTEN
@@ -45,8 +45,8 @@ async def test_a_chat_is_what_would_be_submitted(site: Site, engine: FakeEngine)
 
 async def test_a_conversation_is_counted_with_its_history(site: Site) -> None:
     first = await post(site, "/chat/new/message/", prompt="hi")
-    asked = {"messages": CHAT, "conversation": first["conversation_id"]}
-    counted = await post(site, "/chat/completions/input_tokens", **asked)
+    body = {"messages": CHAT, "conversation": first["conversation_id"]}
+    counted = await post(site, "/chat/completions/input_tokens", **body)
     assert counted["input_tokens"] == len("<user>hi\n<assistant>Hello, world!\n" + WRITTEN)
     stored = await site.client.get(f"/chat/get/messages/?conversation_id={first['conversation_id']}")
     assert len(stored.json()["data"]) == 2  # and nothing is added to it

@@ -20,19 +20,19 @@ def engine() -> FakeEngine:
     return FakeEngine(*CALL)
 
 
-async def ask(site: Site, **more: object) -> httpx2.Response:
+async def send(site: Site, **more: object) -> httpx2.Response:
     return await site.client.post("/v1/chat/completions", json=BODY | more)
 
 
 async def answer(site: Site, **more: object) -> dict[str, Any]:
-    response = await ask(site, **more)
+    response = await send(site, **more)
     assert response.status_code == 200, response.text
     body: dict[str, Any] = response.json()
     return body
 
 
 async def chunks(site: Site, **more: object) -> list[dict[str, Any]]:
-    lines = (await ask(site, stream=True, **more)).text.splitlines()
+    lines = (await send(site, stream=True, **more)).text.splitlines()
     return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
 
 
@@ -45,7 +45,7 @@ async def test_plain_answer_has_the_call_and_no_content(site: Site) -> None:
     assert call == {"type": "function", "function": {"name": "get_time", "arguments": '{"a": "é"}'}}
 
 
-async def test_stream_tells_the_name_once_and_then_the_arguments(site: Site) -> None:
+async def test_stream_sends_the_name_once_then_the_arguments(site: Site) -> None:
     _, first, *rest, last = [chunk["choices"][0] for chunk in await chunks(site)]
     (begun,) = first["delta"]["tool_calls"]
     assert begun == {
@@ -67,16 +67,16 @@ async def test_text_without_tools_is_text(site: Site) -> None:
 
 
 async def test_tool_that_is_not_served_is_left_aside(site: Site, engine: FakeEngine) -> None:
-    response = await ask(site, tools=[{"type": "web_search", "filters": {}}, TOOL], tool_choice="required")
+    response = await send(site, tools=[{"type": "web_search", "filters": {}}, TOOL], tool_choice="required")
     assert (response.status_code, response.headers["x-parley-ignored"]) == (200, "tools.0.web_search")
     assert "web_search" not in engine.prompts[-1]
-    refused = await ask(
+    refused = await send(
         site, tools=[{"type": "mcp"}, TOOL | {"function": {"name": "f", "parameters": {"type": "array"}}}]
     )
     assert refused.json()["error"]["param"] == "tools.1.function.parameters"
 
 
-async def test_model_is_told_of_the_tools_and_forced_to_call(site: Site, engine: FakeEngine) -> None:
+async def test_tools_are_rendered_and_a_call_is_forced(site: Site, engine: FakeEngine) -> None:
     await answer(site, tool_choice="required")
     assert engine.prompts[-1].startswith("<system>You can call these functions")
     grammar = engine.jobs[-1].sampling.grammar
@@ -96,11 +96,13 @@ async def test_result_is_an_answer_to_a_call_that_is_remembered(site: Site, engi
     result = {"role": "tool", "tool_call_id": id, "content": "23:59"}
     (choice,) = (await answer(site, conversation=conversation, messages=[result]))["choices"]
     assert choice["message"]["content"] == "Late."
-    said = '<assistant>[{"name": "get_time", "arguments": {"a": "é"}}]\n<user>Result of get_time:\n23:59\n<assistant>\n'
-    assert engine.prompts[-1].endswith(said)
+    expected = (
+        '<assistant>[{"name": "get_time", "arguments": {"a": "é"}}]\n<user>Result of get_time:\n23:59\n<assistant>\n'
+    )
+    assert engine.prompts[-1].endswith(expected)
 
 
-async def test_thinking_is_told_apart_and_counted(site: Site, engine: FakeEngine) -> None:
+async def test_thinking_is_separated_and_counted(site: Site, engine: FakeEngine) -> None:
     engine.tokenizer = FakeTokenizer(THINKS)
     engine.script = ("<think>\n", "Hm", ".\n</thi", "nk>\n\n", "Now.")
     body = await answer(site, tools=[])
@@ -134,6 +136,6 @@ async def test_thinking_is_told_apart_and_counted(site: Site, engine: FakeEngine
     ],
 )
 async def test_refusal_names_what_is_wrong(site: Site, more: dict[str, object], param: str) -> None:
-    response = await ask(site, **more)
+    response = await send(site, **more)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param

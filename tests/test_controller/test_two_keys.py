@@ -20,13 +20,13 @@ def of(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-async def ask(site: Site, key: str, prompt: str = PROMPT, **fields: Any) -> httpx2.Response:
+async def send(site: Site, key: str, prompt: str = PROMPT, **fields: Any) -> httpx2.Response:
     body = {"prompt": prompt, "max_tokens": 1, "ignore_eos": True, **fields}
     return await site.client.post("/v1/completions", json=body, headers=of(key))
 
 
 async def cached(site: Site, key: str, prompt: str = PROMPT, **fields: Any) -> int:
-    usage = (await ask(site, key, prompt, **fields)).json()["usage"]
+    usage = (await send(site, key, prompt, **fields)).json()["usage"]
     found: int = usage["prompt_tokens_details"]["cached_tokens"]
     return found
 
@@ -66,7 +66,7 @@ async def test_a_secret_is_not_found_letter_by_letter(new_site: NewSite, shares:
     """By what was cached of each guess; where keys share what they have, it is."""
     site = await new_site(build=engine, api_keys=[ALPHA, BETA], engine={"share_prefixes": shares})
     known, secret = "thepinofmycardisverysecretis", "sesame"
-    await ask(site, ALPHA, f"{known}{secret}andmore")
+    await send(site, ALPHA, f"{known}{secret}andmore")
     found = ""
     for _ in secret:
         guesses = {letter: await cached(site, BETA, f"{known}{found}{letter}q") for letter in "aemstz"}
@@ -97,7 +97,7 @@ async def test_a_salt_keeps_a_prompt_apart(new_site: NewSite, cached: Callable[.
 
 async def test_an_empty_salt_is_refused(new_site: NewSite) -> None:
     site = await new_site(build=engine)
-    answer = await ask(site, "", cache_salt="")
+    answer = await send(site, "", cache_salt="")
 
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "cache_salt")
 
@@ -126,13 +126,13 @@ async def test_a_flood_of_one_key_leaves_room_for_another(new_site: NewSite) -> 
     engine = Filling()
     site = await new_site(build=lambda kind, /, **options: engine, api_keys=[ALPHA, BETA])
     long = {"max_tokens": 400, "priority": -(2**31)}
-    flood = [asyncio.create_task(ask(site, ALPHA, "a", **long)) for _ in range(12)]
+    flood = [asyncio.create_task(send(site, ALPHA, "a", **long)) for _ in range(12)]
     await engine.is_full.wait()
-    greedy = await ask(site, ALPHA, n=16)
-    single = asyncio.create_task(ask(site, BETA, max_tokens=3))
+    greedy = await send(site, ALPHA, n=16)
+    single = asyncio.create_task(send(site, BETA, max_tokens=3))
     engine.gate.open(60)  # steps
     answer = await single
-    refused = await ask(site, ALPHA)
+    refused = await send(site, ALPHA)
     engine.gate.open(10_000)
     answered = [(await each).json()["usage"]["completion_tokens"] for each in flood]
 

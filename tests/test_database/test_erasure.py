@@ -16,7 +16,7 @@ from services.conversation_service import ConversationService
 from services.history.idempotency import IdempotencyKey
 from services.item_service import ItemService, PageQuery
 from services.turn_service import TurnService
-from tests.test_services.test_turn_service import say
+from tests.test_services.test_turn_service import store_turn
 
 SECRET = "xylophonequartz"
 ASKED = f"My {SECRET} is {SECRET}. " * 200
@@ -52,14 +52,14 @@ async def erase(database: Database) -> None:
 
 
 async def conversation(turns: TurnService, database: Database) -> None:
-    turn = await say(turns, ASKED, ANSWERED)
+    turn = await store_turn(turns, ASKED, ANSWERED)
     assert turn.conversation_id
     await ConversationService(database).delete(turn.conversation_id, "me")
 
 
 async def stored_response(turns: TurnService, database: Database) -> None:
     idempotency_key = IdempotencyKey("key", "digest")
-    turn = await say(
+    turn = await store_turn(
         turns, ASKED, ANSWERED, create=False, stored=True, kind="response", idempotency_key=idempotency_key
     )
     async with database.write() as session:
@@ -76,7 +76,7 @@ async def item(turns: TurnService, database: Database) -> None:
 
 
 async def old_ones(turns: TurnService, database: Database) -> None:
-    await say(turns, ASKED, ANSWERED)
+    await store_turn(turns, ASKED, ANSWERED)
     await TurnService(database, writer="host:1", ttl_s=-1).checkpoints.delete_expired()
 
 
@@ -88,7 +88,7 @@ async def test_what_is_deleted_leaves_the_disk(
     turns: TurnService, database: Database, folder: Path, deletion: Deletion
 ) -> None:
     for n in range(20):
-        await say(turns, f"filler {n}", "indeed")
+        await store_turn(turns, f"filler {n}", "indeed")
     await deletion(turns, database)
     assert is_on_disk(folder)  # else this would see nothing at all
     await erase(database)
@@ -97,13 +97,13 @@ async def test_what_is_deleted_leaves_the_disk(
 
 async def test_readers_are_not_waited_for(turns: TurnService, database: Database, folder: Path) -> None:
     await erase(database)
-    await say(turns, ASKED, ANSWERED)
+    await store_turn(turns, ASKED, ANSWERED)
     with closing(sqlite3.connect(folder / "parley.db", isolation_level=None)) as reader:
         reader.execute("BEGIN")
         assert reader.execute("SELECT count(*) FROM items").fetchone() == (2,)
         await conversation(turns, database)
         assert await database.erase()
-        await say(turns, "And now?", "Now")
+        await store_turn(turns, "And now?", "Now")
     await erase(database)
     assert not await database.erase()
 
@@ -112,9 +112,9 @@ async def test_no_row_is_left_in_either_database(database_url: str) -> None:
     database = Database(database_url)
     turns = TurnService(database, writer="host:1")
     kept: dict[str, Any] = {"create": False, "stored": True, "kind": "response"}
-    named = await say(turns, ASKED, ANSWERED, idempotency_key=IdempotencyKey("key", "digest"))
-    first = await say(turns, ASKED, ANSWERED, **kept, idempotency_key=IdempotencyKey("another", "digest"))
-    second = await say(turns, "And?", ANSWERED, **kept, previous=first.id)
+    named = await store_turn(turns, ASKED, ANSWERED, idempotency_key=IdempotencyKey("key", "digest"))
+    first = await store_turn(turns, ASKED, ANSWERED, **kept, idempotency_key=IdempotencyKey("another", "digest"))
+    second = await store_turn(turns, "And?", ANSWERED, **kept, previous=first.id)
     async with database.write() as session:
         session.add(StreamBatch(turn_id=first.id, number=0, events=ANSWERED))
     assert all(await counts(database))

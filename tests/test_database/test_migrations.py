@@ -25,7 +25,7 @@ from services.history.turn import TurnRequest
 from services.search_service import SearchService
 from services.secret_service import SecretService
 from services.turn_service import TurnService
-from tests.test_services.test_turn_service import begin, say
+from tests.test_services.test_turn_service import begin, store_turn
 from tools.data_migration import app
 
 ALL = ("0001", "0002", "0003", "0004", "0005")
@@ -265,9 +265,9 @@ async def store_everything(url: str) -> None:
         "kind": "response",
         "stored": True,
     }
-    named = await say(turns, "The sea \x00 你好", "Deep", create=True, **ask)
-    alone = await say(turns, "Alone", "Yes", create=False, kind="response", stored=True)
-    await say(turns, "And?", "And", create=False, kind="response", stored=True, previous=alone.id)
+    named = await store_turn(turns, "The sea \x00 你好", "Deep", create=True, **ask)
+    alone = await store_turn(turns, "Alone", "Yes", create=False, kind="response", stored=True)
+    await store_turn(turns, "And?", "And", create=False, kind="response", stored=True, previous=alone.id)
     await begin(turns, "Wait", create=False, kind="response", stored=True, background=True)
     await ConversationService(database).create("me", [{"type": "compaction", "encrypted_content": "x"}], {}, "Title")
     await SecretService(database).seal("me")

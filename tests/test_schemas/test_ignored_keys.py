@@ -14,8 +14,8 @@ TEXT = {"type": "text", "text": "a"}
 
 
 def found(**fields: Any) -> list[str]:
-    asked = ChatCompletionRequest.model_validate({"messages": [{"content": "hi"}], **fields})
-    return sorted(ignored_keys(asked))
+    chat_request = ChatCompletionRequest.model_validate({"messages": [{"content": "hi"}], **fields})
+    return sorted(ignored_keys(chat_request))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def message(**fields: Any) -> ChatMessage:
     ],
     ids=str,
 )
-def test_assistant_that_said_nothing_is_taken(fields: dict[str, Any]) -> None:
+def test_empty_assistant_message_is_accepted(fields: dict[str, Any]) -> None:
     assert message(role="assistant", **fields).content == ""
 
 

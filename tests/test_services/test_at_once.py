@@ -26,13 +26,13 @@ from tests.test_services.test_turn_service import (
     begin,
     contents,
     finish,
-    given,
     history,
+    input_items,
     make_older,
     opening,
     replica,
-    said,
-    say,
+    store_turn,
+    text_and_status,
 )
 
 ALONE: dict[str, object] = {"kind": "response", "create": False, "stored": True}
@@ -56,14 +56,14 @@ async def at_once(database: Database, turn: Turn, *calls: Coroutine[Any, Any, ob
 
 class TestOneAnswer:
     async def test_deleted_twice_takes_nothing_else_along(self, turns: TurnService, database: Database) -> None:
-        first = await say(turns, "1", "one", **ALONE)
-        second = await say(turns, "2", "two", **ALONE, previous=first.id)
+        first = await store_turn(turns, "1", "one", **ALONE)
+        second = await store_turn(turns, "2", "two", **ALONE, previous=first.id)
         results = await at_once(database, first, *(turns.delete(first.id, "me", "response") for _ in range(2)))
         assert {type(each) for each in results} == {type(None), NotFound}
         assert (await turns.answer(second.id, "me", "response")).status == "completed"
 
     async def test_what_is_deleted_meanwhile_is_not_found(self, turns: TurnService, database: Database) -> None:
-        turn = await say(turns, "1", "one", **ALONE)
+        turn = await store_turn(turns, "1", "one", **ALONE)
         changes: list[Coroutine[Any, Any, object]] = [
             turns.delete(turn.id, "me", "response"),
             turns.update_metadata(turn.id, "me", "response", {"a": "b"}),
@@ -80,7 +80,7 @@ class TestOneAnswer:
         idempotency_key = IdempotencyKey("k", "d")
         first = await begin(turns, "1", **ALONE, idempotency_key=idempotency_key)
         await finish(first, Text("on"), status="incomplete")
-        second = await say(turns, "2", "two", **ALONE, previous=first.id)
+        second = await store_turn(turns, "2", "two", **ALONE, previous=first.id)
         again = [turns.open(opening("1", **ALONE, idempotency_key=idempotency_key)) for _ in range(2)]
         for each in await at_once(database, first, *again):
             assert not isinstance(each, BaseException)
@@ -101,9 +101,9 @@ class TestOneAnswer:
         slow.go.set()
         await again
         await slow.close()
-        assert await said(turns, turn) == ("Hi there", "completed")
+        assert await text_and_status(turns, turn) == ("Hi there", "completed")
 
-    async def test_an_end_that_is_told_twice_is_one_write(self, database_url: str) -> None:
+    async def test_a_repeated_end_is_one_write(self, database_url: str) -> None:
         counted = Flaky(database_url)
         turn = await begin(TurnService(counted, writer=this_writer()))
         turn.add(Text("Hi"))
@@ -111,7 +111,7 @@ class TestOneAnswer:
         counted.writes = 0
         await asyncio.gather(turn.finish(), turn.finish())
         assert counted.writes == 1
-        assert await said(replica(counted), turn) == ("Hi", "completed")
+        assert await text_and_status(replica(counted), turn) == ("Hi", "completed")
         await counted.close()
 
 
@@ -120,16 +120,16 @@ class TestOneConversation:
         self, database: Database, conversations: ConversationService
     ) -> None:
         turns = TurnService(database, writer=this_writer(), ttl_s=60)
-        turn = await say(turns, "1", "one")
+        turn = await store_turn(turns, "1", "one")
         async with database.write() as session:
             await session.execute(text("UPDATE conversations SET updated_at = updated_at - 61"))
         await at_once(database, turn, turns.checkpoints.delete_expired())
         assert len((await conversations.page("me", limit=5)).data) == 1
 
     async def test_items_that_come_twice_are_there_once(self, turns: TurnService, database: Database) -> None:
-        turn = await say(turns, "1", "one")
+        turn = await store_turn(turns, "1", "one")
         assert turn.conversation_id is not None
-        new = [{"id": "msg_new", **given("2")[0]}]
+        new = [{"id": "msg_new", **input_items("2")[0]}]
         added = (ItemService(database).add(turn.conversation_id, "me", new, IdempotencyKey("k", "d")) for _ in range(2))
         one, other = await at_once(database, turn, *added)
         assert one == other
@@ -142,10 +142,10 @@ class TestLastWord:
     async def test_comes_too_late_when_others_have_gone_on(self, turns: TurnService, database: Database) -> None:
         turn = await begin(turns, "1")
         await replica(database).cancel(turn.id, "me", "message")
-        await say(turns, "2", "two", turn.conversation_id)
+        await store_turn(turns, "2", "two", turn.conversation_id)
         await finish(turn, Text("one"), END)
         assert await history(turns, turn) == ["1", "2", "two"]
-        assert await said(turns, turn) == ("", "cancelled")
+        assert await text_and_status(turns, turn) == ("", "cancelled")
 
     async def test_comes_too_late_while_others_go_on(
         self, turns: TurnService, conversations: ConversationService, database: Database

@@ -56,14 +56,14 @@ async def test_a_refusal_before_the_first_event_is_raised() -> None:
 @pytest.mark.parametrize(
     ("broken", "message"), [(EngineFailed("It broke"), "It broke"), (KeyError("x"), background_stream.INTERRUPTED)]
 )
-async def test_what_breaks_later_is_told_by_the_last_event(broken: Exception, message: str) -> None:
+async def test_a_later_failure_is_the_last_event(broken: Exception, message: str) -> None:
     stream = streaming(event(0), broken)
     await stream.first_event()
     *_, last = await until_over(stream)
     assert last == StreamEvent(number=1, type="error", data=message, last=True)
 
 
-async def test_readers_of_a_stopped_stream_are_told_why() -> None:
+async def test_readers_of_a_stopped_stream_get_the_reason() -> None:
     pause = Pause()
     stream = streaming(event(0), pause)
     await pause.reached.wait()

@@ -41,13 +41,13 @@ def request(content: str = "hi", **fields: object) -> ChatCompletionRequest:
     return ChatCompletionRequest.model_validate({"messages": [{"content": content}], **fields})
 
 
-async def streamed(chat: ChatService, asked: ChatCompletionRequest, owner: str = "me") -> str:
-    chunks = [chunk async for chunk in chat.stream(asked, owner)]
+async def streamed(chat: ChatService, chat_request: ChatCompletionRequest, owner: str = "me") -> str:
+    chunks = [chunk async for chunk in chat.stream(chat_request, owner)]
     return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 
 
-async def plain(chat: ChatService, asked: ChatCompletionRequest, owner: str = "me") -> str:
-    return (await chat.create(asked, owner)).choices[0].message.content or ""
+async def plain(chat: ChatService, chat_request: ChatCompletionRequest, owner: str = "me") -> str:
+    return (await chat.create(chat_request, owner)).choices[0].message.content or ""
 
 
 BOTH = pytest.mark.parametrize("answer", [plain, streamed])
@@ -63,13 +63,15 @@ class Memory:
     async def messages(self) -> list[StoredMessage]:
         return (await self._service.messages("me", self.id, limit=100)).data
 
-    async def said(self) -> list[tuple[str, object, str]]:
+    async def rows(self) -> list[tuple[str, object, str]]:
         return [(each.role, each.content, each.status) for each in await self.messages()]
 
 
-async def begun(chat: ChatService, turns: TurnService, asked: ChatCompletionRequest) -> Reply:
-    given = items.from_messages(asked.messages)
-    return await chat.whole(asked, "me", await turns.open(TurnRequest(owner="me", input=given, create=True)))
+async def begun(chat: ChatService, turns: TurnService, chat_request: ChatCompletionRequest) -> Reply:
+    input_items = items.from_messages(chat_request.messages)
+    return await chat.whole(
+        chat_request, "me", await turns.open(TurnRequest(owner="me", input=input_items, create=True))
+    )
 
 
 @pytest.fixture
@@ -85,12 +87,12 @@ FIRST = [("user", "first", "completed"), ("assistant", "Hello, world!", "complet
 
 class TestAnswers:
     @BOTH
-    async def test_answer_is_what_the_engine_said(self, chat: ChatService, answer) -> None:
+    async def test_answer_is_the_engines_output(self, chat: ChatService, answer) -> None:
         assert await answer(chat, request()) == "Hello, world!"
 
     @given(pieces=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), max_size=8))
     @settings(max_examples=30)
-    async def test_stream_and_plain_answer_say_the_same(
+    async def test_stream_and_plain_answer_are_equal(
         self, chat: ChatService, engine: FakeEngine, pieces: list[str]
     ) -> None:
         engine.script = tuple(pieces)
@@ -107,11 +109,11 @@ class TestAnswers:
         assert first.id.startswith("chatcmpl-")
         assert first.system_fingerprint == second.system_fingerprint
 
-    async def test_length_is_told(self, chat: ChatService, engine: FakeEngine) -> None:
+    async def test_length_is_reported(self, chat: ChatService, engine: FakeEngine) -> None:
         engine.finish = "length"
         assert (await chat.create(request(), "me")).choices[0].finish_reason == "length"
 
-    async def test_name_that_was_asked_for_is_answered(self, engine: FakeEngine, turns: TurnService) -> None:
+    async def test_the_requested_name_is_answered(self, engine: FakeEngine, turns: TurnService) -> None:
         models = ModelManager([ModelConfig(MODEL, MODEL)], aliases={"gpt-4o": "default"}, build=engine.builder())
         chat = ChatService(models, turns, Metrics())
         assert (await chat.create(request(model="gpt-4o"), "me")).model == "gpt-4o"
@@ -226,7 +228,7 @@ class TestRefusals:
         engine.refusal = error
         with pytest.raises(type(error)):
             await answer(chat, request(conversation=memory.id))
-        assert await memory.said() == FIRST
+        assert await memory.rows() == FIRST
 
     async def test_no_conversation_is_made_for_it(
         self, chat: ChatService, turns: TurnService, engine: FakeEngine, conversations: ConversationService
@@ -244,7 +246,7 @@ class TestConversations:
     @BOTH
     async def test_turn_is_stored_whole(self, chat: ChatService, memory: Memory, answer) -> None:
         await answer(chat, request("second", conversation=memory.id))
-        assert await memory.said() == [
+        assert await memory.rows() == [
             *FIRST,
             ("user", "second", "completed"),
             ("assistant", "Hello, world!", "completed"),
@@ -257,12 +259,14 @@ class TestConversations:
         await answer(chat, request("second", conversation={"id": memory.id}))
         assert engine.prompts[-1] == "<user>first\n<assistant>Hello, world!\n<user>second\n<assistant>\n"
 
-    async def test_parts_come_back_from_history_as_they_were_said(
+    async def test_content_parts_come_back_from_history_unchanged(
         self, chat: ChatService, memory: Memory, engine: FakeEngine
     ) -> None:
         parts = [{"type": "text", "text": "sec"}, {"type": "text", "text": "ond"}]
-        asked = request(messages=[{"role": "developer", "content": parts}, {"content": "x"}], conversation=memory.id)
-        await chat.create(asked, "me")
+        chat_request = request(
+            messages=[{"role": "developer", "content": parts}, {"content": "x"}], conversation=memory.id
+        )
+        await chat.create(chat_request, "me")
         await chat.create(request("third", conversation=memory.id), "me")
         assert "<system>second\n<user>x\n" in engine.prompts[-1]
         assert (await memory.messages())[2].content == parts
@@ -273,7 +277,7 @@ class TestConversations:
         chat = ChatService(models, turns, Metrics(), system_prompt="be brief")
         await chat.create(request("second", conversation=memory.id), "me")
         assert engine.prompts[-1].startswith("<system>be brief\n<user>first")
-        assert [role for role, _, _ in await memory.said()] == ["user", "assistant"] * 2
+        assert [role for role, _, _ in await memory.rows()] == ["user", "assistant"] * 2
 
     @BOTH
     async def test_somebody_elses_is_not_found(self, chat: ChatService, memory: Memory, answer) -> None:
@@ -289,13 +293,13 @@ class TestConversations:
         assert (await conversations.messages("me", None, limit=10)).data == []
 
     @BOTH
-    async def test_failure_midway_leaves_what_was_said(
+    async def test_failure_midway_keeps_the_output(
         self, chat: ChatService, memory: Memory, engine: FakeEngine, answer
     ) -> None:
         engine.script = ("Hel", EngineFailed("broken"), "lo")
         with pytest.raises(EngineFailed):
             await answer(chat, request("second", conversation=memory.id))
-        assert (await memory.said())[2:] == [("user", "second", "completed"), ("assistant", "Hel", "incomplete")]
+        assert (await memory.rows())[2:] == [("user", "second", "completed"), ("assistant", "Hel", "incomplete")]
         assert not engine.running
 
     async def test_incomplete_answer_is_history_too(
@@ -315,10 +319,10 @@ class TestConversations:
         async with aclosing(chat.stream(request("second", conversation=memory.id), "me")) as chunks:
             assert [(await anext(chunks)).choices[0].delta.content for _ in range(2)] == ["", "Hel"]
         assert not engine.running
-        assert (await memory.said())[-1] == ("assistant", "Hel", "incomplete")
+        assert (await memory.rows())[-1] == ("assistant", "Hel", "incomplete")
 
     @BOTH
-    async def test_cancelled_caller_leaves_what_was_said(
+    async def test_cancelled_caller_keeps_the_output(
         self, chat: ChatService, memory: Memory, engine: FakeEngine, answer
     ) -> None:
         pause = Pause()
@@ -328,7 +332,7 @@ class TestConversations:
         answering.cancel()
         await asyncio.wait([answering])
         assert not engine.running
-        assert (await memory.said())[-1] == ("assistant", "Hel", "incomplete")
+        assert (await memory.rows())[-1] == ("assistant", "Hel", "incomplete")
 
     async def test_reader_that_leaves_after_the_finish_has_a_complete_answer(
         self, chat: ChatService, memory: Memory
@@ -337,7 +341,7 @@ class TestConversations:
             async for chunk in chunks:
                 if chunk.choices[0].finish_reason:
                     break
-        assert (await memory.said())[-1] == ("assistant", "Hello, world!", "completed")
+        assert (await memory.rows())[-1] == ("assistant", "Hello, world!", "completed")
 
     async def test_two_writers_do_not_mix(self, chat: ChatService, memory: Memory, engine: FakeEngine) -> None:
         pause = Pause()
@@ -349,7 +353,7 @@ class TestConversations:
         pause.go.set()
         assert await answering == "Hello"
         assert len(engine.running) == 0
-        assert [content for _, content, _ in await memory.said()] == ["first", "Hello, world!", "second", "Hello"]
+        assert [content for _, content, _ in await memory.rows()] == ["first", "Hello, world!", "second", "Hello"]
 
     async def test_storing_is_refused_while_the_database_is_away_and_nothing_else(
         self, models: ModelManager, engine: FakeEngine
@@ -358,11 +362,11 @@ class TestConversations:
         chat = ChatService(models, TurnService(away, writer="a-host:1"), Metrics())
         idempotency_key = IdempotencyKey("key", "digest")
         assert (await chat.create(request(), "me", idempotency_key)).choices[0].message.content == "Hello, world!"
-        for asked in (request(store=True), request(conversation="conv_" + "0" * 32)):
+        for chat_request in (request(store=True), request(conversation="conv_" + "0" * 32)):
             with pytest.raises(Unavailable):
-                await chat.create(asked, "me", idempotency_key)
+                await chat.create(chat_request, "me", idempotency_key)
             with pytest.raises(Unavailable):
-                await chat.create(asked, "me")
+                await chat.create(chat_request, "me")
         assert not engine.running
         await away.close()
 
@@ -389,4 +393,4 @@ class TestConversations:
             await session.execute(text("ALTER TABLE away RENAME TO turns"))
         await other.close()
         await turns.checkpoints.checkpoint()
-        assert (await memory.said())[-1] == ("assistant", "Hello", "completed")
+        assert (await memory.rows())[-1] == ("assistant", "Hello", "completed")

@@ -40,7 +40,7 @@ DONE = ChatMessage(role="tool", tool_call_id="d", content=[{"type": "text", "tex
 SUMMARY = ChatMessage(content=Compaction("They spoke.").message())
 
 
-def said(*texts: str) -> list[Item]:
+def user_items(*texts: str) -> list[Item]:
     """Of the user's and the assistant's, in turn."""
     roles = ("user", "assistant")
     return items.from_messages([ChatMessage(role=roles[index % 2], content=text) for index, text in enumerate(texts)])  # type: ignore[arg-type]  # they are roles
@@ -54,7 +54,7 @@ def read(*given: Item, history: list[ChatMessage] | None = None) -> list[str]:
 
 
 class TestTranscript:
-    def test_all_that_was_said_and_done_is_in_it(self) -> None:
+    def test_the_whole_conversation_is_in_it(self) -> None:
         assert transcript([SYSTEM, DEVELOPER, SUMMARY, USER, CALLS, RESULT, DONE, ANSWER]).split("\n\n") == [
             "[notes so far]\nThey spoke.",
             "[user]\nWhat is there?",
@@ -66,18 +66,20 @@ class TestTranscript:
             "[assistant]\nA door.",
         ]
 
-    def test_of_an_image_it_tells_that_there_was_one(self) -> None:
+    def test_an_image_is_mentioned(self) -> None:
         image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBO"}}
         shown = ChatMessage(content=[image, {"type": "text", "text": "What is it?"}])
         assert transcript([shown]) == "[user]\n[image_url]\nWhat is it?"
 
     def test_of_a_long_result_the_beginning_and_the_end(self) -> None:
         long = "first " + "x" * 2 * MAX_TOOL_CHARS + " last"
-        told = transcript([CALLS, ChatMessage(role="tool", tool_call_id="c", content=long)])
-        assert len(told) < MAX_TOOL_CHARS + 500
-        assert ("first" in told, "last" in told, f"{len(long) - MAX_TOOL_CHARS} characters left out" in told) == (
-            True,
-        ) * 3
+        abridged_text = transcript([CALLS, ChatMessage(role="tool", tool_call_id="c", content=long)])
+        assert len(abridged_text) < MAX_TOOL_CHARS + 500
+        assert (
+            "first" in abridged_text,
+            "last" in abridged_text,
+            f"{len(long) - MAX_TOOL_CHARS} characters left out" in abridged_text,
+        ) == (True,) * 3
         assert truncate_middle("x" * MAX_TOOL_CHARS) == "x" * MAX_TOOL_CHARS
 
     @given(st.text("ab \n"), st.integers(1, 20))
@@ -96,7 +98,7 @@ class TestTranscript:
 
 class TestItem:
     def test_opens_what_was_sealed_for_its_owner(self) -> None:
-        compaction = Compaction("Ünïcode", before=tuple(said("Hi")), after=())
+        compaction = Compaction("Ünïcode", before=tuple(user_items("Hi")), after=())
         item = seal_item(compaction, SEAL)
         assert compaction_of(item) == compaction
         public = public_item(item)
@@ -109,7 +111,7 @@ class TestItem:
             public_item(seal_item(Compaction("Notes"), SEAL)),
             {"type": "compaction", "encrypted_content": "gAAA"},
         )
-        found = Opened([*said("Hi"), foreign, ours], SEAL)
+        found = Opened([*user_items("Hi"), foreign, ours], SEAL)
         assert found.unread == ["input.1.encrypted_content"]
         assert [compaction_of(item) for item in found.items[1:]] == [None, Compaction("Notes")]
 
@@ -122,12 +124,17 @@ class TestItem:
 class TestReading:
     def test_a_summary_goes_with_what_the_client_has_kept(self) -> None:
         item = seal_item(Compaction("Notes"), SEAL)
-        given = [*items.from_messages([SYSTEM, USER, CALLS, RESULT, DONE]), *said("One", "Two"), item, *said("Three")]
+        given = [
+            *items.from_messages([SYSTEM, USER, CALLS, RESULT, DONE]),
+            *user_items("One", "Two"),
+            item,
+            *user_items("Three"),
+        ]
         assert read(*given) == ["Be good.", "What is there?", "One", "Notes", "Three"]
 
     def test_one_that_stands_alone_replaces_all_before_it(self) -> None:
-        item = seal_item(Compaction("Notes", before=tuple(said("One")), after=tuple(said("Two"))), SEAL)
-        assert read(*said("Zero", "And"), item, *said("Three"), history=[SYSTEM, USER]) == [
+        item = seal_item(Compaction("Notes", before=tuple(user_items("One")), after=tuple(user_items("Two"))), SEAL)
+        assert read(*user_items("Zero", "And"), item, *user_items("Three"), history=[SYSTEM, USER]) == [
             "One",
             "Notes",
             "Two",
@@ -136,7 +143,7 @@ class TestReading:
 
     def test_the_newest_counts(self) -> None:
         first, second = (seal_item(Compaction(text), SEAL) for text in ("First", "Second"))
-        assert read(first, *said("One", "Two"), second) == ["One", "Second"]
+        assert read(first, *user_items("One", "Two"), second) == ["One", "Second"]
 
     def test_history_is_before_it(self) -> None:
         item = seal_item(Compaction("Notes"), SEAL)
@@ -144,7 +151,7 @@ class TestReading:
 
     def test_a_closed_one_replaces_nothing(self) -> None:
         item = public_item(seal_item(Compaction("Notes"), SEAL))
-        assert read(*said("One", "Two"), item, *said("Three")) == ["One", "Two", "Three"]
+        assert read(*user_items("One", "Two"), item, *user_items("Three")) == ["One", "Two", "Three"]
 
     def test_a_call_that_stays_is_answered_after_it(self) -> None:
         item = seal_item(Compaction("Notes", before=(), after=tuple(items.from_messages([CALLS, RESULT]))), SEAL)
@@ -179,7 +186,7 @@ class TestWindow:
         short, long = ChatMessage(content="a"), ChatMessage(content="b" * 100)
         assert retained_within([short, long, short], 50) == [short]
 
-    def test_an_answer_goes_on_from_what_its_item_tells(self) -> None:
+    def test_an_answer_continues_from_its_items_summary(self) -> None:
         plan = CompactionPlan(
             SummaryPrompt(None, 100), "all", before=[SYSTEM, USER], after=[CALLS, RESULT], is_self_contained=True
         )

@@ -35,11 +35,11 @@ def test_the_form_is_found_by_trying(template: str | None, found: Form) -> None:
 
 def test_each_form() -> None:
     refused = {"role": "user", "content": [{"type": "refusal", "refusal": "no"}, RED]}
-    said = [TEXT, ILLUSTRATED, refused]
+    messages = [TEXT, ILLUSTRATED, refused]
     no = {"type": "text", "text": "no"}
 
     def contents(strings: bool, parts: bool) -> list[object]:
-        return [each["content"] for each in shaped(said, Form(strings, parts), "@")]
+        return [each["content"] for each in shaped(messages, Form(strings, parts), "@")]
 
     assert contents(strings=True, parts=False) == ["hi", "hello@\n", "no@\n"]
     assert contents(strings=True, parts=True) == ["hi", [HELLO, {"type": "image"}], [no, {"type": "image"}]]

@@ -31,8 +31,8 @@ def tokenizer() -> Any:
 
 
 def tokens(tokenizer: Any, *messages: Message, **template: Any) -> list[int]:
-    asked = {"add_generation_prompt": True, **template}
-    return list(prompt.encoded(list(messages), tokenizer, asked).ids)
+    arguments = {"add_generation_prompt": True, **template}
+    return list(prompt.encoded(list(messages), tokenizer, arguments).ids)
 
 
 def controls(tokenizer: Any, ids: list[int]) -> list[str]:
@@ -75,21 +75,21 @@ def test_calls_and_tools_stay_texts(tokenizer: Any) -> None:
 
 
 def test_an_answer_keeps_the_marks_of_its_form(tokenizer: Any) -> None:
-    said = {"role": "assistant", "content": f"<tool_call>{END}</tool_call>"}
-    assert controls(tokenizer, tokens(tokenizer, said)) == [START, "<tool_call>", "</tool_call>", END, START]
+    own_message = {"role": "assistant", "content": f"<tool_call>{END}</tool_call>"}
+    assert controls(tokenizer, tokens(tokenizer, own_message)) == [START, "<tool_call>", "</tool_call>", END, START]
 
 
 def test_a_continued_message_stays_text(tokenizer: Any) -> None:
-    said: Message = {"role": "assistant", "content": EVIL}
-    ids = tokens(tokenizer, USER, said, add_generation_prompt=False, continue_final_message=True)
+    own_message: Message = {"role": "assistant", "content": EVIL}
+    ids = tokens(tokenizer, USER, own_message, add_generation_prompt=False, continue_final_message=True)
     assert controls(tokenizer, ids) == TURN + BEGUN
     assert tokenizer.decode(ids).endswith(EVIL)
 
 
 def test_harmless_texts_have_the_tokens_they_had(tokenizer: Any) -> None:
-    said: Message = {"role": "user", "content": " 你好 <|im_ end|> \n\n<b>\U00100000"}
-    whole = tokenizer.apply_chat_template([said], add_generation_prompt=True, tokenize=False)
-    assert tokens(tokenizer, said) == tokenizer.encode(whole)
+    own_message: Message = {"role": "user", "content": " 你好 <|im_ end|> \n\n<b>\U00100000"}
+    whole = tokenizer.apply_chat_template([own_message], add_generation_prompt=True, tokenize=False)
+    assert tokens(tokenizer, own_message) == tokenizer.encode(whole)
 
 
 @pytest.mark.parametrize("make", [tiny_tokenizers.byte_level, tiny_tokenizers.byte_fallback])

@@ -57,8 +57,8 @@ CODE = {"type": "custom", "custom": {"name": "code"}}
 
 
 def offer(choice: object, **more: object) -> ToolSelection:
-    asked = {"messages": [{"content": "hi"}], "tools": TOOLS, "tool_choice": choice, **more}
-    request = ChatCompletionRequest.model_validate(asked)
+    body = {"messages": [{"content": "hi"}], "tools": TOOLS, "tool_choice": choice, **more}
+    request = ChatCompletionRequest.model_validate(body)
     tool_check.check(request)
     found = select_tools(request)
     assert found
@@ -84,15 +84,17 @@ def takes(tokenizer: LLTokenizer, calls: ToolFormat, offer: ToolSelection, text:
     assert spec
     matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(lark(spec, MARKERS)))
     assert not matcher.is_error(), matcher.get_error()
-    said = tokens(text)
-    return matcher.validate_tokens(said) == len(said) and matcher.consume_tokens(said) and matcher.is_accepting()
+    written = tokens(text)
+    return (
+        matcher.validate_tokens(written) == len(written) and matcher.consume_tokens(written) and matcher.is_accepting()
+    )
 
 
 def read(calls: ToolFormat, offer: ToolSelection, *pieces: str) -> tuple[str, list[tuple[str, str, str]]]:
-    parser, said = OutputParser(OutputFormat(tools=calls, names=offer.names, callees=offer.callees)), ChoiceReply()
+    parser, written = OutputParser(OutputFormat(tools=calls, names=offer.names, callees=offer.callees)), ChoiceReply()
     for part in [part for piece in pieces for part in parser.feed(piece)] + parser.finish():
-        said.add(part.event)
-    return said.text, [(call.kind, call.name, call.arguments) for call in said.calls]
+        written.add(part.event)
+    return written.text, [(call.kind, call.name, call.arguments) for call in written.calls]
 
 
 def begun(calls: ToolFormat, name: str) -> str:
@@ -111,10 +113,10 @@ class TestHeldToAGrammar:
         self, calls: ToolFormat, choice: str, tokenizer: LLTokenizer
     ) -> None:
         for name, text, no_text in (("patch", PATCHED, PATCHED[1:]), ("code", "AB/7\n", "AB/\n")):
-            said = begun(calls, name)
-            assert takes(tokenizer, calls, offer(choice), said + text)
-            assert not takes(tokenizer, calls, offer(choice), said + no_text)
-            for pieces in ((said + text,), tuple(said + text)):
+            written = begun(calls, name)
+            assert takes(tokenizer, calls, offer(choice), written + text)
+            assert not takes(tokenizer, calls, offer(choice), written + no_text)
+            for pieces in ((written + text,), tuple(written + text)):
                 assert read(calls, offer(choice), *pieces) == ("", [("custom", name, text)])
 
     def test_chosen_one_is_called_once(self, calls: ToolFormat, tokenizer: LLTokenizer) -> None:
@@ -124,18 +126,18 @@ class TestHeldToAGrammar:
 
     def test_comes_after_others(self, calls: ToolFormat, tokenizer: LLTokenizer) -> None:
         first = calls.write([("f", '{"a": 1}'), ("say", '{"input": "\\u00e9\\n"}')]).removesuffix("".join(calls.after))
-        said = first + "".join(calls.between) + lead(calls) + '{"name": "code"}\nAB/7'
-        assert takes(tokenizer, calls, offer("required"), said.replace("\\u00e9", "e"))
+        written = first + "".join(calls.between) + lead(calls) + '{"name": "code"}\nAB/7'
+        assert takes(tokenizer, calls, offer("required"), written.replace("\\u00e9", "e"))
         made = [("function", "f", '{"a": 1}'), ("custom", "say", "é\n"), ("custom", "code", "AB/7")]
-        for pieces in ((said,), tuple(said)):
+        for pieces in ((written,), tuple(written)):
             assert read(calls, offer("required"), *pieces) == ("", made)
         alone = offer("required", parallel_tool_calls=False)
-        assert not takes(tokenizer, calls, alone, said.replace("\\u00e9", "e"))
+        assert not takes(tokenizer, calls, alone, written.replace("\\u00e9", "e"))
 
     def test_model_may_write_it_as_a_function(self, calls: ToolFormat) -> None:
-        said = calls.write([("patch", '{"input": "*** \\"a\\"\\n"}'), ("f", "{}")])
+        written = calls.write([("patch", '{"input": "*** \\"a\\"\\n"}'), ("f", "{}")])
         made = [("custom", "patch", '*** "a"\n'), ("function", "f", "{}")]
-        for pieces in ((said,), tuple(said)):
+        for pieces in ((written,), tuple(written)):
             assert read(calls, offer("auto"), *pieces) == ("", made)
 
 
@@ -143,11 +145,11 @@ def test_several_texts_with_an_end_each(tokenizer: LLTokenizer) -> None:
     for name in ("hermes", "mistral-args"):
         calls = TOOL_FORMATS[name]
         ended = "AB/7\n" + calls.text_end * (calls.text_end not in calls.between)
-        said = (
+        written = (
             begun(calls, "code") + ended + "".join(calls.between) + lead(calls) + '{"name": "code"}\nCD/8' + calls.end
         )
-        assert takes(tokenizer, calls, offer("required"), said)
-        assert read(calls, offer("auto"), *said) == ("", [("custom", "code", "AB/7\n"), ("custom", "code", "CD/8")])
+        assert takes(tokenizer, calls, offer("required"), written)
+        assert read(calls, offer("auto"), *written) == ("", [("custom", "code", "AB/7\n"), ("custom", "code", "CD/8")])
 
 
 @pytest.mark.parametrize(
@@ -156,13 +158,13 @@ def test_several_texts_with_an_end_each(tokenizer: LLTokenizer) -> None:
 )
 def test_what_is_no_call_of_a_custom_tool_is_none(text: str, content: str) -> None:
     for pieces in ((text,), tuple(text)):
-        said, made = read(TOOL_FORMATS["json"], offer("auto"), *pieces)
-        assert said == content or made == [("function", "f", "{}")]
+        written, made = read(TOOL_FORMATS["json"], offer("auto"), *pieces)
+        assert written == content or made == [("function", "f", "{}")]
 
 
 def test_one_without_a_grammar_is_free() -> None:
-    asked = {"messages": [{"content": "hi"}], "tools": [custom("say")]}
-    free = select_tools(ChatCompletionRequest.model_validate(asked))
+    body = {"messages": [{"content": "hi"}], "tools": [custom("say")]}
+    free = select_tools(ChatCompletionRequest.model_validate(body))
     assert free
     assert free.callees == {"say": Callee("say", "custom")}
     assert tool_grammar(free, TOOL_FORMATS["json"]) is None

@@ -96,7 +96,7 @@ async def refusal(service: EmbeddingService, **body: Any) -> ServiceError:
 # --- the answer ---
 
 
-async def test_answer_has_openais_shape_the_name_asked_for_and_the_usage(service):
+async def test_answer_has_openais_shape_the_requested_name_and_the_usage(service):
     assert await create(service, input=["one two", ""], model="gpt-4o") == {
         "object": "list",
         "data": [

@@ -44,24 +44,24 @@ USAGE = {
 }
 
 
-async def run(said: Iterable[Event]) -> AsyncIterator[Event]:
-    for event in said:
+async def run(source: Iterable[Event]) -> AsyncIterator[Event]:
+    for event in source:
         yield event
 
 
-async def sent(said: Iterable[Event], *, usage: bool = False) -> list[str]:
-    return await dumped(said, ChunkOptions(usage=usage))
+async def sent(source: Iterable[Event], *, usage: bool = False) -> list[str]:
+    return await dumped(source, ChunkOptions(usage=usage))
 
 
-async def dumped(said: Iterable[Event], wanted: ChunkOptions) -> list[str]:
-    encoder = encode.ChunkEncoder(wanted, clock=lambda: 2.5)
-    chunks = [chunk for event in said for chunk in encoder.chunks(event)] + encoder.end()
+async def dumped(source: Iterable[Event], options: ChunkOptions) -> list[str]:
+    encoder = encode.ChunkEncoder(options, clock=lambda: 2.5)
+    chunks = [chunk for event in source for chunk in encoder.chunks(event)] + encoder.end()
     return [chunk.model_dump_json(exclude_unset=True) for chunk in chunks]
 
 
-def folded(said: Iterable[Event]) -> Reply:
+def folded(source: Iterable[Event]) -> Reply:
     reply = Reply()
-    for event in said:
+    for event in source:
         reply.add(event)
     return reply
 
@@ -136,10 +136,10 @@ def test_completion_has_every_field_of_the_contract() -> None:
 
 @given(pieces=st.lists(st.text(st.characters(exclude_categories=["Cs"]))), usage=st.booleans())
 async def test_sum_of_the_deltas_is_the_plain_answer(pieces: list[str], usage: bool) -> None:
-    said: list[Event] = [HEAD, *map(Text, pieces), Finish("stop", 1, len(pieces))]
-    chunks = [ChatCompletionChunk.model_validate_json(line) for line in await sent(said, usage=usage)]
+    source: list[Event] = [HEAD, *map(Text, pieces), Finish("stop", 1, len(pieces))]
+    chunks = [ChatCompletionChunk.model_validate_json(line) for line in await sent(source, usage=usage)]
     deltas = [each.choices[0].delta.content or "" for each in chunks if each.choices]
-    assert "".join(deltas) == encode.completion(folded(said), {}, ChunkOptions()).choices[0].message.content
+    assert "".join(deltas) == encode.completion(folded(source), {}, ChunkOptions()).choices[0].message.content
     assert len({(each.id, each.created) for each in chunks}) == 1
 
 
@@ -166,7 +166,7 @@ class TestEvents:
         assert isinstance(finish, Finish)
         assert finish.stop == "END"
 
-    async def test_choices_come_as_they_are_said(self) -> None:
+    async def test_choices_are_interleaved_as_generated(self) -> None:
         pause = Pause()
         slow, fast = FakeEngine("a", pause, "b"), FakeEngine("c", "d")
         slow.start()
@@ -217,8 +217,8 @@ class TestExtras:
         "refusal": None,
     }
 
-    async def chunks(self, wanted: ChunkOptions) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in await dumped(self.SAID, wanted)]
+    async def chunks(self, options: ChunkOptions) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in await dumped(self.SAID, options)]
 
     async def test_choices_appear_in_their_order_and_finish_each(self) -> None:
         choices = [chunk["choices"][0] for chunk in await self.chunks(ChunkOptions())]

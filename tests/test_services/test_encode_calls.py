@@ -71,17 +71,17 @@ def test_message_of_a_plain_answer() -> None:
     assert answer.usage.completion_tokens_details.reasoning_tokens == 2
 
 
-def test_what_was_said_beside_a_call_is_content() -> None:
+def test_text_beside_a_call_is_content() -> None:
     answer = encode.completion(folded([HEAD, Text("Wait."), *SAID[1:]]), {}, ChunkOptions())
     assert answer.choices[0].message.content == "Wait."
 
 
-@given(said=st.lists(st.sampled_from([Text("a"), Reasoning("b"), ToolCall("i", "f", 0), Arguments("c", 0)])))
-async def test_sum_of_the_deltas_is_the_plain_answer(said: list[Event]) -> None:
-    calls = [each for each in said if isinstance(each, ToolCall)][:1]
-    heard = [HEAD, *calls, *(each for each in said if calls or not isinstance(each, Arguments))]
-    heard = [each for place, each in enumerate(heard) if not isinstance(each, ToolCall) or place == 1]
-    run = [*heard, Finish("stop", 1, 1)]
+@given(source=st.lists(st.sampled_from([Text("a"), Reasoning("b"), ToolCall("i", "f", 0), Arguments("c", 0)])))
+async def test_sum_of_the_deltas_is_the_plain_answer(source: list[Event]) -> None:
+    calls = [each for each in source if isinstance(each, ToolCall)][:1]
+    kept = [HEAD, *calls, *(each for each in source if calls or not isinstance(each, Arguments))]
+    kept = [each for place, each in enumerate(kept) if not isinstance(each, ToolCall) or place == 1]
+    run = [*kept, Finish("stop", 1, 1)]
     deltas = [ChatCompletionChunk.model_validate_json(line).choices[0].delta for line in await sent(run)]
     message = encode.completion(folded(run), {}, ChunkOptions()).choices[0].message
     assert "".join(delta.content or "" for delta in deltas) == (message.content or "")
@@ -114,18 +114,18 @@ class TestChannels:
             "</tool_call>",
         ]
         pieces = [Piece(text, (number,)) for number, text in enumerate(texts)]
-        _, _, call, *_, finish = said = await self.of(*pieces, Piece("", (99,), "stop"))
-        assert said[:2] == [Reasoning("Hm", (0, 1)), Reasoning(".", (2,))]
+        _, _, call, *_, finish = parsed = await self.of(*pieces, Piece("", (99,), "stop"))
+        assert parsed[:2] == [Reasoning("Hm", (0, 1)), Reasoning(".", (2,))]
         assert isinstance(call, ToolCall)
         assert (call.name, call.token_ids) == ("f", (3, 4, 5, 6, 7))
-        assert said[3:5] == [Arguments("{", 0), Arguments("}", 0, (8,))]
+        assert parsed[3:5] == [Arguments("{", 0), Arguments("}", 0, (8,))]
         assert finish == Finish("tool_calls", 5, 12, token_ids=(9, 10, 99), reasoning_tokens=3)
 
-    async def test_every_logprob_is_told(self) -> None:
-        weighed = [TokenLogprob(letter, letter.encode(), -1.0) for letter in CALL]
-        pieces = [Piece(each.text, (0,), logprobs=(each,)) for each in weighed]
-        said = await self.of(*pieces, finish="stop")
-        assert [each for event in said if not isinstance(event, Finish) for each in event.logprobs] == weighed  # type: ignore[union-attr]
+    async def test_every_logprob_is_sent(self) -> None:
+        token_logprobs = [TokenLogprob(letter, letter.encode(), -1.0) for letter in CALL]
+        pieces = [Piece(each.text, (0,), logprobs=(each,)) for each in token_logprobs]
+        parsed = await self.of(*pieces, finish="stop")
+        assert [each for event in parsed if not isinstance(event, Finish) for each in event.logprobs] == token_logprobs  # type: ignore[union-attr]
 
     async def test_answer_that_was_cut_ends_at_its_length_though_it_called(self) -> None:
         *_, finish = await self.of(Piece(CALL), finish="length")
@@ -141,15 +141,15 @@ class TestChannels:
         engine = FakeEngine(Piece("a", (1,), cached_tokens=3), Piece("b", (2,)), Piece("c", (3,)), "d")
         engine.start()
         format = OutputFormat(TAGS, stop=("b",), min_tokens=0)
-        said = [event async for event in events(HEAD, [engine.open()], format=format)][1:]
-        assert said == [Text("a", (1,)), Finish("stop", 5, 2, cached_tokens=3, token_ids=(2,), stop="b")]
+        parsed = [event async for event in events(HEAD, [engine.open()], format=format)][1:]
+        assert parsed == [Text("a", (1,)), Finish("stop", 5, 2, cached_tokens=3, token_ids=(2,), stop="b")]
         assert not engine.running
 
     async def test_no_stop_string_is_looked_for_in_the_first_tokens(self) -> None:
         engine = FakeEngine(Piece("ab", (1, 2)), Piece("b", (3,)))
         engine.start()
         format = OutputFormat(TAGS, stop=("b",), min_tokens=2)
-        said = [event async for event in events(HEAD, [engine.open()], format=format)][1:]
-        assert said[0] == Text("ab", (1, 2))
-        assert isinstance(said[1], Finish)
-        assert (said[1].reason, said[1].completion_tokens) == ("stop", 3)
+        parsed = [event async for event in events(HEAD, [engine.open()], format=format)][1:]
+        assert parsed[0] == Text("ab", (1, 2))
+        assert isinstance(parsed[1], Finish)
+        assert (parsed[1].reason, parsed[1].completion_tokens) == ("stop", 3)

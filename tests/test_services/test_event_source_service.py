@@ -144,15 +144,13 @@ class TestAsk:
         stored = await turns.answer(last.id.partition(":")[0], "me", "message")
         assert (items.text(stored.output[0]), stored.status) == ("Hel", "failed")
 
-    async def test_unexpected_failure_is_told_without_its_text(
-        self, service: EventSourceService, engine: FakeEngine
-    ) -> None:
+    async def test_unexpected_failure_hides_its_text(self, service: EventSourceService, engine: FakeEngine) -> None:
         engine.script = ("Hel", ValueError("secret"))
         last = (await all_of(service.create(ASKED, "me")))[-1]
         assert last.event == "error"
         assert "secret" not in (last.data or "")
 
-    async def test_stop_ends_it_with_an_error_and_stores_what_was_said(
+    async def test_stop_ends_it_with_an_error_and_stores_the_output(
         self, service: EventSourceService, streams: StreamService, engine: FakeEngine, turns: TurnService
     ) -> None:
         pause = Pause()
@@ -168,7 +166,7 @@ class TestAsk:
 
 
 class TestStop:
-    async def test_it_ends_there_with_what_was_said(
+    async def test_it_ends_there_with_the_output_so_far(
         self, service: EventSourceService, engine: FakeEngine, turns: TurnService
     ) -> None:
         pause = Pause()

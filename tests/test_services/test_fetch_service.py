@@ -41,16 +41,16 @@ class Server(httpx2.AsyncBaseTransport):
 
     def __init__(self, **answers: httpx2.Response | Callable[[], httpx2.Response]) -> None:
         self.answers = {"images.example": ok(b"image"), **answers}
-        self.asked: list[httpx2.Request] = []
+        self.requests: list[httpx2.Request] = []
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        self.asked.append(request)
+        self.requests.append(request)
         answer = self.answers[request.headers["host"]]
         return answer if isinstance(answer, httpx2.Response) else answer()
 
     @property
     def addresses(self) -> list[str]:
-        return [request.url.host for request in self.asked]
+        return [request.url.host for request in self.requests]
 
 
 class Names:
@@ -89,7 +89,7 @@ async def test_the_connection_goes_to_the_checked_address() -> None:
 
     assert await fetcher(server).get("https://images.example/a.png?b=c#d", "p") == b"image"
 
-    (request,) = server.asked
+    (request,) = server.requests
     assert str(request.url) == f"https://{PUBLIC}/a.png?b=c"
     assert request.headers["host"] == request.extensions["sni_hostname"] == "images.example"
     assert request.headers["accept-encoding"] == "identity"
@@ -107,7 +107,7 @@ async def test_a_second_answer_of_the_name_server_is_not_asked_for() -> None:
 async def test_no_private_address_is_asked(found: list[str]) -> None:
     server = Server()
     assert "no public address" in await refusal(fetcher(server, Names(**{"images.example": [found]})))
-    assert server.asked == []
+    assert server.requests == []
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "2130706433", "0x7f.1", "localhost"])
@@ -116,7 +116,7 @@ async def test_real_names_of_this_machine_are_refused(host: str) -> None:
     fetch = Fetcher(["*"], max_bytes=10, timeout_s=20, transport=server)
     with pytest.raises(InvalidRequest):
         await fetch.get(f"http://{host}/", "p")
-    assert server.asked == []
+    assert server.requests == []
 
 
 async def test_redirects_are_followed_and_checked_again() -> None:
@@ -140,7 +140,7 @@ async def test_redirects_to_elsewhere(where: str) -> None:
 async def test_endless_redirects() -> None:
     server = Server(**{"images.example": lambda: redirect("/again")})
     assert "too often" in await refusal(fetcher(server))
-    assert len(server.asked) == 4
+    assert len(server.requests) == 4
 
 
 @pytest.mark.parametrize(

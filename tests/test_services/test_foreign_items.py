@@ -85,20 +85,20 @@ def _types(hint: Any) -> list[str]:
     return [hint] if isinstance(hint, str) else [name for each in get_args(hint) for name in _types(each)]
 
 
-def test_all_that_says_something_reaches_the_model() -> None:
-    asked = request(*(sample for sample, _ in SAMPLES), LATER)
-    responses.check(asked)
-    said = items.to_messages(asked.input)
-    read = str([message.model_dump(exclude_defaults=True) for message in said])
+def test_all_text_reaches_the_model() -> None:
+    response_request = request(*(sample for sample, _ in SAMPLES), LATER)
+    responses.check(response_request)
+    messages = items.to_messages(response_request.input)
+    read = str([message.model_dump(exclude_defaults=True) for message in messages])
     assert [words for _, words in SAMPLES if words not in read] == []
-    chat = responses.as_chat(asked, said)
+    chat = responses.as_chat(response_request, messages)
     responses.prompt.messages(chat, (), None)  # each result is of a call
 
 
-def test_what_says_nothing_is_named_by_its_type() -> None:
-    asked = request(*(sample for sample, _ in SAMPLES), LATER)
+def test_unread_items_are_named_by_their_type() -> None:
+    response_request = request(*(sample for sample, _ in SAMPLES), LATER)
     silent = [f"input.{index}.{sample['type']}" for index, (sample, words) in enumerate(SAMPLES) if not words]
-    assert sorted(name for name in responses.unknown_keys(asked)) == sorted(silent)
+    assert sorted(name for name in responses.unknown_keys(response_request)) == sorted(silent)
     searches = {"tool_search_call", "tool_search_output"}  # those that the client has not run
     assert {sample["type"] for sample, words in SAMPLES if not words} == UNREAD | searches
 
@@ -111,9 +111,9 @@ def test_all_of_it_is_kept_as_it_was_given() -> None:
 
 def test_the_same_id_twice_is_no_error() -> None:
     given = {"type": "message", "role": "user", "content": TEXT, "id": "msg_1"}
-    asked = request(given, given, {**given, "id": "anything goes"})
-    responses.check(asked)
-    assert [item["id"] for item in asked.input] == ["msg_1", "msg_1", "anything goes"]
+    response_request = request(given, given, {**given, "id": "anything goes"})
+    responses.check(response_request)
+    assert [item["id"] for item in response_request.input] == ["msg_1", "msg_1", "anything goes"]
 
 
 @pytest.mark.parametrize("type", ["mesage", "x"])

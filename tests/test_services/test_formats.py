@@ -89,14 +89,14 @@ REAL = [("qwen3", HERMES), ("qwen2_5", HERMES), ("llama3_2", LLAMA), ("mistral_n
 
 @pytest.mark.parametrize(("name", "calls"), REAL, ids=[name for name, _ in REAL])
 class TestRealTemplates:
-    def ask(self, name: str, **fields: object) -> PreparedRequest:
+    def prepared(self, name: str, **fields: object) -> PreparedRequest:
         asking = request(**fields)
         target = Target(tokenizer(name), chat_format_of(tokenizer(name).chat_template), max_length=4096)
         given = PromptInput(prompt.messages(asking, (), None))
         return prepare("id", asking, given, target, "me", prompt.check(asking))
 
     def text(self, name: str, **fields: object) -> str:
-        return str(tokenizer(name).decode(self.ask(name, **fields).prompt))
+        return str(tokenizer(name).decode(self.prepared(name, **fields).prompt))
 
     def test_tools_are_shown(self, name: str, calls: ToolFormat) -> None:
         text = self.text(name)
@@ -116,15 +116,15 @@ class TestRealTemplates:
         )
         assert "31 degrees" in text
         written = re.sub(r"(?s).*How warm is it\?", "", text).split("31 degrees")[0]
-        said = meaning(OutputFormat(tools=replace(calls, bare=False), names=NAMES), written)
+        parsed = meaning(OutputFormat(tools=replace(calls, bare=False), names=NAMES), written)
         bare = meaning(OutputFormat(tools=calls, names=NAMES), written[written.index("{") :])
-        (found,) = said.calls or bare.calls
+        (found,) = parsed.calls or bare.calls
         assert (found[0], json.loads(found[1])) == (PARIS[0], json.loads(PARIS[1]))
 
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_qwen_thinks_unless_it_is_told_not_to(enabled: bool) -> None:
-    ready = TestRealTemplates().ask("qwen3", enable_thinking=enabled, tool_choice="required")
+    ready = TestRealTemplates().prepared("qwen3", enable_thinking=enabled, tool_choice="required")
     text = str(tokenizer("qwen3").decode(ready.prompt))
     assert text.endswith("<think>\n\n</think>\n\n") is not enabled
     assert ready.jobs[0].sampling.grammar
@@ -133,7 +133,7 @@ def test_qwen_thinks_unless_it_is_told_not_to(enabled: bool) -> None:
 
 async def test_qwen_thinks_before_it_is_forced_to_call() -> None:
     qwen = tokenizer("qwen3")
-    spec = TestRealTemplates().ask("qwen3", tool_choice="required").jobs[0].sampling.grammar
+    spec = TestRealTemplates().prepared("qwen3", tool_choice="required").jobs[0].sampling.grammar
     call = HERMES.write([PARIS])
     assert await accepts(qwen, spec, f"<think>\nHm, <tool> or not?\n</think>\n\n{call}")
     assert await accepts(qwen, spec, call)
@@ -141,7 +141,7 @@ async def test_qwen_thinks_before_it_is_forced_to_call() -> None:
     assert not await accepts(qwen, spec, "No.")
 
 
-def test_thinking_of_earlier_answers_is_told() -> None:
+def test_earlier_thinking_is_passed_on() -> None:
     answer = {"role": "assistant", "content": "Yes.", "reasoning_content": "Is it so?"}
     text = TestRealTemplates().text(
         "qwen3", messages=[{"content": "Hi"}, answer], tools=[], add_generation_prompt=False
@@ -175,9 +175,9 @@ async def accepts(tokenizer: Any, spec: GrammarSpec | None, text: str, end: bool
 
 
 def grammar(calls: ToolFormat, answer: GrammarSpec | None = None, **fields: object) -> GrammarSpec | None:
-    asked = select_tools(request(**fields))
-    assert asked
-    return tool_grammar(asked, calls, answer)
+    selection = select_tools(request(**fields))
+    assert selection
+    return tool_grammar(selection, calls, answer)
 
 
 @pytest.mark.parametrize("calls", TOOL_FORMATS.values(), ids=TOOL_FORMATS)

@@ -105,7 +105,7 @@ def test_easy_messages_become_whole_ones() -> None:
 
 def test_calls_that_follow_a_text_belong_to_its_message() -> None:
     call = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
-    said = given_items(
+    input_items = given_items(
         {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
         {"role": "assistant", "content": "Let me see"},
         call,
@@ -114,7 +114,7 @@ def test_calls_that_follow_a_text_belong_to_its_message() -> None:
         {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "2"}]},
         call | {"call_id": "c3"},
     )
-    first, one, two, second = items.to_messages(said)
+    first, one, two, second = items.to_messages(input_items)
     assert (first.content, first.reasoning_content, [each.id for each in first.tool_calls]) == (
         "Let me see",
         "Hm.",
@@ -187,6 +187,6 @@ def test_an_image_is_a_part_of_the_chat() -> None:
     assert items._as_item(part, "input_text") == given[0]["content"][0]
 
 
-def test_ids_tell_what_they_are_of() -> None:
+def test_ids_have_the_prefix_of_their_type() -> None:
     kinds = ["message", "function_call", "function_call_output", "reasoning", "mcp_call"]
     assert [items.new_id({"type": kind}).split("_")[0] for kind in kinds] == ["msg", "fc", "fco", "rs", "item"]

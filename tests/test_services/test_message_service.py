@@ -79,11 +79,11 @@ class TestNew:
         assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (7, 0, 0.5)
 
     async def test_history_and_conversation_exclude_each_other(self, messages: MessageService) -> None:
-        asked = NewMessage(prompt="hi", history=[{"content": "before"}], conversation_id="conv_" + "0" * 32)
+        new_message = NewMessage(prompt="hi", history=[{"content": "before"}], conversation_id="conv_" + "0" * 32)
         for call in (
-            messages.new(asked, "me"),
-            anext(messages.stream(asked, "me")),
-            anext(messages.whole(asked, "me")),
+            messages.new(new_message, "me"),
+            anext(messages.stream(new_message, "me")),
+            anext(messages.whole(new_message, "me")),
         ):
             with pytest.raises(InvalidRequest) as refused:
                 await call

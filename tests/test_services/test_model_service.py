@@ -101,7 +101,7 @@ class TestLoading:
     async def test_tokenizer_is_the_engines(self, manager: NewManager, builder: Builder) -> None:
         assert await manager().get_tokenizer("chat") is builder.engines[0].tokenizer
 
-    async def test_failed_load_is_told_to_all_and_tried_again(self, manager: NewManager, builder: Builder) -> None:
+    async def test_failed_load_reaches_all_waiters_and_is_retried(self, manager: NewManager, builder: Builder) -> None:
         models = manager()
         builder.failure = OSError("/secret/path is not there")
         results = await asyncio.gather(*(models.get_model("chat") for _ in range(3)), return_exceptions=True)
@@ -174,19 +174,19 @@ class TestLoading:
     async def test_a_stop_before_the_sign_loads_nothing(self, manager: NewManager, builder: Builder) -> None:
         models = manager()
         opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heard: list[str] = []
-        models.start(preload=["chat"], after=opened, on_failure=lambda name, error: heard.append(name))
+        failures: list[str] = []
+        models.start(preload=["chat"], after=opened, on_failure=lambda name, error: failures.append(name))
         await asyncio.sleep(0)
         opened.cancel()
         await models.stop()
-        assert (builder.built, heard) == ([], [])
+        assert (builder.built, failures) == ([], [])
 
-    async def test_a_failed_preload_is_heard_of(self, manager: NewManager, builder: Builder) -> None:
+    async def test_a_failed_preload_is_reported(self, manager: NewManager, builder: Builder) -> None:
         models = manager()
         builder.failure = OSError("no such architecture\nand more")
-        heard: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
-        models.start(preload=["chat"], on_failure=lambda name, error: heard.set_result((name, reason(error))))
-        assert await heard == ("chat", "OSError: no such architecture")
+        failures: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
+        models.start(preload=["chat"], on_failure=lambda name, error: failures.set_result((name, reason(error))))
+        assert await failures == ("chat", "OSError: no such architecture")
 
     @pytest.mark.parametrize("required", [True, False])
     async def test_a_required_model_that_failed_is_missed_until_it_loads(
@@ -215,12 +215,12 @@ class TestNames:
             return lease.id, lease.name
 
     @pytest.mark.parametrize(
-        ("asked", "found"),
+        ("requested", "found"),
         [("other", "other"), ("default", "chat"), (None, "chat"), ("gpt", "other"), ("std", "chat")],
     )
-    async def test_names_and_aliases(self, manager: NewManager, asked: str | None, found: str) -> None:
+    async def test_names_and_aliases(self, manager: NewManager, requested: str | None, found: str) -> None:
         models = manager(gpt="other", std="default")
-        assert await self.resolved(models, asked) == (found, asked or found)
+        assert await self.resolved(models, requested) == (found, requested or found)
 
     async def test_default_is_the_first_of_its_kind(self, manager: NewManager) -> None:
         assert await self.resolved(manager(), None, "embedding") == ("embedding", "embedding")
@@ -253,7 +253,7 @@ class TestNames:
         with pytest.raises(ModelNotFound):
             await self.resolved(manager(CHAT), None, "embedding")
 
-    async def test_cards_tell_what_is_loaded(self, manager: NewManager) -> None:
+    async def test_cards_show_loaded_models(self, manager: NewManager) -> None:
         models = manager(gpt="other")
         await models.get_model("other")
         assert [(card.id, card.loaded) for card in models.cards()] == [
@@ -348,8 +348,8 @@ class TestFreeing:
 class TestSampling:
     """What holds where requests name nothing."""
 
-    def recommend(self, builder: Builder, *configs: ModelConfig, **said: SamplingDefaults) -> ModelManager:
-        return ModelManager(configs, build=builder, recommended=said.get)
+    def recommend(self, builder: Builder, *configs: ModelConfig, **from_hub: SamplingDefaults) -> ModelManager:
+        return ModelManager(configs, build=builder, recommended=from_hub.get)
 
     async def test_it_is_known_without_a_load(self, builder: Builder) -> None:
         models = self.recommend(builder, ModelConfig("chat", "here"), here=SamplingDefaults(temperature=0.2))
@@ -367,10 +367,10 @@ class TestSampling:
         assert await models.sampling("none") == SamplingDefaults()
 
     async def test_what_comes_with_the_load_holds_for_its_first_user(self, builder: Builder) -> None:
-        said: dict[str, SamplingDefaults] = {}
-        models = ModelManager([ModelConfig("chat", "hub")], build=builder, recommended=said.get)
+        from_hub: dict[str, SamplingDefaults] = {}
+        models = ModelManager([ModelConfig("chat", "hub")], build=builder, recommended=from_hub.get)
         assert await models.sampling("chat") == SamplingDefaults()
-        said["hub"] = SamplingDefaults(top_k=7)
+        from_hub["hub"] = SamplingDefaults(top_k=7)
         async with models.lease("chat") as lease:
             assert lease.sampling == SamplingDefaults(top_k=7)
         assert await models.sampling("chat") == SamplingDefaults(top_k=7)

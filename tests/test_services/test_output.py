@@ -41,10 +41,10 @@ def test_each_item_of_an_answer_has_its_own_id() -> None:
 
 def test_logprobs_are_kept_where_they_are_wanted() -> None:
     token = TokenLogprob("a", b"a", float("-inf"), (TokenLogprob("b", b"b", -1.0),))
-    wanted, unwanted = output.OutputItems("r", logprobs=True), output.OutputItems("r")
-    for folded in (wanted, unwanted):
+    with_logprobs, unwanted = output.OutputItems("r", logprobs=True), output.OutputItems("r")
+    for folded in (with_logprobs, unwanted):
         folded.add(Text("a", logprobs=(token,)))
-    told = {"token": "a", "logprob": -9999.0, "bytes": [97]}
+    logprob = {"token": "a", "logprob": -9999.0, "bytes": [97]}
     top = {"token": "b", "logprob": -1.0, "bytes": [98]}
-    assert wanted.items[0]["content"][0]["logprobs"] == [told | {"top_logprobs": [top]}]
+    assert with_logprobs.items[0]["content"][0]["logprobs"] == [logprob | {"top_logprobs": [top]}]
     assert unwanted.items[0]["content"][0]["logprobs"] == []

@@ -26,13 +26,13 @@ class Meaning:
 
 
 def meaning(format: OutputFormat, *pieces: str) -> Meaning:
-    parser, said = OutputParser(format), ChoiceReply()
+    parser, reply = OutputParser(format), ChoiceReply()
     parts = [part for piece in pieces for part in parser.feed(piece)] + parser.finish()
     assert [part.end for part in parts] == sorted(part.end for part in parts)
     assert all(part.end <= sum(map(len, pieces)) for part in parts)
     for part in parts:
-        said.add(part.event)
-    return Meaning(said.text, tuple((call.name, call.arguments) for call in said.calls), said.reasoning)
+        reply.add(part.event)
+    return Meaning(reply.text, tuple((call.name, call.arguments) for call in reply.calls), reply.reasoning)
 
 
 def tools(calls: ToolFormat, text: str) -> Meaning:
@@ -84,7 +84,7 @@ class TestEachToolFormat:
         assert tools(calls, text) == Meaning(calls=(("f", "{}"), ("get_weather", '{"a": 1}')))
 
     @pytest.mark.parametrize(
-        "said",
+        "content",
         [
             "Hello, world!",
             "a < b, <tool",
@@ -97,11 +97,11 @@ class TestEachToolFormat:
         ],
     )
     @pytest.mark.parametrize("calls", FORMATS_OF_TOOLS.values(), ids=FORMATS_OF_TOOLS)
-    def test_what_is_no_call_is_content(self, calls: ToolFormat, said: str) -> None:
-        assert tools(calls, said) == Meaning(said)
+    def test_what_is_no_call_is_content(self, calls: ToolFormat, content: str) -> None:
+        assert tools(calls, content) == Meaning(content)
 
     @pytest.mark.parametrize(
-        "said",
+        "content",
         [
             "<tool_call>",
             "<tool_call>\nI cannot.\n</tool_call>",
@@ -111,14 +111,14 @@ class TestEachToolFormat:
             "<tool_call>\n{'name': 'f'}\n</tool_call> or so",
         ],
     )
-    def test_malformed_call_is_content(self, said: str) -> None:
-        assert tools(HERMES, said) == Meaning(said)
+    def test_malformed_call_is_content(self, content: str) -> None:
+        assert tools(HERMES, content) == Meaning(content)
 
     def test_object_without_an_end_does_not_hide_the_next_call(self) -> None:
         good = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
-        said = meaning(OutputFormat(tools=HERMES, names=NAMES), '<tool_call>{"a": 1, ', good)
-        assert said == tools(HERMES, '<tool_call>{"a": 1, ' + good)
-        assert said == Meaning('<tool_call>{"a": 1,', (("f", "{}"),))
+        content = meaning(OutputFormat(tools=HERMES, names=NAMES), '<tool_call>{"a": 1, ', good)
+        assert content == tools(HERMES, '<tool_call>{"a": 1, ' + good)
+        assert content == Meaning('<tool_call>{"a": 1,', (("f", "{}"),))
 
     def test_call_after_a_malformed_one(self) -> None:
         good = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
@@ -173,7 +173,7 @@ class TestThinking:
             ),
         ],
     )
-    def test_is_told_from_content(self, text: str, expected: Meaning) -> None:
+    def test_is_separated_from_content(self, text: str, expected: Meaning) -> None:
         assert meaning(self.TAGGED, text) == expected
         assert meaning(self.TAGGED, *text) == expected
 
@@ -243,15 +243,15 @@ def test_meaning_does_not_depend_on_how_it_is_cut(text: str, cuts: list[int], fo
     assert meaning(format, *pieces) == meaning(format, text)
 
 
-@given(said=st.text(), arguments=st.dictionaries(st.text(), st.text() | st.lists(st.integers())))
+@given(content=st.text(), arguments=st.dictionaries(st.text(), st.text() | st.lists(st.integers())))
 @pytest.mark.parametrize("ascii_only", [True, False])
-def test_arguments_come_out_as_they_were_written(said: str, arguments: dict[str, object], ascii_only: bool) -> None:
+def test_arguments_come_out_as_they_were_written(content: str, arguments: dict[str, object], ascii_only: bool) -> None:
     written = json.dumps(arguments, ensure_ascii=ascii_only)
     for calls, text in (
-        (HERMES, f'{said}<tool_call>{{"name": "f", "arguments": {written}}}</tool_call>'),
+        (HERMES, f'{content}<tool_call>{{"name": "f", "arguments": {written}}}</tool_call>'),
         (LLAMA, f'{{"name": "f", "parameters": {written}}}'),
-        (MISTRAL, f'{said}[TOOL_CALLS][{{"name": "f", "arguments": {written}}}]'),
-        (MISTRAL, f"{said}[TOOL_CALLS]f[ARGS]{written}"),
+        (MISTRAL, f'{content}[TOOL_CALLS][{{"name": "f", "arguments": {written}}}]'),
+        (MISTRAL, f"{content}[TOOL_CALLS]f[ARGS]{written}"),
     ):
         assert meaning(OutputFormat(tools=calls, names=NAMES), *text).calls == (("f", written),)
 
@@ -259,5 +259,5 @@ def test_arguments_come_out_as_they_were_written(said: str, arguments: dict[str,
 @given(text=st.text(st.sampled_from('<tool_cal>{}[]"nme: f,;\\ \n')))
 @pytest.mark.parametrize("calls", FORMATS_OF_TOOLS.values(), ids=FORMATS_OF_TOOLS)
 def test_nothing_is_lost_where_no_tool_is_called(calls: ToolFormat, text: str) -> None:
-    said = meaning(OutputFormat(tools=calls), *text).text
-    assert said.replace(" ", "").replace("\n", "") == text.replace(" ", "").replace("\n", "")
+    content = meaning(OutputFormat(tools=calls), *text).text
+    assert content.replace(" ", "").replace("\n", "") == text.replace(" ", "").replace("\n", "")

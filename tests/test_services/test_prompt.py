@@ -31,7 +31,9 @@ def request(**fields: object) -> ChatCompletionRequest:
     return ChatCompletionRequest.model_validate({**HI, **fields})
 
 
-def said(*messages: dict[str, object], system: str | None = None, history: tuple[Message, ...] = ()) -> list[Message]:
+def prompt_messages(
+    *messages: dict[str, object], system: str | None = None, history: tuple[Message, ...] = ()
+) -> list[Message]:
     return prompt.messages(request(messages=[*messages]), history, system)
 
 
@@ -59,7 +61,7 @@ class TestParameters:
         assert name in refused.value.message
 
     @pytest.mark.parametrize(("name", "value"), NEUTRAL)
-    def test_unsupported_one_that_asks_for_nothing_is_accepted(self, name: str, value: object) -> None:
+    def test_unsupported_parameter_with_a_neutral_value_is_accepted(self, name: str, value: object) -> None:
         prompt.check(request(**{name: value}))
 
     @pytest.mark.parametrize("name", [*SERVED, *prompt.UNSUPPORTED])
@@ -76,7 +78,7 @@ class TestParameters:
         full = request(messages=[{"content": "hi", **nulls}], stream=True, stream_options={"include_usage": None})
         assert full == request(messages=[{"content": "hi"}], stream=True, stream_options={})
 
-    def test_unknown_ones_are_told_from_unsupported_ones(self) -> None:
+    def test_unknown_parameters_differ_from_unsupported_ones(self) -> None:
         assert prompt.unknown_keys(request(zebra=1, apple=2, tools=[], n=1)) == ["apple", "zebra"]
         assert prompt.unknown_keys(request(temperature=0, zebra=None)) == []
 
@@ -115,14 +117,14 @@ class TestParameters:
         ],
     )
     def test_a_tier_is_a_priority(self, fields: dict[str, object], priority: int, served: str | None) -> None:
-        assert (prompt.priority(asked := request(**fields)), prompt.served_tier(asked.service_tier)) == (
+        assert (prompt.priority(chat_request := request(**fields)), prompt.served_tier(chat_request.service_tier)) == (
             priority,
             served,
         )
 
 
-def sampling(asked: ChatCompletionRequest, max_tokens: int | None) -> SamplingParams:
-    return prompt.sampling(asked, prompt.max_tokens(asked, max_tokens), stop=tuple(asked.stop))
+def sampling(chat_request: ChatCompletionRequest, max_tokens: int | None) -> SamplingParams:
+    return prompt.sampling(chat_request, prompt.max_tokens(chat_request, max_tokens), stop=tuple(chat_request.stop))
 
 
 class TestSampling:
@@ -130,25 +132,25 @@ class TestSampling:
         assert sampling(request(), None) == SamplingParams(temperature=1.0, top_p=1.0)
 
     def test_all_are_taken_over(self) -> None:
-        asked = request(max_tokens=7, temperature=0, top_p=0.5, top_k=3, seed=-1, stop=["a", "b"])
-        assert sampling(asked, 99) == SamplingParams(7, 0, 0.5, 3, -1, ("a", "b"))
+        chat_request = request(max_tokens=7, temperature=0, top_p=0.5, top_k=3, seed=-1, stop=["a", "b"])
+        assert sampling(chat_request, 99) == SamplingParams(7, 0, 0.5, 3, -1, ("a", "b"))
 
     def test_so_are_those_that_change_the_logits(self) -> None:
         fields = {"min_p": 0.1, "repetition_penalty": 1.2, "frequency_penalty": 0.3, "presence_penalty": -0.4}
-        asked = request(**fields, logit_bias={"7": -100, "8": 1.5})
-        assert sampling(asked, None) == SamplingParams(**fields, logit_bias={7: -100, 8: 1.5})
+        chat_request = request(**fields, logit_bias={"7": -100, "8": 1.5})
+        assert sampling(chat_request, None) == SamplingParams(**fields, logit_bias={7: -100, 8: 1.5})
 
-    def test_so_are_those_that_say_where_it_ends(self) -> None:
-        asked = request(min_tokens=3, ignore_eos=True, stop_token_ids=[5], include_stop_str_in_output=True)
+    def test_stop_sequences_are_passed_on(self) -> None:
+        chat_request = request(min_tokens=3, ignore_eos=True, stop_token_ids=[5], include_stop_str_in_output=True)
         expected = SamplingParams(min_tokens=3, ignore_eos=True, stop_token_ids=(5,), include_stop=True)
-        assert sampling(asked, None) == expected
+        assert sampling(chat_request, None) == expected
 
     def test_min_tokens_may_be_a_number_in_the_metadata(self) -> None:
         assert sampling(request(metadata={"min_tokens": 20}), None).min_tokens == 20
         assert sampling(request(metadata={"min_tokens": 20}, min_tokens=0), None).min_tokens == 0
         assert sampling(request(metadata={"min_tokens": "20"}), None).min_tokens == 0  # as OpenAI's: a note
 
-    def test_logprobs_are_told_with_as_many_others(self) -> None:
+    def test_logprobs_have_the_requested_alternatives(self) -> None:
         assert sampling(request(), None).logprobs is None
         assert sampling(request(logprobs=True), None).logprobs == 0
         assert sampling(request(logprobs=True, top_logprobs=4), None).logprobs == 4
@@ -168,37 +170,41 @@ class TestSampling:
 
 class TestMessages:
     def test_without_a_role_it_is_the_users(self) -> None:
-        assert said({"content": "hi"}) == [{"role": "user", "content": "hi"}]
+        assert prompt_messages({"content": "hi"}) == [{"role": "user", "content": "hi"}]
 
     def test_developer_speaks_as_system(self) -> None:
-        assert said({"role": "developer", "content": "be brief"}) == [{"role": "system", "content": "be brief"}]
+        assert prompt_messages({"role": "developer", "content": "be brief"}) == [
+            {"role": "system", "content": "be brief"}
+        ]
 
     def test_text_parts_are_joined(self) -> None:
         parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
-        assert said({"content": parts}) == [{"role": "user", "content": "one two"}]
+        assert prompt_messages({"content": parts}) == [{"role": "user", "content": "one two"}]
 
-    def test_refusals_are_what_the_assistant_said(self) -> None:
+    def test_refusals_are_assistant_text(self) -> None:
         parts = [{"type": "refusal", "refusal": "I will not"}]
-        assert said({"role": "assistant", "content": parts}, {"role": "assistant", "refusal": "nor this"}) == [
+        assert prompt_messages(
+            {"role": "assistant", "content": parts}, {"role": "assistant", "refusal": "nor this"}
+        ) == [
             {"role": "assistant", "content": "I will not"},
             {"role": "assistant", "content": "nor this"},
         ]
 
     def test_history_comes_first(self) -> None:
         history: tuple[Message, ...] = ({"role": "user", "content": "before"},)
-        assert [each["content"] for each in said({"content": "now"}, history=history)] == ["before", "now"]
+        assert [each["content"] for each in prompt_messages({"content": "now"}, history=history)] == ["before", "now"]
 
     def test_system_prompt_goes_in_front_where_there_is_none(self) -> None:
-        assert said({"content": "hi"}, system="be brief")[0] == {"role": "system", "content": "be brief"}
+        assert prompt_messages({"content": "hi"}, system="be brief")[0] == {"role": "system", "content": "be brief"}
 
     @pytest.mark.parametrize("role", ["system", "developer"])
     def test_system_prompt_gives_way_to_the_requests_own(self, role: str) -> None:
-        given = said({"role": role, "content": "be long"}, {"content": "hi"}, system="be brief")
-        assert [each["content"] for each in given] == ["be long", "hi"]
+        prompt_list = prompt_messages({"role": role, "content": "be long"}, {"content": "hi"}, system="be brief")
+        assert [each["content"] for each in prompt_list] == ["be long", "hi"]
 
     def test_system_prompt_gives_way_to_the_historys_own(self) -> None:
         history: tuple[Message, ...] = ({"role": "system", "content": "be long"},)
-        assert [each["content"] for each in said({"content": "hi"}, history=history, system="be brief")] == [
+        assert [each["content"] for each in prompt_messages({"content": "hi"}, history=history, system="be brief")] == [
             "be long",
             "hi",
         ]
@@ -206,15 +212,15 @@ class TestMessages:
     def test_results_of_no_call_are_named_where_they_stand(self) -> None:
         result = {"role": "tool", "tool_call_id": "x", "content": "1"}
         with pytest.raises(InvalidRequest) as refused:
-            said(result, history=({"role": "user", "content": "hi"},))
+            prompt_messages(result, history=({"role": "user", "content": "hi"},))
         assert refused.value.param == "messages.0.tool_call_id"
         with pytest.raises(InvalidRequest) as refused:
-            said({"content": "hi"}, history=(result,))
+            prompt_messages({"content": "hi"}, history=(result,))
         assert refused.value.param == "conversation"
 
     def test_cache_breakpoints_are_not_needed(self) -> None:
         part = {"type": "text", "text": "hi", "prompt_cache_breakpoint": {"mode": "explicit", "ttl": "30m"}}
-        assert said({"content": [part]})[0]["content"] == "hi"
+        assert prompt_messages({"content": [part]})[0]["content"] == "hi"
 
     @pytest.mark.parametrize(
         ("message", "where"),
@@ -265,10 +271,10 @@ class TestRender:
             self.render(*self.ANSWERED, template="{{ 1 + tone }}", chat_template_kwargs={"tone": "dry"})
 
     def test_template_is_followed_and_opens_the_answer(self) -> None:
-        asked = prompt.messages(
+        chat_request = prompt.messages(
             request(messages=[{"role": "system", "content": "be brief"}, *HI["messages"]]), (), None
         )
-        rendered = prompt.encoded(asked, FakeTokenizer(), prompt.template(request()))
+        rendered = prompt.encoded(chat_request, FakeTokenizer(), prompt.template(request()))
         assert bytes(rendered.ids).decode() == "<system>be brief\n<user>hi\n<assistant>\n"
 
     def test_refusal_of_a_template_names_the_messages(self) -> None:

@@ -43,8 +43,8 @@ def test_a_prompt_is_public_as_far_as_it_is_the_servers() -> None:
     public = public_prefix(tokenizer, SYSTEM)
 
     def rendered(system: str) -> tuple[int, ...]:
-        said = [{"role": "system", "content": system}, {"role": "user", "content": "a secret"}]
-        return prompt.encoded(said, tokenizer, {"add_generation_prompt": True}).ids
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": "a secret"}]
+        return prompt.encoded(messages, tokenizer, {"add_generation_prompt": True}).ids
 
     assert num_public(rendered(SYSTEM), public) == len(public)
     assert tokenizer.decode(rendered("You are Bob.")[: num_public(rendered("You are Bob."), public)]) == (

@@ -62,20 +62,20 @@ async def models() -> AsyncIterator[ModelManager]:
 
 
 def request(**fields: Any) -> ChatCompletionRequest:
-    asked = {"messages": [{"content": "How warm is it?"}], "max_tokens": 200, "thinking_token_budget": BUDGET}
-    return ChatCompletionRequest.model_validate({**asked, **fields})
+    body = {"messages": [{"content": "How warm is it?"}], "max_tokens": 200, "thinking_token_budget": BUDGET}
+    return ChatCompletionRequest.model_validate({**body, **fields})
 
 
 def is_valid(text: str) -> bool:
-    said = json.loads(text)
-    return said["unit"] in ("celsius", "fahrenheit") and said["days"] in range(1, 8) and len(said) == 2
+    arguments = json.loads(text)
+    return arguments["unit"] in ("celsius", "fahrenheit") and arguments["days"] in range(1, 8) and len(arguments) == 2
 
 
 async def test_the_tool_is_called_after_thinking_that_keeps_its_budget(chat: ChatService) -> None:
     begins = {str(tokenizer("qwen3").convert_tokens_to_ids("<think>")): 100}
     for seed in SEEDS:
-        asked = request(tools=[TOOL], tool_choice=NAMED, seed=seed, logit_bias=begins)
-        answer = await chat.create(asked, "me")
+        chat_request = request(tools=[TOOL], tool_choice=NAMED, seed=seed, logit_bias=begins)
+        answer = await chat.create(chat_request, "me")
         (choice,) = answer.choices
         assert choice.finish_reason == "tool_calls"
         assert choice.message.content is None
@@ -89,9 +89,9 @@ async def test_the_tool_is_called_after_thinking_that_keeps_its_budget(chat: Cha
 
 async def test_the_stream_adds_up_to_the_plain_answer(chat: ChatService) -> None:
     for seed in SEEDS:
-        asked = request(tools=[TOOL], tool_choice="required", seed=seed, parallel_tool_calls=False)
-        message = (await chat.create(asked, "me")).choices[0].message
-        deltas = [chunk.choices[0].delta async for chunk in chat.stream(asked, "me")]
+        chat_request = request(tools=[TOOL], tool_choice="required", seed=seed, parallel_tool_calls=False)
+        message = (await chat.create(chat_request, "me")).choices[0].message
+        deltas = [chunk.choices[0].delta async for chunk in chat.stream(chat_request, "me")]
         assert "".join(delta.reasoning_content or "" for delta in deltas) == (message.reasoning_content or "")
         arguments = [call.function.arguments for delta in deltas for call in delta.tool_calls]
         assert "".join(arguments) == "".join(call.function.arguments for call in message.tool_calls or [])
@@ -106,16 +106,18 @@ async def test_what_has_a_form_comes_after_thinking(chat: ChatService) -> None:
 
 
 async def test_thinking_that_is_off_leaves_the_call(chat: ChatService) -> None:
-    asked = request(tools=[TOOL], tool_choice="required", enable_thinking=False, seed=1, parallel_tool_calls=False)
-    message = (await chat.create(asked, "me")).choices[0].message
+    chat_request = request(
+        tools=[TOOL], tool_choice="required", enable_thinking=False, seed=1, parallel_tool_calls=False
+    )
+    message = (await chat.create(chat_request, "me")).choices[0].message
     assert message.tool_calls
     assert message.reasoning_content is None
 
 
 async def test_answers_that_are_free_or_calls(chat: ChatService) -> None:
     for seed in SEEDS:
-        asked = request(tools=[TOOL], seed=seed, max_tokens=40, parallel_tool_calls=False, enable_thinking=False)
-        (choice,) = (await chat.create(asked, "me")).choices
+        chat_request = request(tools=[TOOL], seed=seed, max_tokens=40, parallel_tool_calls=False, enable_thinking=False)
+        (choice,) = (await chat.create(chat_request, "me")).choices
         assert choice.message.content or choice.message.tool_calls
 
 
@@ -130,7 +132,7 @@ async def test_custom_tools_are_held_to_their_grammars(chat: ChatService) -> Non
         choice = {"type": "custom", "custom": {"name": "patch"}}
         ends = {str(tokenizer("qwen3").convert_tokens_to_ids("***")): 5}
         for seed in SEEDS[:2]:
-            asked = request(tools=[tool], tool_choice=choice, seed=seed, enable_thinking=False, logit_bias=ends)
-            (call,) = (await chat.create(asked, "me")).choices[0].message.tool_calls or []
+            chat_request = request(tools=[tool], tool_choice=choice, seed=seed, enable_thinking=False, logit_bias=ends)
+            (call,) = (await chat.create(chat_request, "me")).choices[0].message.tool_calls or []
             assert isinstance(call, CustomToolCall)
             assert re.fullmatch(whole, call.custom.input), call.custom.input

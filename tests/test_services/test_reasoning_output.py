@@ -30,11 +30,11 @@ def test_the_beginning_is_a_paragraph_or_some_sentences(thought: str, found: str
 
 @given(st.lists(st.sampled_from(["a", "Hm. ", "\n", "\n\n", " ", "。", "b" * 50, "3.1"]), max_size=30))
 def test_the_beginning_of_a_text_that_grows_only_grows(pieces: list[str]) -> None:
-    told = [beginning("".join(pieces[:count])) for count in range(len(pieces) + 1)]
-    assert all(later.startswith(earlier) for earlier, later in pairwise(told))
+    beginnings = [beginning("".join(pieces[:count])) for count in range(len(pieces) + 1)]
+    assert all(later.startswith(earlier) for earlier, later in pairwise(beginnings))
 
 
-def test_a_thought_is_shown_as_it_was_asked_for() -> None:
+def test_reasoning_is_shown_in_the_requested_form() -> None:
     item = {"id": "rs_1", **reasoning("One.\n\nTwo.")}
     assert ReasoningOutput().shown(item) == item
     whole = {"id": "rs_1", "type": "reasoning", "summary": [{"type": "summary_text", "text": "One.\n\nTwo."}]}

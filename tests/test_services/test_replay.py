@@ -23,23 +23,23 @@ SAID: list[Event] = [
 ]
 
 
-async def test_a_stored_answer_is_told_as_it_was_said(turns: TurnService) -> None:
+async def test_a_stored_answer_is_replayed_unchanged(turns: TurnService) -> None:
     turn = await begin(turns, "Hi", kind="chat.completion", create=False, stored=True, n=2)
     await finish(turn, *SAID)
     stored = await turns.answer(turn.id, "me", "chat.completion")
-    said = Reply()
+    expected = Reply()
     for event in [Head(turn.id, int(turn.created_at), "a-model", "fp_1", None, prompt_tokens=7, n=2), *SAID]:
-        said.add(event)
-    told = replay.reply_of(stored)
-    assert told.head == said.head
-    for one, other in zip(told.choices, said.choices, strict=True):
+        expected.add(event)
+    replayed = replay.reply_of(stored)
+    assert replayed.head == expected.head
+    for one, other in zip(replayed.choices, expected.choices, strict=True):
         assert (one.text, one.reasoning, one.calls, one.logprobs) == (
             other.text,
             other.reasoning,
             other.calls,
             other.logprobs,
         )
-    ends = [each.finish for each in told.choices if each.finish]
+    ends = [each.finish for each in replayed.choices if each.finish]
     assert [end.reason for end in ends] == ["tool_calls", "length"]
     assert sum(end.completion_tokens for end in ends) == 11
     assert (ends[0].cached_tokens, ends[0].reasoning_tokens) == (3, 4)

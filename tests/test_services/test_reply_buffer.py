@@ -33,10 +33,10 @@ def event_sequences(draw: st.DrawFn) -> list[Event]:
     """Two choices, whose events come mixed, each in its order."""
     choices: list[list[Event]] = []
     for index in range(2):
-        said: list[Event] = [*draw(st.lists(words(index), max_size=12))]
+        choice_events: list[Event] = [*draw(st.lists(words(index), max_size=12))]
         for number in range(draw(st.integers(0, 2))):
-            said += call(index, number)
-        choices.append([*said, Finish("stop", 3, 2, index=index)])
+            choice_events += call(index, number)
+        choices.append([*choice_events, Finish("stop", 3, 2, index=index)])
     order = [0] * len(choices[0]) + [1] * len(choices[1])
     draw(st.randoms(use_true_random=False)).shuffle(order)
     return [choices[index].pop(0) for index in order]

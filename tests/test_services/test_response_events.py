@@ -25,16 +25,16 @@ def encoder(*, logprobs: bool = False, reasoning: ReasoningOutput | None = None)
     return ResponseEncoder(response, OutputItems("r", logprobs=logprobs), reasoning=reasoning)
 
 
-async def run(said: Iterable[OutputEvent | Finish]) -> AsyncIterator[OutputEvent | Finish]:
-    for event in said:
+async def run(outputs: Iterable[OutputEvent | Finish]) -> AsyncIterator[OutputEvent | Finish]:
+    for event in outputs:
         yield event
 
 
 async def transcript(
-    *said: OutputEvent | Finish, logprobs: bool = False, reasoning: ReasoningOutput | None = None
+    *outputs: OutputEvent | Finish, logprobs: bool = False, reasoning: ReasoningOutput | None = None
 ) -> list[dict[str, Any]]:
     encoding = encoder(logprobs=logprobs, reasoning=reasoning)
-    events = [encoding.created(), *[each async for each in response_events(encoding, run(said))]]
+    events = [encoding.created(), *[each async for each in response_events(encoding, run(outputs))]]
     sent = [stream_event(event) for event in events]
     assert [each.number for each in sent] == list(range(len(sent)))
     data = [json.loads(each.data) for each in sent]
@@ -65,7 +65,7 @@ def part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-async def test_a_text_is_told_piece_by_piece_and_then_as_a_whole() -> None:
+async def test_text_is_streamed_in_deltas_then_whole() -> None:
     message = {"id": "msg_r", "status": "completed", "type": "message", "role": "assistant", "content": [part("Hello")]}
     at = {"output_index": 0, "item_id": "msg_r", "content_index": 0}
     begun = {"status": "in_progress", "output": [], "usage": None}
@@ -88,8 +88,8 @@ async def test_a_text_is_told_piece_by_piece_and_then_as_a_whole() -> None:
 
 
 async def test_reasoning_text_and_calls_follow_each_other() -> None:
-    said = [Reasoning("Hm"), Text("See"), ToolCall("c1", "f", 0), Arguments("{", 0), Arguments("}", 0)]
-    events = await transcript(*said, ToolCall("c2", "g", 1), FINISH)
+    outputs = [Reasoning("Hm"), Text("See"), ToolCall("c1", "f", 0), Arguments("{", 0), Arguments("}", 0)]
+    events = await transcript(*outputs, ToolCall("c2", "g", 1), FINISH)
     assert [(event["type"].removeprefix("response."), event.get("output_index")) for event in events[2:-1]] == [
         ("output_item.added", 0),
         ("content_part.added", 0),
@@ -152,9 +152,9 @@ async def test_an_answer_without_a_word_is_an_empty_message() -> None:
     assert events[-1]["response"]["output"][0]["content"] == [part("")]
 
 
-async def test_what_was_said_before_a_failure_stays() -> None:
+async def test_output_before_a_failure_stays() -> None:
     encoding = encoder()
-    list(encoding.said(Text("Hel")))
+    list(encoding.output(Text("Hel")))
     *_, item, last = [json.loads(stream_event(event).data) for event in encoding.failed(EngineFailed("It broke"))]
     assert item["item"]["status"] == "incomplete"
     assert last["response"]["error"] == {"code": "server_error", "message": "It broke"}
@@ -164,18 +164,18 @@ async def test_what_was_said_before_a_failure_stays() -> None:
 async def test_logprobs_come_with_their_text() -> None:
     token = TokenLogprob("a", b"a", -0.5, (TokenLogprob("b", b"b", -1.0),))
     events = await transcript(Text("a", logprobs=(token,)), FINISH, logprobs=True)
-    told = [
+    expected = [
         {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [{"token": "b", "logprob": -1.0, "bytes": [98]}]}
     ]
     found = {event["type"]: event["logprobs"] for event in events if "logprobs" in event}
-    assert found == {"response.output_text.delta": told, "response.output_text.done": told}
-    assert events[-1]["response"]["output"][0]["content"][0]["logprobs"] == told
+    assert found == {"response.output_text.delta": expected, "response.output_text.done": expected}
+    assert events[-1]["response"]["output"][0]["content"][0]["logprobs"] == expected
     assert events[3]["part"]["logprobs"] == []
 
 
-async def test_a_summary_is_told_as_it_grows() -> None:
-    said = Reasoning("\nHm."), Reasoning("\n"), Reasoning("\nWell."), Reasoning(" So."), Text("42"), FINISH
-    events = await transcript(*said, reasoning=ReasoningOutput("concise", seal=str.upper))
+async def test_a_summary_is_streamed_as_it_grows() -> None:
+    outputs = Reasoning("\nHm."), Reasoning("\n"), Reasoning("\nWell."), Reasoning(" So."), Text("42"), FINISH
+    events = await transcript(*outputs, reasoning=ReasoningOutput("concise", seal=str.upper))
     at = {"output_index": 0, "item_id": "rs_r", "summary_index": 0}
     whole = {"type": "summary_text", "text": "Hm."}
     item = {"id": "rs_r", "status": "completed", "type": "reasoning", "summary": [whole]}
@@ -195,7 +195,7 @@ async def test_a_summary_is_told_as_it_grows() -> None:
     assert events[-1]["response"]["output"][0] == sealed
 
 
-async def test_a_thought_that_is_its_own_summary_is_told_as_it_comes() -> None:
+async def test_reasoning_that_is_its_own_summary_is_streamed() -> None:
     events = await transcript(
         Reasoning("Hm.\n"), Reasoning("\nWell."), Text("42"), FINISH, reasoning=ReasoningOutput("auto")
     )

@@ -40,9 +40,9 @@ def request(*tools: dict[str, Any], input: Any = "hi", **fields: object) -> Resp
     return ResponseRequest.model_validate({"input": input, "tools": list(tools), **fields})
 
 
-def offer(asked: ResponseRequest) -> ToolSelection:
-    responses.check(asked)
-    chat = responses.as_chat(asked, items.to_messages(asked.input))
+def offer(response_request: ResponseRequest) -> ToolSelection:
+    responses.check(response_request)
+    chat = responses.as_chat(response_request, items.to_messages(response_request.input))
     with responses.translate_errors():
         prompt.check(chat)
         found = select_tools(chat)
@@ -62,26 +62,30 @@ def answered(offer: ToolSelection, *calls: tuple[str, str]) -> list[dict[str, An
 
 class TestNamespaces:
     def test_are_flat_to_the_model_and_not_to_the_client(self) -> None:
-        asked = offer(request(function("lookup"), KEYS, {"type": "web_search"}, PATCH))
-        assert [each.name for each in asked.callable] == ["lookup", "patch", "keys__lookup", "keys__edit"]
-        assert asked.callable[2].description == "About keys. Looks up."
-        assert asked.params == (
+        selected = offer(request(function("lookup"), KEYS, {"type": "web_search"}, PATCH))
+        assert [each.name for each in selected.callable] == ["lookup", "patch", "keys__lookup", "keys__edit"]
+        assert selected.callable[2].description == "About keys. Looks up."
+        assert selected.params == (
             *("tools.0.parameters", "tools.3.format"),
             *("tools.1.tools.0.parameters", "tools.1.tools.1.format"),
         )
-        assert answered(asked, ("keys__lookup", '{"a": 1}'), ("keys__edit", '{"input": "aa"}'), ("lookup", "{}")) == [
+        assert answered(
+            selected, ("keys__lookup", '{"a": 1}'), ("keys__edit", '{"input": "aa"}'), ("lookup", "{}")
+        ) == [
             {"type": "function_call", "name": "lookup", "arguments": '{"a": 1}', "namespace": "keys"},
             {"type": "custom_tool_call", "name": "edit", "input": "aa", "namespace": "keys"},
             {"type": "function_call", "name": "lookup", "arguments": "{}"},
         ]
 
     def test_each_name_is_short_and_the_only_one(self) -> None:
-        asked = offer(request(function("a__b"), namespace("a", function("b")), namespace("n" * 60, function("c" * 60))))
-        first, second, third = (each.name for each in asked.callable)
+        selected = offer(
+            request(function("a__b"), namespace("a", function("b")), namespace("n" * 60, function("c" * 60)))
+        )
+        first, second, third = (each.name for each in selected.callable)
         assert first == "a__b" != second
         assert len(third) == 64
         assert third == flat("c" * 60, "n" * 60) != flat("d" * 60, "n" * 60)
-        (call,) = answered(asked, (second, "{}"))
+        (call,) = answered(selected, (second, "{}"))
         assert (call["namespace"], call["name"]) == ("a", "b")
 
     @pytest.mark.parametrize(
@@ -97,9 +101,9 @@ class TestNamespaces:
         ],
     )
     def test_can_be_chosen(self, choice: dict[str, Any], names: str) -> None:
-        asked = request(function("lookup"), KEYS, namespace("more", function("only")), SEARCH, tool_choice=choice)
-        wanted = {"keys__lookup", "keys__edit"} if names == "keys__*" else {names}
-        assert offer(asked).names == wanted
+        selected = request(function("lookup"), KEYS, namespace("more", function("only")), SEARCH, tool_choice=choice)
+        expected = {"keys__lookup", "keys__edit"} if names == "keys__*" else {names}
+        assert offer(selected).names == expected
 
     @pytest.mark.parametrize(
         ("tool", "param"),
@@ -120,23 +124,23 @@ class TestNamespaces:
 
     @pytest.mark.parametrize("called", [{"name": "lookup", "namespace": "keys"}, {"name": "keys__lookup"}])
     def test_calls_of_before_are_shown_flat(self, called: dict[str, str]) -> None:
-        (said,) = items.to_messages([{"type": "function_call", "call_id": "c", "arguments": "{}", **called}])
-        assert prompt.message(said)["tool_calls"][0]["function"] == {"name": "keys__lookup", "arguments": {}}
+        (message,) = items.to_messages([{"type": "function_call", "call_id": "c", "arguments": "{}", **called}])
+        assert prompt.message(message)["tool_calls"][0]["function"] == {"name": "keys__lookup", "arguments": {}}
 
 
 class TestSearch:
     def test_is_called_as_a_function(self) -> None:
-        asked = offer(request(SEARCH))
-        assert asked.callees == {"tool_search": Callee("tool_search", "tool_search")}
-        assert asked.callable[0].description == "Finds tools."
-        assert answered(asked, ("tool_search", '{"query": "a }"}')) == [
+        selected = offer(request(SEARCH))
+        assert selected.callees == {"tool_search": Callee("tool_search", "tool_search")}
+        assert selected.callable[0].description == "Finds tools."
+        assert answered(selected, ("tool_search", '{"query": "a }"}')) == [
             {"type": "tool_search_call", "execution": "client", "arguments": {"query": "a }"}}
         ]
 
     def test_what_it_found_can_be_called(self) -> None:
-        asked = request(SEARCH, PATCH, input=found(KEYS, function("late"), PATCH))
-        assert offer(asked).names == {"tool_search", "patch", "keys__lookup", "keys__edit", "late"}
-        call, result = items.to_messages(asked.input)
+        selected = request(SEARCH, PATCH, input=found(KEYS, function("late"), PATCH))
+        assert offer(selected).names == {"tool_search", "patch", "keys__lookup", "keys__edit", "late"}
+        call, result = items.to_messages(selected.input)
         assert prompt.message(call)["tool_calls"][0]["function"] == {
             "name": "tool_search",
             "arguments": {"query": "q"},
@@ -152,9 +156,9 @@ class TestSearch:
 
     def test_without_it_nothing_is_deferred(self) -> None:
         late = function("late", defer_loading=True)
-        asked = request({"type": "tool_search"}, late, namespace("a", late))
-        assert offer(asked).names == {"late", "a__late"}
-        assert sorted(responses.unknown_keys(asked)) == [
+        selected = request({"type": "tool_search"}, late, namespace("a", late))
+        assert offer(selected).names == {"late", "a__late"}
+        assert sorted(responses.unknown_keys(selected)) == [
             "tools.0.tool_search",
             "tools.1.defer_loading",
             "tools.2.tools.0.defer_loading",

@@ -18,8 +18,8 @@ def request(**fields: Any) -> ResponseRequest:
 
 
 def chat(**fields: Any) -> dict[str, Any]:
-    asked = responses.as_chat(request(**fields), [ChatMessage(content="Hi")])
-    return asked.model_dump(exclude_unset=True, exclude_none=True)
+    chat_request = responses.as_chat(request(**fields), [ChatMessage(content="Hi")])
+    return chat_request.model_dump(exclude_unset=True, exclude_none=True)
 
 
 def test_instructions_come_first() -> None:
@@ -30,26 +30,26 @@ def test_instructions_come_first() -> None:
 
 
 def test_the_sampling_is_the_chats() -> None:
-    asked = chat(max_output_tokens=7, temperature=0.5, top_p=0.9, service_tier="flex")
+    chat_request = chat(max_output_tokens=7, temperature=0.5, top_p=0.9, service_tier="flex")
     assert {
         "max_completion_tokens": 7,
         "temperature": 0.5,
         "top_p": 0.9,
         "service_tier": "flex",
-    }.items() <= asked.items()
+    }.items() <= chat_request.items()
 
 
-def test_logprobs_are_asked_for_by_including_them() -> None:
-    asked = chat(include=["message.output_text.logprobs"], top_logprobs=3)
-    assert (asked["logprobs"], asked["top_logprobs"]) == (True, 3)
+def test_logprobs_are_requested_by_include() -> None:
+    chat_request = chat(include=["message.output_text.logprobs"], top_logprobs=3)
+    assert (chat_request["logprobs"], chat_request["top_logprobs"]) == (True, 3)
 
 
 def test_tools_are_the_chats() -> None:
-    asked = chat(tools=[FUNCTION], tool_choice={"type": "function", "name": "f"}, parallel_tool_calls=False)
+    chat_request = chat(tools=[FUNCTION], tool_choice={"type": "function", "name": "f"}, parallel_tool_calls=False)
     function = {"name": "f", "parameters": {"type": "object"}, "strict": True}
-    assert asked["tools"] == [{"type": "function", "function": function}]
-    assert asked["tool_choice"] == {"type": "function", "function": {"name": "f"}}
-    assert asked["parallel_tool_calls"] is False
+    assert chat_request["tools"] == [{"type": "function", "function": function}]
+    assert chat_request["tool_choice"] == {"type": "function", "function": {"name": "f"}}
+    assert chat_request["parallel_tool_calls"] is False
 
 
 def test_allowed_tools_are_the_chats() -> None:
@@ -61,8 +61,8 @@ def test_allowed_tools_are_the_chats() -> None:
 
 def test_a_text_format_is_the_chats_response_format() -> None:
     schema = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
-    asked = responses.as_chat(request(text={"format": schema}), [ChatMessage(content="Hi")])
-    found = asked.model_dump(by_alias=True)["response_format"]
+    chat_request = responses.as_chat(request(text={"format": schema}), [ChatMessage(content="Hi")])
+    found = chat_request.model_dump(by_alias=True)["response_format"]
     assert found["json_schema"]["schema"] == {"type": "object"}
     assert found["json_schema"]["name"] == "n"
 
@@ -95,7 +95,7 @@ def test_what_is_not_served_is_refused_by_name(fields: dict[str, Any], param: st
         {"max_tool_calls": 3},
     ],
 )
-def test_what_asks_for_nothing_is_taken(fields: dict[str, Any]) -> None:
+def test_neutral_values_are_accepted(fields: dict[str, Any]) -> None:
     responses.check(request(**fields))
 
 
@@ -126,10 +126,10 @@ def test_what_asks_for_nothing_is_taken(fields: dict[str, Any]) -> None:
     ],
 )
 def test_what_changes_no_answer_is_left_aside_and_named(fields: dict[str, Any], named: list[str]) -> None:
-    asked = request(**fields)
-    responses.check(asked)
-    assert responses.unknown_keys(asked) == named
-    responses.as_chat(asked, [ChatMessage(content="Hi")])
+    chat_request = request(**fields)
+    responses.check(chat_request)
+    assert responses.unknown_keys(chat_request) == named
+    responses.as_chat(chat_request, [ChatMessage(content="Hi")])
 
 
 @pytest.mark.parametrize(
@@ -162,13 +162,13 @@ def test_a_chats_refusal_names_the_responses_own_part(of_the_chat: str, of_the_r
 
 
 def test_references_are_replaced_by_what_they_refer_to() -> None:
-    asked = request(input=[{"type": "item_reference", "id": "msg_1"}, {"role": "user", "content": "And?"}])
+    chat_request = request(input=[{"type": "item_reference", "id": "msg_1"}, {"role": "user", "content": "And?"}])
     item = {"type": "message", "id": "msg_1", "role": "user", "content": []}
-    assert responses.own_items(asked, {"msg_1": item}) == [item, asked.input[1]]
+    assert responses.own_items(chat_request, {"msg_1": item}) == [item, chat_request.input[1]]
     with pytest.raises(InvalidRequest) as refused:
-        responses.own_items(asked, {})
+        responses.own_items(chat_request, {})
     assert refused.value.param == "input.0.id"
 
 
-def test_unknown_keys_are_told() -> None:
+def test_unknown_keys_are_reported() -> None:
     assert responses.unknown_keys(request(colour="red", prompt=None)) == ["colour"]

@@ -6,7 +6,7 @@ from services.conversation_service import ConversationService
 from services.errors import InvalidRequest
 from services.search_service import SearchService
 from services.turn_service import TurnService
-from tests.test_services.test_turn_service import say
+from tests.test_services.test_turn_service import store_turn
 
 
 @pytest.fixture
@@ -41,20 +41,20 @@ async def found(search: SearchService, query: str, owner: str = "me") -> list[st
 async def test_all_words_of_a_query_are_found(
     turns: TurnService, search: SearchService, query: str, texts: list[str]
 ) -> None:
-    await say(turns, "Tell me of the sea", "The SEA is wide")
-    await say(turns, "Un café, s'il vous plaît", "我爱大海和天空")
+    await store_turn(turns, "Tell me of the sea", "The SEA is wide")
+    await store_turn(turns, "Un café, s'il vous plaît", "我爱大海和天空")
     assert await found(search, query) == texts
 
 
-async def test_what_others_said_is_not_found(turns: TurnService, search: SearchService) -> None:
-    await say(turns, "sea ownerme", "sea", owner="you")
+async def test_items_of_other_owners_are_not_found(turns: TurnService, search: SearchService) -> None:
+    await store_turn(turns, "sea ownerme", "sea", owner="you")
     assert await found(search, "sea") == []
     assert len(await found(search, "sea", "you")) == 2
 
 
 async def test_it_says_where_it_was_found(turns: TurnService, search: SearchService) -> None:
-    named = await say(turns, "sea", "wide")
-    alone = await say(turns, "sea", "deep", create=False, stored=True, kind="response")
+    named = await store_turn(turns, "sea", "wide")
+    alone = await store_turn(turns, "sea", "deep", create=False, stored=True, kind="response")
     newest, oldest = (await search.find("me", "sea", limit=20)).data
     assert (oldest.conversation_id, oldest.answer_id) == (named.conversation_id, None)
     assert (newest.conversation_id, newest.answer_id) == (None, alone.id)
@@ -63,7 +63,7 @@ async def test_it_says_where_it_was_found(turns: TurnService, search: SearchServ
 
 async def test_they_come_by_the_page(turns: TurnService, search: SearchService) -> None:
     for n in range(3):
-        await say(turns, f"sea {n}", "no")
+        await store_turn(turns, f"sea {n}", "no")
     first = await search.find("me", "sea", limit=2)
     rest = await search.find("me", "sea", limit=2, after=first.last_id)
     assert [each.snippet for each in first.data + rest.data] == ["sea 2", "sea 1", "sea 0"]
@@ -76,7 +76,7 @@ async def test_they_come_by_the_page(turns: TurnService, search: SearchService) 
 
 
 async def test_a_long_text_is_shown_around_the_word(turns: TurnService, search: SearchService) -> None:
-    await say(turns, "a " * 500 + "Séa" + " b" * 500, "no")
+    await store_turn(turns, "a " * 500 + "Séa" + " b" * 500, "no")
     (snippet,) = await found(search, "sea")
     assert "a Séa b" in snippet
     assert snippet.startswith("…")
@@ -94,7 +94,7 @@ async def test_a_query_without_words_is_refused(search: SearchService, query: st
 async def test_what_is_deleted_is_found_no_more(
     turns: TurnService, search: SearchService, database: Database, backend: str
 ) -> None:
-    turn = await say(turns, "sea", "sea")
+    turn = await store_turn(turns, "sea", "sea")
     assert turn.conversation_id is not None
     await ConversationService(database).delete(turn.conversation_id, "me")
     assert await found(search, "sea") == []
@@ -107,5 +107,5 @@ async def test_what_is_deleted_is_found_no_more(
 
 async def test_a_very_long_text_is_stored_and_found_by_its_beginning(turns: TurnService, search: SearchService) -> None:
     words = " ".join(f"w{n}" for n in range(200_000))
-    await say(turns, "sea " + words + "x" * 5000, "no")
+    await store_turn(turns, "sea " + words + "x" * 5000, "no")
     assert len(await found(search, "sea w100")) == 1

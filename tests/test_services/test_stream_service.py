@@ -198,7 +198,7 @@ async def test_it_goes_with_its_turn(one: Process, database: Database) -> None:
     assert await count(database) == 0
 
 
-async def test_the_end_of_the_server_is_told_and_written(one: Process, other: Process) -> None:
+async def test_shutdown_is_sent_and_stored(one: Process, other: Process) -> None:
     turn = await one.queue()
     pause = Pause()
     one.write(turn, event(0), pause)

@@ -58,7 +58,7 @@ def test_each_way_to_ask_becomes_a_grammar(fields: dict[str, object], kind: Any,
 
 
 @pytest.mark.parametrize("fields", [{}, {"response_format": {"type": "text"}}, {"guided_json": None}])
-def test_whoever_asks_for_none_gets_none(fields: dict[str, object]) -> None:
+def test_no_padding_unless_requested(fields: dict[str, object]) -> None:
     assert grammar(request(**fields)) is None
 
 

@@ -42,7 +42,7 @@ async def test_a_summary_comes_after_signs_of_it(service: SummaryService, engine
     assert (summary.finish.prompt_tokens, summary.finish.completion_tokens) == (len(engine.jobs[-1].prompt), 2)
 
 
-async def test_instructions_are_told_in_short(service: SummaryService, engine: NotingEngine) -> None:
+async def test_instructions_are_abridged(service: SummaryService, engine: NotingEngine) -> None:
     await steps(service, "[user]\nHi", replace(PROMPT, instructions="Serve tea. " + "x" * 9_000))
     assert "Serve tea." in engine.prompts[-1]
 
@@ -52,8 +52,8 @@ async def test_what_outgrows_the_context_is_read_in_portions(service: SummarySer
     summary = (await steps(service, "\n\n".join(lines)))[-1]
     assert isinstance(summary, Summary)
     assert len(engine.jobs) > 4
-    told = "".join(engine.prompts)
-    assert [told.count(line) for line in lines] == [1] * len(lines)
+    prompts = "".join(engine.prompts)
+    assert [prompts.count(line) for line in lines] == [1] * len(lines)
     assert all("<notes>\nThe notes.\n</notes>" in prompt for prompt in engine.prompts[1:])
     assert all(len(job.prompt) + PROMPT.max_tokens <= engine.max_length for job in engine.jobs)
     assert summary.finish.prompt_tokens == sum(len(job.prompt) for job in engine.jobs)

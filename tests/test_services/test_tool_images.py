@@ -29,7 +29,7 @@ def test_results_of_one_turn_share_a_message_in_their_order() -> None:
     ]
 
 
-def test_what_the_user_says_next_is_of_the_same_message() -> None:
+def test_the_next_user_text_joins_the_same_message() -> None:
     messages = [tool([RED]), {"role": "user", "content": "u"}, {"role": "user", "content": "v"}]
     assert shown_by_user(messages)[1:] == [
         {"role": "user", "content": [RED, {"type": "text", "text": "u"}]},

@@ -27,8 +27,8 @@ def allowed(mode: str, *names: str) -> dict[str, Any]:
 
 
 def request(*names: str, **fields: object) -> ChatCompletionRequest:
-    asked = {"messages": [{"content": "hi"}], "tools": [tool(name) for name in names], **fields}
-    return ChatCompletionRequest.model_validate(asked)
+    chat_request = {"messages": [{"content": "hi"}], "tools": [tool(name) for name in names], **fields}
+    return ChatCompletionRequest.model_validate(chat_request)
 
 
 class TestSelection:
@@ -55,15 +55,15 @@ class TestSelection:
         assert offer
         assert not offer.parallel
 
-    @pytest.mark.parametrize("asked", [request(), request("f", tool_choice="none")])
-    def test_there_is_none(self, asked: ChatCompletionRequest) -> None:
-        tool_check.check(asked)
-        assert select_tools(asked) is None
+    @pytest.mark.parametrize("chat_request", [request(), request("f", tool_choice="none")])
+    def test_there_is_none(self, chat_request: ChatCompletionRequest) -> None:
+        tool_check.check(chat_request)
+        assert select_tools(chat_request) is None
 
 
 class TestCheck:
     @pytest.mark.parametrize(
-        ("asked", "param"),
+        ("chat_request", "param"),
         [
             (request(tool_choice="required"), "tool_choice"),
             (request(tool_choice=chosen("f")), "tool_choice"),
@@ -72,9 +72,9 @@ class TestCheck:
             (request("f", "g", "f"), "tools.2.function.name"),
         ],
     )
-    def test_refusal_names_what_is_wrong(self, asked: ChatCompletionRequest, param: str) -> None:
+    def test_refusal_names_what_is_wrong(self, chat_request: ChatCompletionRequest, param: str) -> None:
         with pytest.raises(InvalidRequest) as refused:
-            prompt.check(asked)
+            prompt.check(chat_request)
         assert refused.value.param == param
 
     @pytest.mark.parametrize(
@@ -120,14 +120,14 @@ class TestCheck:
 CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
 
 
-def said(*messages: dict[str, object]) -> list[Message]:
+def prompt_messages(*messages: dict[str, object]) -> list[Message]:
     return prompt.messages(ChatCompletionRequest.model_validate({"messages": [*messages]}), (), None)
 
 
 class TestMessages:
     def test_calls_and_results_are_as_templates_read_them(self) -> None:
         broken = {**CALL, "id": "call_2", "function": {"name": "f", "arguments": '{"a": '}}
-        assert said(
+        assert prompt_messages(
             {"role": "assistant", "tool_calls": [CALL, broken], "reasoning_content": "Hm."},
             {"role": "tool", "tool_call_id": "call_1", "content": "2"},
         ) == [
@@ -146,17 +146,17 @@ class TestMessages:
     @pytest.mark.parametrize("arguments", ["", "[]", "null", '{"a":' * 5000])
     def test_arguments_that_are_no_object_stay_text(self, arguments: str) -> None:
         call = {**CALL, "function": {"name": "f", "arguments": arguments}}
-        (message,) = said({"role": "assistant", "tool_calls": [call]})
+        (message,) = prompt_messages({"role": "assistant", "tool_calls": [call]})
         assert message["tool_calls"][0]["function"]["arguments"] == arguments
 
     def test_result_without_its_call_is_refused(self) -> None:
         with pytest.raises(InvalidRequest) as refused:
-            said({"content": "hi"}, {"role": "tool", "tool_call_id": "call_1", "content": "2"})
+            prompt_messages({"content": "hi"}, {"role": "tool", "tool_call_id": "call_1", "content": "2"})
         assert refused.value.param == "messages.1.tool_call_id"
 
 
 class TestRendering:
-    MESSAGES: ClassVar[list[Message]] = said(
+    MESSAGES: ClassVar[list[Message]] = prompt_messages(
         {"content": "Twice one?"},
         {"role": "assistant", "content": "Well.", "tool_calls": [CALL, {**CALL, "id": "call_2"}]},
         {"role": "tool", "tool_call_id": "call_1", "content": "2"},
@@ -164,8 +164,8 @@ class TestRendering:
     )
 
     def test_template_that_shows_tools_has_the_messages_as_they_are(self) -> None:
-        told = render_tools(self.MESSAGES, select_tools(request("f")), ChatFormat(HERMES, shows_tools=True))
-        assert told == self.MESSAGES
+        rendered = render_tools(self.MESSAGES, select_tools(request("f")), ChatFormat(HERMES, shows_tools=True))
+        assert rendered == self.MESSAGES
 
     def test_another_one_has_calls_and_results_as_text(self) -> None:
         calls = '[{"name": "f", "arguments": {"a": 1}}, {"name": "f", "arguments": {"a": 1}}]'
@@ -194,7 +194,7 @@ class TestRendering:
         offer = select_tools(
             request(tools=[tool("get_weather", description="Tells it.", parameters={"type": "object"})])
         )
-        first = render_tools(said(*messages), offer, format)[0]
+        first = render_tools(prompt_messages(*messages), offer, format)[0]
         assert first["role"] == role
         assert first["content"].startswith(begin)
         assert (
@@ -203,8 +203,8 @@ class TestRendering:
         assert '[{"name": "NAME", "arguments": {"PARAMETER": VALUE}}]' in first["content"]
 
     def test_ids_are_made_short_where_the_template_wants_them_so(self) -> None:
-        told = render_tools(self.MESSAGES, None, ChatFormat(MISTRAL, shows_tools=True))
-        ids = [call["id"] for call in told[1]["tool_calls"]]
+        rendered = render_tools(self.MESSAGES, None, ChatFormat(MISTRAL, shows_tools=True))
+        ids = [call["id"] for call in rendered[1]["tool_calls"]]
         assert [len(id) for id in ids] == [9, 9]
-        assert [each["tool_call_id"] for each in told[2:]] == ids
+        assert [each["tool_call_id"] for each in rendered[2:]] == ids
         assert self.MESSAGES[1]["tool_calls"][0]["id"] == "call_1"

@@ -26,12 +26,12 @@ NO_SYSTEM = (
 NEVER = "{{ raise_exception('never') }}{{ messages }}"
 
 
-def said(*turns: tuple[str, Any]) -> list[Message]:
+def message_list(*turns: tuple[str, Any]) -> list[Message]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
 def rendered(template: str, *turns: tuple[str, Any]) -> str:
-    return prompt.render(said(*turns), FakeTokenizer(template), {"add_generation_prompt": True})
+    return prompt.render(message_list(*turns), FakeTokenizer(template), {"add_generation_prompt": True})
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_what_no_order_helps_is_refused_with_the_first_reason() -> None:
 
 
 def test_orders_that_are_the_same_are_tried_once() -> None:
-    assert len(list(turn_order.orders(said(("user", "a"))))) == 1
-    assert len(list(turn_order.orders(said(("user", "a"), ("user", "b"))))) == 2
+    assert len(list(turn_order.orders(message_list(("user", "a"))))) == 1
+    assert len(list(turn_order.orders(message_list(("user", "a"), ("user", "b"))))) == 2
 
 
 def test_nothing_is_lost_where_messages_are_joined() -> None:
@@ -75,5 +75,5 @@ def test_nothing_is_lost_where_messages_are_joined() -> None:
 
 
 def test_images_keep_their_places() -> None:
-    (joined,) = turn_order.merged(said(("user", [IMAGE]), ("user", "what?")))
+    (joined,) = turn_order.merged(message_list(("user", [IMAGE]), ("user", "what?")))
     assert joined["content"] == [IMAGE, {"type": "text", "text": "\n\n"}, {"type": "text", "text": "what?"}]

@@ -44,7 +44,7 @@ def replica(database: Database) -> TurnService:
     return TurnService(database, writer="another-host:1")
 
 
-def given(*messages: ChatMessage | str) -> list[Item]:
+def input_items(*messages: ChatMessage | str) -> list[Item]:
     return items.from_messages(
         each if isinstance(each, ChatMessage) else ChatMessage(content=each) for each in messages
     )
@@ -52,7 +52,7 @@ def given(*messages: ChatMessage | str) -> list[Item]:
 
 def opening(*messages: ChatMessage | str, **fields: object) -> TurnRequest:
     kinds: dict[str, object] = {"owner": "me", "kind": "message", "create": True}
-    return TurnRequest(input=given(*messages), **kinds | fields)  # type: ignore[arg-type]
+    return TurnRequest(input=input_items(*messages), **kinds | fields)  # type: ignore[arg-type]
 
 
 def head(turn: Turn, n: int = 1) -> Head:
@@ -79,8 +79,10 @@ async def finish(turn: Turn, *events: Event, **fields: object) -> None:
     await turn.finish(**fields)  # type: ignore[arg-type]
 
 
-async def say(service: TurnService, asked: str, answer: str, conversation: str | None = None, **fields: object) -> Turn:
-    turn = await begin(service, asked, conversation=conversation, **fields)
+async def store_turn(
+    service: TurnService, question: str, answer: str, conversation: str | None = None, **fields: object
+) -> Turn:
+    turn = await begin(service, question, conversation=conversation, **fields)
     await finish(turn, Text(answer), END)
     return turn
 
@@ -95,7 +97,7 @@ async def answer(service: TurnService, turn: Turn) -> Answer:
     return await service.answer(turn.id, "me", "message")
 
 
-async def said(service: TurnService, turn: Turn) -> tuple[str, str]:
+async def text_and_status(service: TurnService, turn: Turn) -> tuple[str, str]:
     stored = await answer(service, turn)
     return items.text(stored.output[0]) if stored.output else "", stored.status
 
@@ -133,9 +135,9 @@ class TestTurn:
         with pytest.raises(NotFound):
             await service.open(opening(conversation=turn.conversation_id))
 
-    async def test_history_is_what_was_said_oldest_first(self, service: TurnService) -> None:
-        turn = await say(service, "1", "one")
-        await say(service, "2", "two", turn.conversation_id)
+    async def test_history_is_oldest_first(self, service: TurnService) -> None:
+        turn = await store_turn(service, "1", "one")
+        await store_turn(service, "2", "two", turn.conversation_id)
         assert await history(service, turn) == ["1", "one", "2", "two"]
 
     async def test_an_answer_is_found_again_as_it_was(self, service: TurnService) -> None:
@@ -188,10 +190,10 @@ class TestTurn:
         assert [row.parent_id for row in kept] == [None, kept[0].id, kept[0].id]
 
     async def test_history_follows_the_newest_branch(self, service: TurnService, database: Database) -> None:
-        turn = await say(service, "1", "one")
-        await say(service, "2", "two", turn.conversation_id)
+        turn = await store_turn(service, "1", "one")
+        await store_turn(service, "2", "two", turn.conversation_id)
         assert turn.conversation_id is not None
-        sibling = {"id": "msg_sibling", **given(ChatMessage(role="assistant", content="uno"))[0]}
+        sibling = {"id": "msg_sibling", **input_items(ChatMessage(role="assistant", content="uno"))[0]}
         async with database.write() as session:
             repository = repositories.of(session).items
             first = (await repository.page(turn.conversation_id, limit=1))[0]
@@ -200,7 +202,7 @@ class TestTurn:
             )
         assert await history(service, turn) == ["1", "uno"]
 
-    async def test_history_has_no_answers_that_never_said_anything(self, service: TurnService) -> None:
+    async def test_history_omits_empty_answers(self, service: TurnService) -> None:
         turn = await begin(service)
         await finish(turn)
         assert await history(service, turn) == ["Hello"]
@@ -208,9 +210,9 @@ class TestTurn:
         assert await history(service, turn) == ["Hello", "Still there?", "Ye"]
 
     async def test_only_the_first_finish_counts(self, service: TurnService) -> None:
-        turn = await say(service, "1", "one")
+        turn = await store_turn(service, "1", "one")
         await finish(turn, Text(" more"), status="incomplete")
-        assert await said(service, turn) == ("one", "completed")
+        assert await text_and_status(service, turn) == ("one", "completed")
 
     async def test_finish_without_begin_writes_nothing(
         self, service: TurnService, conversations: ConversationService
@@ -230,7 +232,7 @@ class TestTurn:
             ([Text("Hi"), END], EngineFailed("too late"), "completed"),
         ],
     )
-    async def test_how_it_ended_is_told(
+    async def test_the_finish_reason_is_reported(
         self, service: TurnService, events: list[Event], error: Exception | None, status: str
     ) -> None:
         turn = await begin(service)
@@ -247,9 +249,7 @@ class TestTurn:
         stored = (await conversations.messages("me", turn.conversation_id, limit=10)).data
         assert contents(stored) == [parts, "", ""]
 
-    async def test_a_turn_nobody_asked_to_remember(
-        self, service: TurnService, conversations: ConversationService
-    ) -> None:
+    async def test_a_turn_that_is_not_stored(self, service: TurnService, conversations: ConversationService) -> None:
         turn = await begin(service, create=False)
         await finish(turn, Text("Hi"), END)
         assert turn.conversation_id is None
@@ -261,9 +261,9 @@ class TestTurn:
 class TestAnswers:
     """Answers that were stored one by one, and what goes on from them."""
 
-    async def respond(self, service: TurnService, asked: str, said: str, previous: str | None = None) -> Turn:
-        turn = await begin(service, asked, kind="response", create=False, stored=True, previous=previous)
-        await finish(turn, Text(said), END)
+    async def respond(self, service: TurnService, question: str, answer: str, previous: str | None = None) -> Turn:
+        turn = await begin(service, question, kind="response", create=False, stored=True, previous=previous)
+        await finish(turn, Text(answer), END)
         return turn
 
     async def history(self, service: TurnService, previous: Turn) -> list[object]:
@@ -283,7 +283,7 @@ class TestAnswers:
         first = await self.respond(service, "1", "one")
         (output,) = (await service.answer(first.id, "me", "response")).output
         again = TurnRequest(
-            owner="me", kind="response", stored=True, previous=first.id, input=[*output, *output, *given("2")]
+            owner="me", kind="response", stored=True, previous=first.id, input=[*output, *output, *input_items("2")]
         )
         turn = await service.open(again)
         await turn.begin(head(turn))
@@ -295,12 +295,12 @@ class TestAnswers:
     async def test_two_may_go_on_from_one_at_once(self, service: TurnService) -> None:
         first = await self.respond(service, "1", "one")
         both = [
-            await begin(service, asked, kind="response", create=False, stored=True, previous=first.id)
-            for asked in ("a", "b")
+            await begin(service, question, kind="response", create=False, stored=True, previous=first.id)
+            for question in ("a", "b")
         ]
         await asyncio.gather(*(finish(turn, Text("x"), END) for turn in both))
         assert [await self.history(service, turn) for turn in both] == [
-            ["1", "one", asked, "x"] for asked in ("a", "b")
+            ["1", "one", question, "x"] for question in ("a", "b")
         ]
 
     async def test_one_that_is_being_written_is_not_gone_on_from(self, service: TurnService) -> None:
@@ -312,7 +312,7 @@ class TestAnswers:
     async def test_a_conversation_is_left_as_it_is(
         self, service: TurnService, conversations: ConversationService
     ) -> None:
-        first = await say(service, "1", "one", kind="response", stored=True)
+        first = await store_turn(service, "1", "one", kind="response", stored=True)
         second = await self.respond(service, "2", "two", first.id)
         third = await self.respond(service, "3", "three", second.id)
         assert await self.history(service, third) == ["1", "one", "2", "two", "3", "three"]
@@ -337,13 +337,13 @@ class TestAnswers:
     async def test_one_of_a_conversation_leaves_its_items_there(
         self, service: TurnService, conversations: ConversationService
     ) -> None:
-        turn = await say(service, "1", "one", kind="response", stored=True)
+        turn = await store_turn(service, "1", "one", kind="response", stored=True)
         await service.delete(turn.id, "me", "response")
         with pytest.raises(NotFound):
             await service.answer(turn.id, "me", "response")
         assert contents((await conversations.messages("me", turn.conversation_id, limit=10)).data) == ["1", "one"]
 
-    async def test_a_cancelled_one_keeps_what_was_said_and_its_writer_is_told(
+    async def test_a_cancelled_turn_keeps_its_output_and_stops_its_writer(
         self, service: TurnService, database: Database
     ) -> None:
         turn = await begin(service, kind="response", create=False, stored=True)
@@ -370,7 +370,7 @@ class TestAnswers:
 
     async def test_what_belongs_to_somebody_else_or_is_not_stored_does_not_exist(self, service: TurnService) -> None:
         mine = await self.respond(service, "1", "one")
-        unstored = await say(service, "1", "one", kind="response")
+        unstored = await store_turn(service, "1", "one", kind="response")
         for turn_id, owner in ((mine.id, "you"), (unstored.id, "me"), ("x", "me"), ("resp_" + "0" * 32, "me")):
             for call in (
                 service.answer(turn_id, owner, "response"),
@@ -392,7 +392,7 @@ class TestWriters:
     async def test_one_of_two_at_once_wins(
         self, service: TurnService, conversations: ConversationService, database_url: str
     ) -> None:
-        first = await say(service, "1", "one")
+        first = await store_turn(service, "1", "one")
         databases = [Database(database_url) for _ in range(2)]
         begun = [begin(replica(each), f"2.{n}", conversation=first.conversation_id) for n, each in enumerate(databases)]
         results = await asyncio.gather(*begun, return_exceptions=True)
@@ -410,15 +410,15 @@ class TestWriters:
     async def test_nobody_writes_onto_a_history_that_is_not_the_newest(
         self, service: TurnService, conversations: ConversationService
     ) -> None:
-        first = await say(service, "1", "one")
+        first = await store_turn(service, "1", "one")
         late = await service.open(opening("2, too", conversation=first.conversation_id))
-        await say(service, "2", "two", first.conversation_id)
+        await store_turn(service, "2", "two", first.conversation_id)
         with pytest.raises(Conflict):
             await late.begin(head(late))
         assert len((await conversations.messages("me", first.conversation_id, limit=10)).data) == 4
 
     async def test_nobody_writes_beside_an_answer_to_nothing_new(self, service: TurnService) -> None:
-        first = await say(service, "1", "one")
+        first = await store_turn(service, "1", "one")
         late = await service.open(opening("2", conversation=first.conversation_id))
         continued = await service.open(TurnRequest(owner="me", conversation=first.conversation_id))
         await continued.begin(head(continued))
@@ -428,21 +428,21 @@ class TestWriters:
     async def test_nobody_goes_on_from_what_is_deleted_meanwhile(
         self, service: TurnService, database: Database
     ) -> None:
-        first = await say(service, "1", "one", create=False, stored=True, kind="response")
+        first = await store_turn(service, "1", "one", create=False, stored=True, kind="response")
         again: dict[str, object] = {"create": False, "stored": True, "kind": "response", "previous": first.id}
-        await say(service, "2", "two", **again)
+        await store_turn(service, "2", "two", **again)
         late = await service.open(opening("3", **again))
         await service.delete(first.id, "me", "response")
         with pytest.raises(Conflict):
             await late.begin(head(late))
-        named = await say(service, "1", "one")
+        named = await store_turn(service, "1", "one")
         late = await service.open(opening("2", conversation=named.conversation_id))
         async with database.write() as session:
             found = repositories.of(session).items
             rows_of_turn = await found.of_turn(named.id)
             await found.delete(rows_of_turn[1:])
             assert named.conversation_id is not None
-            again_one = {"id": "msg_again", **given("again")[0]}
+            again_one = {"id": "msg_again", **input_items("again")[0]}
             await found.add(
                 item_rows.linked_rows([again_one], ItemPosition("me", named.conversation_id, 0.0, rows_of_turn[0].id))
             )
@@ -452,9 +452,9 @@ class TestWriters:
     async def test_a_turn_that_was_refused_does_not_count_as_running(
         self, service: TurnService, database: Database
     ) -> None:
-        first = await say(service, "1", "one")
+        first = await store_turn(service, "1", "one")
         late = await service.open(opening("2, too", conversation=first.conversation_id))
-        await say(service, "2", "two", first.conversation_id)
+        await store_turn(service, "2", "two", first.conversation_id)
         with pytest.raises(Conflict):
             await late.begin(head(late))
         await database.close()
@@ -464,7 +464,7 @@ class TestWriters:
     async def test_a_conversation_deleted_in_between_is_not_found(
         self, service: TurnService, database: Database
     ) -> None:
-        first = await say(service, "1", "one")
+        first = await store_turn(service, "1", "one")
         turn = await service.open(opening("2", conversation=first.conversation_id))
         async with database.write() as session:
             await session.execute(text("DELETE FROM conversations"))
@@ -483,12 +483,14 @@ class TestWriters:
 
 
 class TestKeeping:
-    async def test_a_checkpoint_keeps_what_was_said(self, service: TurnService) -> None:
+    async def test_a_checkpoint_saves_the_output(self, service: TurnService) -> None:
         turns = [await begin(service) for _ in range(3)]
         for n, turn in enumerate(turns):
             turn.add(Text(f"Hi {n}"))
         await service.checkpoints.checkpoint()
-        assert [await said(service, turn) for turn in turns] == [(f"Hi {n}", "in_progress") for n in range(3)]
+        assert [await text_and_status(service, turn) for turn in turns] == [
+            (f"Hi {n}", "in_progress") for n in range(3)
+        ]
 
     async def test_a_checkpoint_never_overwrites_the_end(self, service: TurnService) -> None:
         turn = await begin(service)
@@ -497,7 +499,7 @@ class TestKeeping:
             finish(turn, Text(" there"), END),
             *(service.checkpoints.checkpoint() for _ in range(4)),
         )
-        assert await said(service, turn) == ("Hi there", "completed")
+        assert await text_and_status(service, turn) == ("Hi there", "completed")
 
     async def test_after_a_restart_answers_of_the_earlier_life_are_settled_at_once(self, database: Database) -> None:
         before, after = (TurnService(database, writer=this_writer()) for _ in range(2))
@@ -508,7 +510,7 @@ class TestKeeping:
         await after.start()
         await after.stop()
         stored = await answer(after, turn)
-        assert await said(after, turn) == ("Hi", "incomplete")
+        assert await text_and_status(after, turn) == ("Hi", "incomplete")
         assert [item["status"] for item in stored.output[0]] == ["completed", "incomplete"]
         assert await history(after, turn) == ["Hello", "Hi"]
 
@@ -519,24 +521,24 @@ class TestKeeping:
         await process.wait()
         turn = await begin(TurnService(database, writer=of_process(process.pid)))
         await service.checkpoints.settle_abandoned()
-        assert (await said(service, turn))[1] == "incomplete"
+        assert (await text_and_status(service, turn))[1] == "incomplete"
 
     async def test_answers_of_living_processes_are_left_alone(self, service: TurnService, database: Database) -> None:
         sibling = TurnService(database, writer=of_process(os.getppid()))
         turns = [await begin(owner) for owner in (service, sibling, replica(database))]
         await service.checkpoints.settle_abandoned()
-        assert [(await said(service, turn))[1] for turn in turns] == ["in_progress"] * 3
+        assert [(await text_and_status(service, turn))[1] for turn in turns] == ["in_progress"] * 3
 
     async def test_an_answer_without_a_sign_of_life_is_settled(self, service: TurnService, database: Database) -> None:
         silent, alive = [await begin(replica(database)) for _ in range(2)]
         for turn in (silent, alive):
             await make_older(database, turn, 14)
         await service.checkpoints.settle_abandoned()
-        assert (await said(service, silent))[1] == "in_progress"
+        assert (await text_and_status(service, silent))[1] == "in_progress"
         await make_older(database, silent, 2)
         await service.checkpoints.settle_abandoned()
-        assert (await said(service, silent))[1] == "incomplete"
-        assert (await said(service, alive))[1] == "in_progress"
+        assert (await text_and_status(service, silent))[1] == "incomplete"
+        assert (await text_and_status(service, alive))[1] == "in_progress"
 
     async def test_a_checkpoint_is_a_sign_of_life(self, service: TurnService, database: Database) -> None:
         far = replica(database)
@@ -544,7 +546,7 @@ class TestKeeping:
         await make_older(database, turn, 100)
         await far.checkpoints.checkpoint()
         await service.checkpoints.settle_abandoned()
-        assert (await said(service, turn))[1] == "in_progress"
+        assert (await text_and_status(service, turn))[1] == "in_progress"
 
     async def test_a_writer_that_was_given_up_too_early_has_the_last_word(
         self, service: TurnService, database: Database
@@ -555,9 +557,9 @@ class TestKeeping:
         await paused.checkpoints.checkpoint()
         await make_older(database, turn, 100)
         await service.checkpoints.settle_abandoned()
-        assert await said(service, turn) == ("Hi", "incomplete")
+        assert await text_and_status(service, turn) == ("Hi", "incomplete")
         await finish(turn, Text(" there"), ToolCall("call_1", "wave", 0), END)
-        assert await said(service, turn) == ("Hi there", "completed")
+        assert await text_and_status(service, turn) == ("Hi there", "completed")
         assert [item["type"] for item in (await answer(service, turn)).output[0]] == ["message", "function_call"]
 
     async def test_what_was_not_used_for_long_is_forgotten(
@@ -566,7 +568,7 @@ class TestKeeping:
         service = TurnService(database, writer=this_writer(), ttl_s=60)
         idempotency_key = IdempotencyKey("k", "d")
         turns = [
-            await say(service, text, "yes", idempotency_key=idempotency_key if text == "old" else None)
+            await store_turn(service, text, "yes", idempotency_key=idempotency_key if text == "old" else None)
             for text in ("old", "new")
         ]
         turns.append(await begin(service, "running"))
@@ -596,7 +598,7 @@ class TestKeeping:
         await asyncio.wait_for(flaky.recovered.wait(), 30)
         await service.stop()
         await flaky.close()
-        assert (await said(replica(database), turn))[0] == "Hi"
+        assert (await text_and_status(replica(database), turn))[0] == "Hi"
         assert "a fault" in caplog.text
         assert "not reachable: away" in caplog.text
 
@@ -610,10 +612,10 @@ class TestKeeping:
         with pytest.raises(Unavailable):
             await finish(turn, Text("Hi there"), END)
         await service.checkpoints.settle_abandoned()
-        assert (await said(service, turn))[1] == "in_progress"
+        assert (await text_and_status(service, turn))[1] == "in_progress"
         await service.checkpoints.checkpoint()
         await flaky.close()
-        assert await said(replica(database), turn) == ("Hi there", "completed")
+        assert await text_and_status(replica(database), turn) == ("Hi there", "completed")
 
 
 class TestTogether:
@@ -624,10 +626,10 @@ class TestTogether:
     ) -> None:
         counted = Flaky(database_url)
         service = TurnService(counted, writer=this_writer())
-        old = await say(service, "1", "one")
+        old = await store_turn(service, "1", "one")
         counted.writes = 0
-        told: list[dict[str, object]] = [{}, {}, {"conversation": old.conversation_id}, {"stored": True}]
-        turns = [await service.open(opening(f"{n}", **fields)) for n, fields in enumerate(told)]
+        options: list[dict[str, object]] = [{}, {}, {"conversation": old.conversation_id}, {"stored": True}]
+        turns = [await service.open(opening(f"{n}", **fields)) for n, fields in enumerate(options)]
         await asyncio.gather(*(turn.begin(head(turn)) for turn in turns))
         assert counted.writes == 1
         for turn in turns:
@@ -636,14 +638,14 @@ class TestTogether:
         assert counted.writes == 2
         await counted.close()
         for n, turn in enumerate(turns):
-            assert await said(replica(database), turn) == (f"said {n}", "completed")
+            assert await text_and_status(replica(database), turn) == (f"said {n}", "completed")
             messages = (await conversations.messages("me", turn.conversation_id, limit=10)).data
             assert contents(messages)[-2:] == [f"{n}", f"said {n}"]
 
     async def test_one_of_two_in_a_conversation_wins_and_the_others_go_on(
         self, service: TurnService, conversations: ConversationService
     ) -> None:
-        first, other = await say(service, "1", "one"), await say(service, "1", "one")
+        first, other = await store_turn(service, "1", "one"), await store_turn(service, "1", "one")
         to = [first, first, other]
         opened = [await service.open(opening("2", conversation=turn.conversation_id)) for turn in to]
         results = await asyncio.gather(*(turn.begin(head(turn)) for turn in opened), return_exceptions=True)
@@ -670,7 +672,7 @@ class TestTogether:
         results = await asyncio.gather(*(turn.begin(head(turn)) for turn in turns), return_exceptions=True)
         assert [result is None for result in results] == [True, False, True]
         assert not isinstance(results[1], Unavailable)
-        assert [(await said(service, turns[n]))[1] for n in (0, 2)] == ["in_progress"] * 2
+        assert [(await text_and_status(service, turns[n]))[1] for n in (0, 2)] == ["in_progress"] * 2
 
     async def test_a_store_that_is_away_is_away_for_all(self, database: Database, database_url: str) -> None:
         flaky = Flaky(database_url)
@@ -684,7 +686,7 @@ class TestTogether:
         assert [type(result) for result in results] == [Unavailable] * 3
         await service.checkpoints.checkpoint()
         await flaky.close()
-        assert [await said(replica(database), turn) for turn in turns] == [("Hi", "completed")] * 3
+        assert [await text_and_status(replica(database), turn) for turn in turns] == [("Hi", "completed")] * 3
 
     async def test_one_that_leaves_while_it_is_written_is_ended(self, database: Database, database_url: str) -> None:
         slow = Slow(database_url)
@@ -697,8 +699,8 @@ class TestTogether:
         done = await asyncio.gather(*begins, return_exceptions=True)
         await begin(service)  # comes after the leaving one's end
         assert [type(each) for each in done] == [asyncio.CancelledError, type(None)]
-        assert await said(service, leaving) == ("", "incomplete")
-        assert (await said(service, staying))[1] == "in_progress"
+        assert await text_and_status(service, leaving) == ("", "incomplete")
+        assert (await text_and_status(service, staying))[1] == "in_progress"
         await slow.close()
 
     async def test_one_that_leaves_before_it_is_written_leaves_nothing(
@@ -732,7 +734,7 @@ class TestTogether:
         ends[0].cancel()
         slow.go.set()
         await asyncio.gather(*ends, return_exceptions=True)
-        assert [await said(service, turn) for turn in turns] == [("Hi", "completed")] * 2
+        assert [await text_and_status(service, turn) for turn in turns] == [("Hi", "completed")] * 2
         await slow.close()
 
 

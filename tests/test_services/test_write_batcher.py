@@ -153,14 +153,14 @@ async def test_whatever_happens_everybody_hears_what_became_of_his_own(
             await asyncio.sleep(0)
     log.open.set()
     log.away = None
-    told = dict(zip(waiting, await outcomes(*waiting.values()), strict=True))
+    errors = dict(zip(waiting, await outcomes(*waiting.values()), strict=True))
     await batcher.add(1000)
-    assert [number for number, each in told.items() if each is None] == [
+    assert [number for number, each in errors.items() if each is None] == [
         number for number in waiting if number in log.written and not waiting[number].cancelled()
     ]
     assert len(set(log.written)) == len(log.written)
     assert log.written == [*(number for number in waiting if number in log.written), 1000]
-    for number, each in told.items():
+    for number, each in errors.items():
         assert isinstance(each, EXPECTED[number % 2 == 1, number < 0]), (number, each)
 
 

@@ -25,7 +25,7 @@ def client_of(site: Site, key: str = "unused") -> AsyncAnthropic:
     return AsyncAnthropic(api_key=key, base_url=str(site.client.base_url), max_retries=0)
 
 
-def said(*blocks: dict[str, Any], role: str = "user") -> dict[str, Any]:
+def message_param(*blocks: dict[str, Any], role: str = "user") -> dict[str, Any]:
     return {"role": role, "content": list(blocks)}
 
 
@@ -81,21 +81,21 @@ class TestMessage:
             "",
         ]
 
-    async def test_usage_tells_the_cached_from_the_rest(self, client: AsyncAnthropic, engine: FakeEngine) -> None:
+    async def test_usage_separates_cached_tokens(self, client: AsyncAnthropic, engine: FakeEngine) -> None:
         engine.script, engine.finish = (Piece("Hello", (1, 2), "stop", cached_tokens=16),), None
         usage = (await client.messages.create(**HI)).usage
         assert (usage.input_tokens, usage.cache_read_input_tokens, usage.output_tokens) == (5, 16, 2)
 
     async def test_tokens_are_counted_beforehand(self, client: AsyncAnthropic, engine: FakeEngine) -> None:
-        asked = {"model": "default", "messages": HI["messages"], "system": "be"}
-        counted = await client.messages.count_tokens(**asked)
-        usage = (await client.messages.create(**asked, max_tokens=1)).usage
+        fields = {"model": "default", "messages": HI["messages"], "system": "be"}
+        counted = await client.messages.count_tokens(**fields)
+        usage = (await client.messages.create(**fields, max_tokens=1)).usage
         assert counted.input_tokens == usage.input_tokens == len(engine.jobs[0].prompt)
 
 
 class TestStopReason:
     @pytest.mark.parametrize(
-        ("last", "asked", "reason"),
+        ("last", "fields", "reason"),
         [
             (Piece("", (1,), "stop"), {}, ("end_turn", None)),
             (Piece("", (1,), "stop", stop="END"), {"stop_sequences": ["STOP", "END"]}, ("stop_sequence", "END")),
@@ -105,12 +105,12 @@ class TestStopReason:
         ids=["end", "stop-sequence", "length", "window"],
     )
     async def test_is_truthful(
-        self, client: AsyncAnthropic, engine: FakeEngine, last: Piece, asked: dict[str, Any], reason: tuple[str, str]
+        self, client: AsyncAnthropic, engine: FakeEngine, last: Piece, fields: dict[str, Any], reason: tuple[str, str]
     ) -> None:
         engine.script, engine.finish = ("Hello", last), None
-        message = await client.messages.create(**{**HI, **asked})
+        message = await client.messages.create(**{**HI, **fields})
         assert (message.stop_reason, message.stop_sequence) == reason
-        async with client.messages.stream(**{**HI, **asked}) as stream:
+        async with client.messages.stream(**{**HI, **fields}) as stream:
             final = await stream.get_final_message()
         assert (final.stop_reason, final.stop_sequence) == reason
 
@@ -130,7 +130,7 @@ class TestPrompt:
         assert message.content[0].text == "Hello, world!"
 
     async def test_answer_of_which_nothing_came_is_left_out(self, client: AsyncAnthropic, engine: FakeEngine) -> None:
-        await client.messages.create(**{**HI, "messages": [*HI["messages"], said(role="assistant")]})
+        await client.messages.create(**{**HI, "messages": [*HI["messages"], message_param(role="assistant")]})
         assert engine.prompts == ["<user>hi\n<assistant>\n"]
 
     async def test_answer_can_be_handed_back(self, client: AsyncAnthropic, engine: FakeEngine) -> None:
@@ -147,24 +147,24 @@ class TestPrompt:
 
 
 class TestRefusals:
-    async def test_routes_that_are_not_served_say_so_in_the_protocols_body(self, client: AsyncAnthropic) -> None:
+    async def test_unserved_routes_answer_with_the_protocols_error_body(self, client: AsyncAnthropic) -> None:
         for call in (client.messages.batches.list(), client.messages.batches.retrieve("msgbatch_1")):
             with pytest.raises(anthropic.NotFoundError, match="batches of messages") as refused:
                 await call
             assert (refused.value.type, bool(refused.value.request_id)) == ("not_found_error", True)
 
     @pytest.mark.parametrize(
-        ("asked", "named"),
+        ("fields", "named"),
         [
             ({"temperature": 1.5}, "temperature"),
             ({"max_tokens": 0}, "max_tokens"),
             ({"messages": []}, "messages"),
-            ({"messages": [said()]}, "messages.0.content"),
-            ({"messages": [said({"type": "video"})]}, "messages.0.content.0"),
-            ({"messages": [said({"type": "text"})]}, "messages.0.content.0.text"),
-            ({"messages": [said({"type": "thinking", "thinking": "x"})]}, "messages.0.content.0"),
+            ({"messages": [message_param()]}, "messages.0.content"),
+            ({"messages": [message_param({"type": "video"})]}, "messages.0.content.0"),
+            ({"messages": [message_param({"type": "text"})]}, "messages.0.content.0.text"),
+            ({"messages": [message_param({"type": "thinking", "thinking": "x"})]}, "messages.0.content.0"),
             (
-                {"system": "s", "messages": [said({"type": "tool_result", "tool_use_id": "x"})]},
+                {"system": "s", "messages": [message_param({"type": "tool_result", "tool_use_id": "x"})]},
                 "messages.0.content.0.tool_use_id",
             ),
             ({"tools": [{"name": "a b", "input_schema": {}}]}, "tools.0.name"),
@@ -174,9 +174,9 @@ class TestRefusals:
         ],
         ids=str,
     )
-    async def test_name_what_is_wrong(self, client: AsyncAnthropic, asked: dict[str, Any], named: str) -> None:
+    async def test_name_what_is_wrong(self, client: AsyncAnthropic, fields: dict[str, Any], named: str) -> None:
         with pytest.raises(anthropic.BadRequestError) as refused:
-            await client.messages.create(**HI, extra_body=asked)
+            await client.messages.create(**HI, extra_body=fields)
         assert f"'{named}'" in refused.value.api_message
         assert refused.value.type == "invalid_request_error"
         assert refused.value.request_id
@@ -192,7 +192,7 @@ class TestRefusals:
                 )
         assert not any(card.loaded for card in strict.services.models.cards())
 
-    async def test_what_asks_for_nothing_is_taken(self, client: AsyncAnthropic) -> None:
+    async def test_neutral_values_are_accepted(self, client: AsyncAnthropic) -> None:
         more = {"speed": "standard", "service_tier": "auto", "mcp_servers": [], "cache_control": {"type": "ephemeral"}}
         raw = await client.messages.with_raw_response.create(**HI, extra_body={**more, "unheard_of": 1})
         assert raw.headers["x-parley-ignored"] == "unheard_of"
@@ -266,10 +266,10 @@ class TestTools:
             final = await stream.get_final_message()
         assert (final.content[0].input, final.stop_reason) == (block.input, plain.stop_reason)
         result = {"type": "tool_result", "tool_use_id": block.id, "content": "rain", "is_error": True}
-        turn = [plain.to_param(), said(result, {"type": "text", "text": "well?"})]
+        turn = [plain.to_param(), message_param(result, {"type": "text", "text": "well?"})]
         engine.script = ("It rains",)
-        told = await client.messages.create(**{**HI, "messages": [*HI["messages"], *turn]}, tools=[WEATHER])
-        assert told.stop_reason == "end_turn"
+        reply = await client.messages.create(**{**HI, "messages": [*HI["messages"], *turn]}, tools=[WEATHER])
+        assert reply.stop_reason == "end_turn"
         assert "Error: rain" in engine.prompts[-1]
         assert engine.prompts[-1].index("Error: rain") < engine.prompts[-1].index("well?")
 

@@ -29,13 +29,13 @@ async def _each(events: tuple[Event, ...]) -> AsyncIterator[Event]:
         yield event
 
 
-async def streamed(*said: Event, thinking: answer.ThinkingOutputMode | None = SHOWN) -> list[dict[str, Any]]:
-    events = answer.events(_each((HEAD, *said)), 100, thinking)
+async def streamed(*outputs: Event, thinking: answer.ThinkingOutputMode | None = SHOWN) -> list[dict[str, Any]]:
+    events = answer.events(_each((HEAD, *outputs)), 100, thinking)
     return [event.model_dump() async for event in events]
 
 
-async def whole(*said: Event, thinking: answer.ThinkingOutputMode | None = SHOWN) -> Any:
-    return await answer.message(answer.events(_each((HEAD, *said)), 100, thinking))
+async def whole(*outputs: Event, thinking: answer.ThinkingOutputMode | None = SHOWN) -> Any:
+    return await answer.message(answer.events(_each((HEAD, *outputs)), 100, thinking))
 
 
 def blocks(message: Any) -> list[dict[str, Any]]:
@@ -69,7 +69,7 @@ async def test_whole_message() -> None:
     assert message.stop_reason == "tool_use"
 
 
-async def test_thoughts_nobody_asked_for_are_not_told() -> None:
+async def test_thinking_is_omitted_unless_requested() -> None:
     message = await whole(*THOUGHT, Text("Yes"), FINISH, thinking=None)
     assert blocks(message) == [{"type": "text", "text": "Yes"}]
     assert message.usage.output_tokens_details.thinking_tokens == 2
@@ -98,18 +98,18 @@ async def test_call_that_was_cut_has_what_came_of_its_input() -> None:
     assert message.stop_reason == "max_tokens"
 
 
-async def test_forced_call_that_is_said_to_stop_is_a_use_of_a_tool() -> None:
+async def test_forced_call_that_stops_is_a_tool_use() -> None:
     assert (await whole(*CALLS, Finish("stop", 5, 9))).stop_reason == "tool_use"
 
 
-async def test_nothing_said_is_no_block() -> None:
+async def test_empty_text_makes_no_block() -> None:
     assert (await whole(Text(""), Finish("stop", 5, 1))).content == []
 
 
 @given(st.lists(st.sampled_from([Text("a"), Text(""), Text("é"), Reasoning("b"), Reasoning("")]), max_size=12))
-async def test_whole_message_is_the_sum_of_the_stream(said: list[Event]) -> None:
-    found = await streamed(*said, FINISH)
-    message = await whole(*said, FINISH)
+async def test_whole_message_is_the_sum_of_the_stream(outputs: list[Event]) -> None:
+    found = await streamed(*outputs, FINISH)
+    message = await whole(*outputs, FINISH)
     deltas = [each for each in found if each["type"] == "content_block_delta"]
     for index, block in enumerate(message.content):
         parts = [each["delta"] for each in deltas if each["index"] == index]

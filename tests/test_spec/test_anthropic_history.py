@@ -21,8 +21,8 @@ def assistant(*content: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": list(content)}
 
 
-def text(said: str, **more: Any) -> dict[str, Any]:
-    return {"type": "text", "text": said, **more}
+def text(value: str, **more: Any) -> dict[str, Any]:
+    return {"type": "text", "text": value, **more}
 
 
 async def post(site: Site, *messages: dict[str, Any], **more: Any) -> Any:
@@ -57,8 +57,10 @@ class TestDocuments:
         self, site: Site, engine: FakeEngine, source: dict[str, Any]
     ) -> None:
         document = {"type": "document", "source": source, "title": "Rivers", "context": "of the north"}
-        asked = await prompt(site, engine, user(document, text("Which river?")))
-        assert asked.startswith("<user>Document: Rivers\n\nof the north\n\nThe river is called Lorn.\n\nWhich river?")
+        rendered = await prompt(site, engine, user(document, text("Which river?")))
+        assert rendered.startswith(
+            "<user>Document: Rivers\n\nof the north\n\nThe river is called Lorn.\n\nWhich river?"
+        )
 
     async def test_of_a_tools_result(self, site: Site, engine: FakeEngine) -> None:
         document = {"type": "document", "source": {"type": "text", "data": "Lorn"}}
@@ -80,8 +82,8 @@ class TestDocuments:
 
     async def test_search_results_are_read(self, site: Site, engine: FakeEngine) -> None:
         found = {"type": "search_result", "source": "http://a", "title": "T", "content": [text("Lorn")]}
-        asked = await prompt(site, engine, user({**found, "citations": {"enabled": True}}, text("Which?")))
-        assert asked.startswith("<user>T\nhttp://a\n\nLorn\n\nWhich?")
+        rendered = await prompt(site, engine, user({**found, "citations": {"enabled": True}}, text("Which?")))
+        assert rendered.startswith("<user>T\nhttp://a\n\nLorn\n\nWhich?")
 
 
 class TestOthersBlocks:
@@ -96,13 +98,13 @@ class TestOthersBlocks:
         thought = {"type": "thinking", "thinking": "hm", **signature}
         await prompt(site, engine, user(text("hi")), assistant(thought, text("a")), user(text("b")))
 
-    async def test_what_a_servers_tool_did_is_put_into_words(self, site: Site, engine: FakeEngine) -> None:
+    async def test_server_tool_results_become_text(self, site: Site, engine: FakeEngine) -> None:
         use = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "rivers"}}
         found = {"type": "web_search_result", "title": "Lorn", "url": "http://a", "encrypted_content": "sealed"}
         result = {"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": [found]}
-        asked = await prompt(site, engine, user(text("hi")), assistant(use, result, text("It is.")), user(text("b")))
-        assert asked.index("rivers") < asked.index("http://a") < asked.index("It is.")
-        assert "sealed" not in asked
+        rendered = await prompt(site, engine, user(text("hi")), assistant(use, result, text("It is.")), user(text("b")))
+        assert rendered.index("rivers") < rendered.index("http://a") < rendered.index("It is.")
+        assert "sealed" not in rendered
 
     @pytest.mark.parametrize(
         "result",
@@ -120,7 +122,7 @@ class TestOthersBlocks:
         assert "Lorn" in await prompt(site, engine, user(text("hi")), assistant(use, last), user(text("b")))
         assert "Lorn" in await prompt(site, engine, user(text("hi")), assistant(last), user(text("b")))
 
-    async def test_tools_that_were_found_are_told(self, site: Site, engine: FakeEngine) -> None:
+    async def test_found_tools_are_listed(self, site: Site, engine: FakeEngine) -> None:
         found = {"type": "tool_reference", "tool_name": "lookup_2"}
         result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [found]}
         assert "lookup_2" in await prompt(site, engine, user(text("hi")), assistant(USE), user(result))
@@ -130,8 +132,8 @@ class TestOthersBlocks:
         assert "Lorn" in await prompt(site, engine, user(text("hi")), assistant(summary), user(text("b")))
 
     async def test_the_system_may_speak_in_between(self, site: Site, engine: FakeEngine) -> None:
-        asked = await prompt(site, engine, user(text("hi")), {"role": "system", "content": "Be brief."})
-        assert "<system>Be brief." in asked
+        rendered = await prompt(site, engine, user(text("hi")), {"role": "system", "content": "Be brief."})
+        assert "<system>Be brief." in rendered
 
 
 RESULT: dict[str, Any] = {
@@ -144,9 +146,9 @@ RESULT: dict[str, Any] = {
 class TestImagesOfTools:
     async def test_reach_models_that_see(self, site: Site, engine: FakeEngine) -> None:
         engine.images = FakeReader()
-        asked = await prompt(site, engine, user(text("hi")), assistant(USE), user(RESULT), system="s")
+        rendered = await prompt(site, engine, user(text("hi")), assistant(USE), user(RESULT), system="s")
         assert len(engine.jobs[0].images) == 1
-        assert "a picture" in asked
+        assert "a picture" in rendered
 
     async def test_are_refused_where_they_stand_because_of_the_model(self, site: Site) -> None:
         message = await refusal(site, user(text("hi")), assistant(USE), user(text("b"), RESULT), system="s")

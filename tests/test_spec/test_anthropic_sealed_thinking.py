@@ -56,7 +56,7 @@ def history(*blocks: dict[str, Any]) -> list[Any]:
     return [HI, answer, {"role": "user", "content": "Sure?"}]
 
 
-async def asked(client: AsyncAnthropic, messages: list[Any], **more: Any) -> str:
+async def ignored_by(client: AsyncAnthropic, messages: list[Any], **more: Any) -> str:
     """What was left aside of it."""
     raw = await client.messages.with_raw_response.create(**ASKED, messages=messages, **more)
     return str(raw.headers.get("x-parley-ignored", ""))
@@ -72,18 +72,16 @@ class TestAnswer:
         thought = first.content[0]
         assert thought.type == "thinking"
         assert (thought.thinking, SEAL.open(thought.signature, "reasoning")) == ("", THOUGHT)
-        assert await asked(client, answered(first), thinking=thinking) == ""
+        assert await ignored_by(client, answered(first), thinking=thinking) == ""
         assert f"<think>{THOUGHT}</think>" in engine.prompts[-1]
 
-    async def test_a_stream_says_nothing_of_it_but_its_signature(
-        self, client: AsyncAnthropic, engine: FakeEngine
-    ) -> None:
+    async def test_a_stream_has_only_its_signature(self, client: AsyncAnthropic, engine: FakeEngine) -> None:
         async with client.messages.stream(**ASKED, messages=[HI], thinking=OMITTED) as stream:
             events = [event async for event in stream]
             final = await stream.get_final_message()
         deltas = [event.delta.type for event in events if event.type == "content_block_delta"]
         assert deltas == ["signature_delta", "input_json_delta"]
-        await asked(client, answered(final))
+        await ignored_by(client, answered(final))
         assert f"<think>{THOUGHT}</think>" in engine.prompts[-1]
 
     @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
@@ -99,10 +97,10 @@ class TestAnswer:
         assert thought.type == "thinking"
         assert thought.thinking == SEAL.open(thought.signature, "reasoning") == THOUGHT
         thought.thinking = ""  # as gateways do that pass on signatures alone
-        await asked(client, answered(message))
+        await ignored_by(client, answered(message))
         assert f"<think>{THOUGHT}</think>" in engine.prompts[-1]
 
-    async def test_no_thought_is_sealed_where_none_was_asked_for(self, client: AsyncAnthropic) -> None:
+    async def test_reasoning_is_not_encrypted_unless_requested(self, client: AsyncAnthropic) -> None:
         message = await client.messages.create(**ASKED, messages=[HI])
         assert [block.type for block in message.content] == ["tool_use"]
 
@@ -120,7 +118,7 @@ class TestHistory:
     async def test_what_was_sealed_here_is_opened(
         self, client: AsyncAnthropic, engine: FakeEngine, block: dict[str, Any]
     ) -> None:
-        assert await asked(client, history({**block, "unheard_of": 1})) == "messages.1.content.0.unheard_of"
+        assert await ignored_by(client, history({**block, "unheard_of": 1})) == "messages.1.content.0.unheard_of"
         assert f"<think>{THOUGHT}</think>Noon." in engine.prompts[-1]
 
     @pytest.mark.parametrize(
@@ -141,7 +139,7 @@ class TestHistory:
             {"type": "thinking", "thinking": "", "signature": sealed},
             {"type": "redacted_thinking", "data": sealed},
         )
-        assert await asked(client, history(*blocks)) == "messages.1.content.0, messages.1.content.1"
+        assert await ignored_by(client, history(*blocks)) == "messages.1.content.0, messages.1.content.1"
         assert "think" not in engine.prompts[-1].replace("<think></think>", "")
         assert sealed not in engine.prompts[-1]
 
@@ -154,18 +152,18 @@ class TestHistory:
         self, client: AsyncAnthropic, engine: FakeEngine, signature: str
     ) -> None:
         block = {"type": "thinking", "thinking": THOUGHT, "signature": signature}
-        assert await asked(client, history(block)) == ""
+        assert await ignored_by(client, history(block)) == ""
         assert f"<think>{THOUGHT}</think>Noon." in engine.prompts[-1]
 
     async def test_a_block_with_nothing_in_it_is_nothing(self, client: AsyncAnthropic, engine: FakeEngine) -> None:
         empty = {"role": "assistant", "content": [{"type": "thinking", "thinking": "", "signature": ""}]}
-        assert await asked(client, [HI, empty, HI]) == ""
+        assert await ignored_by(client, [HI, empty, HI]) == ""
         assert engine.prompts[-1].count("<assistant>") == 1
 
     async def test_opened_thoughts_are_counted(self, client: AsyncAnthropic, engine: FakeEngine) -> None:
         messages = history({"type": "redacted_thinking", "data": SEAL.close(THOUGHT, "reasoning")})
         counted = await client.messages.count_tokens(model="fake-chat", messages=messages, tools=[TOOL])
-        await asked(client, messages)
+        await ignored_by(client, messages)
         assert counted.input_tokens == len(engine.jobs[0].prompt)
 
 
@@ -174,9 +172,9 @@ async def test_keys_do_not_open_each_others(new_server: NewSite, engine: FakeEng
     one, other = (AsyncAnthropic(api_key=key, base_url=str(site.client.base_url)) for key in ("one", "other"))
     async with one, other:
         first = await one.messages.create(**ASKED, messages=[HI], thinking=OMITTED)
-        assert await asked(other, answered(first)) == "messages.1.content.0"
+        assert await ignored_by(other, answered(first)) == "messages.1.content.0"
         assert THOUGHT not in engine.prompts[-1]
-        assert await asked(one, answered(first)) == ""
+        assert await ignored_by(one, answered(first)) == ""
         assert THOUGHT in engine.prompts[-1]
 
 

@@ -33,12 +33,15 @@ def test_the_longest_beginning_decides(path: str, name: str) -> None:
     assert renamed(path, NAMES) == name
 
 
-def test_messages_say_it_too() -> None:
+def test_messages_have_it_too() -> None:
     error = InvalidRequest("'effort' must be 'none' where 'tools.0.function.name' is", param="effort")
-    told = translate_error(error, NAMES)
-    assert (told.message, told.param) == ("'config.effort' must be 'none' where 'tools.0.name' is", "config.effort")
+    translated = translate_error(error, NAMES)
+    assert (translated.message, translated.param) == (
+        "'config.effort' must be 'none' where 'tools.0.name' is",
+        "config.effort",
+    )
 
 
-def test_too_long_is_said_in_the_protocols_words() -> None:
-    told = translate_error(PromptTooLong(9, 8, param="messages"), NAMES, "{tokens} > {limit}")
-    assert (told.message, type(told)) == ("9 > 8", PromptTooLong)
+def test_prompt_too_long_has_the_protocols_message() -> None:
+    translated = translate_error(PromptTooLong(9, 8, param="messages"), NAMES, "{tokens} > {limit}")
+    assert (translated.message, type(translated)) == ("9 > 8", PromptTooLong)

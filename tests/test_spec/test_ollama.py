@@ -65,7 +65,7 @@ class TestChat:
         assert (params.min_p, params.seed, params.stop) == (0.1, 7, ("x",))
         assert (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.2, 0.5, 0.25)
 
-    async def test_what_is_not_named_is_not_ollamas_to_say(self, client: AsyncClient, engine: FakeEngine) -> None:
+    async def test_missing_options_take_the_models_defaults(self, client: AsyncClient, engine: FakeEngine) -> None:
         await client.chat(**HI, options={"seed": -1, "num_predict": -1})
         params = engine.jobs[0].sampling
         assert (params.temperature, params.top_k, params.top_p) == (1.0, None, 1.0)
@@ -75,7 +75,7 @@ class TestChat:
         answer = await client.chat(**{**HI, "model": f"{MODEL}:latest"})
         assert answer.model == f"{MODEL}:latest"
 
-    async def test_nothing_to_say_loads_the_model(self, site: Site, engine: FakeEngine) -> None:
+    async def test_an_empty_request_loads_the_model(self, site: Site, engine: FakeEngine) -> None:
         answer = (await post(site, messages=[])).json()
         assert (answer["done"], answer["done_reason"], answer["message"]["content"]) == (True, "load", "")
         assert (engine.starts, engine.jobs) == (1, [])
@@ -120,12 +120,12 @@ class TestRefusals:
         assert answer.status_code == 400
         assert f"'{next(iter(fields))}'" in answer.json()["error"]
 
-    async def test_what_is_the_operators_to_say_is_named_in_a_header(self, site: Site, new_site: NewSite) -> None:
-        asked = {"keep_alive": "5m", "options": {"num_ctx": 4096, "num_gpu": 1}}
-        answer = await post(site, **asked, stream=False)
+    async def test_operator_options_are_named_in_a_header(self, site: Site, new_site: NewSite) -> None:
+        hints = {"keep_alive": "5m", "options": {"num_ctx": 4096, "num_gpu": 1}}
+        answer = await post(site, **hints, stream=False)
         assert answer.headers["x-parley-ignored"] == "keep_alive, options.num_ctx, options.num_gpu"
         strict = await new_site(strict=True)
-        assert (await post(strict, **asked)).status_code == 400
+        assert (await post(strict, **hints)).status_code == 400
 
     async def test_have_the_clients_class(self, client: AsyncClient, engine: FakeEngine) -> None:
         engine.refusal = Overloaded("full")
@@ -158,7 +158,7 @@ class TestModels:
     async def test_are_listed(self, client: AsyncClient) -> None:
         assert [each.model for each in (await client.list()).models] == [MODEL, "fake-embedding"]
 
-    async def test_loaded_ones_tell_their_length(self, client: AsyncClient, engine: FakeEngine) -> None:
+    async def test_loaded_models_have_their_length(self, client: AsyncClient, engine: FakeEngine) -> None:
         assert (await client.ps()).models == []
         await client.chat(**HI)
         (loaded,) = (await client.ps()).models
@@ -191,8 +191,8 @@ class TestTools:
         assert streamed == [call.function]
         turn = [plain.message, {"role": "tool", "content": "rain", "tool_name": "weather"}]
         engine.script = ("It rains",)
-        told = await client.chat(MODEL, [*HI["messages"], *turn], tools=[tool])
-        assert told.message.content == "It rains"
+        reply = await client.chat(MODEL, [*HI["messages"], *turn], tools=[tool])
+        assert reply.message.content == "It rains"
         assert "rain" in engine.prompts[-1]
 
     @pytest.mark.parametrize("form", ["json", {"type": "object"}], ids=str)

@@ -26,12 +26,12 @@ async def _each(events: tuple[Event, ...]) -> AsyncIterator[Event]:
         yield event
 
 
-def parts(*said: Event) -> AsyncIterator[answer.PartialAnswer]:
-    return answer.parts(_each((HEAD, *said)), clock=lambda: 3.0)
+def parts(*outputs: Event) -> AsyncIterator[answer.PartialAnswer]:
+    return answer.parts(_each((HEAD, *outputs)), clock=lambda: 3.0)
 
 
-async def lines(*said: Event) -> list[dict[str, Any]]:
-    return [part.chat_line("m").model_dump(exclude={"created_at", "model"}) async for part in parts(*said)]
+async def lines(*outputs: Event) -> list[dict[str, Any]]:
+    return [part.chat_line("m").model_dump(exclude={"created_at", "model"}) async for part in parts(*outputs)]
 
 
 CALL_A = {"id": "a", "function": {"name": "weather", "arguments": {"city": "Paris"}, "index": 0}}
@@ -39,8 +39,8 @@ CALL_B = {"id": "b", "function": {"name": "time", "arguments": {}, "index": 1}}
 
 
 async def test_a_call_is_one_line() -> None:
-    *said, last = await lines(Reasoning("hm"), Text("Well"), *CALLS, FINISH)
-    assert [line["message"] for line in said] == [
+    *outputs, last = await lines(Reasoning("hm"), Text("Well"), *CALLS, FINISH)
+    assert [line["message"] for line in outputs] == [
         {"role": "assistant", "content": "", "thinking": "hm"},
         {"role": "assistant", "content": "Well"},
         {"role": "assistant", "content": "", "tool_calls": [CALL_A]},
@@ -90,16 +90,16 @@ def result(**fields: Any) -> dict[str, Any]:
     ],
 )
 def test_results_find_their_calls(messages: list[dict[str, Any]], answered: list[str]) -> None:
-    asked = chat(messages=messages)
-    assert [each.tool_call_id for each in asked.messages if each.role == "tool"] == answered
-    assert asked.messages[0].tool_calls[0].function.arguments == '{"x": 1}'
+    chat_request = chat(messages=messages)
+    assert [each.tool_call_id for each in chat_request.messages if each.role == "tool"] == answered
+    assert chat_request.messages[0].tool_calls[0].function.arguments == '{"x": 1}'
 
 
 def test_ids_that_are_given_are_kept() -> None:
     begun = calls("f")
     begun["tool_calls"][0]["id"] = "mine"
-    asked = chat(messages=[begun, result(tool_call_id="mine")])
-    assert asked.messages[0].tool_calls[0].id == asked.messages[1].tool_call_id == "mine"
+    chat_request = chat(messages=[begun, result(tool_call_id="mine")])
+    assert chat_request.messages[0].tool_calls[0].id == chat_request.messages[1].tool_call_id == "mine"
 
 
 def test_format_and_thinking() -> None:
@@ -111,7 +111,7 @@ def test_format_and_thinking() -> None:
 
 
 def test_images() -> None:
-    asked = request.chat(GenerateRequest(prompt="what is it?", images=[PNG]))
-    image, text = asked.messages[0].content
+    chat_request = request.chat(GenerateRequest(prompt="what is it?", images=[PNG]))
+    image, text = chat_request.messages[0].content
     assert image["image_url"]["url"] == f"data:image/png;base64,{PNG}"
     assert text["text"] == "what is it?"

@@ -12,7 +12,7 @@ from tests.pictures import RED, FakeReader
 HI: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": False}
 
 
-async def ask(site: Site, engine: FakeEngine, **options: Any) -> tuple[SamplingParams, str]:
+async def sampled_with(site: Site, engine: FakeEngine, **options: Any) -> tuple[SamplingParams, str]:
     """How the answer is sampled, and what is named as left aside."""
     answer = await site.client.post("/api/chat", json={**HI, "options": options})
     assert answer.status_code == 200, answer.text
@@ -21,18 +21,18 @@ async def ask(site: Site, engine: FakeEngine, **options: Any) -> tuple[SamplingP
 
 @pytest.mark.parametrize("tokens", [0, -1, -2, -5])
 async def test_no_limit(site: Site, engine: FakeEngine, tokens: int) -> None:
-    params, _ = await ask(site, engine, num_predict=tokens)
+    params, _ = await sampled_with(site, engine, num_predict=tokens)
     assert params.max_tokens is None
 
 
 async def test_temperatures_and_shares_have_its_range(site: Site, engine: FakeEngine) -> None:
-    params, _ = await ask(site, engine, temperature=3, top_p=0)
+    params, _ = await sampled_with(site, engine, temperature=3, top_p=0)
     assert (params.temperature, params.top_p) == (3, 0)
 
 
 async def test_stop_sequences_are_as_many_as_there_are(site: Site, engine: FakeEngine) -> None:
     stops = [f"s{index}" for index in range(6)]
-    params, ignored = await ask(site, engine, stop=stops)
+    params, ignored = await sampled_with(site, engine, stop=stops)
     assert (params.stop, ignored) == (tuple(stops), "")
 
 
@@ -52,14 +52,14 @@ async def test_stop_sequences_are_as_many_as_there_are(site: Site, engine: FakeE
 async def test_what_is_left_aside_is_named(
     site: Site, engine: FakeEngine, options: dict[str, Any], ignored: str
 ) -> None:
-    assert (await ask(site, engine, **options))[1] == ignored
+    assert (await sampled_with(site, engine, **options))[1] == ignored
 
 
 async def test_a_window_of_nothing_is_no_penalty(site: Site, engine: FakeEngine) -> None:
     penalties = {"repeat_penalty": 1.5, "presence_penalty": 1, "frequency_penalty": 3}
-    params, _ = await ask(site, engine, repeat_last_n=0, **penalties)
+    params, _ = await sampled_with(site, engine, repeat_last_n=0, **penalties)
     assert (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1, 0, 0)
-    params, _ = await ask(site, engine, **penalties)
+    params, _ = await sampled_with(site, engine, **penalties)
     assert (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) == (1.5, 1, 3)
 
 

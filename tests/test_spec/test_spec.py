@@ -91,7 +91,7 @@ class TestExample:
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert answer.text == 'data: {"shouted":"HELLO"}\n\ndata: {"shouted":", "}\n\ndata: {"shouted":"WORLD!"}\n\n'
 
-    async def test_says_what_is_wrong_as_all_routes_do(self, site: Site, engine: FakeEngine) -> None:
+    async def test_errors_have_the_usual_body(self, site: Site, engine: FakeEngine) -> None:
         answer = await site.client.post("/shout", json={})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "text")
         engine.refusal = Overloaded("too much")
@@ -175,7 +175,7 @@ class TestReaderWhoLeaves:
         site = await new_server(specs=[SPEC])
         pause = Pause()
         engine.script = ("one", pause, "two")
-        asked = asyncio.create_task(site.client.post("/telegram", json={"stream": stream}))
+        posted = asyncio.create_task(site.client.post("/telegram", json={"stream": stream}))
         await pause.reached.wait()
-        asked.cancel()
+        posted.cancel()
         await engine.idle.wait()

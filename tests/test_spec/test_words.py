@@ -102,7 +102,7 @@ TOO_LONG = {
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 @pytest.mark.parametrize("path", TOO_LONG)
-async def test_too_long_is_said_in_words_that_clients_act_on(
+async def test_prompt_too_long_has_the_message_clients_match(
     site: Site, engine: FakeEngine, path: str, stream: bool
 ) -> None:
     engine.max_length = 10

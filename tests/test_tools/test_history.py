@@ -24,7 +24,7 @@ from services.history.store import Store
 from services.history.turn import TurnRequest
 from services.turn_service import TurnService
 from tests.apps import NewSite
-from tests.test_services.test_turn_service import END, begin, finish, say
+from tests.test_services.test_turn_service import END, begin, finish, store_turn
 from tools import archive
 from tools.archive_schema import ArchivedConversation
 from tools.history import app, owner_of, read
@@ -54,8 +54,8 @@ async def fill(database: Database, owner: str = "local") -> list[str]:
     output = ChatMessage(role="tool", tool_call_id="call_1", content="Rain")
     await finish(await begin(turns, output, owner=owner, conversation=named.conversation_id), Text("Rain"), END)
     kept: dict[str, Any] = {"owner": owner, "create": False, "stored": True, "kind": "response", "parameters": FACTS}
-    first = await say(turns, "1", "one", metadata={"a": "b"}, **kept)
-    others = [await say(turns, asked, "two", previous=first.id, **kept) for asked in ("2", "2, too")]
+    first = await store_turn(turns, "1", "one", metadata={"a": "b"}, **kept)
+    others = [await store_turn(turns, asked, "two", previous=first.id, **kept) for asked in ("2", "2, too")]
     return [turn.id for turn in (named, first, *others)]
 
 
@@ -105,7 +105,7 @@ async def test_somebody_elses_ids_are_not_taken(database: Database, database_url
 
 async def test_what_is_still_written_is_left_out(database: Database, database_url: str) -> None:
     turns = TurnService(database, writer="host:1")
-    turn = await say(turns, "1", "one", owner="local")
+    turn = await store_turn(turns, "1", "one", owner="local")
     await begin(turns, "2", owner="local", conversation=turn.conversation_id)
     (line,) = (await run_in_thread("export", url=database_url)).stdout.splitlines()
     archived = ArchivedConversation.model_validate_json(line)
