@@ -57,6 +57,21 @@ class Switches:
 ALL_OFF = Switches()
 ALL_ON = Switches(prefix_cache=True, chunks=True, preemption=True, speculation=True)
 EACH_ON = [Switches(**{name: True}) for name in Switches.__slots__]
+extended = pytest.mark.extended
+# of one model everything in `make test`, of the others all switches at once: `make test-all` has the rest
+FIRST, *OTHERS = SHAPES
+EAGER = [
+    *((FIRST, each) for each in (ALL_OFF, *EACH_ON)),
+    *((name, ALL_ON) for name in SHAPES),
+    *(pytest.param(name, each, marks=extended) for name in OTHERS for each in (ALL_OFF, *EACH_ON)),
+]
+ALL_OF_PAGES = replace(ALL_ON, speculation=False)
+PAGED = [
+    (FIRST, ALL_OFF),
+    *((name, ALL_OF_PAGES) for name in SHAPES),
+    *(pytest.param(name, ALL_OFF, marks=extended) for name in OTHERS),
+]
+COMPILED = [FIRST, "gemma3", *(pytest.param(name, marks=extended) for name in ("qwen2", "qwen3", "gpt2", "mistral"))]
 
 
 class Watched:
@@ -127,14 +142,12 @@ def rash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
 
 
-@pytest.mark.parametrize("switches", [ALL_OFF, *EACH_ON, ALL_ON], ids=str)
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(("name", "switches"), EAGER, ids=str)
 async def test_eager_steps(name: str, switches: Switches) -> None:
     await check(name, runner_of(name, switches), switches)
 
 
-@pytest.mark.parametrize("switches", [ALL_OFF, replace(ALL_ON, speculation=False)], ids=str)
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(("name", "switches"), PAGED, ids=str)
 async def test_pages_as_on_a_gpu(name: str, switches: Switches) -> None:
     """Recorded, and sent ahead of what was drawn."""
     room = 100 if switches.preemption else None
@@ -158,7 +171,7 @@ def adopted(folder: Path, native_kernel: None) -> Callable[[BatchedRunner], Batc
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", [name for name in SHAPES if name != "qwen2 sliding"])  # mistral's window is enough
+@pytest.mark.parametrize("name", COMPILED)  # without "qwen2 sliding": mistral's window is enough
 async def test_compiled_steps(name: str, adopted: Callable[[BatchedRunner], BatchedRunner]) -> None:
     for switches in (ALL_OFF, ALL_ON):
         await check(name, adopted(runner_of(name, switches)), switches)

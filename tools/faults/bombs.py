@@ -11,7 +11,8 @@ LIMIT = 16 * 1024 * 1024 - 1024  # of a body, with room for what goes around
 CHATS = ("/v1/chat/completions", "/v1/chat/completions/input_tokens", "/tokenize", "/v1/messages", "/api/chat")
 JSON_ROUTES = (
     *CHATS,
-    *("/v1/completions", "/v1/responses", "/v1/responses/input_tokens", "/v1/conversations", "/v1/embeddings"),
+    *("/v1/completions", "/v1/responses", "/v1/responses/input_tokens", "/v1/responses/compact"),
+    *("/v1/conversations", "/v1/embeddings"),
     *("/v1/rerank", "/v1/score", "/detokenize", "/v1/messages/count_tokens", "/chat/new/message/", "/predict"),
     *("/api/generate", "/api/embed", "/api/embeddings", "/api/show"),
 )
