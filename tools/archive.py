@@ -1,4 +1,4 @@
-"""Histories as JSON Lines, a conversation each: written, and read back into the same tree."""
+"""Exports histories as JSON Lines, a conversation per line, and restores them as the same trees."""
 
 import hashlib
 from collections.abc import AsyncIterator, Mapping
@@ -17,7 +17,7 @@ from tools.archive_schema import ArchivedConversation, ArchivedItem, ArchivedTur
 
 
 async def export(database: Database, owner: str) -> AsyncIterator[ArchivedConversation]:
-    """Answers that are still being written are left out."""
+    """Leaves out answers that are being generated."""
     store, after = Store(database), ""
     while True:
         async with store.reading() as repositories:
@@ -46,13 +46,13 @@ async def _archived(repositories: Repositories, conversation: Conversation) -> A
 
 
 def _columns(row: Conversation | Turn | Item, model: type[BaseModel]) -> dict[str, Any]:
-    """As they are, sensible or not: an export leaves nothing out, an import is particular."""
+    """Without validation: an export includes everything, an import validates."""
     names = {name: str(field.validation_alias or name) for name, field in model.model_fields.items()}
     return {name: getattr(row, column) for name, column in names.items() if hasattr(row, column)}
 
 
 async def restore(database: Database, owner: str, archived: ArchivedConversation) -> bool:
-    """False where it is there already. What has somebody else's id gets one of its own, the same each time."""
+    """Returns False if the conversation exists. If another owner has its id, it gets a new one, always the same."""
     own_id = "conv_" + hashlib.sha256(f"{owner} {archived.id}".encode()).hexdigest()[:32]
     async with Store(database).writing() as repositories:
         taken = await repositories.conversations.owners([archived.id, own_id])
@@ -78,11 +78,11 @@ def _conversation(archived: ArchivedConversation, id: str, owner: str) -> Conver
 
 
 async def _turns(repositories: Repositories, archived: ArchivedConversation, id: str, owner: str) -> dict[str, str]:
-    """What each turn is called now."""
+    """Maps the archived id of each turn to its new one."""
     taken = await repositories.turns.status([turn.id for turn in archived.turns])
     names = {turn.id: turn.id[:-32] + uuid4().hex if turn.id in taken else turn.id for turn in archived.turns}
-    told = [turn.model_dump(by_alias=True) | _named(turn, names) for turn in archived.turns]
-    await repositories.turns.add([Turn(**turn, owner=owner, conversation_id=id) for turn in told])
+    columns = [turn.model_dump(by_alias=True) | _named(turn, names) for turn in archived.turns]
+    await repositories.turns.add([Turn(**turn, owner=owner, conversation_id=id) for turn in columns])
     return names
 
 
@@ -91,7 +91,7 @@ def _named(turn: ArchivedTurn, names: dict[str, str]) -> dict[str, str | None]:
 
 
 def rows_of(archived: ArchivedConversation, conversation_id: str, owner: str, names: Mapping[str, str]) -> list[Item]:
-    """`names`: what each turn is called now."""
+    """`names`: the new id of each turn."""
     return [_item(item, conversation_id, owner, names) for item in archived.items]
 
 

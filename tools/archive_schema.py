@@ -1,4 +1,4 @@
-"""A conversation as a line of an archive. What is read without an error can be stored, and shown by every route."""
+"""A conversation as a line of an archive. A valid one can be stored and returned by every route."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -18,10 +18,10 @@ from services.history.item_rows import TYPES_WITH_STATUS
 from services.history.response import response_of
 
 FORMAT: Literal["parley.conversation.1"] = "parley.conversation.1"
-MAX_CHOICES = 256  # of one answer: far more than a request may ask for
+MAX_CHOICES = 256  # of one answer; requests are limited to fewer
 
 Time = Annotated[float, Field(ge=0, le=253_402_300_799, allow_inf_nan=False)]  # up to the year 9999
-Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]  # PostgreSQL takes no other
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]  # PostgreSQL rejects NUL
 Name = Annotated[str, StringConstraints(max_length=128, min_length=1, pattern=r"^[^\x00]*$")]
 ConversationId = Annotated[str, StringConstraints(pattern=f"^{CONVERSATION_ID.pattern}$")]
 TurnId = Annotated[str, StringConstraints(pattern=f"^{TURN_ID.pattern}$")]
@@ -29,7 +29,7 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 
 
 def _item(data: dict[str, Any]) -> dict[str, Any]:
-    """Held to the form that the API takes, and kept as it was written."""
+    """Validates an item by the API's schema, and keeps it as it is."""
     kind, id = data.get("type"), data.get("id")
     if not isinstance(kind, str) or not 0 < len(kind) <= 64 or "\0" in kind:
         raise fault("an item has a type", "type")
@@ -77,7 +77,7 @@ class Failure(BaseModel):
 
 
 def _like(model: type[BaseModel]) -> Any:
-    """Held to that form, and kept as it was written."""
+    """Validates by that schema, and keeps the value as it is."""
 
     def check(value: dict[str, Any]) -> dict[str, Any]:
         model.model_validate(value, strict=True)
@@ -136,39 +136,39 @@ class ArchivedConversation(BaseModel):
 
     @model_validator(mode="after")
     def _can_be_shown(self) -> Self:
-        said = self._said()
+        by_turn = self._items_by_turn()
         for index, turn in enumerate(self.turns):
             try:
-                _show(turn, said.pop(turn.id, []))
+                _show(turn, by_turn.pop(turn.id, []))
             except ValidationError as error:
                 first = error.errors()[0]
                 raise fault(first["msg"], "turns", index, *_place(turn, first["loc"])) from None
             except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
                 raise fault(f"this answer cannot be shown: {error!r}", "turns", index) from None
-        for turn_id in said:
+        for turn_id in by_turn:
             raise fault(f"an item is of the turn '{turn_id}', which is not there", "items")
         return self
 
-    def _said(self) -> dict[str, list[ArchivedItem]]:
-        said: dict[str, list[ArchivedItem]] = {}
+    def _items_by_turn(self) -> dict[str, list[ArchivedItem]]:
+        by_turn: dict[str, list[ArchivedItem]] = {}
         for item in self.items:
             if item.turn_id is not None:
-                said.setdefault(item.turn_id, []).append(item)
-        return said
+                by_turn.setdefault(item.turn_id, []).append(item)
+        return by_turn
 
 
 def _place(turn: ArchivedTurn, where: tuple[int | str, ...]) -> Iterator[int | str]:
-    """Of what is shown, in the archive."""
+    """The path in the archive of a path in the answer."""
     if where and where[0] not in ArchivedTurn.model_fields:
         yield "request"
     yield from where
 
 
 def _show(turn: ArchivedTurn, items: list[ArchivedItem]) -> None:
-    """As the routes do that read it. Of rows it is only read: to make real ones takes most of an import's time."""
+    """Builds the answer as the routes do. With namespaces instead of ORM rows, which would take most of the time."""
     rows = [cast("Item", SimpleNamespace(data=each.data, choice=each.choice)) for each in items]
-    facts = vars(turn) | {"metadata_": turn.metadata, "conversation_id": "", "partial_output": None}
-    found = answer_of(cast("Turn", SimpleNamespace(**facts)), rows, listed=True)
+    columns = vars(turn) | {"metadata_": turn.metadata, "conversation_id": "", "partial_output": None}
+    found = answer_of(cast("Turn", SimpleNamespace(**columns)), rows, listed=True)
     if turn.kind == "response":
         response_of(found)
     reply = replay.reply_of(found)

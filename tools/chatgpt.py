@@ -1,7 +1,7 @@
-"""ChatGPT's export, `conversations.json`, as conversations of ours: its trees stay trees.
+"""Converts ChatGPT's export, `conversations.json`, to conversations, as the same trees.
 
-What is no text (images, which the export does not hold, and the work of tools) is left out; what was said after it goes
-on from what was said before. Of what was spoken there is the text.
+Only texts are imported, and transcripts of speech. Other nodes (images, which the export does not contain, and tool
+work) are left out; their children become children of their parent.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ class Content(BaseModel):
     parts: list[Any] = Field([])
 
 
-class Said(BaseModel):
+class ExportedMessage(BaseModel):
     id: str
     author: Author
     content: Content
@@ -35,7 +35,7 @@ class Said(BaseModel):
 
 class Node(BaseModel):
     id: str
-    message: Said | None = None
+    message: ExportedMessage | None = None
     parent: str | None = None
     children: list[str] = Field([])
 
@@ -53,13 +53,13 @@ class Export(BaseModel):
 
     @property
     def begun_at(self) -> float:
-        """Now and then only its messages say so."""
-        said = [node.message.create_time for node in self.mapping.values() if node.message]
-        return self.create_time or min(filter(None, said), default=0.0)
+        """Some exports have times in messages only."""
+        times = [node.message.create_time for node in self.mapping.values() if node.message]
+        return self.create_time or min(filter(None, times), default=0.0)
 
 
 def conversation(export: Export) -> ArchivedConversation:
-    """The same each time, so that what was imported before is known again."""
+    """Deterministic ids, so that a repeated import is recognised."""
     name = export.conversation_id or export.id or f"{export.title} {export.begun_at}"
     return ArchivedConversation(
         id="conv_" + hashlib.sha256(f"chatgpt {name}".encode()).hexdigest()[:32],
@@ -71,20 +71,20 @@ def conversation(export: Export) -> ArchivedConversation:
 
 
 def _items(export: Export) -> Iterator[ArchivedItem]:
-    place: dict[str | None, str | None] = {}  # a node -> the item that its children go on from
+    parent_of: dict[str | None, str | None] = {}  # node id -> parent item of its children
     for node in _in_order(export):
-        parent = place.get(node.parent)
+        parent = parent_of.get(node.parent)
         text = _text(node.message) if node.message else ""
-        place[node.id] = parent
+        parent_of[node.id] = parent
         if node.message and text:
             item = _message(node.message, text)
-            place[node.id] = item["id"]
+            parent_of[node.id] = item["id"]
             at = node.message.create_time or export.begun_at
             yield ArchivedItem(data=item, parent_id=parent, created_at=at)
 
 
 def _in_order(export: Export) -> Iterator[Node]:
-    """Parents first, and the branch that was looked at last: the next answer goes on from there."""
+    """Parents first, and the current branch last, so that the next answer continues it."""
     nodes = export.mapping
     current, at = set(), export.current_node
     while at in nodes and at not in current:
@@ -102,7 +102,7 @@ def _in_order(export: Export) -> Iterator[Node]:
         waiting += sorted(children, key=lambda child: child.id not in current)
 
 
-def _text(message: Said) -> str:
+def _text(message: ExportedMessage) -> str:
     if message.author.role not in KINDS or message.recipient != "all" or message.content.content_type not in TEXTS:
         return ""
     return "\n".join(map(_text_of, message.content.parts)).strip()
@@ -113,7 +113,7 @@ def _text_of(part: object) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _message(message: Said, text: str) -> dict[str, Any]:
+def _message(message: ExportedMessage, text: str) -> dict[str, Any]:
     role = message.author.role
     more: dict[str, Any] = {"annotations": [], "logprobs": []} if role == "assistant" else {}
     return {

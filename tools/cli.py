@@ -1,4 +1,4 @@
-"""The `parley` command. Each command imports what it needs itself, so that `--help` comes at once."""
+"""The `parley` command. Each subcommand imports what it needs, so that `--help` is fast."""
 
 import asyncio
 import gc
@@ -14,13 +14,13 @@ import typer
 if TYPE_CHECKING:
     from app.common.settings import Settings
 
-# plain help: rich cuts the names of options off where a terminal is narrow, or none
+# plain help: rich truncates option names in narrow terminals and pipes
 app = typer.Typer(
     name="parley", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 
-# all of the command's arguments are for the program behind it, --help too
-HANDED_OVER = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+# passes all arguments to another command, --help included
+PASS_THROUGH = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 
 def show_version(wanted: bool) -> None:
@@ -49,26 +49,24 @@ def serve(
     host: Annotated[str | None, typer.Option(show_default="127.0.0.1", help="The address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(show_default="8000", help="The port to listen on.")] = None,
     metrics_port: Annotated[
-        int | None, typer.Option(show_default="none", help="A port of its own for /metrics, without keys.")
+        int | None, typer.Option(show_default="none", help="A separate port for /metrics, without keys.")
     ] = None,
     workers: Annotated[
         int | None, typer.Option(show_default="1", help="Processes, each with its own models; needs PostgreSQL.")
     ] = None,
     max_model_len: Annotated[
-        int | None, typer.Option(show_default="the model's", help="Tokens of prompt and answer together.")
+        int | None, typer.Option(show_default="the model's", help="Maximum tokens of prompt and answer together.")
     ] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(show_default="32", help="Answers generated at once.")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(show_default="32", help="Maximum sequences in a batch.")] = None,
     max_num_batched_tokens: Annotated[
-        int | None, typer.Option(show_default="512", help="Tokens of one step of the engine.")
+        int | None, typer.Option(show_default="512", help="Maximum tokens of an engine step.")
     ] = None,
-    block_size: Annotated[
-        int | None, typer.Option(show_default="1", help="Tokens by which the KV cache is counted and shared.")
-    ] = None,
+    block_size: Annotated[int | None, typer.Option(show_default="1", help="Tokens of a KV cache block.")] = None,
     num_gpu_blocks_override: Annotated[
-        int | None, typer.Option(show_default="from the memory", help="Blocks of the KV cache.")
+        int | None, typer.Option(show_default="from the memory", help="Number of KV cache blocks.")
     ] = None,
     kv_cache_ratio: Annotated[
-        float | None, typer.Option(show_default="1", help="Share of the KV cache for prompts to begin in.")
+        float | None, typer.Option(show_default="1", help="Share of the KV cache in which prompts are admitted.")
     ] = None,
     gpu_memory_utilization: Annotated[
         float | None, typer.Option(show_default="0.9", help="Share of a GPU's memory to use.")
@@ -77,27 +75,25 @@ def serve(
         float | None, typer.Option(show_default="0.4", help="Share of the free RAM for the KV cache.")
     ] = None,
     enable_prefix_caching: Annotated[
-        bool | None, typer.Option(show_default="on", help="Reuse what prompts have in common.")
+        bool | None, typer.Option(show_default="on", help="Reuse the KV cache of common prompt prefixes.")
     ] = None,
     speculation: Annotated[
-        bool | None, typer.Option(show_default="on", help="Guess how answers go on, check several at once.")
+        bool | None, typer.Option(show_default="on", help="Speculative decoding by prompt lookup.")
     ] = None,
     use_warmup: Annotated[
         bool | None, typer.Option(show_default="off", help="Run a full step when a model is loaded.")
     ] = None,
-    tensor_parallel_size: Annotated[
-        int | None, typer.Option(show_default="1", help="1: a model is on one device.")
-    ] = None,
+    tensor_parallel_size: Annotated[int | None, typer.Option(show_default="1", help="Only 1 is supported.")] = None,
     quantization: Annotated[
-        str | None, typer.Option(show_default="none", help="int8: weights of 8 bits, on the CPU.")
+        str | None, typer.Option(show_default="none", help="int8: 8-bit weights on the CPU.")
     ] = None,
     enable_mm: Annotated[
         bool | None,
-        typer.Option(show_default="where the model takes them", help="Images: insist on them, or refuse them."),
+        typer.Option(show_default="where the model takes them", help="Require or disable image input."),
     ] = None,
     lazy: Annotated[
         bool | None,
-        typer.Option(show_default="off", help="Load the model at its first request, and not at the start."),
+        typer.Option(show_default="off", help="Load the model at its first request instead of at start."),
     ] = None,
 ) -> None:
     """Start the server."""
@@ -123,7 +119,7 @@ def serve(
         PARLEY_ENGINE__ENABLE_MM=enable_mm,
         PARLEY_MODEL__PRELOAD=None if lazy is None else not lazy,
     )
-    gc.disable()  # until all is imported: services.engine.warm_up
+    gc.disable()  # until everything is imported: services.engine.warm_up
     import uvicorn
 
     from app.common import configuration
@@ -133,11 +129,11 @@ def serve(
         settings = configuration.read()
         server = settings.server
         check_port(server.host, server.port)
-        if server.workers > 1:  # which would each say what is wrong
+        if server.workers > 1:  # each of which would report the same error
             prepare(settings)
-    # h11: httptools drops the body of a POST that asks for h2c, as Java's HttpClient does.
-    # Logs are the app's own business, access lines included.
-    # app_dir: a spec of one's own may lie in the working directory, as with the `uvicorn` command.
+    # h11: httptools drops the body of a POST that offers h2c, as Java's HttpClient does.
+    # The app configures logging, access log included.
+    # app_dir: specs may be in the working directory, as with the `uvicorn` command.
     uvicorn.run(
         "app.main:app",
         host=server.host,
@@ -151,7 +147,7 @@ def serve(
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises OSError where the server could not listen; before anything heavy is imported, which takes seconds."""
+    """Raises OSError if the address cannot be bound. Imports take seconds, so this is checked before."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -162,7 +158,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def prepare(settings: "Settings") -> None:
-    """What each worker would find wrong at its start."""
+    """Checks and migrates once instead of in each worker."""
     from app.common import model_configs
     from database.migration import upgrade
     from services.models import sources
@@ -173,11 +169,11 @@ def prepare(settings: "Settings") -> None:
 
 
 def override(**settings: str | float | None) -> None:
-    """The environment is how a setting reaches the app, which builds itself wherever uvicorn imports it."""
+    """Passes settings to the app by the environment: uvicorn imports the app, which reads it."""
     os.environ.update({name: str(value) for name, value in settings.items() if value is not None})
 
 
-@app.command(context_settings=HANDED_OVER)
+@app.command(context_settings=PASS_THROUGH)
 def migrate(context: typer.Context) -> None:
     """Bring the database's schema up to date: upgrade, downgrade, status."""
     from tools import data_migration
@@ -185,9 +181,9 @@ def migrate(context: typer.Context) -> None:
     data_migration.app(context.args, prog_name="parley migrate")
 
 
-@app.command(context_settings=HANDED_OVER)
+@app.command(context_settings=PASS_THROUGH)
 def history(context: typer.Context) -> None:
-    """Export, import, search and delete what was said."""
+    """Export, import, search and delete conversations."""
     from tools import history
 
     history.app(context.args, prog_name="parley history")
@@ -195,26 +191,26 @@ def history(context: typer.Context) -> None:
 
 @app.command()
 def fetch() -> None:
-    """Download the default models; does nothing where they are there."""
+    """Download the default models, unless they are there."""
     from tools.fetch_models import main
 
     main()
 
 
-@app.command(context_settings=HANDED_OVER)
+@app.command(context_settings=PASS_THROUGH)
 def bench(context: typer.Context) -> None:
     """Measure OpenAI-compatible servers side by side. Needs a checkout."""
     checkout_command("bench")(context.args, prog_name="parley bench")
 
 
-@app.command(context_settings=HANDED_OVER)
+@app.command(context_settings=PASS_THROUGH)
 def reliability(context: typer.Context) -> None:
-    """Kill the server and its database under load, and attack it: what survives. Needs a checkout."""
+    """Test crashes, outages, a large history and attacks. Needs a checkout."""
     checkout_command("faults")(context.args, prog_name="parley reliability")
 
 
 def checkout_command(package: str) -> typer.Typer:
-    """The command of `tools.<package>`, which the wheel leaves out: it needs compilers, PostgreSQL and aiohttp."""
+    """The command of `tools.<package>`, which is not in the wheel: it needs PostgreSQL, compilers and aiohttp."""
     try:
         command: typer.Typer = import_module(f"tools.{package}.command").app
     except ModuleNotFoundError as missing:

@@ -19,7 +19,7 @@ REFUSED: dict[str, Mapping[str, tuple[object, ...]]] = {
     "CompletionRequest": completion.UNSUPPORTED,
     "ResponseRequest": responses.UNSUPPORTED,
 }
-# What calls a route in the official client, where one does.
+# The method of the official client that calls a route.
 CALLED_BY = {
     "POST /v1/chat/completions": "chat.completions.create, .parse, .stream",
     "GET /v1/chat/completions": "chat.completions.list",
@@ -47,7 +47,7 @@ CALLED_BY = {
     "POST /v1/responses/input_tokens": "responses.input_tokens.count",
     "POST /v1/responses/compact": "responses.compact",
 }
-# What the client can call on a served resource that this server does not do.
+# Methods of the client on served resources that are not served.
 UNSERVED_METHODS = {"models.delete": "405: models are configured where the server is started"}
 RESOURCES = """\
 ## Resources of the `openai` client
@@ -155,7 +155,7 @@ def parameters(name: str, schemas: Json) -> str:
 
 
 def hints(name: str) -> Hints:
-    """Those of the request of this name, and of the objects inside it with their dotted paths."""
+    """Hints of a request and, by dotted paths, of the objects in it."""
     return {path: values for model in _models(Request) if model.__name__ == name for path, values in _hints(model)}
 
 
@@ -207,7 +207,7 @@ def _aside(field: str, values: tuple[object, ...]) -> str:
 
 
 def kind(about: Json) -> str:
-    """A JSON schema in a few words."""
+    """A short description of a JSON schema."""
     if "$ref" in about:
         return str(about["$ref"]).rpartition("/")[2].rpartition("__")[2]  # without its module
     if "const" in about:
@@ -228,7 +228,7 @@ def _span(about: Json, least: str, most: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    """What is beyond every use is no limit."""
+    """Leaves out limits beyond any practical use."""
     return "" if value is None or abs(value) >= BEYOND else f"{value:g}"
 
 
@@ -242,7 +242,7 @@ def _code(text: str | None) -> str:
 
 
 def current() -> str:
-    """What the page must say now, with the settings as they come."""
+    """The page for the current code and default settings."""
     return page(create_app(Settings(_env_file=None)).openapi())
 
 

@@ -1,4 +1,4 @@
-"""A history as files: `parley history export | import | search | delete`."""
+"""`parley history export | import | search | delete`."""
 
 import asyncio
 import sys
@@ -28,25 +28,27 @@ from tools.archive_schema import ArchivedConversation
 
 T = TypeVar("T")
 
-DELETED_AT_ONCE = 1000  # conversations of one transaction
+DELETE_BATCH = 1000  # conversations per transaction
 
 app = typer.Typer(
-    help="What was said, as files.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    help="Conversations as files.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 
 Url = Annotated[
     str | None, typer.Option("--database-url", envvar="PARLEY_DATABASE__URL", help="Default: the settings'.")
 ]
-Key = Annotated[str | None, typer.Option(help="The API key whose history it is; none: that of a server without keys.")]
+Key = Annotated[
+    str | None, typer.Option(help="The API key that owns the history; none: that of a server without keys.")
+]
 
 
 @app.command("export")
 def export(
-    output: Annotated[Path | None, typer.Argument(help="A file of JSON Lines; none: the standard output.")] = None,
+    output: Annotated[Path | None, typer.Argument(help="A file; default: the standard output.")] = None,
     key: Key = None,
     database_url: Url = None,
 ) -> None:
-    """Writes a history as JSON Lines, a conversation each."""
+    """Writes a history as JSON Lines, a conversation per line."""
     url = _url(database_url)
     with in_one_line(), output.open("w", encoding="utf-8") if output else _standard_output() as file:
         count = _run(_export(url, owner_of(key), file))
@@ -55,7 +57,7 @@ def export(
 
 @app.command("import")
 def import_(source: Annotated[Path, typer.Argument(exists=True)], key: Key = None, database_url: Url = None) -> None:
-    """Reads what `export` wrote, or ChatGPT's conversations.json. What is there already stays as it is."""
+    """Reads the output of `export`, or ChatGPT's conversations.json. Existing conversations stay as they are."""
     added, known = _run(_import(_url(database_url), owner_of(key), read(source)))
     typer.echo(f"{added} conversations added, {known} were there already", err=True)
 
@@ -67,13 +69,13 @@ def search(
     key: Key = None,
     database_url: Url = None,
 ) -> None:
-    """Finds what has all of the words, the newest first."""
+    """Finds items with all of the words, newest first."""
     found = _run(_search(_url(database_url), owner_of(key), " ".join(query), limit))
     rows = [
         (each.conversation_id or each.answer_id or "", _who(each), " ".join(each.snippet.split())) for each in found
     ]
     console = Console()
-    if not console.is_terminal:  # for programs: a line each, with tabs
+    if not console.is_terminal:  # for programs: tab-separated lines
         typer.echo("".join("\t".join(row) + "\n" for row in rows), nl=False)
         return
     table = Table(Column("Where", no_wrap=True, overflow="fold"), "Who", "What", box=None)
@@ -86,15 +88,15 @@ def search(
 def delete(
     conversations: Annotated[list[str] | None, typer.Argument(help="Their ids.")] = None,
     all: Annotated[bool, typer.Option("--all", help="The whole history of the key.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     key: Key = None,
     database_url: Url = None,
 ) -> None:
-    """Deletes conversations, with all that was said in them."""
+    """Deletes conversations with their items and answers."""
     if bool(conversations) == all:
-        leave("name conversations, or say --all")
+        leave("name conversations, or use --all")
     if all and not yes:
-        typer.confirm("Delete the whole history? It cannot be brought back.", abort=True)
+        typer.confirm("Delete the whole history? This cannot be undone.", abort=True)
     count = _run(_delete(_url(database_url), owner_of(key), conversations))
     typer.echo(f"{count} conversations deleted", err=True)
 
@@ -104,12 +106,12 @@ def _who(found: SearchResult) -> str:
 
 
 def read(source: Path) -> Iterator[ArchivedConversation]:
-    """Raises Unreadable for the first that cannot be stored and shown again."""
+    """Raises Unreadable for the first conversation that cannot be stored."""
     with source.open("rb") as file:
         first = file.readline()
         file.seek(0)
         if first.lstrip().startswith(b"["):
-            yield from _of_chatgpt(file.read())
+            yield from _read_chatgpt(file.read())
             return
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -118,9 +120,9 @@ def read(source: Path) -> Iterator[ArchivedConversation]:
                 yield conversation
 
 
-def _of_chatgpt(data: bytes) -> Iterator[ArchivedConversation]:
+def _read_chatgpt(data: bytes) -> Iterator[ArchivedConversation]:
     with _located("the file"):
-        exports = _json(data)  # a list: that is how it begins
+        exports = _json(data)  # a list: the file begins with [
     for number, export in enumerate(exports, 1):
         with _located(f"conversation {number}"):
             conversation = chatgpt.conversation(chatgpt.Export.model_validate(export))
@@ -128,7 +130,7 @@ def _of_chatgpt(data: bytes) -> Iterator[ArchivedConversation]:
 
 
 class Unreadable(Exception):
-    """Says where, and what is wrong there."""
+    """The message has the place and the error."""
 
 
 @contextmanager
@@ -144,7 +146,7 @@ def _located(where: str) -> Iterator[None]:
 
 
 def _json(data: bytes) -> Any:
-    """JSON's own numbers only: what is none could be stored, and not be shown."""
+    """Rejects NaN and infinities: they could be stored, but not returned as JSON."""
     try:
         data.decode()
     except UnicodeDecodeError as error:
@@ -170,7 +172,7 @@ async def _import(url: str, owner: str, conversations: Iterable[ArchivedConversa
 async def _search(url: str, owner: str, query: str, limit: int) -> list[SearchResult]:
     async with _opened(url) as database:
         search, found, after = SearchService(database), list[SearchResult](), None
-        while True:  # a page of long items is a short one
+        while True:  # pages of long items are short
             page = await search.find(owner, query, limit=limit - len(found), after=after)
             found, after = [*found, *page.data], page.last_id
             if not page.has_more or len(found) == limit:
@@ -191,14 +193,14 @@ async def _delete(url: str, owner: str, conversations: list[str] | None) -> int:
 
 
 async def _delete_all(store: Store, owner: str) -> int:
-    """Some at a time: a server that shares the database waits for one transaction, not for all of them."""
+    """In batches, so that a server on the same database waits for one batch only."""
     count = 0
     while True:
         async with store.writing() as repositories:
-            gone = await repositories.conversations.delete_batch(owner, limit=DELETED_AT_ONCE)
-        if not gone:
+            num_deleted = await repositories.conversations.delete_batch(owner, limit=DELETE_BATCH)
+        if not num_deleted:
             return count
-        count += gone
+        count += num_deleted
 
 
 @asynccontextmanager
@@ -225,9 +227,9 @@ def _run(work: Coroutine[None, None, T]) -> T:
             leave(str(error))
 
 
-def _url(given: str | None) -> str:
-    if given is not None:
-        return given
+def _url(option: str | None) -> str:
+    if option is not None:
+        return option
     with in_one_line():
         return configuration.read().database.url
 

@@ -1,4 +1,4 @@
-"""Without a key: every route, in every way that might be taken for one."""
+"""Requests without a valid key to every route, in every form that might be accepted."""
 
 import base64
 import hashlib
@@ -34,7 +34,7 @@ async def authorisation(target: Target, finding: Finding) -> None:
 
 
 def _is_refused(request: Request, answer: Answer) -> bool:
-    if request.method == "OPTIONS ":  # says which methods a path has, and no more
+    if request.method == "OPTIONS ":  # OPTIONS is public
         return not answer.body or answer.status in REFUSALS
     return answer.status in (0, *REFUSALS)
 
@@ -127,13 +127,13 @@ async def _token(target: Target) -> str:
 
 
 async def _tampered_tokens(target: Target, finding: Finding, token: str) -> None:
-    owner, expiry, signature = token.split(".")
+    owner, time, signature = token.split(".")
     other = "key_" + hashlib.sha256(target.beta.encode()).hexdigest()[:24]
     for each in (
-        *("", ".", "..", f"{owner}", f"{owner}.{expiry}", f"{owner}.{expiry}.", f"{owner}.{expiry}.{signature[:-1]}"),
-        *(f"{owner}.{int(expiry) + 1}.{signature}", f"{owner}.1.{signature}", f"{other}.{expiry}.{signature}"),
-        *(f"{owner}.0{expiry}.{signature[::-1]}", f"{owner}.{expiry}0000000000.{signature}", f"local.{expiry}."),
-        *(f"{owner}.{expiry}.{signature}x", f"{owner}.-1.{signature}", f"{owner}.1e99.{signature}", "%00.9.9"),
+        *("", ".", "..", f"{owner}", f"{owner}.{time}", f"{owner}.{time}.", f"{owner}.{time}.{signature[:-1]}"),
+        *(f"{owner}.z{time[1:]}.{signature}", f"{owner}.1.{signature}", f"{other}.{time}.{signature}"),
+        *(f"{owner}.{time}.{signature[::-1]}", f"{owner}.{time}AAAA.{signature}", f"local.{time}."),
+        *(f"{owner}.{time}.{signature}x", f"{owner}.-1.{signature}", f"{owner}.1e99.{signature}", "%00.9.9"),
     ):
         path = f"/chat/stream?prompt=x&max_tokens=1&token={each}"
         answer = await send(target, Request("GET", path))
@@ -141,7 +141,7 @@ async def _tampered_tokens(target: Target, finding: Finding, token: str) -> None
 
 
 async def _existing_or_missing(target: Target, finding: Finding) -> None:
-    """To nobody a thing that is there looks like one that is not."""
+    """Without a key, existing and missing objects must get the same answer."""
     async with target.client(target.alpha) as client, client.post("/v1/conversations", json={}) as made:
         id = (await made.json())["id"]
     missing = "conv_" + "0" * (len(id) - 5)

@@ -1,6 +1,6 @@
-"""Asks a server's probe all the time, until stdin closes. A process of its own, so that the attacker does not slow it.
+"""Requests a server's probe in a loop until stdin closes; a process, so that the attacker does not slow it.
 
-Prints a line when it has begun, and the figures as JSON in the end.
+Prints a line when it has started, and the figures as JSON at the end.
 """
 
 import http.client
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 PATH = "/health/live"
 EACH_S = 0.02
-GONE_S = 20.0  # without an answer: whoever asks for it would end the server
+GONE_S = 20.0  # without an answer: an orchestrator would restart the server
 
 
 @dataclass(slots=True)

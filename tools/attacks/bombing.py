@@ -1,19 +1,19 @@
-"""Bodies within the limit that ask for much work, one after the other, and a watcher beside them."""
+"""Bodies within the limit that cause much work, one after the other, while the probe is watched."""
 
 import time
 
 from tools.attacks.target import Finding, Target
 from tools.faults.bombs import bombs
 
-ANYWHERE = ("/v1/chat/completions", "/v1/messages", "/predict")  # of those made for no route in particular
-LONGEST_S = 90.0  # after which no other is begun
+ANYWHERE = ("/v1/chat/completions", "/v1/messages", "/predict")  # for bodies that are not made for a certain route
+MAX_S = 90.0  # after which no further request is started
 
 
 async def bombing(target: Target, finding: Finding) -> None:
     began, table = time.monotonic(), list(bombs(ANYWHERE))[:: target.every]
     async with target.client(target.alpha if target.keys else None) as client:
         for number, bomb in enumerate(table):
-            if time.monotonic() - began > LONGEST_S:
+            if time.monotonic() - began > MAX_S:
                 finding.notes["not sent, for want of time"] = len(table) - number
                 break
             headers = {"Content-Type": "application/json"}

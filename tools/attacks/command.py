@@ -1,4 +1,4 @@
-"""`parley reliability attack`: all attacks, or some of them, on servers of its own or on one that is named."""
+"""`parley reliability attack`: runs attacks on its own servers or on a running one."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from tools.attacks.registry import ATTACKS, fits
 from tools.attacks.registry import attack as made
 from tools.attacks.target import Finding, Target
 
-SHOWN = 20  # of what came through, for each attack
+MAX_LISTED = 20  # findings listed for each attack
 Sites = list[tuple[AbstractContextManager[Target], list[str]]]
 Findings = dict[str, Finding]
 
@@ -62,7 +62,7 @@ def _named(address: str, keys: tuple[str, ...], names: list[str]) -> tuple[Abstr
 
 
 def _own(models_dir: Path, names: list[str]) -> Sites:
-    """What needs no keys is for the server without, which may open few files."""
+    """Attacks on servers without keys run on one that may open few files only."""
     with_keys = [name for name in names if ATTACKS[name].keys]
     others = [name for name in names if not ATTACKS[name].keys]
     return [(sites.guarded(models_dir), with_keys), (sites.unguarded(models_dir), others)]
@@ -87,5 +87,5 @@ def _show(findings: Findings) -> None:
     console = Console()
     console.print(table)
     for name, each in findings.items():
-        for what in each.through[:SHOWN]:
+        for what in each.through[:MAX_LISTED]:
             console.print(f"{name}: {what}", markup=False, highlight=False, soft_wrap=True)

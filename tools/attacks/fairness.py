@@ -1,4 +1,4 @@
-"""Alpha asks for all there is; beta asks for one word."""
+"""Alpha floods the server; beta requests one word."""
 
 import asyncio
 import time
@@ -9,7 +9,7 @@ from aiohttp import ClientError, ClientSession
 from tools.attacks.target import Finding, Target
 
 STREAMS = 40
-GREEDY = 150  # requests of many choices
+FLOOD = 150  # requests with many choices
 CHOICES = 16
 LONG = 400  # tokens
 TIMES = 5
@@ -19,7 +19,7 @@ STARVED_S = 60.0
 async def fairness(target: Target, finding: Finding) -> None:
     async with target.client(target.alpha) as alpha, target.client(target.beta) as beta:
         flood = [asyncio.create_task(_flood(alpha, 1)) for _ in range(STREAMS // target.every or 1)]
-        flood += [asyncio.create_task(_flood(alpha, CHOICES)) for _ in range(GREEDY // target.every)]
+        flood += [asyncio.create_task(_flood(alpha, CHOICES)) for _ in range(FLOOD // target.every)]
         await asyncio.sleep(0.5)
         times = []
         try:
@@ -33,7 +33,7 @@ async def fairness(target: Target, finding: Finding) -> None:
 
 
 async def _flood(alpha: ClientSession, choices: int) -> None:
-    """As long as it is let: urgent, and again when it is refused."""
+    """Sends urgent requests, and repeats rejected ones."""
     body = {"prompt": "Count:", "max_tokens": LONG, "ignore_eos": True, "n": choices, "priority": -100, "stream": True}
     while True:
         with suppress(ClientError, OSError, TimeoutError):

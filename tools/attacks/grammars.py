@@ -1,4 +1,4 @@
-"""Grammars of alpha's that take long or much, while beta asks for one of the simplest."""
+"""Alpha sends expensive grammars while beta uses a simple one."""
 
 import asyncio
 import time
@@ -44,7 +44,7 @@ async def grammars(target: Target, finding: Finding) -> None:
 
 
 async def _choice(beta: ClientSession, finding: Finding, number: int) -> float:
-    """A new one each time, which nobody has compiled before."""
+    """A new grammar each time, so that it is not cached."""
     began = time.monotonic()
     status = await _ask(beta, {"guided_choice": ["yes", "no", f"maybe {number}"]})
     finding.check(status == 200, "beta's guided_choice", status)

@@ -1,4 +1,4 @@
-"""How long a server leaves others waiting while something else is asked of it."""
+"""Measures the latency of a probe during an attack."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ PROGRAM = Path(__file__).with_name("beat.py")
 
 @asynccontextmanager
 async def watched(target: Target, finding: Finding) -> AsyncIterator[None]:
-    """A probe that is not answered is a finding; its longest time is told."""
+    """An unanswered probe is a finding; reports the longest latency."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(PROGRAM), target.host, str(target.port)), stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -1,4 +1,4 @@
-"""Two keys: alpha stores one of everything, and beta looks for it by every id, on every route, in every list."""
+"""With two keys: alpha stores one object of each kind, and beta tries to reach them by id, on every route and list."""
 
 import re
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 @dataclass(slots=True)
 class Stored:
-    """What alpha has stored: ids by the name that routes have for them, and where alpha reads it."""
+    """Objects stored by alpha: ids by path parameter, and the paths where alpha reads them."""
 
     ids: dict[str, str] = field(default_factory=dict)
     places: list[str] = field(default_factory=list)
@@ -78,7 +78,7 @@ async def _store(alpha: ClientSession) -> Stored:
 
 
 async def _snapshot(alpha: ClientSession, stored: Stored) -> list[Any]:
-    """A response that is still being made changes by itself: that it is there is all."""
+    """A running response changes by itself, so only its existence is compared."""
     later, *others = stored.places
     there = (await alpha.get(later)).status
     paths = [*others, *(f"{place}/items" for place in others if "conversations" in place), f"{others[0]}/input_items"]
@@ -86,7 +86,7 @@ async def _snapshot(alpha: ClientSession, stored: Stored) -> list[Any]:
 
 
 async def _by_every_id(target: Target, beta: ClientSession, stored: Stored, finding: Finding) -> None:
-    """Each id in the place of each: those that routes do not expect are looked up too."""
+    """Each id in each path parameter, also where routes do not expect it."""
     taking = [each for each in await routes(target) if "{" in each.path and "{model" not in each.path]
     for route, id in list(product(taking, stored.ids.values()))[:: target.every]:
         there, missing = [await _ask(beta, route, _path(route, stored, each)) for each in (id, _unknown(id))]
@@ -97,13 +97,13 @@ async def _by_every_id(target: Target, beta: ClientSession, stored: Stored, find
 
 
 def _path(route: Route, stored: Stored, id: str) -> str:
-    """`id` in the first place; what belongs to it in the second."""
+    """`id` as the first parameter, an object below it as the second."""
     first = re.sub(r"{[^}]*}", id, route.path, count=1)
     return re.sub(r"{[^}]*}", stored.ids["item"], first)
 
 
 def _unknown(id: str) -> str:
-    """Of the same form."""
+    """An unknown id of the same form."""
     start = max(id.rfind("_"), id.rfind("-")) + 1
     return id[:start] + "0" * len(id[start:])
 
@@ -136,7 +136,7 @@ async def _lists(beta: ClientSession, stored: Stored, finding: Finding) -> None:
 
 
 async def _named(beta: ClientSession, stored: Stored, finding: Finding) -> None:
-    """By an id in a body or a query."""
+    """Ids in bodies and queries."""
     messages = [{"role": "user", "content": "And?"}]
     for id in stored.ids.values():
         for path, body in (
@@ -177,7 +177,7 @@ async def _resumed(client: ClientSession, token: str, event: str) -> tuple[int, 
 
 
 async def _repeated(alpha: ClientSession, beta: ClientSession, finding: Finding) -> None:
-    """One's Idempotency-Key says nothing to the other."""
+    """An Idempotency-Key of alpha must have no effect for beta."""
     body = {"messages": [{"role": "user", "content": "Once"}], "max_tokens": 2, "store": True}
     path, ids = "/v1/chat/completions", []
     for client in (alpha, beta):
@@ -189,10 +189,10 @@ async def _repeated(alpha: ClientSession, beta: ClientSession, finding: Finding)
 
 
 async def _pin(alpha: ClientSession, beta: ClientSession, finding: Finding) -> None:
-    """What of a prompt was cached tells nothing of another key's; of one's own it does, which shows that it could."""
+    """cached_tokens must not reveal another key's prompts; it shows one's own, which proves that the test works."""
     await _cached(alpha, f"{KNOWN}{PIN}. Keep it well.")
     for length in range(len(PIN)):
-        await _cached(beta, f"{KNOWN}{PIN[:length]}x")  # what beta has said itself it may find again
+        await _cached(beta, f"{KNOWN}{PIN[:length]}x")  # beta's own prompt may be cached
         counts = {digit: await _cached(beta, f"{KNOWN}{PIN[:length]}{digit}x") for digit in "0123456789"}
         finding.check(len({*counts.values()}) == 1, f"cached_tokens tell digit {length} of the PIN", counts)
     finding.notes["cached of alpha's own"] = await _cached(alpha, f"{KNOWN}{PIN}x")

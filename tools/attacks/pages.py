@@ -1,4 +1,4 @@
-"""Without keys: web pages, which browsers let send what no program does, under names that were made to resolve here."""
+"""Without keys: requests as browsers send them for foreign web pages, also with rebound host names."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Requests byte by byte: no client in between that would put right what is wrong with them."""
+"""Raw requests, without a client that would correct them."""
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from tools.attacks.target import PATIENCE_S, Target
 
-MOST = 65_536  # bytes of an answer that are looked at
+MAX_READ = 65_536  # bytes of an answer
 AT_ONCE = 16
 
 Header = tuple[str, str]
@@ -18,10 +18,10 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class Request:
     method: str
-    path: str  # as it is sent
+    path: str  # as sent
     headers: Sequence[Header] = ()
     body: bytes = b""
-    host: str | None = ""  # "": the target's own; None: no such header
+    host: str | None = ""  # "": the target's; None: no Host header
 
     def __str__(self) -> str:
         said = " ".join(f"{name}: {value}" for name, value in self.headers)
@@ -31,7 +31,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    status: int  # 0: the connection was closed without one
+    status: int  # 0: closed without an answer
     headers: dict[str, str]
     body: bytes
 
@@ -54,7 +54,7 @@ async def send(target: Target, request: Request) -> Answer:
 
 
 async def all_of(work: Iterable[Awaitable[T]]) -> list[T]:
-    """A few at a time, in order."""
+    """Sends a few at a time; answers in order."""
     turns = asyncio.Semaphore(AT_ONCE)
 
     async def one(each: Awaitable[T]) -> T:
@@ -75,7 +75,7 @@ def _encoded(target: Target, request: Request) -> bytes:
 
 async def _all(reader: asyncio.StreamReader) -> bytes:
     found = b""
-    while len(found) < MOST and (part := await reader.read(MOST)):
+    while len(found) < MAX_READ and (part := await reader.read(MAX_READ)):
         found += part
     return found
 

@@ -1,4 +1,4 @@
-"""All that a server answers: what its OpenAPI document names, and what it leaves out."""
+"""All routes of a server: those in its OpenAPI document, and the hidden ones."""
 
 import re
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from typing import Any
 
 from tools.attacks.target import Target
 
-# Left out of the document because they are other names of what is in it; the tests hold that none is forgotten.
+# Hidden aliases of documented routes; a test checks that the list is complete.
 ALIASES = {"/tokenize": "/v1/tokenize", "/detokenize": "/v1/detokenize", "/v1/rerank": "/v2/rerank"}
 HIDDEN = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")
-REFUSING = ("/api/create", "/api/copy", "/api/delete", "/api/pull", "/api/push")  # of Ollama
-PAGE = ("/", "/static/", "/health", "/health/live", "/health/ready")  # open to everybody
+REFUSING = ("/api/create", "/api/copy", "/api/delete", "/api/pull", "/api/push")  # Ollama routes that are not served
+PAGE = ("/", "/static/", "/health", "/health/live", "/health/ready")  # public
 METHODS = ("get", "post", "put", "patch", "delete")
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
     method: str
-    path: str  # with names in braces
+    path: str  # with parameters in braces
     has_body: bool = False
 
     def filled(self, value: str = "x") -> str:
@@ -25,7 +25,7 @@ class Route:
 
 
 def is_open(path: str) -> bool:
-    """By the document on security: the page, its files and the probes."""
+    """According to SECURITY.md: the page, its files and the probes."""
     return path in PAGE or path.startswith("/static/")
 
 

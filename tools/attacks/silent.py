@@ -1,4 +1,4 @@
-"""Connections that say nothing, half of something, or a byte now and then: more than the server may open files."""
+"""Silent, incomplete and slow connections, more than the server may open files."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from tools.attacks.target import Finding, Target
 MANY = 300
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 KINDS = (b"", b"GET /health HT", HEAD, HEAD + b'Content-Length: 100\r\n\r\n{"messages"')
-DRIPS = 2  # the kind that goes on with a byte now and then
+DRIPS = 2  # the kind that sends a byte now and then
 EACH_S = 0.1
 
 

@@ -1,4 +1,4 @@
-"""The servers that are attacked: two of the command's own, on loopback, or one that is named."""
+"""The attacked servers: two temporary ones on loopback, or a running one."""
 
 import json
 import secrets
@@ -15,13 +15,13 @@ from tools.faults import seeing_model
 from tools.faults.server import Server
 
 SEEING = "seeing"
-FILES = 256  # that the server without keys may open
+FILES = 256  # open files of the server without keys
 DEADLINE_S = 2
 
 
 @contextmanager
 def guarded(models_dir: Path) -> Iterator[Target]:
-    """Two keys, the default models, and one that is shown images of any public host."""
+    """A server with two keys, the default models, and a vision model that may fetch from any public host."""
     keys = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
     with _served(models_dir, {"PARLEY_API_KEYS": ",".join(keys)}) as server:
         yield Target("127.0.0.1", server.port, keys, server.pid, seeing_model=SEEING)
@@ -29,7 +29,7 @@ def guarded(models_dir: Path) -> Iterator[Target]:
 
 @contextmanager
 def unguarded(models_dir: Path) -> Iterator[Target]:
-    """No keys, few files to open, and little patience: 0.5 s would be refused to honest clients on a busy machine."""
+    """A server without keys, with few open files and short timeouts."""
     times = {f"PARLEY_SERVER__{name}_TIMEOUT_S": str(DEADLINE_S) for name in ("HEADERS", "BODY")}
     with _served(models_dir, times, files=FILES) as server:
         yield Target("127.0.0.1", server.port, pid=server.pid)

@@ -1,4 +1,4 @@
-"""Images by URL that lead into this machine or its network: none of them may be asked for."""
+"""Image URLs that lead to this machine or its network, none of which may be requested."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ from services.errors import InvalidRequest
 from services.fetch_service import Fetcher
 from tools.attacks.target import Finding, Target
 
-PUBLIC = "93.184.216.34"  # nobody is asked there: the transport is ours
+PUBLIC = "93.184.216.34"  # not contacted: the transport is a fake
 LOOPBACK = (
     *("127.0.0.1", "127.1", "127.0.1", "127.255.255.254", "2130706433", "0x7f000001", "0x7f.1", "0x7F.0.0.0x1"),
     *("0177.0.0.1", "017700000001", "00000177.1", "localhost", "LOCALHOST", "localhost.", "0", "0.0.0.0", "0x0"),
@@ -72,11 +72,17 @@ OTHERS = (
     ),
     *("http://[::1]:{port}/", "http://127.0.0.1:{port}\r\nHost: x/", "http://127.0.0.1%00.example/", "http://", ""),
 )
-REACHED = ("does not answer", "answers with", "takes too long", "more than", "redirected")  # it was asked for
+REQUESTED = (
+    "does not answer",
+    "answers with",
+    "takes too long",
+    "more than",
+    "redirected",
+)  # errors after a request was sent
 
 
 class Listener:
-    """Counts who comes, at a port of its own and at those of the schemes where this user may."""
+    """Counts connections to its own port and, if permitted, to the ports of the schemes."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -103,7 +109,7 @@ async def ssrf(target: Target, finding: Finding) -> None:
         for ask, url in list(zip(cycle(ROUTES), urls(listener.port), strict=False))[:: target.every]:
             before = listener.count
             status, text = await ask(client, url, target.seeing_model or "default")
-            is_refused = status == 400 and not any(each in text for each in REACHED)
+            is_refused = status == 400 and not any(each in text for each in REQUESTED)
             finding.check(is_refused and listener.count == before, f"image at {url!r}", f"{status} {text}")
             name = "refused by the fetcher" if "cannot be fetched" in text else "refused before it"
             finding.notes[name] = finding.notes.get(name, 0) + 1
@@ -143,8 +149,8 @@ async def _post(client: ClientSession, path: str, model: str, **body: Any) -> tu
 
 
 async def _names_and_redirects(finding: Finding) -> None:
-    """Names that resolve inward, the second time too, and public servers that send there: what a test's own name
-    server would say is said here, to the same code that the server fetches with."""
+    """Names that resolve to internal addresses, also on a second lookup, and redirects to them, with the server's
+    fetcher and a fake resolver."""
     inward = ("127.0.0.1", "::1", "10.0.0.1", "169.254.169.254", "::ffff:127.0.0.1", "fe80::1", "100.64.0.1", "0.0.0.0")
     for address in inward:
         for answers in ([[address]], [[PUBLIC, address]], [[address, PUBLIC]], [[PUBLIC], [address]]):
@@ -164,7 +170,7 @@ async def _fetch(finding: Finding, what: str, answers: list[list[str]], location
     transport, left = _Redirecting(location), [*answers]
 
     async def resolve(host: str, port: int) -> Sequence[str]:
-        if host != "images.example":  # as it is, without a name server
+        if host != "images.example":  # resolved without a name server
             found = await asyncio.get_running_loop().getaddrinfo(host, port)
             return [str(address[0]) for *_, address in found]
         return left.pop(0) if len(left) > 1 else left[0]

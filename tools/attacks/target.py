@@ -1,4 +1,4 @@
-"""What is attacked, and what an attack has to say in the end."""
+"""The attacked server, and the finding of an attack."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -7,21 +7,21 @@ from typing import Any
 
 from aiohttp import ClientSession, ClientTimeout, TCPConnector
 
-SHOWN = 200  # characters of what came through
-PATIENCE_S = 120.0  # a busy machine is no hole
+SHOWN = 200  # characters of a finding
+PATIENCE_S = 120.0  # a busy machine is not a finding
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server. `keys`: two of its keys, whose holders attack each other; none: it needs none."""
+    """A server. `keys`: two of its keys, whose owners attack each other; empty: it has none."""
 
     host: str
     port: int
     keys: tuple[str, ...] = ()
     pid: int | None = None  # on this machine
-    listens_for_s: float = 60.0  # to a connection that says nothing
-    seeing_model: str | None = None  # that takes images
-    every: int = 1  # of many requests each nth only
+    listens_for_s: float = 60.0  # timeout of a silent connection
+    seeing_model: str | None = None  # takes images
+    every: int = 1  # sends only each nth of many requests
 
     @property
     def url(self) -> str:
@@ -50,11 +50,11 @@ class Target:
 
 @dataclass(slots=True)
 class Finding:
-    """`through`: what should have been refused and was not, in words. `tries` of which it is."""
+    """`through`: descriptions of requests that should have been rejected, out of `tries`."""
 
     tries: int = 0
     through: list[str] = field(default_factory=list)
-    worst_heartbeat_ms: float | None = None  # None: nobody listened
+    worst_heartbeat_ms: float | None = None  # None: not measured
     seconds: float = 0.0
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -70,5 +70,5 @@ Run = Callable[[Target, Finding], Awaitable[None]]
 @dataclass(frozen=True, slots=True)
 class Attack:
     run: Run
-    keys: bool | None = True  # whether it is one for servers with keys; None: for any
-    heartbeat: bool = False  # whether the probes are watched meanwhile
+    keys: bool | None = True  # for servers with keys, without, or any (None)
+    heartbeat: bool = False  # measures the probe meanwhile

@@ -1,4 +1,4 @@
-"""Bodies full of words, four at once to each route that tokenises: the process gives back what it took for them."""
+"""Long texts, four at a time to each route that tokenises; the process must return the memory."""
 
 import asyncio
 import random
@@ -12,7 +12,7 @@ from tools.attacks.target import Finding, Target
 
 SIZE = 15_000_000
 AT_ONCE = 4
-PEAK_MIB = 800  # over what it had
+PEAK_MIB = 800  # above the memory before
 LEFT_MIB = 300
 SETTLE_S = 15.0
 EACH_S = 0.05
@@ -52,7 +52,7 @@ async def _post(target: Target, path: str, data: bytes) -> int:
 
 
 async def _resident_during(target: Target, work: Coroutine[Any, Any, None]) -> tuple[int | None, int | None]:
-    """The most meanwhile, and the least a while after."""
+    """The peak during the attack, and the minimum some time after."""
     task, seen = asyncio.create_task(work), [target.resident_mib()]
     while not task.done():
         await asyncio.wait({task}, timeout=EACH_S)

@@ -1,4 +1,4 @@
-"""What an exchange meant: when text came, how much, and whether all went well."""
+"""Parses an exchange: times of the content, amount, and errors."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ DONE = b"[DONE]"
 @dataclass(frozen=True, slots=True)
 class Answer:
     seconds: float
-    first: float | None  # seconds to the first content; None: there was none
-    gaps: list[float]  # between one content and the next
+    first: float | None  # seconds to the first content; None: no content
+    gaps: list[float]  # seconds between contents
     units: int  # tokens or texts
     prompt_tokens: int | None
     error: str | None
@@ -70,7 +70,7 @@ def read_chat(exchange: Exchange) -> Answer:
         times += [at for choice in chunk.choices if choice.delta.says_something]
     if not finished:
         error = error or "the stream ended before its answer did"
-    units = usage.completion_tokens if usage else len(times)  # nearly every server sends a chunk per token
+    units = usage.completion_tokens if usage else len(times)  # most servers send a chunk per token
     gaps = [round(after - before, 6) for before, after in pairwise(times)]
     prompt_tokens = usage.prompt_tokens if usage else None
     return Answer(exchange.seconds, times[0] if times else None, gaps, units, prompt_tokens, error)

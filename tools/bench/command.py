@@ -1,4 +1,4 @@
-"""Servers side by side: `parley bench` asks each of them the same, in turns, and shows how fast they answered."""
+"""`parley bench`: measures servers side by side with the same requests, in turns."""
 
 import asyncio
 import sys
@@ -31,7 +31,7 @@ EXAMPLES = (
     "[bold]parley bench --embeddings --streams 16 --target st=sentence-transformers:models/all-MiniLM-L6-v2 "
     f"--target {HERE} --python venv/bin/python[/bold]"
 )
-INTERRUPTED = 130  # as a shell reports SIGINT
+INTERRUPTED = 130  # the shell's code for SIGINT
 COLUMNS = (
     TextColumn("{task.description}"),
     BarColumn(),
@@ -143,9 +143,9 @@ def check_names(targets: Sequence[Target], keys: Mapping[str, str]) -> None:
 
 
 def measure(plan: Plan, output: Path, console: Console) -> int:
-    """Whatever ends the run, what was measured until then is shown and kept."""
+    """Shows and writes what was measured, however the run ends."""
     about, done, status = machine(), list[Round](), 0
-    output.parent.mkdir(parents=True, exist_ok=True)  # now, not when all is measured
+    output.parent.mkdir(parents=True, exist_ok=True)  # now, not after hours of measuring
     try:
         with Progress(*COLUMNS, console=console) as progress:
             asyncio.run(collect(plan, done, Notes(plan, progress)))
@@ -161,7 +161,7 @@ def measure(plan: Plan, output: Path, console: Console) -> int:
 
 
 def keep(output: Path, plan: Plan, done: Sequence[Round], about: dict[str, object], console: Console) -> None:
-    """The picture only of what counts: a run that was stopped while it warmed up has none."""
+    """Writes a picture only if there are rounds after the warm-up."""
     write(report := output.with_name(f"{output.name}.json"), plan, done, about)
     files = [report]
     if found := add_up(done):
@@ -180,7 +180,7 @@ async def collect(plan: Plan, done: list[Round], note: Callable[[Round], None]) 
 
 
 class Notes:
-    """Moves the progress bar on by a round."""
+    """Advances the progress bar by a round."""
 
     def __init__(self, plan: Plan, progress: Progress) -> None:
         self._progress = progress

@@ -1,4 +1,4 @@
-"""Embeds with sentence-transformers, in bfloat16, what comes as lines of JSON; for a Python that need not have us."""
+"""Embeds lines of JSON with sentence-transformers in bfloat16; runs in another Python that need not have Parley."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from importlib import import_module
 
 
 def answers() -> Iterator[dict[str, object]]:
-    """One when the model is there, one for each line."""
+    """Answers once the model is loaded, then each line."""
     model = import_module("sentence_transformers").SentenceTransformer(sys.argv[1]).bfloat16()
     yield {}
     for line in sys.stdin:
@@ -21,10 +21,10 @@ def answers() -> Iterator[dict[str, object]]:
 
 
 def main() -> None:
-    sys.path.pop(0)  # this folder's modules are not the library's
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
+    sys.path.pop(0)  # removes this folder, whose modules would shadow the library's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends it
     with os.fdopen(os.dup(1), "w") as out:
-        os.dup2(2, 1)  # what a library prints is no answer
+        os.dup2(2, 1)  # prints of libraries must not mix with answers
         try:
             for answer in answers():
                 print(json.dumps(answer), file=out, flush=True)

@@ -1,4 +1,4 @@
-"""One request and the bytes that came back, with their times. Nothing is parsed while a server is being measured."""
+"""One request and the received bytes with their times. Nothing is parsed while a server is measured."""
 
 import asyncio
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from time import perf_counter
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, TCPConnector
 
 HEADERS = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-UNHURRIED = ClientTimeout(total=None, sock_connect=10)  # a round has its own end
+NO_TIMEOUT = ClientTimeout(total=None, sock_connect=10)  # a round has a deadline
 ERROR_LENGTH = 300
 
 
@@ -27,11 +27,11 @@ class Exchange:
 
 def session(key: str | None = None) -> ClientSession:
     headers = HEADERS | ({"Authorization": f"Bearer {key}"} if key else {})
-    return ClientSession(connector=TCPConnector(limit=0, force_close=True), timeout=UNHURRIED, headers=headers)
+    return ClientSession(connector=TCPConnector(limit=0, force_close=True), timeout=NO_TIMEOUT, headers=headers)
 
 
 async def exchange(client: ClientSession, url: str, body: bytes, deadline: float) -> Exchange:
-    """`deadline` is of the event loop's clock; what arrived until then counts."""
+    """`deadline`: a time of the event loop's clock; what arrives until then counts."""
     started, arrivals = perf_counter(), list[Arrival]()
     try:
         async with asyncio.timeout_at(deadline), client.post(url, data=body) as response:

@@ -1,4 +1,4 @@
-"""What the rounds add up to: each figure is taken per round, and the median of the rounds is quoted."""
+"""Aggregates rounds: each figure is computed per round, and the median of the rounds is reported."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from tools.bench.rounds import Round
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one target under one load. Times in seconds, over the answers without an error."""
+    """Figures of one target and load. Times in seconds, of answers without an error."""
 
     target: str
     load: Load
     rounds: int
-    rate: float  # units per second of the round, whatever came with errors included
+    rate: float  # units per second of the round, errors included
     slowest: float
     fastest: float
     first_p50: float | None
@@ -29,7 +29,7 @@ class Figures:
 
 
 def percentile(values: Iterable[float], share: float) -> float | None:
-    """Between the two nearest values in proportion, as numpy does it."""
+    """Interpolated linearly, as numpy does it."""
     ordered = sorted(values)
     if not ordered:
         return None
@@ -45,7 +45,7 @@ def middle(values: Iterable[float | None]) -> float | None:
 
 
 def add_up(rounds: Iterable[Round]) -> list[Figures]:
-    """In the order in which loads and targets came."""
+    """In the order of the loads and targets."""
     groups: dict[tuple[Load, str], list[Round]] = {}
     for each in rounds:
         if each.counts:
@@ -54,7 +54,7 @@ def add_up(rounds: Iterable[Round]) -> list[Figures]:
 
 
 def figures(rounds: Sequence[Round]) -> Figures:
-    """Of one target and load."""
+    """Figures of one target and load."""
     rates = [sum(answer.units for answer in each.answers) / each.seconds for each in rounds]
     good = [[answer for answer in each.answers if not answer.error] for each in rounds]
     firsts = [[answer.first for answer in answers if answer.first is not None] for answers in good]
@@ -82,6 +82,6 @@ def by_load(figures: Sequence[Figures]) -> list[list[Figures]]:
 
 
 def by_title(figures: Sequence[Figures]) -> list[list[Figures]]:
-    """Loads that differ only in how much goes on at once belong into one picture."""
+    """Groups loads that differ only in concurrency: they share a picture."""
     titles = dict.fromkeys(each.load.title for each in figures)
     return [[each for each in figures if each.load.title == title] for title in titles]

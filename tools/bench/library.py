@@ -1,4 +1,4 @@
-"""sentence-transformers as a target: `encode` in a process of its own, which another Python may run."""
+"""sentence-transformers as a target: `encode` in a process, which may run in another Python."""
 
 import asyncio
 from asyncio.subprocess import DEVNULL, PIPE, Process
@@ -18,8 +18,8 @@ from tools.bench.turn import Played, Turn, Unreachable
 PROGRAM = Path(__file__).with_name("encode.py")
 
 
-class Said(BaseModel):
-    """A line of the program's."""
+class OutputLine(BaseModel):
+    """A line of the program's output."""
 
     seconds: float = 0
     texts: int = 0
@@ -33,7 +33,7 @@ class Library:
     python: str
 
     async def check(self) -> None:
-        """Nothing to ask before it is opened."""
+        """Does nothing: errors show when it is opened."""
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator["Encoding"]:
@@ -55,35 +55,35 @@ class Library:
 
 
 class Encoding:
-    """Its time is the time inside of `encode`; how the texts get there is not part of it."""
+    """Measures the time inside of `encode`, without the transfer of the texts."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
 
     async def play(self, turn: Turn) -> Played:
-        assert isinstance(turn.load, EmbeddingLoad)  # the command refuses others
+        assert isinstance(turn.load, EmbeddingLoad)  # the command rejects other loads
         asked = {"texts": turn.load.inputs(turn.seed, turn.number), "batch": turn.load.batch}
         started = perf_counter()
         try:
             async with asyncio.timeout(turn.seconds):
                 said = await self._ask(asked)
         except TimeoutError:
-            self._process.kill()  # what it is at cannot be cut off otherwise
-            said = Said(error="cut off at the end of its round's time")
+            self._process.kill()  # a running `encode` cannot be interrupted otherwise
+            said = OutputLine(error="cut off at the end of its round's time")
         seconds = said.seconds or perf_counter() - started
-        # all texts are one call: there is no latency of a request
+        # one call for all texts: there is no request latency
         return Played(seconds, [Answer(seconds, None, [], said.texts, None, said.error)])
 
-    async def _ask(self, asked: dict[str, object]) -> Said:
+    async def _ask(self, asked: dict[str, object]) -> OutputLine:
         assert self._process.stdin
         self._process.stdin.write(orjson.dumps(asked) + b"\n")
-        with suppress(ConnectionError):  # the next line says that it is gone
+        with suppress(ConnectionError):  # reading the next line reports that it is gone
             await self._process.stdin.drain()
         return await self.heard()
 
-    async def heard(self) -> Said:
+    async def heard(self) -> OutputLine:
         assert self._process.stdout
         line = await self._process.stdout.readline()
         if not line:
-            return Said(error=f"its process ended with {await self._process.wait()}")
-        return Said.model_validate_json(line)
+            return OutputLine(error=f"its process ended with {await self._process.wait()}")
+        return OutputLine.model_validate_json(line)

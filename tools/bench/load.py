@@ -1,4 +1,4 @@
-"""What is asked: requests that follow from a seed, so that every target and every run is asked the same."""
+"""Loads: requests generated from a seed, the same for every target and run."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ Body = dict[str, object]
 
 @dataclass(frozen=True, slots=True)
 class ChatLoad:
-    """One round of streamed answers. Prompts begin with random words: behind the prefix, no two start alike."""
+    """One round of streamed answers. Prompts start with random words: behind the prefix they have nothing in common."""
 
-    streams: int  # at once
+    streams: int  # concurrent
     requests: int
     words: int  # of the user's message
-    tokens: int  # of the answer, at most; exactly so many with fixed_length
+    tokens: int  # of the answer: a maximum, or exact with fixed_length
     prefix_words: int = 0  # of a system message that all prompts share
     fixed_length: bool = False
 
@@ -59,7 +59,7 @@ class ChatLoad:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingLoad:
-    """One round of embeddings, several texts a request."""
+    """One round of embeddings, several texts per request."""
 
     streams: int
     texts: int
@@ -76,7 +76,7 @@ class EmbeddingLoad:
     def bodies(self, seed: int, number: int) -> Iterator[Body]:
         inputs = self.inputs(seed, number)
         for start in range(0, len(inputs), self.batch):
-            # base64, as the official client asks
+            # base64, as in the official client
             yield {"input": inputs[start : start + self.batch], "encoding_format": "base64"}
 
     def inputs(self, seed: int, number: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The picture: a row per kind of prompt; the rate, how long the first text takes, and then each next one."""
+"""The picture: a row per kind of prompt, with rate, time to first token and inter-token latency."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from tools.bench.figures import Figures, by_title
 
 COLORS = ("#2563eb", "#f59e0b", "#10b981", "#8b5cf6", "#ef4444", "#64748b")
 WIDTH, HEIGHT, DPI = 5.0, 3.4, 130  # of one diagram, in inches
-GROUP = 0.8  # what the bars of one concurrency take of the distance to the next
+GROUP = 0.8  # share of the distance between groups that the bars take
 HEADROOM = 1.25  # for the legend
 SPREAD = {"elinewidth": 1, "ecolor": "#475569", "capsize": 2}
 SMALL = 8
@@ -19,7 +19,7 @@ SMALL = 8
 
 @dataclass(frozen=True, slots=True)
 class Bars:
-    """Of one target, one for each concurrency."""
+    """The bars of one target, one per concurrency."""
 
     name: str
     figures: Sequence[Figures]
@@ -94,7 +94,7 @@ def draw_times(axes: Axes, bars: Sequence[Bars], times: Times) -> None:
 
 
 def milliseconds(seconds: float | None) -> float:
-    return 1000 * (seconds or 0)  # no bar where nothing came
+    return 1000 * (seconds or 0)  # no bar without a value
 
 
 def decorate(axes: Axes, row: Sequence[Figures]) -> None:

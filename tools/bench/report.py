@@ -1,4 +1,4 @@
-"""The table on the screen, and the file with everything that was measured."""
+"""The table in the terminal, and the file with all measurements."""
 
 import os
 import platform
@@ -80,7 +80,7 @@ def machine() -> dict[str, object]:
         "cpu": cpu_model(),
         "cores": cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
-        "load_average": round(os.getloadavg()[0], 2),  # before the run: whether it was alone
+        "load_average": round(os.getloadavg()[0], 2),  # before the run: shows whether the machine was idle
         "system": platform.platform(),
         "versions": {"python": platform.python_version()}
         | {each.name: each.version for each in distributions() if each.name in PACKAGES},
@@ -88,7 +88,7 @@ def machine() -> dict[str, object]:
 
 
 def cores() -> int | None:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # no macOS has it
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
 
 
 def cpu_model() -> str:

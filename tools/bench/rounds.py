@@ -1,4 +1,4 @@
-"""The order of the run: one target after the other, round by round, so that a noisy machine is noisy for all."""
+"""The order of a run: targets in turns, round by round, so that noise of the machine affects all."""
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
@@ -13,8 +13,8 @@ from tools.bench.turn import Target, Turn
 class Plan:
     targets: Sequence[Target]
     loads: Sequence[Load]
-    rounds: int  # that count; one more goes before them
-    seconds: float  # that a round may take
+    rounds: int  # that count, after one warm-up round
+    seconds: float  # limit of a round
     seed: int
 
     @property

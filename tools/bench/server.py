@@ -1,4 +1,4 @@
-"""A server as a target: its requests at once, each on a connection of its own."""
+"""A server as a target: concurrent requests, each on its own connection."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -17,10 +17,10 @@ from tools.bench.turn import Played, Turn, Unreachable
 @dataclass(frozen=True, slots=True)
 class Server:
     name: str
-    url: str  # up to and with /v1
+    url: str  # including /v1
     model: str
-    store: bool = False  # each answer, in the server's database
-    _key: str | None = None  # orjson writes nothing that begins with an underscore
+    store: bool = False  # stores answers in the server's database
+    _key: str | None = None  # underscore: orjson does not serialise it
 
     async def check(self) -> None:
         async with session(self._key) as client:
@@ -37,7 +37,7 @@ class Server:
     async def play(self, turn: Turn) -> Played:
         bodies = encoded(turn.load, self.model, turn.seed, turn.number, store=self.store)
         deadline = asyncio.get_running_loop().time() + turn.seconds
-        # of this round only: no server closes a connection on us that idled while others had their turn
+        # for this round only: servers close connections that idled while other targets had their turn
         async with session(self._key) as client:
             started = perf_counter()
             exchanges = await together(client, self.url + turn.load.path, bodies, turn.load.streams, deadline)

@@ -1,4 +1,4 @@
-"""What is measured, what it is asked in one round, and what came of it."""
+"""Protocols of a target, its load in one round, and the result."""
 
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Turn:
     load: Load
     seed: int
     number: int  # of the round
-    seconds: float  # that it may take
+    seconds: float  # limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Played:
 
 
 class Unreachable(Exception):
-    """A target that cannot be measured, found out before anything was."""
+    """The target cannot be measured; raised before the first round."""
 
 
 class Opened(Protocol):
@@ -38,4 +38,4 @@ class Target(Protocol):
         """Raises Unreachable."""
 
     def opened(self) -> AbstractAsyncContextManager[Opened]:
-        """For the whole run; raises Unreachable."""
+        """Opens the target for the whole run; raises Unreachable."""

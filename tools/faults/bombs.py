@@ -1,13 +1,13 @@
-"""Requests within the limit of a body that ask for much work: each of them may hold up nobody but its sender.
+"""Requests within the body limit that cause much work; each may delay its sender only.
 
-Plain values: tests send them to the app, `parley reliability` to a server. Bodies are built when they are asked for.
+Plain values: tests send them to the app, `parley reliability` to a server. Bodies are built lazily.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-LIMIT = 16 * 1024 * 1024 - 1024  # of a body, with room for what goes around
+LIMIT = 16 * 1024 * 1024 - 1024  # of the content, with room for the JSON around it
 CHATS = ("/v1/chat/completions", "/v1/chat/completions/input_tokens", "/tokenize", "/v1/messages", "/api/chat")
 JSON_ROUTES = (
     *CHATS,
@@ -30,9 +30,9 @@ class Bomb:
 
 
 def bombs(anywhere: Iterable[str] = JSON_ROUTES) -> Iterator[Bomb]:
-    """`anywhere`: the routes that bodies are sent to which are made for none."""
+    """`anywhere`: routes for bodies that are not made for a certain route."""
     for name, body in ANYWHERE.items():
-        yield from (Bomb(name, path, body) for path in anywhere)  # one body after the other: the last is kept
+        yield from (Bomb(name, path, body) for path in anywhere)  # lazily: only one body is in memory
     for path in CHATS:
         yield from _of_chats(path)
     yield from _of_texts()

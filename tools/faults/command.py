@@ -1,7 +1,7 @@
-"""What the service survives: `parley reliability crash | outage | scale | attack`, with servers of their own.
+"""`parley reliability crash | outage | scale | attack`: tests with their own servers.
 
-Everything runs in a temporary folder and on loopback, on a model with random weights, and is gone afterwards. Crashes
-and outages are judged from outside: what clients were told is stored must be there, whole, when the server is back.
+Everything runs in a temporary folder, on loopback, with a model of random weights. Crashes and outages are judged by
+clients: every acknowledged write must be there, complete, when the server is back.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class Site:
     postgres: PostgresServer | None
 
     async def unfinished(self) -> int:
-        """Answers that are neither ended nor given up, read from the database itself."""
+        """Number of running turns, read from the database."""
         database = Database(self.server.database_url)
         try:
             async with database.read() as session:
@@ -74,14 +74,14 @@ def crash(
     models_dir: MODELS = Path("models"),
     output: OUTPUT = Path("build/crash.json"),
 ) -> None:
-    """Kill -9 the server at random moments under load, and look for what it had acknowledged."""
-    with site(database, models_dir) as place, Progress(console=Console()) as progress:
+    """Kill -9 the server at random times under load, and check all acknowledged writes."""
+    with site(database, models_dir) as opened, Progress(console=Console()) as progress:
         task = progress.add_task("killing", total=rounds)
 
         def note(report: CrashReport) -> None:
             progress.update(task, completed=report.rounds, description=f"{report.acknowledged} writes acknowledged")
 
-        report = asyncio.run(crash_rounds(place.server, rounds, place.unfinished, note))
+        report = asyncio.run(crash_rounds(opened.server, rounds, opened.unfinished, note))
     finish(report, output, failed=bool(report.broken or report.unfinished or report.doubled))
 
 
@@ -92,9 +92,9 @@ def outage_command(
     output: OUTPUT = Path("build/outage.json"),
 ) -> None:
     """Stop PostgreSQL under load and start it again."""
-    with site("postgresql", models_dir) as place:
-        assert place.postgres
-        report = asyncio.run(outage(place.server, place.postgres, seconds, place.unfinished))
+    with site("postgresql", models_dir) as opened:
+        assert opened.postgres
+        report = asyncio.run(outage(opened.server, opened.postgres, seconds, opened.unfinished))
     failed = bool(report.broken or report.unfinished or report.unstored_failed or report.without_retry_after)
     finish(report, output, failed=failed or report.recovered_after is None)
 
@@ -106,17 +106,19 @@ def scale(
     models_dir: MODELS = Path("models"),
     output: OUTPUT = Path("build/scale.json"),
 ) -> None:
-    """Fill a history, and time how it is listed, opened and searched."""
-    with site(database, models_dir) as place:
+    """Fill a history, and measure listing, opening and searching it."""
+    with site(database, models_dir) as opened:
         with Progress(console=Console()) as progress:
             task = progress.add_task("filling", total=conversations)
-            url = place.server.database_url
+            url = opened.server.database_url
             seconds = asyncio.run(fill(url, conversations, lambda done: progress.update(task, completed=done)))
-        if place.postgres:  # as it does by itself in time; till then searches also read what the index has not taken in
-            asyncio.run(place.postgres.execute("VACUUM ANALYZE"))
+        if (
+            opened.postgres
+        ):  # PostgreSQL does it by itself later; until then searches also scan the index's pending list
+            asyncio.run(opened.postgres.execute("VACUUM ANALYZE"))
         report = ScaleReport(conversations, ITEMS_EACH * conversations, round(seconds, 1))
-        place.server.start()
-        measure(place.server.url, report)
+        opened.server.start()
+        measure(opened.server.url, report)
     finish(report, output, failed=False)
 
 

@@ -1,4 +1,4 @@
-"""Rounds of `kill -9` under load, and what was still there after each restart."""
+"""Rounds of `kill -9` under load; checks the acknowledged writes after each restart."""
 
 import asyncio
 import random
@@ -21,15 +21,15 @@ class CrashReport:
     acknowledged: int = 0
     refused: dict[int, int] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
-    unfinished: int = 0  # answers in the database that nobody writes and nobody has given up
-    repeated: int = 0  # requests sent again with their key
+    unfinished: int = 0  # abandoned turns in the database that were not settled
+    repeated: int = 0  # requests repeated with their idempotency key
     doubled: int = 0  # of those, stored twice
 
 
 async def crash_rounds(
     server: Server, rounds: int, unfinished: Callable[[], Awaitable[int]], note: Callable[[CrashReport], None]
 ) -> CrashReport:
-    """`unfinished` counts answers in progress, in the database itself."""
+    """`unfinished` counts running turns in the database."""
     report = CrashReport()
     server.start()
     for _ in range(rounds):
@@ -65,5 +65,5 @@ async def _check(server: Server, ledger: Ledger, report: CrashReport) -> None:
 
 
 def session(url: str) -> ClientSession:
-    """Every request has a connection of its own, as every request may meet another life of the server."""
+    """A connection per request: the server may have been restarted between two requests."""
     return ClientSession(url, connector=TCPConnector(limit=0, force_close=True), timeout=ClientTimeout(total=120))

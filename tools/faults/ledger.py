@@ -1,4 +1,4 @@
-"""What a server has acknowledged, and what it must therefore still know when it comes back."""
+"""Records acknowledged writes, which must be there after a restart."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ Body = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """`kept` reads the answer to GET `path`; None: it was deleted, the answer is 404."""
+    """`kept` checks the answer to GET `path`; None: deleted, the answer is 404."""
 
     what: str
     path: str
@@ -19,8 +19,8 @@ class Promise:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeat:
-    """A request that may or may not have been heard: sent again with its key, it must count once."""
+class RepeatedRequest:
+    """A request without an answer: repeated with its idempotency key, it must be stored once."""
 
     path: str
     body: Body
@@ -29,8 +29,8 @@ class Repeat:
 
 @dataclass(slots=True)
 class Ledger:
-    promises: dict[str, Promise] = field(default_factory=dict)  # by path: the last word on it counts
-    repeats: list[Repeat] = field(default_factory=list)
+    promises: dict[str, Promise] = field(default_factory=dict)  # by path; the last one counts
+    repeats: list[RepeatedRequest] = field(default_factory=list)
     num_acknowledged: int = 0
     num_refused: dict[int, int] = field(default_factory=dict)  # by status
 
@@ -43,7 +43,7 @@ class Ledger:
 
 
 async def broken(ledger: Ledger, client: ClientSession) -> list[str]:
-    """The promises that were not kept, in words."""
+    """Descriptions of the promises that were not kept."""
     return [found for promise in ledger.promises.values() if (found := await _broken(promise, client))]
 
 

@@ -1,4 +1,4 @@
-"""A database that goes away under load and comes back, and what the clients noticed of it."""
+"""Stops the database under load, starts it again, and measures what clients notice."""
 
 import asyncio
 import time
@@ -13,19 +13,19 @@ from tools.faults.postgres import PostgresServer
 from tools.faults.server import Server
 from tools.faults.writers import STORING, Refused, Writer, stored_completions, unstored
 
-CALM_S = 10.0  # under load, before the database goes
-SETTLE_S = 60.0  # after which everything must have recovered
+CALM_S = 10.0  # under load, before the database stops
+SETTLE_S = 60.0  # within which everything must recover
 
 
 @dataclass(slots=True)
 class OutageReport:
     seconds: float
-    unstored_before_per_s: float = 0  # answers without storing
+    unstored_before_per_s: float = 0  # unstored answers
     unstored_during_per_s: float = 0
     unstored_failed: int = 0
-    refused_during: dict[int, int] = field(default_factory=dict)  # storing calls, by status
+    refused_during: dict[int, int] = field(default_factory=dict)  # storing requests, by status
     without_retry_after: int = 0
-    recovered_after: float | None = None  # seconds from the database's return to the first stored answer
+    recovered_after: float | None = None  # seconds from the database's restart to the first stored answer
     acknowledged: int = 0
     broken: list[str] = field(default_factory=list)
     unfinished: int = 0
@@ -64,7 +64,7 @@ async def outage(
 
 
 async def _through(writer: Writer, client: ClientSession, ledger: Ledger) -> None:
-    """Refused or cut off, it tries again, as clients do."""
+    """Retries after errors, as clients do."""
     while True:
         try:
             await writer(client, ledger)
@@ -77,7 +77,7 @@ async def _through(writer: Writer, client: ClientSession, ledger: Ledger) -> Non
 
 
 async def _until_none(unfinished: Callable[[], Awaitable[int]]) -> int:
-    """What is left of them after a while; nobody writes any more."""
+    """Waits until no turn is running; returns how many are left."""
     left = await unfinished()
     for _ in range(int(SETTLE_S)):
         if left:
@@ -87,7 +87,7 @@ async def _until_none(unfinished: Callable[[], Awaitable[int]]) -> int:
 
 
 async def _without_retry_after(client: ClientSession) -> int:
-    """Of a few storing calls those that were not told when to come back."""
+    """Number of storing requests that were rejected without Retry-After."""
     missing = 0
     for _ in range(5):
         body = {"messages": [{"role": "user", "content": "Hello"}], "store": True, "max_tokens": 4}

@@ -1,4 +1,4 @@
-"""A PostgreSQL of one's own: in a folder, on a free port, gone afterwards."""
+"""A temporary PostgreSQL server in a folder, on a free port."""
 
 import os
 import pwd
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import asyncpg
 
-DEBIAN = "/usr/lib/postgresql"  # Debian keeps the server's programs off the PATH
+DEBIAN = "/usr/lib/postgresql"  # Debian's server programs are not on the PATH
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class PostgresServer:
     pg_ctl: Path
     folder: Path
     port: int
-    user: str | None  # whose process it is; None: ours
-    sync: bool  # to the disk
+    user: str | None  # of the process; None: ours
+    sync: bool  # waits for the disk
 
     def url(self, database: str) -> str:
         return f"postgresql://parley@127.0.0.1:{self.port}/{database}"
@@ -39,7 +39,7 @@ class PostgresServer:
         self._control("start", f"--options={options}{'' if self.sync else ' -F'}")
 
     def stop(self) -> None:
-        """At once, as a crash would."""
+        """Stops at once, like a crash."""
         self._control("stop", "--mode=immediate")
 
     def _control(self, *arguments: str) -> None:
@@ -49,7 +49,7 @@ class PostgresServer:
 
 @contextmanager
 def postgres_server(*, sync: bool = True) -> Iterator[PostgresServer]:
-    """Raises FileNotFoundError where PostgreSQL's server programs are not installed."""
+    """Raises FileNotFoundError if PostgreSQL's server programs are not installed."""
     pg_ctl = _program("pg_ctl")
     user = _server_user()
     with tempfile.TemporaryDirectory(prefix="parley-postgres-") as folder:
@@ -66,7 +66,7 @@ def postgres_server(*, sync: bool = True) -> Iterator[PostgresServer]:
 
 def _program(name: str) -> Path:
     if found := shutil.which(name):
-        return Path(found).resolve()  # it looks for its siblings next to itself
+        return Path(found).resolve()  # it finds other programs relative to itself
     found_here = max(Path(DEBIAN).glob(f"*/bin/{name}"), default=None)
     if found_here is None:
         raise FileNotFoundError("PostgreSQL's server programs (initdb, pg_ctl) are not installed")

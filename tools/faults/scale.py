@@ -1,4 +1,4 @@
-"""A large history, and how long listing, opening and searching it take over HTTP."""
+"""Fills a large history, and measures listing, opening and searching it over HTTP."""
 
 import random
 import time
@@ -14,10 +14,10 @@ from database.session import Database
 from services.history.item_rows import ItemPosition, linked_rows, with_defaults
 from tools.bench.load import WORDS
 
-OWNER = "local"  # whose everything is where no keys are configured
+OWNER = "local"  # the owner without keys
 ITEMS_EACH = 20
-CHUNK = 250  # conversations of one transaction
-TIMES = 200  # that each thing is done
+CHUNK = 250  # conversations per transaction
+TIMES = 200  # repetitions of each request
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class ScaleReport:
 
 
 async def fill(url: str, conversations: int, note: Callable[[int], None]) -> float:
-    """Seconds it took. What is said is a dozen words of a hundred, and one word of its own in each conversation."""
+    """Returns the seconds it took. Texts have a dozen words out of a hundred, and one unique word per conversation."""
     database, began = Database(url), time.monotonic()
     try:
         for start in range(0, conversations, CHUNK):

@@ -1,4 +1,4 @@
-"""A model that takes images and says nothing sensible: what is tried is where its images come from."""
+"""A vision-language model with random weights, to test where images come from."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ TEMPLATE = """{% for m in messages %}{% if m.content is string %}{{ m.content }}
 
 
 def make(folder: Path) -> Path:
-    """A random Llava, each byte of its text a token."""
+    """A random Llava with a byte tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, CLIPImageProcessorPil
 
@@ -36,7 +36,7 @@ def make(folder: Path) -> Path:
     return folder
 
 
-def _tokenizer() -> Any:  # transformers is only imported where it is asked for
+def _tokenizer() -> Any:  # imports transformers only when used
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""The server as an operator runs it: a process of its own, which may be killed and started again."""
+"""The server as a process, which can be killed and restarted."""
 
 import os
 import subprocess
@@ -16,14 +16,14 @@ START_S = 120.0
 
 @dataclass(slots=True)
 class Server:
-    """Stays on its port from one life to the next, so that a client finds it again."""
+    """Keeps its port across restarts, so that clients reach it again."""
 
     folder: Path
     database_url: str
     model: Path
     port: int = field(default_factory=free_port)
     settings: dict[str, str] = field(default_factory=dict)
-    files: int | None = None  # that it may open; None: as many as this process
+    files: int | None = None  # limit of open files; None: that of this process
     _process: "subprocess.Popen[bytes] | None" = None
 
     @property
@@ -65,7 +65,7 @@ class Server:
         raise RuntimeError(f"The server did not become ready, see {self.folder / 'server.log'}")
 
     def kill(self) -> None:
-        """SIGKILL: nothing of it gets to say good-bye."""
+        """SIGKILL: without a shutdown."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

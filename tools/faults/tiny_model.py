@@ -1,4 +1,4 @@
-"""A model that answers at once and says nothing sensible: what is tried here is the store, not the answers."""
+"""A small model with random weights, which answers at once: the tests are about the store."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ SHAPE = {
 
 
 def make(folder: Path, tokenizer_of: Path) -> Path:
-    """A random Llama of 3 million weights with another model's tokenizer and chat template."""
+    """A random Llama of 3 million parameters with another model's tokenizer and chat template."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""Clients that write without end, each in its own way, and note in the ledger what was acknowledged."""
+"""Clients that write in loops, each in its own way, and record acknowledged writes in the ledger."""
 
 import asyncio
 import itertools
@@ -9,7 +9,7 @@ from uuid import uuid4
 import orjson
 from aiohttp import ClientError, ClientResponse, ClientSession
 
-from tools.faults.ledger import Body, Ledger, Repeat
+from tools.faults.ledger import Body, Ledger, RepeatedRequest
 
 Writer = Callable[[ClientSession, Ledger], Awaitable[None]]
 
@@ -25,25 +25,25 @@ class Refused(Exception):
 async def stored_completions(client: ClientSession, ledger: Ledger) -> None:
     body = _chat(store=True)
     answer = await _post(client, "/v1/chat/completions", body)
-    said = answer["choices"][0]["message"]["content"]
+    text = answer["choices"][0]["message"]["content"]
     ledger.promise(
         "stored completion",
         f"/v1/chat/completions/{answer['id']}",
-        lambda found: bool(found["choices"][0]["message"]["content"] == said),
+        lambda found: bool(found["choices"][0]["message"]["content"] == text),
     )
 
 
 async def streamed_turns(client: ClientSession, ledger: Ledger) -> None:
-    """The question is durable before the first chunk, the answer before the last."""
+    """The input is durable before the first chunk, the answer before the last one."""
     conversation = (await _post(client, "/v1/conversations", {}))["id"]
     path = ITEMS.format(conversation)
     for number in range(3):
         body = _chat(conversation=conversation, stream=True)
-        question, said = body["messages"][0]["content"], ""
+        question, text = body["messages"][0]["content"], ""
         async for chunk in _events(client, "/v1/chat/completions", body):
             ledger.promise("question", path, _says(question))
-            said += chunk["choices"][0]["delta"].get("content") or ""
-        ledger.promise(f"turn {number}", path, _says(question, said))
+            text += chunk["choices"][0]["delta"].get("content") or ""
+        ledger.promise(f"turn {number}", path, _says(question, text))
 
 
 async def responses(client: ClientSession, ledger: Ledger) -> None:
@@ -79,28 +79,28 @@ async def items(client: ClientSession, ledger: Ledger) -> None:
 
 
 async def changes(client: ClientSession, ledger: Ledger) -> None:
-    """Metadata that counts up, and a deletion at the end."""
+    """Increments metadata, and deletes the completion at the end."""
     conversation = (await _post(client, "/v1/conversations", {"metadata": {"count": "0"}}))["id"]
     path = f"/v1/conversations/{conversation}"
     for count in range(1, 5):
         await _post(client, path, {"metadata": {"count": str(count)}})
-        # a later change may have been made without having been acknowledged
+        # a later change may have been stored without being acknowledged
         ledger.promise("change", path, _counts_to(count))
-    ledger.promises.pop(path, None)  # from here on either is right
+    ledger.promises.pop(path, None)  # from here on both outcomes are correct
     async with client.delete(path) as response:
         await _whole(response)
     ledger.promise("deletion", path, None)
 
 
 async def repeats(client: ClientSession, ledger: Ledger) -> None:
-    """Each request has a key; the one that the crash leaves without an answer is sent again afterwards."""
-    repeat = Repeat("/v1/chat/completions", _chat(store=True, metadata={"once": uuid4().hex}), uuid4().hex)
+    """Each request has an idempotency key; the one that a crash leaves unanswered is repeated afterwards."""
+    repeat = RepeatedRequest("/v1/chat/completions", _chat(store=True, metadata={"once": uuid4().hex}), uuid4().hex)
     ledger.repeats.append(repeat)
     await _post(client, repeat.path, repeat.body, repeat.key)
 
 
 async def unstored(client: ClientSession, ledger: Ledger) -> None:
-    """Needs no database, and must not notice that there is none."""
+    """Unstored requests, which must work without the database."""
     await _post(client, "/v1/chat/completions", _chat())
     ledger.num_acknowledged += 1
 
@@ -117,18 +117,18 @@ STORING: tuple[Writer, ...] = (
 
 
 async def without_end(writer: Writer, client: ClientSession, ledger: Ledger) -> None:
-    """Until the connection breaks."""
+    """Runs until the connection breaks."""
     while True:
         try:
             await writer(client, ledger)
         except Refused as refused:
             ledger.refused(refused.status)
-        except (ClientError, OSError, ValueError):  # cut off in the middle of an answer
+        except (ClientError, OSError, ValueError):  # interrupted in the middle of an answer
             return
 
 
-async def resend(repeat: Repeat, client: ClientSession) -> int:
-    """How often the request is in the store after it was sent once more."""
+async def resend(repeat: RepeatedRequest, client: ClientSession) -> int:
+    """Repeats the request; returns how often it is stored."""
     await _post(client, repeat.path, repeat.body, repeat.key)
     once = repeat.body["metadata"]["once"]
     async with client.get(f"/v1/chat/completions?metadata[once]={once}") as response:
