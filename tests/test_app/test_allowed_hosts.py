@@ -1,4 +1,4 @@
-"""Names that a page of somebody else's cannot have."""
+"""Host names that a foreign page cannot have."""
 
 import socket
 
@@ -34,14 +34,14 @@ def test_loopback_is_always_permitted(host: str | None) -> None:
     ],
 )
 @pytest.mark.parametrize("bound", ["127.0.0.1", "0.0.0.0", "::", "192.168.1.5"])
-def test_other_names_never_are(host: str, bound: str) -> None:
+def test_other_names_are_never_permitted(host: str, bound: str) -> None:
     assert not permits(host, bound=bound, local=LAN)
 
 
 @pytest.mark.parametrize(
     "host", ["192.168.1.5:8000", "10.0.0.1", "8.8.8.8", "[fe80::1]:8000", MACHINE, f"{MACHINE}:80"]
 )
-def test_other_addresses_and_the_machines_name_are_where_the_server_is_reached_by_them(host: str) -> None:
+def test_other_addresses_and_the_machine_name_are_permitted_if_the_server_listens_there(host: str) -> None:
     assert not permits(host)
     for bound in ("0.0.0.0", "::"):
         assert permits(host, bound=bound)
@@ -50,14 +50,14 @@ def test_other_addresses_and_the_machines_name_are_where_the_server_is_reached_b
     assert not permits(host, local="/run/parley.sock")
 
 
-def test_the_bound_address_or_name_is() -> None:
+def test_the_bound_address_or_name_is_permitted() -> None:
     assert permits("192.168.1.5:8000", bound="192.168.1.5")
     assert permits("[FE80::0:1]", bound="fe80::1")
     assert permits("Box.lan:8000", bound="box.lan")
     assert not permits("other.lan", bound="box.lan")
 
 
-def test_those_that_are_configured_are() -> None:
+def test_configured_names_are_permitted() -> None:
     names = ("Chat.example", "*.example.org", "10.1.2.3", "fe80::1")
     for host in ("chat.example:443", "a.example.org", "a.b.example.org:8", "10.1.2.3:1", "[fe80::1]"):
         assert permits(host, names=names)

@@ -1,4 +1,4 @@
-"""Who may come in, and what each sees."""
+"""Authentication, owners, stream tokens and CORS."""
 
 import hashlib
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def routes(site: Site) -> Iterator[tuple[str, str]]:
 
 
 class TestEveryRoute:
-    async def test_is_closed_without_a_key_but_for_a_short_list(self, closed: Site) -> None:
+    async def test_needs_a_key_except_a_short_list(self, closed: Site) -> None:
         seen = set()
         for method, path in set(routes(closed)):
             answer = await closed.client.request(method, path.replace("{model:path}", "a/b").replace("{model}", "a"))
@@ -53,12 +53,12 @@ class TestEveryRoute:
             seen.add(path)
         assert {CHAT, "/chat/completions", "/v1/embeddings", "/models", "/metrics", STREAM, GET, "/chat"} < seen
 
-    async def test_lets_a_known_key_in(self, closed: Site) -> None:
+    async def test_accepts_a_known_key(self, closed: Site) -> None:
         for method, path in set(routes(closed)):
             answer = await closed.client.request(method, path, headers=bearer(ONE))
             assert answer.status_code not in (401, 403), (method, path)
 
-    async def test_page_files_are_open_and_only_they(self, closed: Site) -> None:
+    async def test_only_page_files_are_open(self, closed: Site) -> None:
         assert (await closed.client.get("/static/nothing.js")).status_code == 404
         for path in ("/static/../v1/models", "/static/%2e%2e/v1/models", "/static/..%2f..%2fcommon/settings.py"):
             assert (await closed.client.get(path)).status_code in (401, 404), path
@@ -76,7 +76,7 @@ class TestKeys:
         ],
         ids=str,
     )
-    async def test_known_one(self, closed: Site, headers: dict[str, str]) -> None:
+    async def test_known_key_is_accepted(self, closed: Site, headers: dict[str, str]) -> None:
         assert (await ask(closed, headers=headers)).status_code == 200
 
     @pytest.mark.parametrize(
@@ -94,22 +94,22 @@ class TestKeys:
         ],
         ids=str,
     )
-    async def test_unknown_one(self, closed: Site, headers: dict[str, str]) -> None:
+    async def test_unknown_key_is_rejected(self, closed: Site, headers: dict[str, str]) -> None:
         refused = await ask(closed, headers=headers)
         assert refused.status_code == 401
         assert refused.json()["error"]["code"] == "invalid_api_key"
         assert ONE not in refused.text
 
-    async def test_configured_as_a_hash(self, new_site: NewSite) -> None:
+    async def test_key_may_be_configured_as_a_hash(self, new_site: NewSite) -> None:
         site = await new_site(api_keys="sha256:" + hashlib.sha256(ONE.encode()).hexdigest())
         assert (await ask(site, headers=bearer(ONE))).status_code == 200
         assert (await ask(site, headers=bearer(TWO))).status_code == 401
 
-    def test_no_key_is_nobodys_even_where_the_hash_of_nothing_is_configured(self) -> None:
+    def test_missing_key_never_matches_the_hash_of_an_empty_key(self) -> None:
         keys = Keys([ApiKey(digest=hashlib.sha256(b"").digest())], token_ttl=60)
         assert (keys.caller(None), keys.caller("")) == (None, None)
 
-    def test_hash_and_key_have_the_same_owner(self) -> None:
+    def test_key_and_its_hash_have_the_same_owner(self) -> None:
         digest = hashlib.sha256(ONE.encode()).hexdigest()
         by_key, by_hash = (Settings(_env_file=None, api_keys=each).api_keys[0] for each in (ONE, f"sha256:{digest}"))
         assert by_key.owner == by_hash.owner
@@ -117,7 +117,7 @@ class TestKeys:
 
 
 class TestOwners:
-    async def test_each_key_sees_its_own_only(self, closed: Site) -> None:
+    async def test_each_key_sees_only_its_own_messages(self, closed: Site) -> None:
         mine = (await ask(closed, NEW, bearer(ONE))).json()
         conversation, message = mine["conversation_id"], mine["message_id"]
         for headers, status in ((bearer(ONE), 200), (bearer(TWO), 404)):
@@ -131,7 +131,7 @@ class TestOwners:
             ours = {"prompt": "hi", "conversation_id": conversation}
             assert (await closed.client.get(STREAM, params=ours, headers=headers)).status_code == status
 
-    async def test_latest_conversation_is_the_callers_latest(self, closed: Site) -> None:
+    async def test_latest_conversation_is_the_callers(self, closed: Site) -> None:
         await ask(closed, NEW, bearer(ONE), prompt="mine")
         await ask(closed, NEW, bearer(TWO), prompt="yours")
         listed = (await closed.client.get(GET, headers=bearer(ONE))).json()["data"]
@@ -147,22 +147,22 @@ class TestStreamToken:
     async def listen(self, site: Site, token: str, path: str = STREAM) -> int:
         return (await site.client.get(path, params={"prompt": "hi", "token": token})).status_code
 
-    async def test_it_opens_the_stream_for_its_owner(self, closed: Site) -> None:
+    async def test_token_opens_the_stream_of_its_owner(self, closed: Site) -> None:
         assert await self.listen(closed, await self.token(closed)) == 200
         listed = (await closed.client.get(GET, headers=bearer(ONE))).json()["data"]
         assert [each["content"] for each in listed] == ["hi", "Hello, world!"]
         assert (await closed.client.get(GET, headers=bearer(TWO))).json()["data"] == []
 
     @pytest.mark.parametrize("path", [GET, "/chat", "/v1/models", "/chat/token", "/chat/stream/"])
-    async def test_it_opens_nothing_else(self, closed: Site, path: str) -> None:
+    async def test_token_opens_no_other_route(self, closed: Site, path: str) -> None:
         token = await self.token(closed)
         assert await self.listen(closed, token, path) == 401
         assert (await closed.client.get(GET, headers=bearer(token))).status_code == 401
 
-    async def test_it_is_not_made_without_a_key(self, closed: Site) -> None:
+    async def test_token_is_not_issued_without_a_key(self, closed: Site) -> None:
         assert (await closed.client.post("/chat/token")).status_code == 401
 
-    async def test_what_was_tampered_with_is_refused(self, closed: Site) -> None:
+    async def test_forged_token_is_rejected(self, closed: Site) -> None:
         owner, time, signature = (await self.token(closed)).split(".")
         other = (await self.token(closed, TWO)).split(".")
         for forged in (
@@ -182,17 +182,17 @@ class TestStreamToken:
         ):
             assert await self.listen(closed, forged) == 401, forged
 
-    def test_it_expires(self) -> None:
+    def test_token_expires(self) -> None:
         keys = [ApiKey(digest=b"0" * 32)]
         caller = Caller(keys[0].owner)
         assert Keys(keys, token_ttl=60).token_caller(Keys(keys, token_ttl=60).token(caller)) == caller
         assert Keys(keys, token_ttl=-60).token_caller(Keys(keys, token_ttl=60).token(caller)) is None
 
-    def test_another_servers_key_does_not_sign_it(self) -> None:
+    def test_token_signed_with_another_key_is_rejected(self) -> None:
         ours, theirs = (Keys([ApiKey(digest=digest * 32)], token_ttl=60) for digest in (b"0", b"1"))
         assert ours.token_caller(theirs.token(Caller(ApiKey(digest=b"0" * 32).owner))) is None
 
-    async def test_where_there_are_no_keys_it_is_not_asked_for(self, site: Site) -> None:
+    async def test_token_is_not_needed_without_keys(self, site: Site) -> None:
         token = (await site.client.post("/chat/token")).json()["token"]
         assert await self.listen(site, token) == 200
 
@@ -217,12 +217,12 @@ class TestCors:
         assert "authorization" in answer.headers["access-control-allow-headers"]
         assert "POST" in answer.headers["access-control-allow-methods"]
 
-    async def test_preflight_of_strangers_is_refused(self, open_to_one: Site) -> None:
+    async def test_preflight_of_an_unknown_origin_is_rejected(self, open_to_one: Site) -> None:
         answer = await self.preflight(open_to_one, "https://evil.example")
         assert answer.status_code == 400
         assert "access-control-allow-origin" not in answer.headers
 
-    async def test_errors_can_be_read_by_pages_too(self, open_to_one: Site) -> None:
+    async def test_errors_have_cors_headers(self, open_to_one: Site) -> None:
         refused = await ask(open_to_one, headers={"Origin": "https://chat.example"})
         assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, "https://chat.example")
         assert refused.headers["access-control-expose-headers"]

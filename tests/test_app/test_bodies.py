@@ -1,4 +1,4 @@
-"""What bodies take, whichever route they are for: JSON's own types, and errors that name a place in the body."""
+"""Bodies of all routes: JSON types are not coerced, and errors name the path in the body."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -95,12 +95,12 @@ def is_in(place: tuple[int | str, ...], sent: Any) -> bool:
     return True
 
 
-def test_there_are_all_bodies(bodies: list[type[BaseModel]]) -> None:
+def test_all_bodies_are_tested(bodies: list[type[BaseModel]]) -> None:
     assert len(bodies) > 20
     assert [body for body in bodies if faults(body, asked(body))] == []
 
 
-def test_no_type_is_taken_for_another(bodies: list[type[BaseModel]]) -> None:
+def test_types_are_not_coerced(bodies: list[type[BaseModel]]) -> None:
     taken = [
         (body.__name__, name, value)
         for body, name, about in fields(bodies)
@@ -110,7 +110,7 @@ def test_no_type_is_taken_for_another(bodies: list[type[BaseModel]]) -> None:
     assert taken == []
 
 
-def test_a_whole_number_may_be_written_with_a_point(bodies: list[type[BaseModel]]) -> None:
+def test_integers_may_be_written_as_decimals(bodies: list[type[BaseModel]]) -> None:
     refused = [
         (body.__name__, name)
         for body, name, about in fields(bodies)
@@ -119,7 +119,7 @@ def test_a_whole_number_may_be_written_with_a_point(bodies: list[type[BaseModel]
     assert refused == []
 
 
-def test_errors_name_places_in_the_body(bodies: list[type[BaseModel]]) -> None:
+def test_errors_name_the_path_in_the_body(bodies: list[type[BaseModel]]) -> None:
     sent = [(body, asked(body, **{name: value})) for body, name, _ in fields(bodies) for value in WHATEVER]
     astray = [
         (body.__name__, each, place)

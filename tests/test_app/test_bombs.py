@@ -1,4 +1,4 @@
-"""No request holds the event loop, however much it asks for: each is sent to the app, and a heart beats meanwhile."""
+"""No request blocks the event loop: expensive bodies are sent to the app while a heartbeat measures it."""
 
 import gc
 import json
@@ -61,7 +61,7 @@ async def longest(site: Site, bomb: Bomb) -> Answer:
     return answer
 
 
-async def test_no_body_holds_the_event_loop(site: Site) -> None:
+async def test_no_body_blocks_the_event_loop(site: Site) -> None:
     holding = {}
     for bomb in bombs(ANYWHERE):
         answer = await longest(site, bomb)
@@ -70,7 +70,7 @@ async def test_no_body_holds_the_event_loop(site: Site) -> None:
     assert holding == {}
 
 
-async def test_all_bodies_are_read_with_this_code(site: Site) -> None:
+async def test_all_routes_with_a_body_are_tested(site: Site) -> None:
     paths = site.app.openapi()["paths"]
     assert {path for path, of in paths.items() if "requestBody" in of.get("post", {}) and "{" not in path} == {
         *JSON_ROUTES
@@ -92,7 +92,7 @@ async def long_items(site: Site) -> str:
     return path
 
 
-async def test_nor_does_a_page_of_long_items(site: Site, long_items: str) -> None:
+async def test_page_of_long_items_does_not_block_the_event_loop(site: Site, long_items: str) -> None:
     for path, query in {
         long_items: b"limit=100",
         "/v1/conversations/search": b"query=word&limit=100",

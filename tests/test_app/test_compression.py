@@ -1,4 +1,4 @@
-"""Compressed bodies: read like others, and bounded by what they decompress to."""
+"""Compressed bodies are read like plain ones, and limited by their decompressed size."""
 
 import gzip
 import json
@@ -29,19 +29,19 @@ async def post(site: Site, data: bytes | AsyncIterator[bytes], encoding: str, pa
     [("gzip", gzip.compress(body())), ("GZIP", gzip.compress(body())), ("deflate", zlib.compress(body()))],
     ids=["gzip", "GZIP", "deflate"],
 )
-async def test_is_read(site: Site, encoding: str, data: bytes) -> None:
+async def test_compressed_body_is_read(site: Site, encoding: str, data: bytes) -> None:
     answer = await post(site, data, encoding)
     assert answer.status_code == 200, answer.text
     assert answer.json()["choices"][0]["message"]["content"] == "Hello, world!"
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/api/chat", "/chat/new/message/"])
-async def test_is_read_whatever_the_protocol(site: Site, path: str) -> None:
+async def test_compressed_body_is_read_on_every_protocol(site: Site, path: str) -> None:
     assert (await post(site, gzip.compress(body()), "gzip", path)).status_code == 200
 
 
 @pytest.mark.parametrize("extra", [-1, 0, 1])
-async def test_is_read_in_steps_and_pieces(new_server: NewSite, extra: int) -> None:
+async def test_compressed_body_is_read_in_steps(new_server: NewSite, extra: int) -> None:
     """Also where it ends with a step."""
     site = await new_server()
     text = "x" * (2 * STEP + extra - len(body("")))
@@ -56,7 +56,7 @@ async def test_is_read_in_steps_and_pieces(new_server: NewSite, extra: int) -> N
 
 
 @pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/api/chat"])
-async def test_a_bomb_is_refused(new_site: NewSite, path: str) -> None:
+async def test_decompression_bomb_is_rejected(new_site: NewSite, path: str) -> None:
     site = await new_site(server={"max_body_bytes": LIMIT})
     bomb = gzip.compress(b"[" + b" " * (200 * LIMIT))
     assert len(bomb) < LIMIT
@@ -64,7 +64,7 @@ async def test_a_bomb_is_refused(new_site: NewSite, path: str) -> None:
     assert answer.status_code == 413, answer.text
 
 
-async def test_the_limit_is_that_of_what_it_stands_for(new_site: NewSite) -> None:
+async def test_limit_applies_to_the_decompressed_size(new_site: NewSite) -> None:
     site = await new_site(server={"max_body_bytes": LIMIT})
     fits = body() + b" " * (LIMIT - len(body()))
     assert (await post(site, gzip.compress(fits), "gzip")).status_code == 200
@@ -72,14 +72,14 @@ async def test_the_limit_is_that_of_what_it_stands_for(new_site: NewSite) -> Non
 
 
 @pytest.mark.parametrize("encoding", ["zstd", "br", "gzip, gzip"])
-async def test_an_unknown_encoding_is_named(site: Site, encoding: str) -> None:
+async def test_unknown_encoding_is_rejected(site: Site, encoding: str) -> None:
     answer = await post(site, body(), encoding)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], error["code"]) == (415, "content-encoding", "unsupported_encoding")
     assert answer.headers["accept-encoding"] == "gzip, deflate"
 
 
-async def test_an_unknown_encoding_is_named_in_the_protocols_own_body(site: Site) -> None:
+async def test_unknown_encoding_has_the_protocols_error_body(site: Site) -> None:
     answer = await post(site, body(), "zstd", "/v1/messages")
     assert (answer.status_code, answer.json()["type"]) == (415, "error")
 
@@ -89,6 +89,6 @@ async def test_an_unknown_encoding_is_named_in_the_protocols_own_body(site: Site
     [b"{}", gzip.compress(body())[:-9], gzip.compress(body()) + b"more", b""],
     ids=["none", "cut", "goes on", "empty"],
 )
-async def test_what_is_not_gzip_is_named(site: Site, data: bytes) -> None:
+async def test_invalid_gzip_is_rejected(site: Site, data: bytes) -> None:
     answer = await post(site, data, "gzip")
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "content-encoding")

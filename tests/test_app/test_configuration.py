@@ -1,4 +1,4 @@
-"""What is wrong with the settings, in one line each."""
+"""Each wrong setting is reported in one line."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from app.common.configuration import WrongSettings
         ("PARLEY_NOTHING_LIKE_IT_AT_ALL", "1", "PARLEY_NOTHING_LIKE_IT_AT_ALL is no setting"),
     ],
 )
-def test_a_line_names_the_setting(
+def test_error_names_the_setting(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, value: str, line: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -32,7 +32,7 @@ def test_a_line_names_the_setting(
     assert "secret" not in str(wrong.value)
 
 
-def test_each_wrong_one_has_its_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_each_error_has_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PARLEY_SERVER__PORT", "no")
     monkeypatch.setenv("PARLEY_ENGINE__MAX_NUM_SEQS", "0")
@@ -44,7 +44,7 @@ def test_each_wrong_one_has_its_line(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     ]
 
 
-def test_an_env_file_that_is_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_binary_env_file_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"\xff\xfe")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WrongSettings, match=r"^\.env cannot be read"):

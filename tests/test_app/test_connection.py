@@ -1,4 +1,4 @@
-"""When a client has left the server waiting for too long, and when it is the server's turn."""
+"""When a connection is late: timeouts count only while the server waits for the client."""
 
 import asyncio
 
@@ -107,13 +107,13 @@ async def client() -> Client:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", HEAD[:-2]])
-async def test_headers_have_their_time(client: Client, sent: bytes) -> None:
+async def test_headers_have_a_timeout(client: Client, sent: bytes) -> None:
     client.send(sent)
     assert not client.after(10)
     assert client.after(1)
 
 
-async def test_a_byte_now_and_then_gains_no_time(client: Client) -> None:
+async def test_slow_headers_do_not_extend_the_timeout(client: Client) -> None:
     client.send(HEAD[:-2])
     assert [client.send(b"X") or client.after(1) for _ in range(11)] == [False] * 10 + [True]
 
@@ -124,19 +124,19 @@ async def test_a_silent_body_is_late(client: Client) -> None:
     assert client.after(1)
 
 
-async def test_a_slow_body_goes_on(client: Client) -> None:
+async def test_slow_body_is_accepted(client: Client) -> None:
     client.send(HEAD)
     for _ in range(90):
         client.send(b"x" * 1000)
         assert not client.after(1)
 
 
-async def test_a_body_that_hardly_moves_is_late(client: Client) -> None:
+async def test_body_below_the_minimum_rate_is_late(client: Client) -> None:
     client.send(HEAD)
     assert [client.send(b"x") or client.after(1) for _ in range(22)].count(True) > 0
 
 
-async def test_what_the_server_does_not_read_is_not_the_clients_silence(client: Client) -> None:
+async def test_paused_reading_does_not_count(client: Client) -> None:
     client.send(HEAD + b"x" * 1000)
     client.socket.reads = False
     assert not client.after(1000)
@@ -146,13 +146,13 @@ async def test_what_the_server_does_not_read_is_not_the_clients_silence(client: 
 
 
 @pytest.mark.parametrize("request_", [GET, HEAD + b"x" * 100_000])
-async def test_an_answer_may_take_its_time(client: Client, request_: bytes) -> None:
+async def test_generating_an_answer_does_not_count(client: Client, request_: bytes) -> None:
     client.send(request_)
     assert not client.after(1000)
     assert not client.is_silent()
 
 
-async def test_between_requests_the_servers_own_timeout_counts(client: Client) -> None:
+async def test_idle_time_between_requests_does_not_count(client: Client) -> None:
     client.send(GET)
     client.server.answer()
     assert not client.after(1000)
@@ -162,7 +162,7 @@ async def test_between_requests_the_servers_own_timeout_counts(client: Client) -
     assert client.after(1)
 
 
-async def test_the_rest_of_a_pipelined_request_has_its_time(client: Client) -> None:
+async def test_rest_of_a_pipelined_request_has_a_timeout(client: Client) -> None:
     client.send(GET + b"GET")
     assert not client.after(100)
     client.server.answer()
@@ -170,7 +170,7 @@ async def test_the_rest_of_a_pipelined_request_has_its_time(client: Client) -> N
     assert client.after(2)
 
 
-async def test_who_reads_nothing_is_late(client: Client) -> None:
+async def test_client_that_reads_nothing_is_late(client: Client) -> None:
     client.send(GET)
     client.socket.unsent = 1000
     assert not client.after(60)
@@ -184,14 +184,14 @@ async def test_who_reads_nothing_is_late(client: Client) -> None:
 @pytest.mark.parametrize(
     ("sent", "status"), [(b"", b""), (b"GET / HT", b"HTTP/1.1 408 "), (HEAD + b"x", b"HTTP/1.1 408 ")]
 )
-async def test_who_has_begun_a_request_is_told(client: Client, sent: bytes, status: bytes) -> None:
+async def test_incomplete_request_gets_408(client: Client, sent: bytes, status: bytes) -> None:
     client.send(sent)
     client.connection.end()
     assert client.socket.written[:13] == status
     assert (client.socket.ended, client.open) == ("closed", [])
 
 
-async def test_an_upgraded_one_is_no_longer_watched(client: Client) -> None:
+async def test_upgraded_connection_is_not_watched(client: Client) -> None:
     client.socket.set_protocol(Server())
     assert not client.after(1000)
     assert client.open == []

@@ -1,4 +1,4 @@
-"""How many connections there may be, and who makes room."""
+"""The limit on connections, and which ones are closed at the limit."""
 
 import asyncio
 import logging
@@ -28,14 +28,14 @@ async def said(site: Site, request: bytes) -> bytes:
     return everything
 
 
-async def test_late_requests_are_ended(new_server: NewSite) -> None:
+async def test_late_connections_are_closed(new_server: NewSite) -> None:
     site = await new_server(server={"headers_timeout_s": 0.2, "body_timeout_s": 0.2})
     body = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
     answers = await asyncio.gather(*(said(site, begun) for begun in (b"", b"GET / HT", body)))
     assert [answer[:12] for answer in answers] == [b"", b"HTTP/1.1 408", b"HTTP/1.1 408"]
 
 
-async def test_a_silent_stream_is_not(new_server: NewSite, engine: FakeEngine) -> None:
+async def test_silent_stream_is_not_closed(new_server: NewSite, engine: FakeEngine) -> None:
     pause = Pause()
     engine.script = ("Hello", pause, "world")
     site = await new_server(server={"headers_timeout_s": 0.05, "body_timeout_s": 0.05, "keepalive_s": 0.5})
@@ -53,7 +53,7 @@ async def _until(lines: AsyncIterator[str], wanted: str) -> None:
     raise AssertionError(f"no {wanted}")
 
 
-async def test_beyond_the_cap_only_probes_are_answered(new_server: NewSite, engine: FakeEngine) -> None:
+async def test_only_probes_are_answered_beyond_the_limit(new_server: NewSite, engine: FakeEngine) -> None:
     pause = Pause()
     engine.script = ("Hello", pause)
     site = await new_server(server={"max_connections": 2})
@@ -69,7 +69,7 @@ async def test_beyond_the_cap_only_probes_are_answered(new_server: NewSite, engi
     assert (await site.client.get("/v1/models")).status_code == 200
 
 
-async def test_the_longest_silent_one_makes_room(new_server: NewSite) -> None:
+async def test_longest_silent_connection_is_closed_at_the_limit(new_server: NewSite) -> None:
     site = await new_server(server={"max_connections": 3})
     url = site.client.base_url
     silent = [await asyncio.open_connection(url.host, url.port) for _ in range(4)]
@@ -80,7 +80,7 @@ async def test_the_longest_silent_one_makes_room(new_server: NewSite) -> None:
         writer.close()
 
 
-async def test_of_a_protocol_that_cannot_be_guarded_it_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unsupported_protocol_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     connections = Connections(Deadlines(headers=1, body=1, body_rate=1, send=1), limit=None)
     connections.install()
     loop = asyncio.get_running_loop()
@@ -96,14 +96,14 @@ async def test_of_a_protocol_that_cannot_be_guarded_it_is_told_once(caplog: pyte
     assert "create_server" not in vars(loop)
 
 
-def test_the_limit_of_open_files_leaves_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_leaves_room_for_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 1024))
     assert 512 < max_connections() < 1024 - 140
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (64, 64))
     assert max_connections() == 16
 
 
-def test_a_line_that_comes_in_thousands_is_logged_seldom() -> None:
+def test_frequent_log_line_is_rate_limited() -> None:
     seldom = RateLimit("no files")
     lines = [logging.makeLogRecord({"msg": "no files\nand more", "created": second}) for second in range(100, 121)]
     assert [line.created for line in lines if seldom.filter(line)] == [100, 110, 120]

@@ -1,4 +1,4 @@
-"""SIGTERM: what runs may finish, what does not is told so and kept."""
+"""Graceful drain: running answers finish, or end with an error and are stored."""
 
 import asyncio
 import json
@@ -40,9 +40,7 @@ def interrupt() -> Interrupt:
 
 
 class TestSignal:
-    async def test_it_is_handed_on_at_once_where_nothing_runs(
-        self, handed_on: asyncio.Event, interrupt: Interrupt
-    ) -> None:
+    async def test_is_passed_on_at_once_when_idle(self, handed_on: asyncio.Event, interrupt: Interrupt) -> None:
         drain = Drain(60, interrupt, is_busy=lambda: False)
         drain.install()
         assert not drain.has_begun
@@ -52,7 +50,7 @@ class TestSignal:
         await handed_on.wait()
         assert interrupt.calls == 0
 
-    async def test_it_is_held_back_while_something_runs(self, handed_on: asyncio.Event, interrupt: Interrupt) -> None:
+    async def test_is_held_back_while_requests_run(self, handed_on: asyncio.Event, interrupt: Interrupt) -> None:
         busy = [True, True, False]
         drain = Drain(60, interrupt, is_busy=lambda: busy.pop(0))
         drain.install()
@@ -60,16 +58,14 @@ class TestSignal:
         await handed_on.wait()
         assert (busy, interrupt.calls) == ([], 0)
 
-    async def test_past_the_limit_what_runs_is_interrupted(
-        self, handed_on: asyncio.Event, interrupt: Interrupt
-    ) -> None:
+    async def test_requests_are_interrupted_at_the_limit(self, handed_on: asyncio.Event, interrupt: Interrupt) -> None:
         drain = Drain(0, interrupt, is_busy=lambda: interrupt.calls == 0)
         drain.install()
         signal.raise_signal(signal.SIGTERM)
         await handed_on.wait()
         assert interrupt.calls == 1
 
-    async def test_what_does_not_end_even_then_is_left_behind(
+    async def test_requests_that_ignore_the_interrupt_are_abandoned(
         self, handed_on: asyncio.Event, interrupt: Interrupt, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(drain_module, "ERROR_EVENTS_S", 0)
@@ -80,7 +76,7 @@ class TestSignal:
             await handed_on.wait()
         assert interrupt.calls == 1
 
-    async def test_failing_interrupt_does_not_hold_it_back(self, handed_on: asyncio.Event) -> None:
+    async def test_failing_interrupt_does_not_block_the_signal(self, handed_on: asyncio.Event) -> None:
         async def fail() -> None:
             raise RuntimeError("cannot be stopped")
 
@@ -89,14 +85,14 @@ class TestSignal:
         signal.raise_signal(signal.SIGTERM)
         await handed_on.wait()
 
-    async def test_second_one_is_handed_on_at_once(self, handed_on: asyncio.Event, interrupt: Interrupt) -> None:
+    async def test_second_signal_is_passed_on_at_once(self, handed_on: asyncio.Event, interrupt: Interrupt) -> None:
         drain = Drain(60, interrupt, is_busy=lambda: True)
         drain.install()
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert handed_on.is_set()
 
-    async def test_a_hang_up_is_as_a_stop(self, handed_on: asyncio.Event, interrupt: Interrupt) -> None:
+    async def test_sighup_drains_too(self, handed_on: asyncio.Event, interrupt: Interrupt) -> None:
         busy = [True, False]
         drain = Drain(60, interrupt, is_busy=lambda: busy.pop(0))
         drain.install()
@@ -105,7 +101,7 @@ class TestSignal:
         await handed_on.wait()
         assert busy == []
 
-    async def test_a_hang_up_that_is_ignored_stays_so(self, handed_on: asyncio.Event, interrupt: Interrupt) -> None:
+    async def test_ignored_sighup_stays_ignored(self, handed_on: asyncio.Event, interrupt: Interrupt) -> None:
         """As `nohup` wants it."""
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         drain = Drain(60, interrupt, is_busy=lambda: False)
@@ -113,7 +109,7 @@ class TestSignal:
         signal.raise_signal(signal.SIGHUP)
         assert not drain.has_begun
 
-    async def test_off_the_main_thread_signals_are_left_alone(
+    async def test_handlers_are_not_replaced_outside_the_main_thread(
         self, handed_on: asyncio.Event, interrupt: Interrupt
     ) -> None:
         before = signal.getsignal(signal.SIGTERM)
@@ -145,7 +141,7 @@ class TestServer:
         found = (await conversations.messages("local", None, limit=10)).data[-1]
         return found.content, found.status
 
-    async def test_running_stream_finishes_and_new_work_is_refused(
+    async def test_running_stream_finishes_and_new_requests_are_rejected(
         self, handed_on: asyncio.Event, new_server: NewSite, engine: FakeEngine, conversations: ConversationService
     ) -> None:
         site = await new_server()
@@ -160,7 +156,7 @@ class TestServer:
         await handed_on.wait()
         assert await self.last(conversations) == ("Hello", "completed")
 
-    async def test_past_the_limit_it_ends_with_an_error_and_is_kept(
+    async def test_stream_ends_with_an_error_at_the_limit_and_is_stored(
         self, handed_on: asyncio.Event, new_server: NewSite, engine: FakeEngine, conversations: ConversationService
     ) -> None:
         site = await new_server(server={"drain_s": 0})
@@ -172,7 +168,7 @@ class TestServer:
         await handed_on.wait()
         assert await self.last(conversations) == ("Hel", "incomplete")
 
-    async def test_answer_without_a_reader_is_work_too(
+    async def test_answer_without_a_reader_delays_the_drain(
         self, handed_on: asyncio.Event, new_server: NewSite, engine: FakeEngine, conversations: ConversationService
     ) -> None:
         site = await new_server()

@@ -1,4 +1,4 @@
-"""Every error is one body and the right status, wherever it happens."""
+"""Every error has the right status and body, wherever it is raised."""
 
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -48,7 +48,7 @@ def instance(kind: type[ServiceError]) -> ServiceError:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_each_row_of_the_table(site: Site, engine: FakeEngine, way: str) -> None:
+async def test_status_and_body_of_each_error(site: Site, engine: FakeEngine, way: str) -> None:
     for kind, (status, type_, code) in STATUS.items():
         engine.refusal = error = instance(kind)
         answer = await WAYS[way](site.client)
@@ -56,14 +56,14 @@ async def test_each_row_of_the_table(site: Site, engine: FakeEngine, way: str) -
         assert answer.headers.get("retry-after") == ("2.5" if isinstance(error, TryLater) else None)
 
 
-def test_every_error_of_the_tree_has_a_row() -> None:
+def test_every_error_class_has_a_status() -> None:
     ours = {each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, ServiceError)}
     assert ours - set(STATUS) == {TryLater}
     assert problem(TryLater("wait")).status == 500
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_unexpected_error_keeps_its_secrets(site: Site, engine: FakeEngine, way: str) -> None:
+async def test_unexpected_error_is_not_described(site: Site, engine: FakeEngine, way: str) -> None:
     engine.refusal = ValueError("secret")  # type: ignore[assignment]
     assert "secret" not in check(await WAYS[way](site.client), 500, "server_error")
 
@@ -72,7 +72,7 @@ async def test_unknown_route(site: Site) -> None:
     check(await site.client.get("/no/such/route"), 404, "invalid_request_error")
 
 
-async def test_wrong_method_names_the_right_ones(site: Site) -> None:
+async def test_wrong_method_names_the_allowed_ones(site: Site) -> None:
     answer = await site.client.put(CHAT)
     check(answer, 405, "invalid_request_error")
     assert answer.headers["allow"] == "GET, HEAD, POST"
@@ -87,7 +87,7 @@ async def test_wrong_content_type(site: Site, content_type: str | None) -> None:
 
 
 @pytest.mark.parametrize("body", [b"[]", b'"hi"', b"5", b"null"])
-async def test_json_that_is_no_object(site: Site, body: bytes) -> None:
+async def test_json_that_is_not_an_object(site: Site, body: bytes) -> None:
     answer = await site.client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
     check(answer, 400, "invalid_request_error", code="invalid_json")
 
@@ -109,17 +109,17 @@ class TestTooLarge:
         answer = await small.client.post(CHAT, content=chunks(), headers={"Content-Type": "application/json"})
         check(answer, 413, "invalid_request_error")
 
-    async def test_not_at_the_limit(self, small: Site) -> None:
+    async def test_body_at_the_limit_is_accepted(self, small: Site) -> None:
         empty = len(b'{"messages":[{"content":""}]}')
         body = {"messages": [{"content": "x" * (2000 - empty)}]}
         assert (await small.client.post(CHAT, json=body)).status_code == 200
 
 
-async def test_no_key(new_site: NewSite) -> None:
+async def test_missing_key(new_site: NewSite) -> None:
     site = await new_site(api_keys="secret")
     check(await site.client.post(CHAT, json=HI), 401, "authentication_error", code="invalid_api_key")
 
 
-async def test_strange_origin(site: Site) -> None:
+async def test_unknown_origin(site: Site) -> None:
     answer = await site.client.post(CHAT, json=HI, headers={"Origin": "https://evil.example"})
     check(answer, 403, "permission_error")

@@ -1,4 +1,4 @@
-"""What is wrong with a set-up is one line; a fault of ours keeps its traceback."""
+"""Errors in the set-up are one line; programming errors keep their traceback."""
 
 import sqlite3
 
@@ -29,18 +29,18 @@ from services.errors import Unavailable
         (RuntimeError("a fault"), None),
     ],
 )
-def test_explained(error: Exception, line: str | None) -> None:
+def test_errors_are_explained_in_a_line(error: Exception, line: str | None) -> None:
     assert exits.explain(error) == line
 
 
-def test_it_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_code_is_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended, exits.in_one_line():
         raise OSError(28, "No space left on device", "parley.db")
     assert ended.value.code == 2
     assert capsys.readouterr().err == "Error: parley.db: No space left on device\n"
 
 
-def test_faults_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+def test_programming_errors_are_raised(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(KeyError), exits.in_one_line():
         raise KeyError("fault")
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""Two keys: what one has stored does not exist for the other, on any route, by any id."""
+"""Two keys: stored objects of one do not exist for the other, on any route."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -76,12 +76,12 @@ NOBODYS = {
 }
 
 
-def test_no_route_is_forgotten(site: Site) -> None:
+def test_all_routes_with_ids_are_tested(site: Site) -> None:
     """A new one belongs into one of these lists, and into a test where it takes what somebody owns."""
     assert {path for path in site.app.openapi()["paths"] if "{" not in path} == NAMED | NOBODYS
 
 
-async def test_every_route_by_every_id(stored: Stored) -> None:
+async def test_foreign_ids_are_not_found_on_any_route(stored: Stored) -> None:
     walked = []
     for method, path in routes(stored.site):
         if any(f"{{{name}" in path for name in TAKEN):
@@ -123,7 +123,7 @@ async def test_lists_are_empty(stored: Stored, path: str) -> None:
         (f"/v1/conversations/search?query={SECRET}&after={{}}", "found_id"),
     ],
 )
-async def test_nothing_is_listed_from_it_on(stored: Stored, path: str, name: str) -> None:
+async def test_foreign_id_is_no_cursor(stored: Stored, path: str, name: str) -> None:
     answer = await stored.ask("GET", path.format(stored.ids[name]))
     assert answer.status_code in (400, 404)
     assert SECRET not in answer.text
@@ -141,7 +141,7 @@ async def test_nothing_is_listed_from_it_on(stored: Stored, path: str, name: str
         ("/chat/new/message/", {"prompt": "x", "conversation_id": "conversation_id"}, "conversation"),
     ],
 )
-async def test_nothing_goes_on_from_it(stored: Stored, path: str, body: dict[str, Any], name: str) -> None:
+async def test_foreign_answer_cannot_be_continued(stored: Stored, path: str, body: dict[str, Any], name: str) -> None:
     def named(value: Any) -> Any:
         match value:
             case str():
@@ -156,7 +156,7 @@ async def test_nothing_goes_on_from_it(stored: Stored, path: str, body: dict[str
     assert (answer.json()["error"]["param"] or "").startswith(name)
 
 
-async def test_no_stream_is_resumed_or_stopped(stored: Stored) -> None:
+async def test_foreign_stream_cannot_be_resumed_or_stopped(stored: Stored) -> None:
     for seen in ("0", "5"):
         event = {"Last-Event-ID": f"{stored.ids['message_id']}:{seen}"}
         answer = await stored.ask("GET", "/chat/stream", params={"prompt": "-"}, headers=event)

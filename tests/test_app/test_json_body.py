@@ -1,4 +1,4 @@
-"""What counts as JSON."""
+"""Strict JSON bodies and their limits."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ CHAT = "/v1/chat/completions"
     ],
     ids=["open", "empty", "words", "not utf-8", "nan", "half a pair", "half a pair in a part", "in metadata", "deep"],
 )
-async def test_what_is_none_is_refused_as_such(site: Site, body: bytes) -> None:
+async def test_invalid_json_is_rejected(site: Site, body: bytes) -> None:
     answer = await site.client.post(CHAT, content=body, headers={"Content-Type": "application/json"})
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -55,7 +55,7 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": nested(4
         ("/chat/new/message/", {"prompt": "hi", "history": nested(400)}),
     ],
 )
-async def test_what_is_nested_too_deep_is_named(site: Site, path: str, body: dict[str, Any]) -> None:
+async def test_deep_nesting_is_rejected_by_name(site: Site, path: str, body: dict[str, Any]) -> None:
     answer = await site.client.post(path, json=body)
     assert answer.status_code == 400, answer.text
     assert "128 levels deep" in answer.text
@@ -64,23 +64,23 @@ async def test_what_is_nested_too_deep_is_named(site: Site, path: str, body: dic
 
 
 @pytest.mark.parametrize(("levels", "status"), [(128, 200), (129, 400)])
-async def test_how_deep_is_too_deep(site: Site, levels: int, status: int) -> None:
+async def test_limit_of_nesting(site: Site, levels: int, status: int) -> None:
     answer = await site.client.post(CHAT, json={"messages": HI, "unheard_of": nested(levels)})
     assert answer.status_code == status, answer.text
 
 
 @pytest.mark.parametrize("stop", [[{}] * 50_000, [[{}] * 25_000] * 2])
-async def test_what_is_too_much_to_look_at_is_named(site: Site, stop: object) -> None:
+async def test_too_many_values_are_rejected_by_name(site: Site, stop: object) -> None:
     answer = await site.client.post(CHAT, json={"messages": HI, "stop": stop})
     assert answer.status_code == 400
     assert (answer.json()["error"]["param"], "50000 objects" in answer.text) == ("stop", True)
 
 
-async def test_much_that_is_not_deep_is_read(site: Site) -> None:
+async def test_large_flat_body_is_read(site: Site) -> None:
     answer = await site.client.post(CHAT, json={"messages": HI * 300})
     assert answer.status_code == 200, answer.text
 
 
-async def test_what_is_called_identical_is_read(site: Site) -> None:
+async def test_identity_encoding_is_read(site: Site) -> None:
     answer = await site.client.post(CHAT, json={"messages": HI}, headers={"Content-Encoding": "Identity"})
     assert answer.status_code == 200, answer.text

@@ -1,4 +1,4 @@
-"""One line an event, with the request's id on it, and nobody else's line breaks in it."""
+"""Log lines have the request id, and callers cannot inject line breaks."""
 
 import io
 import json
@@ -65,14 +65,14 @@ async def test_access_line(log: Log, format: str) -> None:
 
 
 @pytest.mark.parametrize("forged", ["%0A", "%0D%0A", "%E2%80%A8", "%C2%85", "%0B", "%1B%5B2K"], ids=str)
-async def test_path_cannot_forge_a_line(log: Log, format: str, forged: str) -> None:
+async def test_path_cannot_inject_a_line(log: Log, format: str, forged: str) -> None:
     await log.client.get(f"/no/such{forged}2026-01-01 00:00:00 CRITICAL - forged")
     (line,) = log.lines("forged")
     assert "/no/such" in line
     assert line.isprintable() or format == "json"
 
 
-async def test_lines_from_deeper_down_carry_the_id_too(log: Log, format: str, engine: FakeEngine) -> None:
+async def test_lines_of_services_have_the_id(log: Log, format: str, engine: FakeEngine) -> None:
     engine.refusal = RuntimeError("it broke")  # type: ignore[assignment]
     await log.client.post("/v1/chat/completions", json=HI, headers=ID)
     loaded, failed, accessed = log.lines("the-id")
@@ -83,7 +83,7 @@ async def test_lines_from_deeper_down_carry_the_id_too(log: Log, format: str, en
         assert "RuntimeError: it broke" in json.loads(failed)["exception"]
 
 
-async def test_answer_that_outlives_its_request_keeps_its_id(log: Log, format: str, engine: FakeEngine) -> None:
+async def test_background_answer_keeps_the_request_id(log: Log, format: str, engine: FakeEngine) -> None:
     engine.script = ("Hel", RuntimeError("it broke"))
     await log.client.get("/chat/stream", params={"prompt": "hi"}, headers=ID)
     assert any("A background stream failed" in line for line in log.lines("the-id"))
@@ -95,7 +95,7 @@ async def test_level_is_a_setting(new_log: NewLog) -> None:
     assert log.lines("/health") == []
 
 
-async def test_open_server_says_so(new_log: NewLog) -> None:
+async def test_server_without_keys_logs_a_warning(new_log: NewLog) -> None:
     assert (await new_log()).lines("anybody")
     assert not (await new_log(api_keys="secret")).lines("anybody")
 
@@ -124,7 +124,9 @@ class TestDebug:
         for wrong in ({"messages": asked}, {"messages": messages, "temperature": asked}, {asked: asked}):
             assert (await client.post("/v1/chat/completions", json=wrong)).status_code == 400
 
-    async def test_nothing_said_is_logged(self, new_server: NewSite, engine: FakeEngine, database_url: str) -> None:
+    async def test_prompts_and_answers_are_not_logged(
+        self, new_server: NewSite, engine: FakeEngine, database_url: str
+    ) -> None:
         engine.script = (self.ANSWERED, " ", self.ANSWERED)
         with redirect_stderr(io.StringIO()) as written:
             site = await new_server(log={"level": "debug"}, database={"url": database_url, "migrate": True})
@@ -136,7 +138,7 @@ class TestDebug:
         for word in (self.ASKED, self.ANSWERED):
             assert [line for line in log.split("\n") if word in line] == []
 
-    async def test_details_of_our_own_are_there(self, new_log: NewLog) -> None:
+    async def test_own_debug_lines_are_logged(self, new_log: NewLog) -> None:
         log = await new_log(log={"level": "debug"})
         for name in ("services.x", "app.x", "database.x", "sse_starlette.x", "anybody"):
             logging.getLogger(name).debug("a detail of %s", name)

@@ -1,4 +1,4 @@
-"""The app as it is put together."""
+"""The composed app: models, lifespan, middleware."""
 
 import asyncio
 import socket
@@ -30,7 +30,7 @@ async def names(site: Site) -> list[str]:
 
 
 class TestModels:
-    async def test_each_is_called_by_what_it_is(self, new_site: NewSite, tmp_path: Path) -> None:
+    async def test_names_follow_the_source(self, new_site: NewSite, tmp_path: Path) -> None:
         folder = tmp_path / "my-model"
         folder.mkdir()
         models = [
@@ -41,11 +41,11 @@ class TestModels:
         site = await new_site(models=models, model={"name": f"{folder}/"})
         assert await names(site) == ["my-model", "tiny.Q4_1", "owner/model", "renamed", "fake-embedding"]
 
-    async def test_two_of_one_name_are_refused(self, new_site: NewSite) -> None:
+    async def test_duplicate_names_are_rejected(self, new_site: NewSite) -> None:
         with pytest.raises(ValueError, match="'twin'"):
             await new_site(models=[{"name": "a", "id": "twin"}], model={"name": "b", "id": "twin"})
 
-    async def test_default_ones_have_their_own_names(self, new_site: NewSite) -> None:
+    async def test_default_models_have_their_own_names(self, new_site: NewSite) -> None:
         site = await new_site(model={"preload": False}, embedding={"kind": "embedding"})
         chat, embedding = await names(site)
         assert "default" not in (chat, embedding)
@@ -80,7 +80,7 @@ class TestModels:
             "enable_mm": None,
         }
 
-    async def test_those_to_be_preloaded_are(self, new_site: NewSite) -> None:
+    async def test_configured_models_are_preloaded(self, new_site: NewSite) -> None:
         builder = Builder()
         site = await new_site(build=builder, model={"name": MODEL, "preload": True})
         await site.services.models.get_model()
@@ -93,7 +93,7 @@ class TestModels:
 
 
 class TestLife:
-    async def test_empty_database_is_prepared_at_the_start(self, new_site: NewSite, tmp_path: Path) -> None:
+    async def test_empty_database_is_migrated_at_start(self, new_site: NewSite, tmp_path: Path) -> None:
         site = await new_site(database={"url": f"sqlite:///{tmp_path}/new.db"})
         answer = await site.client.post("/chat/new/message/", json={"prompt": "hi"})
         assert answer.status_code == 200
@@ -105,13 +105,13 @@ class TestLife:
             assert not engine.stopped
         assert engine.stopped
 
-    async def test_two_apps_in_one_process_do_not_meet(self, new_site: NewSite) -> None:
+    async def test_two_apps_in_one_process_are_independent(self, new_site: NewSite) -> None:
         one, two = await new_site(), await new_site(system_prompt="x")
         await one.client.post("/v1/chat/completions", json=HI)
         assert "parley_request_success_total{" in (await one.client.get("/metrics")).text
         assert "parley_request_success_total{" not in (await two.client.get("/metrics")).text
 
-    async def test_answers_run_side_by_side(self, site: Site, engine: FakeEngine) -> None:
+    async def test_answers_run_concurrently(self, site: Site, engine: FakeEngine) -> None:
         answers = await asyncio.gather(*(site.client.post("/v1/chat/completions", json=HI) for _ in range(20)))
         assert {answer.json()["choices"][0]["message"]["content"] for answer in answers} == {"Hello, world!"}
         assert len({answer.json()["id"] for answer in answers}) == 20
@@ -119,11 +119,11 @@ class TestLife:
 
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
-async def test_documentation_is_there(site: Site, path: str) -> None:
+async def test_documentation_is_served(site: Site, path: str) -> None:
     assert (await site.client.get(path)).status_code == 200
 
 
-async def test_metrics_have_a_port_of_their_own_while_the_service_runs(new_site: NewSite) -> None:
+async def test_metrics_port_is_open_while_the_app_runs(new_site: NewSite) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -134,7 +134,7 @@ async def test_metrics_have_a_port_of_their_own_while_the_service_runs(new_site:
     assert "parley_num_requests_running" in answer.text
 
 
-async def test_what_routes_ask_for_costs_no_thread(site: Site) -> None:
+async def test_dependencies_do_not_use_threads(site: Site) -> None:
     before = set(threading.enumerate())
     await site.client.post("/v1/chat/completions", json=HI)
     for path in ("/v1/models", "/v1/chat/completions", "/v1/conversations/none/items"):

@@ -1,4 +1,4 @@
-"""Numbers in metadata come back as they were sent, or are refused by name."""
+"""Numbers in metadata are returned unchanged, or rejected by name."""
 
 import json
 from typing import Any
@@ -36,13 +36,13 @@ def taking_metadata(site: Site) -> set[str]:
     return found
 
 
-def test_no_route_is_forgotten(site: Site) -> None:
+def test_all_routes_with_metadata_are_tested(site: Site) -> None:
     known = {"/v1/chat/completions/{completion_id}", "/v1/conversations/{conversation_id}", "/v1/messages"}
     assert taking_metadata(site) == {*BODIES, *known}
 
 
 @pytest.mark.parametrize("number", BEYOND, ids=lambda number: f"{number:.0e}")
-async def test_integers_beyond_64_bits_are_refused_by_name(site: Site, updates: list[str], number: int) -> None:
+async def test_integers_beyond_64_bits_are_rejected_by_name(site: Site, updates: list[str], number: int) -> None:
     for path in [*BODIES, *updates]:
         for name in ("n", "a.b"):
             body = BODIES.get(path, {})
@@ -54,7 +54,7 @@ async def test_integers_beyond_64_bits_are_refused_by_name(site: Site, updates: 
 
 
 @pytest.mark.parametrize("number", [0, -1, 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1, 1.5, -0.25, 1e15])
-async def test_others_come_back_as_they_were_sent(site: Site, updates: list[str], number: float) -> None:
+async def test_other_numbers_are_returned_unchanged(site: Site, updates: list[str], number: float) -> None:
     for path in ["/v1/chat/completions", "/v1/conversations", *updates]:
         answer = await site.client.post(path, json={**BODIES.get(path, {}), "metadata": {"n": number}})
         assert json.loads(answer.text)["metadata"] == {"n": number}, path

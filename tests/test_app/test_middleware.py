@@ -1,4 +1,4 @@
-"""The request's id, and the gate of a server that is going down."""
+"""Middleware: request id, drain, body limit, OPTIONS and HEAD."""
 
 import re
 
@@ -17,16 +17,16 @@ MADE = r"req_[0-9a-f]{32}"
 
 class TestRequestId:
     @pytest.mark.parametrize("given", ["abc", "A-b_c.d:9", "x" * 128])
-    async def test_good_one_is_taken(self, site: Site, given: str) -> None:
+    async def test_valid_id_is_kept(self, site: Site, given: str) -> None:
         answer = await site.client.get("/health", headers={"X-Request-Id": given})
         assert answer.headers["x-request-id"] == given
 
     @pytest.mark.parametrize("given", ["", " ", "a b", "x" * 129, "é", "a\tb", 'a"b', "a\x0bb"])
-    async def test_bad_one_is_replaced(self, site: Site, given: str) -> None:
+    async def test_invalid_id_is_replaced(self, site: Site, given: str) -> None:
         answer = await site.client.get("/health", headers=[(b"x-request-id", given.encode())])
         assert re.fullmatch(MADE, answer.headers["x-request-id"])
 
-    async def test_it_is_on_every_answer(self, new_site: NewSite) -> None:
+    async def test_every_answer_has_an_id(self, new_site: NewSite) -> None:
         site = await new_site(api_keys="secret")
         key = {"X-API-Key": "secret"}
         answers = [
@@ -49,7 +49,7 @@ class TestRequestId:
 
 
 class TestDrainGate:
-    async def test_new_work_is_refused_and_probes_are_answered(self, site: Site) -> None:
+    async def test_new_requests_are_rejected_and_probes_answered(self, site: Site) -> None:
         site.services.drain.has_begun = True
         for answer in (
             await site.client.post(CHAT, json=HI),
@@ -65,7 +65,7 @@ class TestDrainGate:
         assert (await site.client.get("/metrics")).status_code == 200
 
 
-async def test_what_is_no_request_passes_the_body_limit() -> None:
+async def test_body_limit_ignores_other_scopes() -> None:
     scopes = []
 
     async def inner(scope, receive, send) -> None:
@@ -75,7 +75,7 @@ async def test_what_is_no_request_passes_the_body_limit() -> None:
     assert scopes == [{"type": "lifespan"}]
 
 
-async def test_too_much_is_refused_before_any_of_it_has_come() -> None:
+async def test_declared_length_is_rejected_before_reading() -> None:
     async def reads(scope, receive, send) -> None:
         await receive()
 
@@ -99,7 +99,7 @@ class TestOptions:
             ("/predict", "POST, OPTIONS"),
         ],
     )
-    async def test_says_what_a_path_takes_without_a_key(self, new_site: NewSite, path: str, allow: str) -> None:
+    async def test_lists_the_methods_without_a_key(self, new_site: NewSite, path: str, allow: str) -> None:
         site = await new_site(api_keys="secret")
         answer = await site.client.options(path)
         assert (answer.status_code, answer.headers["allow"], answer.content) == (204, allow, b"")
@@ -109,7 +109,7 @@ class TestOptions:
         assert (await site.client.options("/no/such/route")).status_code == 401
         assert (await site.client.options("/no/such/route", headers={"x-api-key": "secret"})).status_code == 404
 
-    async def test_foreign_pages_learn_nothing_by_it(self, site: Site) -> None:
+    async def test_foreign_pages_get_no_methods(self, site: Site) -> None:
         answer = await site.client.options(CHAT, headers={"Origin": "https://x"})
         assert (answer.status_code, "allow" in answer.headers) == (403, False)
         assert "access-control-allow-origin" not in answer.headers
@@ -139,7 +139,7 @@ class TestHead:
         ("path", "allow"),
         [("/chat/stream?prompt=hi", "GET"), ("/v1/responses/none?stream=true", "DELETE, GET"), ("/predict", "POST")],
     )
-    async def test_nothing_begins_for_nobody(self, site: Site, engine: FakeEngine, path: str, allow: str) -> None:
+    async def test_head_starts_no_answer(self, site: Site, engine: FakeEngine, path: str, allow: str) -> None:
         answer = await site.client.head(path)
         assert (answer.status_code, answer.headers["allow"]) == (405, allow)
         assert engine.jobs == []
@@ -149,11 +149,11 @@ class TestHead:
         assert (await site.client.head("/v1/models")).status_code == 401
         assert (await site.client.head("/v1/models", headers={"x-api-key": "secret"})).status_code == 200
 
-    async def test_is_counted_as_itself(self, site: Site) -> None:
+    async def test_head_is_counted_as_head(self, site: Site) -> None:
         await site.client.head("/v1/models")
         metrics = (await site.client.get("/metrics")).text
         (line,) = (line for line in metrics.splitlines() if 'method="HEAD"' in line and "_total{" in line)
         assert '/v1/models"' in line
 
-    async def test_is_no_operation_of_the_document(self, site: Site) -> None:
+    async def test_head_is_not_in_the_document(self, site: Site) -> None:
         assert not any("head" in item for item in site.app.openapi()["paths"].values())

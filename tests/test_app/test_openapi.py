@@ -1,4 +1,4 @@
-"""The OpenAPI document, and the errors that every operation in it has in common."""
+"""The OpenAPI document, and the errors that all its operations share."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def with_body(site: Site) -> list[str]:
     return found
 
 
-def test_every_operation_says_how_it_refuses(site: Site) -> None:
+def test_every_operation_documents_its_errors(site: Site) -> None:
     for _, path, operation in operations(site):
         if path.startswith("/health"):
             continue
@@ -41,14 +41,14 @@ def test_every_operation_says_how_it_refuses(site: Site) -> None:
     assert not {"HTTPValidationError", "ValidationError"} & set(schemas)
 
 
-def test_streams_are_told_of(site: Site) -> None:
+def test_streams_are_documented(site: Site) -> None:
     paths = site.app.openapi()["paths"]
     for path in ("/v1/chat/completions", "/v1/completions", "/chat/new/message/"):
         assert set(paths[path]["post"]["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
     assert set(paths["/chat/stream"]["get"]["responses"]["200"]["content"]) == {"text/event-stream"}
 
 
-async def test_keys_are_told_of_where_they_are_needed(new_site: NewSite) -> None:
+async def test_keys_are_documented_if_needed(new_site: NewSite) -> None:
     guarded = await new_site(api_keys="secret")
     assert set(guarded.app.openapi()["components"]["securitySchemes"]) == {"bearer", "header", "token"}
     for _, path, operation in operations(guarded):
@@ -58,7 +58,7 @@ async def test_keys_are_told_of_where_they_are_needed(new_site: NewSite) -> None
     assert not any("security" in operation for _, _, operation in operations(anybody))
 
 
-async def test_other_protocols_have_errors_of_their_own(new_site: NewSite) -> None:
+async def test_other_protocols_have_their_own_errors(new_site: NewSite) -> None:
     site = await new_site(specs=["anthropic"])
     responses = site.app.openapi()["paths"]["/v1/messages"]["post"]["responses"]
     assert responses["400"]["content"]["application/json"]["schema"] == {"type": "object"}

@@ -1,4 +1,4 @@
-"""Without keys: no page of another origin, and none whose name was made ours, reaches any route by a browser."""
+"""Without keys, foreign and rebound web pages cannot reach any route through a browser."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -80,20 +80,20 @@ class TestEveryRoute:
         assert {"/", "/static/chat.js", CHAT, NEW, GET, STREAM, "/metrics", "/api/chat", "/openapi.json"} < set(found)
         return found
 
-    async def test_is_closed_to_strange_hosts_but_the_probes(self, site: Site) -> None:
+    async def test_rejects_unknown_hosts_except_on_probes(self, site: Site) -> None:
         for path, statuses in (await self.statuses(site, REBOUND)).items():
             assert statuses == ({200} if path in HEALTH else {403}), path
 
-    async def test_is_closed_to_strange_pages_but_the_page_and_the_probes(self, site: Site) -> None:
+    async def test_rejects_foreign_pages_except_on_page_and_probes(self, site: Site) -> None:
         for path, statuses in (await self.statuses(site, STRANGE)).items():
             assert statuses == ({200} if path in ("/", "/static/chat.js", *HEALTH) else {403}), path
 
-    async def test_is_open_to_programs_and_our_own_page(self, site: Site) -> None:
+    async def test_accepts_programs_and_our_page(self, site: Site) -> None:
         for path, statuses in (await self.statuses(site, [*PROGRAMS, *OWN_PAGES])).items():
             assert not statuses & {401, 403}, path
 
 
-async def test_nothing_is_written_and_nothing_is_stored(site: Site, engine: FakeEngine) -> None:
+async def test_rejected_request_stores_nothing(site: Site, engine: FakeEngine) -> None:
     await ask(site, NEW)
     for headers in [*REBOUND, *STRANGE]:
         for path in (CHAT, NEW, "/v1/responses", "/predict", "/api/generate"):
@@ -110,7 +110,7 @@ async def test_nothing_is_written_and_nothing_is_stored(site: Site, engine: Fake
     ("path", "names"),
     [(CHAT, {"message", "type", "param", "code"}), ("/v1/messages", {"type", "message"}), ("/api/chat", None)],
 )
-async def test_refusal_has_the_body_of_its_protocol_and_names_the_setting(
+async def test_error_has_the_protocols_body_and_names_the_setting(
     site: Site, path: str, names: set[str] | None
 ) -> None:
     answer = await ask(site, path, REBOUND[0])
@@ -120,7 +120,7 @@ async def test_refusal_has_the_body_of_its_protocol_and_names_the_setting(
     assert (set(error) if isinstance(error, dict) else None) == names
 
 
-async def test_code_of_a_refused_host(site: Site) -> None:
+async def test_code_of_a_rejected_host(site: Site) -> None:
     assert (await ask(site, headers=REBOUND[0])).json()["error"]["code"] == "host_not_allowed"
 
 
@@ -150,7 +150,7 @@ class TestSettings:
             assert (await ask(site, headers=headers)).status_code == 200
         assert (await ask(site, headers=REBOUND[0])).status_code == 403
 
-    async def test_with_keys_the_key_alone_decides(self, new_site: NewSite) -> None:
+    async def test_guard_is_off_with_keys(self, new_site: NewSite) -> None:
         site = await new_site(api_keys="secret")
         for headers in [*REBOUND, *STRANGE]:
             assert (await ask(site, headers=headers)).status_code == 401
@@ -164,14 +164,14 @@ BODY = b'{"prompt": "hi", "messages": [{"role": "user", "content": "hi"}], "stre
 class TestBodiesWithoutAType:
     """A page may send text to another origin without asking; JSON it may not."""
 
-    async def test_programs_may_send_them(self, site: Site) -> None:
+    async def test_programs_may_omit_the_content_type(self, site: Site) -> None:
         for path, type in product(UNTYPED, ("text/plain", "application/x-www-form-urlencoded", None)):
             for headers in [*PROGRAMS, *OWN_PAGES]:
                 sent = headers | ({"Content-Type": type} if type else {})
                 assert (await site.client.post(path, content=BODY, headers=sent)).status_code == 200, (path, sent)
 
     @pytest.mark.parametrize("keys", [[], ["secret"]])
-    async def test_pages_of_other_origins_may_not(self, new_site: NewSite, keys: list[str]) -> None:
+    async def test_foreign_pages_may_not_omit_the_content_type(self, new_site: NewSite, keys: list[str]) -> None:
         site = await new_site(cors={"origins": ["*"]}, api_keys=keys)
         for path, headers in product(UNTYPED, STRANGE):
             for type in ("text/plain", "text/plain;application/json", "application/x-www-form-urlencoded", ""):
@@ -182,13 +182,13 @@ class TestBodiesWithoutAType:
             typed = headers | {"X-API-Key": "secret", "Content-Type": "application/json; charset=utf-8"}
             assert (await site.client.post(path, content=BODY, headers=typed)).status_code == 200
 
-    async def test_what_takes_no_body_needs_no_type(self, new_site: NewSite) -> None:
+    async def test_routes_without_body_need_no_content_type(self, new_site: NewSite) -> None:
         site = await new_site(cors={"origins": ["*"]})
         assert (await site.client.post("/chat/token", headers={"Origin": EVIL})).status_code == 200
 
 
 @pytest.mark.parametrize("keys", [[], ["secret"]])
-async def test_every_answer_tells_browsers_what_not_to_do_with_it(new_site: NewSite, keys: list[str]) -> None:
+async def test_every_answer_has_security_headers(new_site: NewSite, keys: list[str]) -> None:
     site = await new_site(api_keys=keys)
     for headers in ({}, {"X-API-Key": "secret"}, REBOUND[0], STRANGE[0]):
         for method, path in {*routes(site), ("POST", "/v1/models"), ("GET", f"{STREAM}?prompt=hi")}:
@@ -199,7 +199,7 @@ async def test_every_answer_tells_browsers_what_not_to_do_with_it(new_site: NewS
             assert (answer.headers.get("cache-control") == "no-store") == (not is_file), (method, path)
 
 
-async def test_streams_and_faults_do_so_too(new_server: NewSite, engine: FakeEngine) -> None:
+async def test_streams_and_errors_have_security_headers(new_server: NewSite, engine: FakeEngine) -> None:
     site = await new_server()
     streamed = await ask(site, stream=True)
     engine.refusal = RuntimeError("it broke")  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Keys of a query that a route does not know are named, as those of bodies are, on every route that is read."""
+"""Unknown query keys are reported as ignored on every GET route."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -35,7 +35,7 @@ def ignored(answer: httpx2.Response) -> str | None:
     return header
 
 
-async def test_every_route_that_is_read_names_them(site: Site) -> None:
+async def test_every_get_route_reports_unknown_keys(site: Site) -> None:
     known = await ids(site)
     seen = set()
     for path, _ in documented(site):
@@ -48,7 +48,7 @@ async def test_every_route_that_is_read_names_them(site: Site) -> None:
     assert {"/v1/conversations", "/v1/chat/completions", "/chat/get/messages/", "/v1/models", "/api/tags"} < seen
 
 
-async def test_what_a_route_documents_is_not_among_them(site: Site) -> None:
+async def test_documented_keys_are_not_reported(site: Site) -> None:
     known = await ids(site)
     for path, operation in documented(site):
         url = f"{path.format(**known)}?{NEEDED.get(path, '')}"
@@ -68,12 +68,12 @@ async def test_what_a_route_documents_is_not_among_them(site: Site) -> None:
         ("/v1/conversations?%0d%0aSet-Cookie:x=1", None),  # no name that a header could carry
     ],
 )
-async def test_what_is_known_by_other_means(site: Site, path: str, names: str | None) -> None:
+async def test_keys_read_elsewhere_are_not_reported(site: Site, path: str, names: str | None) -> None:
     answer = await site.client.get(path)
     assert (answer.status_code, ignored(answer)) == (200, names)
 
 
-async def test_a_route_that_takes_a_query_and_a_body_names_those_of_both(site: Site) -> None:
+async def test_unknown_keys_of_query_and_body_are_both_reported(site: Site) -> None:
     path = f"/v1/conversations/{(await ids(site))['conversation_id']}/items"
     answer = await site.client.post(f"{path}?include[]=x&zebra=1", json={"items": MESSAGES, "apple": 1})
     assert answer.status_code == 400  # of include[], which is known
@@ -82,7 +82,7 @@ async def test_a_route_that_takes_a_query_and_a_body_names_those_of_both(site: S
     assert ignored(await site.client.post("/v1/chat/completions?api-version=1", json={"messages": MESSAGES})) is None
 
 
-async def test_a_strict_server_refuses_them_and_does_nothing(new_site: NewSite) -> None:
+async def test_strict_server_rejects_unknown_keys(new_site: NewSite) -> None:
     site = await new_site(strict=True)
     known = await ids(site)
     for path, _ in documented(site):

@@ -22,7 +22,7 @@ def paths(app: FastAPI) -> set[str]:
     return {re.sub(r"{.*", "", path).removeprefix("/v1").rstrip("/") for path in app.openapi()["paths"]}
 
 
-def test_routes_are_all_named(site: Site) -> None:
+def test_all_routes_are_named(site: Site) -> None:
     table = README.partition("## Routes")[2].partition("## Settings")[0]
     shortened = re.compile("/api/.*|.*/input_tokens")  # rows with an ellipsis
     missing = [path for path in paths(site.app) if path not in table and not shortened.fullmatch(path)]

@@ -1,4 +1,4 @@
-"""Settings, as an environment gives them."""
+"""Settings from the environment."""
 
 import hashlib
 from pathlib import Path
@@ -24,7 +24,7 @@ def nothing_set(monkeypatch: Environment) -> None:
         monkeypatch.delenv(name)
 
 
-def test_without_any_it_is_a_private_server_of_the_default_models() -> None:
+def test_defaults_are_a_local_server_of_the_default_models() -> None:
     settings = read()
     assert settings.server.host == "127.0.0.1"
     assert (settings.model.name, settings.embedding.name, settings.embedding.kind) == (
@@ -49,7 +49,7 @@ def test_groups_are_joined_by_two_underscores(monkeypatch: Environment) -> None:
     assert settings.cors.origins == ["https://chat.example"]
 
 
-def test_keys_are_listed_with_commas_and_kept_as_hashes(monkeypatch: Environment) -> None:
+def test_keys_are_comma_separated_and_kept_as_hashes(monkeypatch: Environment) -> None:
     digest = hashlib.sha256(b"two").digest()
     monkeypatch.setenv("PARLEY_API_KEYS", f" one, sha256:{digest.hex()} ,")
     settings = read()
@@ -58,20 +58,20 @@ def test_keys_are_listed_with_commas_and_kept_as_hashes(monkeypatch: Environment
 
 
 @pytest.mark.parametrize("value", ["sha256:ab", "sha256:abcd", "sha256:nothex"])
-def test_hash_that_no_key_has_is_refused(monkeypatch: Environment, value: str) -> None:
+def test_malformed_hash_is_rejected(monkeypatch: Environment, value: str) -> None:
     monkeypatch.setenv("PARLEY_API_KEYS", value)
     with pytest.raises(ValidationError, match="64 hexadecimal digits") as refused:
         read()
     assert value not in str(refused.value)
 
 
-def test_keys_may_be_a_json_list_as_all_other_lists_are(monkeypatch: Environment) -> None:
+def test_keys_may_be_a_json_list(monkeypatch: Environment) -> None:
     monkeypatch.setenv("PARLEY_API_KEYS", '["one", "two"]')
     assert [each.digest for each in read().api_keys] == [hashlib.sha256(each).digest() for each in (b"one", b"two")]
 
 
 @pytest.mark.parametrize("value", ["", " , ", "[]", '[""]', '["one", " "]', "[null]"])
-def test_keys_that_are_set_but_empty_do_not_open_the_server(monkeypatch: Environment, value: str) -> None:
+def test_empty_keys_are_rejected(monkeypatch: Environment, value: str) -> None:
     monkeypatch.setenv("PARLEY_API_KEYS", value)
     with pytest.raises(ValidationError) as refused:
         read()
@@ -79,7 +79,7 @@ def test_keys_that_are_set_but_empty_do_not_open_the_server(monkeypatch: Environ
     assert error["loc"][0] == "api_keys"
 
 
-def test_empty_keys_in_an_env_file_do_not_either(tmp_path: Path, monkeypatch: Environment) -> None:
+def test_empty_keys_in_an_env_file_are_rejected(tmp_path: Path, monkeypatch: Environment) -> None:
     (tmp_path / ".env").write_text("PARLEY_API_KEYS=\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValidationError, match="there is no key in it"):
@@ -87,19 +87,19 @@ def test_empty_keys_in_an_env_file_do_not_either(tmp_path: Path, monkeypatch: En
 
 
 @pytest.mark.parametrize("value", ["chat.example, *.example.org,::1", '["chat.example", "*.example.org", "::1"]'])
-def test_allowed_hosts_are_a_list_in_either_form(monkeypatch: Environment, value: str) -> None:
+def test_allowed_hosts_may_be_comma_separated_or_json(monkeypatch: Environment, value: str) -> None:
     monkeypatch.setenv("PARLEY_SERVER__ALLOWED_HOSTS", value)
     assert read().server.allowed_hosts == ["chat.example", "*.example.org", "::1"]
 
 
 @pytest.mark.parametrize("value", ["https://chat.example", "chat.example:8000", "chat.example/", "*x", '[""]'])
-def test_allowed_hosts_are_names_alone(monkeypatch: Environment, value: str) -> None:
+def test_allowed_hosts_must_be_names(monkeypatch: Environment, value: str) -> None:
     monkeypatch.setenv("PARLEY_SERVER__ALLOWED_HOSTS", value)
     with pytest.raises(ValidationError, match="without scheme, port and path"):
         read()
 
 
-def test_owner_says_nothing_of_the_key(monkeypatch: Environment) -> None:
+def test_owner_does_not_reveal_the_key(monkeypatch: Environment) -> None:
     monkeypatch.setenv("PARLEY_API_KEYS", "one,two")
     owners = [each.owner for each in read().api_keys]
     assert len(set(owners)) == 2
@@ -124,7 +124,7 @@ def test_owner_says_nothing_of_the_key(monkeypatch: Environment) -> None:
         ("PARLEY_LOG__LEVEL", "LOUD"),
     ],
 )
-def test_nonsense_is_refused(monkeypatch: Environment, name: str, value: str) -> None:
+def test_invalid_values_are_rejected(monkeypatch: Environment, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
         read()
@@ -149,14 +149,14 @@ GROUPS = {name: field for name, field in Settings.model_fields.items() if isinst
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_a_group_that_is_set_in_part_keeps_its_other_defaults(name: str) -> None:
+def test_partly_set_group_keeps_its_other_defaults(name: str) -> None:
     field = GROUPS[name]
     assert isinstance(field.annotation, type)
     assert field.annotation() == field.default
     assert type(field.default) is field.annotation
 
 
-def test_one_setting_of_the_embedding_model_leaves_it_one(monkeypatch: Environment) -> None:
+def test_embedding_model_stays_one_if_partly_set(monkeypatch: Environment) -> None:
     monkeypatch.setenv("PARLEY_EMBEDDING__PRELOAD", "true")
     assert (read().embedding.kind, read().embedding.preload) == ("embedding", True)
 
@@ -170,7 +170,7 @@ def test_one_setting_of_the_embedding_model_leaves_it_one(monkeypatch: Environme
         ("parley_api_key", "PARLEY_API_KEYS"),
     ],
 )
-def test_a_name_that_is_no_setting_is_refused_with_the_nearest(
+def test_unknown_name_is_rejected_with_the_nearest(
     monkeypatch: Environment, name: str, meant: str, tmp_path: Path
 ) -> None:
     (tmp_path / ".env").write_text(f"{name}=9000\nSOMETHING_ELSE=1\n")
@@ -181,13 +181,13 @@ def test_a_name_that_is_no_setting_is_refused_with_the_nearest(
         read()
 
 
-def test_a_clients_key_is_no_setting_but_may_stand_beside_the_servers(monkeypatch: Environment) -> None:
+def test_client_key_is_accepted_beside_the_servers_keys(monkeypatch: Environment) -> None:
     monkeypatch.setenv("PARLEY_API_KEYS", "one,two")
     monkeypatch.setenv("PARLEY_API_KEY", "one")
     assert len(read().api_keys) == 2
 
 
-def test_what_a_cluster_puts_beside_them_is_not_refused(monkeypatch: Environment) -> None:
+def test_cluster_variables_are_accepted(monkeypatch: Environment) -> None:
     """Of services that are called parley and parley-server."""
     for name in ("PARLEY", "PARLEY_SERVER"):
         monkeypatch.setenv(f"{name}_SERVICE_HOST", "10.0.0.1")
@@ -197,7 +197,7 @@ def test_what_a_cluster_puts_beside_them_is_not_refused(monkeypatch: Environment
     assert read().server.port == 8000
 
 
-def test_names_below_a_table_are_the_users_own(monkeypatch: Environment) -> None:
+def test_names_below_a_dict_are_free(monkeypatch: Environment) -> None:
     monkeypatch.setenv("PARLEY_MODEL__ALIASES__mine", "default")
     assert read().model.aliases == {"mine": "default"}
 
@@ -212,7 +212,7 @@ def test_sampling_of_each_model(monkeypatch: Environment) -> None:
 
 
 @pytest.mark.parametrize("value", ['{"temperature": 3}', '{"temprature": 1}', '{"top_p": 0}', "[]", '{"min_p": "x"}'])
-def test_sampling_that_makes_no_sense_is_refused(monkeypatch: Environment, value: str) -> None:
+def test_invalid_sampling_is_rejected(monkeypatch: Environment, value: str) -> None:
     monkeypatch.setenv("PARLEY_MODEL__SAMPLING", value)
     with pytest.raises(ValidationError, match=r"model\.sampling"):
         read()

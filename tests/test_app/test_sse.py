@@ -1,4 +1,4 @@
-"""Whatever becomes of a stream, its source is closed."""
+"""The source of a stream is closed however the stream ends."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -71,7 +71,7 @@ async def respond(stream: Stream, reader: Reader) -> None:
     await stream(SCOPE, reader.receive, reader.send)
 
 
-async def test_when_it_was_read_to_its_end(responses: Sse, reader: Reader) -> None:
+async def test_closed_at_the_end(responses: Sse, reader: Reader) -> None:
     source = Source("one", "two")
     source.go.set()
     await respond(await responses.openai(source.chunks(), {}), reader)
@@ -79,7 +79,7 @@ async def test_when_it_was_read_to_its_end(responses: Sse, reader: Reader) -> No
     assert not source.is_open
 
 
-async def test_when_its_reader_left_before_the_first_byte(responses: Sse, reader: Reader) -> None:
+async def test_closed_if_the_reader_leaves_before_the_first_byte(responses: Sse, reader: Reader) -> None:
     source = Source("one")
     stream = await responses.openai(source.chunks(), {})
     assert source.is_open
@@ -89,7 +89,7 @@ async def test_when_its_reader_left_before_the_first_byte(responses: Sse, reader
     assert not source.is_open
 
 
-async def test_when_its_reader_left_in_the_middle(responses: Sse, reader: Reader) -> None:
+async def test_closed_if_the_reader_leaves_in_the_middle(responses: Sse, reader: Reader) -> None:
     source = Source("one")
     responding = asyncio.create_task(respond(await responses.openai(source.chunks(), {}), reader))
     await reader.has_read.wait()
@@ -99,7 +99,7 @@ async def test_when_its_reader_left_in_the_middle(responses: Sse, reader: Reader
     assert not source.is_open
 
 
-async def test_when_its_reader_takes_nothing_any_more(reader: Reader, caplog: pytest.LogCaptureFixture) -> None:
+async def test_closed_if_the_reader_stops_reading(reader: Reader, caplog: pytest.LogCaptureFixture) -> None:
     source = Source("one")
     stream = await Sse(keepalive=60, send_timeout=0.01).openai(source.chunks(), {})
 
@@ -112,7 +112,7 @@ async def test_when_its_reader_takes_nothing_any_more(reader: Reader, caplog: py
     assert [(record.levelname, record.exc_info) for record in caplog.records] == [("WARNING", None)]
 
 
-async def test_when_the_request_is_cancelled_before_it_was_admitted(responses: Sse) -> None:
+async def test_closed_if_cancelled_before_admission(responses: Sse) -> None:
     source = Source()
     waiting = asyncio.create_task(responses.openai(source.chunks(), {}))
     while not source.is_open:
@@ -122,7 +122,7 @@ async def test_when_the_request_is_cancelled_before_it_was_admitted(responses: S
     assert not source.is_open
 
 
-async def test_when_the_reader_left_while_it_was_not_yet_admitted(
+async def test_closed_if_the_reader_leaves_before_admission(
     responses: Sse, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sse, "FIRST_EVENT_WAIT_S", 0)
@@ -133,7 +133,7 @@ async def test_when_the_reader_left_while_it_was_not_yet_admitted(
     assert not source.is_open
 
 
-async def test_refusal_by_the_first_step_is_raised(responses: Sse) -> None:
+async def test_error_of_the_first_step_is_raised(responses: Sse) -> None:
     async def refused() -> AsyncGenerator[Chunk, None]:
         raise Overloaded("full")
         yield Chunk(text="never")

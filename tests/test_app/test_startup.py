@@ -1,4 +1,4 @@
-"""How the process begins and ends, seen from outside where that matters."""
+"""Start and failures of the process."""
 
 import subprocess
 import sys
@@ -43,24 +43,24 @@ def ended(*arguments: str, folder: Path) -> tuple[int, list[str]]:
     return run.returncode, [line for line in run.stderr.splitlines() if line.startswith("Error: ")]
 
 
-def test_a_model_that_cannot_be_loaded_at_the_start_ends_the_process(tmp_path: Path) -> None:
+def test_failed_preload_ends_the_process(tmp_path: Path) -> None:
     line = "Error: The model 'some/model' cannot be served: its architecture is unknown"
     assert ended("-c", SERVE, "sqlite:///new.db", folder=tmp_path) == (2, [line])
 
 
-def test_a_database_that_cannot_be_used_ends_the_process_before_it_listens(tmp_path: Path) -> None:
+def test_unusable_database_ends_the_process_before_it_listens(tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("no database at all, but some text that is long enough to be looked at" * 9)
     line = "Error: text.db is no SQLite database"
     assert ended("-c", SERVE, "sqlite:///text.db", folder=tmp_path) == (2, [line])
 
 
-def test_wrong_settings_end_the_import_of_the_app(tmp_path: Path) -> None:
+def test_wrong_settings_fail_the_import_of_the_app(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("PARLEY_MODEL__NAME=/typo\n")
     command = ("-m", "uvicorn", "app.main:app", "--port", "0")
     assert ended(*command, folder=tmp_path) == (2, ["Error: there is no folder or GGUF file /typo"])
 
 
-async def test_a_database_that_is_away_is_named_without_its_password(new_site: NewSite) -> None:
+async def test_unreachable_database_is_named_without_its_password(new_site: NewSite) -> None:
     url = "postgresql://user:secret@127.0.0.1:1/parley"
     with pytest.raises(Exception, match=r"^The database at 127\.0\.0\.1:1 cannot be reached: ") as refused:
         await new_site(database={"url": url, "migrate": False})
@@ -76,7 +76,7 @@ class TestAnnouncement:
         announce(Settings(_env_file=None, **settings), [self.CHAT, self.SECOND], ["chat"], None)  # type: ignore[arg-type]
         return caplog.messages
 
-    def test_five_lines_say_what_is_served(self, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    def test_five_lines_describe_the_server(self, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
         page, models, database, keys, settings = self.said(caplog, database={"url": f"sqlite:///{tmp_path}/a.db"})
         assert page == "page: http://127.0.0.1:8000/"
         assert models == (
@@ -86,7 +86,7 @@ class TestAnnouncement:
         assert keys.startswith("no PARLEY_API_KEYS: anybody")
         assert settings == f"settings: PARLEY_DATABASE__URL=sqlite:///{tmp_path}/a.db"
 
-    def test_no_secret_is_among_them(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_secrets_are_masked(self, caplog: pytest.LogCaptureFixture) -> None:
         url = "postgresql://user:secret@db/parley?password=secret"
         lines = self.said(caplog, database={"url": url}, api_keys="secret,other-secret")
         assert "secret" not in "\n".join(lines)
@@ -95,7 +95,7 @@ class TestAnnouncement:
         assert "PARLEY_API_KEYS=***" in lines[4]
 
 
-def test_what_differs_from_the_defaults_is_shown() -> None:
+def test_changed_settings_are_listed() -> None:
     settings = Settings(
         _env_file=None,  # type: ignore[call-arg]
         engine={"max_num_seqs": 4},  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Every resource of the official client is either served or known as unserved, and its 404 says so."""
+"""Every resource of the official client is served or listed as unserved, and its 404 says so."""
 
 import re
 from pathlib import Path
@@ -24,7 +24,7 @@ def first_part(path: str) -> str:
     return path.removeprefix("/v1").split("/")[1]
 
 
-def test_each_resource_of_the_client_is_served_or_known_as_unserved() -> None:
+def test_every_resource_of_the_client_is_served_or_listed() -> None:
     paths = client_paths()
     assert len(paths) > 200
     served = {first_part(route.split()[1]) for route in CALLED_BY}
@@ -40,7 +40,7 @@ def test_each_resource_of_the_client_is_served_or_known_as_unserved() -> None:
         ("/v1/vector_stores/vs_1/files", "/v1/embeddings"),
     ],
 )
-async def test_its_404_names_it(site: Site, path: str, about: str) -> None:
+async def test_error_names_the_resource(site: Site, path: str, about: str) -> None:
     answer = await site.client.post(path, json={})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (404, "unsupported_endpoint")
@@ -49,7 +49,7 @@ async def test_its_404_names_it(site: Site, path: str, about: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/nothing", "/v1/audiobooks", "/static/images", "/v1", "/x/v1/batches"])
-async def test_any_other_path_is_only_not_found(site: Site, path: str) -> None:
+async def test_other_paths_are_not_found(site: Site, path: str) -> None:
     answer = await site.client.get(path)
     assert answer.status_code == 404
     assert "is not served here" not in answer.text

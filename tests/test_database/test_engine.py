@@ -20,7 +20,7 @@ from database.session import Database
         ("postgresql+asyncpg://me:secret@host/db", "asyncpg"),
     ],
 )
-def test_every_spelling_becomes_an_async_driver(given: str, driver: str, tmp_path: Path) -> None:
+def test_every_url_form_gets_an_async_driver(given: str, driver: str, tmp_path: Path) -> None:
     engine = create_engine(given.format(folder=tmp_path))
     assert engine.dialect.driver == driver
     assert "sslmode" not in engine.url.query
@@ -35,7 +35,7 @@ def test_every_spelling_becomes_an_async_driver(given: str, driver: str, tmp_pat
         "postgres://me:secret@h:x",
     ],
 )
-def test_other_urls_are_refused_without_showing_the_password(url: str) -> None:
+def test_other_urls_are_rejected_without_the_password(url: str) -> None:
     with pytest.raises(ValueError, match="sqlite") as refused:
         create_engine(url)
     assert "secret" not in str(refused.value)
@@ -43,7 +43,7 @@ def test_other_urls_are_refused_without_showing_the_password(url: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "sqlite:///file:x?mode=memory&uri=true"])
-def test_a_database_that_forgets_is_refused(url: str) -> None:
+def test_in_memory_database_is_rejected(url: str) -> None:
     with pytest.raises(ValueError, match="names a file"):
         create_engine(url)
 
@@ -59,14 +59,14 @@ async def test_sqlite_is_durable_checks_references_and_makes_its_folder(tmp_path
     assert values == ["wal", 1, 2, 10_000]
 
 
-async def test_a_new_sqlite_file_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
+async def test_new_sqlite_file_can_be_opened_concurrently(tmp_path: Path) -> None:
     databases = [Database(f"sqlite:///{tmp_path}/parley.db") for _ in range(12)]
     await asyncio.gather(*(database.ping() for database in databases))
     for database in databases:
         await database.close()
 
 
-async def test_sqlite_reads_while_somebody_writes(tmp_path: Path) -> None:
+async def test_sqlite_reads_during_a_write(tmp_path: Path) -> None:
     path = tmp_path / "parley.db"
     database = Database(f"sqlite:///{path}", patience_s=0)
     await database.ping()

@@ -1,4 +1,4 @@
-"""That what is deleted is gone from the disk, and not only from what is asked."""
+"""Deleted data is erased from the files."""
 
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -84,7 +84,7 @@ Deletion = Callable[[TurnService, Database], Awaitable[None]]
 
 
 @pytest.mark.parametrize("deletion", [conversation, stored_response, item, old_ones])
-async def test_what_is_deleted_leaves_the_disk(
+async def test_deleted_data_is_erased_from_the_files(
     turns: TurnService, database: Database, folder: Path, deletion: Deletion
 ) -> None:
     for n in range(20):
@@ -95,7 +95,7 @@ async def test_what_is_deleted_leaves_the_disk(
     assert not is_on_disk(folder)
 
 
-async def test_readers_are_not_waited_for(turns: TurnService, database: Database, folder: Path) -> None:
+async def test_erasing_does_not_wait_for_readers(turns: TurnService, database: Database, folder: Path) -> None:
     await erase(database)
     await store_turn(turns, ASKED, ANSWERED)
     with closing(sqlite3.connect(folder / "parley.db", isolation_level=None)) as reader:
@@ -108,7 +108,7 @@ async def test_readers_are_not_waited_for(turns: TurnService, database: Database
     assert not await database.erase()
 
 
-async def test_no_row_is_left_in_either_database(database_url: str) -> None:
+async def test_no_row_is_left(database_url: str) -> None:
     database = Database(database_url)
     turns = TurnService(database, writer="host:1")
     kept: dict[str, Any] = {"create": False, "stored": True, "kind": "response"}

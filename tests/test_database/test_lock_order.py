@@ -1,4 +1,4 @@
-"""Who deletes waits for who writes, and never both for each other."""
+"""Deletions and writers do not deadlock."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -47,9 +47,7 @@ async def in_a_transaction(database: Database, step: Step) -> None:
 
 @pytest.mark.parametrize("deletion", DELETIONS.values(), ids=list(DELETIONS))
 @pytest.mark.parametrize("write", WRITERS.values(), ids=list(WRITERS))
-async def test_a_deletion_and_a_writer_do_not_wait_for_each_other(
-    database: Database, deletion: Step, write: Step
-) -> None:
+async def test_deletion_and_writer_do_not_deadlock(database: Database, deletion: Step, write: Step) -> None:
     """The deletion is held up at the first turn by its id; in another order it would have locked later ones by then."""
     await fill(database)
     first = "t5" if deletion is DELETIONS["one conversation"] else "t1"

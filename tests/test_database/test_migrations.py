@@ -44,7 +44,7 @@ def known(described: Any) -> Any:
     return [each for each in described if each["name"] not in SEARCH] if isinstance(described, list) else described
 
 
-async def test_the_migrations_build_what_the_models_say(database_url: str) -> None:
+async def test_migrations_build_the_models(database_url: str) -> None:
     def differences(connection: Connection) -> list[Any]:
         options = {"compare_type": True, "compare_server_default": True, "include_name": is_compared}
         return list(compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata))
@@ -56,7 +56,7 @@ async def test_the_migrations_build_what_the_models_say(database_url: str) -> No
     assert found == []
 
 
-async def test_the_migrations_and_the_models_agree_on_constraints_and_partial_indexes(empty_url: str) -> None:
+async def test_migrations_and_models_agree_on_constraints_and_partial_indexes(empty_url: str) -> None:
     """Alembic does not compare these."""
 
     def described(connection: Connection) -> str:
@@ -111,7 +111,7 @@ asyncio.run(upgrade(sys.argv[1]))
 """
 
 
-async def test_processes_that_upgrade_at_once_wait_for_each_other(empty_url: str) -> None:
+async def test_concurrent_upgrades_wait_for_each_other(empty_url: str) -> None:
     pipe = asyncio.subprocess.PIPE
     processes = [
         await asyncio.create_subprocess_exec(
@@ -134,14 +134,14 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return url
 
 
-def test_the_command_line_goes_up_down_and_tells(url: str) -> None:
+def test_command_line_upgrades_downgrades_and_shows_status(url: str) -> None:
     outputs = [CliRunner().invoke(app, arguments) for arguments in (["upgrade"], ["status"], ["downgrade", "base"])]
     assert [output.exit_code for output in outputs] == [0, 0, 0]
     assert outputs[1].stdout == f"current: {HEAD}\nhead:    {HEAD}\npending: -\n"
     assert "pending: 0001" in CliRunner().invoke(app, ["status", "--database-url", url]).stdout
 
 
-def test_the_command_line_says_what_is_wrong() -> None:
+def test_command_line_reports_errors() -> None:
     result = CliRunner().invoke(app, ["upgrade", "--database-url", "mysql://me:secret@host/db"])
     assert result.exit_code == 2
     assert "mysql" in result.stderr
@@ -277,7 +277,7 @@ async def store_everything(url: str) -> None:
 
 
 @pytest.mark.parametrize("revision", ALL[1:])
-async def test_what_a_revision_holds_goes_up_and_comes_down_again(empty_url: str, revision: str) -> None:
+async def test_data_of_each_revision_survives_upgrade_and_downgrade(empty_url: str, revision: str) -> None:
     await upgrade(empty_url)
     await store_everything(empty_url)
     newest = await dump(empty_url)
@@ -300,7 +300,7 @@ async def test_what_a_revision_holds_goes_up_and_comes_down_again(empty_url: str
     assert await dump(empty_url) == before
 
 
-async def test_what_messages_cannot_be_is_left_out_on_the_way_back(empty_url: str) -> None:
+async def test_downgrade_leaves_out_other_items(empty_url: str) -> None:
     await upgrade(empty_url)
     database = Database(empty_url)
     turns = TurnService(database, writer="host:1")

@@ -1,4 +1,4 @@
-"""Other users of the machine read no history, whatever the umask is and whoever made the file."""
+"""SQLite files are not readable by other users, whatever the umask."""
 
 import asyncio
 import os
@@ -38,9 +38,7 @@ async def test_new_files_are_private(tmp_path: Path) -> None:
     assert modes(tmp_path) == {"": 0o600}
 
 
-async def test_files_that_were_open_are_taken_back_and_the_log_says_so(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_readable_files_are_restricted_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     earlier = Database(f"sqlite:///{tmp_path}/parley.db")
     await write(earlier)
     for name in ("parley.db", "parley.db-wal", "parley.db-shm"):
@@ -57,7 +55,7 @@ async def test_files_that_were_open_are_taken_back_and_the_log_says_so(
 
 
 @pytest.mark.parametrize(("mode", "becomes"), [(0o644, 0o600), (0o444, 0o400), (0o755, 0o600), (0o600, 0o600)])
-def test_no_right_is_added(tmp_path: Path, mode: int, becomes: int) -> None:
+def test_no_permission_is_added(tmp_path: Path, mode: int, becomes: int) -> None:
     path = tmp_path / "parley.db"
     path.touch()
     path.chmod(mode)
@@ -65,7 +63,7 @@ def test_no_right_is_added(tmp_path: Path, mode: int, becomes: int) -> None:
     assert modes(tmp_path) == {"": becomes}
 
 
-def test_what_cannot_be_taken_back_is_said_once(
+def test_failed_restriction_is_logged_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "parley.db"
@@ -81,6 +79,6 @@ def test_what_cannot_be_taken_back_is_said_once(
     assert record.getMessage().endswith("has mode 0644 and may be readable by other users: Operation not permitted")
 
 
-def test_a_folder_that_is_not_there_is_sqlites_to_report(tmp_path: Path) -> None:
+def test_missing_folder_is_reported_by_sqlite(tmp_path: Path) -> None:
     private_file.make_private(str(tmp_path / "nowhere" / "parley.db"))
     assert modes(tmp_path) == {}

@@ -49,7 +49,7 @@ async def fill(database: Database, *items: Item, turns: tuple[Turn, ...] = ()) -
         await repository.items.add(items)
 
 
-async def test_items_come_in_order_and_by_the_page(database: Database) -> None:
+async def test_items_are_paged_in_order(database: Database) -> None:
     await fill(database, *(item(f"i{n}") for n in range(5)))
     async with database.read() as session:
         repository = repositories.of(session).items
@@ -62,7 +62,7 @@ async def test_items_come_in_order_and_by_the_page(database: Database) -> None:
     assert newest.id == "i4"
 
 
-async def test_what_went_on_from_a_deleted_item_goes_on_from_before_it(database: Database) -> None:
+async def test_children_of_deleted_items_are_reparented(database: Database) -> None:
     await fill(database, item("a"), item("b", "a"), item("c", "b"), item("d", "c"), item("e", "b"))
     async with database.write() as session:
         repository = repositories.of(session).items
@@ -73,7 +73,7 @@ async def test_what_went_on_from_a_deleted_item_goes_on_from_before_it(database:
     assert [(found.id, found.parent_id) for found in left] == [("a", None), ("d", "a"), ("e", "a")]
 
 
-async def test_everybody_has_a_latest_conversation_of_their_own(database: Database) -> None:
+async def test_latest_conversation_is_the_owners(database: Database) -> None:
     new = [
         conversation("a", at=1),
         conversation("b", at=3),
@@ -93,7 +93,7 @@ async def test_everybody_has_a_latest_conversation_of_their_own(database: Databa
 @pytest.mark.parametrize(
     "data", [{"text": "a NUL \x00, a lone surrogate \ud800, 你好"}, {"b": 1, "a": [None, 1.5, {}]}]
 )
-async def test_items_come_back_as_they_were(database: Database, data: dict[str, object]) -> None:
+async def test_items_are_returned_unchanged(database: Database, data: dict[str, object]) -> None:
     stored = item("i")
     stored.data = data
     await fill(database, stored)
@@ -103,7 +103,7 @@ async def test_items_come_back_as_they_were(database: Database, data: dict[str, 
     assert list(found.data.items()) == list(data.items())
 
 
-async def test_ids_are_a_conversations_own(database: Database) -> None:
+async def test_item_ids_are_unique_per_conversation(database: Database) -> None:
     with pytest.raises(IntegrityError):
         await fill(database, item("a"), item("a"))
     await fill(database, item("a"))
@@ -114,7 +114,7 @@ async def test_ids_are_a_conversations_own(database: Database) -> None:
         await repositories.of(session).items.add([other])
 
 
-async def test_any_number_of_items_can_be_looked_for(database: Database) -> None:
+async def test_any_number_of_keys_can_be_looked_up(database: Database) -> None:
     await fill(database, item("a"), item("b"))
     places = [("c", "a"), *(("c", f"nothing{n}") for n in range(33_000)), ("d", "a"), ("c", "b")]
     async with database.read() as session:
@@ -122,7 +122,7 @@ async def test_any_number_of_items_can_be_looked_for(database: Database) -> None
 
 
 @pytest.mark.parametrize("wrong", ["status", "parent", "turn"])
-async def test_the_database_itself_refuses_nonsense(database: Database, wrong: str) -> None:
+async def test_database_enforces_constraints(database: Database, wrong: str) -> None:
     turns = (turn("t", status="lost" if wrong == "status" else COMPLETED),)
     with pytest.raises(IntegrityError):
         await fill(
@@ -132,7 +132,7 @@ async def test_the_database_itself_refuses_nonsense(database: Database, wrong: s
         )
 
 
-async def test_a_deleted_conversation_takes_all_along(database: Database) -> None:
+async def test_deleting_a_conversation_deletes_its_rows(database: Database) -> None:
     await fill(database, item("a", turn="t"), item("b", "a", turn="t"), turns=(turn("t"),))
     async with database.write() as session:
         await repositories.of(session).conversations.delete("c")
@@ -141,7 +141,7 @@ async def test_a_deleted_conversation_takes_all_along(database: Database) -> Non
     assert left == [0, 0]
 
 
-async def test_only_the_writer_finishes_and_only_once(database: Database) -> None:
+async def test_only_the_writer_finishes_a_turn_and_only_once(database: Database) -> None:
     await fill(database, turns=(turn("t"),))
     async with database.write() as session:
         repository = repositories.of(session).turns

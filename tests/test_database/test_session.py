@@ -17,7 +17,7 @@ async def count(database: Database) -> int:
         return int((await session.execute(COUNT)).scalar_one())
 
 
-async def test_what_was_written_is_there_for_others(database: Database, database_url: str) -> None:
+async def test_committed_rows_are_visible_to_others(database: Database, database_url: str) -> None:
     async with database.write() as session:
         await session.execute(INSERT, {"id": "a"})
     other = Database(database_url)
@@ -25,7 +25,7 @@ async def test_what_was_written_is_there_for_others(database: Database, database
     await other.close()
 
 
-async def test_a_reader_sees_one_moment(database: Database) -> None:
+async def test_reader_sees_one_snapshot(database: Database) -> None:
     async with database.read() as session:
         before = await session.scalar(COUNT)
         async with database.write() as other:
@@ -34,7 +34,7 @@ async def test_a_reader_sees_one_moment(database: Database) -> None:
     assert await count(database) == 1
 
 
-async def test_a_burst_of_readers_opens_no_connection_that_is_not_kept(database: Database) -> None:
+async def test_burst_of_readers_opens_no_overflow_connections(database: Database) -> None:
     opened: list[object] = []
     event.listen(database._engine.sync_engine, "connect", lambda connection, _: opened.append(connection))
     for _ in range(2):
@@ -42,7 +42,7 @@ async def test_a_burst_of_readers_opens_no_connection_that_is_not_kept(database:
     assert database._engine.pool.checkedin() == len(opened)  # type: ignore[attr-defined]
 
 
-async def test_an_error_leaves_nothing(database: Database) -> None:
+async def test_error_rolls_back(database: Database) -> None:
     async def fail() -> None:
         async with database.write() as session:
             await session.execute(INSERT, {"id": "a"})
@@ -53,7 +53,7 @@ async def test_an_error_leaves_nothing(database: Database) -> None:
     assert await count(database) == 0
 
 
-async def test_a_cancelled_write_leaves_nothing_and_blocks_nobody(database: Database) -> None:
+async def test_cancelled_write_rolls_back_and_releases_the_lock(database: Database) -> None:
     written = asyncio.Event()
 
     async def write_for_ever() -> None:
@@ -71,7 +71,7 @@ async def test_a_cancelled_write_leaves_nothing_and_blocks_nobody(database: Data
     assert await count(database) == 1
 
 
-async def test_a_question_that_is_wrong_is_not_an_outage(database: Database) -> None:
+async def test_wrong_statement_is_not_an_outage(database: Database) -> None:
     async with database.write() as session:
         await session.execute(INSERT, {"id": "a"})
     with pytest.raises(IntegrityError) as refused:
@@ -80,7 +80,7 @@ async def test_a_question_that_is_wrong_is_not_an_outage(database: Database) -> 
     assert not is_outage(refused.value)
 
 
-async def test_errors_do_not_show_what_was_written(database: Database) -> None:
+async def test_errors_do_not_contain_parameters(database: Database) -> None:
     with pytest.raises(IntegrityError) as refused:
         async with database.write() as session:
             await session.execute(INSERT, [{"id": "private"}, {"id": None}])
@@ -104,7 +104,7 @@ async def test_a_database_that_does_not_exist_yet_is_an_outage(postgres: Postgre
 
 
 @pytest.mark.parametrize("backend", ["postgresql"], indirect=True)
-async def test_a_restarted_server_costs_running_transactions_only(database: Database, postgres: PostgresServer) -> None:
+async def test_restarted_server_fails_running_transactions_only(database: Database, postgres: PostgresServer) -> None:
     others = "FROM pg_stat_activity WHERE usename = 'parley' AND pid <> pg_backend_pid()"
     disconnect = f"SELECT pg_terminate_backend(pid) {others}"
     await database.ping()

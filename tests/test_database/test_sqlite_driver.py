@@ -16,7 +16,7 @@ async def connection(tmp_path: Path) -> AsyncIterator[Connection]:
     await connection.close()
 
 
-async def test_a_cursor_tells_all_that_was_answered(connection: Connection) -> None:
+async def test_cursor_has_all_results(connection: Connection) -> None:
     cursor = connection.cursor()
     await cursor.executemany("INSERT INTO t (name) VALUES (?)", [("a",), ("b",), ("c",)])
     assert (cursor.rowcount, cursor.description, await cursor.fetchall()) == (3, None, ())
@@ -29,7 +29,7 @@ async def test_a_cursor_tells_all_that_was_answered(connection: Connection) -> N
     assert (cursor.rowcount, await cursor.fetchall()) == (4, ())
 
 
-async def test_what_sqlite_refuses_is_raised_and_holds_nothing(connection: Connection) -> None:
+async def test_error_is_raised_and_releases_the_connection(connection: Connection) -> None:
     cursor = connection.cursor()
     with pytest.raises(sqlite3.IntegrityError):
         await cursor.executemany("INSERT INTO t (name) VALUES (?)", [("a",), ("a",)])
@@ -46,7 +46,7 @@ class Counting(Connection):
         return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
 
 
-async def test_a_statement_is_one_change_of_threads(tmp_path: Path) -> None:
+async def test_statement_is_one_thread_hop(tmp_path: Path) -> None:
     connection = await Counting(partial(sqlite3.connect, tmp_path / "a.db"), 64)
     cursor = connection.cursor()
     await cursor.__aenter__()

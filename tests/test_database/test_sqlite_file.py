@@ -1,4 +1,4 @@
-"""Files of other programs are left as they are."""
+"""Files of other programs are rejected and unchanged."""
 
 import resource
 import sqlite3
@@ -31,7 +31,7 @@ def write(path: Path, *statements: str) -> None:
     ],
     ids=["plain", "one of our names", "migrated by the same library"],
 )
-async def test_another_programs_database_is_refused_and_unchanged(tmp_path: Path, statements: tuple[str, ...]) -> None:
+async def test_foreign_database_is_rejected_and_unchanged(tmp_path: Path, statements: tuple[str, ...]) -> None:
     path = tmp_path / "other.db"
     write(path, *statements)
     before = path.read_bytes()
@@ -41,7 +41,7 @@ async def test_another_programs_database_is_refused_and_unchanged(tmp_path: Path
 
 
 @pytest.mark.parametrize("content", [b"not a database, but long enough to be looked at" * 9])
-async def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: bytes) -> None:
+async def test_other_file_is_rejected(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "text.db"
     path.write_bytes(content)
     with pytest.raises(ForeignDatabase, match="no SQLite database"):
@@ -49,13 +49,13 @@ async def test_a_file_that_is_no_database_is_refused(tmp_path: Path, content: by
     assert path.read_bytes() == content
 
 
-async def test_a_folder_is_no_file(tmp_path: Path) -> None:
+async def test_folder_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ForeignDatabase, match="a folder"):
         await upgrade(f"sqlite:///{tmp_path}")
 
 
 @pytest.mark.parametrize("prepared", [False, True], ids=["missing", "empty"])
-async def test_ours_is_taken_in_any_state(tmp_path: Path, prepared: bool) -> None:
+async def test_own_database_is_accepted_in_any_state(tmp_path: Path, prepared: bool) -> None:
     path = tmp_path / "parley.db"
     if prepared:
         path.touch()
@@ -76,7 +76,7 @@ def limited(bytes_: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_))
 
 
-def test_a_full_disk_is_told_in_a_line(tmp_path: Path) -> None:
+def test_full_disk_is_reported_in_a_line(tmp_path: Path) -> None:
     """Any file that grows beyond a page, as the system sees it."""
     command = [sys.executable, "-m", "tools.cli", "migrate", "upgrade", "--database-url", f"sqlite:///{tmp_path}/a.db"]
     run = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limited(4096), timeout=120)

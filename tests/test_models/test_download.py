@@ -26,14 +26,14 @@ def part(tmp_path: Path) -> Path:
     return tmp_path / "tiny.whl.part"
 
 
-def test_the_file_comes_whole_and_says_how_far_it_is(index: Index, target: Path, part: Path) -> None:
+def test_file_is_downloaded_with_progress(index: Index, target: Path, part: Path) -> None:
     said = fetch(index, target)
     assert target.read_bytes() == index.data
     assert said[-1] == (len(index.data), len(index.data))
     assert not part.exists()
 
 
-def test_a_broken_connection_is_resumed_where_it_broke(index: Index, target: Path) -> None:
+def test_broken_download_is_resumed(index: Index, target: Path) -> None:
     index.cut_after = [10 * CHUNK + 1, 20 * CHUNK + 1]
     said = fetch(index, target)
     assert target.read_bytes() == index.data
@@ -41,13 +41,13 @@ def test_a_broken_connection_is_resumed_where_it_broke(index: Index, target: Pat
     assert said[-1] == (len(index.data), len(index.data))
 
 
-def test_a_server_without_ranges_sends_everything_again(index: Index, target: Path) -> None:
+def test_server_without_ranges_starts_again(index: Index, target: Path) -> None:
     index.ranges, index.cut_after = False, [300_000]
     fetch(index, target)
     assert target.read_bytes() == index.data
 
 
-def test_the_part_of_an_earlier_run_is_continued(index: Index, target: Path, part: Path) -> None:
+def test_partial_file_is_continued(index: Index, target: Path, part: Path) -> None:
     part.write_bytes(index.data[:1000])
     fetch(index, target)
     assert target.read_bytes() == index.data
@@ -55,14 +55,14 @@ def test_the_part_of_an_earlier_run_is_continued(index: Index, target: Path, par
 
 
 @pytest.mark.parametrize("stale", [b"of another file", b"x" * 2_000_000], ids=["shorter", "longer"])
-def test_a_part_of_something_else_is_thrown_away(index: Index, target: Path, part: Path, stale: bytes) -> None:
+def test_partial_file_of_another_file_is_discarded(index: Index, target: Path, part: Path, stale: bytes) -> None:
     part.write_bytes(stale)
     fetch(index, target)
     assert target.read_bytes() == index.data
     assert index.asked[-1] is None
 
 
-def test_a_part_that_was_complete_needs_no_more_bytes(index: Index, target: Path, part: Path) -> None:
+def test_complete_partial_file_needs_no_download(index: Index, target: Path, part: Path) -> None:
     part.write_bytes(index.data)
     assert fetch(index, target) == []
     assert target.read_bytes() == index.data
@@ -75,30 +75,28 @@ def test_a_wrong_file_is_deleted(index: Index, target: Path, part: Path) -> None
     assert not part.exists()
 
 
-def test_a_connection_that_always_breaks_is_given_up_and_keeps_what_came(
-    index: Index, target: Path, part: Path
-) -> None:
+def test_repeatedly_broken_download_fails_and_keeps_the_partial_file(index: Index, target: Path, part: Path) -> None:
     index.cut_after = [CHUNK] * ATTEMPTS
     with pytest.raises(requests.RequestException):
         fetch(index, target)
     assert part.read_bytes() == index.data[: CHUNK * ATTEMPTS]
 
 
-def test_a_refusal_is_not_repeated(index: Index, target: Path) -> None:
+def test_error_status_is_not_retried(index: Index, target: Path) -> None:
     index.status = 404
     with pytest.raises(requests.HTTPError):
         fetch(index, target)
     assert len(index.asked) == 1
 
 
-def test_an_index_on_this_disk_works_too(index: Index, target: Path, tmp_path: Path) -> None:
+def test_file_urls_work(index: Index, target: Path, tmp_path: Path) -> None:
     (tmp_path / "a wheel").write_bytes(index.data)
     index.url = (tmp_path / "a wheel").as_uri()
     fetch(index, target)
     assert target.read_bytes() == index.data
 
 
-def test_without_a_terminal_each_quarter_is_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_quarter_is_logged_without_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     report = quarters("tiny")
     for have in range(0, 1001, 10):

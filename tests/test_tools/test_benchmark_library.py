@@ -1,4 +1,4 @@
-"""sentence-transformers beside servers, by a library of the same name."""
+"""sentence-transformers as a benchmark target, with a fake library of that name."""
 
 import json
 import sys
@@ -57,7 +57,7 @@ def test_it_takes_turns_with_servers(install: Install, peer: Peer, tmp_path: Pat
     assert {(answer["units"], answer["error"]) for each in rounds[::2] for answer in each["answers"]} == {(8, None)}
 
 
-async def test_it_is_given_what_servers_are(install: Install, peer: Peer, tmp_path: Path) -> None:
+async def test_it_gets_the_same_texts_as_servers(install: Install, peer: Peer, tmp_path: Path) -> None:
     install(
         LIBRARY.format(encode=f"open({str(tmp_path / 'texts')!r}, 'a').writelines(t + chr(10) for t in texts); {GOOD}")
     )
@@ -75,7 +75,7 @@ async def test_it_is_given_what_servers_are(install: Install, peer: Peer, tmp_pa
         ("class SentenceTransformer:\n    def __init__(self, source): raise OSError('no such model')", "no such model"),
     ],
 )
-def test_what_it_lacks_is_said_before_anything_is_measured(
+def test_missing_library_is_reported_before_measuring(
     install: Install, peer: Peer, tmp_path: Path, library: str, said: str
 ) -> None:
     install(library)
@@ -85,7 +85,7 @@ def test_what_it_lacks_is_said_before_anything_is_measured(
     assert peer.asked == []
 
 
-def test_a_python_that_is_not_there_is_said(peer: Peer, tmp_path: Path) -> None:
+def test_missing_python_is_reported(peer: Peer, tmp_path: Path) -> None:
     assert "nowhere/python cannot be run" in compare(peer, tmp_path, "--python", "nowhere/python")
 
 
@@ -102,7 +102,7 @@ def test_its_errors_are_counted(install: Install, peer: Peer, tmp_path: Path, en
     assert {each["target"]: each["errors"] for each in counted} == {"st": 2, "a": 0}
 
 
-async def test_a_round_ends_at_its_time(install: Install) -> None:
+async def test_round_ends_at_its_limit(install: Install) -> None:
     install(LIBRARY.format(encode="import threading; threading.Event().wait()"))
     plan = Plan([parse("st=sentence-transformers:x", {})], [LOAD], 1, 0.1, 0)
     errors = [answer.error async for each in run(plan) for answer in each.answers]

@@ -45,7 +45,7 @@ def parley(*arguments: str) -> str:
     return result.output
 
 
-def test_it_serves_where_the_settings_say(served: dict[str, Any]) -> None:
+def test_settings_determine_the_address(served: dict[str, Any]) -> None:
     os.environ["PARLEY_SERVER__PORT"] = "8001"
     parley("serve")
     assert (served["app"], served["host"], served["port"]) == ("app.main:app", "127.0.0.1", 8001)
@@ -53,7 +53,7 @@ def test_it_serves_where_the_settings_say(served: dict[str, Any]) -> None:
     assert served["app_dir"] == ""  # specs of one's own are found in the working directory
 
 
-def test_options_become_settings_and_win_over_the_environment(served: dict[str, Any]) -> None:
+def test_options_override_the_environment(served: dict[str, Any]) -> None:
     os.environ["PARLEY_SERVER__PORT"] = "8001"
     parley("serve", "--port", "8002", "--host", "0.0.0.0", "--model", "folder", "--max-model-len", "512")
     parley("serve", "--cpu-memory-share", "0.25", "--no-enable-prefix-caching", "--no-enable-mm")
@@ -84,9 +84,7 @@ def test_options_become_settings_and_win_over_the_environment(served: dict[str, 
         ("--workers", "1", "SERVER__WORKERS"),
     ],
 )
-def test_known_names_of_other_servers_are_understood(
-    served: dict[str, Any], option: str, value: str, setting: str
-) -> None:
+def test_options_of_other_servers_are_accepted(served: dict[str, Any], option: str, value: str, setting: str) -> None:
     parley("serve", option, value, "--use-warmup", "--no-speculation")
     assert os.environ[f"PARLEY_{setting}"] == value
     assert os.environ["PARLEY_ENGINE__USE_WARMUP"] == "True"
@@ -104,7 +102,7 @@ def test_known_names_of_other_servers_are_understood(
         (["--host", "203.0.113.7"], "203.0.113.7:8000 cannot be listened on: "),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_before_the_start(
+def test_unsupported_values_are_rejected_before_the_start(
     served: dict[str, Any], options: list[str], said: str
 ) -> None:
     result = CliRunner().invoke(cli.app, ["serve", *options])
@@ -113,7 +111,7 @@ def test_what_cannot_be_honoured_is_refused_before_the_start(
     assert not served
 
 
-def test_an_occupied_port_is_told_before_anything_is_loaded(served: dict[str, Any]) -> None:
+def test_occupied_port_is_reported_before_loading(served: dict[str, Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         result = CliRunner().invoke(cli.app, ["serve", "--port", port])
@@ -124,21 +122,21 @@ def test_an_occupied_port_is_told_before_anything_is_loaded(served: dict[str, An
 
 
 @pytest.mark.parametrize("command", [["serve"], ["migrate", "status"], ["history", "search", "x"], ["fetch"]])
-def test_wrong_settings_are_told_in_a_line_by_each_command(served: dict[str, Any], command: list[str]) -> None:
+def test_wrong_settings_are_one_line_in_each_command(served: dict[str, Any], command: list[str]) -> None:
     os.environ["PARLEY_MODLE__NAME"] = "x"
     result = CliRunner().invoke(cli.app, command)
     assert result.exit_code == 2
     assert result.output == "Error: PARLEY_MODLE__NAME is no setting: did you mean PARLEY_MODEL__NAME?\n"
 
 
-def test_migrate_hands_over_to_the_migrations() -> None:
+def test_migrate_passes_arguments_on() -> None:
     os.environ["PARLEY_DATABASE__URL"] = "sqlite:///here.db"
     assert "upgrade" in parley("migrate", "--help")
     parley("migrate", "upgrade")
     assert "pending: -" in parley("migrate", "status")
 
 
-def test_fetch_puts_the_default_models_where_the_settings_say(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_uses_the_models_dir_of_the_settings(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(index.data)
     os.environ["PARLEY_MODELS_DIR"] = "elsewhere"
     Path("elsewhere").mkdir()
@@ -160,12 +158,12 @@ def test_a_failing_fetch_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert errors[0].startswith("Error: tiny could not be fetched: check that pip works")
 
 
-def test_the_version_is_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_version_is_that_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "version", lambda package: f"9 of {package}")
     assert parley("--version") == "parley 9 of parley\n"
 
 
-def test_help_does_not_wait_for_torch() -> None:
+def test_help_does_not_import_torch() -> None:
     root = Path(cli.__file__).parent.parent
     code = "import sys, tools.cli; sys.exit(any(heavy in sys.modules for heavy in sys.argv[1:]))"
     heavy = ["torch", "transformers", "sqlalchemy", "fastapi"]
@@ -179,7 +177,7 @@ def help_of(width: str | None) -> str:
 
 
 @pytest.mark.parametrize("width", [None, "80", "200"])
-def test_help_shows_whole_names_and_defaults(width: str | None) -> None:
+def test_help_does_not_truncate(width: str | None) -> None:
     shown = help_of(width)
     words = " ".join(shown.split())
     assert "…" not in shown
@@ -188,7 +186,7 @@ def test_help_shows_whole_names_and_defaults(width: str | None) -> None:
     assert words.count("[default: (") == len(inspect.signature(cli.serve).parameters)
 
 
-def test_help_shows_the_defaults_that_hold() -> None:
+def test_help_shows_the_actual_defaults() -> None:
     settings = Settings(_env_file=None)
     engine, server = settings.engine, settings.server
     given = {

@@ -1,4 +1,4 @@
-"""The page that says what is served is the one that the code writes, and it leaves nothing out."""
+"""docs/compatibility.md is generated from the code and complete."""
 
 from operator import attrgetter
 from typing import Any
@@ -35,7 +35,7 @@ def test_every_parameter_of_the_official_client_is_in_it(page: str, name: str, c
     assert [each for each in contract.__annotations__ if f"| `{each}` |" not in table] == []
 
 
-def test_every_method_named_in_it_is_the_clients(page: str) -> None:
+def test_every_named_method_exists_in_the_client(page: str) -> None:
     client = OpenAI(api_key="none")
     for route, methods in compatibility.CALLED_BY.items():
         assert f"| `{route}` |" in page

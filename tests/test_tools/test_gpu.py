@@ -1,4 +1,4 @@
-"""The script for the day there is a GPU: it runs, and it would notice."""
+"""The GPU check runs on the CPU too, and notices wrong attention."""
 
 import pytest
 import torch
@@ -18,12 +18,12 @@ def test_it_runs_on_the_cpu_too(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_gpu_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main([]) == 2
     assert "no GPU" in capsys.readouterr().out
 
 
-def test_a_wrong_window_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_window_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def wider(*given: object) -> torch.Tensor:
         *rest, window = given
         return paged_attention.plain(*rest, window and window + 1)  # type: ignore[arg-type, operator]

@@ -71,7 +71,7 @@ async def told(database: Database, turn_ids: Sequence[str], owner: str) -> list[
     return [answers, branches, named.history]
 
 
-async def test_what_is_exported_comes_back_whole(database: Database, database_url: str, tmp_path: Path) -> None:
+async def test_export_and_import_restore_everything(database: Database, database_url: str, tmp_path: Path) -> None:
     made = await fill(database)
     before = await told(database, made, "local")
     file = str(tmp_path / "history.jsonl")
@@ -85,7 +85,7 @@ async def test_what_is_exported_comes_back_whole(database: Database, database_ur
     assert again.stdout == await asyncio.to_thread(Path(file).read_text)
 
 
-async def test_somebody_elses_ids_are_not_taken(database: Database, database_url: str, tmp_path: Path) -> None:
+async def test_ids_of_other_owners_are_replaced(database: Database, database_url: str, tmp_path: Path) -> None:
     made = await fill(database)
     before = await told(database, made, "local")
     file = str(tmp_path / "history.jsonl")
@@ -103,7 +103,7 @@ async def test_somebody_elses_ids_are_not_taken(database: Database, database_url
     assert not {turn.id for turn in turns} & set(made)
 
 
-async def test_what_is_still_written_is_left_out(database: Database, database_url: str) -> None:
+async def test_running_answers_are_left_out(database: Database, database_url: str) -> None:
     turns = TurnService(database, writer="host:1")
     turn = await store_turn(turns, "1", "one", owner="local")
     await begin(turns, "2", owner="local", conversation=turn.conversation_id)
@@ -112,7 +112,7 @@ async def test_what_is_still_written_is_left_out(database: Database, database_ur
     assert ([each.id for each in archived.turns], len(archived.items)) == ([turn.id], 2)
 
 
-async def test_it_is_searched_and_deleted(database: Database, database_url: str) -> None:
+async def test_history_is_searched_and_deleted(database: Database, database_url: str) -> None:
     await fill(database)
     found = await run_in_thread("search", "Weather", url=database_url)
     conversation = next(word for word in found.stdout.split() if word.startswith("conv_"))
@@ -188,7 +188,7 @@ def test_chatgpts_export_may_lack_times_and_have_speech(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ['{"id": 1}\n', '[{"mapping": 1}]', "nonsense"])
-def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str, sqlite_url: str) -> None:
+def test_other_files_are_rejected(tmp_path: Path, text: str, sqlite_url: str) -> None:
     file = tmp_path / "file"
     file.write_text(text)
     refused = run("import", str(file), url=sqlite_url, code=2).stderr
@@ -204,7 +204,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, text: str, sqlite_url
         ([{"data": {"id": "rs_1", "type": "reasoning"}}] * 2, "twice"),
     ],
 )
-def test_a_file_that_was_edited_is_refused_by_what_is_wrong(
+def test_edited_file_is_rejected_with_the_error(
     items: list[dict[str, Any]], why: str, tmp_path: Path, sqlite_url: str
 ) -> None:
     file = tmp_path / "file"
@@ -214,13 +214,13 @@ def test_a_file_that_was_edited_is_refused_by_what_is_wrong(
     assert why in run("import", str(file), url=sqlite_url, code=2).stderr
 
 
-def test_an_empty_file_has_nothing(tmp_path: Path) -> None:
+def test_empty_file_imports_nothing(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("\n")
     assert list(read(file)) == []
 
 
-def test_whose_history_it_is() -> None:
+def test_history_belongs_to_the_key() -> None:
     assert owner_of(None) == "local"
     assert owner_of("secret") == api_key("secret").owner
 
@@ -236,14 +236,14 @@ def test_whose_history_it_is() -> None:
         ),
     ],
 )
-async def test_where_nothing_can_be_written_is_told_in_a_line(
+async def test_unwritable_output_is_reported_in_a_line(
     database: Database, database_url: str, output: str, said: str
 ) -> None:
     await fill(database)
     assert (await run_in_thread("export", output, url=database_url, code=2)).output == said
 
 
-def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
+def test_foreign_database_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "text.db"
     path.write_text("no database, but some text that is long enough to be looked at" * 9)
     before = path.read_bytes()
@@ -252,7 +252,7 @@ def test_another_programs_database_is_left_alone(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_database_that_is_not_there_is_told_in_a_line() -> None:
+def test_unreachable_database_is_reported_in_a_line() -> None:
     output = run("search", "x", url="postgresql://user:secret@127.0.0.1:1/x", code=2).output
     assert output == "Error: The conversation store is not reachable\n"
     assert run("search", "x", url="mysql://user:secret@h/x", code=2).output.count("\n") == 1
@@ -319,7 +319,7 @@ def turn(**more: Any) -> dict[str, Any]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_could_not_be_shown_is_refused_with_line_and_field(
+def test_invalid_turn_is_rejected_with_line_and_field(
     archived: dict[str, Any], where: str, tmp_path: Path, sqlite_url: str
 ) -> None:
     file = tmp_path / "file"
@@ -340,7 +340,7 @@ def test_what_could_not_be_shown_is_refused_with_line_and_field(
     ],
     ids=lambda value: value[:20] if isinstance(value, bytes) else "",
 )
-def test_what_is_no_json_is_refused_with_its_line(data: bytes, said: str, tmp_path: Path, sqlite_url: str) -> None:
+def test_invalid_json_is_rejected_with_its_line(data: bytes, said: str, tmp_path: Path, sqlite_url: str) -> None:
     file = tmp_path / "file"
     file.write_bytes(json.dumps(line()).encode() + b"\n" + data + b"\n")
     refused = run("import", str(file), url=sqlite_url, code=2).stderr
@@ -358,13 +358,15 @@ def test_what_is_no_json_is_refused_with_its_line(data: bytes, said: str, tmp_pa
     ],
     ids=str,
 )
-def test_chatgpts_export_is_refused_with_the_place(data: bytes, said: str, tmp_path: Path, sqlite_url: str) -> None:
+def test_invalid_chatgpt_export_is_rejected_with_the_place(
+    data: bytes, said: str, tmp_path: Path, sqlite_url: str
+) -> None:
     file = tmp_path / "file"
     file.write_bytes(data)
     assert said in run("import", str(file), url=sqlite_url, code=2).stderr
 
 
-async def test_what_was_stored_unchecked_can_be_read(
+async def test_unchecked_rows_can_be_read(
     database: Database, database_url: str, new_site: NewSite, tmp_path: Path
 ) -> None:
     """Of imports by earlier versions."""
@@ -417,7 +419,7 @@ def counted(database: Database) -> Iterator[list[str]]:
     event.remove(engine, "before_cursor_execute", note)
 
 
-async def test_a_long_tree_takes_as_many_statements_as_a_short_one(database: Database) -> None:
+async def test_number_of_statements_is_independent_of_the_tree(database: Database) -> None:
     counts = []
     for number, size in enumerate((20, 2000)):
         archived = ArchivedConversation.model_validate(tree(size) | {"id": f"conv_{number:032}"})
@@ -428,7 +430,7 @@ async def test_a_long_tree_takes_as_many_statements_as_a_short_one(database: Dat
     assert counts[0] == counts[1]
 
 
-def test_a_long_tree_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tree_is_traversed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each item is prepared once, whatever the tree's size."""
     calls = []
     linked_rows = item_rows.linked_rows
@@ -438,7 +440,7 @@ def test_a_long_tree_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert sum(calls) == 300
 
 
-def test_what_is_found_is_printed_whole_for_programs(sqlite_url: str, tmp_path: Path) -> None:
+def test_search_prints_whole_lines_for_programs(sqlite_url: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     text = "a needle in\na [bold]haystack[/bold] " + "of words " * 30
     file.write_text(json.dumps(line(MESSAGE | {"content": [{"type": "input_text", "text": text}]})))
@@ -449,7 +451,7 @@ def test_what_is_found_is_printed_whole_for_programs(sqlite_url: str, tmp_path: 
     assert what.startswith("a needle in a [bold]haystack[/bold] of words")
 
 
-def test_what_is_found_has_whole_ids_in_a_terminal(sqlite_url: str, tmp_path: Path) -> None:
+def test_search_prints_whole_ids_in_a_terminal(sqlite_url: str, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text(json.dumps(line(MESSAGE | {"content": [{"type": "input_text", "text": "needle " * 30}]})))
     run("import", str(file), url=sqlite_url)

@@ -1,4 +1,4 @@
-"""That the judge of the store notices what it is there to notice."""
+"""The ledger of acknowledged writes notices lost and resurrected data."""
 
 from collections.abc import AsyncIterator
 
@@ -40,7 +40,7 @@ def _is_a(found: dict[str, str]) -> bool:
     ("stored", "complaint"),
     [({"text": "a"}, None), ({"text": "b"}, "not what was acknowledged"), (None, "lost")],
 )
-async def test_what_was_acknowledged_must_be_there(
+async def test_acknowledged_writes_must_be_there(
     client: ClientSession, store: Store, stored: dict[str, str] | None, complaint: str | None
 ) -> None:
     ledger = Ledger()
@@ -51,7 +51,7 @@ async def test_what_was_acknowledged_must_be_there(
     assert [complaint in each for each in found] == [True] if complaint else found == []
 
 
-async def test_what_was_deleted_must_be_gone(client: ClientSession, store: Store) -> None:
+async def test_deleted_objects_must_be_gone(client: ClientSession, store: Store) -> None:
     ledger = Ledger()
     ledger.promise("deletion", "/item", None)
     assert await broken(ledger, client) == []
@@ -59,7 +59,7 @@ async def test_what_was_deleted_must_be_gone(client: ClientSession, store: Store
     assert len(await broken(ledger, client)) == 1
 
 
-async def test_the_last_word_on_a_path_counts(client: ClientSession, store: Store) -> None:
+async def test_last_promise_on_a_path_counts(client: ClientSession, store: Store) -> None:
     ledger = Ledger()
     ledger.promise("item", "/item", _is_a)
     ledger.promise("deletion", "/item", None)

@@ -1,4 +1,4 @@
-"""docs/settings.md and .env.example are those that the code writes."""
+"""docs/settings.md and .env.example are generated from the code."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def test_every_setting_has_a_meaning() -> None:
     assert [each.name for each in settings if not each.meaning] == []
 
 
-def test_the_example_uncommented_is_the_default(tmp_path: Path) -> None:
+def test_uncommented_example_equals_the_defaults(tmp_path: Path) -> None:
     lines = [line[1:] for line in settings_page.example().splitlines() if line.startswith("#PARLEY_")]
     given = [line for line in lines if not line.endswith("=")]
     assert len(given) > 40
