@@ -25,6 +25,7 @@ from services.history.item_rows import with_defaults
 from services.history.turn import Turn, TurnRequest
 from services.input_service import InputService
 from services.large import offload
+from services.parameter_names import translate_errors
 from services.secret_service import SecretService
 from services.stored_response_service import KIND
 from services.summary_service import SummaryService
@@ -63,7 +64,7 @@ class CompactionService:
             owner=owner, kind=KIND, conversation=request.conversation, previous=request.previous_response_id
         )
         messages = await offload(items.to_messages, own, (await self._turns.open(turn_request)).history)
-        with responses.translate_errors():
+        with translate_errors(responses.translated):
             plan = await self._plans.for_client(request, messages)
             result = await self._result(plan, owner)
         finish = result.finish

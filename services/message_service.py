@@ -1,7 +1,7 @@
 """The simple chat routes: new messages, and the stored messages of a conversation."""
 
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from datetime import datetime
 
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage
@@ -21,17 +21,15 @@ from services.conversation_service import ConversationService
 from services.errors import InvalidRequest, ServiceError
 from services.history.idempotency import IdempotencyKey
 from services.history.turn import Turn, TurnRequest
+from services.parameter_names import ParameterNames, translate_error, translate_errors
 from services.turn_service import TurnService
 
+# What a chat completion calls it -> what these routes call it.
+NAMES: ParameterNames = {"conversation": "conversation_id"}
 
-@contextmanager
-def translate_errors() -> Iterator[None]:
-    """Errors name the parameters as these routes call them."""
-    try:
-        yield
-    except ServiceError as error:
-        error.param = {"conversation": "conversation_id"}.get(error.param or "", error.param)
-        raise
+
+def _translated(error: ServiceError) -> ServiceError:
+    return translate_error(error, NAMES)
 
 
 class MessageService:
@@ -79,7 +77,7 @@ class MessageService:
         yield TextPiece(text=reply.text, message_id=reply.head.id)
 
     async def messages(self, owner: str, conversation: str | None, limit: int, after: str | None) -> StoredMessages:
-        with translate_errors():
+        with translate_errors(_translated):
             return await self._conversations.messages(owner, conversation, limit=limit, after=after)
 
     async def begin(self, question: Question, owner: str) -> tuple[Turn, AsyncGenerator[Event, None]]:
@@ -108,7 +106,7 @@ class MessageService:
             create=True,
             idempotency_key=idempotency_key,
         )
-        with translate_errors():
+        with translate_errors(_translated):
             return await self._turns.open(turn_request)
 
 
@@ -119,7 +117,7 @@ def _history_item(message: ChatMessage) -> HistoryItem:
 def _chat_request(question: Question) -> ChatCompletionRequest:
     history = question.history if isinstance(question, NewMessage) else None
     if history and question.conversation_id:
-        raise InvalidRequest("'history' goes without 'conversation_id': a conversation has its own", param="history")
+        raise InvalidRequest("'%s' goes without '%s': a conversation has its own", "history", "conversation_id")
     return ChatCompletionRequest(
         messages=[*(history or []), ChatMessage(content=question.prompt)],
         conversation=question.conversation_id,

@@ -30,6 +30,7 @@ from services.history.replayed_turn import ReplayedTurn
 from services.history.turn import Turn, TurnRequest
 from services.input_service import InputService
 from services.large import offload
+from services.parameter_names import translate_errors
 from services.secret_service import SecretService
 from services.stored_response_service import KIND, StoredResponseService
 from services.stream_service import StreamService
@@ -146,7 +147,7 @@ class ResponseService:
         thoughts = await self._thoughts(request, owner)
         encoder = ResponseEncoder(begun, output, lambda: turn.completed_at or time.time(), thoughts)
         asked = Asked(request, owner, turn, messages, encoder, facts, responses.translate_report(report_ignored))
-        with responses.translate_errors():
+        with translate_errors(responses.translated):
             await offload(lambda: self._chat.check(asked.chat()))
         return asked
 
@@ -168,7 +169,7 @@ class ResponseService:
                 yield event
 
     async def _run(self, asked: Asked) -> AsyncGenerator[Event, None]:
-        with responses.translate_errors():
+        with translate_errors(responses.translated):
             await self._settle(asked)
             async with aclosing(await self._steps(asked)) as steps:
                 async for event in steps:
@@ -267,7 +268,7 @@ class ResponseService:
             owner=owner, kind=KIND, conversation=request.conversation, previous=request.previous_response_id
         )
         history = (await self._turns.open(turn_request)).history
-        with responses.translate_errors():
+        with translate_errors(responses.translated):
             chat = responses.as_chat(request, items.to_messages(own, history))
             return InputTokens(
                 input_tokens=len(await self._chat.prompt_of(chat, owner, responses.translate_report(report_ignored)))

@@ -65,7 +65,7 @@ def _check(request: TokenizeRequest) -> None:
         raise InvalidRequest("Either 'prompt' or 'messages' is required", param="prompt")
     kind, others = ("prompt", CHAT_PARAMETERS) if request.messages is None else ("messages", TEXT_PARAMETERS)
     for name in sorted(others & request.model_fields_set):
-        raise InvalidRequest(f"'{name}' does not go with '{kind}'", param=name)
+        raise InvalidRequest("'%s' does not go with '%s'", name, kind)
 
 
 def _chat_request(request: TokenizeRequest) -> ChatCompletionRequest:

@@ -27,6 +27,7 @@ RULES = [
     Rule("schemas", may="schemas"),
     Rule("database", may="database"),
     Rule(r"services\.(errors|large)"),
+    Rule(r"services\.parameter_names", may=r"services\.errors"),
     Rule(r"services\.engine\.(base|stop_strings)"),
     Rule(
         r"services\.engine\.scheduling",
@@ -45,7 +46,11 @@ RULES = [
     ),
     Rule(r"services\.engine\.device", may=r"services\.engine\.device", never=f"transformers|{WEB}"),
     Rule(r"services\.engine", may=r"services\.(errors|engine)", never=WEB),
-    Rule(r"services\.chat", may=r"schemas|services\.(errors|chat|engine\.(base|stop_strings))", never=f"torch|{WEB}"),
+    Rule(
+        r"services\.chat",
+        may=r"schemas|services\.(errors|parameter_names|chat|engine\.(base|stop_strings))",
+        never=f"torch|{WEB}",
+    ),
     Rule(
         r"services\.history", may=r"schemas|database|services\.(errors|chat|history|engine\.base)", never=f"torch|{WEB}"
     ),
@@ -58,7 +63,7 @@ RULES = [
     Rule(
         r"services\.\w+_service",
         may=r"schemas|database"
-        r"|services\.(errors|large|chat|history|models|\w+_service|engine\.(base|build|scheduling\.fair_slots))",
+        r"|services\.(errors|large|parameter_names|chat|history|models|\w+_service|engine\.(base|build|scheduling\.fair_slots))",
         never=WEB,
     ),
     Rule(
@@ -70,7 +75,7 @@ RULES = [
     # a spec reads requests and encodes events itself: of services.chat the parts that know no protocol
     Rule(
         r"app\.spec",
-        may=r"schemas|services\.(errors|large|engine\.base|models|\w+_service)|app\.(common|spec)"
+        may=r"schemas|services\.(errors|large|parameter_names|engine\.base|models|\w+_service)|app\.(common|spec)"
         r"|services\.chat\.(events|sealed|request\.refusals|answer\.logprobs)",
         never="torch",
     ),

@@ -107,11 +107,15 @@ def validation_problem(found: Any) -> Problem:
     if first["loc"] == ("body",) and first["type"] not in ("value_error", "fault"):
         message = "The body must be a JSON object, sent with Content-Type: application/json"
         return Problem(400, message, "invalid_request_error", None, "invalid_json")
-    place = [str(step) for step in first["loc"][1:] if step != "[key]"]  # without "body", "query", ...
-    param = ".".join(place)[:PARAM_LENGTH] or None
-    message = first["msg"].removeprefix("Value error, ")
+    param, message = fault_of(first)
     text = f"'{param}': {message}" if param else message
     return Problem(400, text[:MESSAGE_LENGTH], "invalid_request_error", param, "invalid_value")
+
+
+def fault_of(first: Any) -> tuple[str | None, str]:
+    """The parameter that pydantic's error is about, and what is wrong with it."""
+    place = [str(step) for step in first["loc"][1:] if step != "[key]"]  # without "body", "query", ...
+    return ".".join(place)[:PARAM_LENGTH] or None, first["msg"].removeprefix("Value error, ")
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

@@ -7,19 +7,19 @@ from fastapi import Request, Response
 
 from app.common.sse import Framing
 from app.spec.framing import NamedEvent, Payload, json_lines
-from app.spec.names import Names
 from app.spec.server import Output
 from app.spec.spec import PayloadStream, Spec
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.predict_schema import Predicted, Prediction
 from services.chat.events import Text
+from services.parameter_names import ParameterNames
 
 LINES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/x-ndjson": {}}}}
 
 
 class PredictSpec(Spec[Prediction]):
     any_content_type = True
-    names: ClassVar[Names] = {"messages": "input."}
+    names: ClassVar[ParameterNames] = {"messages": "input."}
 
     def __init__(self, path: str = "/predict") -> None:
         super().__init__()

@@ -9,19 +9,19 @@ from fastapi import Request, Response
 from pydantic import BaseModel, ValidationError
 
 from app.common.disconnect import while_connected
-from app.common.errors import Problem, validation_problem
+from app.common.errors import MESSAGE_LENGTH, Problem, fault_of
 from app.common.ignored import Ignored
 from app.common.json_body import JsonRoute, UntypedJsonRoute
 from app.common.router import Router
 from app.common.sse import Framing
 from app.spec.framing import NamedEvent, Payload, server_sent, to_json
-from app.spec.names import ErrorTranslation, Names, renamed, translate_error, translate_errors
 from app.spec.server import Output, Server
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.ignored_keys import ignored_keys
 from services.chat.request.refusals import ReportIgnored
-from services.errors import InvalidRequest, ServiceError
+from services.errors import InvalidRequest, ServiceError, literal
 from services.large import offload
+from services.parameter_names import ErrorTranslation, ParameterNames, renamed, translate_error, translate_errors
 
 B = TypeVar("B", bound=BaseModel)
 R = TypeVar("R")
@@ -44,7 +44,7 @@ class Spec(Generic[T]):
     """
 
     any_content_type = False  # read bodies as JSON, whatever they were sent as
-    names: ClassVar[Names] = {}  # of chat completions' parameters, where they differ here
+    names: ClassVar[ParameterNames] = {}  # of chat completions' parameters, where they differ here
     too_long: str | None = None  # its words for a prompt of {tokens} where a model takes {limit}
     request_id: str | None = None  # a header that has the request's id, besides x-request-id
 
@@ -97,7 +97,7 @@ class Spec(Generic[T]):
         """Takes the chat completion's names of what its model has no use for."""
         return lambda names: ignored.add(renamed(name, self.names) for name in names)
 
-    def names_of(self, request: T) -> Names:
+    def names_of(self, request: T) -> ParameterNames:
         """`names`, and the places in this request of what its chat completion has elsewhere."""
         return self.names
 
@@ -125,8 +125,12 @@ def decoded(decode: Callable[[B], R], body: B, translate: ErrorTranslation = _un
     try:
         return decode(body)
     except ValidationError as error:
-        found = validation_problem([{**each, "loc": ("body", *each["loc"])} for each in error.errors()])
-        raise translate(InvalidRequest(found.message, param=found.param)) from None
+        first = error.errors()[0]
+        param, message = fault_of({**first, "loc": ("body", *first["loc"])})
+        message = message[:MESSAGE_LENGTH]
+        raise translate(
+            InvalidRequest(f"'%s': {literal(message)}", param) if param else InvalidRequest(message)
+        ) from None
 
 
 async def _closing(items: PayloadStream, output: Output[T], translate: ErrorTranslation) -> PayloadStream:

@@ -183,7 +183,7 @@ class LocalEngine:
 
     def _check_ids(self, param: str, ids: Iterable[int]) -> None:
         if not all(0 <= token < self._vocabulary for token in ids):
-            raise InvalidRequest(f"'{param}': this model's token ids are 0 to {self._vocabulary - 1}", param=param)
+            raise InvalidRequest(f"'%s': this model's token ids are 0 to {self._vocabulary - 1}", param)
 
     def stats(self) -> EngineStats:
         """Read from any thread: each number is right, together they may be of two neighbouring steps."""

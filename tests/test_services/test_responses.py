@@ -156,9 +156,8 @@ def test_what_is_malformed_names_its_place(fields: dict[str, Any], place: tuple[
     [("response_format.json_schema", "text.format.json_schema"), ("messages.1.tool_call_id", "input"), ("n", "n")],
 )
 def test_a_chats_refusal_names_the_responses_own_part(of_the_chat: str, of_the_response: str) -> None:
-    with pytest.raises(InvalidRequest) as refused, responses.translate_errors():
-        raise InvalidRequest(f"'{of_the_chat}' is odd", param=of_the_chat)
-    assert (refused.value.message, refused.value.param) == (f"'{of_the_response}' is odd", of_the_response)
+    error = responses.translated(InvalidRequest("'%s' is odd", of_the_chat))
+    assert (error.message, error.param) == (f"'{of_the_response}' is odd", of_the_response)
 
 
 def test_references_are_replaced_by_what_they_refer_to() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from app.common.errors import invalid
+from app.common.errors import validation_problem
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat.request import structure
 from services.chat.request.structure import grammar
@@ -104,7 +104,7 @@ def test_a_fault_is_named_by_its_place(fields: dict[str, object], param: str) ->
     with pytest.raises(ValidationError) as refusal:
         request(**fields)
 
-    found = invalid([{**error, "loc": ("body", *error["loc"])} for error in refusal.value.errors()])
+    found = validation_problem([{**error, "loc": ("body", *error["loc"])} for error in refusal.value.errors()])
     assert (found.status, found.param) == (400, param)
 
 

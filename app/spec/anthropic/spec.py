@@ -24,10 +24,10 @@ from app.spec import (
 from app.spec.anthropic.answer import ThinkingOutputMode, events, message
 from app.spec.anthropic.request import NAMES, chat, ignored, names
 from app.spec.anthropic.sealed_thinking import opened, sealed
-from app.spec.names import Names, translate_error, translate_errors
 from schemas.anthropic_answer_schema import AnthropicMessage, MessageEvent, TokenCount
 from schemas.anthropic_schema import CountRequest, MessagesRequest, ThinkingConfig
 from services.large import offload
+from services.parameter_names import ParameterNames, translate_error, translate_errors
 
 TYPES = {
     401: "authentication_error",
@@ -44,7 +44,7 @@ PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 class AnthropicSpec(Spec[MessagesRequest]):
     request_id = "request-id"
-    names: ClassVar[Names] = NAMES
+    names: ClassVar[ParameterNames] = NAMES
     too_long = "prompt is too long: {tokens} tokens > {limit} maximum"  # by which Claude Code compacts, and goes on
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class AnthropicSpec(Spec[MessagesRequest]):
     def _translate_error(self, body: CountRequest, error: ServiceError) -> ServiceError:
         return translate_error(error, names(body), self.too_long)
 
-    def names_of(self, request: MessagesRequest) -> Names:
+    def names_of(self, request: MessagesRequest) -> ParameterNames:
         return names(request)
 
     def decode_request(self, request: MessagesRequest) -> ChatCompletionRequest:

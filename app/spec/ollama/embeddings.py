@@ -9,14 +9,14 @@ import orjson
 
 from app.spec import EmbeddingRequest, Request, Response, Server, decoded, while_connected
 from app.spec.framing import to_json
-from app.spec.names import Names, translate_error, translate_errors
 from app.spec.ollama.request import TOO_LONG, model
 from schemas.ignored_keys import ignored_keys
 from schemas.ollama_answer_schema import NANOSECONDS, OllamaEmbedding, OllamaEmbeddings
 from schemas.ollama_schema import EmbeddingsRequest, EmbedRequest
+from services.parameter_names import ParameterNames, translate_error, translate_errors
 
-NOTHING: Names = {}
-PROMPT: Names = {"input": "prompt"}
+NOTHING: ParameterNames = {}
+PROMPT: ParameterNames = {"input": "prompt"}
 
 
 class Embedder:
@@ -42,7 +42,7 @@ class Embedder:
         return Response(to_json(found), headers=headers, media_type="application/json")
 
     async def _vectors(
-        self, embedding_request: EmbeddingRequest, request: Request, names: Names = NOTHING
+        self, embedding_request: EmbeddingRequest, request: Request, names: ParameterNames = NOTHING
     ) -> dict[str, Any]:
         with translate_errors(partial(translate_error, names=names, too_long=TOO_LONG)):
             answer = await self._server.embed(embedding_request, self._server.owner(request))

@@ -21,7 +21,6 @@ from app.spec import (
     UnsupportedParameter,
     json_lines,
 )
-from app.spec.names import Names
 from app.spec.ollama import request as requests
 from app.spec.ollama.answer import PartialAnswer, parts, whole
 from app.spec.ollama.catalogue import Catalogue
@@ -39,6 +38,7 @@ from schemas.ollama_answer_schema import (
     Version,
 )
 from schemas.ollama_schema import ChatRequest, GenerateRequest, OllamaGenerationRequest
+from services.parameter_names import ParameterNames
 
 ToLine = Callable[[PartialAnswer, str], ChatLine | GenerateLine]
 NOT_SERVED = {
@@ -52,7 +52,7 @@ NOT_SERVED = {
 
 class OllamaSpec(Spec[OllamaGenerationRequest]):
     any_content_type = True
-    names: ClassVar[Names] = requests.NAMES
+    names: ClassVar[ParameterNames] = requests.NAMES
     too_long = requests.TOO_LONG
 
     def setup(self, server: Server) -> None:
@@ -90,7 +90,7 @@ class OllamaSpec(Spec[OllamaGenerationRequest]):
         loaded = PartialAnswer(metrics=AnswerMetrics(done_reason="load", total_duration=round(seconds * NANOSECONDS)))
         return self.respond(_line(body)(loaded, _name(body)), ignored.headers)
 
-    def names_of(self, request: OllamaGenerationRequest) -> Names:
+    def names_of(self, request: OllamaGenerationRequest) -> ParameterNames:
         return requests.names(request)
 
     def decode_request(self, request: OllamaGenerationRequest) -> ChatCompletionRequest:

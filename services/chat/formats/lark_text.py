@@ -38,7 +38,7 @@ def text_rules(name: str, grammar: Grammar, param: str) -> list[str]:
     `param`: what the request calls the grammar.
     """
     if BRACE.search(grammar.definition):
-        raise InvalidRequest(f"'{param}': a line of its grammar is a brace alone", param=param)
+        raise InvalidRequest("'%s': a line of its grammar is a brace alone", param)
     return [f"{name}: %lark {{\n{_as_lark(grammar)}\n}}\n"]
 
 

@@ -21,10 +21,10 @@ def check(request: CompletionRequest) -> GrammarSpec | None:
     refuse(request, UNSUPPORTED)
     answer = sampling.check(request, request.max_tokens)
     if request.max_tokens == 0 and not request.echo:
-        raise InvalidRequest("'max_tokens' may be 0 with 'echo' only", param="max_tokens")
+        raise InvalidRequest("'%s' may be 0 with '%s' only", "max_tokens", "echo")
     _check_best_of(request)
     if len(request.prompts) * num_sampled(request) > MAX_CHOICES:
-        raise InvalidRequest(f"'n': prompts and choices make more than {MAX_CHOICES} answers", param="n")
+        raise InvalidRequest(f"'%s': prompts and choices make more than {MAX_CHOICES} answers", "n")
     return answer
 
 
@@ -32,11 +32,11 @@ def _check_best_of(request: CompletionRequest) -> None:
     if request.best_of is None or request.best_of == request.n:
         return
     if request.echo and request.logprobs is not None:
-        raise UnsupportedParameter("best_of", "is not supported together with 'echo' and 'logprobs'")
+        raise UnsupportedParameter("best_of", "is not supported together with '%s' and '%s'", "echo", "logprobs")
     if request.best_of < request.n:
-        raise InvalidRequest("'best_of' must not be less than 'n'", param="best_of")
+        raise InvalidRequest("'%s' must not be less than '%s'", "best_of", "n")
     if request.stream:
-        raise InvalidRequest("'best_of' cannot be streamed: the best is known when all are whole", param="best_of")
+        raise InvalidRequest("'%s' cannot be streamed: the best is known when all are whole", "best_of")
 
 
 def unknown_keys(request: CompletionRequest) -> list[str]:

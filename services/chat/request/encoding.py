@@ -59,7 +59,7 @@ def _count(tokenizer: Encoder) -> long_text.Count:
 def check_countable(text: str, room: Room, param: str) -> None:
     if room.max_chars is not None and len(text) > room.max_chars:
         raise InvalidRequest(
-            f"'{param}' has {len(text)} characters: at most {room.max_chars} are tokenised to be counted "
+            f"'%s' has {len(text)} characters: at most {room.max_chars} are tokenised to be counted "
             "(PARLEY_SERVER__MAX_TOKENIZE_CHARS)",
-            param=param,
+            param,
         )

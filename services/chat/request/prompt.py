@@ -52,19 +52,15 @@ def check(request: ChatCompletionRequest) -> GrammarSpec | None:
     tool_check.check(request)
     answer = sampled.check(request, max_tokens(request, None))
     if request.top_logprobs and not request.logprobs:
-        raise InvalidRequest("'top_logprobs' goes with 'logprobs': true only", param="top_logprobs")
+        raise InvalidRequest("'%s' goes with '%s': true only", "top_logprobs", "logprobs")
     if request.n > 1 and request.conversation is not None:
-        raise InvalidRequest("'n' must be 1 in a conversation: one reply continues it", param="n")
+        raise InvalidRequest("'%s' must be 1 in a conversation: one reply continues it", "n")
     if request.parent_item is not None and request.conversation is None:
-        raise InvalidRequest("'parent_item' goes with 'conversation' only", param="parent_item")
+        raise InvalidRequest("'%s' goes with '%s' only", "parent_item", "conversation")
     if request.continue_final_message and request.add_generation_prompt:
-        raise InvalidRequest(
-            "'add_generation_prompt' goes without 'continue_final_message'", param="add_generation_prompt"
-        )
+        raise InvalidRequest("'%s' goes without '%s'", "add_generation_prompt", "continue_final_message")
     for name in RESERVED & set(request.chat_template_kwargs):
-        raise InvalidRequest(
-            f"'chat_template_kwargs.{name}' is no argument of a template", param=f"chat_template_kwargs.{name}"
-        )
+        raise InvalidRequest("'%s' is no argument of a template", f"chat_template_kwargs.{name}")
     return answer
 
 

@@ -1,7 +1,6 @@
 """A request for a response -> the chat completion it asks for, and the response as it begins."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,7 +14,8 @@ from services.chat.items import Item
 from services.chat.request import prompt, refusals, response_tools
 from services.chat.request.refusals import ReportIgnored, refuse
 from services.chat.request.response_tools import FlatRequest, FlatTools
-from services.errors import InvalidRequest, UnsupportedParameter
+from services.errors import InvalidRequest, ServiceError, UnsupportedParameter, literal
+from services.parameter_names import ParameterNames, renamed, translate_error
 
 # Parts of the contract that this server does not serve, each with the values that ask for nothing.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
@@ -26,9 +26,9 @@ LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED_REASONING = "reasoning.encrypted_content"
 SERVED_INCLUDES = (LOGPROBS, ENCRYPTED_REASONING, "message.input_image.image_url")
 
-# What a chat completion calls it -> what a response calls it.
-NAMES = {
-    "messages": "input",
+# What a chat completion calls it -> what a response calls it. A message is not an item: there may be more or fewer.
+NAMES: ParameterNames = {
+    "messages": "input.",
     "max_completion_tokens": "max_output_tokens",
     "reasoning_effort": "reasoning.effort",
     "response_format": "text.format",
@@ -51,8 +51,7 @@ def check(request: ConversationRequest) -> None:
     refuse(request, UNSUPPORTED)
     if request.conversation is not None and request.previous_response_id is not None:
         raise InvalidRequest(
-            "'previous_response_id' goes without 'conversation': both name what was said before",
-            param="previous_response_id",
+            "'%s' goes without '%s': both name what was said before", "previous_response_id", "conversation"
         )
     items.check([item for item in request.input if item["type"] != "item_reference"])
     _check_trigger(request.input)
@@ -73,7 +72,7 @@ def _check_trigger(input_items: Sequence[Item]) -> None:
 def _check_has_input(request: ConversationRequest) -> None:
     input_items = [item for item in request.input if item["type"] != TRIGGER]
     if not input_items and request.conversation is None and request.previous_response_id is None:
-        raise InvalidRequest("'input' is required", param="input")
+        raise InvalidRequest("'%s' is required", "input")
 
 
 def is_triggered(request: ConversationRequest) -> bool:
@@ -103,19 +102,21 @@ def _compactions(request: ResponseRequest) -> list[Kept]:
 
 def _check_choice(choice: str | dict[str, Any]) -> None:
     if isinstance(choice, dict) and choice["type"] not in ("function", "custom", "allowed_tools"):
-        raise UnsupportedParameter("tool_choice.type", f"is '{choice['type']}': no tools of that type are served here")
+        raise UnsupportedParameter(
+            "tool_choice.type", f"is '{literal(choice['type'])}': no tools of that type are served here"
+        )
 
 
 def _check_answer(request: ResponseRequest) -> None:
     if request.background and not request.store:
-        raise InvalidRequest("'background' goes with 'store': true only", param="background")
+        raise InvalidRequest("'%s' goes with '%s': true only", "background", "store")
     if request.stream_options is not None and not request.stream:
-        raise InvalidRequest("'stream_options' goes with 'stream': true only", param="stream_options")
+        raise InvalidRequest("'%s' goes with '%s': true only", "stream_options", "stream")
 
 
 def check_retrieval(query: Retrieval) -> None:
     if query.starting_after is not None and not query.stream:
-        raise InvalidRequest("'starting_after' goes with 'stream': true only", param="starting_after")
+        raise InvalidRequest("'%s' goes with '%s': true only", "starting_after", "stream")
 
 
 def unknown_keys(request: ConversationRequest) -> list[str]:
@@ -158,9 +159,7 @@ def as_chat(request: ResponseInput, messages: Sequence[ChatMessage]) -> ChatComp
         chat = FlatRequest(messages=[*instructions, *messages], **fields)
     except ValidationError as error:
         found = error.errors()[0]
-        param = ".".join(map(str, found["loc"]))
-        raise InvalidRequest(f"'{NAMES.get(param, param)}': {found['msg']}", param=NAMES.get(param, param)) from error
-
+        raise InvalidRequest(f"'%s': {literal(found['msg'])}", ".".join(map(str, found["loc"]))) from error
     chat.flatten(tools.flat)
     return chat
 
@@ -184,28 +183,13 @@ def _chat_format(format: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def translate_report(report_ignored: ReportIgnored) -> ReportIgnored:
-    """Takes names of the chat completion's parameters, and passes them on as the response's request has them."""
-    return lambda names: report_ignored(NAMES.get(name, name) for name in names)
+    """Takes names of the chat completion's parameters, and reports them as the response's request has them."""
+    return lambda names: report_ignored(renamed(name, NAMES) for name in names)
 
 
-@contextmanager
-def translate_errors() -> Iterator[None]:
-    """Refusals of the chat completion name the parts of the response's request. Messages are no items: of them there
-    may be more, or fewer."""
-    try:
-        yield
-    except InvalidRequest as error:
-        named = _named(error.param or "")
-        error.message = error.message.replace(f"'{error.param}'", f"'{named}'")
-        error.param = named or None
-        raise
-
-
-def _named(param: str) -> str:
-    first, _, rest = param.partition(".")
-    if first not in NAMES:
-        return param
-    return NAMES[first] + (f".{rest}" if rest and first != "messages" else "")
+def translated(error: ServiceError) -> ServiceError:
+    """An error of the chat completion, as one of the response's request."""
+    return translate_error(error, NAMES)
 
 
 def initial_response(request: ResponseRequest, model: str) -> Response:

@@ -23,9 +23,9 @@ def check(request: GenerationRequest, limit: int | None) -> GrammarSpec | None:
     """Refuses what no single field shows, and returns the grammar of the answer; `limit`: its tokens at most."""
     grammar = structure.grammar(request)
     if limit and min_tokens(request) > limit:
-        raise InvalidRequest("'min_tokens' is more than the limit of the answer", param="min_tokens")
+        raise InvalidRequest("'%s' is more than the limit of the answer", "min_tokens")
     if request.stream_options is not None and not request.stream:
-        raise InvalidRequest("'stream_options' goes with 'stream': true only", param="stream_options")
+        raise InvalidRequest("'%s' goes with '%s': true only", "stream_options", "stream")
     return grammar
 
 
@@ -71,7 +71,7 @@ def min_tokens(request: GenerationRequest) -> int:
     if isinstance(in_metadata, str):  # a note of the client's own
         return 0
     if in_metadata < 0 or in_metadata != int(in_metadata):
-        raise InvalidRequest("'metadata.min_tokens' must be a whole number, 0 or more", param="metadata.min_tokens")
+        raise InvalidRequest("'%s' must be a whole number, 0 or more", "metadata.min_tokens")
     return int(in_metadata)
 
 

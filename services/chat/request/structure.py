@@ -17,7 +17,7 @@ def grammar(request: GenerationRequest) -> GrammarSpec | None:
     grammars = list(_grammars(request))
     if len(grammars) > 1:
         first, second = grammars[0].param, grammars[1].param
-        raise InvalidRequest(f"'{second}' does not go with '{first}'", param=second)
+        raise InvalidRequest("'%s' does not go with '%s'", second, first)
     return grammars[0] if grammars else None
 
 
@@ -82,4 +82,4 @@ def _check_size(value: object, param: str) -> None:
             case _:
                 left -= 1
     if left < 0:
-        raise InvalidRequest(f"'{param}': it is longer than {MAX_SOURCE} characters", param=param)
+        raise InvalidRequest(f"'%s': it is longer than {MAX_SOURCE} characters", param)

@@ -19,33 +19,32 @@ def check(request: ChatCompletionRequest) -> None:
     kinds: set[tuple[str, str]] = set()
     for each in served(request):
         if each.function.name in names:
-            param = f"{each.place}.name"
-            raise InvalidRequest(f"'{param}': two tools have the same name", param=param)
+            raise InvalidRequest("'%s': two tools have the same name", f"{each.place}.name")
         names.add(each.function.name)
         kinds.add((each.type, each.function.name))
         check_parameters(each.function.parameters, each.form)
     if not (chosen(request.tool_choice or "auto") or set()) <= kinds:
-        raise InvalidRequest("'tool_choice' names a tool that is not among 'tools'", param="tool_choice")
+        raise InvalidRequest("'%s' names a tool that is not among '%s'", "tool_choice", "tools")
 
 
 def _check_forced(request: ChatCompletionRequest) -> None:
     """An answer without a call that it is to have would be wrong."""
     if not request.tools:
-        raise InvalidRequest("'tool_choice' goes with 'tools' only", param="tool_choice")
+        raise InvalidRequest("'%s' goes with '%s' only", "tool_choice", "tools")
     if not any(served(request)) or chosen(request.tool_choice or "auto") == set():
-        raise InvalidRequest("'tool_choice' leaves only tools of kinds that are not served here", param="tool_choice")
+        raise InvalidRequest("'%s' leaves only tools of kinds that are not served here", "tool_choice")
 
 
 def check_parameters(schema: Mapping[str, Any], param: str) -> None:
     """As far as it can be seen without a grammar."""
     kind = schema.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
-        raise InvalidRequest(f"'{param}': the schema of arguments has the type 'object'", param=param)
+        raise InvalidRequest("'%s': the schema of arguments has the type 'object'", param)
     if _is_deep(schema):
-        raise InvalidRequest(f"'{param}' is nested more than {MAX_DEPTH} levels deep", param=param)
+        raise InvalidRequest(f"'%s' is nested more than {MAX_DEPTH} levels deep", param)
     wrong = next(_flaws(schema), None)
     if wrong:
-        raise InvalidRequest(f"'{param}' is no JSON schema: '{wrong}' is not what it must be", param=param)
+        raise InvalidRequest(f"'%s' is no JSON schema: '{wrong}' is not what it must be", param)
 
 
 def _is_deep(schema: object) -> bool:
@@ -103,4 +102,4 @@ def check_results(messages: Iterable[Message], num_past: int) -> None:
         called |= {call["id"] for call in message.get("tool_calls", ())}
         if message["role"] == "tool" and message.get("tool_call_id") not in called:
             param = f"messages.{place}.tool_call_id" if place >= 0 else "conversation"
-            raise InvalidRequest(f"'{param}': a tool's result is of no call that was made before", param=param)
+            raise InvalidRequest("'%s': a tool's result is of no call that was made before", param)

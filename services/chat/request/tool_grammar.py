@@ -27,7 +27,7 @@ def tool_grammar(selection: ToolSelection, format: ToolFormat, answer: GrammarSp
 
 def _answer_or_calls(selection: ToolSelection, format: ToolFormat, answer: GrammarSpec) -> GrammarSpec:
     if answer.kind != "json_schema":
-        raise InvalidRequest(f"'{answer.param}' of this kind goes without 'tools'", param=answer.param)
+        raise InvalidRequest("'%s' of this kind goes without '%s'", answer.param, "tools")
     grammar = _Grammar(selection, format)
     # a call without a marker could not be told from the answer by its first letters
     block = grammar.block(format.before or ((format.marker,) if format.marker else ()))

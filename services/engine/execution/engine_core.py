@@ -54,8 +54,8 @@ def _failed(sequence: Sequence) -> EngineFailed:
 def _stuck(sequence: Sequence) -> GrammarStuck:
     """What compiles may grow beyond all limits in use, or ask for what this model has no token for."""
     grammar = sequence.job.sampling.grammar
-    param = grammar.param if grammar else None
-    return GrammarStuck(f"'{param}': after {sequence.num_sampled} tokens {STUCK}", param=param)
+    assert grammar
+    return GrammarStuck(f"'%s': after {sequence.num_sampled} tokens {STUCK}", grammar.param)
 
 
 @dataclass(frozen=True, slots=True)

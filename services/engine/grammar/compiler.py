@@ -26,7 +26,7 @@ from services.engine.grammar.checker import CPU_S, GrammarChecker
 from services.engine.grammar.lark import InvalidGrammar
 from services.engine.scheduling.fair_slots import FairSlots
 from services.engine.token_texts import TokenTexts
-from services.errors import InvalidRequest
+from services.errors import InvalidRequest, literal
 
 KEPT = 64  # compiled grammars of one engine
 KEPT_SOURCE = 1_000_000  # characters of theirs in all: a large one takes up to 300 bytes for each
@@ -83,7 +83,7 @@ class GrammarCompiler:
         try:
             compiled = await self._compiled(replace(spec, param=""), owner)
         except InvalidGrammar as error:
-            raise InvalidRequest(f"'{spec.param}': {error}", param=spec.param) from error
+            raise InvalidRequest(f"'%s': {literal(str(error))}", spec.param) from error
         return Matcher(compiled.deep_copy(), self._ends)
 
     async def stop(self) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from app.spec.names import renamed, translate_error
 from services.errors import InvalidRequest, PromptTooLong
+from services.parameter_names import renamed, translate_error
 
 NAMES = {
     "effort": "config.effort",
@@ -34,10 +34,10 @@ def test_the_longest_beginning_decides(path: str, name: str) -> None:
 
 
 def test_messages_have_it_too() -> None:
-    error = InvalidRequest("'effort' must be 'none' where 'tools.0.function.name' is", param="effort")
+    error = InvalidRequest("'%s' must be 'none' where '%s' is 5%%", "effort", "tools.0.function.name")
     translated = translate_error(error, NAMES)
     assert (translated.message, translated.param) == (
-        "'config.effort' must be 'none' where 'tools.0.name' is",
+        "'config.effort' must be 'none' where 'tools.0.name' is 5%",
         "config.effort",
     )
 

@@ -84,7 +84,7 @@ async def test_so_does_what_the_engine_refuses(
 ) -> None:
     async def submit(job: Job) -> FakeStream:
         assert isinstance(job.sampling.grammar, GrammarSpec)
-        raise InvalidRequest(f"'{job.sampling.grammar.param}' is too large", param=job.sampling.grammar.param)
+        raise InvalidRequest("'%s' is too large", job.sampling.grammar.param)
 
     monkeypatch.setattr(engine, "submit", submit)
     answer = await post(site, path, **fields)
