@@ -1,6 +1,6 @@
 """Services and the whole app around fakes: called directly, or on a real port where streams and disconnects matter.
 
-Both run on the test's own event loop, so that a test can hold its engine still and watch what the app does.
+Both run on the test's event loop, so that a test can pause its engine and observe the app.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ async def post(site: Site, path: str, **body: Any) -> dict[str, Any]:
 
 
 async def refusal(site: Site, path: str, **body: Any) -> str | None:
-    """The parameter that it names."""
+    """The parameter named in the error."""
     answer = await site.client.post(path, json=body)
     assert answer.status_code == 400, answer.text
     param: str | None = answer.json()["error"]["param"]
@@ -105,7 +105,7 @@ def chat(models: ModelManager, turns: TurnService) -> ChatService:
 
 @pytest.fixture
 def new_app(engine: FakeEngine, sqlite_url: str, process: None) -> Callable[..., FastAPI]:
-    # builds an app of its own, from the environment, when it is imported: not for tests that need none
+    # importing it builds an app from the environment, so only when needed
     from app.main import create_app
 
     def new_app(*, build: Callable[..., object] | None = None, **settings: object) -> FastAPI:
@@ -122,14 +122,14 @@ def new_app(engine: FakeEngine, sqlite_url: str, process: None) -> Callable[...,
 
 @pytest.fixture
 async def new_site(new_app: Callable[..., FastAPI]) -> AsyncIterator[NewSite]:
-    """Called directly: a streamed answer is handed over when it is complete."""
+    """Called in process: a streamed answer is returned when it is complete."""
     async with _opening(new_app, _called) as new_site:
         yield new_site
 
 
 @pytest.fixture
 async def new_server(new_app: Callable[..., FastAPI]) -> AsyncIterator[NewSite]:
-    """On a port of its own."""
+    """On a port."""
     async with _opening(new_app, _served) as new_server:
         yield new_server
 
@@ -146,7 +146,7 @@ async def server(new_server: NewSite) -> Site:
 
 @pytest.fixture
 async def openai(new_server: NewSite, database_url: str) -> AsyncIterator[AsyncOpenAI]:
-    """The official client, of a server with one database or the other."""
+    """The official client, on a server with each of the databases."""
     site = await new_server(database={"url": database_url, "migrate": False})
     async with AsyncOpenAI(base_url=f"{site.client.base_url}/v1", api_key="any", max_retries=0) as client:
         yield client
@@ -154,13 +154,13 @@ async def openai(new_server: NewSite, database_url: str) -> AsyncIterator[AsyncO
 
 @pytest.fixture
 def process() -> Iterator[None]:
-    """Puts back what an app changes of its process: the log's handlers and the signals'."""
+    """Restores the log and signal handlers that an app replaces."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for handler in set(root.handlers) - set(before):
-        if type(handler) is logging.StreamHandler:  # others are pytest's, which changes them with each phase
+        if type(handler) is logging.StreamHandler:  # others are pytest's
             root.removeHandler(handler)
     root.setLevel(level)
     for number, action in signals.items():

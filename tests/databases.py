@@ -1,4 +1,4 @@
-"""Databases for tests: SQLite files, and a real PostgreSQL that runs as long as the tests do."""
+"""Databases for tests: SQLite files, and a PostgreSQL server for the session."""
 
 import asyncio
 import shutil
@@ -22,7 +22,7 @@ __all__ = ["PostgresServer", "free_port"]
 def postgres() -> Iterator[PostgresServer]:
     with ExitStack() as stack:
         try:
-            # what a power cut would cost is not tested, so nothing waits for the disk
+            # power cuts are not tested, so nothing waits for the disk
             server = stack.enter_context(postgres_server(sync=False))
         except FileNotFoundError as missing:
             pytest.skip(str(missing))
@@ -31,7 +31,7 @@ def postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture(scope="session")
 def postgresql_template(postgres: PostgresServer) -> str:
-    """The name of a migrated, empty database to copy."""
+    """Name of a migrated, empty database to copy."""
 
     async def prepare() -> None:
         await postgres.execute("CREATE DATABASE parley_template")
@@ -88,7 +88,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 async def waited_for(session: AsyncSession, by: int) -> None:
-    """So many others wait for what this transaction holds; on SQLite a writer is alone anyway."""
+    """Waits until `by` others wait for locks of this transaction; SQLite has one writer anyway."""
     waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     is_sqlite = (await session.connection()).dialect.name == "sqlite"
     while not is_sqlite and await session.scalar(waiting) < by:

@@ -1,4 +1,4 @@
-"""Stand-ins that behave: an engine that says what its script holds, a tokenizer whose tokens are bytes."""
+"""Fakes: an engine that answers its script, and a byte tokenizer."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -56,7 +56,7 @@ def _raise(message: str) -> None:
 
 
 class Pause:
-    """A step at which an engine stands still until `go` is set."""
+    """A step at which an engine waits until `go` is set."""
 
     def __init__(self) -> None:
         self.reached = asyncio.Event()
@@ -162,11 +162,11 @@ class FakeEngine:
 
     @property
     def prompts(self) -> list[str]:
-        """What it was asked, as text."""
+        """The prompts of its jobs, as text."""
         return [bytes(job.prompt).decode() for job in self.jobs]
 
     def builder(self) -> Callable[..., "FakeEngine"]:
-        """For `build=`: this engine, whatever is asked for."""
+        """For `build=`: returns this engine."""
         return lambda kind, /, **options: self
 
 

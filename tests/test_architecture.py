@@ -1,4 +1,4 @@
-"""DESIGN.md's import table and the house rules that a machine can hold, read from the syntax trees."""
+"""Import rules between packages and other rules of the house, checked in the syntax trees."""
 
 import ast
 import re
@@ -17,9 +17,9 @@ FILES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    module: str  # all three are regular expressions over whole dotted names or the beginnings of them
-    may: str = "$"  # of ours
-    never: str = "$"  # of others
+    module: str  # all three are regular expressions that match dotted names or prefixes of them
+    may: str = "$"  # of our modules
+    never: str = "$"  # of other packages
 
 
 WEB = "fastapi|starlette|sse_starlette"
@@ -54,7 +54,7 @@ RULES = [
     Rule(
         r"services\.history", may=r"schemas|database|services\.(errors|chat|history|engine\.base)", never=f"torch|{WEB}"
     ),
-    Rule(r"services\.models\.(convert_gguf)"),  # a program of its own
+    Rule(r"services\.models\.(convert_gguf)"),  # runs as a process
     Rule(
         r"services\.models",
         may=r"services\.(errors|models|engine\.(base|engine_class|is_own|loading\.model_files))",
@@ -72,7 +72,7 @@ RULES = [
         never=f"torch|{WEB}",
     ),
     Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|large|\w+_service)|app\.common", never="torch"),
-    # a spec reads requests and encodes events itself: of services.chat the parts that know no protocol
+    # a spec parses requests and encodes events: it may use the parts of services.chat without a protocol
     Rule(
         r"app\.spec",
         may=r"schemas|services\.(errors|large|parameter_names|engine\.base|models|\w+_service)|app\.(common|spec)"
@@ -106,7 +106,7 @@ def module_name(path: Path) -> str:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Dotted names, also from inside functions: `from a import b` is a.b, whether b is a module or not."""
+    """Dotted names, also of imports inside functions; `from a import b` is a.b, whether b is a module or not."""
     package = list(path.relative_to(ROOT).parts[:-1])
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
@@ -124,11 +124,11 @@ def allowed(rule: Rule, name: str) -> bool:
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_imports_follow_the_table(path: Path) -> None:
     rule = next((rule for rule in RULES if matches(rule.module, module_name(path))), None)
-    assert rule, "no row of the table is for this file"
+    assert rule, "no rule matches this file"
     assert [name for name in imports(path) if not allowed(rule, name)] == []
 
 
-def test_services_do_not_need_torch_to_be_imported() -> None:
+def test_services_do_not_import_torch() -> None:
     services = [module_name(path) for path in FILES if matches(r"services\.\w+_service", module_name(path))]
     code = (
         "import sys, importlib as i\nfor m in sys.argv[1:]: i.import_module(m); 'torch' in sys.modules and sys.exit(m)"
@@ -137,7 +137,7 @@ def test_services_do_not_need_torch_to_be_imported() -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_no_file_is_named_after_nothing() -> None:
+def test_no_file_is_called_utils_or_helpers() -> None:
     files = [*FILES, *(ROOT / "tests").rglob("*.py")]
     assert [path.name for path in files if re.search("(utils?|helpers?)$", path.stem)] == []
 

@@ -1,4 +1,4 @@
-"""How many threads torch computes with."""
+"""Sets the number of threads of torch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def computing_with(number: int) -> Iterator[None]:
-    import torch  # takes a while, and few need it
+    import torch  # slow to import, and rarely needed
 
     before = torch.get_num_threads()
     torch.set_num_threads(number)

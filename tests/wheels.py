@@ -1,4 +1,4 @@
-"""A package index of one machine: a wheel made up on the spot, and a server that can misbehave with it."""
+"""A fake package index: a generated wheel, and a server that can fail in several ways."""
 
 import hashlib
 import io
@@ -33,28 +33,28 @@ def model_of(data: bytes) -> DefaultModel:
 
 @dataclass
 class Index:
-    """What the server does, and what it was asked."""
+    """The server's behaviour, and the requests it got."""
 
     data: bytes
     url: str = ""
     ranges: bool = True
-    cut_after: list[int] = field(default_factory=list)  # bytes, one entry per answer that is to break off
+    cut_after: list[int] = field(default_factory=list)  # bytes, one entry per answer to interrupt
     status: int = 200
-    asked: list[str | None] = field(default_factory=list)  # the Range of each request
+    requested_ranges: list[str | None] = field(default_factory=list)  # the Range of each request
 
 
 class Server(ThreadingHTTPServer):
     def handle_error(self, *args: object) -> None:
-        """A client that hangs up is what some tests are about."""
+        """Some tests disconnect."""
 
 
 @contextmanager
 def serving(index: Index) -> Iterator[Index]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            asked = self.headers["Range"]
-            index.asked.append(asked)
-            start = int(re.findall(r"\d+", asked)[0]) if asked and index.ranges else 0
+            range = self.headers["Range"]
+            index.requested_ranges.append(range)
+            start = int(re.findall(r"\d+", range)[0]) if range and index.ranges else 0
             if start >= len(index.data):
                 return self.send_error(416)
             self.send_response(206 if start else index.status)

@@ -45,7 +45,7 @@ def test_other_addresses_and_the_machine_name_are_permitted_if_the_server_listen
     assert not permits(host)
     for bound in ("0.0.0.0", "::"):
         assert permits(host, bound=bound)
-    assert permits(host, local=LAN)  # bound by whoever started it, whatever the setting says
+    assert permits(host, local=LAN)  # bound by `uvicorn --host`, unlike the setting
     assert permits(host, local="fe80::1")
     assert not permits(host, local="/run/parley.sock")
 

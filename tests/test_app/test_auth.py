@@ -30,7 +30,7 @@ async def ask(site: Site, path: str = CHAT, headers: dict[str, str] | None = Non
 
 
 def routes(site: Site) -> Iterator[tuple[str, str]]:
-    """All there are, documented or not, and some there are not."""
+    """All routes, documented or not, and unknown ones."""
     from app.main import CONTROLLERS
 
     documented = site.app.openapi()["paths"]

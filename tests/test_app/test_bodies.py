@@ -61,7 +61,7 @@ def bodies(new_app: Callable[..., FastAPI]) -> list[type[BaseModel]]:
     return [each for each in dict.fromkeys(subclasses(Request)) if each.__name__ in names]
 
 
-def asked(body: type[BaseModel], **field: Any) -> Json:
+def valid_body(body: type[BaseModel], **field: Any) -> Json:
     least = {name: REQUIRED[name] for name, info in body.model_fields.items() if info.is_required()}
     return least | ({"input": "Hi"} if body is Prediction else {}) | field
 
@@ -86,7 +86,7 @@ def type_of(about: Json) -> str | None:
 
 
 def is_in(place: tuple[int | str, ...], sent: Any) -> bool:
-    """But for what should be there, and is not; a string may stand for a list of one."""
+    """Ignores missing keys; a string may be given for a list of one."""
     for index, step in enumerate(place):
         try:
             sent = sent[step]
@@ -97,7 +97,7 @@ def is_in(place: tuple[int | str, ...], sent: Any) -> bool:
 
 def test_all_bodies_are_tested(bodies: list[type[BaseModel]]) -> None:
     assert len(bodies) > 20
-    assert [body for body in bodies if faults(body, asked(body))] == []
+    assert [body for body in bodies if faults(body, valid_body(body))] == []
 
 
 def test_types_are_not_coerced(bodies: list[type[BaseModel]]) -> None:
@@ -105,7 +105,7 @@ def test_types_are_not_coerced(bodies: list[type[BaseModel]]) -> None:
         (body.__name__, name, value)
         for body, name, about in fields(bodies)
         for value in OTHERS.get(type_of(about), ())
-        if not faults(body, asked(body, **{name: value}))
+        if not faults(body, valid_body(body, **{name: value}))
     ]
     assert taken == []
 
@@ -114,13 +114,13 @@ def test_integers_may_be_written_as_decimals(bodies: list[type[BaseModel]]) -> N
     refused = [
         (body.__name__, name)
         for body, name, about in fields(bodies)
-        if type_of(about) == "integer" and faults(body, asked(body, **{name: 1.0}))
+        if type_of(about) == "integer" and faults(body, valid_body(body, **{name: 1.0}))
     ]
     assert refused == []
 
 
 def test_errors_name_the_path_in_the_body(bodies: list[type[BaseModel]]) -> None:
-    sent = [(body, asked(body, **{name: value})) for body, name, _ in fields(bodies) for value in WHATEVER]
+    sent = [(body, valid_body(body, **{name: value})) for body, name, _ in fields(bodies) for value in WHATEVER]
     astray = [
         (body.__name__, each, place)
         for body, each in sent

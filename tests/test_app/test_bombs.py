@@ -12,15 +12,15 @@ from tests.fakes import FakeEngine, FakeTokenizer
 from tests.heartbeat import Answer, held
 from tools.faults.bombs import JSON_ROUTES, Bomb, bombs
 
-LONGEST = 0.05  # seconds of computing
-TRIES = 4  # on a busy machine computing itself takes longer
-ANYWHERE = ("/v1/chat/completions", "/v1/messages", "/predict")  # the others read their bodies with the same code
+LONGEST = 0.05  # seconds of CPU time
+TRIES = 4  # on a busy machine CPU time is longer too
+ANYWHERE = ("/v1/chat/completions", "/v1/messages", "/predict")  # other routes use the same code
 JSON = {"Content-Type": "application/json"}
 QUIET = {"log": {"level": "ERROR"}}
 
 
 class CoarseTokenizer(FakeTokenizer):
-    """Five letters a token, as real ones; bytes would be millions of tokens that no real text has."""
+    """Five letters per token, like real tokenizers; bytes would be unrealistic millions of tokens."""
 
     all_special_ids: tuple[int, ...] = ()
 
@@ -45,13 +45,13 @@ async def site(new_site: NewSite) -> AsyncIterator[Site]:
     site = await new_site(build=engine.builder(), **QUIET)
     await held(site.app, "GET", "/health", b"")  # builds the middleware
     gc.collect()
-    gc.freeze()  # what is there before the first request is not the collector's, as in the service
+    gc.freeze()  # as in the service: objects from before the first request are not collected
     yield site
     gc.unfreeze()
 
 
 async def longest(site: Site, bomb: Bomb) -> Answer:
-    """The best of several tries."""
+    """The shortest of several tries."""
     body = bomb.body()
     answer = await held(site.app, bomb.method, bomb.path, body)
     for _ in range(TRIES - 1):

@@ -42,7 +42,7 @@ async def test_compressed_body_is_read_on_every_protocol(site: Site, path: str) 
 
 @pytest.mark.parametrize("extra", [-1, 0, 1])
 async def test_compressed_body_is_read_in_steps(new_server: NewSite, extra: int) -> None:
-    """Also where it ends with a step."""
+    """Also if the body ends with a step."""
     site = await new_server()
     text = "x" * (2 * STEP + extra - len(body("")))
     data = gzip.compress(body(text))

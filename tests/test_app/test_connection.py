@@ -14,7 +14,7 @@ ANSWER = h11.Response(status_code=200, headers=[("Content-Length", "0")])
 
 
 class Server(asyncio.Protocol):
-    """As uvicorn's: h11 reads what comes, and answers when it is told to."""
+    """Like uvicorn's protocol: h11 parses the input, and the test triggers answers."""
 
     def __init__(self) -> None:
         self.conn = h11.Connection(h11.SERVER)
@@ -68,7 +68,7 @@ class Socket(asyncio.Transport):
 
 
 class Client:
-    """`after(seconds)` looks as often as the server does, once a second."""
+    """`after(seconds)` checks once per second, as the server does."""
 
     def __init__(self, now: list[float]) -> None:
         self.open: list[Connection] = []
@@ -90,7 +90,7 @@ class Client:
             self.connection.data_received(data)
 
     def after(self, seconds: int) -> bool:
-        """Whether it is late by then."""
+        """Whether the connection is late by then."""
         for _ in range(seconds):
             self._now[0] += 1
             if self.connection.is_late(self._now[0], DEADLINES):

@@ -18,8 +18,8 @@ CHAT = "/v1/chat/completions"
 STREAMED = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "stream": True}
 
 
-async def said(site: Site, request: bytes) -> bytes:
-    """All that comes until the server closes the connection."""
+async def received(site: Site, request: bytes) -> bytes:
+    """Everything received until the server closes the connection."""
     url = site.client.base_url
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(request)
@@ -31,7 +31,7 @@ async def said(site: Site, request: bytes) -> bytes:
 async def test_late_connections_are_closed(new_server: NewSite) -> None:
     site = await new_server(server={"headers_timeout_s": 0.2, "body_timeout_s": 0.2})
     body = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
-    answers = await asyncio.gather(*(said(site, begun) for begun in (b"", b"GET / HT", body)))
+    answers = await asyncio.gather(*(received(site, begun) for begun in (b"", b"GET / HT", body)))
     assert [answer[:12] for answer in answers] == [b"", b"HTTP/1.1 408", b"HTTP/1.1 408"]
 
 
@@ -60,7 +60,7 @@ async def test_only_probes_are_answered_beyond_the_limit(new_server: NewSite, en
     async with AsyncExitStack() as stack:
         for _ in range(2):
             await stack.enter_async_context(site.client.stream("POST", CHAT, json=STREAMED))
-        refused = await said(site, b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        refused = await received(site, b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (refused[:12], b"connection: close" in refused) == (b"HTTP/1.1 503", True)
         assert b'"service_unavailable_error"' in refused
         assert b"retry-after: 1" in refused

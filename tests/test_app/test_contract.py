@@ -25,7 +25,7 @@ from tests.apps import NewSite, Site
 from tests.fakes import FakeEngine
 from tests.test_engine import tiny_encoders
 
-EXAMPLES = 12  # for each operation, of what it should take and as many of what it should not
+EXAMPLES = 12  # for each operation, of valid and of invalid requests
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -47,7 +47,7 @@ async def site(new_site: NewSite, engine: FakeEngine, tmp_path: Path) -> Site:
 
 
 def cases(operation: Any, mode: GenerationMode) -> list[Case]:
-    """The same in every run."""
+    """Deterministic."""
     found = []
 
     @settings(
@@ -61,17 +61,19 @@ def cases(operation: Any, mode: GenerationMode) -> list[Case]:
     def collect(case: Case) -> None:
         found.append(case)
 
-    with suppress(Unsatisfiable):  # an operation that takes nothing cannot be sent anything wrong
+    with suppress(Unsatisfiable):  # operations without parameters have no invalid requests
         collect()
     return found
 
 
 async def send(client: httpx2.AsyncClient, case: Case) -> httpx2.Response:
-    asked = case.as_transport_kwargs(base_url=str(client.base_url))
-    # in ASCII, so that any text there is can be sent
-    content = json.dumps(asked["json"]).encode() if "json" in asked else asked.get("data")
-    headers = {name: value.encode() for name, value in asked["headers"].items()}
-    return await client.request(asked["method"], asked["url"], params=asked["params"], headers=headers, content=content)
+    request = case.as_transport_kwargs(base_url=str(client.base_url))
+    # escaped, so that any text can be sent
+    content = json.dumps(request["json"]).encode() if "json" in request else request.get("data")
+    headers = {name: value.encode() for name, value in request["headers"].items()}
+    return await client.request(
+        request["method"], request["url"], params=request["params"], headers=headers, content=content
+    )
 
 
 async def faults(site: Site, case: Case) -> list[str]:
@@ -83,7 +85,7 @@ async def faults(site: Site, case: Case) -> list[str]:
     return []
 
 
-@pytest.mark.timeout(900)  # a busy machine makes up requests slowly
+@pytest.mark.timeout(900)  # generating requests is slow on a busy machine
 @pytest.mark.parametrize(
     "mode", [GenerationMode.POSITIVE, pytest.param(GenerationMode.NEGATIVE, marks=pytest.mark.extended)]
 )

@@ -20,7 +20,7 @@ HI = {"messages": [{"content": "hi"}]}
 
 @pytest.fixture
 def handed_on(process: None) -> Iterator[asyncio.Event]:
-    """In place of the server: set when the signal has come through to it."""
+    """Stands for the server: set when the signal is passed on to it."""
     event = asyncio.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: event.set())
     return event
@@ -102,7 +102,7 @@ class TestSignal:
         assert busy == []
 
     async def test_ignored_sighup_stays_ignored(self, handed_on: asyncio.Event, interrupt: Interrupt) -> None:
-        """As `nohup` wants it."""
+        """Under `nohup`."""
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         drain = Drain(60, interrupt, is_busy=lambda: False)
         drain.install()
@@ -118,10 +118,10 @@ class TestSignal:
 
 
 class TestServer:
-    """On a real port, its stop signal held back."""
+    """On a real port."""
 
     async def begin(self, site: Site, engine: FakeEngine) -> tuple["asyncio.Task[httpx2.Response]", Pause]:
-        """A stream that has begun and stands still, and a server that was told to stop."""
+        """A paused stream on a server that got the stop signal."""
         pause = Pause()
         engine.script = ("Hel", pause, "lo")
         conversation = (await self.silently(site, engine)).json()["conversation_id"]

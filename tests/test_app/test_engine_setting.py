@@ -26,17 +26,17 @@ async def site(new_site: NewSite) -> Site:
 @pytest.mark.parametrize(
     ("path", "body", "answer"),
     [
-        ("/v1/chat/completions", {"messages": MESSAGES}, lambda said: said["choices"][0]["message"]["content"]),
-        ("/v1/completions", {"prompt": HI, "max_tokens": 99}, lambda said: said["choices"][0]["text"]),
-        ("/v1/responses", {"input": HI}, lambda said: said["output"][0]["content"][0]["text"]),
-        ("/v1/messages", {"messages": MESSAGES[1:], "max_tokens": 99}, lambda said: said["content"][0]["text"]),
+        ("/v1/chat/completions", {"messages": MESSAGES}, lambda answer: answer["choices"][0]["message"]["content"]),
+        ("/v1/completions", {"prompt": HI, "max_tokens": 99}, lambda answer: answer["choices"][0]["text"]),
+        ("/v1/responses", {"input": HI}, lambda answer: answer["output"][0]["content"][0]["text"]),
+        ("/v1/messages", {"messages": MESSAGES[1:], "max_tokens": 99}, lambda answer: answer["content"][0]["text"]),
         (
             "/api/chat",
             {"model": "default", "messages": MESSAGES, "stream": False},
-            lambda said: said["message"]["content"],
+            lambda answer: answer["message"]["content"],
         ),
-        ("/predict", {"input": HI}, lambda said: said["output"]),
-        ("/chat/new/message/", {"prompt": HI}, lambda said: said["response"]),
+        ("/predict", {"input": HI}, lambda answer: answer["output"]),
+        ("/chat/new/message/", {"prompt": HI}, lambda answer: answer["response"]),
     ],
 )
 async def test_answers_every_protocol(site: Site, path: str, body: dict[str, Any], answer: Any) -> None:
@@ -46,8 +46,8 @@ async def test_answers_every_protocol(site: Site, path: str, body: dict[str, Any
 
 
 async def test_streams_and_keeps_to_its_limits(site: Site) -> None:
-    asked = {"messages": MESSAGES, "stream": True, "max_tokens": 5}
-    got = (await site.client.post("/v1/chat/completions", json=asked)).text
+    body = {"messages": MESSAGES, "stream": True, "max_tokens": 5}
+    got = (await site.client.post("/v1/chat/completions", json=body)).text
     assert got.count('"content":') == 6
     assert '"finish_reason":"length"' in got
     assert (await site.client.post("/v1/completions", json={"prompt": "a" * 64})).status_code == 400

@@ -25,7 +25,7 @@ WAYS: dict[str, Callable[[httpx2.AsyncClient], Any]] = {
 
 
 def check(answer: httpx2.Response, status: int, type_: str, param: str | None = None, code: str | None = None) -> str:
-    """All four fields, and nothing else; the message comes back."""
+    """Checks that there are exactly four fields; returns the message."""
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-request-id"]
@@ -80,7 +80,7 @@ async def test_wrong_method_names_the_allowed_ones(site: Site) -> None:
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded", "nonsense"])
 async def test_wrong_content_type(site: Site, content_type: str | None) -> None:
-    """Pages of other origins can send these without asking first."""
+    """Types that foreign pages can send without a preflight."""
     headers = {"Content-Type": content_type} if content_type else {}
     answer = await site.client.post(CHAT, content=b'{"messages": [{"content": "hi"}]}', headers=headers)
     assert "application/json" in check(answer, 400, "invalid_request_error", code="invalid_json")

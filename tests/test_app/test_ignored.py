@@ -33,7 +33,7 @@ def test_number_of_names_is_limited() -> None:
 
 def test_later_names_are_added() -> None:
     ignored = UNKNOWN.of(["zebra"])
-    headers = ignored.headers  # as a response holds them that has not begun
+    headers = ignored.headers  # as a response that has not started holds them
     ignored.add([])
     ignored.add(["reasoning.effort"])
     assert headers == {HEADER: "reasoning.effort, zebra"}

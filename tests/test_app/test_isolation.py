@@ -11,7 +11,7 @@ from tests.apps import MODEL, NewSite, Site
 MINE, YOURS = {"X-API-Key": "mine"}, {"X-API-Key": "yours"}
 SECRET = "xylophone"
 MESSAGES = [{"role": "user", "content": SECRET}]
-TAKEN = {"model", "model_id", "path"}  # parts of paths that nobody owns
+TAKEN = {"model", "model_id", "path"}  # path parameters without an owner
 BODIES: dict[str, Any] = {
     "/v1/conversations/{conversation_id}": {"metadata": {"a": "b"}},
     "/v1/conversations/{conversation_id}/items": {"items": [{"role": "user", "content": "x"}]},
@@ -21,7 +21,7 @@ BODIES: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What the first key has stored, by the name that routes call it."""
+    """Objects of the first key, by path parameter."""
 
     site: Site
     ids: dict[str, str]
@@ -37,8 +37,8 @@ async def stored(new_site: NewSite) -> Stored:
     async def post(path: str, **body: Any) -> dict[str, Any]:
         answer = await site.client.post(path, json=body, headers=MINE)
         assert answer.status_code == 200, answer.text
-        told: dict[str, Any] = answer.json()
-        return told
+        body: dict[str, Any] = answer.json()
+        return body
 
     conversation = (await post("/v1/conversations", items=MESSAGES))["id"]
     items = await site.client.get(f"/v1/conversations/{conversation}/items", headers=MINE)
@@ -61,13 +61,13 @@ def routes(site: Site) -> list[tuple[str, str]]:
     ]
 
 
-# By an id in its query or body; each stands in a test below.
+# Ids in query or body; each has a test below.
 NAMED = {
     *("/v1/chat/completions", "/v1/chat/completions/input_tokens", "/v1/responses", "/v1/responses/input_tokens"),
     *("/v1/conversations", "/v1/conversations/search"),
     *("/chat/new/message/", "/chat/get/messages/", "/chat/stream"),
 }
-# These keep nothing, and show nothing that anybody said.
+# Routes that store nothing and return nothing stored.
 NOBODYS = {
     *("/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/models", "/v1/responses/compact"),
     *("/v1/messages", "/v1/messages/count_tokens", "/predict", "/tokenize", "/detokenize"),
@@ -77,7 +77,7 @@ NOBODYS = {
 
 
 def test_all_routes_with_ids_are_tested(site: Site) -> None:
-    """A new one belongs into one of these lists, and into a test where it takes what somebody owns."""
+    """A new route must be added to one of these lists, and to a test if it takes owned ids."""
     assert {path for path in site.app.openapi()["paths"] if "{" not in path} == NAMED | NOBODYS
 
 
@@ -86,14 +86,14 @@ async def test_foreign_ids_are_not_found_on_any_route(stored: Stored) -> None:
     for method, path in routes(stored.site):
         if any(f"{{{name}" in path for name in TAKEN):
             continue
-        url = path.format(**stored.ids)  # a KeyError: a new route, whose ids are to be stored above
+        url = path.format(**stored.ids)  # a KeyError means a new route, whose objects must be stored above
         for prefixed in {url, url.removeprefix("/v1")}:
             answer = await stored.ask(method, prefixed, json=BODIES.get(path, {}) if method == "POST" else None)
             assert answer.status_code == 404, f"{method} {prefixed}: {answer.status_code} {answer.text}"
             assert SECRET not in answer.text
             walked.append(prefixed)
     assert len(walked) >= 30
-    # and all of it is still there
+    # everything is still there
     for url in [f"/v1/chat/completions/{stored.ids['completion_id']}", f"/v1/responses/{stored.ids['response_id']}"]:
         assert (await stored.site.client.get(url, headers=MINE)).status_code == 200
 

@@ -59,7 +59,7 @@ async def test_deep_nesting_is_rejected_by_name(site: Site, path: str, body: dic
     answer = await site.client.post(path, json=body)
     assert answer.status_code == 400, answer.text
     assert "128 levels deep" in answer.text
-    if path.startswith("/v1/") and path != "/v1/messages":  # the others' errors name no parameter
+    if path.startswith("/v1/") and path != "/v1/messages":  # errors of other protocols name no parameter
         assert answer.json()["error"]["param"] == list(body)[-1]
 
 

@@ -17,7 +17,7 @@ ID = {"X-Request-Id": "the-id"}
 
 
 class Log:
-    """A site, and what it says on the standard error."""
+    """A site and its standard error."""
 
     def __init__(self, site: Site, written: io.StringIO) -> None:
         self.client = site.client
@@ -101,46 +101,46 @@ async def test_server_without_keys_logs_a_warning(new_log: NewLog) -> None:
 
 
 class TestDebug:
-    """At the level of most words: nothing that was asked or answered is among them, by whichever way it came."""
+    """At debug level: prompts and answers of all routes are not logged."""
 
-    ASKED, ANSWERED = "xylophone", "Zanzibar"
+    PROMPT, ANSWER = "xylophone", "Zanzibar"
 
-    async def ask_everywhere(self, site: Site) -> None:
-        client, asked = site.client, self.ASKED
-        messages = [{"role": "user", "content": asked}]
+    async def request_everything(self, site: Site) -> None:
+        client, prompt = site.client, self.PROMPT
+        messages = [{"role": "user", "content": prompt}]
         for stream in (False, True):
             for path in ("/v1/chat/completions", "/v1/messages", "/api/chat"):
                 body = {"messages": messages, "max_tokens": 9, "stream": stream, "model": "default", "store": True}
                 assert (await client.post(path, json=body)).status_code == 200
             for path in ("/v1/responses", "/predict"):
-                assert (await client.post(path, json={"input": asked, "stream": stream})).status_code == 200
+                assert (await client.post(path, json={"input": prompt, "stream": stream})).status_code == 200
             for path in ("/v1/completions", "/chat/new/message/", "/api/generate"):
-                assert (await client.post(path, json={"prompt": asked, "stream": stream})).status_code == 200
-        assert (await client.get("/chat/stream", params={"prompt": asked})).status_code == 200
-        kept = await client.post("/v1/conversations", json={"items": messages, "metadata": {asked: asked}})
+                assert (await client.post(path, json={"prompt": prompt, "stream": stream})).status_code == 200
+        assert (await client.get("/chat/stream", params={"prompt": prompt})).status_code == 200
+        kept = await client.post("/v1/conversations", json={"items": messages, "metadata": {prompt: prompt}})
         assert kept.status_code == 200
-        for path in (f"/v1/conversations/search?query={asked}", "/chat/get/messages/", "/v1/chat/completions"):
-            assert {asked, self.ANSWERED} & set(re.findall(r"\w+", (await client.get(path)).text))
-        for wrong in ({"messages": asked}, {"messages": messages, "temperature": asked}, {asked: asked}):
+        for path in (f"/v1/conversations/search?query={prompt}", "/chat/get/messages/", "/v1/chat/completions"):
+            assert {prompt, self.ANSWER} & set(re.findall(r"\w+", (await client.get(path)).text))
+        for wrong in ({"messages": prompt}, {"messages": messages, "temperature": prompt}, {prompt: prompt}):
             assert (await client.post("/v1/chat/completions", json=wrong)).status_code == 400
 
     async def test_prompts_and_answers_are_not_logged(
         self, new_server: NewSite, engine: FakeEngine, database_url: str
     ) -> None:
-        engine.script = (self.ANSWERED, " ", self.ANSWERED)
+        engine.script = (self.ANSWER, " ", self.ANSWER)
         with redirect_stderr(io.StringIO()) as written:
             site = await new_server(log={"level": "debug"}, database={"url": database_url, "migrate": True})
-            await self.ask_everywhere(site)
-            engine.script = (self.ANSWERED, RuntimeError("it broke"))
-            await site.client.post("/chat/new/message/", json={"prompt": self.ASKED})
+            await self.request_everything(site)
+            engine.script = (self.ANSWER, RuntimeError("it broke"))
+            await site.client.post("/chat/new/message/", json={"prompt": self.PROMPT})
         log = written.getvalue()
         assert "POST /chat/new/message/ 500" in log
-        for word in (self.ASKED, self.ANSWERED):
+        for word in (self.PROMPT, self.ANSWER):
             assert [line for line in log.split("\n") if word in line] == []
 
     async def test_own_debug_lines_are_logged(self, new_log: NewLog) -> None:
         log = await new_log(log={"level": "debug"})
         for name in ("services.x", "app.x", "database.x", "sse_starlette.x", "anybody"):
             logging.getLogger(name).debug("a detail of %s", name)
-        said = log.lines("a detail of")
-        assert [line.split()[-1] for line in said] == ["services.x", "app.x", "database.x"]
+        lines = log.lines("a detail of")
+        assert [line.split()[-1] for line in lines] == ["services.x", "app.x", "database.x"]

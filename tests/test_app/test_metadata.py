@@ -20,7 +20,7 @@ BEYOND = [2**64, -(2**63) - 1, 2**70, -(2**200), 10**300]
 
 @pytest.fixture
 async def updates(site: Site) -> list[str]:
-    """Of what is stored already."""
+    """Updates of stored objects."""
     completion = (await post(site, "/v1/chat/completions", messages=MESSAGES, store=True))["id"]
     return [f"/v1/chat/completions/{completion}", f"/v1/conversations/{(await post(site, '/v1/conversations'))['id']}"]
 
@@ -47,8 +47,8 @@ async def test_integers_beyond_64_bits_are_rejected_by_name(site: Site, updates:
         for name in ("n", "a.b"):
             body = BODIES.get(path, {})
             assert await refusal(site, path, **body, metadata={name: number}) == f"metadata.{name}", path
-    asked = {"model": "default", "max_tokens": 3, "messages": MESSAGES, "metadata": {"user_id": number}}
-    answer = await site.client.post("/v1/messages", json=asked)
+    body = {"model": "default", "max_tokens": 3, "messages": MESSAGES, "metadata": {"user_id": number}}
+    answer = await site.client.post("/v1/messages", json=body)
     assert answer.status_code == 400
     assert "metadata.user_id" in answer.json()["error"]["message"]
 

@@ -125,11 +125,11 @@ class TestHead:
         ],
     )
     async def test_is_get_without_its_body(self, server: Site, path: str) -> None:
-        """On a real port: where a body came after all, it would stand in the way of the next answer."""
+        """On a real port: an unexpected body would corrupt the next answer."""
         get, head = await server.client.get(path), await server.client.head(path)
         assert head.status_code == get.status_code
         assert head.content == b""
-        own = {"x-request-id", "date", "content-length"}  # /metrics counts the requests between them
+        own = {"x-request-id", "date", "content-length"}  # /metrics changes between the requests
         assert {*head.headers.items()} ^ {*get.headers.items()} <= {
             (name, value) for each in (get, head) for name, value in each.headers.items() if name in own
         }

@@ -12,7 +12,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture
 async def site(new_site: NewSite) -> Site:
-    """Without other protocols, whose errors are their own."""
+    """Without other protocols, which have their own errors."""
     return await new_site(specs=[])
 
 

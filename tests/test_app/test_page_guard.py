@@ -33,7 +33,7 @@ STRANGE: list[Headers] = [
     {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"},
     {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
     {"Origin": "http://localhost:81", "Sec-Fetch-Site": "same-site"},
-    {"Origin": "http://localhost", "Sec-Fetch-Site": "cross-site"},  # what a redirect has led here
+    {"Origin": "http://localhost", "Sec-Fetch-Site": "cross-site"},  # after a redirect
     {"Sec-Fetch-Site": "whatever"},
 ]
 PROGRAMS: list[Headers] = [
@@ -53,7 +53,7 @@ OWN_PAGES: list[Headers] = [
 
 
 def routes(site: Site) -> Iterator[tuple[str, str]]:
-    """All there are, documented or not, and some there are not."""
+    """All routes, documented or not, and unknown ones."""
     for entry in site.app.state.routes:
         path = (
             "/static/chat.js"
@@ -72,7 +72,7 @@ async def ask(site: Site, path: str = CHAT, headers: Headers | None = None, **fi
 
 class TestEveryRoute:
     async def statuses(self, site: Site, table: list[Headers]) -> dict[str, set[int]]:
-        """Of each path, under any of these headers."""
+        """Status codes of each path with each of the headers."""
         found: dict[str, set[int]] = {}
         for method, path in sorted(set(routes(site))):
             answers = [await site.client.request(method, path, headers=headers) for headers in table]
@@ -162,7 +162,7 @@ BODY = b'{"prompt": "hi", "messages": [{"role": "user", "content": "hi"}], "stre
 
 
 class TestBodiesWithoutAType:
-    """A page may send text to another origin without asking; JSON it may not."""
+    """Pages may send text to another origin without a preflight, but not JSON."""
 
     async def test_programs_may_omit_the_content_type(self, site: Site) -> None:
         for path, type in product(UNTYPED, ("text/plain", "application/x-www-form-urlencoded", None)):

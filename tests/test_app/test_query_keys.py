@@ -55,7 +55,7 @@ async def test_documented_keys_are_not_reported(site: Site) -> None:
         for parameter in operation.get("parameters", ()):
             name = f"{parameter['name']}[a]" if parameter.get("style") == "deepObject" else parameter["name"]
             if parameter["in"] == "query":
-                value = "false" if name == "include_obfuscation" else "1"  # true is left aside by its value
+                value = "false" if name == "include_obfuscation" else "1"  # `true` is ignored by its value
                 assert ignored(await site.client.get(f"{url}{name}={value}")) is None, (path, name)
 
 
@@ -65,7 +65,7 @@ async def test_documented_keys_are_not_reported(site: Site) -> None:
         ("/v1/chat/completions?metadata[a]=b&metadata=x&metadat[a]=b", "metadat[a], metadata"),
         ("/chat/stream?prompt=hi&token=x&tokens=x", "tokens"),
         ("/chat/get/messages/?token=x", "token"),
-        ("/v1/conversations?%0d%0aSet-Cookie:x=1", None),  # no name that a header could carry
+        ("/v1/conversations?%0d%0aSet-Cookie:x=1", None),  # not a valid header value
     ],
 )
 async def test_keys_read_elsewhere_are_not_reported(site: Site, path: str, names: str | None) -> None:
@@ -76,7 +76,7 @@ async def test_keys_read_elsewhere_are_not_reported(site: Site, path: str, names
 async def test_unknown_keys_of_query_and_body_are_both_reported(site: Site) -> None:
     path = f"/v1/conversations/{(await ids(site))['conversation_id']}/items"
     answer = await site.client.post(f"{path}?include[]=x&zebra=1", json={"items": MESSAGES, "apple": 1})
-    assert answer.status_code == 400  # of include[], which is known
+    assert answer.status_code == 400  # the value of include[], a known key
     answer = await site.client.post(f"{path}?zebra=1", json={"items": MESSAGES, "apple": 1})
     assert (answer.status_code, ignored(answer)) == (200, "apple, zebra")
     assert ignored(await site.client.post("/v1/chat/completions?api-version=1", json={"messages": MESSAGES})) is None
@@ -91,5 +91,5 @@ async def test_strict_server_rejects_unknown_keys(new_site: NewSite) -> None:
         answer = await site.client.get(f"{url}zebra=1")
         assert answer.status_code == 400, path
         assert "Unknown parameter: 'zebra'" in answer.text
-    asked = (await site.client.get("/chat/get/messages/")).json()["data"]
-    assert len([each for each in asked if each["role"] == "user"]) == 1
+    messages = (await site.client.get("/chat/get/messages/")).json()["data"]
+    assert len([each for each in messages if each["role"] == "user"]) == 1

@@ -114,11 +114,11 @@ def test_owner_does_not_reveal_the_key(monkeypatch: Environment) -> None:
         ("PARLEY_ENGINE__TENSOR_PARALLEL_SIZE", "2"),
         ("PARLEY_ENGINE__QUANTIZATION", "int4"),
         ("PARLEY_ENGINE__KV_CACHE_RATIO", "1.5"),
-        ("PARLEY_SERVER__WORKERS", "2"),  # of one SQLite file
+        ("PARLEY_SERVER__WORKERS", "2"),  # with an SQLite file
         ("PARLEY_LOG__FORMAT", "xml"),
         ("PARLEY_MODEL__TTL_S", "0"),
         ("PARLEY_SERVER__MAX_BODY_BYTES", "1"),
-        ("PARLEY_MODELS", '[{"kind": "reranker"}]'),  # of which there is no default one
+        ("PARLEY_MODELS", '[{"kind": "reranker"}]'),  # has no default model
         ("PARLEY_MODELS", '[{"nmae": "x"}]'),
         ("PARLEY_SERVER__PORT", "99999"),
         ("PARLEY_LOG__LEVEL", "LOUD"),
@@ -188,7 +188,7 @@ def test_client_key_is_accepted_beside_the_servers_keys(monkeypatch: Environment
 
 
 def test_cluster_variables_are_accepted(monkeypatch: Environment) -> None:
-    """Of services that are called parley and parley-server."""
+    """For services called parley and parley-server."""
     for name in ("PARLEY", "PARLEY_SERVER"):
         monkeypatch.setenv(f"{name}_SERVICE_HOST", "10.0.0.1")
         monkeypatch.setenv(f"{name}_SERVICE_PORT_HTTP", "8000")

@@ -19,7 +19,7 @@ class Chunk(BaseModel):
 
 
 class Source:
-    """Says `texts`, then stands still until `go` is set."""
+    """Yields `texts`, then waits until `go` is set."""
 
     def __init__(self, *texts: str) -> None:
         self.texts = texts
@@ -37,7 +37,7 @@ class Source:
 
 
 class Reader:
-    """The other end of a connection."""
+    """The client side of a connection."""
 
     def __init__(self) -> None:
         self.body = b""

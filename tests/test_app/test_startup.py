@@ -71,13 +71,15 @@ class TestAnnouncement:
     CHAT = ModelConfig("chat", "/models/chat")
     SECOND = ModelConfig("embedding", "embedding", kind="embedding")
 
-    def said(self, caplog: pytest.LogCaptureFixture, **settings: object) -> list[str]:
+    def announcement(self, caplog: pytest.LogCaptureFixture, **settings: object) -> list[str]:
         caplog.set_level("INFO")
         announce(Settings(_env_file=None, **settings), [self.CHAT, self.SECOND], ["chat"], None)  # type: ignore[arg-type]
         return caplog.messages
 
     def test_five_lines_describe_the_server(self, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-        page, models, database, keys, settings = self.said(caplog, database={"url": f"sqlite:///{tmp_path}/a.db"})
+        page, models, database, keys, settings = self.announcement(
+            caplog, database={"url": f"sqlite:///{tmp_path}/a.db"}
+        )
         assert page == "page: http://127.0.0.1:8000/"
         assert models == (
             "models: chat from /models/chat (chat, loading), embedding (embedding, loaded at its first request)"
@@ -88,7 +90,7 @@ class TestAnnouncement:
 
     def test_secrets_are_masked(self, caplog: pytest.LogCaptureFixture) -> None:
         url = "postgresql://user:secret@db/parley?password=secret"
-        lines = self.said(caplog, database={"url": url}, api_keys="secret,other-secret")
+        lines = self.announcement(caplog, database={"url": url}, api_keys="secret,other-secret")
         assert "secret" not in "\n".join(lines)
         assert lines[3].startswith("keys: 2;")
         assert "user:***@db/parley" in lines[2]

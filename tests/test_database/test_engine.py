@@ -80,7 +80,7 @@ async def test_sqlite_reads_during_a_write(tmp_path: Path) -> None:
 
 
 async def test_sqlite_writers_wait_for_each_other(tmp_path: Path) -> None:
-    """Each reads before it writes: without the lock at the beginning updates would fail or be lost."""
+    """Writers read first: without the lock at BEGIN, updates would fail or be lost."""
     databases = [Database(f"sqlite:///{tmp_path}/parley.db") for _ in range(3)]
     async with databases[0].write() as session:
         await session.execute(text("CREATE TABLE counters (n INTEGER)"))

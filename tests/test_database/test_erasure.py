@@ -90,7 +90,7 @@ async def test_deleted_data_is_erased_from_the_files(
     for n in range(20):
         await store_turn(turns, f"filler {n}", "indeed")
     await deletion(turns, database)
-    assert is_on_disk(folder)  # else this would see nothing at all
+    assert is_on_disk(folder)  # else the test could not fail
     await erase(database)
     assert not is_on_disk(folder)
 
@@ -127,7 +127,7 @@ async def test_no_row_is_left(database_url: str) -> None:
 
 
 async def counts(database: Database) -> list[int]:
-    """Of the rows of each table that holds what callers sent: the server's own secret is none of theirs."""
+    """Rows of each table with data of callers, so without the server's secret."""
     async with database.read() as session:
         tables = [table for table in Base.metadata.sorted_tables if table.name != Secret.__tablename__]
         return [await session.scalar(select(func.count()).select_from(table)) or 0 for table in tables]

@@ -15,7 +15,7 @@ from database.session import Database
 Step = Callable[[Repositories], Coroutine[Any, Any, object]]
 
 WAITING = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
-# As a deletion comes to them: against the order of ids.
+# In the order of a cascading deletion, against the order of ids.
 TURNS = {"t9": "a", "t5": "a", "t1": "b"}
 WRITERS: dict[str, Step] = {
     "a beat": lambda these: these.turns.lock_shared(list(TURNS)),
@@ -48,7 +48,7 @@ async def in_a_transaction(database: Database, step: Step) -> None:
 @pytest.mark.parametrize("deletion", DELETIONS.values(), ids=list(DELETIONS))
 @pytest.mark.parametrize("write", WRITERS.values(), ids=list(WRITERS))
 async def test_deletion_and_writer_do_not_deadlock(database: Database, deletion: Step, write: Step) -> None:
-    """The deletion is held up at the first turn by its id; in another order it would have locked later ones by then."""
+    """The deletion waits at the first turn by id; in another order it would have locked later ones already."""
     await fill(database)
     first = "t5" if deletion is DELETIONS["one conversation"] else "t1"
     async with database.write() as session:
@@ -60,4 +60,4 @@ async def test_deletion_and_writer_do_not_deadlock(database: Database, deletion:
         writing = asyncio.create_task(in_a_transaction(database, write))
         while not is_sqlite and not writing.done() and await session.scalar(WAITING) < 2:
             pass
-    await asyncio.gather(writing, deleting)  # of a deadlock one would be the victim
+    await asyncio.gather(writing, deleting)  # in a deadlock one of them would fail

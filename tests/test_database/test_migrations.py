@@ -31,7 +31,7 @@ from tools.data_migration import app
 ALL = ("0001", "0002", "0003", "0004", "0005")
 HEAD = ALL[-1]
 
-# Of the search, which each database has in its own way; the models do not know it.
+# For full-text search, which differs by database and is not in the models.
 SEARCH = {"ix_items_terms", *(f"items_found{part}" for part in ("", "_config", "_data", "_docsize", "_idx"))}
 
 
@@ -40,7 +40,7 @@ def is_compared(name: str | None, kind: str, parents: Mapping[str, str | None]) 
 
 
 def known(described: Any) -> Any:
-    """The constraints of a table, or the one it has of its kind."""
+    """The constraints of a table."""
     return [each for each in described if each["name"] not in SEARCH] if isinstance(described, list) else described
 
 
@@ -57,7 +57,7 @@ async def test_migrations_build_the_models(database_url: str) -> None:
 
 
 async def test_migrations_and_models_agree_on_constraints_and_partial_indexes(empty_url: str) -> None:
-    """Alembic does not compare these."""
+    """Alembic does not compare them."""
 
     def described(connection: Connection) -> str:
         inspector = inspect(connection)
@@ -70,7 +70,7 @@ async def test_migrations_and_models_agree_on_constraints_and_partial_indexes(em
         ]
         tables = list(Base.metadata.tables)
         found = [(table, known(rows)) for kind in kinds for table, rows in kind(filter_names=tables).items()]
-        return json.dumps(sorted(found, key=str), default=str)  # tables come in the order of their creation
+        return json.dumps(sorted(found, key=str), default=str)  # the order of tables varies
 
     engine = create_engine(empty_url)
     await upgrade(empty_url)
@@ -239,7 +239,7 @@ Table = list[dict[str, Any]]
 
 
 async def dump(url: str) -> dict[str, Table]:
-    """All rows of all tables, whatever revision made them; not the search's own, which follow from the items."""
+    """All rows of all tables of any revision, without the search index."""
 
     def read(connection: Connection) -> dict[str, Table]:
         reflected = sa.MetaData()
@@ -256,7 +256,7 @@ async def dump(url: str) -> dict[str, Table]:
 
 
 async def store_everything(url: str) -> None:
-    """What this version can store, one of each."""
+    """Stores one object of each kind."""
     database = Database(url)
     turns = TurnService(database, writer="host:1")
     ask: dict[str, Any] = {
@@ -281,7 +281,7 @@ async def test_data_of_each_revision_survives_upgrade_and_downgrade(empty_url: s
     await upgrade(empty_url)
     await store_everything(empty_url)
     newest = await dump(empty_url)
-    assert all(newest.values())  # something in every table
+    assert all(newest.values())  # no table is empty
     await downgrade(empty_url, revision)
     before = await dump(empty_url)
     assert {"conversations", "turns", "items"} <= before.keys()

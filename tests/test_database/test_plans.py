@@ -88,7 +88,7 @@ QUERIES: dict[str, tuple[Query, str]] = {
     "old requests": (lambda r: r.idempotency_keys.delete_expired(0.0), "ix_idempotency_keys_created_at"),
     "the server's secret": (lambda r: r.secrets.get("seal"), "secrets"),
 }
-# By the primary key alone, or for the command line, which reads a history from one end to the other.
+# By primary key only, or for the command line, which reads whole histories.
 OTHERS = {
     *(f"{table}.add" for table in ("conversations", "items", "turns", "streams", "idempotency_keys", "secrets")),
     *("conversations.touch", "turns.admit", "turns.checkpoint", "turns.finish", "turns.force_finish"),
@@ -103,8 +103,8 @@ def test_all_queries_are_tested() -> None:
         for name, _ in inspect.getmembers(get_type_hints(Repositories)[field.name], inspect.isfunction)
         if not name.startswith("_")
     }
-    asked = {".".join(query.__code__.co_names[:2]) for query, _ in QUERIES.values()}  # type: ignore[attr-defined]
-    assert asked | OTHERS == methods
+    tested = {".".join(query.__code__.co_names[:2]) for query, _ in QUERIES.values()}  # type: ignore[attr-defined]
+    assert tested | OTHERS == methods
 
 
 @pytest.mark.parametrize("name", QUERIES)
@@ -118,7 +118,7 @@ async def test_query_uses_an_index(database: Database, backend: str, name: str) 
     async with database.read() as session:
         connection = await session.connection()
         if backend == "postgresql":
-            await session.execute(text("SET LOCAL enable_seqscan = off"))  # the table is too small to be worth an index
+            await session.execute(text("SET LOCAL enable_seqscan = off"))  # small tables would be scanned
         event.listen(connection.sync_connection, "before_cursor_execute", note)
         await query(repositories.of(session))
         event.remove(connection.sync_connection, "before_cursor_execute", note)
@@ -126,7 +126,7 @@ async def test_query_uses_an_index(database: Database, backend: str, name: str) 
         for statement, parameters in seen:
             plan = await connection.exec_driver_sql(f"{EXPLAIN[backend]} {statement}", parameters)
             steps += [str(row) for row in plan]
-    told = "\n".join(steps)
-    assert not [step for step in steps if "Seq Scan" in step or ("SCAN" in step and "INDEX" not in step)], told
-    assert any(each in told for each in index.split("|")), told
-    assert "TEMP B-TREE" not in told  # in the order of its index: only what is shown is read
+    plan_text = "\n".join(steps)
+    assert not [step for step in steps if "Seq Scan" in step or ("SCAN" in step and "INDEX" not in step)], plan_text
+    assert any(each in plan_text for each in index.split("|")), plan_text
+    assert "TEMP B-TREE" not in plan_text  # in index order, so that only the page is read

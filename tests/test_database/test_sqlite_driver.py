@@ -35,7 +35,7 @@ async def test_error_is_raised_and_releases_the_connection(connection: Connectio
         await cursor.executemany("INSERT INTO t (name) VALUES (?)", [("a",), ("a",)])
     with pytest.raises(sqlite3.OperationalError):
         await cursor.execute("SELECT nothing")
-    await cursor.execute("DROP TABLE t")  # a cursor that was left open would keep it locked
+    await cursor.execute("DROP TABLE t")  # an open cursor would keep the table locked
 
 
 class Counting(Connection):

@@ -77,7 +77,7 @@ def limited(bytes_: int) -> Callable[[], None]:
 
 
 def test_full_disk_is_reported_in_a_line(tmp_path: Path) -> None:
-    """Any file that grows beyond a page, as the system sees it."""
+    """Limits the file size by the system."""
     command = [sys.executable, "-m", "tools.cli", "migrate", "upgrade", "--database-url", f"sqlite:///{tmp_path}/a.db"]
     run = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limited(4096), timeout=120)
     assert run.returncode == 2

@@ -10,10 +10,10 @@ from tests.wheels import Index
 
 
 def fetch(index: Index, target: Path) -> list[tuple[int, int]]:
-    said: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     digest = hashlib.sha256(index.data).hexdigest()
-    download(index.url, target, digest, lambda have, total: said.append((have, total)), pause=lambda seconds: None)
-    return said
+    download(index.url, target, digest, lambda have, total: reports.append((have, total)), pause=lambda seconds: None)
+    return reports
 
 
 @pytest.fixture
@@ -27,18 +27,18 @@ def part(tmp_path: Path) -> Path:
 
 
 def test_file_is_downloaded_with_progress(index: Index, target: Path, part: Path) -> None:
-    said = fetch(index, target)
+    reports = fetch(index, target)
     assert target.read_bytes() == index.data
-    assert said[-1] == (len(index.data), len(index.data))
+    assert reports[-1] == (len(index.data), len(index.data))
     assert not part.exists()
 
 
 def test_broken_download_is_resumed(index: Index, target: Path) -> None:
     index.cut_after = [10 * CHUNK + 1, 20 * CHUNK + 1]
-    said = fetch(index, target)
+    reports = fetch(index, target)
     assert target.read_bytes() == index.data
-    assert index.asked == [None, f"bytes={10 * CHUNK}-", f"bytes={30 * CHUNK}-"]
-    assert said[-1] == (len(index.data), len(index.data))
+    assert index.requested_ranges == [None, f"bytes={10 * CHUNK}-", f"bytes={30 * CHUNK}-"]
+    assert reports[-1] == (len(index.data), len(index.data))
 
 
 def test_server_without_ranges_starts_again(index: Index, target: Path) -> None:
@@ -51,7 +51,7 @@ def test_partial_file_is_continued(index: Index, target: Path, part: Path) -> No
     part.write_bytes(index.data[:1000])
     fetch(index, target)
     assert target.read_bytes() == index.data
-    assert index.asked == ["bytes=1000-"]
+    assert index.requested_ranges == ["bytes=1000-"]
 
 
 @pytest.mark.parametrize("stale", [b"of another file", b"x" * 2_000_000], ids=["shorter", "longer"])
@@ -59,7 +59,7 @@ def test_partial_file_of_another_file_is_discarded(index: Index, target: Path, p
     part.write_bytes(stale)
     fetch(index, target)
     assert target.read_bytes() == index.data
-    assert index.asked[-1] is None
+    assert index.requested_ranges[-1] is None
 
 
 def test_complete_partial_file_needs_no_download(index: Index, target: Path, part: Path) -> None:
@@ -86,7 +86,7 @@ def test_error_status_is_not_retried(index: Index, target: Path) -> None:
     index.status = 404
     with pytest.raises(requests.HTTPError):
         fetch(index, target)
-    assert len(index.asked) == 1
+    assert len(index.requested_ranges) == 1
 
 
 def test_file_urls_work(index: Index, target: Path, tmp_path: Path) -> None:

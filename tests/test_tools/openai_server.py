@@ -1,4 +1,4 @@
-"""A server that answers as OpenAI's does, as much as a benchmark asks for; a path before /v1 is a target of its own."""
+"""A fake OpenAI server for benchmarks; each path before /v1 is a target."""
 
 import json
 import threading
@@ -26,7 +26,7 @@ def sse(*chunks: Json) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ReceivedRequest:
     target: str
     body: Json
     key: str | None
@@ -34,15 +34,15 @@ class Asked:
 
 @dataclass
 class Peer:
-    """What the server does, and what it was asked."""
+    """The server's behaviour, and the requests it got."""
 
     url: str = ""
     chunks: list[Json] = field(default_factory=lambda: ANSWER)
     status: Callable[[Json], int] = lambda body: 200
     arrived: Callable[[], object] = lambda: None  # may wait
-    rest: threading.Event = field(default_factory=threading.Event)  # the chunks after it wait for this
+    rest: threading.Event = field(default_factory=threading.Event)  # later chunks wait for it
     held_back: int = 0
-    asked: list[Asked] = field(default_factory=list)
+    requests: list[ReceivedRequest] = field(default_factory=list)
 
     def at(self, target: str) -> str:
         return f"{self.url}/{target}/v1"
@@ -57,7 +57,7 @@ def answering(peer: Peer) -> Iterator[Peer]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             _, target, _, resource = self.path.split("/", 3)
-            peer.asked.append(Asked(target, body, self.headers["Authorization"]))
+            peer.requests.append(ReceivedRequest(target, body, self.headers["Authorization"]))
             peer.arrived()
             status = peer.status(body)
             if status != 200:
@@ -99,4 +99,4 @@ class Server(ThreadingHTTPServer):
     block_on_close = True
 
     def handle_error(self, *args: object) -> None:
-        """A client that hangs up is what some tests are about."""
+        """Some tests disconnect."""

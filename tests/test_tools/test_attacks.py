@@ -89,7 +89,7 @@ async def test_connections_that_stay_open_are_reported(new_server: NewSite, is_w
 
 async def test_probe_is_measured(guarded: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     async def nothing(target: Target, finding: Finding) -> None:
-        """Takes no time."""
+        """An attack that does nothing."""
 
     monkeypatch.setitem(ATTACKS, "nothing", replace(ATTACKS["bombs"], run=nothing))
     assert (await attack("nothing", target(guarded))).worst_heartbeat_ms is not None

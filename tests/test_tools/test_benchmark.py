@@ -53,7 +53,7 @@ def came(*arrivals: tuple[float, bytes], error: str | None = None) -> Answer:
     return read(CHAT, Exchange([Arrival(at, data) for at, data in arrivals], 9.0, error))
 
 
-# What is asked
+# Requests
 
 
 def test_same_seed_gives_the_same_unique_prompts() -> None:
@@ -87,12 +87,12 @@ def test_texts_are_batched_and_of_all_lengths() -> None:
 async def test_target_may_store_its_answers(peer: Peer) -> None:
     targets = [parse(f"{each}={peer.at(each)}#default{option}", {}) for each, option in (("a", ""), ("b", "+store"))]
     await measured(Plan(targets, [CHAT], rounds=1, seconds=60, seed=0))
-    assert {asked.target: asked.body.get("store") for asked in peer.asked} == {"a": None, "b": True}
+    assert {request.target: request.body.get("store") for request in peer.requests} == {"a": None, "b": True}
     with pytest.raises(typer.BadParameter, match="stone"):
         parse("a=http://127.0.0.1#default+stone", {})
 
 
-# What an answer says
+# Answers
 
 
 def test_times_are_of_content_chunks() -> None:
@@ -136,7 +136,7 @@ def test_content_before_an_error_counts() -> None:
     assert (answer.units, answer.error) == (2, "cut off")
 
 
-# What it adds up to
+# Figures
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0, 1))
@@ -161,27 +161,27 @@ def test_errors_are_counted_without_their_times() -> None:
     assert (found.errors, found.first_p95, found.gap_p95, found.rate) == (1, 0.5, 0.1, 3.0)
 
 
-# The run
+# Runs
 
 
 async def test_targets_take_turns(peer: Peer) -> None:
     loads = [CHAT, ChatLoad(streams=2, requests=2, words=20, tokens=4)]
     rounds = await measured(plan(peer, *loads, targets="ab", rounds=2))
-    assert [name for name, _ in groupby(asked.target for asked in peer.asked)] == ["a", "b"] * 6
+    assert [name for name, _ in groupby(request.target for request in peer.requests)] == ["a", "b"] * 6
     assert [(each.target, each.number) for each in rounds[:6]] == [(name, n) for n in range(3) for name in "ab"]
     assert [each.load for each in rounds] == [loads[0]] * 6 + [loads[1]] * 6
 
 
 async def test_targets_get_the_same_requests(peer: Peer) -> None:
     await measured(plan(peer, CHAT, targets="ab"))
-    by_a, by_b = ([asked.body for asked in peer.asked if asked.target == name] for name in "ab")
+    by_a, by_b = ([request.body for request in peer.requests if request.target == name] for name in "ab")
     assert by_a == by_b
     assert by_a[0]["model"] == "default"
     assert by_a[0]["stream_options"] == {"include_usage": True}
 
 
 async def test_concurrency_is_the_number_of_streams(peer: Peer) -> None:
-    barrier = threading.Barrier(3)  # lets nobody on before three are there
+    barrier = threading.Barrier(3)  # passes three together
     peer.arrived = lambda: barrier.wait(30)
     rounds = await measured(plan(peer, ChatLoad(streams=3, requests=6, words=20, tokens=4)))
     assert [len(each.answers) for each in rounds] == [6, 6]
@@ -215,7 +215,7 @@ async def test_embeddings_are_counted_in_texts(peer: Peer) -> None:
     assert all(answer.first == answer.seconds and not answer.error for answer in counted.answers)
 
 
-# The command
+# Command
 
 
 def test_results_are_shown_and_written(peer: Peer, tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_results_are_shown_and_written(peer: Peer, tmp_path: Path) -> None:
     output = tmp_path / "new" / "figures"
     result = bench(*targets, "--streams", "1,2", "--rounds", "2", "--requests", "2", "--output", str(output))
     assert result.exit_code == 0, result.output
-    assert {asked.body["model"] for asked in peer.asked if asked.target == "b"} == {"a-model"}
+    assert {request.body["model"] for request in peer.requests if request.target == "b"} == {"a-model"}
     assert "Ratios to a" in result.output
     report = json.loads(output.with_suffix(".json").read_bytes())
     assert report.keys() == {"machine", "plan", "figures", "rounds"}
@@ -250,7 +250,7 @@ def test_embeddings_have_their_own_load(peer: Peer, tmp_path: Path) -> None:
     options = ["--embeddings", "--texts", "8", "--batch", "4", "--streams", "2", "--rounds", "1"]
     result = bench("--target", f"a={peer.at('a')}", *options, "--output", f"{tmp_path}/x")
     assert "texts/s" in result.output
-    assert {len(asked.body["input"]) for asked in peer.asked} == {4}
+    assert {len(request.body["input"]) for request in peer.requests} == {4}
 
 
 def test_unreachable_target_ends_the_run_at_once(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_invalid_options_are_reported(wrong: tuple[str, ...]) -> None:
 def test_key_is_sent_to_its_target_only(peer: Peer, tmp_path: Path) -> None:
     targets = ["--target", f"a={peer.at('a')}", "--target", f"b={peer.at('b')}", "--api-key", "b=secret"]
     bench(*targets, "--streams", "1", "--rounds", "1", "--output", f"{tmp_path}/x")
-    assert {(asked.target, asked.key) for asked in peer.asked} == {("a", None), ("b", "Bearer secret")}
+    assert {(request.target, request.key) for request in peer.requests} == {("a", None), ("b", "Bearer secret")}
     assert "secret" not in (tmp_path / "x.json").read_text()
 
 
@@ -302,7 +302,7 @@ def test_interrupted_run_keeps_its_results(peer: Peer, tmp_path: Path) -> None:
 
     peer.arrived = arrived
     options = ["--target", f"a={peer.at('a')}", "--streams", "1", "--requests", "1", "--rounds", "9"]
-    # a shell's background jobs ignore the signal, and so would this one
+    # background jobs of a shell ignore the signal
     listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{listen}; import sys; from tools.cli import main; sys.argv[0] = 'parley'; main()"
     command = [sys.executable, "-c", code, "bench", *options, "--output", f"{tmp_path}/x"]

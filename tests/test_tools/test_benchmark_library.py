@@ -64,25 +64,25 @@ async def test_it_gets_the_same_texts_as_servers(install: Install, peer: Peer, t
     targets = [parse("st=sentence-transformers:x", {}), parse(f"a={peer.at('a')}", {})]
     rounds = [each async for each in run(Plan(targets, [LOAD], 1, 60, 0))]
     assert len(rounds) == 4
-    asked = [text for asked in peer.asked for text in asked.body["input"]]
-    assert sorted((tmp_path / "texts").read_text().splitlines()) == sorted(asked)
+    sent = [text for sent in peer.requests for text in sent.body["input"]]
+    assert sorted((tmp_path / "texts").read_text().splitlines()) == sorted(sent)
 
 
 @pytest.mark.parametrize(
-    ("library", "said"),
+    ("library", "message"),
     [
         ("raise ModuleNotFoundError('No module named sentence_transformers')", "No module named sentence_transformers"),
         ("class SentenceTransformer:\n    def __init__(self, source): raise OSError('no such model')", "no such model"),
     ],
 )
 def test_missing_library_is_reported_before_measuring(
-    install: Install, peer: Peer, tmp_path: Path, library: str, said: str
+    install: Install, peer: Peer, tmp_path: Path, library: str, message: str
 ) -> None:
     install(library)
     output = compare(peer, tmp_path)
-    assert said in output
+    assert message in output
     assert sys.executable in output
-    assert peer.asked == []
+    assert peer.requests == []
 
 
 def test_missing_python_is_reported(peer: Peer, tmp_path: Path) -> None:

@@ -20,20 +20,20 @@ from tools import cli, fetch_models
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No setting comes from outside, and none that a command sets stays."""
+    """Isolates the environment of each test."""
     monkeypatch.chdir(tmp_path)
     before = dict(os.environ)
     for name in [name for name in before if name.startswith("PARLEY_")]:
         del os.environ[name]
     yield
-    gc.enable()  # the command leaves that to the app
+    gc.enable()  # the app would enable it
     os.environ.clear()
     os.environ.update(before)
 
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What uvicorn would have been started with."""
+    """The arguments of uvicorn.run."""
     options: dict[str, Any] = {}
     monkeypatch.setattr(uvicorn, "run", lambda app, **given: options.update(given, app=app))
     return options
@@ -50,7 +50,7 @@ def test_settings_determine_the_address(served: dict[str, Any]) -> None:
     parley("serve")
     assert (served["app"], served["host"], served["port"]) == ("app.main:app", "127.0.0.1", 8001)
     assert served["http"] == "h11"
-    assert served["app_dir"] == ""  # specs of one's own are found in the working directory
+    assert served["app_dir"] == ""  # specs in the working directory are found
 
 
 def test_options_override_the_environment(served: dict[str, Any]) -> None:
@@ -92,7 +92,7 @@ def test_options_of_other_servers_are_accepted(served: dict[str, Any], option: s
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--tensor-parallel-size", "2"], "PARLEY_ENGINE__TENSOR_PARALLEL_SIZE: "),
         (["--quantization", "int4"], "PARLEY_ENGINE__QUANTIZATION: "),
@@ -103,11 +103,11 @@ def test_options_of_other_servers_are_accepted(served: dict[str, Any], option: s
     ],
 )
 def test_unsupported_values_are_rejected_before_the_start(
-    served: dict[str, Any], options: list[str], said: str
+    served: dict[str, Any], options: list[str], message: str
 ) -> None:
     result = CliRunner().invoke(cli.app, ["serve", *options])
     assert result.exit_code == 2
-    assert said in result.output
+    assert message in result.output
     assert not served
 
 
@@ -171,7 +171,7 @@ def test_help_does_not_import_torch() -> None:
 
 
 def help_of(width: str | None) -> str:
-    """In a terminal of that width, or piped."""
+    """The help in a terminal of that width, or in a pipe (None)."""
     environment = {"COLUMNS": width or ""} | ({"FORCE_COLOR": "1"} if width else {})
     return CliRunner().invoke(cli.app, ["serve", "--help"], env=environment).output
 

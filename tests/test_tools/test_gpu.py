@@ -12,9 +12,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_it_runs_on_the_cpu_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["--cpu"]) == 0
 
-    said = capsys.readouterr().out
-    assert "WRONG" not in said
-    assert "batch 3" in said
+    output = capsys.readouterr().out
+    assert "WRONG" not in output
+    assert "batch 3" in output
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")

@@ -37,17 +37,17 @@ def run(*arguments: str, url: str, code: int = 0) -> Result:
 
 
 async def run_in_thread(*arguments: str, url: str, code: int = 0) -> Result:
-    """The command has an event loop of its own."""
+    """In a thread: the command runs its own event loop."""
     return await asyncio.to_thread(run, *arguments, url=url, code=code)
 
 
 FACTS = response_begun(ResponseRequest(input="1"), "m").model_dump(
     include=REQUEST_FACTS
-)  # what is stored of a response's request
+)  # the stored parameters of a response
 
 
 async def fill(database: Database, owner: str = "local") -> list[str]:
-    """A conversation, and two answers that go on from one."""
+    """A conversation, and two answers that continue one."""
     turns = TurnService(database, writer="host:1")
     named = await begin(turns, "Weather?", owner=owner)
     await finish(named, Reasoning("Hm"), ToolCall("call_1", "weather", 0), Arguments("{}", 0), END)
@@ -55,11 +55,11 @@ async def fill(database: Database, owner: str = "local") -> list[str]:
     await finish(await begin(turns, output, owner=owner, conversation=named.conversation_id), Text("Rain"), END)
     kept: dict[str, Any] = {"owner": owner, "create": False, "stored": True, "kind": "response", "parameters": FACTS}
     first = await store_turn(turns, "1", "one", metadata={"a": "b"}, **kept)
-    others = [await store_turn(turns, asked, "two", previous=first.id, **kept) for asked in ("2", "2, too")]
+    others = [await store_turn(turns, prompt, "two", previous=first.id, **kept) for prompt in ("2", "2, too")]
     return [turn.id for turn in (named, first, *others)]
 
 
-async def told(database: Database, turn_ids: Sequence[str], owner: str) -> list[object]:
+async def contents(database: Database, turn_ids: Sequence[str], owner: str) -> list[object]:
     turns = TurnService(database, writer="host:1")
     answers = [await turns.answer(turn_ids[0], owner, "message")]
     answers += [await turns.answer(turn_id, owner, "response") for turn_id in turn_ids[1:]]
@@ -73,26 +73,26 @@ async def told(database: Database, turn_ids: Sequence[str], owner: str) -> list[
 
 async def test_export_and_import_restore_everything(database: Database, database_url: str, tmp_path: Path) -> None:
     made = await fill(database)
-    before = await told(database, made, "local")
+    before = await contents(database, made, "local")
     file = str(tmp_path / "history.jsonl")
     assert "2 conversations" in (await run_in_thread("export", file, url=database_url)).stderr
     assert "0 conversations added, 2" in (await run_in_thread("import", file, url=database_url)).stderr
     await run_in_thread("delete", "--all", "--yes", url=database_url)
     assert (await ConversationService(database).page("local", limit=1)).data == []
     assert "2 conversations added, 0" in (await run_in_thread("import", file, url=database_url)).stderr
-    assert await told(database, made, "local") == before
+    assert await contents(database, made, "local") == before
     again = await run_in_thread("export", url=database_url)
     assert again.stdout == await asyncio.to_thread(Path(file).read_text)
 
 
 async def test_ids_of_other_owners_are_replaced(database: Database, database_url: str, tmp_path: Path) -> None:
     made = await fill(database)
-    before = await told(database, made, "local")
+    before = await contents(database, made, "local")
     file = str(tmp_path / "history.jsonl")
     await run_in_thread("export", file, url=database_url)
     for added in ("2 conversations added, 0", "0 conversations added, 2"):
         assert added in (await run_in_thread("import", file, "--key", "secret", url=database_url)).stderr
-    assert await told(database, made, "local") == before
+    assert await contents(database, made, "local") == before
     owner = api_key("secret").owner
     (copied,) = (await ConversationService(database).page(owner, limit=2)).data
     assert copied.id != before[0][0].conversation_id  # type: ignore[index]
@@ -124,8 +124,8 @@ async def test_history_is_searched_and_deleted(database: Database, database_url:
     assert "Abort" in (await run_in_thread("delete", "--all", url=database_url, code=1)).output
 
 
-def node(id: str, parent: str | None, children: list[str], role: str = "", said: object = None, **more: Any) -> Any:
-    content = {"content_type": "text", "parts": [said]} | more
+def node(id: str, parent: str | None, children: list[str], role: str = "", message: object = None, **more: Any) -> Any:
+    content = {"content_type": "text", "parts": [message]} | more
     message = {"id": f"{id * 8}-0000", "author": {"role": role}, "content": content, "create_time": 5.0}
     return {"id": id, "parent": parent, "children": children, "message": message if role else None}
 
@@ -174,8 +174,8 @@ def test_chatgpts_export_may_lack_times_and_have_speech(tmp_path: Path) -> None:
     spoken = [{"content_type": "audio_transcription", "text": "Hello"}, {"content_type": "audio_asset_pointer"}]
     hidden = node("h", "a", ["b"], "user", content_type="user_editable_context", user_profile="x")
     del hidden["message"]["content"]["parts"]
-    said = node("b", "h", [], "assistant", None, content_type="multimodal_text", parts=spoken)
-    nodes = [node("a", None, ["h"]), hidden, said]
+    message = node("b", "h", [], "assistant", None, content_type="multimodal_text", parts=spoken)
+    nodes = [node("a", None, ["h"]), hidden, message]
     silent = {"title": None, "create_time": None, "mapping": {each["id"]: each for each in nodes}}
     empty = {"title": "Nothing", "mapping": {}}
     file = tmp_path / "conversations.json"
@@ -226,7 +226,7 @@ def test_history_belongs_to_the_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "said"),
+    ("output", "message"),
     [
         ("/nodir/x", "Error: /nodir/x: No such file or directory\n"),
         pytest.param(
@@ -237,10 +237,10 @@ def test_history_belongs_to_the_key() -> None:
     ],
 )
 async def test_unwritable_output_is_reported_in_a_line(
-    database: Database, database_url: str, output: str, said: str
+    database: Database, database_url: str, output: str, message: str
 ) -> None:
     await fill(database)
-    assert (await run_in_thread("export", output, url=database_url, code=2)).output == said
+    assert (await run_in_thread("export", output, url=database_url, code=2)).output == message
 
 
 def test_foreign_database_is_left_alone(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def turn(**more: Any) -> dict[str, Any]:
         (
             line(turns=[turn(request={"temperature": 9} | without("user", FACTS))]),
             "turns.0.request.user",
-        ),  # a response is shown with what was asked
+        ),  # a response includes the request's parameters
         (line(turns=[turn(kind="message", usage={"prompt_tokens": 1})]), "turns.0.usage.cached_tokens"),
         (line(turns=[turn(kind="message", error={"code": "x"})]), "turns.0.error.message"),
         (line(turns=[turn(kind="message", choices=[{"finish_reason": 1}])]), "turns.0.choices.0.finish_reason"),
@@ -328,7 +328,7 @@ def test_invalid_turn_is_rejected_with_line_and_field(
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b'{"title": "caf\xe9"}', "byte 15 is not UTF-8"),
         (b'{"created_at": NaN}', "line 2"),
@@ -340,16 +340,16 @@ def test_invalid_turn_is_rejected_with_line_and_field(
     ],
     ids=lambda value: value[:20] if isinstance(value, bytes) else "",
 )
-def test_invalid_json_is_rejected_with_its_line(data: bytes, said: str, tmp_path: Path, sqlite_url: str) -> None:
+def test_invalid_json_is_rejected_with_its_line(data: bytes, message: str, tmp_path: Path, sqlite_url: str) -> None:
     file = tmp_path / "file"
     file.write_bytes(json.dumps(line()).encode() + b"\n" + data + b"\n")
     refused = run("import", str(file), url=sqlite_url, code=2).stderr
-    assert said in refused
+    assert message in refused
     assert "Traceback" not in refused
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b'[{"mapping": {}}, {"mapping": 1}]', "conversation 2, mapping"),
         (b'[{"mapping": {}, "create_time": NaN}]', "the file"),
@@ -359,17 +359,17 @@ def test_invalid_json_is_rejected_with_its_line(data: bytes, said: str, tmp_path
     ids=str,
 )
 def test_invalid_chatgpt_export_is_rejected_with_the_place(
-    data: bytes, said: str, tmp_path: Path, sqlite_url: str
+    data: bytes, message: str, tmp_path: Path, sqlite_url: str
 ) -> None:
     file = tmp_path / "file"
     file.write_bytes(data)
-    assert said in run("import", str(file), url=sqlite_url, code=2).stderr
+    assert message in run("import", str(file), url=sqlite_url, code=2).stderr
 
 
 async def test_unchecked_rows_can_be_read(
     database: Database, database_url: str, new_site: NewSite, tmp_path: Path
 ) -> None:
-    """Of imports by earlier versions."""
+    """Rows imported by earlier versions."""
     conversation = "conv_" + "0" * 32
     damaged = [without("status"), without("role"), without("content"), MESSAGE | {"content": [{"type": "input_text"}]}]
     items = [each | {"id": f"msg_{index}"} for index, each in enumerate(damaged)]
@@ -385,8 +385,8 @@ async def test_unchecked_rows_can_be_read(
         "/v1/conversations/search?query=Hi",
     ):
         assert (await site.client.get(path)).status_code == 200, path
-    asked = {"messages": [{"content": "Hi"}], "conversation": conversation}
-    assert (await site.client.post("/v1/chat/completions", json=asked)).status_code == 400
+    body = {"messages": [{"content": "Hi"}], "conversation": conversation}
+    assert (await site.client.post("/v1/chat/completions", json=body)).status_code == 400
     exported = (await run_in_thread("export", url=database_url)).stdout
     (tmp_path / "file").write_text(exported)
     assert (
@@ -396,7 +396,7 @@ async def test_unchecked_rows_can_be_read(
 
 
 def tree(size: int) -> dict[str, Any]:
-    """A long thread that branches at every tenth message."""
+    """A long conversation with a branch at every tenth message."""
     items = []
     for index in range(size):
         parent = index - 2 if index % 10 == 9 else index - 1
@@ -407,7 +407,7 @@ def tree(size: int) -> dict[str, Any]:
 
 @contextmanager
 def counted(database: Database) -> Iterator[list[str]]:
-    """The statements that it is sent; one of many rows is one."""
+    """Counts statements; a bulk insert is one."""
     statements: list[str] = []
 
     def note(*arguments: Any) -> None:
@@ -431,7 +431,7 @@ async def test_number_of_statements_is_independent_of_the_tree(database: Databas
 
 
 def test_tree_is_traversed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each item is prepared once, whatever the tree's size."""
+    """Each item is converted once."""
     calls = []
     linked_rows = item_rows.linked_rows
     monkeypatch.setattr(item_rows, "linked_rows", lambda items, at: calls.append(len(items)) or linked_rows(items, at))

@@ -52,7 +52,7 @@ async def _choice(beta: ClientSession, finding: Finding, number: int) -> float:
 
 
 async def _ask(client: ClientSession, body: dict[str, Any]) -> int:
-    asked = {"messages": [{"role": "user", "content": "Yes or no?"}], "max_tokens": 8, **body}
-    async with client.post("/v1/chat/completions", json=asked) as answer:
+    chat = {"messages": [{"role": "user", "content": "Yes or no?"}], "max_tokens": 8, **body}
+    async with client.post("/v1/chat/completions", json=chat) as answer:
         await answer.read()
         return answer.status

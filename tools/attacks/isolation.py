@@ -51,10 +51,10 @@ async def isolation(target: Target, finding: Finding) -> None:
 
 
 async def _store(alpha: ClientSession) -> Stored:
-    said = [{"role": "user", "content": f"My secret: {SECRET}"}]
+    messages = [{"role": "user", "content": f"My secret: {SECRET}"}]
     about = {"about": SECRET}
-    conversation = await _post(alpha, "/v1/conversations", items=said, metadata=about, title=SECRET)
-    chat = {"messages": said, "max_tokens": 4, "metadata": about}
+    conversation = await _post(alpha, "/v1/conversations", items=messages, metadata=about, title=SECRET)
+    chat = {"messages": messages, "max_tokens": 4, "metadata": about}
     completion = await _post(alpha, "/v1/chat/completions", **chat, store=True)
     response = await _post(alpha, "/v1/responses", input=SECRET, max_output_tokens=16)
     later = await _post(alpha, "/v1/responses", input=SECRET, max_output_tokens=16, background=True)
@@ -72,7 +72,7 @@ async def _store(alpha: ClientSession) -> Stored:
         "response": response["id"],
         "background": later["id"],
         "message": message["message_id"],
-        "told": message["conversation_id"],
+        "messages_conversation": message["conversation_id"],
     }
     return Stored(ids, places)
 
@@ -131,8 +131,8 @@ async def _lists(beta: ClientSession, stored: Stored, finding: Finding) -> None:
         async with beta.get(path) as answer:
             text = await answer.text()
         shown = any(id in text for id in stored.ids.values()) and answer.status < 400
-        asked = SECRET in path and answer.status >= 400
-        finding.check(not shown and (asked or not stored.reveals(text)), f"GET {path}", text)
+        echoes_the_query = SECRET in path and answer.status >= 400
+        finding.check(not shown and (echoes_the_query or not stored.reveals(text)), f"GET {path}", text)
 
 
 async def _named(beta: ClientSession, stored: Stored, finding: Finding) -> None:

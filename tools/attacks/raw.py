@@ -24,9 +24,9 @@ class Request:
     host: str | None = ""  # "": the target's; None: no Host header
 
     def __str__(self) -> str:
-        said = " ".join(f"{name}: {value}" for name, value in self.headers)
+        headers = " ".join(f"{name}: {value}" for name, value in self.headers)
         host = "" if self.host == "" else f" Host: {self.host}"
-        return f"{self.method} {self.path}{host} {said}".rstrip()
+        return f"{self.method} {self.path}{host} {headers}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)

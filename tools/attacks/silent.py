@@ -16,9 +16,9 @@ EACH_S = 0.1
 
 
 class Silent:
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, said: bytes, drips: bool) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes, drips: bool) -> None:
         self._reader, self._writer, self._drips = reader, writer, drips
-        writer.write(said)
+        writer.write(data)
         self._closed = asyncio.ensure_future(self._until_closed())
 
     async def _until_closed(self) -> None:
@@ -41,7 +41,7 @@ class Silent:
 
 async def silent(target: Target, finding: Finding, many: int = MANY) -> None:
     many = max(8, many // target.every)
-    clients = [await _client(target, said, kind == DRIPS) for kind, said in _kinds(many)]
+    clients = [await _client(target, data, kind == DRIPS) for kind, data in _kinds(many)]
     began = time.monotonic()
     try:
         while any(each.is_open for each in clients) and time.monotonic() - began < target.listens_for_s:
@@ -62,5 +62,5 @@ def _kinds(many: int) -> "list[tuple[int, bytes]]":
     return [each for each, _ in zip(cycle(enumerate(KINDS)), range(many), strict=False)]
 
 
-async def _client(target: Target, said: bytes, drips: bool) -> Silent:
-    return Silent(*await asyncio.open_connection(target.host, target.port), said, drips)
+async def _client(target: Target, data: bytes, drips: bool) -> Silent:
+    return Silent(*await asyncio.open_connection(target.host, target.port), data, drips)

@@ -178,14 +178,14 @@ async def _fetch(finding: Finding, what: str, answers: list[list[str]], location
     fetcher = Fetcher(["*"], max_bytes=1024, timeout_s=10, resolve=resolve, transport=transport)
     with suppress(InvalidRequest):
         await fetcher.get("http://images.example/a.png", "url")
-    finding.check(set(transport.asked) <= {PUBLIC}, what, transport.asked)
+    finding.check(set(transport.requested) <= {PUBLIC}, what, transport.requested)
 
 
 class _Redirecting(httpx2.AsyncBaseTransport):
     def __init__(self, location: str) -> None:
         self._location = location
-        self.asked: list[str] = []
+        self.requested: list[str] = []
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        self.asked.append(request.url.host)
+        self.requested.append(request.url.host)
         return httpx2.Response(302, headers={"location": self._location})

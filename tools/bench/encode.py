@@ -14,9 +14,9 @@ def answers() -> Iterator[dict[str, object]]:
     model = import_module("sentence_transformers").SentenceTransformer(sys.argv[1]).bfloat16()
     yield {}
     for line in sys.stdin:
-        asked = json.loads(line)
+        request = json.loads(line)
         started = time.perf_counter()
-        vectors = model.encode(asked["texts"], batch_size=asked["batch"], show_progress_bar=False)
+        vectors = model.encode(request["texts"], batch_size=request["batch"], show_progress_bar=False)
         yield {"seconds": time.perf_counter() - started, "texts": len(vectors)}
 
 

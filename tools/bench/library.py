@@ -45,7 +45,7 @@ class Library:
             raise Unreachable(f"{self.name}: {self.python} cannot be run: {problem.strerror}") from problem
         try:
             encoding = Encoding(process)
-            if error := (await encoding.heard()).error:
+            if error := (await encoding.read_line()).error:
                 raise Unreachable(f"{self.name}: {error} (run by {self.python}, see --python)")
             yield encoding
         finally:
@@ -62,26 +62,26 @@ class Encoding:
 
     async def play(self, turn: Turn) -> Played:
         assert isinstance(turn.load, EmbeddingLoad)  # the command rejects other loads
-        asked = {"texts": turn.load.inputs(turn.seed, turn.number), "batch": turn.load.batch}
+        request = {"texts": turn.load.inputs(turn.seed, turn.number), "batch": turn.load.batch}
         started = perf_counter()
         try:
             async with asyncio.timeout(turn.seconds):
-                said = await self._ask(asked)
+                line = await self._run(request)
         except TimeoutError:
             self._process.kill()  # a running `encode` cannot be interrupted otherwise
-            said = OutputLine(error="cut off at the end of its round's time")
-        seconds = said.seconds or perf_counter() - started
+            line = OutputLine(error="cut off at the end of its round's time")
+        seconds = line.seconds or perf_counter() - started
         # one call for all texts: there is no request latency
-        return Played(seconds, [Answer(seconds, None, [], said.texts, None, said.error)])
+        return Played(seconds, [Answer(seconds, None, [], line.texts, None, line.error)])
 
-    async def _ask(self, asked: dict[str, object]) -> OutputLine:
+    async def _run(self, request: dict[str, object]) -> OutputLine:
         assert self._process.stdin
-        self._process.stdin.write(orjson.dumps(asked) + b"\n")
+        self._process.stdin.write(orjson.dumps(request) + b"\n")
         with suppress(ConnectionError):  # reading the next line reports that it is gone
             await self._process.stdin.drain()
-        return await self.heard()
+        return await self.read_line()
 
-    async def heard(self) -> OutputLine:
+    async def read_line(self) -> OutputLine:
         assert self._process.stdout
         line = await self._process.stdout.readline()
         if not line:

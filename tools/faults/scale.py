@@ -70,7 +70,7 @@ def measure(base: str, report: ScaleReport) -> None:
     def page(after: int) -> str:
         return f"/v1/conversations?limit=20&after={_id(after)}"
 
-    asked: dict[str, Callable[[], str]] = {
+    paths: dict[str, Callable[[], str]] = {
         "list, first page": lambda: "/v1/conversations?limit=20",
         "list, any page": lambda: page(anywhere()),
         "open": lambda: f"/v1/conversations/{_id(anywhere())}/items?limit=100&order=asc",
@@ -79,7 +79,7 @@ def measure(base: str, report: ScaleReport) -> None:
         "search, a common word": lambda: f"/v1/conversations/search?query={rng.choice(WORDS)}",
     }
     with requests.Session() as client:
-        for name, path in asked.items():
+        for name, path in paths.items():
             times = sorted(_timed(client, base + path()) for _ in range(TIMES))
             cuts = quantiles(times, n=20)
             report.p50_ms[name], report.p95_ms[name] = round(cuts[9], 2), round(cuts[18], 2)
