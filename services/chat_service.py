@@ -1,7 +1,7 @@
-"""Chat completions: one pipeline, of which the stream is the truth and the plain answer the fold.
+"""Chat completions: one pipeline of events; a plain answer is the fold of the stream.
 
-One thing differs from the order of the house rules: the request is admitted by the engine before the user's items are
-written, so that a refused request (429, 503, a prompt too long) leaves nothing behind, and a retry is not stored twice.
+The engine admits a request before its input items are written, so that a rejected request (429, 503, a prompt that is
+too long) leaves nothing behind, and a retry is not stored twice.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class ChatService:
         self._max_tokenize_chars = max_tokenize_chars
 
     def unknown_keys(self, request: ChatCompletionRequest) -> list[str]:
-        """What is left aside of it, whatever its model."""
+        """Ignored parameters that do not depend on the model."""
         return prompt.unknown_keys(request)
 
     async def create(
@@ -83,7 +83,7 @@ class ChatService:
         idempotency_key: IdempotencyKey | None = None,
         report_ignored: ReportIgnored = report_nothing,
     ) -> AsyncGenerator[ChatCompletionChunk, None]:
-        """Refusals are raised by the first step; once a chunk has come, the request was admitted."""
+        """The first step raises the errors of the request; a chunk means that it was admitted."""
         encoder = encode.ChunkEncoder(encode.chunk_options(request))
         async with aclosing(
             self.run(request, owner, idempotency_key=idempotency_key, report_ignored=report_ignored)
@@ -116,14 +116,14 @@ class ChatService:
         idempotency_key: IdempotencyKey | None = None,
         report_ignored: ReportIgnored = report_nothing,
     ) -> AsyncGenerator[Event, None]:
-        """A Head, then what is said. Who has opened a turn for it says what is remembered, else the request does.
+        """A Head, then the events of the answer. `turn`: opened by the caller; by default the request determines it.
 
-        `report_ignored` is given the names of the parameters that this model has no use for, before the Head comes.
+        `report_ignored` receives the names of parameters that this model does not use, before the Head.
         """
         arrived = time.perf_counter()
         answer = await offload(self.check, request)
-        facts = await offload(stored.request_facts, request)
-        turn = turn or await self._turns.open(await offload(_turn_request, request, owner, idempotency_key, facts))
+        parameters = await offload(stored.request_facts, request)
+        turn = turn or await self._turns.open(await offload(_turn_request, request, owner, idempotency_key, parameters))
         if isinstance(turn, ReplayedTurn):
             async for event in turn.events():
                 yield event
@@ -131,7 +131,7 @@ class ChatService:
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
             request = sampling.apply_defaults(request, model.sampling)
-            facts.update(await offload(stored.request_facts, request))
+            parameters.update(await offload(stored.request_facts, request))
             prepared = await self._prepare(request, owner, turn, model, answer, model.engine.max_length)
             report_ignored(prepared.ignored)
             async with model.submitted(prepared.jobs) as streams:
@@ -144,25 +144,25 @@ class ChatService:
                         yield event
 
     def check(self, request: ChatCompletionRequest) -> GrammarSpec | None:
-        """Refuses what can be refused without a model, before a load is waited for. Returns the answer's grammar."""
+        """Raises the errors that do not need the model, before it is loaded. Returns the grammar of the answer."""
         answer = prompt.check(request)
         self._models.check(request.model, "chat")
         return answer
 
     def model_name(self, name: str | None) -> str:
-        """As an answer will call it; raises ModelNotFound."""
+        """The name in the answer; raises ModelNotFound."""
         self._models.check(name, "chat")
         return name or self._models.default().name
 
     async def sampling(self, name: str | None, *, load: bool = False) -> SamplingDefaults:
-        """What holds where a request names nothing; of a hub's model it may be known only once that is loaded."""
+        """Sampling defaults; those of a hub model may be known only after it is loaded (`load`)."""
         if not load:
             return await self._models.sampling(name)
         async with self._models.lease(name) as model:
             return model.sampling
 
     async def max_length(self, name: str | None) -> int:
-        """Tokens of prompt and answer together."""
+        """Maximum tokens of prompt and answer together."""
         async with self._models.lease(name) as model:
             return int(model.engine.max_length)
 
@@ -173,7 +173,7 @@ class ChatService:
         report_ignored: ReportIgnored = report_nothing,
         limit: int | None = None,
     ) -> tuple[int, ...]:
-        """The tokens that would be submitted. `limit`: far more of them need not be found, but are PromptTooLong."""
+        """The prompt tokens. `limit`: raises PromptTooLong early for texts that must have far more."""
         answer = await offload(prompt.check, request)
         turn_request = TurnRequest(owner=owner, conversation=request.conversation, item=request.parent_item)
         turn = await self._turns.open(turn_request)
@@ -209,7 +209,7 @@ class ChatService:
 
 
 class _Recording:
-    """Settles a turn however its events end: whole, or with what came until they broke."""
+    """Records events in a turn, and finishes the turn however the events end."""
 
     def __init__(self, turn: Turn, timer: AnswerTimer) -> None:
         self._turn = turn
@@ -228,7 +228,7 @@ class _Recording:
 
 
 async def retry_overloads(run: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
-    """Waits until there is room: for requests that are not to be refused for want of it."""
+    """Retries while the engine is overloaded, for requests that must not fail with 429."""
     while True:
         try:
             async with aclosing(run()) as events:
@@ -240,39 +240,39 @@ async def retry_overloads(run: Callable[[], AsyncGenerator[T, None]]) -> AsyncGe
 
 
 async def finish_turn(turn: Turn, error: ServiceError | None) -> None:
-    """Its end, whoever is cancelled meanwhile; nothing where it has had one."""
-    await _unbroken(_finish(turn, error))
+    """Finishes a turn, also if the caller is cancelled meanwhile; does nothing if it is finished."""
+    await _shielded(_finish(turn, error))
 
 
 async def _finish(turn: Turn, error: ServiceError | None) -> None:
     try:
         await turn.finish(error)
-    except Unavailable as unavailable:  # the answer was given; the turn keeps its outcome until it can be written
+    except Unavailable as unavailable:  # the answer was delivered; the turn keeps its result until it can be written
         logger.warning("%s; answer %s will be stored later", unavailable.message, turn.id)
 
 
-async def _unbroken(write: Coroutine[Any, Any, None]) -> None:
-    """Awaits what must not be left half done; a cancelled caller leaves at once, the write goes on."""
+async def _shielded(write: Coroutine[Any, Any, None]) -> None:
+    """Awaits a write that must complete; a cancelled caller returns at once while the write continues."""
     task = asyncio.ensure_future(write)
     _writes.add(task)
     task.add_done_callback(_writes.discard)
     await asyncio.shield(task)
 
 
-_writes: set[asyncio.Future[None]] = set()  # the event loop itself holds its tasks only weakly
+_writes: set[asyncio.Future[None]] = set()  # the event loop keeps only weak references to tasks
 
 
 def _turn_request(
-    request: ChatCompletionRequest, owner: str, idempotency_key: IdempotencyKey | None, facts: Mapping[str, Any]
+    request: ChatCompletionRequest, owner: str, idempotency_key: IdempotencyKey | None, parameters: Mapping[str, Any]
 ) -> TurnRequest:
-    """`facts`: what is stored of the request when it is admitted."""
+    """`parameters`: stored with the answer."""
     return TurnRequest(
         owner=owner,
         input=items.from_messages(request.messages),
         conversation=request.conversation,
         item=request.parent_item,
         stored=request.store,
-        parameters=facts,
+        parameters=parameters,
         metadata=request.metadata,
         idempotency_key=idempotency_key,
     )
