@@ -45,6 +45,13 @@ RULES = [
         never=f"transformers|threading|{WEB}",
     ),
     Rule(r"services\.engine\.device", may=r"services\.engine\.device", never=f"transformers|{WEB}"),
+    # what computes a step knows the step, not the sequences behind it
+    Rule(
+        r"services\.engine\.(cpu|paged|quantization|vision|execution\.(\w*runner\w*|\w*executor|kv_cache|warm_up))",
+        may=r"services\.(errors|engine\.(base|cpu|device|execution|loading|paged|quantization|vision"
+        r"|scheduling\.(pages|step)))",
+        never=WEB,
+    ),
     Rule(r"services\.engine", may=r"services\.(errors|engine)", never=WEB),
     Rule(
         r"services\.chat",

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,17 +13,19 @@ from services.engine.cpu.compilation import Compilation
 from services.engine.cpu.threads import loads
 from services.engine.device.resources import cache_budget
 from services.engine.execution.engine_thread import EngineThread
+from services.engine.execution.executor import Executor
+from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.piece_stream import Mailbox, PieceStream
 from services.engine.execution.request import Request
-from services.engine.execution.runner import Runner
 from services.engine.execution.runner_factory import build_runner
 from services.engine.execution.warm_up import warm_up
 from services.engine.grammar.compiler import GrammarCompiler
 from services.engine.loading.loader import Loaded, Source, load
 from services.engine.scheduling.fairness import full, may_queue
 from services.engine.scheduling.scheduler import Scheduler
-from services.engine.scheduling.sequence import CacheKey, Sequence
+from services.engine.scheduling.sequence import Sequence
 from services.engine.scheduling.slots import MIN_REUSE
+from services.engine.scheduling.step import CacheKey
 from services.engine.streamer import RequestStreamer
 from services.engine.token_texts import TokenTexts
 from services.engine.vision.vision_check import attach_vision, prepare_vision
@@ -35,7 +38,7 @@ class LocalEngine:
     def __init__(
         self,
         loaded: Loaded,
-        runner: Runner,
+        executor: Executor,
         *,
         max_num_batched_tokens: int,
         max_queue: int,
@@ -47,9 +50,9 @@ class LocalEngine:
         compilation: Compilation | None = None,
     ) -> None:
         self.tokenizer: Tokenizer = loaded.tokenizer
-        self.images: ImageReader | None = runner.vision.reader if runner.vision else None
-        self._cache_size = runner.cache_tokens or runner.num_slots * runner.length
-        self.max_length = min(runner.length, self._cache_size)
+        self.images: ImageReader | None = executor.image_reader
+        self._cache_size = executor.cache_tokens or executor.num_slots * executor.length
+        self.max_length = min(executor.length, self._cache_size)
         self.device = str(loaded.device)
         self.dtype = str(loaded.dtype).removeprefix("torch.")
         self._eos = loaded.eos
@@ -58,19 +61,19 @@ class LocalEngine:
         self._grammars = GrammarCompiler(texts, loaded.vocabulary, loaded.eos)
         self._compilation = compilation
         self._scheduler = Scheduler(
-            runner.num_slots,
+            executor.num_slots,
             max_num_batched_tokens,
-            cache_tokens=runner.cache_tokens,
-            min_reuse=MIN_REUSE if prefix_cache and runner.reuses else None,
-            speculates=speculation and runner.speculates,
+            cache_tokens=executor.cache_tokens,
+            min_reuse=MIN_REUSE if prefix_cache and executor.reuses else None,
+            speculative=speculation and executor.supports_drafts,
             block_size=block_size,
-            page_size=runner.page_size,
+            page_size=executor.page_size,
             prompt_share=kv_cache_ratio,
         )
         self._shares_prefixes = share_prefixes
-        self._max_open = runner.num_slots + max_queue
-        self._open: list[Sequence] = []  # and some that are over
-        self._worker = EngineThread(runner, self._scheduler, texts)
+        self._max_open = executor.num_slots + max_queue
+        self._open: list[Request] = []  # and some that are over
+        self._thread = EngineThread(executor, self._scheduler, texts)
         self._stopping = False
 
     @classmethod
@@ -123,7 +126,7 @@ class LocalEngine:
         compilation = runner.compilation(origin, folder) if folder else None
         return cls(
             loaded,
-            runner,
+            LocalExecutor(runner),
             max_num_batched_tokens=max_num_batched_tokens,
             max_queue=max_queue,
             prefix_cache=prefix_cache,
@@ -135,7 +138,7 @@ class LocalEngine:
         )
 
     def start(self) -> None:
-        self._worker.start()
+        self._thread.start()
         if self._compilation:
             self._compilation.start()
 
@@ -145,7 +148,7 @@ class LocalEngine:
         if self._compilation:
             self._compilation.stop()
         await self._grammars.stop()
-        await self._worker.stop()
+        await self._thread.stop()
 
     async def submit(self, job: Job) -> AsyncGenerator[Piece, None]:
         self._check_room(job.owner)
@@ -165,17 +168,17 @@ class LocalEngine:
         limit = min(job.sampling.max_tokens or room, room)
         key = CacheKey(None if self._shares_prefixes else job.owner, job.cache_salt)
         sequence = Sequence(job, limit, job.sampling.ends(self._eos), matcher, cache_key=key)
-        self._open.append(sequence)
         streamer = RequestStreamer(self.tokenizer, job.prompt, job.sampling, self._eos)
-        mailbox = Mailbox()
-        self._worker.submit(Request(sequence, streamer, mailbox, time.monotonic()))
-        return PieceStream(sequence, mailbox)
+        request = Request(sequence, streamer, Mailbox(), time.monotonic())
+        self._open.append(request)
+        self._thread.submit(request)
+        return PieceStream(request.mailbox, partial(self._thread.cancel, request))
 
     def _check_room(self, owner: str) -> None:
         if self._stopping:
             raise Unavailable("The model is being unloaded")
-        self._open = [each for each in self._open if not each.is_over]
-        held = Counter(each.job.owner for each in self._open)
+        self._open = [each for each in self._open if not (each.closed or each.sequence.finished)]
+        held = Counter(each.sequence.job.owner for each in self._open)
         stats = self.stats()
         leaving = max(0, stats.running + stats.waiting - held.total())  # they are over, and still have their places
         if not may_queue(held, owner, 1, self._max_open - leaving):
@@ -189,7 +192,7 @@ class LocalEngine:
         """Read from any thread: each number is right, together they may be of two neighbouring steps."""
         return EngineStats(
             running=self._scheduler.num_running,
-            waiting=self._scheduler.num_waiting + self._worker.num_submitted,
+            waiting=self._scheduler.num_waiting + self._thread.num_submitted,
             cache_used=self._scheduler.num_cached,
             cache_size=self._cache_size,
             prefix_queried=self._scheduler.num_queried,
@@ -197,9 +200,9 @@ class LocalEngine:
             drafted=self._scheduler.num_drafted,
             accepted=self._scheduler.num_accepted,
             preemptions=self._scheduler.num_preemptions,
-            stalled=self._worker.is_stalled,
+            stalled=self._thread.is_stalled,
         )
 
     async def settle(self) -> None:
         """Returns once nothing runs and nothing waits, and all that was held has been given back."""
-        await self._worker.settle()
+        await self._thread.settle()

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -12,11 +13,10 @@ import torch
 from torch import Tensor
 
 from services.engine.base import Image, Picture
+from services.engine.execution.local_executor import LocalExecutor
 from services.engine.loading.loader import Loaded
 from services.engine.local import LocalEngine
-from services.engine.scheduling.scheduler import ScheduledSequence
-from services.engine.scheduling.sequence import Sequence
-from services.engine.scheduling.slots import CacheChange
+from services.engine.scheduling.step import CacheChange, ClearSlot, CopySlot, StepRow, SwapSlots
 from tests.npm_packages import tokenizer
 
 CERTAIN = 1000.0  # as a logit: nothing else is drawn, whatever the temperature
@@ -81,7 +81,13 @@ class Sight:
 
     reader: Reader
 
-    def look(self, work: ScheduledSequence) -> None: ...
+    def encode(self, row: StepRow) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    prompt_length: int
+    line: list[int]
 
 
 @dataclass
@@ -91,37 +97,51 @@ class ScriptedRunner:
     length: int
     num_slots: int = 4
     reuses: bool = True
-    speculates: bool = False
+    supports_drafts: bool = False
     cache_tokens: int | None = None
     vision: Any = None
     page_size: int = 1
     asynchronous: bool = False
     batch_sizes: list[int] = field(default_factory=lambda: [1])
-    lines: dict[Sequence, list[int]] = field(default_factory=dict)
+    texts: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))  # the tokens in each slot
+    scripts: dict[str, Script] = field(default_factory=dict)  # of each request
 
-    def change(self, changes: list[CacheChange]) -> None: ...
+    def apply(self, changes: list[CacheChange]) -> None:
+        for change in changes:
+            match change:
+                case CopySlot(source, target, length):
+                    self.texts[target] = self.texts[source][:length]
+                case SwapSlots(one, other):
+                    self.texts[one], self.texts[other] = self.texts[other], self.texts[one]
+                case ClearSlot(slot, start):
+                    del self.texts[slot][start:]
 
     def compilation(self, source: object, folder: Path) -> None:
         return None
 
-    def run_lookahead(self, works: list[ScheduledSequence], tokens: Tensor) -> None:
+    def run_lookahead(self, rows: list[StepRow], tokens: Tensor) -> None:
         return None
 
-    def run(self, batch: list[ScheduledSequence]) -> Tensor:
-        following = [self._following(work.sequence) for work in batch if work.samples]
+    def run(self, rows: list[StepRow]) -> Tensor:
+        for row in rows:
+            self.texts[row.slot][row.start :] = row.token_ids
+        following = [self._following(row.request_id, self.texts[row.slot]) for row in rows if row.num_logits]
         logits = torch.zeros(len(following), len(self.tokenizer))
         logits[range(len(following)), following] = CERTAIN
         return logits
 
-    def _following(self, sequence: Sequence) -> int:
-        if sequence not in self.lines:
-            said = self.answer(self.tokenizer.decode(sequence.job.prompt))
-            self.lines[sequence] = [*self.tokenizer.encode(said), self.tokenizer.eos_token_id]
-        line, said_so_far = self.lines[sequence], sequence.tokens[len(sequence.job.prompt) :]
-        if said_so_far != line[: len(said_so_far)]:
+    def _following(self, request: str, text: list[int]) -> int:
+        """The first text of a request that is asked for is its prompt."""
+        if request not in self.scripts:
+            said = self.answer(self.tokenizer.decode(text))
+            line = [*self.tokenizer.encode(said), self.tokenizer.eos_token_id]
+            self.scripts[request] = Script(len(text), line)
+        script = self.scripts[request]
+        said_so_far = text[script.prompt_length :]
+        if said_so_far != script.line[: len(said_so_far)]:
             wrong = self.tokenizer.decode(said_so_far[-8:])
-            raise RuntimeError(f"the form of the answer does not take the script: {wrong!r} was drawn")
-        return line[len(said_so_far)]
+            raise RuntimeError(f"the form of the answer does not take the script: {wrong!r} was sampled")
+        return script.line[len(said_so_far)]
 
 
 def builder(folder: Path) -> Callable[..., LocalEngine]:
@@ -134,6 +154,6 @@ def builder(folder: Path) -> Callable[..., LocalEngine]:
         runner = ScriptedRunner(Scripts(folder).answer, qwen, length, vision=vision)
         end, place = frozenset([qwen.eos_token_id]), torch.device("cpu")
         loaded = Loaded(None, qwen, end, length, place, torch.float32, len(qwen))
-        return LocalEngine(loaded, runner, max_num_batched_tokens=length, max_queue=8)
+        return LocalEngine(loaded, LocalExecutor(runner), max_num_batched_tokens=length, max_queue=8)
 
     return build

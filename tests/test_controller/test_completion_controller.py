@@ -11,6 +11,7 @@ import pytest
 
 from services.chat.request.completion import MAX_CHOICES, UNSUPPORTED
 from services.engine.base import Piece, TokenLogprob
+from services.engine.execution.local_executor import LocalExecutor
 from services.engine.local import LocalEngine
 from services.errors import EngineFailed, Overloaded
 from tests.apps import MODEL, NewSite, Site
@@ -54,7 +55,7 @@ async def refusal(site: Site, status: int = 400, **fields: Any) -> str | None:
 @pytest.fixture
 async def letters(new_site: NewSite) -> Site:
     def build(kind: str, /, **options: object) -> LocalEngine:
-        return LocalEngine(loaded(), Counting(num_slots=4), max_num_batched_tokens=16, max_queue=30)
+        return LocalEngine(loaded(), LocalExecutor(Counting(num_slots=4)), max_num_batched_tokens=16, max_queue=30)
 
     return await new_site(build=build)
 

@@ -7,6 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from services.engine.execution.local_executor import LocalExecutor
 from services.engine.local import LocalEngine
 from tests.apps import NewSite, Site
 from tests.test_engine.fakes import LETTERS, Counting, loaded
@@ -18,7 +19,7 @@ BOTH = pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"
 @pytest.fixture
 async def site(new_site: NewSite) -> Site:
     def build(kind: str, /, **options: object) -> LocalEngine:
-        return LocalEngine(loaded(), Counting(num_slots=4), max_num_batched_tokens=16, max_queue=8)
+        return LocalEngine(loaded(), LocalExecutor(Counting(num_slots=4)), max_num_batched_tokens=16, max_queue=8)
 
     return await new_site(build=build)
 
@@ -137,10 +138,10 @@ async def test_choices_are_in_order_each_with_its_own_seed(site: Site) -> None:
 
 async def test_choices_share_one_reading_of_the_prompt(new_site: NewSite) -> None:
     read: list[int] = []
-    runner = Counting(num_slots=4, before=lambda works: read.extend(work.num_tokens for work in works))
+    runner = Counting(num_slots=4, before=lambda scheduled: read.extend(work.num_tokens for work in scheduled))
 
     def build(kind: str, /, **options: object) -> LocalEngine:
-        return LocalEngine(loaded(), runner, max_num_batched_tokens=16, max_queue=8)
+        return LocalEngine(loaded(), LocalExecutor(runner), max_num_batched_tokens=16, max_queue=8)
 
     usage = (await send(await new_site(build=build), "a" * 40, n=4, max_tokens=2)).json()["usage"]
 

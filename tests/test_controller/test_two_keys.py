@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from services.engine.base import Job, Piece
+from services.engine.execution.local_executor import LocalExecutor
 from services.engine.local import LocalEngine
 from tests.apps import NewSite, Site
 from tests.test_engine.fakes import LETTERS, Alphabet, Counting, Gate, loaded
@@ -55,7 +56,9 @@ class AnyText(Alphabet):
 def engine(kind: str, /, *, share_prefixes: bool, **options: Any) -> LocalEngine:
     runner = Counting(num_slots=4, length=512)
     shares = {"share_prefixes": share_prefixes}
-    return LocalEngine(loaded(tokenizer=AnyText()), runner, max_num_batched_tokens=64, max_queue=8, **shares)
+    return LocalEngine(
+        loaded(tokenizer=AnyText()), LocalExecutor(runner), max_num_batched_tokens=64, max_queue=8, **shares
+    )
 
 
 # --- nobody reads another's words ---

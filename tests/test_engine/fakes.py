@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from services.engine.base import Job, Piece, SamplingParams
+from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.runner import Runner
 from services.engine.loading.loader import Loaded
 from services.engine.local import LocalEngine
-from services.engine.scheduling.scheduler import ScheduledSequence
-from services.engine.scheduling.slots import CacheChange
+from services.engine.scheduling.step import CacheChange, StepRow
 
 PATIENCE = 20  # seconds; only a fault takes longer than a moment
 LETTERS = 26
@@ -40,11 +40,11 @@ class Counting:
 
     num_slots: int = 2
     length: int = 64
-    before: Callable[[list[ScheduledSequence]], None] = lambda batch: None
+    before: Callable[[list[StepRow]], None] = lambda batch: None
     steps: list[list[str]] = field(default_factory=list)  # the ids of the jobs in each
     changes: list[CacheChange] = field(default_factory=list)
     reuses: bool = True
-    speculates: bool = False
+    supports_drafts: bool = False
     cache_tokens: int | None = None
     vision: Any = None
     page_size: int = 1
@@ -54,17 +54,17 @@ class Counting:
     def batch_sizes(self) -> list[int]:
         return [self.num_slots]
 
-    def change(self, changes: list[CacheChange]) -> None:
+    def apply(self, changes: list[CacheChange]) -> None:
         self.changes += changes
 
-    def run(self, batch: list[ScheduledSequence]) -> Tensor:
-        self.steps.append([work.sequence.job.id for work in batch])
-        self.before(batch)
-        asked = [token for work in batch if work.samples for token in work.tokens[-work.num_logits :]]
+    def run(self, rows: list[StepRow]) -> Tensor:
+        self.steps.append([row.request_id for row in rows])
+        self.before(rows)
+        asked = [token for row in rows if row.num_logits for token in row.token_ids[-row.num_logits :]]
         following = [token + 1 for token in asked]
         return torch.nn.functional.one_hot(torch.tensor(following, dtype=torch.long) % LETTERS, LETTERS).float()
 
-    def run_lookahead(self, works: list[ScheduledSequence], tokens: Tensor) -> Tensor | None:
+    def run_lookahead(self, rows: list[StepRow], tokens: Tensor) -> Tensor | None:
         return None
 
 
@@ -76,13 +76,13 @@ class GoingAhead(Counting):
     num_ahead: int = 0
     latest: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def run(self, batch: list[ScheduledSequence]) -> Tensor:
+    def run(self, rows: list[StepRow]) -> Tensor:
         self.latest.fill_(torch.nan)
-        self.latest = super().run(batch)
+        self.latest = super().run(rows)
         return self.latest
 
-    def run_lookahead(self, works: list[ScheduledSequence], tokens: Tensor) -> Tensor | None:
-        assert not any(work.tokens for work in works)
+    def run_lookahead(self, rows: list[StepRow], tokens: Tensor) -> Tensor | None:
+        assert not any(row.token_ids for row in rows)
         self.num_ahead += 1
         self.latest.fill_(torch.nan)
         self.latest = torch.nn.functional.one_hot((tokens + 1) % LETTERS, LETTERS).float()
@@ -96,7 +96,7 @@ class Gate:
         self._arrived = threading.Semaphore(0)
         self._passes = threading.Semaphore(0)
 
-    def __call__(self, batch: list[ScheduledSequence]) -> None:
+    def __call__(self, rows: list[StepRow]) -> None:
         self._arrived.release()
         assert self._passes.acquire(timeout=PATIENCE)
 
@@ -123,7 +123,7 @@ async def running(
 ) -> AsyncGenerator[LocalEngine]:
     engine = LocalEngine(
         loaded(),
-        runner,
+        LocalExecutor(runner),
         max_num_batched_tokens=max_num_batched_tokens,
         max_queue=max_queue,
         prefix_cache=prefix_cache,

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from services.engine.base import Job
 from services.engine.cpu import compiled_step, kernel
 from services.engine.cpu.compilation import Compilation
 from services.engine.cpu.compiled_step import CompiledStep, StepPlan, open_package, try_step
@@ -21,8 +20,7 @@ from services.engine.execution.batched_runner import BatchedRunner
 from services.engine.execution.kv_cache import SlotCache
 from services.engine.execution.runner_factory import build_runner
 from services.engine.loading.loader import Source
-from services.engine.scheduling.scheduler import ScheduledSequence
-from services.engine.scheduling.sequence import Sequence
+from services.engine.scheduling.step import StepRow
 from tests.test_engine.compilers import needs_compiler
 from tests.test_engine.tiny_models import build
 
@@ -35,15 +33,19 @@ def runner_of(name: str, num_slots: int = SLOTS) -> BatchedRunner:
     return runner
 
 
-def read(runner: BatchedRunner, lengths: dict[int, int]) -> list[ScheduledSequence]:
+def read(runner: BatchedRunner, lengths: dict[int, int]) -> list[StepRow]:
     """Prompts in these slots, of which the cache has all but the last so many tokens; and the step that reads these."""
-    works = []
+    rows = []
     for slot, left in lengths.items():
-        sequence = Sequence(Job(f"{slot}", tuple(range(5, 10 + left + 3 * slot))), 9)
-        runner.run([ScheduledSequence(sequence, slot, len(sequence.tokens) - left)])
-        sequence.num_computed = len(sequence.tokens) - left
-        works.append(ScheduledSequence(sequence, slot, left))
-    return works
+        tokens = prompt_of(slot, left)
+        start = len(tokens) - left
+        runner.run([StepRow("job", slot, 0, start, 0, tokens[:start])])
+        rows.append(StepRow("job", slot, start, left, 1, tokens[start:]))
+    return rows
+
+
+def prompt_of(slot: int, left: int) -> tuple[int, ...]:
+    return tuple(range(5, 10 + left + 3 * slot))
 
 
 def made(runner: BatchedRunner, folder: Path) -> Path:
@@ -64,8 +66,8 @@ def test_compiled_steps_say_what_eager_ones_say(name: str, folder: Path, native_
     runner = runner_of(name)
     step = CompiledStep.load(made(runner, folder), runner._model, runner._cache)
     for lengths in ({0: 1}, {5: 1}, {0: 1, 1: 1}, {3: 1, 2: 1}, {4: 9}, {0: 1, 5: 1, 2: 7, 1: 1}, {1: 12, 3: 3, 0: 5}):
-        works = read(runner, lengths)
-        close(step.run(works), runner.run(works))
+        scheduled = read(runner, lengths)
+        close(step.run(scheduled), runner.run(scheduled))
 
 
 @needs_compiler
@@ -73,7 +75,7 @@ def test_no_logits_of_prompts_that_go_on(folder: Path, native_kernel: None) -> N
     runner = runner_of("llama")
     step = CompiledStep.load(made(runner, folder), runner._model, runner._cache)
     reading, writing = read(runner, {0: 9, 1: 1})
-    part = ScheduledSequence(reading.sequence, 0, 4)
+    part = reading._replace(num_tokens=4, num_logits=0, token_ids=reading.token_ids[:4])
     assert step.run([part]).shape[0] == runner.run([part]).shape[0] == 0
     close(step.run([part, writing]), runner.run([part, writing]))
 
@@ -82,13 +84,13 @@ def test_no_logits_of_prompts_that_go_on(folder: Path, native_kernel: None) -> N
 def test_a_step_touches_nothing_but_its_own_tokens(folder: Path, native_kernel: None) -> None:
     runner = runner_of("llama")
     step = CompiledStep.load(made(runner, folder), runner._model, runner._cache)
-    works = read(runner, {0: 1, 1: 1, 2: 1})
+    scheduled = read(runner, {0: 1, 1: 1, 2: 1})
     layers = runner._cache.layers.values()
     before = [layer.keys[:, :, :LENGTH].clone() for layer in layers]
-    step.run(works[1:2])
+    step.run(scheduled[1:2])
     for old, layer in zip(before, layers, strict=True):
         changed = (old != layer.keys[:, :, :LENGTH]).any(-1).any(1).nonzero().tolist()
-        assert changed == [[1, works[1].start]]
+        assert changed == [[1, scheduled[1].start]]
 
 
 @needs_compiler
@@ -131,9 +133,9 @@ class Step:
         self.tried: list[list[tuple[int, int, int]]] = []
         self._logits = logits
 
-    def run(self, works: list[ScheduledSequence]) -> Tensor:
-        self.tried.append([(work.slot, work.start, work.num_tokens) for work in works])
-        return torch.full((sum(work.num_logits for work in works), 4), self._logits)
+    def run(self, rows: list[StepRow]) -> Tensor:
+        self.tried.append([(row.slot, row.start, row.num_tokens) for row in rows])
+        return torch.full((sum(row.num_logits for row in rows), 4), self._logits)
 
 
 @pytest.mark.parametrize("num_slots", [1, 2, SLOTS])
@@ -144,7 +146,7 @@ def test_it_is_tried_at_its_corners_where_it_is_made(num_slots: int) -> None:
     assert [(0, 0, 1)] in step.tried
     assert [(num_slots - 1, LENGTH - 1, 1)] in step.tried
     assert [(num_slots - 1, 0, LENGTH)] in step.tried
-    assert max(len(works) for works in step.tried) == num_slots
+    assert max(len(scheduled) for scheduled in step.tried) == num_slots
     with pytest.raises(ValueError, match="does not compute numbers"):
         try_step(Step(float("nan")), cache)  # type: ignore[arg-type]
 

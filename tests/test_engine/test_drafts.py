@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.engine.base import Job, SamplingParams
+from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
 from services.engine.scheduling import ngram_proposer
@@ -52,36 +53,36 @@ def test_who_is_often_wrong_is_asked_seldom() -> None:
 def writing(scheduler: Scheduler, num: int, max_tokens: int = 50) -> None:
     for _ in range(num):
         scheduler.add(Sequence(Job("job", (7,) * 9), max_tokens))
-    for work in scheduler.schedule().works:
-        work.sequence.num_computed += work.num_tokens
-        work.sequence.tokens.append(7)
+    for entry in scheduler.schedule().scheduled:
+        entry.sequence.num_computed += entry.num_tokens
+        entry.sequence.tokens.append(7)
 
 
 @pytest.mark.parametrize(("num", "draft"), [(1, 4), (3, 4), (4, 3), (8, 1), (9, 0), (20, 0)])
 def test_steps_stay_small(num: int, draft: int) -> None:
-    scheduler = Scheduler(32, 512, speculates=True)
+    scheduler = Scheduler(32, 512, speculative=True)
     writing(scheduler, num)
-    works = scheduler.schedule().works
-    assert [len(work.draft) for work in works] == [draft] * num
-    assert sum(work.num_tokens for work in works) <= max(MAX_STEP_TOKENS, num)
+    scheduled = scheduler.schedule().scheduled
+    assert [len(entry.draft) for entry in scheduled] == [draft] * num
+    assert sum(entry.num_tokens for entry in scheduled) <= max(MAX_STEP_TOKENS, num)
 
 
 def test_none_while_a_prompt_is_read_none_beyond_the_end_and_none_unasked() -> None:
-    scheduler = Scheduler(4, 512, speculates=True)
+    scheduler = Scheduler(4, 512, speculative=True)
     writing(scheduler, 1, max_tokens=3)
-    assert [work.draft for work in scheduler.schedule().works] == [(7,)]  # and with the step's own token three
+    assert [entry.draft for entry in scheduler.schedule().scheduled] == [(7,)]  # and with the step's own token three
     scheduler.add(Sequence(Job("job", (1, 2, 3)), 9))
-    assert [work.draft for work in scheduler.schedule().works] == [(), ()]
+    assert [entry.draft for entry in scheduler.schedule().scheduled] == [(), ()]
     scheduler = Scheduler(4, 512)
     writing(scheduler, 1)
-    assert [work.draft for work in scheduler.schedule().works] == [()]
+    assert [entry.draft for entry in scheduler.schedule().scheduled] == [()]
 
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 
 
 async def test_right_guesses_save_steps() -> None:
-    runner = Counting(length=256, speculates=True)
+    runner = Counting(length=256, supports_drafts=True)
     async with running(runner) as engine:
         text = await said(await engine.submit(job("y", ignore_eos=True, max_tokens=100)))
         stats = engine.stats()
@@ -110,7 +111,7 @@ async def test_right_guesses_save_steps() -> None:
 async def test_the_same_pieces_as_without(params: dict[str, Any]) -> None:
     answers = []
     for speculates in (True, False):
-        async with running(Counting(length=256, speculates=speculates)) as engine:
+        async with running(Counting(length=256, supports_drafts=speculates)) as engine:
             pieces = [
                 piece async for piece in await engine.submit(job(ALPHABET + "abc", **{"ignore_eos": True, **params}))
             ]
@@ -124,7 +125,7 @@ async def test_the_same_pieces_as_without(params: dict[str, Any]) -> None:
 async def serving(name: str, **options: Any) -> AsyncIterator[LocalEngine]:
     model = build(name)
     runner = build_runner(model, num_slots=3, length=100, budget=2**30)
-    engine = LocalEngine(loaded(model), runner, max_num_batched_tokens=16, max_queue=8, **options)
+    engine = LocalEngine(loaded(model), LocalExecutor(runner), max_num_batched_tokens=16, max_queue=8, **options)
     engine.start()
     try:
         yield engine

@@ -14,7 +14,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-class ScheduledSequence:
+class Work:
     """Enters a slot and stays there until it is let go."""
 
     def __init__(self, slots: FairSlots, owner: str) -> None:
@@ -31,9 +31,9 @@ class ScheduledSequence:
 
 async def test_one_owner_never_holds_all() -> None:
     slots = FairSlots(3, share=2, max_waiting=10)
-    alphas = [ScheduledSequence(slots, "alpha") for _ in range(5)]
+    alphas = [Work(slots, "alpha") for _ in range(5)]
     await settled()
-    beta = ScheduledSequence(slots, "beta")
+    beta = Work(slots, "beta")
     await settled()
 
     assert [each.is_in for each in alphas] == [True, True, False, False, False]
@@ -61,11 +61,11 @@ async def test_too_many_of_one_owner_are_refused() -> None:
     slots = FairSlots(1, share=1, max_waiting=2)
     async with AsyncExitStack() as held:
         await held.enter_async_context(slots.slot("alpha"))
-        waiting = [ScheduledSequence(slots, "alpha") for _ in range(2)]
+        waiting = [Work(slots, "alpha") for _ in range(2)]
         await settled()
         with pytest.raises(Overloaded):
             await held.enter_async_context(slots.slot("alpha"))
-        beta = ScheduledSequence(slots, "beta")
+        beta = Work(slots, "beta")
         await settled()
     for each in [*waiting, beta]:
         each.may_go.set()
@@ -74,9 +74,9 @@ async def test_too_many_of_one_owner_are_refused() -> None:
 
 async def test_who_leaves_while_waiting_or_just_let_in_keeps_no_slot() -> None:
     slots = FairSlots(1, share=1, max_waiting=10)
-    first = ScheduledSequence(slots, "alpha")
+    first = Work(slots, "alpha")
     await settled()
-    leaving, let_in = ScheduledSequence(slots, "alpha"), ScheduledSequence(slots, "beta")
+    leaving, let_in = Work(slots, "alpha"), Work(slots, "beta")
     await settled()
     leaving.task.cancel()
     await settled()
@@ -85,7 +85,7 @@ async def test_who_leaves_while_waiting_or_just_let_in_keeps_no_slot() -> None:
     let_in.task.cancel()  # its turn has come, and it has not yet woken
     await asyncio.gather(leaving.task, let_in.task, return_exceptions=True)
 
-    last = ScheduledSequence(slots, "gamma")
+    last = Work(slots, "gamma")
     await settled()
     assert last.is_in
     last.may_go.set()

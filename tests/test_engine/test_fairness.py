@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.base import Job, SamplingParams
+from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
 from services.engine.paged.runner import PagingConfig
@@ -68,8 +69,8 @@ def test_the_newest_gives_way_and_says_in_the_end_what_it_would_have_said() -> N
     for each in (older, newer):
         scheduler.add(each)
     slots = []
-    for number, works in enumerate(steps(scheduler, memory)):
-        slots.append({work.sequence for work in works})
+    for number, scheduled in enumerate(steps(scheduler, memory)):
+        slots.append({entry.sequence for entry in scheduled})
         if number == 30:
             scheduler.add(sequence(20, answer=10, first=5000, owner=BETA))
 
@@ -86,7 +87,7 @@ def test_slots_are_shared_in_equal_parts_and_then_nobody_gives_way_any_more() ->
         batch = scheduler.schedule()
         compute(batch)
 
-    assert Counter(work.sequence.job.owner for work in batch.works) == {ALPHA: 4, BETA: 4}
+    assert Counter(entry.sequence.job.owner for entry in batch.scheduled) == {ALPHA: 4, BETA: 4}
     assert scheduler.num_preemptions == 4
 
 
@@ -112,7 +113,7 @@ def test_free_slots_go_from_owner_to_owner() -> None:
     scheduler = flooded(40, prompt=1, answer=1, num_slots=1)
     for _ in range(5):
         scheduler.add(sequence(1, owner=BETA))
-    owners = [works[0].sequence.job.owner for works in steps(scheduler)]
+    owners = [scheduled[0].sequence.job.owner for scheduled in steps(scheduler)]
 
     assert owners[:10] == [ALPHA, BETA] * 5
 
@@ -275,7 +276,9 @@ async def test_a_prefix_is_found_by_its_owner_under_its_salt(
 @pytest.mark.parametrize(("then", "found"), [({}, 19), ({"cache_salt": "y"}, 0)])
 async def test_owners_that_share_find_each_others(then: dict[str, Any], found: int) -> None:
     runner = Counting()
-    engine = LocalEngine(fakes.loaded(), runner, max_num_batched_tokens=16, max_queue=8, share_prefixes=True)
+    engine = LocalEngine(
+        fakes.loaded(), LocalExecutor(runner), max_num_batched_tokens=16, max_queue=8, share_prefixes=True
+    )
     engine.start()
     try:
         await cached(engine, of(ALPHA, TEXT))
@@ -325,7 +328,7 @@ async def test_a_number_in_anothers_prompt_cannot_be_found(paging: PagingConfig 
     model, tokenizer = build("llama"), byte_level()
     runner = build_runner(model, num_slots=3, length=64, budget=2**30, paging=paging)
     loaded = fakes.loaded(model, tokenizer, eos=len(tokenizer))
-    engine = LocalEngine(loaded, runner, max_num_batched_tokens=64, max_queue=8)
+    engine = LocalEngine(loaded, LocalExecutor(runner), max_num_batched_tokens=64, max_queue=8)
     engine.start()
     known, pin, other = tuple(range(100, 120)), (4, 7, 1, 1), 190
 

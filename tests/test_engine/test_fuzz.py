@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from services.engine.base import GrammarSpec, Job, Piece, SamplingParams
+from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.runner import Runner
 from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
 from services.engine.scheduling import ngram_proposer
-from services.engine.scheduling.scheduler import ScheduledSequence
+from services.engine.scheduling.step import StepRow
 from services.errors import EngineFailed, GrammarStuck, Overloaded, PromptTooLong
 from tests.test_engine.fakes import loaded, settled
 from tests.test_engine.tiny_models import VOCABULARY, build
@@ -81,13 +82,13 @@ class Breaking:
         self._random = random
         self._chance = chance
 
-    def run(self, batch: list[ScheduledSequence]) -> torch.Tensor:
+    def run(self, rows: list[StepRow]) -> torch.Tensor:
         chance = self._random.random() / self._chance if self._chance else 4
         if chance < 1:
             raise RuntimeError("a step failed")
-        if chance < 3 and sum(work.num_tokens for work in batch) > 2:
+        if chance < 3 and sum(row.num_tokens for row in rows) > 2:
             raise torch.OutOfMemoryError
-        logits = self._runner.run(batch)
+        logits = self._runner.run(rows)
         if chance < 4 and len(logits) and self._chance:
             logits = logits.clone()
             logits[self._random.randrange(len(logits))] = torch.nan
@@ -99,7 +100,7 @@ class Breaking:
 
 def engine_of(name: str, runner: Any, **options: Any) -> LocalEngine:
     found = loaded(build(name), byte_level(), eos=3)
-    return LocalEngine(found, runner, max_queue=options.pop("max_queue", 5), **options)
+    return LocalEngine(found, LocalExecutor(runner), max_queue=options.pop("max_queue", 5), **options)
 
 
 async def told(engine: LocalEngine, request: Request) -> list[Piece] | None:
@@ -161,7 +162,7 @@ async def test_everybody_who_stays_is_told_what_it_would_be_told_alone(
         await settled(engine)
         stats = engine.stats()
         assert (stats.running, stats.waiting, stats.cache_used) == (0, 0, 0)
-        assert not engine._worker.stepper.requests
+        assert not engine._thread.core.has_requests
     finally:
         await engine.stop()
     await compare(name, asked, answers, whole=not chance)

@@ -15,18 +15,21 @@ from PIL import Image as Pillow
 from services.chat.request.contents import Illustration
 from services.engine.base import Image, Job, Picture, PlacedImage, SamplingParams
 from services.engine.execution.batched_runner import BatchedRunner
+from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.runner_factory import build_runner
 from services.engine.loading.loader import Loaded, Source, load
 from services.engine.local import LocalEngine
 from services.engine.scheduling.ngram_proposer import NgramProposer
 from services.engine.scheduling.scheduler import ScheduledSequence
 from services.engine.scheduling.sequence import Sequence as Running
+from services.engine.scheduling.step import StepRow
 from services.engine.vision import vision as vision_module
 from services.engine.vision.picture_reader import PictureReader, read_processor
 from services.engine.vision.pixels import encoded, pixels
 from services.engine.vision.vision import vision_for
 from services.engine.vision.vision_check import attach_vision, prepare_vision
 from services.errors import EngineFailed, InvalidRequest
+from tests.test_engine.step_log import LoggingExecutor, replay
 from tests.test_engine.test_compiled import made, needs_compiler
 from tests.test_engine.tiny_models import build
 from tests.test_engine.tiny_vision import IMAGE, KINDS, write
@@ -117,7 +120,7 @@ def tiny(request: pytest.FixtureRequest, folders: dict[str, str]) -> Tiny:
 @asynccontextmanager
 async def serving(tiny: Tiny, runner: BatchedRunner | None = None, **options: Any) -> AsyncGenerator[LocalEngine]:
     engine = LocalEngine(
-        tiny.loaded, runner or tiny.runner, **{"max_num_batched_tokens": 512, "max_queue": 64} | options
+        tiny.loaded, LocalExecutor(runner or tiny.runner), **{"max_num_batched_tokens": 512, "max_queue": 64} | options
     )
     engine.start()
     try:
@@ -205,9 +208,9 @@ async def test_a_prompt_in_many_steps_is_looked_at_once(tiny: Tiny, monkeypatch:
     vision = tiny.runner.vision
     assert vision is not None
     looked = []
-    features = vision._features
-    monkeypatch.setattr(vision, "_features", lambda image: looked.append(image) or features(image))
-    vision._kept.clear()
+    features = vision._compute_features
+    monkeypatch.setattr(vision, "_compute_features", lambda image: looked.append(image) or features(image))
+    vision._features.clear()
     async with serving(tiny, max_num_batched_tokens=4, prefix_cache=False) as engine:
         await said(engine, tiny.job(ASKS[2]))
     assert len(looked) == 2
@@ -236,18 +239,30 @@ def test_pictures_of_any_shape(tiny: Tiny, size: tuple[int, int]) -> None:
         assert tiny.reader.tokens(image).count(tiny.reader.token) == image.num_tokens > 0
 
 
+async def test_pickled_steps_with_images_give_the_same_logits_on_another_executor(
+    tiny: Tiny, folders: dict[str, str]
+) -> None:
+    logging = LoggingExecutor(LocalExecutor(tiny.runner))
+    engine = LocalEngine(tiny.loaded, logging, max_num_batched_tokens=7, max_queue=64, prefix_cache=False)
+    engine.start()
+    await all_said(engine, tiny, [ASKS[0], ASKS[3], ASKS[4]])
+    await engine.stop()
+
+    replay(logging.log, LocalExecutor(runner_of(read(folders[tiny.name]))))
+
+
 @needs_compiler
 def test_a_compiled_step_speaks_of_images(folders: dict[str, str], tmp_path: Path) -> None:
     loaded = read(folders["llava"])
     runner = runner_of(loaded)
     tiny = Tiny("llava", loaded, runner, {})
-    works = [_last(runner, tiny.job(ask)) for ask in (ASKS[4], ASKS[0])]
-    eager = [runner.run([work]) for work in works]
+    rows = [_last(runner, tiny.job(ask)) for ask in (ASKS[4], ASKS[0])]
+    eager = [runner.run([row]) for row in rows]
     runner.adopt(made(runner, tmp_path))
     assert runner._compiled is not None
-    for work, logits in zip(works, eager, strict=True):
-        assert vision_for(runner.vision, [work]) is None
-        torch.testing.assert_close(runner.run([work]), logits, atol=1e-4, rtol=1e-4)
+    for row, logits in zip(rows, eager, strict=True):
+        assert vision_for(runner.vision, [row]) is None
+        torch.testing.assert_close(runner.run([row]), logits, atol=1e-4, rtol=1e-4)
 
 
 def test_steps_of_which_an_image_is_part(tiny: Tiny) -> None:
@@ -255,20 +270,20 @@ def test_steps_of_which_an_image_is_part(tiny: Tiny) -> None:
     sequence = Running(tiny.job(ASKS[0]), 9)
     vision = tiny.runner.vision
     assert vision is not None
-    assert vision.concerns([ScheduledSequence(sequence, 0, 1)])
+    assert vision.concerns([ScheduledSequence(sequence, 0, 1).row()])
     sequence.num_computed = len(sequence.tokens)
-    assert vision.concerns([ScheduledSequence(sequence, 0, 1)]) is tiny.name.startswith("qwen")
-    assert not vision.concerns([ScheduledSequence(Running(tiny.job(ASKS[4]), 9), 0, 1)])
+    assert vision.concerns([ScheduledSequence(sequence, 0, 1).row()]) is tiny.name.startswith("qwen")
+    assert not vision.concerns([ScheduledSequence(Running(tiny.job(ASKS[4]), 9), 0, 1).row()])
     assert (tiny.runner.compilation(Source("nowhere"), Path()) is None) is tiny.name.startswith("qwen")
 
 
-def _last(runner: BatchedRunner, job: Job) -> ScheduledSequence:
+def _last(runner: BatchedRunner, job: Job) -> StepRow:
     """The step of a first answered token, after a prompt that was read."""
     sequence, slot = Running(job, 9), len(job.images)
-    runner.run([ScheduledSequence(sequence, slot, len(job.prompt))])
+    runner.run([ScheduledSequence(sequence, slot, len(job.prompt)).row()])
     sequence.num_computed = len(job.prompt)
     sequence.tokens.append(7)
-    return ScheduledSequence(sequence, slot, 1)
+    return ScheduledSequence(sequence, slot, 1).row()
 
 
 class TestWhatCannotBeServed:
@@ -277,10 +292,10 @@ class TestWhatCannotBeServed:
     ) -> None:
         engine = LocalEngine.load(source=folders["gemma3"], max_num_seqs=2)
         assert engine.images is None
-        assert "Gemma3ForConditionalGeneration takes text only: CannotSee: its images' tokens look" in caplog.text
+        assert "Gemma3ForConditionalGeneration takes text only: UnsupportedVision: its image" in caplog.text
 
     def test_where_somebody_insists_on_them(self, folders: dict[str, str]) -> None:
-        with pytest.raises(EngineFailed, match="Gemma3ForConditionalGeneration: CannotSee: its images' tokens look"):
+        with pytest.raises(EngineFailed, match="Gemma3ForConditionalGeneration: UnsupportedVision: its image"):
             LocalEngine.load(source=folders["gemma3"], max_num_seqs=2, enable_mm=True)
 
     def test_images_of_a_model_without_eyes(self, tmp_path: Path, folders: dict[str, str]) -> None:

@@ -19,7 +19,7 @@ from services.engine.quantization import int8
 from services.engine.quantization.int8 import BLOCK, Int8Linear, TorchInt8Linear, quantise, quantise_blocks
 from services.errors import EngineFailed
 from tests.test_engine.compilers import needs_compiler
-from tests.test_engine.test_compiled import LENGTH, SLOTS, close, read
+from tests.test_engine.test_compiled import LENGTH, SLOTS, close, prompt_of, read
 from tests.test_engine.tiny_models import VOCABULARY, build
 from tests.test_engine.tiny_tokenizers import byte_level
 
@@ -168,9 +168,9 @@ def runner_of(model: Any) -> BatchedRunner:
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral"])
 def test_steps_in_company_say_what_the_model_says(native_int8: None, name: str) -> None:
     runner = runner_of(quantised(name))
-    works = read(runner, {0: 1, 5: 1, 1: 4})
-    for work, said in zip(works, runner.run(works), strict=True):
-        close(said, model_says(name, work.sequence.tokens))
+    lengths = {0: 1, 5: 1, 1: 4}
+    for (slot, left), said in zip(lengths.items(), runner.run(read(runner, lengths)), strict=True):
+        close(said, model_says(name, [*prompt_of(slot, left)]))
 
 
 def model_says(name: str, tokens: list[int]) -> Tensor:
@@ -188,8 +188,8 @@ def test_compiled_steps_say_what_eager_ones_say(name: str, folder: Path, native_
     compile_to(compilation.file, runner._model, compilation.plan)
     step = CompiledStep.load(compilation.file, runner._model, runner._cache)
     for lengths in ({0: 1}, {0: 1, 5: 1, 2: 7, 1: 1}):
-        works = read(runner, lengths)
-        close(step.run(works), runner.run(works))
+        scheduled = read(runner, lengths)
+        close(step.run(scheduled), runner.run(scheduled))
 
 
 @needs_compiler

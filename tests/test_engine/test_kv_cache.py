@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from services.engine.execution.kv_cache import PAGE, LayerShape, SlotCache, fit
-from services.engine.scheduling.slots import CacheChange, ClearSlot, CopySlot, SwapSlots
+from services.engine.scheduling.step import CacheChange, ClearSlot, CopySlot, SwapSlots
 
 SHAPE = LayerShape(num_heads=2, key_dim=8, value_dim=4, dtype=torch.bfloat16)
 
@@ -54,7 +54,7 @@ def cache() -> SlotCache:
     ],
 )
 def test_changes(cache: SlotCache, change: CacheChange, slots: list[list[int]]) -> None:
-    cache.change([change])
+    cache.apply([change])
 
     for layer in cache.layers.values():
         for tensor in (layer.keys, layer.values):
@@ -70,7 +70,7 @@ def test_what_is_forgotten_costs_no_memory() -> None:
     before = resident()
     cache.layers[0].keys[0].fill_(1)
     written = resident() - before
-    cache.change([ClearSlot(0, 0, 4095)])
+    cache.apply([ClearSlot(0, 0, 4095)])
 
     assert written >= 4 * 4095 * 64 * 4
     assert resident() - before < written / 4

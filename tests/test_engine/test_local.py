@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.base import EngineStats, GrammarSpec, Job, SamplingParams, ThinkingLimit
+from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
 from services.engine.paged.runner import PagingConfig
-from services.engine.scheduling.scheduler import Batch, ScheduledSequence, Scheduler
+from services.engine.scheduling.scheduler import Batch, Scheduler
 from services.engine.scheduling.sequence import Sequence
-from services.engine.scheduling.slots import ClearSlot
+from services.engine.scheduling.step import ClearSlot, StepRow
 from services.errors import EngineFailed, GrammarStuck, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 from tests.test_engine import fakes
 from tests.test_engine.fakes import END, PATIENCE, Counting, Gate, GoingAhead, job, running, said, settled
@@ -229,7 +230,7 @@ async def the_slot_is_free(engine: LocalEngine) -> None:
     assert await said(await engine.submit(job("w"))) == "xy"  # where there is but one
     await settled(engine)
     assert engine.stats().cache_used == 0
-    assert not engine._worker.stepper.requests  # nothing is kept of anyone
+    assert not engine._thread.core._output.requests  # nothing is kept of anyone
 
 
 @LEAVE
@@ -252,7 +253,7 @@ async def test_leaving_while_the_prompt_is_read(gated: LocalEngine, gate: Gate, 
     gate.open()
 
     await the_slot_is_free(gated)
-    assert len(gated._worker.stepper.runner.steps) < 15
+    assert len(gated._thread.core._executor.runner.steps) < 15
 
 
 @LEAVE
@@ -305,37 +306,33 @@ async def test_nothing_is_said_to_who_has_left(engine: LocalEngine) -> None:
         await anext(pieces)
 
 
-async def test_leaving_between_the_schedule_and_the_step_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Interrupted(Scheduler):
-        def schedule(self) -> Batch:
-            batch = super().schedule()
-            for work in batch.works:
-                work.sequence.cancelled |= work.sequence.job.id == "leaves"
-            return batch
-
-    monkeypatch.setattr("services.engine.local.Scheduler", Interrupted)
+async def test_leaving_during_a_step_takes_effect_with_the_next_one() -> None:
     gate = Gate()
-    async with running(Counting(before=gate)) as engine:
+    runner = Counting(before=gate)
+    async with running(runner) as engine:
         stays = await engine.submit(job(name="stays", max_tokens=3))
-        await gate.arrival()
         leaves = await engine.submit(job(name="leaves"))
+        gate.open(1)
+        await gate.arrival()
+        await gate.arrival()
+        await leaves.aclose()
         gate.open()
 
         assert await said(stays) == "def"
         await settled(engine)
-        assert not engine._worker.stepper.requests
-        await leaves.aclose()
+        assert runner.steps[1:] == [["stays", "leaves"], ["stays"]]
+        assert not engine._thread.core.has_requests
 
 
 # --- what breaks ---
 
 
-def once(broken: Callable[[list[ScheduledSequence]], None]) -> Callable[[list[ScheduledSequence]], None]:
+def once(broken: Callable[[list[StepRow]], None]) -> Callable[[list[StepRow]], None]:
     left = [broken]
     return lambda batch: left.pop()(batch) if left else None
 
 
-def fail(_: list[ScheduledSequence]) -> None:
+def fail(_: list[StepRow]) -> None:
     raise RuntimeError("out of memory")
 
 
@@ -364,7 +361,7 @@ async def test_who_waits_goes_on_waiting_when_a_step_fails() -> None:
     gate = Gate()
     breaks = once(fail)
 
-    def before(batch: list[ScheduledSequence]) -> None:
+    def before(batch: list[StepRow]) -> None:
         gate(batch)
         breaks(batch)
 
@@ -420,11 +417,11 @@ async def test_a_request_that_has_no_text_fails_alone(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("asynchronous", [False, True])
 async def test_logits_that_are_no_numbers_fail_alone_and_are_wiped_out(asynchronous: bool) -> None:
     class Breaking(Counting):
-        def run(self, batch: list[ScheduledSequence]) -> torch.Tensor:
-            logits = super().run(batch)
-            for row, work in enumerate(work for work in batch if work.samples):
-                if work.sequence.job.id == "broken" and work.sequence.num_sampled == 1:
-                    logits[row, 3] = torch.nan
+        def run(self, rows: list[StepRow]) -> torch.Tensor:
+            logits = super().run(rows)
+            for index, row in enumerate(row for row in rows if row.num_logits):
+                if row.request_id == "broken" and row.start == len("abc"):  # its second token
+                    logits[index, 3] = torch.nan
             return logits
 
     gate = Gate()
@@ -562,8 +559,8 @@ async def test_a_grammar_that_cannot_be_compiled_is_refused(engine: LocalEngine)
 
 
 async def test_a_step_that_finds_no_memory_is_tried_again_in_smaller_ones(caplog: pytest.LogCaptureFixture) -> None:
-    def narrow(batch: list[ScheduledSequence]) -> None:
-        if sum(work.num_tokens for work in batch) > 5:
+    def narrow(batch: list[StepRow]) -> None:
+        if sum(entry.num_tokens for entry in batch) > 5:
             raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes.")
 
     async with running(Counting(num_slots=4, before=narrow), max_num_batched_tokens=64) as engine:
@@ -576,7 +573,7 @@ async def test_a_step_that_finds_no_memory_is_tried_again_in_smaller_ones(caplog
 
 
 async def test_a_token_for_which_there_is_no_memory_fails() -> None:
-    def none_at_all(batch: list[ScheduledSequence]) -> None:
+    def none_at_all(batch: list[StepRow]) -> None:
         raise torch.OutOfMemoryError
 
     async with running(Counting(before=none_at_all)) as engine:
@@ -598,7 +595,7 @@ async def test_a_cache_too_small_for_all_serves_them_one_after_another(gate: Gat
 
 @pytest.mark.parametrize("breaks", [SystemExit, KeyboardInterrupt])
 async def test_a_dead_thread_is_replaced(breaks: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
-    def die(_: list[ScheduledSequence]) -> None:
+    def die(_: list[StepRow]) -> None:
         raise breaks
 
     async with running(Counting(num_slots=1, before=once(die))) as engine:
@@ -613,16 +610,16 @@ async def test_a_dead_thread_is_replaced(breaks: type[BaseException], caplog: py
 async def test_a_thread_for_which_there_is_none_to_take_over_is_told_and_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def die(_: list[ScheduledSequence]) -> None:
+    def die(_: list[StepRow]) -> None:
         raise SystemExit
 
     def no_thread() -> None:
         raise RuntimeError("can't start new thread")
 
     async with running(Counting(num_slots=1, before=once(die))) as engine:
-        first = engine._worker.thread
+        first = engine._thread.thread
         with monkeypatch.context() as patch:
-            patch.setattr(engine._worker, "_new_thread", no_thread)
+            patch.setattr(engine._thread, "_new_thread", no_thread)
             with pytest.raises(EngineFailed):
                 await said(await engine.submit(job()))
             await asyncio.to_thread(first.join)
@@ -679,7 +676,7 @@ async def test_a_scheduler_that_fails_does_not_end_the_thread(monkeypatch: pytes
 
 def test_readers_whose_loop_is_gone_do_not_harm_later_ones() -> None:
     gate = Gate()
-    engine = LocalEngine(fakes.loaded(), Counting(before=gate), max_num_batched_tokens=16, max_queue=8)
+    engine = LocalEngine(fakes.loaded(), LocalExecutor(Counting(before=gate)), max_num_batched_tokens=16, max_queue=8)
     engine.start()
 
     abandoned = []
@@ -724,7 +721,7 @@ async def test_stopping_frees_the_thread_and_the_model() -> None:
     alive = weakref.ref(model)
     engine = LocalEngine(
         fakes.loaded(model),
-        build_runner(model, num_slots=1, length=32, budget=2**30),
+        LocalExecutor(build_runner(model, num_slots=1, length=32, budget=2**30)),
         max_num_batched_tokens=8,
         max_queue=1,
     )
@@ -734,7 +731,7 @@ async def test_stopping_frees_the_thread_and_the_model() -> None:
     await engine.stop()
 
     assert alive() is None
-    assert not engine._worker.thread.is_alive()
+    assert not engine._thread.thread.is_alive()
 
 
 async def test_stopping_twice_waits_twice(gate: Gate) -> None:
@@ -747,12 +744,12 @@ async def test_stopping_twice_waits_twice(gate: Gate) -> None:
         gate.open()
         await asyncio.gather(*stops)
 
-        assert not engine._worker.thread.is_alive()
+        assert not engine._thread.thread.is_alive()
         await pieces.aclose()
 
 
 async def test_stopping_does_not_wait_for_a_dead_thread(gate: Gate) -> None:
-    def die(batch: list[ScheduledSequence]) -> None:
+    def die(batch: list[StepRow]) -> None:
         gate(batch)
         raise SystemExit
 
@@ -770,7 +767,7 @@ async def test_stopping_does_not_wait_for_a_dead_thread(gate: Gate) -> None:
 
 
 async def test_stopping_what_never_started() -> None:
-    engine = LocalEngine(fakes.loaded(), Counting(), max_num_batched_tokens=16, max_queue=8)
+    engine = LocalEngine(fakes.loaded(), LocalExecutor(Counting()), max_num_batched_tokens=16, max_queue=8)
     await engine.stop()
 
     with pytest.raises(Unavailable):
@@ -786,7 +783,7 @@ async def test_an_idle_engine_does_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     class Counted(Scheduler):
         def schedule(self) -> Batch:
             batch = super().schedule()
-            schedules.append(len(batch.works))
+            schedules.append(len(batch.scheduled))
             return batch
 
     monkeypatch.setattr("services.engine.local.Scheduler", Counted)
@@ -827,7 +824,7 @@ async def test_clients_together_get_what_each_would_get_alone(name: str, paging:
     runner = build_runner(model, num_slots=3, length=64, budget=2**30, paging=paging)
     runner.asynchronous = paging is not None  # as on a GPU
     engine = LocalEngine(
-        fakes.loaded(model, tokenizer, eos=len(tokenizer)), runner, max_num_batched_tokens=8, max_queue=8
+        fakes.loaded(model, tokenizer, eos=len(tokenizer)), LocalExecutor(runner), max_num_batched_tokens=8, max_queue=8
     )
     engine.start()
 
@@ -848,7 +845,7 @@ async def test_a_seed_gives_the_same_text_alone_and_in_company() -> None:
     tokenizer = byte_level()
     engine = LocalEngine(
         fakes.loaded(tokenizer=tokenizer, eos=len(tokenizer)),
-        build_runner(build("llama"), num_slots=4, length=64, budget=2**30),
+        LocalExecutor(build_runner(build("llama"), num_slots=4, length=64, budget=2**30)),
         max_num_batched_tokens=8,
         max_queue=8,
     )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.engine.base import Job, SamplingParams
+from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.runner_check import summarize
 from services.engine.execution.runner_factory import build_runner
 from services.engine.execution.warm_up import warm_up
@@ -22,9 +23,7 @@ from services.engine.paged.graphs import NUM_PAGES, Capture, Replay, batch_sizes
 from services.engine.paged.runner import PagedRunner, PagingConfig
 from services.engine.paged.step import BatchShape, write
 from services.engine.scheduling.pages import Pages
-from services.engine.scheduling.scheduler import ScheduledSequence
-from services.engine.scheduling.sequence import Sequence
-from services.engine.scheduling.slots import CopySlot
+from services.engine.scheduling.step import CopySlot, StepRow
 from tests.test_engine import fakes
 from tests.test_engine.recorder import Recorder
 from tests.test_engine.test_runner import BEGINNING, Answer, alike, prompt, run
@@ -154,30 +153,24 @@ def test_a_failed_step_leaves_nothing_behind(llama: tuple[Any, PagedRunner, Reco
 # --- recording ---
 
 
-def reading(runner: PagedRunner, lengths: dict[int, int]) -> list[ScheduledSequence]:
-    """After a prompt of each length was read in its slot: the step that follows."""
-    works = [
-        ScheduledSequence(Sequence(Job("job", prompt(length, slot)), 9), slot, length)
-        for slot, length in lengths.items()
-    ]
-    drawn = runner.run(works).argmax(-1).tolist()
-    for work, token in zip(works, drawn, strict=True):
-        work.sequence.num_computed = work.num_tokens
-        work.sequence.tokens.append(token)
-    return [ScheduledSequence(work.sequence, work.slot, 1) for work in works]
+def reading(runner: PagedRunner, lengths: dict[int, int]) -> list[StepRow]:
+    """After a prompt of each length was computed in its slot: the step that follows."""
+    rows = [StepRow("job", slot, 0, length, 1, prompt(length, slot)) for slot, length in lengths.items()]
+    sampled = runner.run(rows).argmax(-1).tolist()
+    return [StepRow("job", row.slot, row.end, 1, 1, (token,)) for row, token in zip(rows, sampled, strict=True)]
 
 
 def test_rows_that_fill_up_a_batch_touch_nothing() -> None:
     recorder = Recorder()
     runner = paged("llama", recorder, num_slots=9)
-    works = reading(runner, {0: 5, 1: 3, 6: 9, 3: 2, 4: 2})
+    scheduled = reading(runner, {0: 5, 1: 3, 6: 9, 3: 2, 4: 2})
     layers, pages = runner._cache.layers.values(), runner._cache.pages
     before = [layer.keys.clone() for layer in layers]
 
-    runner.run(works)
+    runner.run(scheduled)
 
     assert recorder.replayed[-1] == 8
-    own = sorted([pages.of(work.slot)[work.start // PAGE], work.start % PAGE] for work in works)
+    own = sorted([pages.of(entry.slot)[entry.start // PAGE], entry.start % PAGE] for entry in scheduled)
     for old, layer in zip(before, layers, strict=True):
         changed = (old != layer.keys).any(-1).any(-1).nonzero().tolist()
         assert [place for place in changed if place[0] != runner._cache.spare] == own
@@ -185,34 +178,31 @@ def test_rows_that_fill_up_a_batch_touch_nothing() -> None:
 
 def test_a_step_may_begin_before_its_tokens_are_known() -> None:
     runner = paged("llama", Recorder())
-    works = reading(runner, {0: 5, 1: 2, 3: 9})
-    drawn = runner.run(works).argmax(-1)
-    for work in works:
-        work.sequence.num_computed += 1
-    following = [ScheduledSequence(work.sequence, work.slot, 1) for work in works]
-    ahead = runner.run_lookahead(following, drawn)
+    rows = reading(runner, {0: 5, 1: 2, 3: 9})
+    sampled = runner.run(rows).argmax(-1)
+    following = [StepRow("job", row.slot, row.end, 1, 1, ()) for row in rows]
+    ahead = runner.run_lookahead(following, sampled)
     assert ahead is not None
     ahead = ahead.clone()
-    for work, token in zip(works, drawn.tolist(), strict=True):
-        work.sequence.tokens.append(token)
+    known = [row._replace(token_ids=(token,)) for row, token in zip(following, sampled.tolist(), strict=True)]
 
-    torch.testing.assert_close(ahead, runner.run(following))
+    torch.testing.assert_close(ahead, runner.run(known))
 
 
 def test_but_not_where_a_page_must_be_claimed() -> None:
     runner = paged("llama", Recorder())
-    works = reading(runner, {0: 2 * PAGE, 1: PAGE + 1})
-    full, room = [replace(work, num_tokens=1) for work in works]
+    scheduled = reading(runner, {0: 2 * PAGE, 1: PAGE + 1})
+    full, room = scheduled
 
     assert runner.run_lookahead([room], torch.tensor([1])) is not None
     assert runner.run_lookahead([room, full], torch.tensor([1, 1])) is None
-    runner.change([CopySlot(1, 2, PAGE + 1)])
+    runner.apply([CopySlot(1, 2, PAGE + 1)])
     assert runner.run_lookahead([room], torch.tensor([1])) is None
 
 
 def test_a_token_of_a_prompt_that_goes_on_draws_nothing() -> None:
     runner = paged("llama", Recorder())
-    reads = ScheduledSequence(Sequence(Job("job", prompt(3)), 9), 4, 1)
+    reads = StepRow("job", 4, 0, 1, 0, prompt(3)[:1])
     assert len(runner.run([reads])) == 0
     assert len(runner.run([*reading(runner, {0: 2}), reads])) == 1
 
@@ -221,9 +211,9 @@ def test_steps_of_one_form_are_recorded_once() -> None:
     recorder = Recorder()
     runner = paged("llama", recorder)
     recorder.recordings.clear()  # of the trial
-    works = reading(runner, {0: 5, 1: 3, 2: 2})
+    scheduled = reading(runner, {0: 5, 1: 3, 2: 2})
     for size in (1, 2, 3, 3, 1, 2):
-        runner.run(works[:size])
+        runner.run(scheduled[:size])
 
     assert recorder.recordings == [1, 2, 4]
     assert recorder.replayed[-6:] == [1, 2, 4, 4, 1, 2]
@@ -237,9 +227,8 @@ def test_a_batch_goes_into_the_smallest_form_that_it_fits_in() -> None:
     assert runner._graphs
 
     def form(size: int, length: int) -> BatchShape:
-        sequence = Sequence(Job("job", (1,) * length), 1)
-        sequence.num_computed = length - 1
-        return runner._graphs.form([ScheduledSequence(sequence, slot, 1) for slot in range(size)])  # type: ignore[union-attr]
+        rows = [StepRow("job", slot, length - 1, 1, 1, (1,)) for slot in range(size)]
+        return runner._graphs.shape(rows)  # type: ignore[union-attr]
 
     short, long = NUM_PAGES * PAGE, runner._cache.pages.needed(LENGTH) * PAGE
     assert form(1, short) == BatchShape(1, 1, 1, NUM_PAGES, 1, short)
@@ -305,10 +294,10 @@ def test_a_form_that_cannot_be_recorded_while_serving_is_computed_anew(
 def test_a_step_that_fails_in_itself_is_recorded_the_next_time() -> None:
     recorder = Recorder()
     runner = paged("llama", recorder)
-    work = ScheduledSequence(Sequence(Job("job", (10**6,)), 9), 0, 1)
+    entry = StepRow("job", 0, 0, 1, 1, (10**6,))
     with pytest.raises(IndexError):
-        runner.run([work])
-    runner.run([ScheduledSequence(Sequence(Job("job", (1,)), 9), 0, 1)])
+        runner.run([entry])
+    runner.run([StepRow("job", 0, 0, 1, 1, (1,))])
 
     assert runner.records
     assert recorder.replayed[-1] == 1
@@ -357,15 +346,13 @@ def test_too_little_memory_is_an_error_and_no_fallback() -> None:
 
 def test_a_step_is_written_down() -> None:
     pages = Pages(num_pages=9, page_size=4, num_slots=3, length=12)
-    first, second = (Sequence(Job("job", (10, 11, 12, 13, 14)), 3) for _ in range(2))
     pages.claim(2, 0, 5)
     pages.claim(0, 0, 5)
-    second.num_computed = 3
-    works = [ScheduledSequence(first, 2, 3), ScheduledSequence(second, 0, 2, draft=())]
+    rows = [StepRow("first", 2, 0, 3, 0, (10, 11, 12)), StepRow("second", 0, 3, 2, 1, (13, 14))]
 
-    form = BatchShape.of(works, pages)
+    form = BatchShape.of(rows, pages)
     ids, positions, writes, asked, query_starts, key_starts, lengths, table = (
-        part.tolist() for part in form.parts(write(works, form, pages, spare=9))
+        part.tolist() for part in form.parts(write(rows, form, pages, spare=9))
     )
 
     assert form == BatchShape(5, 1, 2, 2, 3, 5)
@@ -379,11 +366,9 @@ def test_a_step_is_written_down() -> None:
 def test_where_the_form_is_larger_the_rest_is_nobodys() -> None:
     pages = Pages(num_pages=9, page_size=4, num_slots=3, length=12)
     pages.claim(1, 0, 2)
-    sequence = Sequence(Job("job", (10, 11)), 3)
-    sequence.num_computed = 1
 
     form = BatchShape(3, 3, 3, 2, 1, 8)
-    parts = form.parts(write([ScheduledSequence(sequence, 1, 1)], form, pages, spare=9))
+    parts = form.parts(write([StepRow("job", 1, 1, 1, 1, (11,))], form, pages, spare=9))
     ids, positions, writes, asked, query_starts, key_starts, lengths, table = (part.tolist() for part in parts)
 
     assert (ids, positions, asked) == ([11, 0, 0], [1, 0, 0], [0, 1, 2])
@@ -411,7 +396,10 @@ async def test_clients_that_share_beginnings_and_lose_their_places_get_what_each
     runner = paged("llama", recorder, cache_tokens=24 * PAGE)
     runner.asynchronous = True
     engine = LocalEngine(
-        fakes.loaded(model, tokenizer, eos=len(tokenizer)), runner, max_num_batched_tokens=16, max_queue=20
+        fakes.loaded(model, tokenizer, eos=len(tokenizer)),
+        LocalExecutor(runner),
+        max_num_batched_tokens=16,
+        max_queue=20,
     )
     engine.start()
 

@@ -12,7 +12,7 @@ from services.engine.base import ANYBODY
 from services.engine.scheduling import fairness
 from services.engine.scheduling.pages import CopyPage, Pages
 from services.engine.scheduling.scheduler import Batch, ScheduledSequence, Scheduler
-from services.engine.scheduling.slots import CacheChange, ClearSlot, CopySlot, SwapSlots
+from services.engine.scheduling.step import CacheChange, ClearSlot, CopySlot, SwapSlots
 from tests.test_engine.test_scheduler import MAX_LENGTH, Memory, Service, compute, digest, sequence, steps
 
 SLOTS = 4
@@ -30,34 +30,34 @@ class PagedMemory(Memory):
     def num_held(self) -> int:
         return (self.pages.num_pages - self.pages.num_free) * self.pages.page_size
 
-    def change(self, changes: list[CacheChange]) -> None:
+    def apply(self, changes: list[CacheChange]) -> None:
         for change in changes:
-            self.pages.change(change)
+            self.pages.apply(change)
         self.check()
 
-    def compute(self, works: list[ScheduledSequence]) -> None:
-        self.claim(works)
-        for work in works:
-            tokens = [*work.sequence.tokens, *work.draft]
-            assert self.read(work.slot, work.start) == [digest(tokens[: i + 1]) for i in range(work.start)]
-            self.write(work, [digest(tokens[: i + 1]) for i in range(work.start, work.end)])
+    def compute(self, scheduled: list[ScheduledSequence]) -> None:
+        self.claim(scheduled)
+        for entry in scheduled:
+            tokens = [*entry.sequence.tokens, *entry.draft]
+            assert self.read(entry.slot, entry.start) == [digest(tokens[: i + 1]) for i in range(entry.start)]
+            self.write(entry, [digest(tokens[: i + 1]) for i in range(entry.start, entry.end)])
 
-    def poison(self, works: list[ScheduledSequence]) -> None:
-        self.claim(works)
-        for work in works:
-            self.write(work, [-1] * work.num_tokens)
+    def poison(self, scheduled: list[ScheduledSequence]) -> None:
+        self.claim(scheduled)
+        for entry in scheduled:
+            self.write(entry, [-1] * entry.num_tokens)
 
-    def claim(self, works: list[ScheduledSequence]) -> None:
-        copies = [copy for work in works for copy in self.pages.claim(work.slot, work.start, work.end)]
+    def claim(self, scheduled: list[ScheduledSequence]) -> None:
+        copies = [copy for entry in scheduled for copy in self.pages.claim(entry.slot, entry.start, entry.end)]
         for copy in copies:  # all of them before anything is written
             self.content[copy.target][: copy.length] = self.content[copy.source][: copy.length]
         self.check()
 
-    def write(self, work: ScheduledSequence, values: list[int]) -> None:
+    def write(self, entry: ScheduledSequence, values: list[int]) -> None:
         uses = self.uses()
-        for position, value in zip(range(work.start, work.end), values, strict=True):
+        for position, value in zip(range(entry.start, entry.end), values, strict=True):
             index, offset = divmod(position, self.pages.page_size)
-            page = self.pages.of(work.slot)[index]
+            page = self.pages.of(entry.slot)[index]
             assert uses[page] == 1
             self.content[page][offset] = value
 
@@ -119,8 +119,8 @@ def test_a_memory_that_is_always_full_never_runs_out(seed: int, monkeypatch: pyt
             length = chance.randint(1, 30)
             scheduler.add(sequence(length, chance.randint(1, MAX_LENGTH - length), first=10 * chance.randint(0, 2)))
         batch = scheduler.schedule()
-        memory.change(batch.changes)
-        memory.compute(batch.works)
+        memory.apply(batch.changes)
+        memory.compute(batch.scheduled)
         compute(batch)
 
 
@@ -134,7 +134,7 @@ def test_guesses_never_take_the_last_page(page_size: int, prompts: list[int], sp
     """They are written too, and may be the first in a new page."""
     num_pages = -(-30 // page_size) + spare
     scheduler = Scheduler(
-        len(prompts), 64, cache_tokens=num_pages * page_size, min_reuse=None, page_size=page_size, speculates=True
+        len(prompts), 64, cache_tokens=num_pages * page_size, min_reuse=None, page_size=page_size, speculative=True
     )
     pages = Pages(num_pages, page_size, len(prompts), 30)
     for length in prompts:
@@ -144,18 +144,18 @@ def test_guesses_never_take_the_last_page(page_size: int, prompts: list[int], sp
         each.max_tokens = 30 - length
         scheduler.add(each)
 
-    while (batch := scheduler.schedule()).works:
+    while (batch := scheduler.schedule()).scheduled:
         for change in batch.changes:
-            pages.change(change)
-        for work in batch.works:
-            pages.claim(work.slot, work.start, work.end)
-        for work in batch.works:
-            if work.samples:
-                work.sequence.num_computed = len(work.sequence.tokens)
-                work.sequence.tokens.append(1)
-                work.sequence.finished = work.sequence.num_sampled >= work.sequence.max_tokens
+            pages.apply(change)
+        for entry in batch.scheduled:
+            pages.claim(entry.slot, entry.start, entry.end)
+        for entry in batch.scheduled:
+            if entry.samples:
+                entry.sequence.num_computed = len(entry.sequence.tokens)
+                entry.sequence.tokens.append(1)
+                entry.sequence.finished = entry.sequence.num_sampled >= entry.sequence.max_tokens
             else:
-                work.sequence.num_computed += work.num_tokens
+                entry.sequence.num_computed += entry.num_tokens
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def pages() -> Pages:
 
 
 def test_a_prefix_is_shared_and_its_last_page_copied_by_who_writes_first(pages: Pages) -> None:
-    pages.change(CopySlot(0, 1, 6))
+    pages.apply(CopySlot(0, 1, 6))
     assert pages.of(1) == pages.of(0)[:2]
     assert pages.num_free == 9
 
@@ -179,7 +179,7 @@ def test_a_prefix_is_shared_and_its_last_page_copied_by_who_writes_first(pages: 
 
 
 def test_the_first_holder_is_no_exception(pages: Pages) -> None:
-    pages.change(CopySlot(0, 1, 10))
+    pages.apply(CopySlot(0, 1, 10))
     shared = pages.of(0)
 
     assert pages.claim(0, 10, 11) == [CopyPage(shared[2], pages.of(0)[2], 2)]
@@ -188,7 +188,7 @@ def test_the_first_holder_is_no_exception(pages: Pages) -> None:
 
 
 def test_what_is_written_over_is_not_copied(pages: Pages) -> None:
-    pages.change(CopySlot(0, 1, 8))
+    pages.apply(CopySlot(0, 1, 8))
 
     assert pages.claim(1, 4, 8) == []
     assert pages.of(1)[0] == pages.of(0)[0]
@@ -197,24 +197,24 @@ def test_what_is_written_over_is_not_copied(pages: Pages) -> None:
 
 def test_slots_change_places(pages: Pages) -> None:
     held = pages.of(0)
-    pages.change(SwapSlots(0, 2, 10))
+    pages.apply(SwapSlots(0, 2, 10))
 
     assert (pages.of(0), pages.of(2)) == ([], held)
 
 
 def test_pages_come_back_when_the_last_lets_go(pages: Pages) -> None:
-    pages.change(CopySlot(0, 1, 10))
-    pages.change(ClearSlot(0, 0, 10))
+    pages.apply(CopySlot(0, 1, 10))
+    pages.apply(ClearSlot(0, 0, 10))
     assert pages.num_free == 9
-    pages.change(ClearSlot(1, 5, 10))
+    pages.apply(ClearSlot(1, 5, 10))
     assert (pages.num_free, len(pages.of(1))) == (10, 2)
-    pages.change(ClearSlot(1, 0, 5))
+    pages.apply(ClearSlot(1, 0, 5))
     assert pages.num_free == 12
 
 
 def test_a_copy_takes_the_place_of_what_was_there(pages: Pages) -> None:
     pages.claim(1, 0, 16)
-    pages.change(CopySlot(0, 1, 3))
+    pages.apply(CopySlot(0, 1, 3))
 
     assert pages.of(1) == pages.of(0)[:1]
     assert pages.num_free == 9

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from services.engine.base import Job, Piece, SamplingParams
+from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.runner import Runner
 from services.engine.execution.runner_factory import build_runner
 from services.engine.execution.sequential_runner import SequentialRunner
@@ -33,7 +34,7 @@ def runner(kind: str, model: Any) -> Runner:
 async def test_they_are_those_of_one_forward_pass(kind: str) -> None:
     model, tokenizer = build("llama"), byte_level()
     loaded = fakes.loaded(model, tokenizer, eos=len(tokenizer))
-    engine = LocalEngine(loaded, runner(kind, model), max_num_batched_tokens=8, max_queue=16)
+    engine = LocalEngine(loaded, LocalExecutor(runner(kind, model)), max_num_batched_tokens=8, max_queue=16)
     engine.start()
 
     async def ask(prompt: tuple[int, ...], number: int | None) -> list[Piece]:

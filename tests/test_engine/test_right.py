@@ -14,12 +14,13 @@ import torch
 
 from services.engine.base import Job, SamplingParams
 from services.engine.execution.batched_runner import BatchedRunner
+from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.runner import Runner
 from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
 from services.engine.paged.runner import PagedRunner, PagingConfig
 from services.engine.scheduling import ngram_proposer
-from services.engine.scheduling.scheduler import ScheduledSequence
+from services.engine.scheduling.step import StepRow
 from tests.test_engine.compilers import needs_compiler
 from tests.test_engine.fakes import loaded, settled
 from tests.test_engine.recorder import Recorder
@@ -81,9 +82,9 @@ class Watched:
         self._runner = runner
         self.num_parts = 0  # of prompts that go on in another step
 
-    def run(self, batch: list[ScheduledSequence]) -> torch.Tensor:
-        self.num_parts += sum(not work.samples for work in batch)
-        return self._runner.run(batch)
+    def run(self, rows: list[StepRow]) -> torch.Tensor:
+        self.num_parts += sum(not row.num_logits for row in rows)
+        return self._runner.run(rows)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)
@@ -100,7 +101,7 @@ def runner_of(name: str, switches: Switches) -> BatchedRunner:
 async def serving(runner: Runner, switches: Switches) -> AsyncIterator[LocalEngine]:
     engine = LocalEngine(
         loaded(build("llama"), eos=10**6),
-        runner,
+        LocalExecutor(runner),
         max_num_batched_tokens=7 if switches.chunks else 512,
         max_queue=100,
         prefix_cache=switches.prefix_cache,

@@ -21,7 +21,8 @@ from services.engine.execution.runner_factory import build_runner
 from services.engine.execution.sequential_runner import SequentialRunner
 from services.engine.scheduling.scheduler import ScheduledSequence, Scheduler
 from services.engine.scheduling.sequence import Sequence
-from services.engine.scheduling.slots import MIN_REUSE, ClearSlot
+from services.engine.scheduling.slots import MIN_REUSE
+from services.engine.scheduling.step import ClearSlot
 from services.errors import EngineFailed
 from tests.test_engine.tiny_models import MODELS, SHAPE, VOCABULARY, build, generate
 
@@ -77,12 +78,12 @@ def run(
         for sequence, answer in sequences.items():
             sequence.cancelled = answer.cancelled_at is not None and step >= answer.cancelled_at
         plan = scheduler.schedule()
-        runner.change(plan.changes)
-        if batch := plan.works:
-            logits = runner.run(batch)
-            drawn = [work.sequence for work in batch if work.samples]
-            for work in batch:
-                work.sequence.num_computed += work.num_tokens
+        runner.apply(plan.changes)
+        if batch := plan.scheduled:
+            logits = runner.run([entry.row() for entry in batch])
+            drawn = [entry.sequence for entry in batch if entry.samples]
+            for entry in batch:
+                entry.sequence.num_computed += entry.num_tokens
             for sequence, row in zip(drawn, logits, strict=True):
                 sequences[sequence].said.append(row.clone())  # it may last until the next step
                 sequence.tokens.append(int(row.argmax()))
@@ -213,7 +214,7 @@ def test_a_slot_that_was_poisoned_is_clean_again(llama: tuple[Any, Runner]) -> N
     for layer in runner._cache.layers.values():
         layer.keys[:, :, :20] = torch.nan
         layer.values[:, :, :20] = torch.nan
-    runner.change([ClearSlot(slot, 0, 20) for slot in range(SLOTS)])
+    runner.apply([ClearSlot(slot, 0, 20) for slot in range(SLOTS)])
 
     answers = [Answer(prompt(length), *generate(model, prompt(length), 5)) for length in (3, 17)]
     run(runner, answers, max_tokens=64)
@@ -339,7 +340,7 @@ def test_what_a_sequence_left_in_a_model_of_its_own_is_freed() -> None:
     assert isinstance(runner, SequentialRunner)
     answers = [Answer(prompt(length), *generate(model, prompt(length), 3)) for length in (3, 6, 11)]
     scheduler = run(runner, answers, max_tokens=64)
-    runner.change(scheduler.schedule().changes)
+    runner.apply(scheduler.schedule().changes)
 
     assert not runner._states
     for answer in answers:
@@ -353,19 +354,19 @@ def test_a_model_of_its_own_reads_again_what_a_step_without_memory_left_unclear(
     model = build("gemma2")
     expected = [generate(model, prompt(length), 3) for length in (5, 9)]
     runner = build_runner(model, num_slots=2, length=LENGTH, budget=2**30)
-    works = [
+    scheduled = [
         ScheduledSequence(Sequence(Job("job", prompt(length)), 9), slot, read) for slot, length in enumerate((5, 9))
     ]
-    runner.run(works)
-    for work in works:
-        work.sequence.num_computed = work.num_tokens
+    runner.run([entry.row() for entry in scheduled])
+    for entry in scheduled:
+        entry.sequence.num_computed = entry.num_tokens
 
     with failing(model.model.layers[layer].mlp, call=2), pytest.raises(torch.OutOfMemoryError):
-        runner.run([ScheduledSequence(work.sequence, work.slot, 1) for work in works])
+        runner.run([ScheduledSequence(entry.sequence, entry.slot, 1).row() for entry in scheduled])
 
-    for work, (_, logits) in zip(works, expected, strict=True):
-        rest = ScheduledSequence(work.sequence, work.slot, len(work.sequence.tokens) - work.sequence.num_computed)
-        torch.testing.assert_close(runner.run([rest])[0], logits[0], atol=1e-3, rtol=1e-3)
+    for entry, (_, logits) in zip(scheduled, expected, strict=True):
+        rest = ScheduledSequence(entry.sequence, entry.slot, len(entry.sequence.tokens) - entry.sequence.num_computed)
+        torch.testing.assert_close(runner.run([rest.row()])[0], logits[0], atol=1e-3, rtol=1e-3)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from services.engine.base import ANYBODY, Job
 from services.engine.scheduling import fairness
 from services.engine.scheduling.scheduler import RECOVERY, Batch, ScheduledSequence, Scheduler
 from services.engine.scheduling.sequence import Sequence
-from services.engine.scheduling.slots import CacheChange, ClearSlot, CopySlot, SwapSlots, common_prefix
+from services.engine.scheduling.slots import common_prefix
+from services.engine.scheduling.step import CacheChange, ClearSlot, CopySlot, SwapSlots
 
 LENGTHS = st.integers(1, 30)
 ANSWERS = st.integers(1, 6)
@@ -44,7 +45,7 @@ class Memory:
     def num_held(self) -> int:
         return sum(each is not None for slot in self.slots for each in slot)
 
-    def change(self, changes: list[CacheChange]) -> None:
+    def apply(self, changes: list[CacheChange]) -> None:
         for change in changes:
             match change:
                 case CopySlot(source, target, length):
@@ -56,16 +57,16 @@ class Memory:
                 case ClearSlot(slot, start, end):
                     self.slots[slot][start:end] = [None] * (end - start)
 
-    def compute(self, works: list[ScheduledSequence]) -> None:
-        for work in works:
-            slot, tokens = self.slots[work.slot], [*work.sequence.tokens, *work.draft]
+    def compute(self, scheduled: list[ScheduledSequence]) -> None:
+        for entry in scheduled:
+            slot, tokens = self.slots[entry.slot], [*entry.sequence.tokens, *entry.draft]
             assert POISON not in slot  # masked or not, it would spread
-            assert slot[: work.start] == [digest(tokens[: i + 1]) for i in range(work.start)]
-            slot[work.start : work.end] = [digest(tokens[: i + 1]) for i in range(work.start, work.end)]
+            assert slot[: entry.start] == [digest(tokens[: i + 1]) for i in range(entry.start)]
+            slot[entry.start : entry.end] = [digest(tokens[: i + 1]) for i in range(entry.start, entry.end)]
 
-    def poison(self, works: list[ScheduledSequence]) -> None:
-        for work in works:
-            self.slots[work.slot][: work.end] = [POISON] * work.end
+    def poison(self, scheduled: list[ScheduledSequence]) -> None:
+        for entry in scheduled:
+            self.slots[entry.slot][: entry.end] = [POISON] * entry.end
 
 
 def common(one: list[int], other: list[int]) -> int:
@@ -79,20 +80,20 @@ def digest(tokens: list[int]) -> int:
 
 def compute(batch: Batch) -> None:
     """What a step does to its sequences, without a model."""
-    for work in batch.works:
-        drawn = work.samples
-        work.sequence.num_computed += work.num_tokens
+    for entry in batch.scheduled:
+        drawn = entry.samples
+        entry.sequence.num_computed += entry.num_tokens
         if drawn:
-            work.sequence.tokens.append(following(work.sequence.tokens))
-            work.sequence.finished = work.sequence.num_sampled >= work.sequence.max_tokens
+            entry.sequence.tokens.append(following(entry.sequence.tokens))
+            entry.sequence.finished = entry.sequence.num_sampled >= entry.sequence.max_tokens
 
 
 def steps(scheduler: Scheduler, memory: Memory | None = None) -> Iterator[list[ScheduledSequence]]:
-    while (batch := scheduler.schedule()).works:
+    while (batch := scheduler.schedule()).scheduled:
         if memory:
-            memory.change(batch.changes)
-            memory.compute(batch.works)
-        yield batch.works
+            memory.apply(batch.changes)
+            memory.compute(batch.scheduled)
+        yield batch.scheduled
         compute(batch)
 
 
@@ -159,14 +160,14 @@ class Service(RuleBasedStateMachine):
     @rule()
     def step(self) -> None:
         self._begin()
-        self.memory.compute(self.batch.works)
+        self.memory.compute(self.batch.scheduled)
         compute(self.batch)
 
     @rule(data=st.data())
     def one_fails(self, data: st.DataObject) -> None:
         self._begin()
-        self.memory.compute(self.batch.works)
-        failing = data.draw(st.sampled_from(self.batch.works)) if self.batch.works else None
+        self.memory.compute(self.batch.scheduled)
+        failing = data.draw(st.sampled_from(self.batch.scheduled)) if self.batch.scheduled else None
         if failing:
             self.memory.poison([failing])
         compute(self.batch)
@@ -177,7 +178,7 @@ class Service(RuleBasedStateMachine):
     def no_memory_for_a_step(self) -> None:
         self._begin()
         running = self.scheduler.num_running
-        size = sum(work.num_tokens for work in self.batch.works)
+        size = sum(entry.num_tokens for entry in self.batch.scheduled)
         assert self.scheduler.shrink() is (size > 1)
         assert self.scheduler.num_running == min(running, max(size // 2, size < 2 and running))
         self.budget = size // 2 if size > 1 else self.budget
@@ -186,7 +187,7 @@ class Service(RuleBasedStateMachine):
     def drop_running(self) -> None:
         """A step fails, whatever it has written."""
         self._begin()
-        self.memory.poison(self.batch.works)
+        self.memory.poison(self.batch.scheduled)
         waiting = self.scheduler.num_waiting
         dropped = self.scheduler.drop_running()
 
@@ -205,15 +206,15 @@ class Service(RuleBasedStateMachine):
         before = [each for each in self.sequences if each.slot is not None]
         writing = [each for each in before if each.num_pending == 1 and not each.is_over]
         self.batch = self.scheduler.schedule()
-        works = self.batch.works
+        scheduled = self.batch.scheduled
 
-        assert sum(work.num_tokens for work in works) <= self.budget or len(works) <= self.num_slots
-        assert all(1 <= work.num_tokens <= work.sequence.num_pending for work in works)
-        assert not any(work.sequence.is_over for work in works)
-        assert len({work.slot for work in works}) == len(works)
-        assert all(work.slot == work.sequence.slot for work in works)
-        assert works or self.scheduler.is_idle  # never stuck
-        scheduled = [work.sequence for work in works]
+        assert sum(entry.num_tokens for entry in scheduled) <= self.budget or len(scheduled) <= self.num_slots
+        assert all(1 <= entry.num_tokens <= entry.sequence.num_pending for entry in scheduled)
+        assert not any(entry.sequence.is_over for entry in scheduled)
+        assert len({entry.slot for entry in scheduled}) == len(scheduled)
+        assert all(entry.slot == entry.sequence.slot for entry in scheduled)
+        assert scheduled or self.scheduler.is_idle  # never stuck
+        scheduled = [entry.sequence for entry in scheduled]
         assert all(each in scheduled or each.slot is None for each in writing)  # nobody who reads holds up who writes
         admitted = [each for each in self.sequences if each.slot is not None and each not in before]
         waiting = [each for each in self.sequences if each.slot is None and not each.is_over and not each.wait]
@@ -224,7 +225,7 @@ class Service(RuleBasedStateMachine):
         for each in admitted:
             self._has_found_only_its_owners(each)
 
-        self.memory.change(self.batch.changes)
+        self.memory.apply(self.batch.changes)
 
     def _has_found_only_its_owners(self, admitted: Sequence) -> None:
         """Or its own, if it ran before."""
@@ -303,7 +304,7 @@ def test_the_budget_is_used_up(prompts: list[int], budget: int) -> None:
 
     batch = scheduler.schedule()
 
-    assert sum(work.num_tokens for work in batch.works) == min(sum(prompts), max(budget, 8))
+    assert sum(entry.num_tokens for entry in batch.scheduled) == min(sum(prompts), max(budget, 8))
 
 
 def test_low_slots_are_taken_first_so_that_the_cache_stays_dense() -> None:
@@ -326,12 +327,12 @@ def test_a_prompt_is_read_in_chunks_and_drawn_from_only_at_its_end() -> None:
     scheduler = Scheduler(num_slots=1, max_tokens=4)
     scheduler.add(sequence(10))
 
-    works = []
-    while batch := scheduler.schedule().works:
-        works += [(work.start, work.end, work.samples) for work in batch]
+    scheduled = []
+    while batch := scheduler.schedule().scheduled:
+        scheduled += [(entry.start, entry.end, entry.samples) for entry in batch]
         compute(Batch([], batch))
 
-    assert works == [(0, 4, False), (4, 8, False), (8, 10, True)]
+    assert scheduled == [(0, 4, False), (4, 8, False), (8, 10, True)]
 
 
 def test_a_small_budget_still_lets_every_running_sequence_write() -> None:
@@ -339,7 +340,7 @@ def test_a_small_budget_still_lets_every_running_sequence_write() -> None:
     for _ in range(4):
         scheduler.add(sequence(1, answer=3))
 
-    assert [len(works) for works in steps(scheduler)] == [4, 4, 4]
+    assert [len(scheduled) for scheduled in steps(scheduler)] == [4, 4, 4]
 
 
 def test_a_budget_that_was_halved_comes_back() -> None:
@@ -347,7 +348,7 @@ def test_a_budget_that_was_halved_comes_back() -> None:
     scheduler.add(sequence(10_000))
     scheduler.schedule()
     assert scheduler.shrink()
-    sizes = [scheduler.schedule().works[0].num_tokens for _ in range(RECOVERY + 1)]
+    sizes = [scheduler.schedule().scheduled[0].num_tokens for _ in range(RECOVERY + 1)]
 
     assert (sizes[0], sizes[-1]) == (32, 64)
 
@@ -361,7 +362,7 @@ def test_lower_numbers_come_first() -> None:
     for each in jobs:
         scheduler.add(each)
 
-    assert [work.sequence.job.id for works in steps(scheduler) for work in works] == ["a", "b", "c"]
+    assert [entry.sequence.job.id for scheduled in steps(scheduler) for entry in scheduled] == ["a", "b", "c"]
 
 
 def test_the_least_urgent_and_latest_gives_way_and_comes_back_with_what_it_said() -> None:
@@ -371,8 +372,8 @@ def test_the_least_urgent_and_latest_gives_way_and_comes_back_with_what_it_said(
     for each in (first, urgent, last):
         scheduler.add(each)
     order = []
-    for works in steps(scheduler, memory):
-        order.append({id(work.sequence) for work in works})
+    for scheduled in steps(scheduler, memory):
+        order.append({id(entry.sequence) for entry in scheduled})
 
     assert scheduler.num_preemptions == 1
     assert all(id(each) in step for step in order[:60] for each in (first, urgent))
@@ -384,7 +385,7 @@ def test_a_prompt_is_let_in_when_there_is_room_for_it_beside_the_others() -> Non
     for i in range(3):
         scheduler.add(sequence(80, answer=2, first=100 * i))
 
-    assert [len(works) for works in steps(scheduler)] == [2, 2, 1, 1]
+    assert [len(scheduled) for scheduled in steps(scheduler)] == [2, 2, 1, 1]
     assert scheduler.num_preemptions == 0
 
 
@@ -407,7 +408,7 @@ def run(scheduler: Scheduler, *sequences: Sequence) -> list[CacheChange]:
     for each in sequences:
         scheduler.add(each)
     changes = []
-    while (batch := scheduler.schedule()).works:
+    while (batch := scheduler.schedule()).scheduled:
         changes += batch.changes
         compute(batch)
     return changes
@@ -486,7 +487,7 @@ def test_many_with_one_beginning_read_it_once() -> None:
     crowd = [Sequence(Job("job", (*range(200), 300 + i, 301 + i)), 2) for i in range(8)]
     for each in crowd:
         scheduler.add(each)
-    counts = [sum(work.num_tokens for work in works) for works in steps(scheduler, Memory(8, length=300))]
+    counts = [sum(entry.num_tokens for entry in scheduled) for scheduled in steps(scheduler, Memory(8, length=300))]
 
     assert [each.num_reused for each in crowd] == [0] + [200] * 7
     assert sum(counts) == 202 + 7 * 2 + 8
@@ -526,7 +527,7 @@ def test_scattered_slots_are_moved_together() -> None:
     for each in crowd:
         scheduler.add(each)
     memory = Memory(16, length=64)
-    slots = [sorted(work.slot for work in works) for works in steps(scheduler, memory)]
+    slots = [sorted(entry.slot for entry in scheduled) for scheduled in steps(scheduler, memory)]
 
     assert slots[0] == list(range(16))
     assert all(high - low < 4 for low, high in slots[1:])

@@ -1,5 +1,5 @@
-"""The stepper and the scheduler over memories that are always full: whoever comes, leaves, loses its place or fails, at
-any moment, nobody hears anything but what it would hear alone.
+"""The engine's core and its scheduler over memories that are always full: whatever requests are added, cancelled,
+preempted or fail, each receives what it would receive alone.
 
 Each run is played from one seed; SIMULATIONS=10000 plays more of them.
 """
@@ -16,12 +16,15 @@ from torch import Tensor
 
 from services.engine.base import ANYBODY, Piece, ThinkingLimit
 from services.engine.execution.engine_core import EngineCore
+from services.engine.execution.executor import OutOfMemory
+from services.engine.execution.local_executor import LocalExecutor
+from services.engine.execution.output_processor import OutputProcessor
 from services.engine.execution.piece_stream import Mailbox
 from services.engine.execution.request import Request
 from services.engine.scheduling import fairness, ngram_proposer, scheduler
 from services.engine.scheduling.scheduler import ScheduledSequence, Scheduler
 from services.engine.scheduling.sequence import Sequence
-from services.engine.scheduling.slots import CacheChange
+from services.engine.scheduling.step import CacheChange, StepRow
 from services.engine.streamer import RequestStreamer
 from services.engine.token_texts import TokenTexts
 from services.errors import EngineFailed
@@ -34,31 +37,27 @@ STEPS = 50  # in which requests come
 LENGTH = 24
 
 
-class Leaving(Sequence):
-    """Its client may leave between any two looks at it, as that is another thread's."""
-
-    __slots__ = ("chance", "unrest")
-    chance: Random
-    unrest: float
-
-    @property
-    def is_over(self) -> bool:
-        self.cancelled = self.cancelled or self.chance.random() < self.unrest
-        return self.cancelled or self.finished
-
-
 @dataclass
 class Remembering(GoingAhead):
     """Looks at all that it would attend to; breaks now and then, in the middle of what it writes."""
 
     memory: Memory | PagedMemory = field(default_factory=lambda: Memory(1))
+    sequences: dict[str, Sequence] = field(default_factory=dict)
     chance: Random = field(default_factory=Random)
     faults: float = 0.0
 
-    def change(self, changes: list[CacheChange]) -> None:
-        self.memory.change(changes)
+    def apply(self, changes: list[CacheChange]) -> None:
+        self.memory.apply(changes)
 
-    def run(self, batch: list[ScheduledSequence]) -> Tensor:
+    def _entry(self, row: StepRow) -> ScheduledSequence:
+        """As it was scheduled: the memory compares with all tokens of a sequence."""
+        sequence = self.sequences[row.request_id]
+        assert row.start == sequence.num_computed
+        draft = row.token_ids[len(sequence.tokens) - row.start :]
+        return ScheduledSequence(sequence, row.slot, row.num_tokens, draft)
+
+    def run(self, rows: list[StepRow]) -> Tensor:
+        batch = [self._entry(row) for row in rows]
         fault = self.chance.random()
         if fault < self.faults:
             self.memory.poison(batch)
@@ -66,17 +65,17 @@ class Remembering(GoingAhead):
         self.memory.compute(batch)
         if fault < 3 * self.faults:
             raise torch.OutOfMemoryError
-        return self._broken(super().run(batch))
+        return self._broken(super().run(rows))
 
-    def run_lookahead(self, works: list[ScheduledSequence], tokens: Tensor) -> Tensor | None:
+    def run_lookahead(self, rows: list[StepRow], tokens: Tensor) -> Tensor | None:
         assert isinstance(self.memory, PagedMemory)
-        if not all(self.memory.pages.owns(work.slot, work.start) for work in works):
+        if not all(self.memory.pages.owns(row.slot, row.start) for row in rows):
             return None
         if self.chance.random() < self.faults:
             raise torch.OutOfMemoryError
-        for work, token in zip(works, tokens.tolist(), strict=True):
-            self.memory.write(work, [digest([*work.sequence.tokens, token])])
-        return self._broken(super().run_lookahead(works, tokens))
+        for entry, token in zip(map(self._entry, rows), tokens.tolist(), strict=True):
+            self.memory.write(entry, [digest([*entry.sequence.tokens, token])])
+        return self._broken(super().run_lookahead(rows, tokens))
 
     def _broken(self, logits: Tensor | None) -> Tensor:
         assert logits is not None
@@ -88,7 +87,7 @@ class Remembering(GoingAhead):
 class World:
     def __init__(self, seed: int) -> None:
         self.chance = Random(seed)
-        self.unrest = self._choice(0, 0.001, 0.02)
+        self.unrest = self._choice(0, 0.005, 0.05)
         self.faults = self._choice(0, 0, 0.01, 0.05)
         self.paged = self._choice(True, False)
         self.owners = self._choice((ANYBODY,), ("alpha", "beta"), ("alpha", "beta", "gamma"))
@@ -98,12 +97,13 @@ class World:
             self._choice(1, 5, 9, 40),
             cache_tokens=self.runner.cache_tokens,
             min_reuse=self._choice(None, 1, 3),
-            speculates=not self.paged,
+            speculative=not self.paged,
             block_size=self._choice(1, 1, 3, 8),
             page_size=self.runner.page_size,
             prompt_share=self._choice(1, 1, 0.5),
         )
-        self.stepper = EngineCore(self.runner, self.scheduler, TokenTexts(Alphabet()), self._deliver)
+        output = OutputProcessor(TokenTexts(Alphabet()), self._deliver)
+        self.core = EngineCore(LocalExecutor(self.runner), self.scheduler, output)
         self.asked: list[Request] = []
 
     def _choice(self, *of: Any) -> Any:
@@ -131,24 +131,30 @@ class World:
         prompt = self._choice("ab", "abcd", "xy")[: self.chance.randint(1, 4)] * self.chance.randint(1, 5)
         params = {"thinking": self._choice(None, None, ThinkingLimit(2, end=self.chance.randrange(LETTERS)))}
         params |= {"logprobs": self._choice(None, None, None, 1), "stop": self._choice((), (), ("no",), ("k",))}
-        asked = replace(job(prompt, **params), priority=self._choice(0, 0, 1), owner=self._choice(*self.owners))
+        asked = replace(
+            job(prompt, name=str(len(self.asked)), **params),
+            priority=self._choice(0, 0, 1),
+            owner=self._choice(*self.owners),
+        )
         room = LENGTH - len(prompt)
-        sequence = Leaving(asked, self._choice(room, self.chance.randint(1, room)), frozenset([END]))
-        sequence.chance, sequence.unrest = self.chance, self.unrest
+        sequence = Sequence(asked, self._choice(room, self.chance.randint(1, room)), frozenset([END]))
+        self.runner.sequences[asked.id] = sequence
         streamer = RequestStreamer(Alphabet(), asked.prompt, asked.sampling, frozenset([END]))
         self.asked.append(Request(sequence, streamer, Mailbox(), 0.0))
-        self.stepper.add(self.asked[-1])
+        self.core.add(self.asked[-1])
 
     def step(self) -> None:
-        """As the worker does it."""
+        """As the engine's thread does it, with cancellations between the steps."""
+        for request in self.asked:
+            request.sequence.cancelled |= not request.sequence.finished and self.chance.random() < self.unrest
         try:
-            self.stepper.step()
-        except RuntimeError:
-            self.stepper.fail_step()
+            self.core.step()
+        except (RuntimeError, OutOfMemory):
+            self.core.fail_step()
         assert self.runner.memory.num_held <= (self.runner.cache_tokens or 0)
         if self.scheduler.is_idle:
             self.scheduler.check()
-            assert not self.stepper.requests
+            assert not self.core.has_requests
 
     def check(self, request: Request) -> None:
         sequence, items = request.sequence, _items(request.mailbox)

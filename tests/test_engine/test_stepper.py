@@ -1,6 +1,7 @@
 """When things are said, and that nobody waits for a GPU but for what was drawn."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -9,17 +10,20 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from services.engine.base import Job, SamplingParams, ThinkingLimit
+from services.engine.base import Image, Job, PlacedImage, SamplingParams, ThinkingLimit
 from services.engine.device.device_io import download, upload
 from services.engine.execution import engine_core
 from services.engine.execution.engine_core import EngineCore
+from services.engine.execution.local_executor import LocalExecutor
+from services.engine.execution.output_processor import OutputProcessor
 from services.engine.execution.piece_stream import Mailbox
 from services.engine.execution.request import Request
 from services.engine.sampling import logits_processors
 from services.engine.sampling.logits_processors import fill_grammar_masks
 from services.engine.sampling.sampler import sample_tokens
-from services.engine.scheduling.scheduler import ScheduledSequence, Scheduler
+from services.engine.scheduling.scheduler import Scheduler
 from services.engine.scheduling.sequence import Sequence
+from services.engine.scheduling.step import StepRow
 from services.engine.streamer import RequestStreamer
 from services.engine.token_texts import TokenTexts
 from services.errors import EngineFailed
@@ -37,7 +41,7 @@ def stepper(runner: Counting, events: list[str]) -> EngineCore:
         events.extend(item.text if not isinstance(item, Exception) else type(item).__name__ for _, item in items)
 
     scheduler = Scheduler(runner.num_slots, 16, min_reuse=None)
-    return EngineCore(runner, scheduler, TokenTexts(Alphabet()), deliver)
+    return EngineCore(LocalExecutor(runner), scheduler, OutputProcessor(TokenTexts(Alphabet()), deliver))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +56,7 @@ def test_a_step_is_heard_of_at_once_or_while_the_next_one_runs(asynchronous: boo
         steps.step()
 
     assert events == expected
-    assert not steps.requests
+    assert not steps.has_requests
 
 
 def test_a_step_is_sent_ahead_of_its_plan() -> None:
@@ -66,7 +70,7 @@ def test_a_step_is_sent_ahead_of_its_plan() -> None:
 
     assert events == ["run", "d", "e", "f"]
     assert runner.num_ahead == 2
-    assert not steps.requests
+    assert not steps.has_requests
 
 
 def test_who_comes_in_meanwhile_runs_beside() -> None:
@@ -112,7 +116,7 @@ def test_a_token_that_was_replaced_is_not_gone_on_from() -> None:
 
 def test_where_there_is_no_memory_to_go_ahead_a_step_is_planned() -> None:
     class Cramped(GoingAhead):
-        def run_lookahead(self, works: list[ScheduledSequence], tokens: torch.Tensor) -> torch.Tensor | None:
+        def run_lookahead(self, rows: list[StepRow], tokens: torch.Tensor) -> torch.Tensor | None:
             raise torch.OutOfMemoryError
 
     events: list[str] = []
@@ -148,7 +152,7 @@ def test_what_ends_in_its_text_has_a_step_more_that_nobody_hears_of() -> None:
     assert events == ["d", ""]
     assert len(runner.steps) == 3
     assert ending.sequence.tokens[-1] == ord("e") - ord("a")
-    assert not steps.requests
+    assert not steps.has_requests
 
 
 def test_what_was_drawn_is_said_before_a_failure_is() -> None:
@@ -169,26 +173,29 @@ def test_what_was_drawn_is_said_before_a_failure_is() -> None:
     steps.fail_step()
 
     assert events == ["d", "d", EngineFailed.__name__]
-    assert not steps.requests
+    assert not steps.has_requests
 
 
 def test_what_was_drawn_is_said_before_its_image_fails() -> None:
     class Blinded:
-        def look(self, work: ScheduledSequence) -> None:
-            if work.start == blinded_from:
+        reader = None
+
+        def encode(self, row: StepRow) -> None:
+            if row.start == blinded_from:
                 raise RuntimeError
 
     events: list[str] = []
     runner = Counting(asynchronous=True, vision=Blinded())
     steps = stepper(runner, events)
     blinded_from = 3  # one of the two, once it has said something
+    images = (PlacedImage(Image(b"digest", "", 1, {}), (0,)),)
     for each in (job("abc", max_tokens=3), job("lmnop", max_tokens=1)):
-        steps.add(request(each))
+        steps.add(request(replace(each, images=images)))
     for _ in range(3):
         steps.step()
 
     assert events == ["d", "q", EngineFailed.__name__]
-    assert not steps.requests
+    assert not steps.has_requests
 
 
 @pytest.mark.parametrize("function", ["SampleResult", "compute_logprobs"])
@@ -206,7 +213,7 @@ def test_what_there_was_no_memory_to_draw_is_drawn_in_a_smaller_step(
             steps.add(each)
         for _ in range(40):
             steps.step()
-        assert not steps.requests
+        assert not steps.has_requests
         return [each.sequence.tokens for each in asked]
 
     expected = answers()

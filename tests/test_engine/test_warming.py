@@ -17,7 +17,7 @@ from tests.test_engine.tiny_models import build
 @pytest.mark.parametrize(("max_tokens", "sizes"), [(8, [8]), (512, [63])])
 def test_a_full_prompt_and_a_full_batch(max_tokens: int, sizes: list[int]) -> None:
     seen: list[list[int]] = []
-    runner = Counting(num_slots=3, before=lambda batch: seen.append([work.num_tokens for work in batch]))
+    runner = Counting(num_slots=3, before=lambda batch: seen.append([entry.num_tokens for entry in batch]))
     warm_up(runner, max_tokens)
     assert seen == [sizes, [1, 1, 1]]
 
@@ -35,7 +35,7 @@ def test_nothing_is_left(name: str) -> None:
 def test_collecting_garbage_goes_on_once_all_is_imported() -> None:
     try:
         gc.disable()  # as the command does
-        engine.warm_up()
+        engine.warm_up([("chat", "local"), ("embedding", "local")])
         assert gc.isenabled()
         assert gc.get_freeze_count() > 0
     finally:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.tool_schema import CustomToolCall, MessageToolCall
 from services.chat_service import ChatService
+from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.runner_factory import build_runner
 from services.engine.loading.loader import Loaded
 from services.engine.local import LocalEngine
@@ -51,7 +52,7 @@ def engine(kind: str, /, **options: object) -> LocalEngine:
     end = frozenset([qwen.eos_token_id])
     loaded = Loaded(model, qwen, end, 1024, torch.device("cpu"), torch.float32, len(qwen))
     runner = build_runner(model, num_slots=4, length=1024, budget=100_000_000)
-    return LocalEngine(loaded, runner, max_num_batched_tokens=512, max_queue=8)
+    return LocalEngine(loaded, LocalExecutor(runner), max_num_batched_tokens=512, max_queue=8)
 
 
 @pytest.fixture

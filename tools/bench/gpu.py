@@ -136,9 +136,9 @@ def is_right(name: str, plan: Plan) -> bool:
     kind, options = MODELS[name]
     model = random_model(kind, {**SMALL, **options}, plan)
     check = make_check(model, STEPS)  # before its attention is changed
-    runner = build_runner(model, num_slots=4, length=2 * len(check.job.prompt), budget=2**30, paging=plan.paging)
+    runner = build_runner(model, num_slots=4, length=2 * len(check.prompt), budget=2**30, paging=plan.paging)
     try:
-        verify_logits(paged(runner).another(len(check.job.prompt)), check)
+        verify_logits(paged(runner).another(len(check.prompt)), check)
     except LogitsDiffer as reason:
         print(f"{name}: WRONG, {reason}")
         return False
@@ -196,11 +196,11 @@ def step_time(runner: PagedRunner, batch: int, plan: Plan) -> float:
     return timed(step, plan.timed)
 
 
-def advance(runner: PagedRunner, works: list[ScheduledSequence]) -> None:
-    drawn = sample(runner.run(works), [work.sequence for work in works])
-    for work, token in zip(works, drawn, strict=True):
-        work.sequence.num_computed += work.num_tokens
-        work.sequence.tokens.append(token or 0)
+def advance(runner: PagedRunner, scheduled: list[ScheduledSequence]) -> None:
+    drawn = sample(runner.run([entry.row() for entry in scheduled]), [entry.sequence for entry in scheduled])
+    for entry, token in zip(scheduled, drawn, strict=True):
+        entry.sequence.num_computed += entry.num_tokens
+        entry.sequence.tokens.append(token or 0)
 
 
 def memory_speed(plan: Plan) -> float:

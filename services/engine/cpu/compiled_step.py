@@ -22,15 +22,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from services.engine.base import Job
 from services.engine.cpu import kernel
 from services.engine.cpu.attention import ATTENTION, attention_context
 from services.engine.cpu.merged_linear import pack_linears, packed_weights
 from services.engine.execution.kv_cache import LayerShape, SlotCache
 from services.engine.execution.model_structure import language_model
 from services.engine.loading.loader import Source, load
-from services.engine.scheduling.scheduler import ScheduledSequence
-from services.engine.scheduling.sequence import Sequence
+from services.engine.scheduling.step import StepRow
 
 CONSTANT = "_tensor_constant"  # how AOTInductor numbers the tensors that are no parameters, in the order of the modules
 ENGINE = Path(__file__).parents[1]
@@ -160,12 +158,12 @@ class CompiledStep:
         return CompiledStep(self._package, cache)
 
     @torch.inference_mode()
-    def run(self, works: list[ScheduledSequence]) -> Tensor:
+    def run(self, rows: list[StepRow]) -> Tensor:
         """Logits `[rows, vocabulary]`, as a runner's."""
-        ids = [token for work in works for token in work.tokens]
-        positions = [position for work in works for position in range(work.start, work.end)]
-        slots = [work.slot for work in works for _ in range(work.num_tokens)]
-        asked = logits_indices(works)
+        ids = [token for row in rows for token in row.token_ids]
+        positions = [position for row in rows for position in range(row.start, row.end)]
+        slots = [row.slot for row in rows for _ in range(row.num_tokens)]
+        asked = logits_indices(rows)
         surplus = max(0, MIN_ROWS - len(ids))
         logits: Tensor = self._package(
             torch.tensor(ids + [0] * surplus),
@@ -179,13 +177,13 @@ class CompiledStep:
         return logits[: len(asked)]
 
 
-def logits_indices(works: list[ScheduledSequence]) -> list[int]:
+def logits_indices(rows: list[StepRow]) -> list[int]:
     """Which of the packed tokens' logits are wanted."""
     asked: list[int] = []
     start = 0
-    for work in works:
-        start += work.num_tokens
-        asked += range(start - work.num_logits, start)
+    for row in rows:
+        start += row.num_tokens
+        asked += range(start - row.num_logits, start)
     return asked
 
 
@@ -250,21 +248,19 @@ def try_step(step: CompiledStep, cache: SlotCache) -> None:
     """The corners of what it may be asked for: the fewest and the most rows and tokens, and the memory's last place."""
     every, last = range(cache.num_slots), cache.num_slots - 1
     prompt = min(TRIED_TOKENS, cache.length)
-    for works in (
-        [_work(0, 0, 1)],
-        [_work(last, cache.length - 1, 1)],
-        [_work(slot, slot % cache.length, 1) for slot in every],
-        [_work(last, cache.length - prompt, prompt)],
-        [*(_work(slot, 0, 1) for slot in every if slot != last), _work(last, 0, prompt)],
+    for rows in (
+        [_row(0, 0, 1)],
+        [_row(last, cache.length - 1, 1)],
+        [_row(slot, slot % cache.length, 1) for slot in every],
+        [_row(last, cache.length - prompt, prompt)],
+        [*(_row(slot, 0, 1) for slot in every if slot != last), _row(last, 0, prompt)],
     ):
-        if not step.run(works).isfinite().all():
+        if not step.run(rows).isfinite().all():
             raise ValueError("the compiled step does not compute numbers")
 
 
-def _work(slot: int, start: int, num_tokens: int) -> ScheduledSequence:
-    sequence = Sequence(Job("trial", (0,) * (start + num_tokens)), 1)
-    sequence.num_computed = start
-    return ScheduledSequence(sequence, slot, num_tokens)
+def _row(slot: int, start: int, num_tokens: int) -> StepRow:
+    return StepRow("trial", slot, start, num_tokens, 1, (0,) * num_tokens)
 
 
 def package(

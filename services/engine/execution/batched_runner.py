@@ -13,8 +13,7 @@ from services.engine.cpu.compiled_step import CompiledStep, StepPlan, logits_ind
 from services.engine.execution.kv_cache import SlotCache
 from services.engine.execution.runner_check import LogitsCheck, verify_logits
 from services.engine.loading.loader import Source
-from services.engine.scheduling.scheduler import ScheduledSequence
-from services.engine.scheduling.slots import CacheChange
+from services.engine.scheduling.step import CacheChange, StepRow
 from services.engine.vision.vision import Vision, vision_for
 
 logger = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ class BatchedRunner:
     """All sequences of a step in one forward pass, for models whose attention goes through `AttentionInterface`."""
 
     reuses = True
-    speculates = True
+    supports_drafts = True
     page_size = 1
 
     def __init__(
@@ -47,22 +46,22 @@ class BatchedRunner:
         self.asynchronous = model.device.type != "cpu"
         self.batch_sizes = [cache.num_slots]
 
-    def change(self, changes: list[CacheChange]) -> None:
-        self._cache.change(changes)
+    def apply(self, changes: list[CacheChange]) -> None:
+        self._cache.apply(changes)
 
     @torch.inference_mode()
-    def run(self, batch: list[ScheduledSequence]) -> Tensor:
-        if self._compiled and not vision_for(self.vision, batch):
-            return self._compiled.run(batch)
-        decodes = sorted((work for work in batch if work.num_tokens == 1), key=lambda work: work.slot)
-        chunks = [work for work in batch if work.num_tokens > 1]
-        works = [*decodes, *chunks]
-        groups: list[TokenGroup] = [*self._decodes(decodes), *self._chunks(chunks, start=len(decodes))]
+    def run(self, rows: list[StepRow]) -> Tensor:
+        if self._compiled and not vision_for(self.vision, rows):
+            return self._compiled.run(rows)
+        decodes = sorted((row for row in rows if row.num_tokens == 1), key=lambda row: row.slot)
+        chunks = [row for row in rows if row.num_tokens > 1]
+        ordered = [*decodes, *chunks]
+        groups: list[TokenGroup] = [*self._decode_groups(decodes), *self._prefill_chunks(chunks, start=len(decodes))]
         with attention_context(SlotAttention(self._cache, groups)):
-            logits = self._forward(works)
-        return _in_order(logits, works, batch)
+            logits = self._forward(ordered)
+        return _in_order(logits, ordered, rows)
 
-    def run_lookahead(self, works: list[ScheduledSequence], tokens: Tensor) -> None:
+    def run_lookahead(self, rows: list[StepRow], tokens: Tensor) -> None:
         return None
 
     def compilation(self, source: Source, folder: Path) -> Compilation | None:
@@ -87,52 +86,51 @@ class BatchedRunner:
         cache = SlotCache(self._cache.shapes, 2, length, self._model.device)
         return BatchedRunner(self._model, cache, self.check, vision=vision)
 
-    def _forward(self, works: list[ScheduledSequence]) -> Tensor:
-        """Logits of the tokens that are asked for."""
-        ids = self._row([token for work in works for token in work.tokens])
-        positions = self._row([position for work in works for position in range(work.start, work.end)])
-        asked = self._row(logits_indices(works) or [0])[0]  # no product likes to be empty
+    def _forward(self, rows: list[StepRow]) -> Tensor:
+        ids = self._tensor([token for row in rows for token in row.token_ids])[None]
+        positions = self._tensor([position for row in rows for position in range(row.start, row.end)])[None]
+        indices = self._tensor(logits_indices(rows) or [0])  # an empty product fails in some models
         given = {"input_ids": ids, "position_ids": positions}
-        if vision := vision_for(self.vision, works):
-            given = vision.inputs(works, ids, positions)
+        if vision := vision_for(self.vision, rows):
+            given = vision.inputs(rows, ids, positions)
         if self._keeps:
-            return self._model(**given, use_cache=False, logits_to_keep=asked).logits[0]  # type: ignore[no-any-return]
-        return self._model(**given, use_cache=False).logits[0, asked]  # type: ignore[no-any-return]
+            return self._model(**given, use_cache=False, logits_to_keep=indices).logits[0]  # type: ignore[no-any-return]
+        return self._model(**given, use_cache=False).logits[0, indices]  # type: ignore[no-any-return]
 
-    def _decodes(self, works: list[ScheduledSequence]) -> list[DecodeGroup]:
-        if not works:
+    def _decode_groups(self, rows: list[StepRow]) -> list[DecodeGroup]:
+        if not rows:
             return []
-        slots = [work.slot for work in works]
+        slots = [row.slot for row in rows]
         base = min(slots)
         return [
             DecodeGroup(
-                tokens=slice(0, len(works)),
-                rows=self._row([slot - base for slot in slots])[0],
-                positions=self._row([work.start for work in works])[0],
+                tokens=slice(0, len(rows)),
+                rows=self._tensor([slot - base for slot in slots]),
+                positions=self._tensor([row.start for row in rows]),
                 base=base,
                 height=max(slots) + 1 - base,
-                length=max(work.end for work in works),
+                length=max(row.end for row in rows),
             )
         ]
 
-    def _chunks(self, works: list[ScheduledSequence], start: int) -> list[PrefillChunk]:
+    def _prefill_chunks(self, rows: list[StepRow], start: int) -> list[PrefillChunk]:
         chunks = []
-        for work in works:
-            chunks.append(PrefillChunk(slice(start, start + work.num_tokens), work.slot, work.start, work.end))
-            start += work.num_tokens
+        for row in rows:
+            chunks.append(PrefillChunk(slice(start, start + row.num_tokens), row.slot, row.start, row.end))
+            start += row.num_tokens
         return chunks
 
-    def _row(self, values: list[int]) -> Tensor:
-        return torch.tensor([values], device=self._model.device)
+    def _tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, device=self._model.device)
 
 
-def _in_order(logits: Tensor, works: list[ScheduledSequence], batch: list[ScheduledSequence]) -> Tensor:
-    """From the order in which they were computed to that of the batch."""
-    rows: dict[int, range] = {}
+def _in_order(logits: Tensor, computed: list[StepRow], wanted: list[StepRow]) -> Tensor:
+    """From the order in which the rows were computed to that of the step."""
+    places: dict[int, range] = {}
     start = 0
-    for work in works:
-        rows[id(work)] = range(start, start := start + work.num_logits)
-    order = [row for work in batch for row in rows[id(work)]]
-    return (
-        logits[: len(order)] if order == list(range(len(order))) else logits[order]
-    )  # a copy is megabytes in every step
+    for row in computed:
+        places[id(row)] = range(start, start := start + row.num_logits)
+    order = [place for row in wanted for place in places[id(row)]]
+    if order == list(range(len(order))):
+        return logits[: len(order)]  # without the copy, which would be megabytes in every step
+    return logits[order]

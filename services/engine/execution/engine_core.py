@@ -1,41 +1,31 @@
-"""One step after another: schedule -> run -> draw -> say.
+"""The decode loop: schedule -> execute -> sample -> emit.
 
-Where `run` returns before its step is done, what was drawn from the step before is said meanwhile: text, grammars and
-the event loop cost a GPU nothing. Only what the scheduler must know at once, whether an answer has come to its last
-token, is known at once; one that ends in its text, at a stop string, has a step more that nobody hears of.
+An asynchronous executor returns before its step is done. The tokens sampled from the step before are emitted
+meanwhile, so that detokenization, grammars and the event loop cost a GPU nothing. The scheduler needs to know at once
+only whether a sequence has its last token; one that ends at a stop string computes a step more, which is dropped.
 
-And where the device can go on by itself, it is sent ahead: the next token's step begins with what was just drawn,
-before it has come back. Who does not go on then, is left out; who comes in meanwhile, runs beside it.
+Such an executor is also sent ahead: the next step begins with the sampled tokens before they have come back. Sequences
+that do not go on are left out of it; sequences that come in meanwhile run beside it.
 """
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
 from itertools import accumulate, count
-from math import nan
 
 import torch
 from torch import Tensor
 
-from services.engine.base import Piece, TokenLogprob
-from services.engine.cpu.threads import neighbours
 from services.engine.device.resources import is_out_of_memory
+from services.engine.execution.executor import Executor, OutOfMemory
 from services.engine.execution.lookahead import Lookahead, launch
-from services.engine.execution.piece_stream import Mailbox
+from services.engine.execution.output_processor import OutputProcessor
 from services.engine.execution.request import Request
-from services.engine.execution.runner import Runner
 from services.engine.sampling.logits_processors import fill_grammar_masks
-from services.engine.sampling.sampler import (
-    SampleResult,
-    TokenLogprobs,
-    compute_logprobs,
-    compute_prompt_logprobs,
-    select_rows,
-)
+from services.engine.sampling.sampler import SampleResult, compute_logprobs, compute_prompt_logprobs, select_rows
 from services.engine.scheduling.scheduler import ScheduledSequence, Scheduler
 from services.engine.scheduling.sequence import Sequence
-from services.engine.token_texts import TokenTexts
+from services.engine.scheduling.step import CacheChange, Step
 from services.errors import EngineFailed, GrammarStuck, InvalidRequest, ServiceError
 
 logger = logging.getLogger(__name__)
@@ -43,7 +33,6 @@ logger = logging.getLogger(__name__)
 FAILED = "The engine failed on this request"
 STUCK = "the answer could not go on: too many ways are open there, or none that this model has tokens for"
 
-Delivery = tuple[Mailbox, Piece | ServiceError]
 ToError = Callable[[Sequence], ServiceError]
 
 
@@ -52,260 +41,220 @@ def _failed(sequence: Sequence) -> EngineFailed:
 
 
 def _stuck(sequence: Sequence) -> GrammarStuck:
-    """What compiles may grow beyond all limits in use, or ask for what this model has no token for."""
+    """A valid grammar can still exceed the parser's limits, or ask for what this model has no token for."""
     grammar = sequence.job.sampling.grammar
     assert grammar
     return GrammarStuck(f"'%s': after {sequence.num_sampled} tokens {STUCK}", grammar.param)
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
-    """A token that its sequence has, but nobody has heard of."""
-
-    request: Request
-    token: int
-    weighed: TokenLogprobs | None
-
-
 class EngineCore:
-    """The engine thread's own. `deliver`: one call for all that a step has to say."""
+    """Owned by the engine's thread."""
 
-    def __init__(
-        self, runner: Runner, scheduler: Scheduler, texts: TokenTexts, deliver: Callable[[list[Delivery]], None]
-    ) -> None:
-        self.runner = runner
-        self.requests: dict[Sequence, Request] = {}
+    def __init__(self, executor: Executor, scheduler: Scheduler, output: OutputProcessor) -> None:
+        self._executor = executor
         self._scheduler = scheduler
-        self._texts = texts
-        self._deliver = deliver
-        self._drawn: list[SampledToken] = []
-        self._ahead: Lookahead | None = None
+        self._output = output
+        self._lookahead: Lookahead | None = None
+
+    @property
+    def has_requests(self) -> bool:
+        return bool(self._output.requests)
 
     def add(self, request: Request) -> None:
-        self.requests[request.sequence] = request
+        self._output.requests[request.sequence] = request
         self._scheduler.add(request.sequence)
 
     def step(self) -> None:
         batch = self._scheduler.schedule()
-        self.runner.change(batch.changes)
-        works = self._seen(batch.works)
-        ahead, self._ahead = self._ahead, None
-        if ahead and ahead.preemptions == self._scheduler.num_preemptions:
-            works, logits = self._join(ahead, works)
+        scheduled = self._encode_images(batch.scheduled)
+        lookahead, self._lookahead = self._lookahead, None
+        if lookahead and lookahead.preemptions == self._scheduler.num_preemptions:
+            scheduled, logits = self._join(lookahead, batch.changes, scheduled)
         else:
-            logits = self._launch(works)
-        self._say()
-        self._forget_dropped()
+            logits = self._execute(batch.changes, scheduled)
+        self._emit()
+        self._output.forget_finished()
         if logits is not None:
-            self._draw_all(works, logits)
+            self._sample_all(scheduled, logits)
 
     def fail_step(self) -> None:
-        """Ends who runs; who waits goes on waiting. Where nobody ran, it is they who break it."""
-        self._say()
-        self._ahead = None
-        self._end(self._scheduler.drop_running() or self._scheduler.drop_all(), EngineFailed(FAILED))
-        self._forget_dropped()
+        """Ends all running sequences after an exception, or, where none ran, the waiting ones, which must have caused
+        it."""
+        self._emit()
+        self._lookahead = None
+        self._output.end(self._scheduler.drop_running() or self._scheduler.drop_all(), EngineFailed(FAILED))
+        self._output.forget_finished()
 
     def end_all(self, error: ServiceError) -> None:
-        self._say()
-        self._ahead = None
-        self._end(self._scheduler.drop_all(), error)
-        self._forget_dropped()
+        self._emit()
+        self._lookahead = None
+        self._output.end(self._scheduler.drop_all(), error)
+        self._output.forget_finished()
 
-    # --- running ---
+    def close(self) -> None:
+        self._executor.close()
 
-    def _seen(self, works: list[ScheduledSequence]) -> list[ScheduledSequence]:
-        """Those whose images could be looked at: one that cannot must not cost the others their step."""
-        if self.runner.vision is None:
-            return works
-        blind = []
-        for work in works:
+    # --- execution ---
+
+    def _encode_images(self, scheduled: list[ScheduledSequence]) -> list[ScheduledSequence]:
+        """Without the sequences whose images fail: they must not cost the others their step."""
+        failed = []
+        for entry in scheduled:
+            if entry.sequence.images is None:
+                continue
             try:
-                self.runner.vision.look(work)
+                self._executor.encode_images(entry.row())
             except Exception:
-                logger.exception("an image of request %s could not be looked at", work.sequence.job.id)
-                blind.append(work.sequence)
-        if not blind:
-            return works
-        self._say()  # what they have is theirs, and comes before the failure
-        self._fail_alone(blind, "its images cannot be seen")
-        return [work for work in works if not work.sequence.finished]
+                logger.exception("an image of request %s could not be encoded", entry.sequence.job.id)
+                failed.append(entry.sequence)
+        if not failed:
+            return scheduled
+        self._emit()  # their last tokens are delivered before the error
+        self._fail(failed, "its images cannot be encoded")
+        return [entry for entry in scheduled if not entry.sequence.finished]
 
-    def _join(self, ahead: Lookahead, works: list[ScheduledSequence]) -> tuple[list[ScheduledSequence], Tensor | None]:
-        begun, others = ahead.splits(works)
-        if not begun:
-            return others, self._launch(others)
-        logits = select_rows(ahead.logits, [ahead.rows[work.sequence] for work in begun])
+    def _join(
+        self, lookahead: Lookahead, changes: list[CacheChange], scheduled: list[ScheduledSequence]
+    ) -> tuple[list[ScheduledSequence], Tensor | None]:
+        computed, others = lookahead.split(scheduled)
+        if not computed:
+            return others, self._execute(changes, others)
+        logits = select_rows(lookahead.logits, [lookahead.rows[entry.sequence] for entry in computed])
         if not others:
-            return begun, logits
+            self._execute(changes, others)
+            return computed, logits
         logits = logits.clone()  # they last until the next step
-        more = self._launch(others)
-        return [*begun, *others], None if more is None else torch.cat([logits, more])
+        more = self._execute(changes, others)
+        return [*computed, *others], None if more is None else torch.cat([logits, more])
 
-    def _launch(self, works: list[ScheduledSequence]) -> Tensor | None:
-        """A step's logits; None where it found no memory, and is tried again in smaller ones."""
-        if not works:
+    def _execute(self, changes: list[CacheChange], scheduled: list[ScheduledSequence]) -> Tensor | None:
+        """None where there is nothing to compute, or no memory for it: it is scheduled again in smaller steps."""
+        if not scheduled and not changes:
             return None
-        for request in (self.requests[work.sequence] for work in works):
-            request.started = request.started or time.monotonic()
+        for request in (self._output.requests[entry.sequence] for entry in scheduled):
+            request.started_at = request.started_at or time.monotonic()
         try:
-            with neighbours.watched():
-                return self.runner.run(works)
-        except RuntimeError as error:
-            self._shrink(error, works)
-        torch.cuda.empty_cache()
-        return None
+            logits = self._executor.execute(Step(changes, [entry.row() for entry in scheduled]))
+        except OutOfMemory as error:
+            self._shrink(error, scheduled)
+            return None
+        return logits if scheduled else None
 
-    def _shrink(self, error: RuntimeError, works: list[ScheduledSequence]) -> None:
-        if not is_out_of_memory(error) or not self._scheduler.shrink():
+    def _shrink(self, error: Exception, scheduled: list[ScheduledSequence]) -> None:
+        if not self._scheduler.shrink():
             raise error
-        logger.warning("out of memory in a step of %d sequences, trying smaller ones: %s", len(works), error)
+        logger.warning("out of memory in a step of %d sequences, trying smaller ones: %s", len(scheduled), error)
 
-    # --- drawing ---
+    # --- sampling ---
 
-    def _draw_all(self, works: list[ScheduledSequence], logits: Tensor) -> None:
-        sampling = [work for work in works if work.samples]
-        rows = self._weigh_prompts(works, logits)
-        for work in works:
-            work.sequence.num_computed += work.num_tokens - len(work.draft)
+    def _sample_all(self, scheduled: list[ScheduledSequence], logits: Tensor) -> None:
+        sampling = [entry for entry in scheduled if entry.samples]
+        rows = self._score_prompts(scheduled, logits)
+        for entry in scheduled:
+            entry.sequence.num_computed += entry.num_tokens - len(entry.draft)
         try:
-            self._draw_drafts(
-                [(work, rows[work.sequence]) for work in sampling], logits, alone=len(sampling) == len(works)
+            self._verify_drafts(
+                [(entry, rows[entry.sequence]) for entry in sampling], logits, alone=len(sampling) == len(scheduled)
             )
         except RuntimeError as error:
-            self._ahead = None
-            for sequence in [work.sequence for work in sampling if not work.sequence.finished]:
+            if not is_out_of_memory(error):
+                raise
+            self._lookahead = None
+            for sequence in [entry.sequence for entry in sampling if not entry.sequence.finished]:
                 sequence.rewind()
-            self._shrink(error, works)
-        if not self.runner.asynchronous:
-            self._say()
+            self._shrink(error, scheduled)
+        if not self._executor.asynchronous:
+            self._emit()
 
-    def _weigh_prompts(self, works: list[ScheduledSequence], logits: Tensor) -> dict[Sequence, int]:
-        """The first row from which each draws; those before it tell of its prompt."""
+    def _score_prompts(self, scheduled: list[ScheduledSequence], logits: Tensor) -> dict[Sequence, int]:
+        """Computes prompt logprobs. Returns the row of logits that each sequence samples its next token from; the rows
+        before it are the prompt's."""
         rows = {}
-        for work, row in zip(works, accumulate((work.num_logits for work in works), initial=0), strict=False):
-            rows[work.sequence] = row
-            if work.scores:
-                add_prompt_logprobs(work, logits[row : row + work.num_tokens])
-                rows[work.sequence] += work.num_tokens - 1
+        first_rows = accumulate((entry.num_logits for entry in scheduled), initial=0)
+        for entry, row in zip(scheduled, first_rows, strict=False):
+            rows[entry.sequence] = row
+            if entry.scores_prompt:
+                add_prompt_logprobs(entry, logits[row : row + entry.num_tokens])
+                rows[entry.sequence] += entry.num_tokens - 1
         return rows
 
-    def _draw_drafts(self, drawing: list[tuple[ScheduledSequence, int]], logits: Tensor, *, alone: bool) -> None:
-        """Works with the first of their rows: one token each, then those behind it, as if each had a step of its own,
-        as long as the draft was right. `alone`: nobody was reading beside them."""
-        alone = alone and not any(work.draft for work, _ in drawing)
+    def _verify_drafts(self, sampling: list[tuple[ScheduledSequence, int]], logits: Tensor, *, alone: bool) -> None:
+        """Samples a token for each from the first of its rows, then from the rows behind it as long as the draft token
+        was the sampled one: each as if in a step of its own. `alone`: no prompt was computed in the same step."""
+        alone = alone and not any(entry.draft for entry, _ in sampling)
         for depth in count():
-            drawing = [(work, row) for work, row in drawing if not work.sequence.finished]
-            if not drawing:
+            sampling = [(entry, row) for entry, row in sampling if not entry.sequence.finished]
+            if not sampling:
                 return
-            self._draw(
-                [work.sequence for work, _ in drawing], select_rows(logits, [row + depth for _, row in drawing]), alone
+            self._sample(
+                [entry.sequence for entry, _ in sampling],
+                select_rows(logits, [row + depth for _, row in sampling]),
+                alone,
             )
-            if any(work.draft for work, _ in drawing):
-                self._say()
-            for work, _ in drawing:
-                if work.draft and not _was_right(work, depth):
-                    self._scheduler.record_acceptance(work, depth)
-            drawing = [(work, row) for work, row in drawing if _was_right(work, depth)]
-            for work, _ in drawing:
-                work.sequence.num_computed += 1
+            if any(entry.draft for entry, _ in sampling):
+                self._emit()
+            for entry, _ in sampling:
+                if entry.draft and not _is_accepted(entry, depth):
+                    self._scheduler.record_acceptance(entry, depth)
+            sampling = [(entry, row) for entry, row in sampling if _is_accepted(entry, depth)]
+            for entry, _ in sampling:
+                entry.sequence.num_computed += 1
 
-    def _draw(self, sequences: list[Sequence], logits: Tensor, alone: bool) -> None:
+    def _sample(self, sequences: list[Sequence], logits: Tensor, alone: bool) -> None:
         sequences, logits = self._without(
             fill_grammar_masks(sequences), "its grammar allows no token", sequences, logits, _stuck
         )
         if not sequences:
             return
-        draws = SampleResult(logits, sequences)
+        result = SampleResult(logits, sequences)
         if alone:
-            self._ahead = launch(self.runner, sequences, draws.tokens, self._scheduler.num_preemptions)
-        drawn = draws.result()
-        broken = [row for row, token in enumerate(drawn) if token is None]
-        sequences, logits = self._without(broken, "its logits are not numbers", sequences, logits)
-        whole = [token for token in drawn if token is not None]
-        tokens = [sequence.force_token(token) for sequence, token in zip(sequences, whole, strict=True)]
-        weighed = compute_logprobs(logits, sequences, tokens)
-        for sequence, given, token in zip(sequences, whole, tokens, strict=True):
-            if self._ahead and token != given:  # it went on with another
-                self._ahead.rows.pop(sequence, None)
+            self._lookahead = launch(self._executor, sequences, result.tokens, self._scheduler.num_preemptions)
+        sampled = result.token_ids()
+        failing = [row for row, token in enumerate(sampled) if token is None]
+        sequences, logits = self._without(failing, "its logits are not numbers", sequences, logits)
+        valid = [token for token in sampled if token is not None]
+        tokens = [sequence.force_token(token) for sequence, token in zip(sequences, valid, strict=True)]
+        logprobs = compute_logprobs(logits, sequences, tokens)
+        for sequence, given, token in zip(sequences, valid, tokens, strict=True):
+            if self._lookahead and token != given:  # the lookahead step went on with another token
+                self._lookahead.rows.pop(sequence, None)
             sequence.append(token)
-            self._drawn.append(SampledToken(self.requests[sequence], token, weighed.get(sequence)))
+            self._output.append(sequence, token, logprobs.get(sequence))
 
     def _without(
-        self, failing: list[int], why: str, sequences: list[Sequence], logits: Tensor, error: ToError = _failed
+        self, failing: list[int], reason: str, sequences: list[Sequence], logits: Tensor, to_error: ToError = _failed
     ) -> tuple[list[Sequence], Tensor]:
         if not failing:
             return sequences, logits
-        self._fail_alone([sequences[row] for row in failing], why, error)
-        whole = [row for row in range(len(sequences)) if row not in failing]
-        return [sequences[row] for row in whole], select_rows(logits, whole)
+        self._fail([sequences[row] for row in failing], reason, to_error)
+        others = [row for row in range(len(sequences)) if row not in failing]
+        return [sequences[row] for row in others], select_rows(logits, others)
 
-    # --- saying ---
+    # --- output ---
 
-    def _say(self) -> None:
-        """What was drawn and not yet said."""
-        drawn, self._drawn = self._drawn, []
-        deliveries: list[Delivery] = []
-        broken = []
-        for each in drawn:
-            request = each.request
-            try:
-                is_first = not request.told
-                piece = request.say(each.token, self._named(each))
-                if piece and is_first and request.sequence.job.sampling.prompt_logprobs is not None:
-                    piece = replace(piece, prompt=self._prompt(request.sequence))
-            except Exception:  # one request's text must not cost the others theirs
-                logger.exception("no text for a token of request %s", request.sequence.job.id)
-                broken.append(request.sequence)
-            else:
-                if piece:
-                    deliveries.append((request.mailbox, piece))
-        self._deliver(deliveries)
-        self._fail_alone(broken, "its tokens give no text")
+    def _emit(self) -> None:
+        self._fail(self._output.emit(), "its tokens give no text")
 
-    def _prompt(self, sequence: Sequence) -> tuple[TokenLogprob, ...]:
-        first, *others = sequence.job.prompt
-        scored, sequence.scored = sequence.scored, []
-        named = [self._weighed(token, each) for token, each in zip(others, scored, strict=True)]
-        return (self._texts.named(first, nan), *named)
-
-    def _named(self, drawn: SampledToken) -> TokenLogprob | None:
-        return None if drawn.weighed is None else self._weighed(drawn.token, drawn.weighed)
-
-    def _weighed(self, token: int, weighed: TokenLogprobs) -> TokenLogprob:
-        top = tuple(map(self._texts.named, weighed.ids, weighed.logprobs))
-        return self._texts.named(token, weighed.logprob, top)
-
-    # --- leaving ---
-
-    def _forget_dropped(self) -> None:
-        """Whose slot is free; one that was cancelled since the batch was made still has its own."""
-        for sequence in [each for each in self.requests if each.is_over and each.slot is None]:
-            del self.requests[sequence]
-
-    def _fail_alone(self, sequences: list[Sequence], why: str, error: ToError = _failed) -> None:
+    def _fail(self, sequences: Iterable[Sequence], reason: str, to_error: ToError = _failed) -> None:
+        """Ends these sequences, and no other."""
         for sequence in sequences:
-            told = error(sequence)
-            level = logging.INFO if isinstance(told, InvalidRequest) else logging.ERROR
-            logger.log(level, "request %s failed: %s", sequence.job.id, why)
+            error = to_error(sequence)
+            level = logging.INFO if isinstance(error, InvalidRequest) else logging.ERROR
+            logger.log(level, "request %s failed: %s", sequence.job.id, reason)
             self._scheduler.fail(sequence)
-            self._end([sequence], told)
-
-    def _end(self, sequences: list[Sequence], error: ServiceError) -> None:
-        requests = [self.requests.pop(sequence) for sequence in sequences if sequence in self.requests]
-        self._deliver([(request.mailbox, error) for request in requests])
+            self._output.end([sequence], error)
 
 
-def _was_right(work: ScheduledSequence, depth: int) -> bool:
-    """Whether the token just drawn was guessed, so that the one behind it can be drawn from the same step."""
-    guessed = depth < len(work.draft) and work.draft[depth] == work.sequence.tokens[-1]
-    return guessed and not work.sequence.finished
+def _is_accepted(entry: ScheduledSequence, depth: int) -> bool:
+    """Whether the token just sampled is the draft's, so that the next one can be sampled from the same step."""
+    matches = depth < len(entry.draft) and entry.draft[depth] == entry.sequence.tokens[-1]
+    return matches and not entry.sequence.finished
 
 
-def add_prompt_logprobs(work: ScheduledSequence, logits: Tensor) -> None:
-    """A prompt that is read again, after its place was lost, is weighed again."""
-    sequence = work.sequence
-    if work.start == 0:
-        sequence.scored = []
-    coming = list(sequence.job.prompt[work.start + 1 : work.end + 1])
-    sequence.scored += compute_prompt_logprobs(logits, coming, sequence.job.sampling.prompt_logprobs or 0)
+def add_prompt_logprobs(entry: ScheduledSequence, logits: Tensor) -> None:
+    """A prompt that is computed again after a preemption is scored again."""
+    sequence = entry.sequence
+    if entry.start == 0:
+        sequence.prompt_logprobs = []
+    following = list(sequence.job.prompt[entry.start + 1 : entry.end + 1])
+    sequence.prompt_logprobs += compute_prompt_logprobs(logits, following, sequence.job.sampling.prompt_logprobs or 0)

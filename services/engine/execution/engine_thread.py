@@ -1,8 +1,7 @@
-"""The engine's thread: takes in what was submitted, steps as long as there is something to do, and blocks while there
-is not.
+"""The engine's thread: takes in requests, steps while there is work, and blocks while there is none.
 
-Two one-way hand-overs join it to the event loop: a SimpleQueue in, one `call_soon_threadsafe` a step out. Nothing else
-is shared but each sequence's `cancelled` flag, which the event loop sets and the scheduler reads.
+Two one-way hand-overs join it to the event loop: a SimpleQueue in, for requests and cancellations, and one
+`call_soon_threadsafe` a step out. Nothing else is shared, so a step depends only on what the thread took in before it.
 """
 
 import asyncio
@@ -11,13 +10,16 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 from services.engine.cpu.threads import release_team
-from services.engine.execution.engine_core import FAILED, Delivery, EngineCore
+from services.engine.execution.engine_core import FAILED, EngineCore
+from services.engine.execution.executor import Executor
+from services.engine.execution.output_processor import Delivery, OutputProcessor
 from services.engine.execution.request import Request
-from services.engine.execution.runner import Runner
 from services.engine.scheduling.scheduler import Scheduler
+from services.engine.scheduling.sequence import Sequence
 from services.engine.token_texts import TokenTexts
 from services.errors import EngineFailed, Unavailable
 
@@ -29,20 +31,29 @@ STALLED = 120  # seconds of one step, after which an engine counts as broken
 class _Stop: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Cancellation:
+    sequence: Sequence
+
+
 class EngineThread:
-    def __init__(self, runner: Runner, scheduler: Scheduler, texts: TokenTexts) -> None:
-        self.stepper = EngineCore(runner, scheduler, texts, self._deliver)
+    def __init__(self, executor: Executor, scheduler: Scheduler, texts: TokenTexts) -> None:
+        self.core = EngineCore(executor, scheduler, OutputProcessor(texts, self._deliver))
         self.thread = self._new_thread()
         self._scheduler = scheduler
-        self._inbox: SimpleQueue[Request | Future[None] | _Stop] = SimpleQueue()
+        self._inbox: SimpleQueue[Request | _Cancellation | Future[None] | _Stop] = SimpleQueue()
         self._settling: list[Future[None]] = []  # the thread's own
+        self._num_put = 0  # requests; written by the event loop only
+        self._num_taken = 0  # of them; written by the thread only
         self._loop: asyncio.AbstractEventLoop | None = None
         self._step_began: float | None = None
         self._is_dead = False  # the thread died, and no other could begin
 
     @property
     def num_submitted(self) -> int:
-        return self._inbox.qsize()
+        """Requests that the thread has not taken in yet."""
+        taken = self._num_taken  # read first: it may only grow meanwhile
+        return self._num_put - taken
 
     @property
     def is_stalled(self) -> bool:
@@ -56,7 +67,15 @@ class EngineThread:
         if self._is_dead:  # there was no thread to be had
             self._take_over()
         self._loop = asyncio.get_running_loop()
+        self._num_put += 1
         self._inbox.put(request)
+
+    def cancel(self, request: Request) -> None:
+        """From any thread, also from a destructor: the queue's `put` is reentrant."""
+        if not request.closed:
+            request.closed = True
+            if not request.sequence.finished:
+                self._inbox.put(_Cancellation(request.sequence))
 
     async def settle(self) -> None:
         """Returns once nothing runs and nothing waits, and all that was held has been given back."""
@@ -97,22 +116,22 @@ class EngineThread:
         except BaseException:
             logger.critical("the engine's thread died, another takes over", exc_info=True)
             try:
-                self.stepper.end_all(EngineFailed(FAILED))
+                self.core.end_all(EngineFailed(FAILED))
             finally:
                 self._take_over()
         else:
-            self.stepper.end_all(Unavailable("The server is shutting down"))
+            self.core.end_all(Unavailable("The server is shutting down"))
             self._settled()
-            del self.stepper.runner  # its memory, now and not with the last reference to the engine
+            self.core.close()  # frees its memory now, not with the last reference to the engine
 
     def _serve(self) -> None:
         while self._drain():
             self._step_began = time.monotonic()
             try:
-                self.stepper.step()
+                self.core.step()
             except Exception:
                 logger.exception("a step of up to %d sequences failed", self._scheduler.num_running)
-                self.stepper.fail_step()
+                self.core.fail_step()
             finally:
                 self._step_began = None
 
@@ -126,13 +145,16 @@ class EngineThread:
                     return False
                 case Future() as settling:
                     self._settling.append(settling)
+                case _Cancellation(sequence):
+                    sequence.cancelled = True
                 case Request() as request:
-                    self.stepper.add(request)
+                    self._num_taken += 1
+                    self.core.add(request)
         return True
 
     def _rest(self) -> None:
         """Nothing runs and nothing waits: nobody is owed an answer, and every slot has come home."""
-        assert not self.stepper.requests
+        assert not self.core.has_requests
         self._scheduler.check()
         self._settled()
         release_team()

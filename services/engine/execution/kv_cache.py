@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from services.engine.scheduling.slots import CacheChange, ClearSlot, CopySlot, SwapSlots
+from services.engine.scheduling.step import CacheChange, ClearSlot, CopySlot, SwapSlots
 
 PAGE = mmap.PAGESIZE
 MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python names it from 3.13 on
@@ -57,10 +57,10 @@ class SlotCache:
         }
 
     @torch.inference_mode()
-    def change(self, changes: Sequence[CacheChange]) -> None:
+    def apply(self, changes: Sequence[CacheChange]) -> None:
         for change in changes:
             for bank in self._banks:
-                bank.change(change)
+                bank.apply(change)
 
     def _bank(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         self._banks.append(_Bank.zeros(shape, dtype, device))
@@ -84,7 +84,7 @@ class _Bank:
         memory = _memory(prod(shape) * dtype.itemsize)
         return cls(torch.frombuffer(memory, dtype=dtype).view(shape), memory if LINUX else None)
 
-    def change(self, change: CacheChange) -> None:
+    def apply(self, change: CacheChange) -> None:
         tensor = self.tensor
         match change:
             case CopySlot(source, target, length):

@@ -1,26 +1,25 @@
-"""What a client reads its pieces from."""
+"""The stream of one request's pieces, read on the event loop."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 
 from services.engine.base import Piece
-from services.engine.scheduling.sequence import Sequence
 from services.errors import ServiceError
 
 # Filled by the engine, which must not hold the stream itself: one that is dropped unclosed could never be collected.
-Mailbox = asyncio.Queue[Piece | ServiceError | None]  # None: it was closed
+Mailbox = asyncio.Queue[Piece | ServiceError | None]  # None: the stream was closed
 
 
 class PieceStream(AsyncGenerator[Piece, None]):
-    """What `submit` returns: the pieces of one sequence, which ends when this is closed, or forgotten by everybody.
+    """What `submit` returns. Closing it, or dropping the last reference to it, cancels the request.
 
     A class and not a generator function, because closing a generator that was never started runs none of its code.
     """
 
-    def __init__(self, sequence: Sequence, mailbox: Mailbox) -> None:
-        self._sequence = sequence
+    def __init__(self, mailbox: Mailbox, cancel: Callable[[], None]) -> None:
         self._mailbox = mailbox
+        self._cancel = cancel
         self._done = False
 
     async def asend(self, value: None, /) -> Piece:
@@ -54,9 +53,9 @@ class PieceStream(AsyncGenerator[Piece, None]):
         self._close()
 
     def __del__(self) -> None:
-        self._sequence.cancelled = True
+        self._cancel()
 
     def _close(self) -> None:
         self._done = True
-        self._sequence.cancelled = True
-        self._mailbox.put_nowait(None)  # for another task that may be waiting for a piece
+        self._cancel()
+        self._mailbox.put_nowait(None)  # wakes another task that may be waiting for a piece

@@ -1,4 +1,4 @@
-"""A request on the engine's side: what is drawn for it becomes pieces of text."""
+"""A request inside the engine: turns its sampled tokens into pieces of text."""
 
 import time
 from dataclasses import dataclass, replace
@@ -14,13 +14,14 @@ class Request:
     sequence: Sequence
     streamer: RequestStreamer
     mailbox: Mailbox
-    submitted: float
-    started: float = 0.0  # its first step; 0: not yet
-    spoke: float = 0.0  # its first token
-    told: bool = False  # a piece of it
+    submitted_at: float
+    started_at: float = 0.0  # its first step; 0: not yet
+    first_token_at: float = 0.0
+    has_output: bool = False  # whether a piece was delivered
+    closed: bool = False  # the event loop's: nobody reads the stream any more
 
-    def say(self, token: int, logprob: TokenLogprob | None) -> Piece | None:
-        """What is new to read, once the sequence has the token."""
+    def append(self, token: int, logprob: TokenLogprob | None) -> Piece | None:
+        """The text that became readable with the token; the sequence has the token already."""
         sequence, streamer = self.sequence, self.streamer
         streamer.put(token, logprob)
         if sequence.matcher and not streamer.finish:
@@ -33,13 +34,15 @@ class Request:
         return self._piece(time.monotonic())
 
     def _piece(self, now: float) -> Piece | None:
-        self.spoke = self.spoke or now
+        self.first_token_at = self.first_token_at or now
         piece = self.streamer.take()
-        if piece and (piece.finish or not self.told):
-            self.told = True
+        if piece and (piece.finish or not self.has_output):
+            self.has_output = True
             times = self._times(now) if piece.finish else None
             return replace(piece, cached_tokens=self.sequence.num_reused or 0, times=times)
         return piece
 
     def _times(self, now: float) -> Times:
-        return Times(self.started - self.submitted, self.spoke - self.started, now - self.spoke)
+        return Times(
+            self.started_at - self.submitted_at, self.first_token_at - self.started_at, now - self.first_token_at
+        )

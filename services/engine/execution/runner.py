@@ -1,4 +1,4 @@
-"""What computes a step."""
+"""Runner: computes the rows of a step with a model in this process."""
 
 from pathlib import Path
 from typing import Protocol
@@ -7,36 +7,29 @@ from torch import Tensor
 
 from services.engine.cpu.compilation import Compilation
 from services.engine.loading.loader import Source
-from services.engine.scheduling.scheduler import ScheduledSequence
-from services.engine.scheduling.slots import CacheChange
+from services.engine.scheduling.step import CacheChange, StepRow
 from services.engine.vision.vision import Vision
 
 
 class Runner(Protocol):
-    num_slots: int
-    length: int  # tokens a slot can hold
-    cache_tokens: int | None  # tokens all slots together can hold; None: each may be full
-    reuses: bool  # whether what a slot holds can serve another sequence
-    vision: Vision | None  # None: it takes text only
-    speculates: bool  # whether it takes drafts
-    page_size: int  # tokens of which a slot takes a whole number
-    asynchronous: bool  # whether `run` returns before its step is done
-    batch_sizes: list[int]  # of one token each: which are worth a step before anybody waits for it
+    """See Executor for what the attributes and the logits mean."""
 
-    def change(self, changes: list[CacheChange]) -> None:
-        """To be followed, in this order, before the next step."""
-        ...
+    num_slots: int
+    length: int
+    cache_tokens: int | None
+    page_size: int
+    reuses: bool
+    supports_drafts: bool
+    asynchronous: bool
+    vision: Vision | None  # None: text only
+    batch_sizes: list[int]  # of one token each, which are worth a warm-up step
+
+    def apply(self, changes: list[CacheChange]) -> None: ...
+
+    def run(self, rows: list[StepRow]) -> Tensor: ...
+
+    def run_lookahead(self, rows: list[StepRow], tokens: Tensor) -> Tensor | None: ...
 
     def compilation(self, source: Source, folder: Path) -> Compilation | None:
-        """What gets this model's step compiled, or from the disk; None where steps stay eager."""
-        ...
-
-    def run(self, batch: list[ScheduledSequence]) -> Tensor:
-        """One step -> logits `[rows, vocabulary]` of those works that sample, in the order of the batch: one row for
-        the last known token, and one for each of the draft behind it."""
-        ...
-
-    def run_lookahead(self, works: list[ScheduledSequence], tokens: Tensor) -> Tensor | None:
-        """A step for those who just got `tokens`, before anybody here knows them: one more for each, as `run` would
-        do it. None where that cannot be."""
+        """Compiles this model's step, or finds it on disk; None where steps stay eager."""
         ...

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from services.engine.execution.kv_cache import LayerCache, LayerShape
 from services.engine.scheduling.pages import CopyPage, Pages
-from services.engine.scheduling.scheduler import ScheduledSequence
-from services.engine.scheduling.slots import CacheChange
+from services.engine.scheduling.step import CacheChange, StepRow
 
 
 class PagedCache:
@@ -45,15 +44,15 @@ class PagedCache:
             for index, shape in shapes.items()
         }
 
-    def change(self, changes: Sequence[CacheChange]) -> None:
+    def apply(self, changes: Sequence[CacheChange]) -> None:
         for change in changes:
-            self.pages.change(change)
+            self.pages.apply(change)
 
     @torch.inference_mode()
-    def claim(self, works: Sequence[ScheduledSequence]) -> None:
+    def claim(self, rows: Sequence[StepRow]) -> None:
         """Before a step writes: copies all that must not be written over, and only then anything is."""
-        for work in works:
-            for copy in self.pages.claim(work.slot, work.start, work.end):
+        for row in rows:
+            for copy in self.pages.claim(row.slot, row.start, row.end):
                 self._copy(copy)
 
     def _copy(self, copy: CopyPage) -> None:

@@ -1,6 +1,6 @@
-"""Decoding without launching kernels one by one: a step is recorded once for each form and replayed with other numbers.
+"""CUDA graphs: a decode step is captured once for each batch shape and replayed, instead of launching each kernel.
 
-Steps in which every sequence gets one token are padded to few batch sizes and few lengths, so that there are few forms.
+Decode steps are padded to few batch sizes and few lengths, so that there are few shapes.
 """
 
 import logging
@@ -16,12 +16,12 @@ from services.engine.device.device_io import pinned
 from services.engine.execution.runner_check import summarize
 from services.engine.paged.cache import PagedCache
 from services.engine.paged.step import BatchShape, Inputs, PagedStep, write
-from services.engine.scheduling.scheduler import ScheduledSequence
+from services.engine.scheduling.step import StepRow
 
 logger = logging.getLogger(__name__)
 
 MULTIPLE = 8  # batch sizes are 1, 2, 4 and its multiples
-NUM_PAGES = 4  # of the shortest form; each longer one has four times as many, because attention is split by length
+NUM_PAGES = 4  # of the shortest shape; each longer one has four times as many, because attention is split by length
 
 ALONE = threading.Lock()  # a process may record one at a time
 
@@ -79,50 +79,50 @@ class Graphs:
         self._capture = capture
         self._buffers: dict[BatchShape, Tensor] = {}
         self._replays: dict[BatchShape, Replay] = {}
-        self.failure: str | None = None  # why the latest form that is not recorded is not
+        self.failure: str | None = None  # why the latest shape that is not recorded is not
         self.batch_sizes = batch_sizes(cache.num_slots)
 
-    def run(self, works: list[ScheduledSequence], tokens: Tensor | None = None) -> Tensor:
+    def run(self, rows: list[StepRow], tokens: Tensor | None = None) -> Tensor:
         """Logits of one new token each; they last until the next step. `tokens`: where only the device knows them."""
-        form = self.form(works)
-        array = write(works, form, self._cache.pages, self._cache.spare)
-        if form not in self._buffers:
-            self._buffers[form] = torch.empty(len(array), dtype=torch.int32, device=self._cache.device)
-        self._buffers[form].copy_(pinned(array, self._cache.device), non_blocking=True)
+        shape = self.shape(rows)
+        array = write(rows, shape, self._cache.pages, self._cache.spare)
+        if shape not in self._buffers:
+            self._buffers[shape] = torch.empty(len(array), dtype=torch.int32, device=self._cache.device)
+        self._buffers[shape].copy_(pinned(array, self._cache.device), non_blocking=True)
         if tokens is not None:
-            self._buffers[form][: len(tokens)] = tokens
-        logits = self._replays[form]() if form in self._replays else self._first(form)
-        return logits[: len(works)]
+            self._buffers[shape][: len(tokens)] = tokens
+        logits = self._replays[shape]() if shape in self._replays else self._first(shape)
+        return logits[: len(rows)]
 
-    def form(self, works: list[ScheduledSequence]) -> BatchShape:
+    def shape(self, rows: list[StepRow]) -> BatchShape:
         """The smallest that the works fit into."""
-        size = self.batch_sizes[bisect_left(self.batch_sizes, len(works))]
+        size = self.batch_sizes[bisect_left(self.batch_sizes, len(rows))]
         pages, table = self._cache.pages, self._cache.pages.table
-        needed = pages.needed(max(work.end for work in works))
+        needed = pages.needed(max(row.end for row in rows))
         width = NUM_PAGES
         while width < needed:
             width *= 4
         width = min(width, table.shape[1])
         return BatchShape(size, size, size, width, max_queries=1, max_length=width * pages.page_size)
 
-    def _first(self, form: BatchShape) -> Tensor:
+    def _first(self, shape: BatchShape) -> Tensor:
         """Where it cannot be recorded, it is computed anew, now and from now on: that must cost nobody an answer."""
-        buffer = self._buffers[form]
+        buffer = self._buffers[shape]
 
         def forward() -> Tensor:
-            return self._step(Inputs.split(buffer, form))
+            return self._step(Inputs.split(buffer, shape))
 
         try:
             replay = self._capture(forward)
         except Exception as error:  # whatever a driver may throw
             failure = summarize(error)
         else:
-            self._replays[form] = replay
+            self._replays[shape] = replay
             return replay()
         logits = forward()  # if this fails too, recording it was not what failed
-        self._replays[form] = forward
+        self._replays[shape] = forward
         self.failure = failure
-        logger.warning("steps of %s are not recorded: %s", form, failure)
+        logger.warning("steps of %s are not recorded: %s", shape, failure)
         return logits
 
 

@@ -15,8 +15,7 @@ from services.engine.loading.loader import Source
 from services.engine.paged.cache import PagedCache
 from services.engine.paged.graphs import Capture, Graphs
 from services.engine.paged.step import BatchShape, Inputs, PagedStep, write
-from services.engine.scheduling.scheduler import ScheduledSequence
-from services.engine.scheduling.slots import CacheChange
+from services.engine.scheduling.step import CacheChange, StepRow
 from services.engine.vision.vision import Vision, vision_for
 
 
@@ -32,7 +31,7 @@ class PagedRunner:
     """`run` returns when a step is on its way. Its logits last until the next one."""
 
     reuses = True
-    speculates = False  # a guess would cost the recorded step, which is worth more
+    supports_drafts = False  # they would cost the CUDA graph, which is worth more
 
     def __init__(
         self,
@@ -70,25 +69,25 @@ class PagedRunner:
     def token_bytes(self) -> int:
         return sum(shape.num_bytes for shape in self._cache.shapes.values())
 
-    def change(self, changes: list[CacheChange]) -> None:
-        self._cache.change(changes)
+    def apply(self, changes: list[CacheChange]) -> None:
+        self._cache.apply(changes)
 
     @torch.inference_mode()
-    def run(self, batch: list[ScheduledSequence]) -> Tensor:
-        self._cache.claim(batch)
-        vision = vision_for(self.vision, batch)
-        if self._graphs and not vision and all(work.num_tokens == work.num_logits == 1 for work in batch):
-            return self._graphs.run(batch)
-        return self._run(batch, vision)
+    def run(self, rows: list[StepRow]) -> Tensor:
+        self._cache.claim(rows)
+        vision = vision_for(self.vision, rows)
+        if self._graphs and not vision and all(row.num_tokens == row.num_logits == 1 for row in rows):
+            return self._graphs.run(rows)
+        return self._run(rows, vision)
 
     @torch.inference_mode()
-    def run_lookahead(self, works: list[ScheduledSequence], tokens: Tensor) -> Tensor | None:
+    def run_lookahead(self, rows: list[StepRow], tokens: Tensor) -> Tensor | None:
         """Only where nothing must be claimed: who knows whether the scheduler lets them go on."""
-        if not self._graphs or vision_for(self.vision, works):
+        if not self._graphs or vision_for(self.vision, rows):
             return None
-        if not all(self._cache.pages.owns(work.slot, work.start) for work in works):
+        if not all(self._cache.pages.owns(row.slot, row.start) for row in rows):
             return None
-        return self._graphs.run(works, tokens)
+        return self._graphs.run(rows, tokens)
 
     def compilation(self, source: Source, folder: Path) -> None:
         return None
@@ -97,12 +96,12 @@ class PagedRunner:
         """With the same model and a small memory of its own, to try something."""
         return trial(self._model, self._cache.shapes, length, self.check, self._paging, vision)
 
-    def _run(self, batch: list[ScheduledSequence], vision: Vision | None) -> Tensor:
-        form = BatchShape.of(batch, self._cache.pages)
-        array = write(batch, form, self._cache.pages, self._cache.spare)
-        inputs = Inputs.split(upload(array, self._cache.device), form)
-        given = vision.inputs(batch, inputs.ids[None], inputs.positions[None]) if vision else None
-        return self._step(inputs, given)[: sum(work.num_logits for work in batch)]
+    def _run(self, rows: list[StepRow], vision: Vision | None) -> Tensor:
+        shape = BatchShape.of(rows, self._cache.pages)
+        array = write(rows, shape, self._cache.pages, self._cache.spare)
+        inputs = Inputs.split(upload(array, self._cache.device), shape)
+        given = vision.inputs(rows, inputs.ids[None], inputs.positions[None]) if vision else None
+        return self._step(inputs, given)[: sum(row.num_logits for row in rows)]
 
 
 def trial(

@@ -19,14 +19,14 @@ from services.engine.cpu.compiled_step import logits_indices, supports_logits_to
 from services.engine.execution.kv_cache import LayerCache
 from services.engine.paged.attention import PagedRows, attend
 from services.engine.scheduling.pages import Pages
-from services.engine.scheduling.scheduler import ScheduledSequence
+from services.engine.scheduling.step import StepRow
 
 Ints = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
 class BatchShape:
-    """The sizes of a step. Steps of the same form differ in nothing but numbers."""
+    """The sizes of a step. Steps of the same shape differ in nothing but numbers."""
 
     num_tokens: int
     num_logits: int
@@ -36,14 +36,14 @@ class BatchShape:
     max_length: int
 
     @classmethod
-    def of(cls, works: list[ScheduledSequence], pages: Pages) -> "BatchShape":
-        most = max(work.end for work in works)
+    def of(cls, step_rows: list[StepRow], pages: Pages) -> "BatchShape":
+        most = max(row.end for row in step_rows)
         return cls(
-            num_tokens=sum(work.num_tokens for work in works),
-            num_logits=max(1, sum(work.num_logits for work in works)),  # no product likes to be empty
-            num_sequences=len(works),
+            num_tokens=sum(row.num_tokens for row in step_rows),
+            num_logits=max(1, sum(row.num_logits for row in step_rows)),  # no product likes to be empty
+            num_sequences=len(step_rows),
             num_pages=pages.needed(most),
-            max_queries=max(work.num_tokens for work in works),
+            max_queries=max(row.num_tokens for row in step_rows),
             max_length=most,
         )
 
@@ -64,44 +64,44 @@ class Inputs:
     ids: Tensor
     positions: Tensor
     writes: Tensor
-    asked: Tensor
+    logits_indices: Tensor  # the tokens whose logits are wanted
     rows: PagedRows
 
     @classmethod
-    def split(cls, array: Tensor, form: BatchShape) -> "Inputs":
-        ids, positions, writes, asked, query_starts, key_starts, lengths, table = torch.split(array, form.sizes)
+    def split(cls, array: Tensor, shape: BatchShape) -> "Inputs":
+        ids, positions, writes, indices, query_starts, key_starts, lengths, table = torch.split(array, shape.sizes)
         rows = PagedRows(
-            query_starts, key_starts, lengths, table.view(-1, form.num_pages), form.max_queries, form.max_length
+            query_starts, key_starts, lengths, table.view(-1, shape.num_pages), shape.max_queries, shape.max_length
         )
-        return cls(ids.long(), positions.long(), writes.long(), asked.long(), rows)
+        return cls(ids.long(), positions.long(), writes.long(), indices.long(), rows)
 
 
-def write(works: list[ScheduledSequence], form: BatchShape, pages: Pages, spare: int) -> Ints:
+def write(step_rows: list[StepRow], shape: BatchShape, pages: Pages, spare: int) -> Ints:
     """The step as one array, which begins with the tokens as far as they are known.
 
-    Where the form is larger than the step, the rest are rows of one token each that read and write the spare page.
+    Where the shape is larger than the step, the rest are rows of one token each that read and write the spare page.
     """
-    array = np.zeros(sum(form.sizes), np.int32)
-    ids, positions, writes, asked, query_starts, key_starts, lengths, table = form.parts(array)
-    counts = np.array([work.num_tokens for work in works])
+    array = np.zeros(sum(shape.sizes), np.int32)
+    ids, positions, writes, indices, query_starts, key_starts, lengths, table = shape.parts(array)
+    counts = np.array([row.num_tokens for row in step_rows])
     num_tokens = int(counts.sum())
-    slots = np.array([work.slot for work in works])
-    known = [token for work in works for token in work.tokens]
+    slots = np.array([row.slot for row in step_rows])
+    known = [token for row in step_rows for token in row.token_ids]
     ids[: len(known)] = known
-    positions[:num_tokens] = [position for work in works for position in range(work.start, work.end)]
+    positions[:num_tokens] = [position for row in step_rows for position in range(row.start, row.end)]
     of_tokens, inside = np.repeat(slots, counts), positions[:num_tokens]
     writes[:num_tokens] = pages.table[of_tokens, inside // pages.page_size] * pages.page_size + inside % pages.page_size
     writes[num_tokens:] = spare * pages.page_size
-    wanted = logits_indices(works) if form.num_logits < form.num_tokens else range(form.num_tokens)
-    asked[: len(wanted)] = wanted
+    wanted = logits_indices(step_rows) if shape.num_logits < shape.num_tokens else range(shape.num_tokens)
+    indices[: len(wanted)] = wanted
     lengths[:] = 1
-    lengths[: len(works)] = [work.end for work in works]
-    query_starts[1:] = np.arange(1, form.num_sequences + 1) + num_tokens - len(works)
-    query_starts[1 : len(works) + 1] = counts.cumsum()
+    lengths[: len(step_rows)] = [row.end for row in step_rows]
+    query_starts[1:] = np.arange(1, shape.num_sequences + 1) + num_tokens - len(step_rows)
+    query_starts[1 : len(step_rows) + 1] = counts.cumsum()
     key_starts[1:] = lengths.cumsum()
-    table = table.reshape(-1, form.num_pages)
+    table = table.reshape(-1, shape.num_pages)
     table[:] = spare
-    table[: len(works)] = pages.table[slots, : form.num_pages]
+    table[: len(step_rows)] = pages.table[slots, : shape.num_pages]
     return array
 
 
@@ -132,7 +132,7 @@ class PagedStep:
     def __call__(self, inputs: Inputs, given: dict[str, Any] | None = None) -> Tensor:
         """Logits of what is asked; `given` instead of the ids and positions, where a model sees."""
         given = given or {"input_ids": inputs.ids[None], "position_ids": inputs.positions[None]}
-        kept = {"logits_to_keep": inputs.asked} if self._keeps else {}
+        kept = {"logits_to_keep": inputs.logits_indices} if self._keeps else {}
         with attention_context(Paged(inputs, self._layers)):
             logits: Tensor = self._model(**given, **kept, use_cache=False).logits[0]
-        return logits if self._keeps else logits[inputs.asked]
+        return logits if self._keeps else logits[inputs.logits_indices]

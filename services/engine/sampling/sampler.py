@@ -39,14 +39,14 @@ class SampleResult:
         self.tokens = sample_tokens(logits, rows)  # where the logits are
         self._download = Download(self.tokens, logits.amax(-1).isfinite())
 
-    def result(self) -> list[int | None]:
+    def token_ids(self) -> list[int | None]:
         """None where nothing can be drawn, from what is no number."""
         tokens, drawable = self._download.result()
         return [token if able else None for token, able in zip(tokens, drawable, strict=True)]
 
 
 def sample(logits: Tensor, rows: list[Sequence]) -> list[int | None]:
-    return SampleResult(logits, rows).result()
+    return SampleResult(logits, rows).token_ids()
 
 
 def sample_tokens(logits: Tensor, rows: list[Sequence]) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from services.engine.scheduling.slots import CacheChange, ClearSlot, CopySlot, SwapSlots
+from services.engine.scheduling.step import CacheChange, ClearSlot, CopySlot, SwapSlots
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Pages:
         pages: list[int] = self.table[slot, : self._sizes[slot]].tolist()
         return pages
 
-    def change(self, change: CacheChange) -> None:
+    def apply(self, change: CacheChange) -> None:
         match change:
             case CopySlot(source, target, length):
                 self._share(source, target, self.needed(length))

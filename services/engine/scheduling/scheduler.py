@@ -8,7 +8,8 @@ from itertools import count
 from services.engine.scheduling.fairness import RoundRobin, heaviest, prefill_shares, rank, victim
 from services.engine.scheduling.ngram_proposer import MAX_DRAFT_TOKENS, MAX_STEP_TOKENS
 from services.engine.scheduling.sequence import PrefixWait, Sequence
-from services.engine.scheduling.slots import MIN_REUSE, CacheChange, Prefix, Slots
+from services.engine.scheduling.slots import MIN_REUSE, Prefix, Slots
+from services.engine.scheduling.step import CacheChange, StepRow
 
 HEADROOM = 16  # tokens that each running sequence may write before the cache is full again
 RECOVERY = 256  # steps after which a budget that was halved for want of memory is doubled
@@ -40,20 +41,21 @@ class ScheduledSequence:
         return self.end - len(self.draft) == len(self.sequence.tokens)
 
     @property
-    def scores(self) -> bool:
+    def scores_prompt(self) -> bool:
         """Whether each of its tokens is asked how likely the prompt's next one is."""
         job = self.sequence.job
         return job.sampling.prompt_logprobs is not None and self.start < len(job.prompt) - 1
 
     @property
     def num_logits(self) -> int:
-        if self.scores:
+        if self.scores_prompt:
             return self.num_tokens
         return 1 + len(self.draft) if self.samples else 0
 
-    @property
-    def tokens(self) -> list[int]:
-        return [*self.sequence.tokens[self.start : self.end], *self.draft]
+    def row(self) -> StepRow:
+        sequence, start = self.sequence, self.sequence.num_computed
+        tokens = (*sequence.tokens[start : start + self.num_tokens], *self.draft)
+        return StepRow(sequence.job.id, self.slot, start, self.num_tokens, self.num_logits, tokens, sequence.images)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Batch:
     """One step: first the changes to the cache, in their order, then the works, all at once."""
 
     changes: list[CacheChange]
-    works: list[ScheduledSequence]
+    scheduled: list[ScheduledSequence]
 
 
 class Scheduler:
@@ -91,7 +93,7 @@ class Scheduler:
         *,
         cache_tokens: int | None = None,
         min_reuse: int | None = MIN_REUSE,
-        speculates: bool = False,
+        speculative: bool = False,
         block_size: int = 1,
         page_size: int = 1,
         prompt_share: float = 1,
@@ -100,7 +102,7 @@ class Scheduler:
         self._max_tokens = self._limit
         self._cache_tokens = cache_tokens and _down(_down(cache_tokens, block_size), page_size)
         self._min_reuse = min_reuse or 0
-        self._speculates = speculates
+        self._speculative = speculative
         self._block_size = block_size
         self._page_size = page_size
         self._prompt_share = prompt_share
@@ -143,16 +145,16 @@ class Scheduler:
         self._preempt_until_it_fits()
         self._admit_waiting()
         self._slots.close_up()
-        works = self._share_budget()
+        scheduled = self._share_budget()
         if self._cache_tokens is not None:
             self._slots.make_room(self._slots.num_written - self._cache_tokens)
-        return Batch(self._slots.changes(), works)
+        return Batch(self._slots.changes(), scheduled)
 
-    def record_acceptance(self, work: ScheduledSequence, num_right: int) -> None:
+    def record_acceptance(self, entry: ScheduledSequence, num_right: int) -> None:
         """How many tokens of a draft were right."""
-        self.num_drafted += len(work.draft)
+        self.num_drafted += len(entry.draft)
         self.num_accepted += num_right
-        work.sequence.proposer.record_acceptance(num_right, len(work.sequence.tokens))
+        entry.sequence.proposer.record_acceptance(num_right, len(entry.sequence.tokens))
 
     def fail(self, sequence: Sequence) -> None:
         """Ends a sequence whose keys and values are not to be trusted, if it still has a place."""
@@ -319,19 +321,19 @@ class Scheduler:
         self._recover()
         writing = [sequence for sequence in self._running if sequence.num_pending == 1]
         reading = sorted((sequence for sequence in self._running if sequence.num_pending > 1), key=rank)
-        works = self._write(writing) if writing and not reading else [self._work(each, 1) for each in writing]
-        left = self._max_tokens - len(works)
+        scheduled = self._write(writing) if writing and not reading else [self._work(each, 1) for each in writing]
+        left = self._max_tokens - len(scheduled)
         shares = prefill_shares(reading, left)
-        works += [self._work(sequence, shares[sequence]) for sequence in reading if shares[sequence]]
-        self._step_tokens = sum(work.num_tokens for work in works)
-        return works
+        scheduled += [self._work(sequence, shares[sequence]) for sequence in reading if shares[sequence]]
+        self._step_tokens = sum(entry.num_tokens for entry in scheduled)
+        return scheduled
 
     def _write(self, writing: list[Sequence]) -> list[ScheduledSequence]:
         """A token each, and guesses how they go on, as long as the step takes hardly longer for them."""
         room = (min(MAX_STEP_TOKENS, self._max_tokens) - len(writing)) // len(writing)
         if self._cache_tokens is not None:  # a guess may be the first in a new page
             room = min(room, _down((self._cache_tokens - self._num_claimed) // len(writing), self._page_size))
-        most = min(MAX_DRAFT_TOKENS, room) if self._speculates else 0
+        most = min(MAX_DRAFT_TOKENS, room) if self._speculative else 0
         return [self._guess(sequence, min(most, sequence.num_left - 1)) for sequence in writing]
 
     def _guess(self, sequence: Sequence, most: int) -> ScheduledSequence:
@@ -340,9 +342,9 @@ class Scheduler:
 
     def _work(self, sequence: Sequence, num_tokens: int, draft: tuple[int, ...] = ()) -> ScheduledSequence:
         assert sequence.slot is not None
-        work = ScheduledSequence(sequence, sequence.slot, num_tokens, draft)
-        self._slots.advance(sequence, work.end)
-        return work
+        entry = ScheduledSequence(sequence, sequence.slot, num_tokens, draft)
+        self._slots.advance(sequence, entry.end)
+        return entry
 
     def _recover(self) -> None:
         if self._max_tokens < self._limit:

@@ -9,14 +9,7 @@ from typing import Any
 
 from services.engine.base import Job
 from services.engine.scheduling.ngram_proposer import NgramProposer
-
-
-@dataclass(frozen=True, slots=True)
-class CacheKey:
-    """What was computed for one of them serves no other."""
-
-    owner: str | None  # None: keys share what they have
-    salt: str = ""
+from services.engine.scheduling.step import CacheKey, ImagePrompt
 
 
 @dataclass(slots=True, eq=False)
@@ -41,24 +34,28 @@ class Sequence:
     num_reused: int | None = None  # prompt tokens found in the cache when it was first admitted
     num_found: int = 0  # tokens found in the cache when it was last admitted
     num_known: int = 0  # tokens that it had then
-    cache_key: "CacheKey | None" = None  # whose prefixes it may find; None: those of its owner and its salt
+    cache_key: CacheKey | None = None  # whose prefixes it may find; None: those of its owner and its salt
     wait: PrefixWait | None = None  # why it is not admitted yet, though there is room
     wait_budget: int = 8  # times that it will begin such a wait, or see the other stand still
-    cancelled: bool = False  # the one thing written from another thread
+    cancelled: bool = False
     finished: bool = False
     has_thought: bool = False  # and needs no limit any more
     random: Random = field(init=False)  # its own, so that a seed gives the same text in any company
-    places: Any = None  # its positions, where a model with images counts them otherwise
     proposer: NgramProposer = field(default_factory=NgramProposer)
-    scored: list[Any] = field(default_factory=list)  # the prompt's tokens behind the first, as they were weighed
+    prompt_logprobs: list[Any] = field(
+        default_factory=list
+    )  # the prompt's tokens behind the first, as they were weighed
     processors: Any = None  # what the sampler remembers of it, made when it is first asked for
 
+    images: ImagePrompt | None = field(init=False, default=None)
     _prompt_keys: list[int] = field(init=False)  # with images only
 
     def __post_init__(self) -> None:
         self.tokens = list(self.job.prompt)
         self.cache_key = self.cache_key or CacheKey(self.job.owner, self.job.cache_salt)
         self._prompt_keys = _keys(self.job) if self.job.images else []
+        if self.job.images:
+            self.images = ImagePrompt(self.job.prompt, self.job.images, self.cache_key)
         self.random = Random(self.job.sampling.seed)
 
     def keys(self, start: int = 0, end: int | None = None) -> list[int]:

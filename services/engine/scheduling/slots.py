@@ -14,41 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 
-from services.engine.scheduling.sequence import CacheKey, Sequence
+from services.engine.scheduling.sequence import Sequence
+from services.engine.scheduling.step import CacheChange, CacheKey, ClearSlot, CopySlot, SwapSlots
 
 MIN_REUSE = 16  # tokens; copying fewer, or waiting for them, is not worth its bookkeeping
 MOSTLY = 0.8  # so much of a free slot must be the prefix for it to be taken over; else the rest is worth keeping
 SPARSE = 1.25  # slots for each running sequence between the lowest and the highest in use
-
-
-@dataclass(frozen=True, slots=True)
-class CopySlot:
-    """The first `length` positions of one slot to another."""
-
-    source: int
-    target: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class SwapSlots:
-    """The first `length` positions of two slots change places."""
-
-    one: int
-    other: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClearSlot:
-    """Positions that become zeros again, and cost no memory where that can be had."""
-
-    slot: int
-    start: int
-    end: int
-
-
-CacheChange = CopySlot | SwapSlots | ClearSlot
 
 
 @dataclass(slots=True, eq=False)

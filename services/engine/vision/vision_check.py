@@ -1,4 +1,4 @@
-"""Whether images come out right in this engine; a model whose do not is served without them."""
+"""Checks a model's images: where a runner's logits differ from the model's, it is served with text only."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +17,11 @@ from services.engine.vision.vision import UnsupportedVision, Vision
 @dataclass(frozen=True, slots=True)
 class CheckedVision:
     vision: Vision
-    check: LogitsCheck  # a prompt with an image, and what the model by itself says to it
+    check: LogitsCheck  # a prompt with an image
 
 
 def prepare_vision(model: Any, reader: PictureReader | None, *, required: bool) -> CheckedVision | None:
-    """To be asked before the model is changed for a runner. `required`: it is an error if there is none."""
+    """To be called before the model is changed for a runner. `required`: it is an error if there is none."""
     if reader is None:
         return None
     try:
@@ -32,28 +32,30 @@ def prepare_vision(model: Any, reader: PictureReader | None, *, required: bool) 
     return None
 
 
-def attach_vision(sight: CheckedVision | None, runner: Runner, *, required: bool) -> None:
-    """Lets a runner see, if it says the same as the model by itself."""
-    if sight is None:
+def attach_vision(checked: CheckedVision | None, runner: Runner, *, required: bool) -> None:
+    """Gives a runner its vision, if its logits agree with the model's."""
+    if checked is None:
         return
-    model = sight.vision.model
+    model = checked.vision.model
     try:
         if not isinstance(runner, BatchedRunner | PagedRunner):
             raise UnsupportedVision("it runs one sequence at a time")
-        verify_logits(runner.another(2 * len(sight.check.job.prompt), sight.vision), sight.check)
-        runner.vision = sight.vision
+        verify_logits(runner.another(2 * len(checked.check.prompt), checked.vision), checked.check)
+        runner.vision = checked.vision
     except Exception as error:
         refuse_images(type(model).__name__, error, required)
 
 
 def _check(model: Any, vision: Vision) -> LogitsCheck:
-    """The second step begins in the midst of the image."""
-    job = vision.example()
-    cut = job.images[0].positions[job.images[0].image.num_tokens // 2]
-    steps = (cut, len(job.prompt) - cut - 2, 1, 1)
+    """The second step begins in the middle of the image."""
+    prompt = vision.example()
+    cut = prompt.images[0].positions[prompt.images[0].image.num_tokens // 2]
+    steps = (cut, len(prompt.token_ids) - cut - 2, 1, 1)
     ends = torch.tensor(steps, device=model.device).cumsum(0) - 1
     with torch.inference_mode():
-        given = vision.whole(job)
+        given = vision.model_inputs(prompt)
         if supports_logits_to_keep(model):
-            return LogitsCheck(job, steps, model(**given, use_cache=False, logits_to_keep=ends).logits[0])
-        return LogitsCheck(job, steps, model(**given, use_cache=False).logits[0, ends])
+            logits = model(**given, use_cache=False, logits_to_keep=ends).logits[0]
+        else:
+            logits = model(**given, use_cache=False).logits[0, ends]
+    return LogitsCheck(prompt.token_ids, steps, logits, prompt)

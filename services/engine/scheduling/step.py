@@ -1,0 +1,82 @@
+"""One step of a model as a plain value: all that an executor is told, and what can be pickled.
+
+A step refers to no live sequence, so it follows from its own values and the steps before it: an executor in another
+process computes the same from a copy.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from services.engine.base import PlacedImage
+
+
+@dataclass(frozen=True, slots=True)
+class CopySlot:
+    """The first `length` positions of one slot to another."""
+
+    source: int
+    target: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SwapSlots:
+    """The first `length` positions of two slots change places."""
+
+    one: int
+    other: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClearSlot:
+    """Positions that become zeros again, and cost no memory where that can be had."""
+
+    slot: int
+    start: int
+    end: int
+
+
+CacheChange = CopySlot | SwapSlots | ClearSlot
+
+
+@dataclass(frozen=True, slots=True)
+class CacheKey:
+    """Only sequences with equal keys share what was computed for one of them."""
+
+    owner: str | None  # None: all owners share
+    salt: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class ImagePrompt:
+    """A prompt with images. The same object in all steps of its sequence, so that an executor may keep what it
+    computes from it."""
+
+    token_ids: tuple[int, ...]
+    images: tuple[PlacedImage, ...]
+    cache_key: CacheKey
+
+
+class StepRow(NamedTuple):
+    """Consecutive tokens of one sequence. A named tuple, because one is made for each sequence in each step."""
+
+    request_id: str
+    slot: int
+    start: int  # position of the first token
+    num_tokens: int
+    num_logits: int  # of the last so many tokens the logits are wanted
+    token_ids: tuple[int, ...]  # with the draft tokens; empty where only the device knows them
+    images: ImagePrompt | None = None
+
+    @property
+    def end(self) -> int:
+        return self.start + self.num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """First the changes to the cache, in their order, then all rows at once."""
+
+    changes: list[CacheChange]
+    rows: list[StepRow]
