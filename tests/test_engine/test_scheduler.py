@@ -380,6 +380,23 @@ def test_the_least_urgent_and_latest_gives_way_and_comes_back_with_what_it_said(
     assert all(each.num_sampled == 60 for each in (first, urgent, last))
 
 
+def test_a_sequence_admitted_and_preempted_in_one_step_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second owner's last prompt takes the memory of the first owner's, which was admitted just before it."""
+    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
+    scheduler = Scheduler(8, 64, cache_tokens=80, min_reuse=None)
+    scheduler.add(sequence(40, answer=2, owner="beta"))
+    compute(scheduler.schedule())
+    for prompt, owner in ((4, "alpha"), (21, "beta"), (20, "alpha")):
+        scheduler.add(sequence(prompt, answer=9, owner=owner))
+
+    batch = scheduler.schedule()
+    assert scheduler.num_preemptions == 1
+    assert {len(entry.sequence.job.prompt) for entry in batch.scheduled} == {40, 4, 20}
+    compute(batch)
+    for scheduled in steps(scheduler):
+        assert len({entry.sequence for entry in scheduled}) == len(scheduled)
+
+
 def test_a_prompt_is_let_in_when_there_is_room_for_it_beside_the_others() -> None:
     scheduler = Scheduler(num_slots=3, max_tokens=500, cache_tokens=200)
     for i in range(3):

@@ -244,8 +244,8 @@ class Scheduler:
             if not self._is_enough(room, sequence):
                 break
             free, claimed = room.free - 1, room.claimed + self._claim(sequence)
-            self._admit(sequence)
-        self._waiting = [each for each in self._waiting if each.slot is None]
+            if self._admit(sequence):
+                self._waiting.remove(sequence)  # before another may preempt it, which puts it back
 
     def _who_gives_way(self, coming: Sequence, room: CacheRoom) -> list[Sequence]:
         """Of other owners, who hold more; nobody where that would not do."""
