@@ -45,6 +45,11 @@ RULES = [
         never=f"transformers|threading|{WEB}",
     ),
     Rule(r"services\.engine\.device", may=r"services\.engine\.device", never=f"transformers|{WEB}"),
+    Rule(
+        r"services\.engine\.quantization(\.\w+_header)?$",
+        may=r"services\.(errors|engine\.loading\.unusable)",
+        never=f"torch|transformers|{WEB}",
+    ),
     # what computes a step knows the step, not the sequences behind it
     Rule(
         r"services\.engine\.(cpu|paged|quantization|vision|execution\.(\w*runner\w*|\w*executor|kv_cache|warm_up))",
@@ -77,6 +82,11 @@ RULES = [
         r"app\.common\.model_configs",
         may=r"app\.common\.settings|services\.(models|engine\.(base|is_own))",
         never=f"torch|{WEB}",
+    ),
+    Rule(
+        r"app\.common\.settings",
+        may=r"schemas|services\.(errors|large|\w+_service|engine\.quantization\.METHODS)|app\.common",
+        never="torch",
     ),
     Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|large|\w+_service)|app\.common", never="torch"),
     # a spec parses requests and encodes events: it may use the parts of services.chat without a protocol

@@ -12,6 +12,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -26,6 +27,7 @@ from pydantic_settings import (
 
 from app.common import setting_names
 from schemas.sampling_schema import SamplingSettings
+from services.engine.quantization import METHODS
 
 
 def _split(value: object) -> object:
@@ -35,6 +37,17 @@ def _split(value: object) -> object:
     if value.lstrip().startswith("["):
         return from_json(value)
     return [each.strip() for each in value.split(",") if each.strip()]
+
+
+def _quantization_method(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"the methods are: {', '.join(METHODS)}")
+    return name
+
+
+Quantization = Annotated[
+    str, AfterValidator(_quantization_method), WithJsonSchema({"type": "string", "enum": [*METHODS]})
+]
 
 
 class SettingsGroup(BaseModel):
@@ -125,7 +138,7 @@ class EngineSettings(SettingsGroup):
     """Runs a full step when a model is loaded, so that no request pays for first-use costs."""
     tensor_parallel_size: int = 1
     """Only 1: a model is on one device. Run several instances behind one address to share load."""
-    quantization: Literal["int8"] | None = None
+    quantization: Quantization | None = None
     """Weight quantization on the CPU. Unset: weights in `DTYPE`."""
     enable_mm: bool | None = None
     """Image input: `true` requires it at load, `false` rejects images. Unset: enabled where the model supports it."""

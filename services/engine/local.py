@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from services.engine.base import EngineStats, ImageReader, Job, Piece, Tokenizer
 from services.engine.cpu.compilation import Compilation
@@ -99,7 +98,7 @@ class LocalEngine:
         use_warmup: bool = False,
         compile_dir: str | None = None,
         enable_mm: bool | None = None,
-        quantization: Literal["int8"] | None = None,
+        quantization: str | None = None,
     ) -> "LocalEngine":
         """`compile_dir`: where compiled steps are kept; None: steps stay eager."""
         origin = Source(source, enable_mm, quantization)

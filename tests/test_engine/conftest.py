@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from services.engine.cpu import kernel
+from services.engine.cpu import kernels
 from tests.threads import computing_with
 
 
@@ -22,6 +22,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def native_kernel(folder: Path) -> None:
-    library = kernel.file(folder)
-    kernel.build(library)
-    kernel.load(library)
+    library = kernels.library_path(folder)
+    kernels.build(library)
+    kernels.load(library)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from services.engine.cpu import compiled_step, kernel
+from services.engine.cpu import compiled_step, kernels
 from services.engine.cpu.compilation import Compilation
 from services.engine.cpu.compiled_step import CompiledStep, StepPlan, open_package, try_step
 from services.engine.execution.batched_runner import BatchedRunner
@@ -195,9 +195,9 @@ def test_another_processor_gets_another_file(tmp_path: Path, monkeypatch: pytest
     """Folders are shared by machines that cannot run each other's code."""
     runner = runner_of("llama")
     plan = StepPlan(Source("a"), "float32", SLOTS, LENGTH, runner._cache.shapes)
-    here = plan.file(tmp_path, runner._model), kernel.file(tmp_path)
-    monkeypatch.setattr(kernel, "machine", lambda: "x86_64 sse2")
-    there = plan.file(tmp_path, runner._model), kernel.file(tmp_path)
+    here = plan.file(tmp_path, runner._model), kernels.library_path(tmp_path)
+    monkeypatch.setattr(kernels, "machine", lambda: "x86_64 sse2")
+    there = plan.file(tmp_path, runner._model), kernels.library_path(tmp_path)
     assert not {*here} & {*there}
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from services.engine.base import Job
-from services.engine.cpu import kernel
+from services.engine.cpu import kernels
 from services.engine.cpu.compiled_step import CompiledStep, compile_to
 from services.engine.cpu.merged_linear import LinearSlice
 from services.engine.execution.batched_runner import BatchedRunner
@@ -26,7 +26,7 @@ from tests.test_engine.tiny_tokenizers import byte_level
 
 @pytest.fixture
 def native_int8(native_kernel: None) -> None:
-    if not kernel.has_int8():
+    if not int8.is_available():
         pytest.skip("a processor without AVX512-VNNI")
 
 
@@ -154,8 +154,8 @@ def quantised(name: str) -> Any:
 
 @pytest.fixture
 def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "is_loaded", lambda: False)
-    monkeypatch.setattr(kernel, "has_int8", lambda: False)
+    monkeypatch.setattr(kernels, "is_loaded", lambda: False)
+    monkeypatch.setattr(int8, "is_available", lambda: False)
 
 
 def runner_of(model: Any) -> BatchedRunner:
@@ -248,7 +248,7 @@ def test_models_that_bear_no_rounding_are_refused(monkeypatch: pytest.MonkeyPatc
         codes, scales = quantise_blocks(*given)
         return (codes / 100).round().to(torch.int8), 100 * scales
 
-    monkeypatch.setattr(int8, "rounded", coarse)
+    monkeypatch.setattr(int8, "quantise_blocks", coarse)
     with pytest.raises(EngineFailed, match="its logits differ"):
         quantise(build("llama"), None)
 
@@ -270,7 +270,7 @@ def test_without_a_compiler_it_is_torch_that_multiplies(
     def build_nothing(target: Path) -> None:
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(kernel, "build", build_nothing)
+    monkeypatch.setattr(kernels, "build", build_nothing)
     model = build("llama")
     quantise(model, tmp_path)
     assert isinstance(model.lm_head, TorchInt8Linear)

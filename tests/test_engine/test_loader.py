@@ -10,6 +10,7 @@ import torch
 
 from services.engine.loading import loader
 from services.engine.loading.loader import Loaded, Source, load
+from services.engine.quantization import gguf
 from tests.test_engine.tiny_models import build
 from tests.test_engine.tiny_tokenizers import EOS, byte_level
 
@@ -62,8 +63,9 @@ class Hub:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub = Hub()
     monkeypatch.setattr(loader, "AutoConfig", SimpleNamespace(from_pretrained=lambda name: SimpleNamespace()))
-    monkeypatch.setattr(loader, "AutoTokenizer", SimpleNamespace(from_pretrained=hub.read_tokenizer))
-    monkeypatch.setattr(loader, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=hub.read_model))
+    for module in (loader, gguf):
+        monkeypatch.setattr(module, "AutoTokenizer", SimpleNamespace(from_pretrained=hub.read_tokenizer))
+        monkeypatch.setattr(module, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=hub.read_model))
     return hub
 
 

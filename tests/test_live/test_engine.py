@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 
 from services.engine.base import Job, SamplingParams
-from services.engine.cpu import kernel
+from services.engine.cpu import kernels
 from services.engine.local import LocalEngine
 from tests.test_engine.compilers import needs_compiler
 from tests.test_live.engine import serving
@@ -58,7 +58,7 @@ async def answers(compile_dir: Path | None, speculation: bool, quantization: Qua
 @needs_compiler
 @pytest.mark.parametrize("quantization", [None, "int8"])
 async def test_compiled_steps_and_drafts_change_no_token(models: None, quantization: Quantization) -> None:
-    kernel.get(MODELS / "compiled")  # int8 is the same kernel's in all three
+    kernels.ensure_loaded(MODELS / "compiled")  # int8 is the same kernel's in all three
     compiled = await answers(MODELS / "compiled", speculation=False, quantization=quantization)
     drafted = await answers(MODELS / "compiled", speculation=True, quantization=quantization)
     assert drafted == compiled

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
-from services.engine.cpu import kernel
+from services.engine.cpu import kernels
 from services.engine.cpu.quarantine import CRASHES, Quarantine
 from services.engine.cpu.threads import fit_container
 
@@ -65,7 +65,7 @@ class Compilation:
 
     @property
     def _is_made(self) -> bool:
-        return self.file.exists() and kernel.file(self.file.parent).exists()
+        return self.file.exists() and kernels.library_path(self.file.parent).exists()
 
     def _make(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from services.engine.cpu import kernel
+from services.engine import quantization
+from services.engine.cpu import attention, kernels, merged_linear
 from services.engine.cpu.attention import ATTENTION, attention_context
 from services.engine.cpu.merged_linear import pack_linears, packed_weights
 from services.engine.execution.kv_cache import LayerShape, SlotCache
@@ -31,11 +32,6 @@ from services.engine.loading.loader import Source, load
 from services.engine.scheduling.step import StepRow
 
 CONSTANT = "_tensor_constant"  # how AOTInductor numbers the tensors that are no parameters, in the order of the modules
-ENGINE = Path(__file__).parents[1]
-SOURCES = (
-    *("cpu/attend.cpp", "cpu/attention.py", "cpu/compiled_step.py", "cpu/merged_linear.py"),
-    *("cpu/int8.cpp", "quantization/int8.py"),
-)
 MIN_ROWS = 2  # torch.export specialises on 1
 MIN_SLOTS = 2  # so it does on a memory of one slot; a memory may have fewer slots than were compiled for, never more
 MAX_ROWS = 2**16
@@ -69,17 +65,20 @@ class StepPlan:
     def file(self, folder: Path, model: Any) -> Path:
         same = {"source": self.source.quantization, "class": type(model).__name__}  # one architecture shares a step
         facts = asdict(self) | same
-        return folder / f"{model.config.model_type}-{digest(model, facts, SOURCES)}.pt2"
+        return folder / f"{model.config.model_type}-{digest(model, facts)}.pt2"
 
 
-def digest(model: Any, facts: Mapping[str, object], sources: tuple[str, ...]) -> str:
-    """Of everything that what is compiled depends on."""
+def digest(model: Any, facts: Mapping[str, object], *files: str) -> str:
+    """Of all that compiled code depends on: the kernels, and the modules that are traced, with the `files` of more."""
+    traced = [attention.__file__, merged_linear.__file__, __file__, *files]
+    traced += [method.__file__ for method in quantization.methods()]
     everything = {
         **facts,
         "config": model.config.to_dict() | {"_name_or_path": None},
         "versions": (torch.__version__, transformers.__version__),
-        "machine": (kernel.machine(), torch.get_num_threads()),
-        "code": [hashlib.sha256((ENGINE / name).read_bytes()).hexdigest() for name in sources],
+        "machine": (kernels.machine(), torch.get_num_threads()),
+        "kernels": kernels.digests(),
+        "code": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in traced],
     }
     return hashlib.sha256(json.dumps(everything, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -134,7 +133,7 @@ class _Packed:
         self._write(cached_values, values)
         ends = self.positions + 1
         begins = torch.zeros_like(ends) if window is None else (ends - window).clamp(min=0)
-        return kernel.attend(queries, cached_keys, cached_values, self.slots, begins, ends, scale)
+        return kernels.attend(queries, cached_keys, cached_values, self.slots, begins, ends, scale)
 
     def _write(self, cache: Tensor, new: Tensor) -> None:
         heads = torch.arange(new.shape[1])[None]
@@ -197,9 +196,9 @@ def _tensors(cache: SlotCache) -> tuple[list[Tensor], list[Tensor]]:
     return [layer.keys for layer in layers], [layer.values for layer in layers]
 
 
-def open_package(file: Path, model: nn.Module, kernels: Path | None = None) -> Callable[..., Tensor]:
-    """Calls it without Python's lock: other threads go on meanwhile. `kernels`: the folder of ours, if another."""
-    kernel.load(kernel.file(kernels or file.parent))
+def open_package(file: Path, model: nn.Module, folder: Path | None = None) -> Callable[..., Tensor]:
+    """Calls it without Python's lock: other threads go on meanwhile. `folder`: where the kernels are, if elsewhere."""
+    kernels.load(kernels.library_path(folder or file.parent))
     package = torch.classes.parley.Package(str(file))
     names = package.names()
     package.give(names, _constants(model, names))
@@ -228,7 +227,7 @@ def make(file: Path, text: str) -> None:
 
 
 def compile_to(file: Path, model: nn.Module, plan: StepPlan) -> None:
-    kernel.get(file.parent)
+    kernels.ensure_loaded(file.parent)
     cache = SlotCache(plan.shapes, plan.num_slots, plan.length, torch.device("cpu"))
     step = PackedStep(model, list(plan.shapes)).eval()
     example = (*(torch.zeros(2 * MIN_ROWS, dtype=torch.int64) for _ in range(4)), torch.arange(MIN_ROWS))

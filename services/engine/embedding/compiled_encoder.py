@@ -16,15 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from services.engine.cpu import kernel
+from services.engine.cpu import kernels
 from services.engine.cpu.attention import ATTENTION, UnsupportedAttention, attention_context
 from services.engine.cpu.compiled_step import MAX_ROWS, MIN_ROWS, TRIED_TOKENS, digest, open_package, package
 from services.engine.cpu.merged_linear import pack_linears, unpack_linears
 
-SOURCES = (
-    *("cpu/attend.cpp", "cpu/attention.py", "cpu/compiled_step.py", "cpu/merged_linear.py"),
-    "embedding/compiled_encoder.py",
-)
 ALIKE = 0.99  # halves round
 TRIAL = ((5, 6, 7, 8, 9, 10, 11), (12,), (13, 14, 15))
 
@@ -43,7 +39,7 @@ class EncoderPlan:
         return json.dumps(asdict(self))
 
     def file(self, folder: Path, model: Any) -> Path:
-        return folder / f"{model.config.model_type}-{digest(model, {'dtype': self.dtype}, SOURCES)}.pt2"
+        return folder / f"{model.config.model_type}-{digest(model, {'dtype': self.dtype}, __file__)}.pt2"
 
 
 class EncodeStep(nn.Module):
@@ -73,7 +69,7 @@ class _Texts:
             raise UnsupportedAttention("texts seen through a window")
         keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
         slots = torch.zeros_like(self.begins)
-        return kernel.attend(queries, keys, values, slots, self.begins, self.ends, scale)
+        return kernels.attend(queries, keys, values, slots, self.begins, self.ends, scale)
 
 
 class CompiledEncoder:
@@ -142,7 +138,7 @@ def make(file: Path, text: str) -> None:
 
 
 def compile_to(file: Path, model: Any) -> None:
-    kernel.get(file.parent)
+    kernels.ensure_loaded(file.parent)
     example = (
         torch.arange(6) + 5,
         *(torch.tensor(each) for each in ([0, 1, 2, 3, 0, 1], [0] * 4 + [4] * 2, [4] * 4 + [6] * 2)),

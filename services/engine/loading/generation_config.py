@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from services.engine.base import SamplingDefaults
+from services.engine.quantization import file_header
 
 logger = logging.getLogger(__name__)
 
@@ -26,20 +27,13 @@ MAKES_SENSE: Mapping[str, Callable[[float], bool]] = {
     "min_p": lambda value: 0 <= value <= 1,
     "repetition_penalty": lambda value: 0.01 <= value <= 100,
 }
-IN_GGUF = {
-    "temperature": "general.sampling.temp",
-    "top_p": "general.sampling.top_p",
-    "top_k": "general.sampling.top_k",
-    "min_p": "general.sampling.min_p",
-    "repetition_penalty": "general.sampling.penalty_repeat",
-}
 
 
 def read_sampling_defaults(source: str) -> SamplingDefaults | None:
     """Of a folder, a hub name or a GGUF file; None: it is not on this machine yet. Blocking."""
     path = Path(source)
-    if path.suffix == ".gguf" and path.is_file():
-        return _checked(_of_gguf(path), source)
+    if header := file_header(path):
+        return _checked(header.sampling(path), source)
     file = path / FILE if path.is_dir() else _in_hub_cache(source)
     return None if file is None else _checked(_of_file(file), source)
 
@@ -68,17 +62,6 @@ def _in_hub_cache(name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else Path(name, FILE)
 
 
-def _of_gguf(path: Path) -> Mapping[str, Any]:
-    from gguf import GGUFReader
-
-    try:
-        fields = GGUFReader(path).fields
-        return {name: _plain(fields[key].contents()) for name, key in IN_GGUF.items() if key in fields}
-    except (OSError, ValueError, LookupError) as error:
-        logger.warning("the metadata of %s cannot be read, nothing of it is used: %s", path, error)
-        return {}
-
-
 def _checked(stated: Mapping[str, Any], source: str) -> SamplingDefaults:
     given = {name: stated[name] for name in MAKES_SENSE if stated.get(name) is not None}
     sensible = {name: value for name, value in given.items() if _makes_sense(name, value)}
@@ -92,8 +75,3 @@ def _makes_sense(name: str, value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return math.isfinite(value) and MAKES_SENSE[name](value)
-
-
-def _plain(value: object) -> object:
-    """Of 32 bits: what was written as 0.95 is not to be shown as 0.949999988079071."""
-    return round(value, 6) if isinstance(value, float) else value

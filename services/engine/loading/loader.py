@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import (
@@ -11,15 +11,14 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
-    GgufConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from services.engine.device.selection import pick_device, pick_dtype
-from services.engine.quantization.int8 import quantise
+from services.engine.quantization import file_format
+from services.engine.quantization import method as quantization_method
 from services.engine.vision.picture_reader import PictureReader, read_processor, refuse_images
-from services.errors import EngineFailed
 
 transformers_logging.disable_progress_bar()  # a server's log is no terminal
 
@@ -47,34 +46,44 @@ class Source:
 
     name: str  # a folder, a hub name or a GGUF file
     enable_mm: bool | None = None  # images too; None: where the model takes them
-    quantization: Literal["int8"] | None = None
+    quantization: str | None = None
 
 
 def load(source: Source, device: str = "auto", dtype: str = "auto", kernels: Path | None = None) -> Loaded:
-    """`kernels`: where ours are kept, if they may be compiled."""
+    """`kernels`: the folder of compiled ones, if they may be compiled."""
     place = pick_device(device)
     numbers = pick_dtype(dtype, place)
-    if source.quantization and place.type != "cpu":
-        raise EngineFailed(f"'quantization': {source.quantization} is for the CPU, this model is on {place.type}")
-    folder, options = _where(source.name)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    config = None if options else AutoConfig.from_pretrained(folder)
-    kind = AutoModelForImageTextToText if _sees(config, source.enable_mm) else AutoModelForCausalLM
-    if options:
-        options["quantization_config"] = GgufConfig(dequantize=True)  # left packed, each product unpacks it again
+    method = quantization_method(source.quantization, place.type) if source.quantization else None
+    checkpoint = file_format(Path(source.name)) or Pretrained(source.name)
+    tokenizer = checkpoint.tokenizer()
     with ALONE:
-        model = kind.from_pretrained(folder, dtype=numbers, **options).to(place).eval()
+        model = checkpoint.model(numbers, enable_mm=source.enable_mm).to(place).eval()
     vocabulary = int(model.config.get_text_config().vocab_size)
-    reader = _reader(folder, model, tokenizer, source.enable_mm)
-    if source.quantization:
-        quantise(model, kernels)
+    reader = _reader(checkpoint.folder, model, tokenizer, source.enable_mm)
+    if method:
+        method.quantise(model, kernels)
     eos, length = _eos(model, tokenizer), _max_length(model, tokenizer)
     return Loaded(model, tokenizer, eos, length, place, numbers, vocabulary, reader)
 
 
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """A folder or a hub name."""
+
+    folder: str
+
+    def tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(self.folder)
+
+    def model(self, dtype: Any, *, enable_mm: bool | None) -> Any:
+        config = AutoConfig.from_pretrained(self.folder)
+        kind = AutoModelForImageTextToText if _sees(config, enable_mm) else AutoModelForCausalLM
+        return kind.from_pretrained(self.folder, dtype=dtype)
+
+
 def _sees(config: Any, enable_mm: bool | None) -> bool:
     """Some kinds come with and without: the latter is all that is needed for text."""
-    speaks = config is None or type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    speaks = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and (bool(enable_mm) or not speaks)
 
 
@@ -90,13 +99,6 @@ def _reader(folder: str, model: Any, tokenizer: Any, enable_mm: bool | None) -> 
     except Exception as error:  # whatever an unknown processor may lack
         refuse_images(type(model).__name__, error, required=bool(enable_mm))
     return None
-
-
-def _where(source: str) -> tuple[str, dict[str, Any]]:
-    path = Path(source)
-    if path.suffix == ".gguf" and path.is_file():
-        return str(path.parent), {"gguf_file": path.name}
-    return source, {}
 
 
 def _eos(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from services.engine.loading import gguf_file
 from services.engine.loading.unusable import UnusableModel
+from services.engine.quantization import FILE_HEADERS, file_header
 
 HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
@@ -30,14 +30,15 @@ def check(source: str, kind: str) -> None:
         _check_folder(path, kind)
     elif path.is_file():
         _check_file(path)
-    elif path.suffix == ".gguf" or not HUB_NAME.fullmatch(source) or source.startswith("."):
+    elif path.suffix in FILE_HEADERS or not HUB_NAME.fullmatch(source) or source.startswith("."):
         raise UnusableModel(f"there is no folder or GGUF file {source}")
 
 
 def _check_file(path: Path) -> None:
-    if path.suffix != ".gguf":
+    header = file_header(path)
+    if header is None:
         raise UnusableModel(f"{path} is neither a model's folder nor a GGUF file")
-    gguf_file.check(path)
+    header.check(path)
 
 
 def _check_folder(folder: Path, kind: str) -> None:

@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, pad
 
-from services.engine.cpu import kernel
+from services.engine.cpu import kernels
 from services.engine.cpu.merged_linear import replace_linears
 from services.engine.execution.model_structure import trial_tokens
 from services.errors import EngineFailed
 
 logger = logging.getLogger(__name__)
+
+DEVICES = ("cpu",)
+KERNELS = (Path(__file__).with_name("int8.cpp"),)
 
 PANELS, PANEL, BLOCK, FOUR = 3, 16, 32, 4  # as int8.cpp has them
 LARGEST = 127
@@ -98,15 +101,28 @@ def _said(model: Any) -> Tensor:
     return logits
 
 
+def is_available() -> bool:
+    """Whether the kernels are loaded and have this one: it needs AVX512-VNNI."""
+    return hasattr(torch.ops.parley, "int8_linear")
+
+
+def register_fakes() -> None:
+    def empty(inputs: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+        return inputs.new_empty(*inputs.shape[:-1], outputs)
+
+    if is_available():
+        torch.library.register_fake("parley::int8_linear", empty, allow_override=True)
+
+
 def _has_kernel(folder: Path | None) -> bool:
     try:
-        if folder is not None and not kernel.is_loaded():
-            kernel.get(folder)
+        if folder is not None and not kernels.is_loaded():
+            kernels.ensure_loaded(folder)
     except Exception as error:  # whatever a machine without a compiler may lack
         logger.warning("no kernel can be compiled here: %s", str(error).splitlines()[:1])
-    if not kernel.has_int8():
+    if not is_available():
         logger.warning("int8 is slower than bfloat16 from 8 rows on: it has no kernel here")
-    return kernel.has_int8()
+    return is_available()
 
 
 def quantise_blocks(weight: Tensor, block: int = BLOCK, dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, Tensor]:

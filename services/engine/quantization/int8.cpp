@@ -3,7 +3,7 @@
 // Weights are in blocks of inputs, each with a scale of its own; a row of inputs is rounded to 8 bits too, in the same
 // blocks. Sums within a block are whole numbers, hence exact; across blocks they are in float32, always in the same
 // order. So no bit of a row depends on which other rows there are, nor on how many threads.
-#include "vectors.h"
+#include "../cpu/vectors.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from services.engine.cpu import kernel
+from services.engine.cpu import kernels
 from tests.test_engine.compilers import needs_compiler
 
 SLOTS, LENGTH = 4, 700  # longer than the scores that are held at once
@@ -32,7 +32,7 @@ def expected(queries: Tensor, keys: Tensor, values: Tensor, seen: list[tuple[int
 
 def check(queries: Tensor, keys: Tensor, values: Tensor, seen: list[tuple[int, int, int]]) -> None:
     slots, begins, ends = torch.tensor(seen).T
-    said = kernel.attend(queries, keys, values, slots, begins, ends, 0.3)
+    said = kernels.attend(queries, keys, values, slots, begins, ends, 0.3)
     tolerance = TOLERANCE[queries.dtype]
     assert said.dtype == queries.dtype
     torch.testing.assert_close(said.float(), expected(queries, keys, values, seen, 0.3), atol=tolerance, rtol=tolerance)
@@ -76,7 +76,7 @@ def test_a_text_is_not_spoiled_by_the_one_before_it(native_kernel: None) -> None
     texts = [(0, begin, end) for begin, end in ((0, 5), (5, 40), (40, 41), (41, 60)) for _ in range(begin, end)]
     values[:, :, :5] = torch.nan  # the model overflowed on it
     slots, begins, ends = torch.tensor(texts).T
-    said = kernel.attend(random(len(texts), 2, 16), keys, values, slots, begins, ends, 0.3)
+    said = kernels.attend(random(len(texts), 2, 16), keys, values, slots, begins, ends, 0.3)
     assert said.isnan().any(-1).any(-1).tolist() == [token < 5 for token in range(len(texts))]
 
 
@@ -88,10 +88,10 @@ def test_no_bit_depends_on_the_company(native_kernel: None, dtype: torch.dtype) 
     queries = random(len(MIXED), 9, 64, dtype=dtype)
     seen = [(slot, 0, end) for slot, _, end in MIXED]
     slots, begins, ends = torch.tensor(seen).T
-    together = kernel.attend(queries, keys, values, slots, begins, ends, 0.3)
+    together = kernels.attend(queries, keys, values, slots, begins, ends, 0.3)
     for i in range(len(seen)):
         part = slice(i, i + 1)
-        alone = kernel.attend(queries[part], keys, values, slots[part], begins[part], ends[part], 0.3)
+        alone = kernels.attend(queries[part], keys, values, slots[part], begins[part], ends[part], 0.3)
         assert torch.equal(alone, together[part])
 
 
@@ -112,12 +112,12 @@ def test_any_ranges(native_kernel: None, data: st.DataObject, heads: tuple[int, 
 
 @needs_compiler
 def test_the_library_appears_whole_and_once(native_kernel: None, folder: Path) -> None:
-    library = kernel.file(folder)
+    library = kernels.library_path(folder)
     before = library.stat().st_mtime_ns
-    kernel.build(library)
-    assert kernel.is_loaded()
+    kernels.build(library)
+    assert kernels.is_loaded()
     assert library.stat().st_mtime_ns == before
-    assert [path.name for path in folder.glob("attend*") if path.suffix != ".lock"] == [library.name]
+    assert [path.name for path in folder.glob("kernels-*") if path.suffix != ".lock"] == [library.name]
 
 
 def test_the_compiler_finds_its_folder_from_wherever_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,19 +129,19 @@ def test_the_compiler_finds_its_folder_from_wherever_it_runs(tmp_path: Path, mon
         (tmp_path / "whole").touch()
         return str(tmp_path / "whole")
 
-    monkeypatch.setattr(kernel, "_compiled", compiled)
-    kernel.build(Path("models") / "attend-1.so")
+    monkeypatch.setattr(kernels, "_compiled", compiled)
+    kernels.build(Path("models") / "kernels-1.so")
     assert [folder.is_absolute() for folder in folders] == [True]
-    assert (tmp_path / "models" / "attend-1.so").exists()
+    assert (tmp_path / "models" / "kernels-1.so").exists()
 
 
 def test_what_a_killed_process_left_is_in_nobody_s_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = tmp_path / "new" / "attend-1.so"
+    library = tmp_path / "new" / "kernels-1.so"
     (left := library.with_suffix(".tmp")).mkdir(parents=True)
     (left / "half").touch()
     whole = tmp_path / "whole"
     whole.touch()
-    monkeypatch.setattr(kernel, "_compiled", lambda folder: str(whole))
-    kernel.build(library)
+    monkeypatch.setattr(kernels, "_compiled", lambda folder: str(whole))
+    kernels.build(library)
     assert library.exists()
     assert not left.exists()

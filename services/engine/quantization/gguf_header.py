@@ -1,15 +1,25 @@
-"""The head of a GGUF file: is all there that it says is there?"""
+"""The head of a GGUF file, without torch: whether the file is complete, and the sampling parameters in its metadata."""
 
+import logging
 import mmap
 from pathlib import Path
 from struct import Struct, error, unpack_from
 
 from services.engine.loading.unusable import UnusableModel
 
+logger = logging.getLogger(__name__)
+
 U32, U64 = Struct("<I"), Struct("<Q")
 STRING, ARRAY = 8, 9
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by its type
 VERSIONS = (2, 3)
+SAMPLING = {
+    "temperature": "general.sampling.temp",
+    "top_p": "general.sampling.top_p",
+    "top_k": "general.sampling.top_k",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
 
 
 def check(path: Path) -> None:
@@ -23,6 +33,22 @@ def check(path: Path) -> None:
                 raise UnusableModel(f"{path} is not whole, or no GGUF file: its head cannot be read") from None
             if end > len(data):
                 raise UnusableModel(f"{path} is not whole: {len(data)} bytes of {end}")
+
+
+def sampling(path: Path) -> dict[str, object]:
+    from gguf import GGUFReader
+
+    try:
+        fields = GGUFReader(path).fields
+        return {name: _rounded(fields[key].contents()) for name, key in SAMPLING.items() if key in fields}
+    except (OSError, ValueError, LookupError) as error:
+        logger.warning("the metadata of %s cannot be read, nothing of it is used: %s", path, error)
+        return {}
+
+
+def _rounded(value: object) -> object:
+    """A 32-bit 0.95 is not to be shown as 0.949999988079071."""
+    return round(value, 6) if isinstance(value, float) else value
 
 
 class _Head:

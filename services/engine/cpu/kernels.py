@@ -1,8 +1,8 @@
-"""Operators of our own in C++, compiled on the machine they run on: torch.ops.parley.
+"""C++ kernels, compiled into one library on the machine that they run on: torch.ops.parley.
 
-`attend` (attend.cpp) is attention for any mix of prompts and answers in one call. torch's wants rows of one length: it
-reads every sequence as far as the longest goes, or is called for each of them. This one reads what each token may see
-and nothing else, twice as fast at that. `int8_linear` (int8.cpp) is a layer with weights of 8 bits.
+`attend` (attend.cpp) computes attention for any mix of prompts and decoded tokens in one call. torch's wants rows of
+one length: it reads every sequence to the length of the longest, or is called for each of them. This one reads only
+what each token attends to, twice as fast at that. Quantisation methods add theirs.
 """
 
 import hashlib
@@ -16,14 +16,27 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-SOURCES = [Path(__file__).with_name(name) for name in ("attend.cpp", "int8.cpp", "package.cpp")]
-HEADERS = [Path(__file__).with_name("vectors.h")]
+from services.engine import quantization
+
+HERE = Path(__file__).parent
+SOURCES = (HERE / "attend.cpp", HERE / "package.cpp")
 CPUINFO = Path("/proc/cpuinfo")
 
 
-def file(folder: Path) -> Path:
-    facts = (*(source.read_bytes() for source in SOURCES + HEADERS), torch.__version__.encode(), machine().encode())
-    return folder / f"attend-{hashlib.sha256(b'|'.join(facts)).hexdigest()[:16]}.so"
+def sources() -> list[Path]:
+    return [*SOURCES, *(source for method in quantization.methods() for source in method.KERNELS)]
+
+
+def digests() -> list[str]:
+    """Of all sources and of the headers beside them."""
+    found = sources()
+    headers = sorted({header for folder in {source.parent for source in found} for header in folder.glob("*.h")})
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in [*found, *headers]]
+
+
+def library_path(folder: Path) -> Path:
+    facts = "|".join([*digests(), torch.__version__, machine()])
+    return folder / f"kernels-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
 
 
 @cache
@@ -56,16 +69,16 @@ def _compiled(folder: Path) -> str:
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
     options = CppTorchOptions(vec_isa=pick_vec_isa(), warning_all=False)
-    builder = CppBuilder("attend", [str(source) for source in SOURCES], options, output_dir=str(folder))
+    builder = CppBuilder("kernels", [str(source) for source in sources()], options, output_dir=str(folder))
     builder.build()
     return builder.get_target_file_path()
 
 
-def get(folder: Path) -> None:
-    library = file(folder)
+def ensure_loaded(folder: Path) -> None:
+    library = library_path(folder)
     build(library)
     load(library)
-    describe()
+    register_fakes()
 
 
 def load(library: Path) -> None:
@@ -78,25 +91,17 @@ def is_loaded() -> bool:
     return hasattr(torch.ops.parley, "attend")
 
 
-def has_int8() -> bool:
-    """Not all processors can."""
-    return hasattr(torch.ops.parley, "int8_linear")
-
-
-def describe() -> None:
-    """For torch.export: what comes out of it, without computing it."""
+def register_fakes() -> None:
+    """Describes the operators to `torch.export`."""
 
     def empty(
         queries: Tensor, keys: Tensor, values: Tensor, slots: Tensor, begins: Tensor, ends: Tensor, scale: float
     ) -> Tensor:
         return queries.new_empty(queries.shape[0], queries.shape[1], values.shape[3])
 
-    def empty_outputs(inputs: Tensor, weight: Tensor, scales: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
-        return inputs.new_empty(*inputs.shape[:-1], outputs)
-
     torch.library.register_fake("parley::attend", empty, allow_override=True)
-    if has_int8():
-        torch.library.register_fake("parley::int8_linear", empty_outputs, allow_override=True)
+    for method in quantization.methods():
+        method.register_fakes()
 
 
 def attend(
