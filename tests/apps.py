@@ -32,6 +32,7 @@ from tests.databases import free_port
 from tests.fakes import FakeEngine
 
 MODEL = "fake-chat"
+PATIENCE_S = 120  # for an answer: a busy machine is no failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ async def _opening(
 @asynccontextmanager
 async def _called(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
     transport = httpx2.ASGITransport(app)
-    client = httpx2.AsyncClient(transport=transport, base_url="http://localhost")
+    client = httpx2.AsyncClient(transport=transport, base_url="http://localhost", timeout=PATIENCE_S)
     async with app.router.lifespan_context(app), client:
         yield client
 
@@ -193,7 +194,7 @@ async def _served(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
     server = _Server(app, free_port())
     serving = asyncio.create_task(server.serve())
     await server.up.wait()
-    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{server.config.port}") as client:
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{server.config.port}", timeout=PATIENCE_S) as client:
         yield client
     server.should_exit = True
     await serving

@@ -53,9 +53,9 @@ class AnyText(Alphabet):
         return [ord(letter) % LETTERS for letter in text]
 
 
-def engine(kind: str, /, *, share_prefixes: bool, **options: Any) -> LocalEngine:
+def engine(kind: str, /, *, settings: dict[str, Any], **options: Any) -> LocalEngine:
     runner = Counting(num_slots=4, length=512)
-    shares = {"share_prefixes": share_prefixes}
+    shares = {"share_prefixes": settings["share_prefixes"]}
     return LocalEngine(
         loaded(tokenizer=AnyText()), LocalExecutor(runner), max_num_batched_tokens=64, max_queue=8, **shares
     )
