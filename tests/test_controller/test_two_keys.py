@@ -114,7 +114,7 @@ class Filling(LocalEngine):
     def __init__(self) -> None:
         self.gate, self.is_full, self.num_submitted = Gate(), asyncio.Event(), 0
         runner = Counting(num_slots=4, length=512, before=self.gate)
-        super().__init__(loaded(), runner, max_num_batched_tokens=64, max_queue=8)
+        super().__init__(loaded(), LocalExecutor(runner), max_num_batched_tokens=64, max_queue=8)
 
     async def submit(self, job: Job) -> AsyncGenerator[Piece, None]:
         pieces = await super().submit(job)
