@@ -32,7 +32,7 @@ def made(folder: Path, model: Any) -> Path:
     if not file.exists():
         twin = build()
         pack_where_it_agrees(twin)
-        twin.set_attn_implementation(compiled_encoder.NAME)
+        twin.set_attn_implementation(compiled_encoder.ATTENTION)
         compiled_encoder.compile_to(file, twin)
     return file
 
