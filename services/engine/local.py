@@ -20,7 +20,7 @@ from services.engine.execution.runner_factory import build_runner
 from services.engine.execution.warm_up import warm_up
 from services.engine.grammar.compiler import GrammarCompiler
 from services.engine.loading.loader import Loaded, Source, load
-from services.engine.scheduling.fairness import full, may_queue
+from services.engine.scheduling.fairness import may_queue, queue_full_message
 from services.engine.scheduling.scheduler import Scheduler
 from services.engine.scheduling.sequence import Sequence
 from services.engine.scheduling.slots import MIN_REUSE
@@ -181,7 +181,7 @@ class LocalEngine:
         stats = self.stats()
         leaving = max(0, stats.running + stats.waiting - held.total())  # they are over, and still have their places
         if not may_queue(held, owner, 1, self._max_open - leaving):
-            raise Overloaded(full("The queue is full", held, owner))
+            raise Overloaded(queue_full_message("The queue is full", held, owner))
 
     def _check_ids(self, param: str, ids: Iterable[int]) -> None:
         if not all(0 <= token < self._vocabulary for token in ids):

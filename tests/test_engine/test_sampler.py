@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.engine.base import Job, SamplingParams
-from services.engine.sampling.sampler import NUCLEUS, TokenLogprobs, compute_logprobs, sample, select_rows
+from services.engine.sampling.logprobs import TokenLogprobs, compute_logprobs
+from services.engine.sampling.rows import select_rows
+from services.engine.sampling.sampler import NUCLEUS, sample
 from services.engine.scheduling.sequence import Sequence
 
 ROWS = 2000  # draws for one empirical distribution

@@ -278,7 +278,7 @@ def test_drawing_does_not_wait(rows: list[dict[str, Any]]) -> None:
     sequences = [row(params) for params in rows]
     sequences[0].matcher = Bits()
     assert fill_grammar_masks(sequences) == []
-    logits_processors._weights(logits.device)  # goes there once and for all
+    logits_processors._mask_table(logits.device)  # goes there once and for all
     with Elsewhere():
         tokens = sample_tokens(logits, sequences)
 

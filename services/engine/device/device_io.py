@@ -1,7 +1,6 @@
-"""Between host and GPU without waiting for each other.
+"""Asynchronous copies between host and GPU. On the CPU nothing is copied.
 
-What goes there is copied from pinned memory, in its turn among the work that is already waiting there; what comes back
-is waited for once. On the CPU nothing is copied.
+Uploads come from pinned memory and are ordered with the kernels already launched; a download is waited for once.
 """
 
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 
 def pinned(array: NDArray[Any], device: torch.device) -> Tensor:
-    """On the host, ready to be copied `non_blocking`; its memory is used again only after that copy."""
+    """On the host, ready for a `non_blocking` copy; its memory is used again only after that copy."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
@@ -22,7 +21,7 @@ def upload(array: NDArray[Any], device: torch.device) -> Tensor:
 
 
 class Download:
-    """On its way to the host; what the device is given to do after it need not be waited for."""
+    """Tensors on their way to the host; kernels launched after it need not be waited for."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self._copies = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
@@ -37,7 +36,7 @@ class Download:
 
 
 def download(*tensors: Tensor) -> list[list[Any]]:
-    """All of them, after waiting once."""
+    """Waits once for all of them."""
     return Download(*tensors).result()
 
 

@@ -10,8 +10,8 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def cache_budget(device: torch.device, gpu_memory_utilization: float, cpu_memory_share: float) -> int:
-    """Bytes for keys and values, once the weights are loaded: what is left of a share of a GPU's memory, weights and
-    all, or a share of the RAM that is still free."""
+    """Bytes for the KV cache after the weights are loaded: the rest of a share of a GPU's memory, which includes the
+    weights, or a share of the free RAM."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return max(0, int(gpu_memory_utilization * total) - (total - free))
@@ -19,12 +19,12 @@ def cache_budget(device: torch.device, gpu_memory_utilization: float, cpu_memory
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """The CPU's allocator has no class of its own for it."""
+    """The CPU's allocator has no error class of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 def free_ram() -> int:
-    """What the machine has left, or the container, whichever is less."""
+    """Of the machine or of the container, whichever is less."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -32,12 +32,12 @@ def free_ram() -> int:
     with suppress(OSError, ValueError):  # no limit reads "max"
         limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         kept = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())["inactive_file"]
-        free = min(free, limit - used + int(kept))  # files are kept as long as nobody needs the room
+        free = min(free, limit - used + int(kept))  # the page cache is given up on demand
     return max(0, free)
 
 
 def num_processors() -> int | None:
-    """Whole ones of which a container may have the time; None: of all there are."""
+    """Whole processors of a container's CPU quota; None: no quota."""
     with suppress(OSError, ValueError):  # no limit reads "max"
         quota, period = (CGROUP / "cpu.max").read_text().split()
         return max(1, int(quota) // int(period))

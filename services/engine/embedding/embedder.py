@@ -34,7 +34,7 @@ from services.engine.cpu.threads import loads, neighbours, release_team
 from services.engine.device.selection import pick_device, pick_dtype
 from services.engine.embedding.compiled_encoder import CompiledEncoder, EncoderPlan, agrees, pack_where_it_agrees
 from services.engine.loading.loader import ALONE
-from services.engine.scheduling.fairness import full, may_queue
+from services.engine.scheduling.fairness import may_queue, queue_full_message
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, ServiceError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -417,7 +417,7 @@ class LocalEmbedder:
         if not (self._thread and self._thread.is_alive()):
             raise Unavailable("the embedding engine is not running")
         if not may_queue(self._held, owner, len(inputs), self._max_waiting):
-            raise Overloaded(full("too many inputs are waiting to be embedded", self._held, owner))
+            raise Overloaded(queue_full_message("too many inputs are waiting to be embedded", self._held, owner))
         if not min(map(len, inputs)):
             raise InvalidRequest("an input without tokens cannot be embedded")
         if (longest := max(map(len, inputs))) > self.max_length:

@@ -22,7 +22,9 @@ from services.engine.execution.lookahead import Lookahead, launch
 from services.engine.execution.output_processor import OutputProcessor
 from services.engine.execution.request import Request
 from services.engine.sampling.logits_processors import fill_grammar_masks
-from services.engine.sampling.sampler import SampleResult, compute_logprobs, compute_prompt_logprobs, select_rows
+from services.engine.sampling.logprobs import compute_logprobs, compute_prompt_logprobs
+from services.engine.sampling.rows import select_rows
+from services.engine.sampling.sampler import SampleResult
 from services.engine.scheduling.scheduler import ScheduledSequence, Scheduler
 from services.engine.scheduling.sequence import Sequence
 from services.engine.scheduling.step import CacheChange, Step

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from services.engine.execution.executor import Executor
-from services.engine.sampling.sampler import select_rows
+from services.engine.sampling.rows import select_rows
 from services.engine.scheduling.scheduler import ScheduledSequence
 from services.engine.scheduling.sequence import Sequence
 from services.engine.scheduling.step import StepRow

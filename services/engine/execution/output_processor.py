@@ -8,7 +8,7 @@ from math import nan
 from services.engine.base import Piece, TokenLogprob
 from services.engine.execution.piece_stream import Mailbox
 from services.engine.execution.request import Request
-from services.engine.sampling.sampler import TokenLogprobs
+from services.engine.sampling.logprobs import TokenLogprobs
 from services.engine.scheduling.sequence import Sequence
 from services.engine.token_texts import TokenTexts
 from services.errors import ServiceError

@@ -1,7 +1,7 @@
-"""What requests ask to be changed in their logits before a token is drawn: a mask, bias, penalties, no early end.
+"""Logits processors: grammar masks, logit bias, penalties and min_tokens, in vLLM's order and definitions.
 
-In vLLM's order and definitions. All changes are sparse, a few hundred of a vocabulary: they are gathered for all rows,
-made at once and scattered back. What a sequence has said is counted as it grows, never again from its beginning.
+Apart from masks all changes are sparse, a few hundred of a vocabulary: they are gathered for all rows, computed at once
+and scattered back. The tokens of a sequence are counted as it grows, never again from its beginning.
 """
 
 from collections.abc import Iterable
@@ -31,17 +31,17 @@ def _is_short(row: Sequence) -> bool:
 
 
 def fill_grammar_masks(rows: list[Sequence]) -> list[int]:
-    """Asks the grammars of those rows that have one; the rows whose grammar allows no token."""
-    return [i for i, row in enumerate(rows) if row.matcher and not _processors_of(row).look_up(row)]
+    """Computes the masks of the rows with a grammar. Returns the rows whose grammar allows no token."""
+    return [i for i, row in enumerate(rows) if row.matcher and not _processors_of(row).fill_mask(row)]
 
 
-def shape(scores: Tensor, rows: list[Sequence]) -> None:
+def apply_logits_processors(scores: Tensor, rows: list[Sequence]) -> None:
     """Changes `scores` [rows, vocabulary] in place; they are float32."""
     processors = [_processors_of(row) for row in rows]
     _mask(scores, processors)
     _bias(scores, processors)
-    _penalise(scores, [(i, processors) for i, processors in enumerate(processors) if processors.params.penalises])
-    _go_on(scores, [(i, processors.ends) for i, processors in enumerate(processors) if processors.forbids_end(rows[i])])
+    _penalise(scores, [(i, each) for i, each in enumerate(processors) if each.params.penalises])
+    _forbid_end(scores, [(i, each.ends) for i, each in enumerate(processors) if each.forbids_end(rows[i])])
 
 
 def _processors_of(row: Sequence) -> "LogitsProcessors":
@@ -53,7 +53,7 @@ def _processors_of(row: Sequence) -> "LogitsProcessors":
 
 
 class LogitsProcessors:
-    """The side of one sequence: its distinct tokens, and how often its answer has each."""
+    """Of one sequence: its distinct tokens and their counts in the answer."""
 
     def __init__(self, row: Sequence) -> None:
         self.params = row.job.sampling
@@ -62,7 +62,7 @@ class LogitsProcessors:
         self.ends = np.fromiter(row.ends, np.int64)
         self.bias = np.fromiter(self.params.logit_bias.values(), np.float32)
         self._num_read = len(row.job.prompt)
-        # the repetition penalty alone looks at the prompt
+        # only the repetition penalty counts the prompt
         self._places = {token: i for i, token in enumerate(dict.fromkeys(self._prompt(row)))}
         self._ids = np.fromiter(self._places, np.int64)
         self._counts = np.zeros(len(self._places), np.float32)
@@ -76,7 +76,7 @@ class LogitsProcessors:
 
     @property
     def counts(self) -> Floats:
-        """How often the answer has each of the ids."""
+        """Of each id in the answer."""
         return self._counts[: len(self._places)]
 
     def catch_up(self, tokens: list[int]) -> None:
@@ -91,18 +91,18 @@ class LogitsProcessors:
             self._counts[place] += 1
         self._num_read = len(tokens)
 
-    def look_up(self, row: Sequence) -> bool:
-        """Whether the grammar leaves anything."""
+    def fill_mask(self, row: Sequence) -> bool:
+        """Whether the grammar allows a token."""
         self.allowed = row.matcher.allowed()
-        if not len(self.allowed):  # it has broken
+        if not len(self.allowed):  # it is broken
             return False
-        held = self._held_back(row)
-        if len(held) and (rest := _without(self.allowed, held)).any():  # what is complete may end all the same
+        withheld = self._withheld(row)
+        if len(withheld) and (rest := _without(self.allowed, withheld)).any():  # a complete answer may still end
             self.allowed = rest
         return bool(self.allowed.any())
 
-    def _held_back(self, row: Sequence) -> Ids:
-        """What the grammar would end with, but the request does not want yet."""
+    def _withheld(self, row: Sequence) -> Ids:
+        """The end tokens that the grammar allows and the request does not."""
         if _is_short(row):
             return np.union1d(self.ends, row.matcher.ends)
         return row.matcher.ends if self.params.ignore_eos else self.ends[:0]
@@ -110,7 +110,7 @@ class LogitsProcessors:
     def forbids_end(self, row: Sequence) -> bool:
         return self.allowed is None and _is_short(row)
 
-    def subtracted(self) -> Floats:
+    def penalties(self) -> Floats:
         params, counts = self.params, self.counts
         less = counts * np.float32(params.frequency_penalty) + (counts > 0) * np.float32(params.presence_penalty)
         return less.astype(np.float32, copy=False)
@@ -123,48 +123,48 @@ def _without(bits: Bits, tokens: Ids) -> Bits:
 
 
 def _mask(scores: Tensor, processors: list[LogitsProcessors]) -> None:
-    """Adds 0 to what is allowed and minus infinity to the rest: eight tokens at a time, from a table of all bytes."""
-    if all(processors.allowed is None for processors in processors):
+    """Adds 0 to allowed tokens and minus infinity to the others, eight at a time from a table of all bytes."""
+    if all(each.allowed is None for each in processors):
         return
-    size = next(len(processors.allowed) for processors in processors if processors.allowed is not None)
+    size = next(len(each.allowed) for each in processors if each.allowed is not None)
     bits = np.stack([np.full(size, 255, np.uint8) if s.allowed is None else s.allowed for s in processors])
     octets = upload(bits, scores.device).int()
-    scores += embedding(octets, _weights(scores.device)).flatten(1)[:, : scores.shape[-1]]
+    scores += embedding(octets, _mask_table(scores.device)).flatten(1)[:, : scores.shape[-1]]
 
 
 @cache
-def _weights(device: torch.device) -> Tensor:
+def _mask_table(device: torch.device) -> Tensor:
     bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
     return torch.where(bits == 1, 0.0, -torch.inf).to(device)
 
 
 def _bias(scores: Tensor, processors: list[LogitsProcessors]) -> None:
-    biased = [(i, processors) for i, processors in enumerate(processors) if len(processors.bias_ids)]
+    biased = [(i, each) for i, each in enumerate(processors) if len(each.bias_ids)]
     if biased:
-        at = _places(((i, processors.bias_ids) for i, processors in biased), scores)
-        scores.put_(at, _values([processors.bias for _, processors in biased], scores), accumulate=True)
+        at = _places(((i, each.bias_ids) for i, each in biased), scores)
+        scores.put_(at, _values([each.bias for _, each in biased], scores), accumulate=True)
 
 
 def _penalise(scores: Tensor, penalised: list[tuple[int, LogitsProcessors]]) -> None:
     """Repetition first, over prompt and answer; then frequency and presence, over the answer."""
     if not penalised:
         return
-    at = _places(((i, processors.ids) for i, processors in penalised), scores)
+    at = _places(((i, each.ids) for i, each in penalised), scores)
     found = scores.take(at)
-    sizes = [len(processors.ids) for _, processors in penalised]
+    sizes = [len(each.ids) for _, each in penalised]
     repetition = _values([np.repeat([np.float32(s.params.repetition_penalty) for _, s in penalised], sizes)], scores)
     found = torch.where(found > 0, found / repetition, found * repetition)
-    scores.put_(at, found - _values([processors.subtracted() for _, processors in penalised], scores))
+    scores.put_(at, found - _values([each.penalties() for _, each in penalised], scores))
 
 
-def _go_on(scores: Tensor, ends: list[tuple[int, Ids]]) -> None:
-    """Nothing that would end the answer."""
+def _forbid_end(scores: Tensor, ends: list[tuple[int, Ids]]) -> None:
+    """Forbids the tokens that would end the answer."""
     if ends:
         scores.view(-1).index_fill_(0, _places(ends, scores), -torch.inf)
 
 
 def _places(of_rows: Iterable[tuple[int, Ids]], scores: Tensor) -> Tensor:
-    """Where in the flattened `scores` the ids of each row are."""
+    """The indices of each row's ids in the flattened `scores`."""
     width = scores.shape[-1]
     return upload(np.concatenate([ids + i * width for i, ids in of_rows]), scores.device)
 

@@ -1,4 +1,4 @@
-"""A few slots for work that takes long: no owner takes all of them, and those who wait take turns, owner by owner."""
+"""Slots for long tasks, shared between owners: none takes all of them, and owners that wait take turns."""
 
 import asyncio
 from collections import Counter, OrderedDict, deque
@@ -12,12 +12,12 @@ RETRY_S = 5.0
 
 class FairSlots:
     def __init__(self, size: int, share: int, max_waiting: int | None = None) -> None:
-        """`share`: slots that one owner may hold; `max_waiting`: of one owner, more are refused."""
+        """`share`: slots that one owner may hold; `max_waiting`: tasks of one owner that may wait."""
         self._free = size
         self._share = share
         self._max_waiting = max_waiting
         self._held: Counter[str] = Counter()
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()  # whose turn is next comes first
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()  # in the order of turns
 
     @asynccontextmanager
     async def slot(self, owner: str) -> AsyncIterator[None]:
@@ -37,8 +37,8 @@ class FairSlots:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                self._forget(owner, turn)
-            else:  # it had just been let in
+                self._clear(owner, turn)
+            else:  # it had just been granted
                 self._give_back(owner)
             raise
 
@@ -58,10 +58,10 @@ class FairSlots:
     def _give_back(self, owner: str) -> None:
         self._free += 1
         self._held[owner] -= 1
-        self._held += Counter()  # without those that hold none
+        self._held += Counter()  # drops zero counts
         self._grant()
 
-    def _forget(self, owner: str, turn: asyncio.Future[None]) -> None:
+    def _clear(self, owner: str, turn: asyncio.Future[None]) -> None:
         if turn in self._waiting.get(owner, ()):
             self._waiting[owner].remove(turn)
             self._drop_empty(owner)

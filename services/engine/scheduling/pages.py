@@ -1,7 +1,7 @@
-"""Which pages of the memory hold a slot's tokens. No tensors: the cache's follow.
+"""The page table: which pages of the KV cache hold a slot's tokens. No tensors.
 
-A page may be part of several slots: a prefix that is known elsewhere is shared, not copied. What is shared is never
-written: who is about to write in such a page gets one of its own, with a copy of what comes before.
+Slots share the pages of a common prefix. A shared page is never written: copy on write gives the slot a page of its
+own first.
 """
 
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ class CopyPage:
 
 
 class Pages:
-    """Never runs out as long as all slots together, each rounded up to whole pages, hold no more than there are."""
+    """Never runs out while all slots together, each rounded up to whole pages, hold no more than there are."""
 
     def __init__(self, num_pages: int, page_size: int, num_slots: int, length: int) -> None:
         self.num_pages = num_pages
         self.page_size = page_size
-        # one row a slot; behind the pages it has, a row holds whatever was there before
+        # one row a slot, valid as far as `_sizes`
         self.table: NDArray[np.int32] = np.zeros((num_slots, self.needed(length)), np.int32)
         self._sizes = [0] * num_slots  # pages of each slot
-        self._num_users = [0] * num_pages  # slots that each page is part of
+        self._num_users = [0] * num_pages  # slots of each page
         self._free = list(range(num_pages - 1, -1, -1))
 
     @property
@@ -55,12 +55,12 @@ class Pages:
                 self._cut(slot, self.needed(start))
 
     def owns(self, slot: int, position: int) -> bool:
-        """Whether it may be written as it is."""
+        """Whether the page of this position is there and not shared."""
         index = position // self.page_size
         return index < self._sizes[slot] and self._num_users[self.table[slot, index]] == 1
 
     def claim(self, slot: int, start: int, end: int) -> list[CopyPage]:
-        """Makes the pages of these positions the slot's own; what must be copied before they are written."""
+        """Makes the pages of these positions the slot's own. Returns the copies to be made before they are written."""
         first = start // self.page_size
         assert first <= self._sizes[slot]
         copies = []

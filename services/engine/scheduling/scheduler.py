@@ -1,25 +1,25 @@
-"""Who runs next. Plain Python: no tensors, no threads, no clock."""
+"""The scheduler: which sequences run in the next step, with how many tokens each. No tensors, no threads, no clock."""
 
 from bisect import insort
 from collections import Counter
 from dataclasses import dataclass
 from itertools import count
 
-from services.engine.scheduling.fairness import RoundRobin, heaviest, prefill_shares, rank, victim
+from services.engine.scheduling.fairness import RoundRobin, preemption_victim, prefill_shares, rank, victim
 from services.engine.scheduling.ngram_proposer import MAX_DRAFT_TOKENS, MAX_STEP_TOKENS
 from services.engine.scheduling.sequence import PrefixWait, Sequence
 from services.engine.scheduling.slots import MIN_REUSE, Prefix, Slots
 from services.engine.scheduling.step import CacheChange, StepRow
 
-HEADROOM = 16  # tokens that each running sequence may write before the cache is full again
-RECOVERY = 256  # steps after which a budget that was halved for want of memory is doubled
+HEADROOM = 16  # tokens of the cache that an admission leaves for each running sequence to grow
+RECOVERY = 256  # steps after which a token budget that was halved for lack of memory is doubled
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledSequence:
-    """The next `num_tokens` tokens of a sequence. Reading a prompt and writing an answer differ in nothing else.
+    """The next `num_tokens` tokens of a sequence: prefill and decode differ in this number only.
 
-    The last of them may be a `draft`: guesses how the answer goes on, to be kept as far as they are right.
+    The last of them may be draft tokens, of which those are kept that the model would have sampled.
     """
 
     sequence: Sequence
@@ -37,12 +37,12 @@ class ScheduledSequence:
 
     @property
     def samples(self) -> bool:
-        """Whether the step reaches the last known token, so that a new one is drawn."""
+        """Whether the step computes the last known token, so that a new one is sampled."""
         return self.end - len(self.draft) == len(self.sequence.tokens)
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether each of its tokens is asked how likely the prompt's next one is."""
+        """Whether the logprobs of the prompt's tokens are computed."""
         job = self.sequence.job
         return job.sampling.prompt_logprobs is not None and self.start < len(job.prompt) - 1
 
@@ -60,30 +60,30 @@ class ScheduledSequence:
 
 @dataclass(frozen=True, slots=True)
 class CacheRoom:
-    """For who comes in."""
+    """What is left for sequences to be admitted."""
 
     free: int  # slots
-    claimed: int  # tokens of the cache
+    reserved: int  # tokens of the cache
 
-    def after(self, claim: int) -> "CacheRoom":
-        """Once somebody has left."""
-        return CacheRoom(self.free + 1, self.claimed - claim)
+    def after(self, reserved: int) -> "CacheRoom":
+        """Once a sequence was preempted."""
+        return CacheRoom(self.free + 1, self.reserved - reserved)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step: first the changes to the cache, in their order, then the works, all at once."""
+    """One step: first the changes to the cache, in their order, then all sequences at once."""
 
     changes: list[CacheChange]
     scheduled: list[ScheduledSequence]
 
 
 class Scheduler:
-    """By priority, then first come, first served, and in rounds between owners; running sequences before waiting ones,
-    under one token budget a step.
+    """By priority, then first come, first served, and round-robin between owners; running sequences before waiting
+    ones, under one token budget a step.
 
     `cache_tokens`: what all slots together may hold, counted in blocks, and in whole pages of `page_size` tokens; None:
-    each may be full. `prompt_share` of it may be taken when a sequence comes in; the rest is for them to grow.
+    each may be full. Sequences are admitted up to `prompt_share` of it; the rest is for running ones to grow.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Scheduler:
         page_size: int = 1,
         prompt_share: float = 1,
     ) -> None:
-        self._limit = max(max_tokens, num_slots)  # every running sequence may always write its next token
+        self._limit = max(max_tokens, num_slots)  # every running sequence can decode in each step
         self._max_tokens = self._limit
         self._cache_tokens = cache_tokens and _down(_down(cache_tokens, block_size), page_size)
         self._min_reuse = min_reuse or 0
@@ -107,17 +107,17 @@ class Scheduler:
         self._page_size = page_size
         self._prompt_share = prompt_share
         self._slots = Slots(num_slots, min_reuse, block_size, page_size)
-        self._waiting: list[Sequence] = []  # in the order in which they will run
+        self._waiting: list[Sequence] = []  # in their order
         self._running: list[Sequence] = []
         self._arrivals = count()
-        self._rounds = RoundRobin()
+        self._round_robin = RoundRobin()
         self._steps_shrunk = 0
         self._step_tokens = 0
         self.num_preemptions = 0
-        self.num_queried = 0  # prompt tokens that were looked for among the slots
+        self.num_queried = 0  # prompt tokens that were looked up in the cache
         self.num_reused = 0  # and found
-        self.num_drafted = 0  # tokens that were guessed
-        self.num_accepted = 0  # and right
+        self.num_drafted = 0  # draft tokens
+        self.num_accepted = 0  # and accepted
 
     @property
     def num_running(self) -> int:
@@ -140,39 +140,39 @@ class Scheduler:
         insort(self._waiting, sequence, key=rank)
 
     def schedule(self) -> Batch:
-        """The next step: one token for each that is writing, then prompts in chunks of what is left."""
-        self._drop_over()
+        """The next step: one token for each decoding sequence, then chunks of prompts from the rest of the budget."""
+        self._drop_finished()
         self._preempt_until_it_fits()
         self._admit_waiting()
-        self._slots.close_up()
+        self._slots.compact()
         scheduled = self._share_budget()
         if self._cache_tokens is not None:
-            self._slots.make_room(self._slots.num_written - self._cache_tokens)
+            self._slots.evict(self._slots.num_written - self._cache_tokens)
         return Batch(self._slots.changes(), scheduled)
 
-    def record_acceptance(self, entry: ScheduledSequence, num_right: int) -> None:
-        """How many tokens of a draft were right."""
+    def record_acceptance(self, entry: ScheduledSequence, num_accepted: int) -> None:
+        """Of the tokens of a draft."""
         self.num_drafted += len(entry.draft)
-        self.num_accepted += num_right
-        entry.sequence.proposer.record_acceptance(num_right, len(entry.sequence.tokens))
+        self.num_accepted += num_accepted
+        entry.sequence.proposer.record_acceptance(num_accepted, len(entry.sequence.tokens))
 
     def fail(self, sequence: Sequence) -> None:
-        """Ends a sequence whose keys and values are not to be trusted, if it still has a place."""
+        """Ends a sequence and clears its slot, whose content is invalid."""
         sequence.finished = True
         if sequence.slot is not None:
             self._slots.invalidate(sequence)
             self._running.remove(sequence)
 
     def drop_running(self) -> list[Sequence]:
-        """Ends all that run, after a failed step; what the cache holds now, nobody knows."""
+        """Ends all running sequences after a failed step, which leaves the content of the cache unknown."""
         dropped, self._running = self._running, []
         for sequence in dropped:
             sequence.finished = True
-        self._slots.forget_all()
+        self._slots.invalidate_all()
         return dropped
 
     def drop_all(self) -> list[Sequence]:
-        """Empties everything, for a stop."""
+        """Ends all sequences."""
         dropped = [*self.drop_running(), *self._waiting]
         for sequence in dropped:
             sequence.finished = True
@@ -180,7 +180,7 @@ class Scheduler:
         return dropped
 
     def shrink(self) -> bool:
-        """Halves what a step may take, after one that found no memory; False: it was one token."""
+        """Halves the token budget after a step without memory; False: the step had one token."""
         if self._step_tokens <= 1:
             return False
         self._max_tokens = self._step_tokens // 2
@@ -190,104 +190,103 @@ class Scheduler:
         return True
 
     def check(self) -> None:
-        """At rest every slot has come home."""
+        """When idle, every slot is free."""
         assert self.is_idle
         assert self._slots.num_free == len(self._slots)
 
-    # --- leaving ---
+    # --- finish and preempt ---
 
-    def _drop_over(self) -> None:
+    def _drop_finished(self) -> None:
         for sequence in self._running:
-            # asked once: another thread may cancel at any time, and a slot is given up in the same breath or kept
             if sequence.is_over:
-                self._slots.give_back(sequence)
+                self._slots.release(sequence)
             else:
                 self._slots.advance(sequence, sequence.num_computed)
         self._running = [sequence for sequence in self._running if sequence.slot is not None]
         self._waiting = [sequence for sequence in self._waiting if not sequence.is_over]
 
     def _preempt_until_it_fits(self) -> None:
-        """The last one alone fits: it would not have been let in otherwise."""
-        while self._cache_tokens is not None and self._num_claimed > self._cache_tokens and len(self._running) > 1:
+        """One sequence alone always fits: it would not have been admitted otherwise."""
+        while self._cache_tokens is not None and self._num_reserved > self._cache_tokens and len(self._running) > 1:
             self._preempt()
 
     def _preempt(self, sequence: Sequence | None = None) -> None:
-        """Back to the queue with what it has said; its tokens are computed again, unless its slot still holds them."""
-        sequence = sequence or heaviest(self._running, self._claim)
+        """Back to the queue with its tokens, which are computed again unless its slot still holds them."""
+        sequence = sequence or preemption_victim(self._running, self._reserved)
         self._running.remove(sequence)
-        self._slots.give_back(sequence)
+        self._slots.release(sequence)
         sequence.num_computed = 0
         self.num_preemptions += 1
         insort(self._waiting, sequence, key=rank)
 
-    # --- coming in ---
+    # --- admit ---
 
     @property
-    def _num_claimed(self) -> int:
-        """What is held once every prompt is read."""
-        return sum(map(self._claim, self._running))
+    def _num_reserved(self) -> int:
+        """Tokens of the cache once every prompt is computed."""
+        return sum(map(self._reserved, self._running))
 
-    def _claim(self, sequence: Sequence) -> int:
+    def _reserved(self, sequence: Sequence) -> int:
         return _up(_up(len(sequence.tokens), self._block_size), self._page_size)
 
     def _admit_waiting(self) -> None:
-        """In turns. Who waits for a prefix keeps its place and a slot, so that nobody who comes later takes it."""
+        """Round-robin. A sequence that waits for a prefix keeps its place and a slot, which no later one takes."""
         free = min(self._slots.num_free, self._max_tokens - len(self._running))
-        claimed = self._num_claimed
+        reserved = self._num_reserved
         held = Counter(each.job.owner for each in self._running)
-        for sequence in self._rounds.order(self._waiting, held):
-            room = CacheRoom(free, claimed)
-            for other in self._who_gives_way(sequence, room):
+        for sequence in self._round_robin.order(self._waiting, held):
+            room = CacheRoom(free, reserved)
+            for other in self._victims_for(sequence, room):
                 held[other.job.owner] -= 1
-                room = room.after(self._claim(other))
+                room = room.after(self._reserved(other))
                 self._preempt(other)
-            if not self._is_enough(room, sequence):
+            if not self._has_room(room, sequence):
                 break
-            free, claimed = room.free - 1, room.claimed + self._claim(sequence)
+            free, reserved = room.free - 1, room.reserved + self._reserved(sequence)
             if self._admit(sequence):
                 self._waiting.remove(sequence)  # before another may preempt it, which puts it back
 
-    def _who_gives_way(self, coming: Sequence, room: CacheRoom) -> list[Sequence]:
-        """Of other owners, who hold more; nobody where that would not do."""
-        running, gone = list(self._running), []
-        while not self._is_enough(room, coming, alone=not running):
-            other = victim(running, coming, self._claim if room.free > 0 else lambda _: 1)
+    def _victims_for(self, coming: Sequence, room: CacheRoom) -> list[Sequence]:
+        """Sequences of owners that hold more, to be preempted for this one; none where that would not suffice."""
+        running, victims = list(self._running), []
+        while not self._has_room(room, coming, alone=not running):
+            other = victim(running, coming, self._reserved if room.free > 0 else lambda _: 1)
             if other is None:
                 return []
             running.remove(other)
-            gone.append(other)
-            room = room.after(self._claim(other))
-        return gone
+            victims.append(other)
+            room = room.after(self._reserved(other))
+        return victims
 
-    def _is_enough(self, room: CacheRoom, coming: Sequence, *, alone: bool = False) -> bool:
-        claimed = room.claimed + self._claim(coming)
-        return room.free > 0 and self._fits(claimed, alone=alone or not self._running)
+    def _has_room(self, room: CacheRoom, coming: Sequence, *, alone: bool = False) -> bool:
+        reserved = room.reserved + self._reserved(coming)
+        return room.free > 0 and self._fits(reserved, alone=alone or not self._running)
 
-    def _fits(self, claimed: int, *, alone: bool) -> bool:
+    def _fits(self, reserved: int, *, alone: bool) -> bool:
         if self._cache_tokens is None or alone:
             return True
         headroom = HEADROOM * (len(self._running) + 1)
-        return claimed <= min(self._prompt_share * self._cache_tokens, self._cache_tokens - headroom)
+        return reserved <= min(self._prompt_share * self._cache_tokens, self._cache_tokens - headroom)
 
     def _admit(self, sequence: Sequence) -> bool:
-        if self._still_waits(sequence):
+        if self._keeps_waiting(sequence):
             return False
-        scored = sequence.job.sampling.prompt_logprobs is not None  # what is found has no logits
-        prefixes = [] if scored else list(self._slots.search(sequence))
+        scored = sequence.job.sampling.prompt_logprobs is not None  # cached tokens have no logits
+        prefixes = [] if scored else list(self._slots.find_prefixes(sequence))
         best = max(prefixes, key=lambda prefix: (prefix.length, prefix.is_free), default=None)
-        if self._begins_to_wait(sequence, prefixes, best.length if best else 0):
+        if self._starts_waiting(sequence, prefixes, best.length if best else 0):
             return False
-        self._slots.take(sequence, best)
+        self._slots.allocate(sequence, best)
         self._running.append(sequence)
-        self._rounds.record_turn(sequence.job.owner)
-        if sequence.num_reused is None:  # not when it comes back
+        self._round_robin.record_turn(sequence.job.owner)
+        if sequence.num_reused is None:  # not after a preemption
             sequence.num_reused = sequence.num_computed
             self.num_queried += len(sequence.tokens) if self._min_reuse else 0
             self.num_reused += sequence.num_computed
         return True
 
-    def _begins_to_wait(self, sequence: Sequence, prefixes: list[Prefix], known: int) -> bool:
-        """For a prefix that another is about to read: to copy it costs less than to read it beside the other."""
+    def _starts_waiting(self, sequence: Sequence, prefixes: list[Prefix], known: int) -> bool:
+        """For a prefix that another sequence is computing: copying it later costs less than computing it twice."""
         coming = max(prefixes, key=lambda prefix: prefix.later, default=None)
         if coming is None or not coming.slot.holder or not sequence.wait_budget:
             return False
@@ -297,8 +296,8 @@ class Scheduler:
         sequence.wait = PrefixWait(coming.slot.holder, coming.later, coming.slot.holder.num_computed)
         return True
 
-    def _still_waits(self, sequence: Sequence) -> bool:
-        """As long as the other goes on: its reading is not for ever, and standing still is forgiven a few times."""
+    def _keeps_waiting(self, sequence: Sequence) -> bool:
+        """As long as the other makes progress; without it, as often as the wait budget allows."""
         wait = sequence.wait
         if wait is None:
             return False
@@ -313,34 +312,37 @@ class Scheduler:
         sequence.wait = None
         return False
 
-    # --- the step ---
+    # --- token budget ---
 
     def _share_budget(self) -> list[ScheduledSequence]:
-        """Each owner has an equal part of what writers leave. Half of it is for the prompt that is first in order, so
-        that short ones cannot hold up a long one for ever; the rest for the shortest first, which need not wait."""
+        """Each owner gets an equal part of what the decodes leave. Half of it is for the prompt that is first in order,
+        so that short prompts cannot delay a long one for ever; the rest is for the shortest prompts first."""
         self._recover()
-        writing = [sequence for sequence in self._running if sequence.num_pending == 1]
-        reading = sorted((sequence for sequence in self._running if sequence.num_pending > 1), key=rank)
-        scheduled = self._write(writing) if writing and not reading else [self._work(each, 1) for each in writing]
+        decoding = [sequence for sequence in self._running if sequence.num_pending == 1]
+        prefilling = sorted((sequence for sequence in self._running if sequence.num_pending > 1), key=rank)
+        if prefilling:  # no drafts beside a prompt
+            scheduled = [self._schedule(each, 1) for each in decoding]
+        else:
+            scheduled = self._schedule_decodes(decoding) if decoding else []
         left = self._max_tokens - len(scheduled)
-        shares = prefill_shares(reading, left)
-        scheduled += [self._work(sequence, shares[sequence]) for sequence in reading if shares[sequence]]
+        shares = prefill_shares(prefilling, left)
+        scheduled += [self._schedule(sequence, shares[sequence]) for sequence in prefilling if shares[sequence]]
         self._step_tokens = sum(entry.num_tokens for entry in scheduled)
         return scheduled
 
-    def _write(self, writing: list[Sequence]) -> list[ScheduledSequence]:
-        """A token each, and guesses how they go on, as long as the step takes hardly longer for them."""
-        room = (min(MAX_STEP_TOKENS, self._max_tokens) - len(writing)) // len(writing)
-        if self._cache_tokens is not None:  # a guess may be the first in a new page
-            room = min(room, _down((self._cache_tokens - self._num_claimed) // len(writing), self._page_size))
+    def _schedule_decodes(self, decoding: list[Sequence]) -> list[ScheduledSequence]:
+        """A token each, and draft tokens as long as the step takes hardly longer for them."""
+        room = (min(MAX_STEP_TOKENS, self._max_tokens) - len(decoding)) // len(decoding)
+        if self._cache_tokens is not None:  # a draft token may need a new page
+            room = min(room, _down((self._cache_tokens - self._num_reserved) // len(decoding), self._page_size))
         most = min(MAX_DRAFT_TOKENS, room) if self._speculative else 0
-        return [self._guess(sequence, min(most, sequence.num_left - 1)) for sequence in writing]
+        return [self._schedule_draft(sequence, min(most, sequence.num_left - 1)) for sequence in decoding]
 
-    def _guess(self, sequence: Sequence, most: int) -> ScheduledSequence:
+    def _schedule_draft(self, sequence: Sequence, most: int) -> ScheduledSequence:
         draft = sequence.proposer.draft(sequence.tokens, most)
-        return self._work(sequence, 1 + len(draft), draft)
+        return self._schedule(sequence, 1 + len(draft), draft)
 
-    def _work(self, sequence: Sequence, num_tokens: int, draft: tuple[int, ...] = ()) -> ScheduledSequence:
+    def _schedule(self, sequence: Sequence, num_tokens: int, draft: tuple[int, ...] = ()) -> ScheduledSequence:
         assert sequence.slot is not None
         entry = ScheduledSequence(sequence, sequence.slot, num_tokens, draft)
         self._slots.advance(sequence, entry.end)

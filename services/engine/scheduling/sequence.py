@@ -1,4 +1,4 @@
-"""A job on its way through the scheduler. Plain Python: no tensors."""
+"""A sequence: a job in the scheduler, with the tokens it has and its place in the cache. No tensors."""
 
 import os
 from array import array
@@ -14,38 +14,38 @@ from services.engine.scheduling.step import CacheKey, ImagePrompt
 
 @dataclass(slots=True, eq=False)
 class PrefixWait:
-    """For tokens that another sequence is about to compute."""
+    """For a prefix that another sequence is computing."""
 
     other: "Sequence"
-    until: int  # that many of the other's are computed
-    seen: int  # how many were, when it was last asked
+    until: int  # tokens that the other has computed by then
+    seen: int  # tokens that it had computed when this was last checked
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     job: Job
-    max_tokens: int  # of the answer, never beyond the model's length
-    ends: frozenset[int] = frozenset()  # tokens of which each is the answer's last
-    matcher: Any = None  # where its answer stands in its grammar, if it has one
-    tokens: list[int] = field(init=False)  # the prompt, then what was sampled
+    max_tokens: int  # to be generated, within the model's length
+    ends: frozenset[int] = frozenset()  # the tokens that end it
+    matcher: Any = None  # the state of its grammar, if it has one
+    tokens: list[int] = field(init=False)  # the prompt, then the sampled ones
     num_computed: int = 0  # leading tokens whose keys and values are cached
-    slot: int | None = None  # its place in the cache, while it runs
+    slot: int | None = None  # in the cache, while it runs
     arrival: int = 0  # its number in the queue
     num_reused: int | None = None  # prompt tokens found in the cache when it was first admitted
     num_found: int = 0  # tokens found in the cache when it was last admitted
-    num_known: int = 0  # tokens that it had then
-    cache_key: CacheKey | None = None  # whose prefixes it may find; None: those of its owner and its salt
-    wait: PrefixWait | None = None  # why it is not admitted yet, though there is room
-    wait_budget: int = 8  # times that it will begin such a wait, or see the other stand still
+    num_known: int = 0  # tokens that it had when it was last admitted
+    cache_key: CacheKey | None = None  # None: of its owner and its salt
+    wait: PrefixWait | None = None  # why it is not admitted though there is room
+    wait_budget: int = 8  # how often it may begin to wait, or find no progress
     cancelled: bool = False
     finished: bool = False
-    has_thought: bool = False  # and needs no limit any more
-    random: Random = field(init=False)  # its own, so that a seed gives the same text in any company
+    reasoning_ended: bool = False
+    random: Random = field(init=False)  # of its own: a seed gives the same text in any batch
     proposer: NgramProposer = field(default_factory=NgramProposer)
     prompt_logprobs: list[Any] = field(
         default_factory=list
     )  # the prompt's tokens behind the first, as they were weighed
-    processors: Any = None  # what the sampler remembers of it, made when it is first asked for
+    processors: Any = None  # its LogitsProcessors, made at their first use
 
     images: ImagePrompt | None = field(init=False, default=None)
     _prompt_keys: list[int] = field(init=False)  # with images only
@@ -59,7 +59,7 @@ class Sequence:
         self.random = Random(self.job.sampling.seed)
 
     def keys(self, start: int = 0, end: int | None = None) -> list[int]:
-        """What tells its tokens from others: themselves, but what is on an image instead of its placeholders."""
+        """What the prefix cache compares: the tokens, and for image placeholders the content of the image."""
         if not self.job.images:
             return self.tokens[start:end]
         first, last, _ = slice(start, end).indices(len(self.tokens))
@@ -74,37 +74,37 @@ class Sequence:
     def num_sampled(self) -> int:
         return len(self.tokens) - len(self.job.prompt)
 
-    def force_token(self, drawn: int) -> int:
-        """The next token: what was drawn, or the end of thinking that has taken too long."""
+    def force_token(self, sampled: int) -> int:
+        """The next token: the sampled one, or the end of reasoning where its limit is reached."""
         limit = self.job.sampling.thinking
-        if limit is None or self.has_thought or (limit.begin is not None and self.num_sampled == 0):
-            return drawn
-        num_thought = self.num_sampled - (limit.begin is not None)
-        return limit.end if num_thought >= limit.tokens else drawn
+        if limit is None or self.reasoning_ended or (limit.begin is not None and self.num_sampled == 0):
+            return sampled
+        num_reasoning = self.num_sampled - (limit.begin is not None)
+        return limit.end if num_reasoning >= limit.tokens else sampled
 
     def append(self, token: int) -> None:
         limit = self.job.sampling.thinking
-        if limit and not self.has_thought:
+        if limit and not self.reasoning_ended:
             begins = limit.begin is not None and self.num_sampled == 0
-            self.has_thought = token != limit.begin if begins else token == limit.end
+            self.reasoning_ended = token != limit.begin if begins else token == limit.end
         self.tokens.append(token)
         self.finished = token in self.ends or self.num_sampled >= self.max_tokens
 
     def rewind(self) -> None:
-        """As if it had not been tried to draw its next token."""
+        """Undoes an attempt to sample its next token."""
         self.num_computed = len(self.tokens) - 1
         self.random = Random(self.job.sampling.seed)
-        for _ in range(self.num_sampled):  # a number each
+        for _ in range(self.num_sampled):  # one number a token
             self.random.random()
 
     @property
     def num_left(self) -> int:
-        """Tokens that the answer may still have."""
+        """Tokens that may still be sampled."""
         return self.max_tokens - self.num_sampled
 
     @property
     def num_pending(self) -> int:
-        """Tokens still to be computed: 1 while decoding, more while the prompt is being read."""
+        """Tokens still to be computed: 1 while decoding, more during prefill."""
         return len(self.tokens) - self.num_computed
 
     @property
@@ -112,11 +112,11 @@ class Sequence:
         return self.cancelled or self.finished
 
 
-SALT = os.urandom(16)  # nobody can look for two images with the same keys
+SALT = os.urandom(16)  # so that nobody can construct two images with the same keys
 
 
 def _keys(job: Job) -> list[int]:
-    """Negative ones for images, each of its tokens with its own: no token is like them, and 31 bits add up."""
+    """Negative ones for the tokens of images, each with 31 bits of its own: no token id equals them."""
     keys = list(job.prompt)
     for placed in job.images:
         digest = shake_128(SALT + placed.image.digest).digest(4 * len(placed.positions))

@@ -1,12 +1,11 @@
-"""Which slot of the cache holds which tokens. Plain Python: the scheduler plans on it, the runner's memory follows.
+"""The prefix cache: which slot holds which tokens. The scheduler plans with it, and the KV cache follows its changes.
 
-A slot keeps its tokens when its sequence ends, until somebody needs the room: a prompt that begins with them takes the
-slot over or gets a copy of them instead of computing them again. Candidates are found by comparing, not by hashes of
-blocks: halving over typed arrays costs microseconds a slot, finds the prefix to the token, and leaves no second book
-that must be kept in step.
+A slot keeps its tokens when its sequence ends, until the room is needed: a prompt with the same prefix takes the slot
+over or gets a copy of it instead of computing it again. Prefixes are found by comparison, not by hashes of blocks: a
+binary search over typed arrays costs microseconds a slot, finds the prefix to the token, and needs no second index.
 
-What one owner's sequences left serves no other owner's: how much of a prompt was found, and how long it took, would
-tell what others have asked. Only the server's own text, with which a prompt may begin, is found by everybody.
+The tokens of one owner serve no other owner: the number of cached tokens, and the time, would reveal what others have
+sent. Only the server's own text at the beginning of a prompt is found by every owner.
 """
 
 from array import array
@@ -17,42 +16,42 @@ from itertools import count
 from services.engine.scheduling.sequence import Sequence
 from services.engine.scheduling.step import CacheChange, CacheKey, ClearSlot, CopySlot, SwapSlots
 
-MIN_REUSE = 16  # tokens; copying fewer, or waiting for them, is not worth its bookkeeping
-MOSTLY = 0.8  # so much of a free slot must be the prefix for it to be taken over; else the rest is worth keeping
-SPARSE = 1.25  # slots for each running sequence between the lowest and the highest in use
+MIN_REUSE = 16  # tokens; fewer are not worth a copy or a wait
+MOSTLY = 0.8  # share of a free slot that the prefix must be for it to be taken over; else it is copied
+SPARSE = 1.25  # slots from the lowest to the highest in use, for each running sequence
 
 
 @dataclass(slots=True, eq=False)
 class Slot:
     index: int
-    tokens: "array[int]" = field(default_factory=lambda: array("i"))  # whose keys and values it holds, from the start
-    ahead: "array[int]" = field(default_factory=lambda: array("i"))  # what its holder is going to read
+    tokens: "array[int]" = field(default_factory=lambda: array("i"))  # whose keys and values it holds
+    pending: "array[int]" = field(default_factory=lambda: array("i"))  # that its holder is going to compute
     holder: Sequence | None = None
-    key: CacheKey | None = None  # of the last holder: who else finds what it holds
-    used: int = 0  # when it was last of use; 0: it holds nothing worth keeping
-    written: int = 0  # positions that may hold something: what it costs
+    key: CacheKey | None = None  # of the last holder
+    last_used: int = 0  # 0: it holds nothing worth keeping
+    written: int = 0  # positions that take memory
     reach: int = 0  # positions that were ever written
-    end: int = 0  # positions that its holder's step writes
+    end: int = 0  # positions after its holder's step
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What a slot has in common with a prompt."""
+    """A prefix that a slot and a prompt have in common."""
 
     slot: Slot
     length: int  # computed
-    later: int  # once its holder has read its prompt
+    later: int  # once its holder has computed its prompt
 
     @property
     def is_free(self) -> bool:
-        """Whether the slot may be taken over: nearly all that it holds goes on living in the new sequence."""
+        """Whether the slot may be taken over: nearly all of it is the prefix."""
         return self.slot.holder is None and self.length >= MOSTLY * len(self.slot.tokens)
 
 
 class Slots:
-    """`min_reuse`: tokens that are worth reusing; None: slots are forgotten as soon as they are given back.
+    """`min_reuse`: tokens that are worth reusing; None: slots are cleared when they are released.
 
-    What is reused is a multiple of `block_size`; what a slot costs, of `page_size`.
+    Prefixes are multiples of `block_size`; the memory of a slot, of `page_size`.
     """
 
     def __init__(
@@ -80,12 +79,12 @@ class Slots:
         return -(-length // self._page_size) * self._page_size
 
     def changes(self) -> list[CacheChange]:
-        """What the memory must follow, in this order, before the next step; handed out once."""
+        """To be applied to the KV cache, in this order, before the next step; returned once."""
         changes, self._changes = self._changes, []
         return changes
 
-    def search(self, sequence: Sequence) -> Iterator[Prefix]:
-        """All that is worth reusing for a sequence; never its last token, which must be computed to be answered."""
+    def find_prefixes(self, sequence: Sequence) -> Iterator[Prefix]:
+        """The prefixes that a sequence can reuse; never its last token, whose logits are needed."""
         if self._min_reuse is None or len(sequence.tokens) <= self._min_reuse:
             return
         wanted = array("i", sequence.keys(0, -1))
@@ -93,9 +92,9 @@ class Slots:
         for slot in self._slots:
             is_own = slot.key == sequence.cache_key
             length = later = self._common(wanted if is_own else public, slot.tokens)
-            # nobody waits for what another owner reads
+            # no sequence waits for another owner's
             if is_own and slot.holder and (length == len(slot.tokens) or not length):
-                later = max(length, self._common(wanted, slot.ahead))
+                later = max(length, self._common(wanted, slot.pending))
             if later:
                 yield Prefix(slot, length, later)
 
@@ -103,10 +102,10 @@ class Slots:
         assert self._min_reuse is not None
         return common_prefix(wanted, held, self._min_reuse) // self._block_size * self._block_size
 
-    def take(self, sequence: Sequence, prefix: Prefix | None) -> None:
-        """Gives a sequence a slot, and in it what is already known of its tokens."""
+    def allocate(self, sequence: Sequence, prefix: Prefix | None) -> None:
+        """Gives a sequence a slot, with its prefix in it."""
         free = [slot for slot in self._slots if slot.holder is None]
-        slot = min(free, key=lambda slot: (slot.used, slot.index))  # low ones first keep the part in use dense
+        slot = min(free, key=lambda slot: (slot.last_used, slot.index))  # dense from the lowest
         if prefix and prefix.length:
             if prefix.is_free:
                 slot = prefix.slot
@@ -114,57 +113,57 @@ class Slots:
                 self._copy(prefix.slot, slot, prefix.length)
         length = prefix.length if prefix else 0
         del slot.tokens[length:]
-        slot.ahead = array("i", sequence.keys())
+        slot.pending = array("i", sequence.keys())
         slot.end = length
         slot.holder, slot.key, sequence.slot, sequence.num_computed = sequence, sequence.cache_key, slot.index, length
         sequence.num_found, sequence.num_known = length, len(sequence.tokens)
 
     def advance(self, sequence: Sequence, end: int) -> None:
-        """What is computed by now, and how far the next step will write."""
+        """Records the tokens that were computed, and how far the next step will write."""
         slot = self._of(sequence)
         slot.tokens.extend(sequence.keys(len(slot.tokens), sequence.num_computed))
         slot.written = max(slot.written, end)
         slot.reach = max(slot.reach, end)
         slot.end = end
 
-    def give_back(self, sequence: Sequence) -> None:
+    def release(self, sequence: Sequence) -> None:
         slot = self._of(sequence)
         self.advance(sequence, sequence.num_computed)
         slot.holder = sequence.slot = None
         if self._min_reuse is None:
-            self._forget(slot)
+            self._clear(slot)
         else:
-            slot.used = next(self._ticks) if len(slot.tokens) > self._min_reuse else 0
+            slot.last_used = next(self._ticks) if len(slot.tokens) > self._min_reuse else 0
 
     def invalidate(self, sequence: Sequence) -> None:
-        """Gives back a slot whose content may be anything: masked or not, not-a-number would reach the next one."""
+        """Releases and clears a slot with invalid content: NaN reaches the next sequence even where it is masked."""
         slot = self._of(sequence)
         slot.holder = sequence.slot = None
-        self._forget(slot)
+        self._clear(slot)
 
-    def forget_all(self) -> None:
-        """Everything in every slot, also where it was forgotten before: who knows whether that was done."""
+    def invalidate_all(self) -> None:
+        """Clears every slot, also the parts that were cleared before: that may not have been done."""
         for slot in self._slots:
             if slot.holder:
                 slot.holder.slot = None
             slot.holder, slot.written = None, slot.reach
-            self._forget(slot)
+            self._clear(slot)
 
-    def make_room(self, surplus: int) -> None:
-        """Forgets what nobody is using, the least recently used first, until `surplus` positions are given up."""
-        for slot in sorted(self._slots, key=lambda slot: slot.used):
+    def evict(self, surplus: int) -> None:
+        """Clears free slots, the least recently used first, until `surplus` positions are freed."""
+        for slot in sorted(self._slots, key=lambda slot: slot.last_used):
             if surplus > 0 and slot.holder is None and slot.written:
                 surplus -= self._cost(slot.written)
-                self._forget(slot)
+                self._clear(slot)
         for slot in self._slots:
             needed = max(len(slot.holder.tokens), slot.end) if slot.holder else 0
             gain = self._cost(slot.written) - self._cost(needed)
             if surplus > 0 and gain > 0:
                 surplus -= gain
-                self._forget(slot, needed)
+                self._clear(slot, needed)
 
-    def close_up(self) -> None:
-        """Moves sequences that run far from the others into their midst: a step works on all slots between them."""
+    def compact(self) -> None:
+        """Swaps outlying slots towards the others: a step computes all slots between the lowest and the highest."""
         held = [slot for slot in self._slots if slot.holder]
         while held and held[-1].index - held[0].index >= SPARSE * len(held):
             middle = held[len(held) // 2].index
@@ -178,14 +177,14 @@ class Slots:
         return self._slots[sequence.slot]
 
     def _copy(self, source: Slot, target: Slot, length: int) -> None:
-        source.used = next(self._ticks) if source.holder is None else source.used
+        source.last_used = next(self._ticks) if source.holder is None else source.last_used
         target.tokens = source.tokens[:length]
         target.written = max(target.written, length)
         target.reach = max(target.reach, length)
         self._changes.append(CopySlot(source.index, target.index, length))
 
     def _swap(self, one: Slot, other: Slot) -> None:
-        """Slots change places, so that everything known of them goes along; `reach` is the place's own."""
+        """Slots change places with all their records; `reach` belongs to the place."""
         length = one.written = other.written = max(one.written, other.written)
         self._changes.append(SwapSlots(one.index, other.index, length))
         one.index, other.index = other.index, one.index
@@ -195,17 +194,17 @@ class Slots:
             if slot.holder:
                 slot.holder.slot = slot.index
 
-    def _forget(self, slot: Slot, start: int = 0) -> None:
+    def _clear(self, slot: Slot, start: int = 0) -> None:
         if slot.written > start:
             self._changes.append(ClearSlot(slot.index, start, slot.written))
         slot.written = min(slot.written, start)
         del slot.tokens[start:]
         if not slot.tokens:
-            slot.used = 0
+            slot.last_used = 0
 
 
 def common_prefix(one: "array[int]", other: "array[int]", least: int) -> int:
-    """How many tokens they begin with in common, by halving; 0 for fewer than `least`."""
+    """Length of the common prefix, by binary search; 0 for less than `least`."""
     low, high = 0, min(len(one), len(other))
     if high < least or one[:least] != other[:least]:
         return 0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.base import GrammarSpec, Job, SamplingParams
-from services.engine.sampling.logits_processors import fill_grammar_masks, shape
+from services.engine.sampling.logits_processors import apply_logits_processors, fill_grammar_masks
 from services.engine.sampling.sampler import sample
 from services.engine.scheduling.sequence import Sequence
 
@@ -56,7 +56,7 @@ def test_each_row_is_shaped_by_its_own_parameters(rows: list[tuple[SamplingParam
     scores = logits(len(rows))
     before = scores.clone()
 
-    shape(scores, [row(*each) for each in rows])
+    apply_logits_processors(scores, [row(*each) for each in rows])
 
     for shaped, plain, (params, prompt, answer) in zip(scores, before, rows, strict=True):
         assert shaped.tolist() == pytest.approx(expected(plain, params, prompt, answer), abs=1e-4)
@@ -70,12 +70,12 @@ def test_counting_on_is_counting_from_the_beginning(
     growing = row(params, prompt, [])
     for at in range(0, len(answer), 7):
         growing.tokens[len(prompt) :] = answer[:at]
-        shape(logits(1), [growing])
+        apply_logits_processors(logits(1), [growing])
     growing.tokens[len(prompt) :] = answer
     one, other = logits(1), logits(1)
 
-    shape(one, [growing])
-    shape(other, [row(params, prompt, answer)])
+    apply_logits_processors(one, [growing])
+    apply_logits_processors(other, [row(params, prompt, answer)])
 
     assert one.tolist() == other.tolist()
 
@@ -132,7 +132,7 @@ def test_a_grammar_comes_before_everything_else() -> None:
 
     assert fill_grammar_masks([masked, free]) == []
     assert {sample(scores, [masked, free])[0] for _ in range(50)} == {3, 5}
-    shape(shaped := scores.clone(), [masked, free])
+    apply_logits_processors(shaped := scores.clone(), [masked, free])
 
     assert [token for token in range(VOCABULARY) if shaped[0, token] > -torch.inf] == [3, 5]
     assert shaped[0, 5] == scores[0, 5] + 1
