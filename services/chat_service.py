@@ -7,15 +7,16 @@ too long) leaves nothing behind, and a retry is not stored twice.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from typing import Any, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, Self
 
 from schemas.chat_answer_schema import ChatCompletion, ChatCompletionChunk
-from schemas.chat_schema import ChatCompletionRequest
+from schemas.chat_schema import ChatCompletionRequest, ChatMessage
 from services.chat import items
 from services.chat.answer import encode, stored
-from services.chat.events import Event, Head, Reply
+from services.chat.events import Event, Head, head_of, reply_of
 from services.chat.formats import chat_format_of
 from services.chat.parsing.channels import events
 from services.chat.request import prompt, sampling
@@ -26,8 +27,8 @@ from services.chat.request.refusals import ReportIgnored, report_nothing
 from services.engine.base import Engine, GrammarSpec, SamplingDefaults
 from services.errors import Overloaded, ServiceError, Unavailable
 from services.history.idempotency import IdempotencyKey
-from services.history.replayed_turn import ReplayedTurn
-from services.history.turn import Turn, TurnRequest
+from services.history.replay import Replay
+from services.history.turn import Facts, Turn, TurnRequest
 from services.image_service import ImageService
 from services.large import offload
 from services.metrics_service import AnswerTimer, Metrics
@@ -37,7 +38,21 @@ from services.turn_service import TurnService
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+
+@dataclass(frozen=True, slots=True)
+class ChatContext:
+    """What a chat completion is answered with, besides its request."""
+
+    turn: Turn  # opened, not begun
+    history: Sequence[ChatMessage] = ()  # in front of the request's messages
+    facts: Facts | None = None  # stored with the answer; None: those of the request
+    dropped_messages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedRun:
+    head: Head
+    events: AsyncGenerator[Event, None]  # after the head
 
 
 class ChatService:
@@ -73,7 +88,7 @@ class ChatService:
         idempotency_key: IdempotencyKey | None = None,
         report_ignored: ReportIgnored = report_nothing,
     ) -> ChatCompletion:
-        reply = await self.whole(request, owner, idempotency_key=idempotency_key, report_ignored=report_ignored)
+        reply = await reply_of(await self._events(request, owner, idempotency_key, report_ignored))
         return encode.completion(reply, request.metadata, encode.chunk_options(request))
 
     async def stream(
@@ -85,63 +100,60 @@ class ChatService:
     ) -> AsyncGenerator[ChatCompletionChunk, None]:
         """The first step raises the errors of the request; a chunk means that it was admitted."""
         encoder = encode.ChunkEncoder(encode.chunk_options(request))
-        async with aclosing(
-            self.run(request, owner, idempotency_key=idempotency_key, report_ignored=report_ignored)
-        ) as run:
-            async for event in run:
+        async with aclosing(await self._events(request, owner, idempotency_key, report_ignored)) as events:
+            async for event in events:
                 for chunk in encoder.chunks(event):
                     yield chunk
         for chunk in encoder.end():
             yield chunk
 
-    async def whole(
+    async def _events(
         self,
         request: ChatCompletionRequest,
         owner: str,
-        turn: Turn | None = None,
-        idempotency_key: IdempotencyKey | None = None,
-        report_ignored: ReportIgnored = report_nothing,
-    ) -> Reply:
-        reply = Reply()
-        async with aclosing(self.run(request, owner, turn, idempotency_key, report_ignored)) as run:
-            async for event in run:
-                reply.add(event)
-        return reply
+        idempotency_key: IdempotencyKey | None,
+        report_ignored: ReportIgnored,
+    ) -> AsyncGenerator[Event, None]:
+        """Of a new answer, or of the stored one if the request repeats a key."""
+        if idempotency_key is None:
+            return self.run(request, owner, report_ignored=report_ignored)
+        await offload(self.check, request)
+        opened = await self._turns.open(await offload(_turn_request, request, owner, idempotency_key))
+        if isinstance(opened, Replay):
+            return opened.events()
+        return self.run(request, owner, ChatContext(opened, opened.history), report_ignored)
 
     async def run(
         self,
         request: ChatCompletionRequest,
         owner: str,
-        turn: Turn | None = None,
-        idempotency_key: IdempotencyKey | None = None,
+        context: ChatContext | None = None,
         report_ignored: ReportIgnored = report_nothing,
     ) -> AsyncGenerator[Event, None]:
-        """A Head, then the events of the answer. `turn`: opened by the caller; by default the request determines it.
+        """A Head, then the events of the answer. Without a context the request decides what is stored.
 
         `report_ignored` receives the names of parameters that this model does not use, before the Head.
         """
         arrived = time.perf_counter()
-        answer = await offload(self.check, request)
-        parameters = await offload(stored.request_facts, request)
-        turn = turn or await self._turns.open(await offload(_turn_request, request, owner, idempotency_key, parameters))
-        if isinstance(turn, ReplayedTurn):
-            async for event in turn.events():
-                yield event
-            return
+        grammar = await offload(self.check, request)
+        context = context or await self._context(request, owner)
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
             request = sampling.apply_defaults(request, model.sampling)
-            parameters.update(await offload(stored.request_facts, request))
-            prepared = await self._prepare(request, owner, turn, model, answer, model.engine.max_length)
+            prepared = await self._prepare(request, owner, context, model, grammar, model.engine.max_length)
             report_ignored(prepared.ignored)
             async with model.submitted(prepared.jobs) as streams:
-                head = _head(prepared, turn, model, arrived, request)
-                await turn.begin(head)
+                head = _head(prepared, context, model, arrived, request)
+                await context.turn.begin(head, await _facts(context, request))
                 parsed = events(head, streams, [prompt.echo(request)] * request.n, prepared.output)
-                async with _Recording(turn, timer) as recording, aclosing(parsed):
+                async with _Recording(context.turn, timer) as recording, aclosing(parsed):
                     async for event in parsed:
                         recording.add(event)
                         yield event
+
+    async def _context(self, request: ChatCompletionRequest, owner: str) -> ChatContext:
+        turn = await self._turns.new_turn(await offload(_turn_request, request, owner))
+        return ChatContext(turn, turn.history)
 
     def check(self, request: ChatCompletionRequest) -> GrammarSpec | None:
         """Raises the errors that do not need the model, before it is loaded. Returns the grammar of the answer."""
@@ -174,11 +186,12 @@ class ChatService:
         limit: int | None = None,
     ) -> tuple[int, ...]:
         """The prompt tokens. `limit`: raises PromptTooLong early for texts that must have far more."""
-        answer = await offload(prompt.check, request)
+        grammar = await offload(prompt.check, request)
         turn_request = TurnRequest(owner=owner, conversation=request.conversation, item=request.parent_item)
-        turn = await self._turns.open(turn_request)
+        turn = await self._turns.new_turn(turn_request)
+        context = ChatContext(turn, turn.history)
         async with self._models.lease(request.model) as model:
-            prepared = await self._prepare(request, owner, turn, model, answer, limit)
+            prepared = await self._prepare(request, owner, context, model, grammar, limit)
             report_ignored(prepared.ignored)
             return prepared.prompt
 
@@ -186,12 +199,12 @@ class ChatService:
         self,
         request: ChatCompletionRequest,
         owner: str,
-        turn: Turn,
+        context: ChatContext,
         model: Lease,
-        answer: GrammarSpec | None,
+        grammar: GrammarSpec | None,
         limit: int | None,
     ) -> PreparedRequest:
-        history = map(prompt.message, turn.history)
+        history = map(prompt.message, context.history)
         messages = await offload(prompt.messages, request, history, self._system_prompt)
         engine: Engine = model.engine
         target = Target(
@@ -203,9 +216,9 @@ class ChatService:
             self._max_tokenize_chars,
         )
         illustration = await self._images.illustration(image_refs(messages, len(request.messages)), engine, owner)
-        given = PromptInput(messages, illustration, limit)
+        prompt_input = PromptInput(messages, illustration, limit)
         async with self._texts.room(characters(messages)):
-            return await asyncio.to_thread(prepare, turn.id, request, given, target, owner, answer)
+            return await asyncio.to_thread(prepare, context.turn.id, request, prompt_input, target, owner, grammar)
 
 
 class _Recording:
@@ -227,16 +240,18 @@ class _Recording:
         await finish_turn(self._turn, error if isinstance(error, ServiceError) else None)
 
 
-async def retry_overloads(run: Callable[[], AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+async def started(run: AsyncGenerator[Event, None]) -> AdmittedRun:
+    """Raises the errors of the request."""
+    return AdmittedRun(await head_of(run), run)
+
+
+async def admitted(start: Callable[[], Awaitable[AsyncGenerator[Event, None]]]) -> AdmittedRun:
     """Retries while the engine is overloaded, for requests that must not fail with 429."""
     while True:
         try:
-            async with aclosing(run()) as events:
-                async for event in events:
-                    yield event
-            return
-        except Overloaded as busy:
-            await asyncio.sleep(busy.retry_after)
+            return await started(await start())
+        except Overloaded as overload:
+            await asyncio.sleep(overload.retry_after)
 
 
 async def finish_turn(turn: Turn, error: ServiceError | None) -> None:
@@ -263,31 +278,36 @@ _writes: set[asyncio.Future[None]] = set()  # the event loop keeps only weak ref
 
 
 def _turn_request(
-    request: ChatCompletionRequest, owner: str, idempotency_key: IdempotencyKey | None, parameters: Mapping[str, Any]
+    request: ChatCompletionRequest, owner: str, idempotency_key: IdempotencyKey | None = None
 ) -> TurnRequest:
-    """`parameters`: stored with the answer."""
     return TurnRequest(
         owner=owner,
         input=items.from_messages(request.messages),
         conversation=request.conversation,
         item=request.parent_item,
         stored=request.store,
-        parameters=parameters,
         metadata=request.metadata,
         idempotency_key=idempotency_key,
     )
 
 
-def _head(prepared: PreparedRequest, turn: Turn, model: Lease, arrived: float, request: ChatCompletionRequest) -> Head:
+async def _facts(context: ChatContext, request: ChatCompletionRequest) -> Facts:
+    return await offload(stored.request_facts, request) if context.facts is None else context.facts
+
+
+def _head(
+    prepared: PreparedRequest, context: ChatContext, model: Lease, arrived: float, request: ChatCompletionRequest
+) -> Head:
     return Head(
-        id=turn.id,
-        created=int(turn.created_at),
+        id=context.turn.id,
+        created=int(context.turn.created_at),
         model=model.name,
         fingerprint=model.fingerprint,
-        conversation_id=turn.conversation_id,
+        conversation_id=context.turn.conversation_id,
         arrived=arrived,
         prompt_tokens=len(prepared.prompt),
         truncated=prepared.truncated,
         service_tier=prompt.served_tier(request.service_tier),
         n=request.n,
+        dropped_messages=context.dropped_messages,
     )

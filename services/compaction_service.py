@@ -1,43 +1,43 @@
 """Compacts conversations: for a client that asks for it, or before an answer continues one that is too long."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from uuid import uuid4
 
 from schemas.response_answer_schema import CompactedResponse
-from schemas.response_schema import CompactRequest, ResponseRequest
+from schemas.response_schema import CompactRequest
 from services.chat import items
 from services.chat.answer.response_events import usage
 from services.chat.compaction.item import public_item
 from services.chat.compaction.plan import CompactionPlan
 from services.chat.compaction.window import Chat
-from services.chat.events import Compacted, Compacting, Event, Finish, Head
+from services.chat.events import Compacted, Compacting, Event, Finish, Head, Text
 from services.chat.items import Item
 from services.chat.request import responses
 from services.chat.request.refusals import ReportIgnored, report_nothing
-from services.chat_service import ChatService, finish_turn, retry_overloads
+from services.chat_service import ChatService, admitted, finish_turn
 from services.compaction_plan_service import CompactionPlanService
 from services.errors import ServiceError
 from services.history.item_rows import with_defaults
-from services.history.turn import Turn, TurnRequest
+from services.history.turn import NO_FACTS, Facts, Turn, TurnRequest, UnstoredTurn
 from services.input_service import InputService
 from services.large import offload
 from services.parameter_names import translate_errors
+from services.responses.context import ResponseContext
 from services.secret_service import SecretService
 from services.stored_response_service import KIND
 from services.summary_service import SummaryService
 from services.turn_service import TurnService
 
-RunAnswer = Callable[[Chat], AsyncGenerator[Event, None]]
+Complete = Callable[[Chat], Awaitable[AsyncGenerator[Event, None]]]  # answers messages
 
 
 @dataclass(frozen=True, slots=True)
 class CompactionResult:
     item: Item
-    summary: str
     finish: Finish
 
 
@@ -63,7 +63,8 @@ class CompactionService:
         turn_request = TurnRequest(
             owner=owner, kind=KIND, conversation=request.conversation, previous=request.previous_response_id
         )
-        messages = await offload(items.to_messages, own, (await self._turns.open(turn_request)).history)
+        turn = await self._turns.new_turn(turn_request)
+        messages = await offload(items.to_messages, own, turn.history)
         with translate_errors(responses.translated):
             plan = await self._plans.for_client(request, messages)
             result = await self._result(plan, owner)
@@ -76,76 +77,60 @@ class CompactionService:
         )
 
     async def _result(self, plan: CompactionPlan, owner: str) -> CompactionResult:
-        async with aclosing(self._progress(plan, owner)) as progress:
-            async for step in progress:
-                if isinstance(step, CompactionResult):
-                    return step
-        raise AssertionError("the result is the last step")
+        async with aclosing(self._compact(plan, owner, UnstoredTurn(KIND), NO_FACTS)) as events:
+            found = [event async for event in events if isinstance(event, Compacted | Finish)]
+        match found:
+            case [Compacted(item), Finish() as finish]:
+                return CompactionResult(dict(item), finish)
+        raise AssertionError("a compaction ends with its item and a finish")
 
-    async def run(
-        self, request: ResponseRequest, messages: Chat, owner: str, turn: Turn, answer: RunAnswer
-    ) -> AsyncGenerator[Event, None]:
+    async def run(self, context: ResponseContext, turn: Turn, complete: Complete) -> AsyncGenerator[Event, None]:
         """The events of an answer; of a compaction in front of it, or instead of it, as the request asks."""
+        request, messages, owner = context.request, context.messages, context.owner
         if responses.is_triggered(request):
             plan = await self._plans.triggered(request, messages, owner)
-            return self._compact_only(plan, owner, turn)
+            return self._compact(plan, owner, turn, context.facts())
         if (needed := await self._plans.over_threshold(request, messages, owner)) is not None:
-            return self._compact_and_answer(needed, owner, turn, answer)
-        return answer(messages)
+            return self._compact(needed, owner, turn, context.facts(), complete)
+        return await complete(messages)
 
-    async def _compact_only(self, plan: CompactionPlan, owner: str, turn: Turn) -> AsyncGenerator[Event, None]:
-        async with _finishing(turn), aclosing(self._progress(plan, owner)) as progress:
-            async for step in progress:
-                match step:
-                    case Head():
-                        head = _head_of(turn, step)
-                        await turn.begin(head)
-                        turn.add(head)
-                        yield head
-                    case Compacting():
-                        yield step
-                    case CompactionResult(item, finish=finish):
-                        turn.add(Compacted(item))
-                        turn.add(finish)
-                        yield Compacted(item)
-                        yield finish
-
-    async def _compact_and_answer(
-        self, plan: CompactionPlan, owner: str, turn: Turn, answer: RunAnswer
+    async def _compact(
+        self, plan: CompactionPlan, owner: str, turn: Turn, facts: Facts, complete: Complete | None = None
     ) -> AsyncGenerator[Event, None]:
-        """Stores the turn as queued once the summary is admitted. The answer then waits for room, because the summary
-        would be lost with a refusal; the turn receives the compaction when the answer is admitted."""
-        async with _finishing(turn):
-            async with aclosing(self._progress(plan, owner)) as progress:
-                async for step in progress:
-                    match step:
-                        case Head():
-                            await turn.queue(step.model)
-                            yield _head_of(turn, step)
-                        case Compacting():
-                            yield step
-                        case CompactionResult():
-                            result = step
-            compacted = Compacted(result.item)
+        """Refusals are raised before the turn begins. An answer that follows waits for room, because the summary would
+        be lost with a refusal: its turn is stored as queued, and receives the compaction when it is admitted."""
+        summary = await self._summaries.begin(plan.transcript, plan.prompt, owner)
+        portion = await summary.next_portion()
+        assert portion
+        async with _finishing(turn), aclosing(portion.events):
+            head = _head_of(turn, portion.head)
+            if complete:
+                await turn.queue(head.model, facts)
+            else:
+                await turn.begin(head, facts)
+                turn.add(head)
+            yield head
+            while portion:
+                async with aclosing(portion.events) as events:
+                    yield Compacting()
+                    async for event in events:
+                        summary.add(event)
+                        if isinstance(event, Text):
+                            yield Compacting()
+                portion = await summary.next_portion()
+            compacted = Compacted(plan.item(summary.text, await self._secrets.seal(owner)))
             yield compacted
-            async with aclosing(retry_overloads(partial(answer, plan.chat(result.summary)))) as run:
-                async for event in run:
-                    if isinstance(event, Head):
-                        turn.add(compacted)
-                    else:
-                        yield event
-
-    async def _progress(
-        self, plan: CompactionPlan, owner: str
-    ) -> AsyncGenerator[Head | Compacting | CompactionResult, None]:
-        async with aclosing(self._summaries.write(plan.transcript, plan.prompt, owner)) as progress:
-            async for step in progress:
-                match step:
-                    case Head() | Compacting():
-                        yield step
-                    case _:
-                        item = plan.item(step.text, await self._secrets.seal(owner))
-                        yield CompactionResult(item, step.text, step.finish)
+            if complete is None:
+                turn.add(compacted)
+                turn.add(summary.finish)
+                yield summary.finish
+                return
+            answer = await admitted(partial(complete, plan.chat(summary.text)))
+            async with aclosing(answer.events) as events:
+                turn.add(compacted)
+                yield answer.head
+                async for event in events:
+                    yield event
 
 
 @asynccontextmanager

@@ -41,12 +41,12 @@ class EventSourceService:
         """A new answer, generated whether or not its reader stays. The first event has its id, before any text."""
         if not question.prompt:
             raise InvalidRequest("'prompt' is required", param="prompt")
-        turn, run = await self._messages.begin(question, owner)
+        message_id, run = await self._messages.begin(question, owner)
         source = _EventSource(run)
         stream = BackgroundStream(source.events(), owner, source.closing_events, is_transient=True)
         await stream.first_event()
-        self._streams.register(turn.id, stream)
-        async with aclosing(self._follow(turn.id, owner, -1)) as events:
+        self._streams.register(message_id, stream)
+        async with aclosing(self._follow(message_id, owner, -1)) as events:
             async for event in events:
                 yield event
 

@@ -14,13 +14,14 @@ from schemas.message_schema import (
     TextPiece,
 )
 from services.chat import items
-from services.chat.events import Event, Text, head_of
+from services.chat.events import Event, Text, head_of, reply_of
 from services.chat.request import contents
-from services.chat_service import ChatService
+from services.chat_service import ChatContext, ChatService
 from services.conversation_service import ConversationService
 from services.errors import InvalidRequest, ServiceError
 from services.history.idempotency import IdempotencyKey
-from services.history.turn import Turn, TurnRequest
+from services.history.replay import Replay
+from services.history.turn import NO_FACTS, Turn, TurnRequest
 from services.parameter_names import ParameterNames, translate_error, translate_errors
 from services.turn_service import TurnService
 
@@ -42,15 +43,15 @@ class MessageService:
         self, request: NewMessage, owner: str, idempotency_key: IdempotencyKey | None = None
     ) -> NewMessageAnswer:
         chat_request = _chat_request(request)
-        turn = await self._open(chat_request, owner, idempotency_key)
-        reply = await self._chat.whole(chat_request, owner, turn)
+        opened = await self._open(chat_request, owner, idempotency_key)
+        reply = await reply_of(self._events(chat_request, owner, opened))
         head = reply.head
         assert head is not None
         assert head.conversation_id is not None
         return NewMessageAnswer(
             response=reply.text,
             history=[
-                *(_history_item(each) for each in [*turn.history, *chat_request.messages]),
+                *(_history_item(each) for each in [*opened.history, *chat_request.messages]),
                 HistoryItem(role="assistant", content=reply.text),
             ],
             time=datetime.now().strftime("%Y-%m-%d %H:%M:%S"),
@@ -61,9 +62,11 @@ class MessageService:
     async def stream(
         self, request: NewMessage, owner: str, idempotency_key: IdempotencyKey | None = None
     ) -> AsyncGenerator[TextPiece, None]:
-        async with aclosing(self._run(_chat_request(request), owner, idempotency_key)) as run:
-            head = await head_of(run)
-            async for event in run:
+        chat_request = _chat_request(request)
+        opened = await self._open(chat_request, owner, idempotency_key)
+        async with aclosing(self._events(chat_request, owner, opened)) as events:
+            head = await head_of(events)
+            async for event in events:
                 if isinstance(event, Text):
                     yield TextPiece(text=event.text, message_id=head.id)
 
@@ -72,7 +75,8 @@ class MessageService:
     ) -> AsyncGenerator[TextPiece, None]:
         """The answer as one piece, for readers of event streams that did not set `stream`."""
         chat_request = _chat_request(request)
-        reply = await self._chat.whole(chat_request, owner, await self._open(chat_request, owner, idempotency_key))
+        opened = await self._open(chat_request, owner, idempotency_key)
+        reply = await reply_of(self._events(chat_request, owner, opened))
         assert reply.head is not None
         yield TextPiece(text=reply.text, message_id=reply.head.id)
 
@@ -80,24 +84,22 @@ class MessageService:
         with translate_errors(_translated):
             return await self._conversations.messages(owner, conversation, limit=limit, after=after)
 
-    async def begin(self, question: Question, owner: str) -> tuple[Turn, AsyncGenerator[Event, None]]:
-        """A turn, opened but not begun, and the events of its answer."""
+    async def begin(self, question: Question, owner: str) -> tuple[str, AsyncGenerator[Event, None]]:
+        """The id of a new answer, and its events."""
         chat_request = _chat_request(question)
-        turn = await self._open(chat_request, owner)
-        return turn, self._chat.run(chat_request, owner, turn)
+        opened = await self._open(chat_request, owner)
+        return opened.id, self._events(chat_request, owner, opened)
 
-    async def _run(
-        self, chat_request: ChatCompletionRequest, owner: str, idempotency_key: IdempotencyKey | None
+    def _events(
+        self, chat_request: ChatCompletionRequest, owner: str, opened: Turn | Replay
     ) -> AsyncGenerator[Event, None]:
-        async with aclosing(
-            self._chat.run(chat_request, owner, await self._open(chat_request, owner, idempotency_key))
-        ) as run:
-            async for event in run:
-                yield event
+        if isinstance(opened, Replay):
+            return opened.events()
+        return self._chat.run(chat_request, owner, ChatContext(opened, opened.history, NO_FACTS))
 
     async def _open(
         self, chat_request: ChatCompletionRequest, owner: str, idempotency_key: IdempotencyKey | None = None
-    ) -> Turn:
+    ) -> Turn | Replay:
         turn_request = TurnRequest(
             owner=owner,
             kind="message",

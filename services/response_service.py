@@ -1,56 +1,53 @@
 """Responses: one pipeline with chat, of which the stream is the truth and the plain answer its last event."""
 
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from schemas.chat_schema import ChatCompletionRequest
 from schemas.response_answer_schema import Response, ResponseEvent, StreamEvent
 from schemas.response_schema import ResponseInput, ResponseRequest
 from schemas.tokenize_schema import InputTokens
 from services.chat import items
-from services.chat.answer.encode import conversation_ref
-from services.chat.answer.output import OutputItems
 from services.chat.answer.reasoning_output import ReasoningOutput
-from services.chat.answer.response_events import ResponseEncoder, response_events, stream_event
-from services.chat.events import Event, head_of
+from services.chat.answer.response_events import ResponseEncoder, stream_event
+from services.chat.events import Event, Head
+from services.chat.items import Item
 from services.chat.request import responses
 from services.chat.request.fitting import Chat, shortened
 from services.chat.request.refusals import ReportIgnored, report_nothing
 from services.chat.request.sampling import apply_defaults
-from services.chat_service import ChatService, finish_turn, retry_overloads
+from services.chat_service import ChatContext, ChatService, admitted, finish_turn
 from services.compaction_service import CompactionService
 from services.errors import PromptTooLong, ServiceError
 from services.history.background_stream import BackgroundStream
 from services.history.idempotency import IdempotencyKey
-from services.history.replayed_turn import ReplayedTurn
+from services.history.replay import Replay
 from services.history.turn import Turn, TurnRequest
 from services.input_service import InputService
 from services.large import offload
 from services.parameter_names import translate_errors
+from services.responses.context import ResponseContext
 from services.secret_service import SecretService
 from services.stored_response_service import KIND, StoredResponseService
 from services.stream_service import StreamService
 from services.turn_service import TurnService
 
+OpenContext = Callable[[], Awaitable[ResponseContext]]
 
-@dataclass(slots=True)
-class Asked:
-    """A request on its way to its answer."""
 
-    request: ResponseRequest
-    owner: str
-    turn: Turn
-    messages: Chat
-    encoder: ResponseEncoder
-    facts: dict[str, Any]  # what is stored of the request when it is admitted
-    report_ignored: ReportIgnored
+@dataclass(frozen=True, slots=True)
+class AnswerRun:
+    context: ResponseContext
+    events: AsyncGenerator[Event, None]
 
-    def chat(self) -> ChatCompletionRequest:
-        return responses.as_chat(self.request, self.messages)
+    def encode(self, event: Event, encoder: ResponseEncoder) -> list[ResponseEvent]:
+        return encoder.begin(self.context.response(event)) if isinstance(event, Head) else encoder.add(event)
+
+    @property
+    def completed_at(self) -> float:
+        return self.context.source.completed_at or time.time()
 
 
 class ResponseService:
@@ -76,8 +73,6 @@ class ResponseService:
         """What is left aside of it, whatever its model."""
         return responses.unknown_keys(request)
 
-    # --- asking ---
-
     async def create(
         self,
         request: ResponseRequest,
@@ -85,29 +80,46 @@ class ResponseService:
         idempotency_key: IdempotencyKey | None = None,
         report_ignored: ReportIgnored = report_nothing,
     ) -> Response:
-        asked = await self._open(request, owner, idempotency_key, report_ignored)
+        context = await self._open(request, owner, idempotency_key, report_ignored)
         if request.background:
-            return await self._begin(asked)
-        async with aclosing(self._events(asked)) as events:
-            async for _ in events:
-                pass
-        return asked.encoder.response
+            return await self._start(context)
+        encoder = context.encoder()
+        with translate_errors(responses.translated):
+            answer = await self._answer(context)
+            async with aclosing(answer.events) as events:
+                async for event in events:
+                    answer.encode(event, encoder)
+        encoder.end(answer.completed_at)
+        return encoder.response
 
-    async def stream(
+    def stream(
         self,
         request: ResponseRequest,
         owner: str,
         idempotency_key: IdempotencyKey | None = None,
         report_ignored: ReportIgnored = report_nothing,
     ) -> AsyncGenerator[StreamEvent, None]:
-        """Refusals are raised by the first step; what breaks after it is told by the last event."""
-        asked = await self._open(request, owner, idempotency_key, report_ignored)
-        if request.background:
-            await self._begin(asked)
-        events = self._stored.follow(asked.turn.id, owner, -1) if request.background else self._told(asked)
-        async with aclosing(events):
-            async for event in events:
-                yield event
+        """The first step raises refusals; a later failure is the last event."""
+        events = self._follow if request.background else self._stream
+        return events(partial(self._open, request, owner, idempotency_key, report_ignored))
+
+    async def _stream(self, open_context: OpenContext) -> AsyncGenerator[StreamEvent, None]:
+        context = await open_context()
+        encoder = context.encoder()
+        try:
+            with translate_errors(responses.translated):
+                answer = await self._answer(context)
+                async with aclosing(answer.events) as events:
+                    async for event in events:
+                        for each in answer.encode(event, encoder):
+                            yield stream_event(each)
+            for each in encoder.end(answer.completed_at):
+                yield stream_event(each)
+        except ServiceError as error:
+            if not encoder.has_begun:
+                raise
+            for each in encoder.fail(error):
+                yield stream_event(each)
 
     async def _open(
         self,
@@ -115,149 +127,122 @@ class ResponseService:
         owner: str,
         idempotency_key: IdempotencyKey | None,
         report_ignored: ReportIgnored,
-    ) -> Asked:
-        """Checks all that can be told before a model is asked."""
+    ) -> ResponseContext:
+        """Checks everything that can be checked before a model is loaded."""
         responses.check(request)
         model = self._chat.model_name(request.model)
-        begun = responses.initial_response(apply_defaults(request, await self._chat.sampling(request.model)), model)
+        defaults = await self._chat.sampling(request.model)
         own = await self._inputs.items(request, owner, report_ignored)
-        facts = begun.model_dump(include=responses.REQUEST_FACTS)
-        turn_request = TurnRequest(
-            owner=owner,
-            kind=KIND,
-            input=own,
-            conversation=request.conversation,
-            previous=request.previous_response_id,
-            stored=request.store,
-            background=request.background,
-            logprobs=responses.LOGPROBS in request.include,
-            parameters=facts,
-            metadata=request.metadata,
-            idempotency_key=idempotency_key,
+        source = await self._turns.open(_turn_request(request, owner, own, idempotency_key))
+        context = ResponseContext(
+            apply_defaults(request, defaults),
+            owner,
+            source,
+            await offload(items.to_messages, own, source.history),
+            model,
+            await self._reasoning(request, owner),
+            responses.translate_report(report_ignored),
         )
-        turn = await self._turns.open(turn_request)
-        begun.id, begun.created_at, begun.conversation = (
-            turn.id,
-            int(turn.created_at),
-            conversation_ref(turn.conversation_id),
-        )
-        output = OutputItems(turn.reply_id, logprobs=responses.LOGPROBS in request.include)
-        messages = await offload(items.to_messages, own, turn.history)
-        turn.history = ()  # it is part of the messages, and cut with them
-        thoughts = await self._thoughts(request, owner)
-        encoder = ResponseEncoder(begun, output, lambda: turn.completed_at or time.time(), thoughts)
-        asked = Asked(request, owner, turn, messages, encoder, facts, responses.translate_report(report_ignored))
         with translate_errors(responses.translated):
-            await offload(lambda: self._chat.check(asked.chat()))
-        return asked
+            await offload(lambda: self._chat.check(responses.as_chat(request, context.messages)))
+        return context
 
-    async def _thoughts(self, request: ResponseRequest, owner: str) -> ReasoningOutput:
-        """The form in which they are answered."""
+    async def _reasoning(self, request: ResponseRequest, owner: str) -> ReasoningOutput:
         summary = request.reasoning.summary_mode if request.reasoning else None
         seal = await self._secrets.seal(owner) if responses.ENCRYPTED_REASONING in request.include else None
         return ReasoningOutput(summary, seal.closing("reasoning") if seal else None)
 
-    # --- answering ---
+    async def _answer(self, context: ResponseContext) -> AnswerRun:
+        source = context.source
+        if isinstance(source, Replay):
+            return AnswerRun(context, source.events())
+        context = await self._with_model_defaults(context)
+        return AnswerRun(context, await self._run(context, source))
 
-    async def _events(self, asked: Asked) -> AsyncGenerator[ResponseEvent, None]:
-        async with aclosing(self._run(asked)) as run:
-            head = await head_of(run)
-            asked.encoder.response.model = head.model
-            if not asked.encoder.has_begun:
-                yield asked.encoder.created()
-            async for event in response_events(asked.encoder, run):
-                yield event
+    async def _with_model_defaults(self, context: ResponseContext) -> ResponseContext:
+        """The defaults of a model may be known only once it is loaded."""
+        return context.with_defaults(await self._chat.sampling(context.request.model, load=True))
 
-    async def _run(self, asked: Asked) -> AsyncGenerator[Event, None]:
-        with translate_errors(responses.translated):
-            await self._settle(asked)
-            async with aclosing(await self._steps(asked)) as steps:
-                async for event in steps:
-                    yield event
+    async def _run(self, context: ResponseContext, turn: Turn) -> AsyncGenerator[Event, None]:
+        return await self._compactions.run(context, turn, partial(self._complete, context, turn))
 
-    async def _steps(self, asked: Asked) -> AsyncGenerator[Event, None]:
-        answer = partial(self._answer, asked)
-        if isinstance(asked.turn, ReplayedTurn):
-            return answer(asked.messages)
-        return await self._compactions.run(asked.request, asked.messages, asked.owner, asked.turn, answer)
+    async def _complete(self, context: ResponseContext, turn: Turn, messages: Chat) -> AsyncGenerator[Event, None]:
+        """The chat completion that answers these messages."""
+        fitting = await self._fitting(context, messages)
+        num_dropped = len(messages) - len(fitting)
+        chat = await offload(responses.as_chat, context.request, fitting)
+        chat_context = ChatContext(turn, (), context.facts(num_dropped), num_dropped)
+        return self._chat.run(chat, context.owner, chat_context, context.report_ignored)
 
-    async def _answer(self, asked: Asked, messages: Chat) -> AsyncGenerator[Event, None]:
-        asked.messages = messages
-        if asked.request.truncation == "auto":
-            await self._shorten(asked)
-        chat = await offload(asked.chat)
-        async with aclosing(self._chat.run(chat, asked.owner, asked.turn, report_ignored=asked.report_ignored)) as run:
-            async for event in run:
-                yield event
-
-    async def _settle(self, asked: Asked) -> None:
-        """What holds where the request names nothing is certain once the model is there."""
-        if isinstance(asked.turn, ReplayedTurn):
-            return
-        asked.request = apply_defaults(asked.request, await self._chat.sampling(asked.request.model, load=True))
-        begun = responses.initial_response(asked.request, asked.encoder.response.model)
-        asked.encoder.response.temperature, asked.encoder.response.top_p = begun.temperature, begun.top_p
-        asked.facts.update(begun.model_dump(include={"temperature", "top_p"}))
-
-    async def _shorten(self, asked: Asked) -> None:
-        """Leaves a quarter of the context to the answer, or what was asked for it."""
-        length = await self._chat.max_length(asked.request.model)
-        room = responses.room(asked.request, length)
-
+    async def _fitting(self, context: ResponseContext, messages: Chat) -> Chat:
+        """With truncation, leaves a quarter of the context length to the answer, or its token limit."""
+        if context.request.truncation != "auto":
+            return messages
+        length = await self._chat.max_length(context.request.model)
+        room = responses.room(context.request, length)
         sizes: list[int] = []
 
         async def fits(messages: Chat) -> bool:
-            chat = responses.as_chat(asked.request, messages)
+            chat = responses.as_chat(context.request, messages)
             try:
-                sizes.append(len(await self._chat.prompt_of(chat, asked.owner, limit=length)))
+                sizes.append(len(await self._chat.prompt_of(chat, context.owner, limit=length)))
             except PromptTooLong as error:
                 sizes.append(error.tokens)
             return sizes[-1] + room <= length
 
-        if (kept := await shortened(asked.messages, fits)) is None:
+        fitting = await shortened(messages, fits)
+        if fitting is None:
             raise PromptTooLong(min(sizes), length, param="messages")
-        asked.encoder.response.dropped_messages = len(asked.messages) - len(kept)
-        asked.facts["dropped_messages"] = asked.encoder.response.dropped_messages
-        asked.messages = kept
+        return fitting
 
-    async def _told(self, asked: Asked) -> AsyncGenerator[StreamEvent, None]:
-        try:
-            async with aclosing(self._events(asked)) as events:
-                async for event in events:
-                    yield stream_event(event)
-        except ServiceError as error:
-            if not asked.encoder.has_begun:
-                raise
-            for event in asked.encoder.failed(error):
-                yield stream_event(event)
+    # --- in the background ---
 
-    # --- answering in the background ---
+    async def _follow(self, open_context: OpenContext) -> AsyncGenerator[StreamEvent, None]:
+        context = await open_context()
+        await self._start(context)
+        async with aclosing(self._stored.follow(context.source.id, context.owner, -1)) as events:
+            async for event in events:
+                yield event
 
-    async def _begin(self, asked: Asked) -> Response:
-        if isinstance(asked.turn, ReplayedTurn):
-            return await self._stored.get(asked.turn.id, asked.owner, asked.request.include)
-        queued = asked.encoder.response.model_copy()
-        await asked.turn.queue(queued.model)
+    async def _start(self, context: ResponseContext) -> Response:
+        turn = context.source
+        if isinstance(turn, Replay):
+            return await self._stored.get(turn.id, context.owner, context.request.include)
+        queued = context.response()
+        await turn.queue(queued.model, context.facts())
+        encoder = context.encoder()
 
-        def ended(error: ServiceError, number: int) -> Iterator[StreamEvent]:
-            return map(stream_event, asked.encoder.failed(error))
+        def closing_events(error: ServiceError, number: int) -> Iterator[StreamEvent]:
+            return map(stream_event, encoder.fail(error))
 
-        self._streams.register(asked.turn.id, BackgroundStream(self._background(asked), asked.owner, ended))
+        generated = self._generate(context, turn, encoder)
+        self._streams.register(turn.id, BackgroundStream(generated, context.owner, closing_events))
         return queued
 
-    async def _background(self, asked: Asked) -> AsyncGenerator[StreamEvent, None]:
-        yield stream_event(asked.encoder.created())
-        yield stream_event(asked.encoder.queued())
+    async def _generate(
+        self, context: ResponseContext, turn: Turn, encoder: ResponseEncoder
+    ) -> AsyncGenerator[StreamEvent, None]:
         error: ServiceError | None = None
         try:
-            async with aclosing(retry_overloads(partial(self._events, asked))) as events:
-                async for event in events:
-                    yield stream_event(event)
+            for each in encoder.queue():
+                yield stream_event(each)
+            with translate_errors(responses.translated):
+                context = await self._with_model_defaults(context)
+                run = await admitted(partial(self._run, context, turn))
+                answer = AnswerRun(context, run.events)
+                async with aclosing(answer.events) as events:
+                    for each in answer.encode(run.head, encoder):
+                        yield stream_event(each)
+                    async for event in events:
+                        for each in answer.encode(event, encoder):
+                            yield stream_event(each)
+            for each in encoder.end(answer.completed_at):
+                yield stream_event(each)
         except ServiceError as raised:
             error = raised
             raise
         finally:
-            await finish_turn(asked.turn, error)  # where it was never admitted
+            await finish_turn(turn, error)  # if it was never admitted
 
     async def count(
         self, request: ResponseInput, owner: str, report_ignored: ReportIgnored = report_nothing
@@ -267,9 +252,26 @@ class ResponseService:
         turn_request = TurnRequest(
             owner=owner, kind=KIND, conversation=request.conversation, previous=request.previous_response_id
         )
-        history = (await self._turns.open(turn_request)).history
+        history = (await self._turns.new_turn(turn_request)).history
         with translate_errors(responses.translated):
             chat = responses.as_chat(request, items.to_messages(own, history))
             return InputTokens(
                 input_tokens=len(await self._chat.prompt_of(chat, owner, responses.translate_report(report_ignored)))
             )
+
+
+def _turn_request(
+    request: ResponseRequest, owner: str, own: Sequence[Item], idempotency_key: IdempotencyKey | None
+) -> TurnRequest:
+    return TurnRequest(
+        owner=owner,
+        kind=KIND,
+        input=own,
+        conversation=request.conversation,
+        previous=request.previous_response_id,
+        stored=request.store,
+        background=request.background,
+        logprobs=responses.LOGPROBS in request.include,
+        metadata=request.metadata,
+        idempotency_key=idempotency_key,
+    )

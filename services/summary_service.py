@@ -4,15 +4,14 @@ A conversation longer than the model's context is read in portions; each request
 """
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat.compaction.summary_prompt import SummaryPrompt
 from services.chat.compaction.transcript import portion_end
-from services.chat.events import Compacting, Event, Finish, Head, Reply, Text
-from services.chat_service import ChatService, retry_overloads
+from services.chat.events import Event, Finish, Reply
+from services.chat_service import AdmittedRun, ChatService, admitted, started
 from services.errors import EngineFailed, PromptTooLong, UnsupportedParameter
 
 MIN_PORTION_CHARS = 200
@@ -20,40 +19,13 @@ MAX_CHARS_PER_TOKEN = 8
 MARGIN = 0.9  # a portion's tokens are estimated from those of the whole
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    text: str
-    finish: Finish  # with the tokens of all portions
-
-
-SummaryProgress = Head | Compacting | Summary
-
-
 class SummaryService:
     def __init__(self, chat: ChatService) -> None:
         self._chat = chat
 
-    async def write(self, transcript: str, prompt: SummaryPrompt, owner: str) -> AsyncGenerator[SummaryProgress, None]:
-        """Yields a Head when the first portion is admitted, Compacting as it proceeds, the Summary last. The first
-        step raises refusals; later portions wait for room."""
+    async def begin(self, transcript: str, prompt: SummaryPrompt, owner: str) -> "SummaryWriter":
         prompt = await self._with_least_thinking(prompt, owner)
-        rest, summary, used = transcript, "", Finish("stop", 0, 0)
-        while rest:
-            size = await self._portion_size(rest, prompt, summary, owner)
-            reply, is_first = Reply(), not summary
-            async with aclosing(self._run(prompt.request(rest[:size], summary), owner, waits=not is_first)) as run:
-                async for event in run:
-                    reply.add(event)
-                    if is_first and isinstance(event, Head):
-                        yield event
-                    if isinstance(event, Head | Text):
-                        yield Compacting()
-            rest, summary, used = rest[size:], _text_of(reply), _add_tokens(used, reply)
-        yield Summary(summary, used)
-
-    def _run(self, request: ChatCompletionRequest, owner: str, *, waits: bool) -> AsyncGenerator[Event, None]:
-        run = partial(self._chat.run, request, owner)
-        return retry_overloads(run) if waits else run()
+        return SummaryWriter(self._chat, transcript, prompt, owner)
 
     async def _with_least_thinking(self, prompt: SummaryPrompt, owner: str) -> SummaryPrompt:
         """No thinking, or little, or as much as the model likes: some models take neither switch nor budget."""
@@ -65,20 +37,55 @@ class SummaryService:
             return tried
         return prompt
 
-    async def _portion_size(self, rest: str, prompt: SummaryPrompt, summary: str, owner: str) -> int:
-        """Characters of it that fit the context."""
-        length = await self._chat.max_length(prompt.model)
-        room = length - prompt.max_tokens - prompt.max_thinking_tokens
-        size = min(len(rest), MAX_CHARS_PER_TOKEN * length)
-        while (tokens := await self._count(prompt.request(rest[:size], summary), owner, length)) > room:
+
+class SummaryWriter:
+    """A summary in the making. Its owner runs the portions, and adds the events of each."""
+
+    def __init__(self, chat: ChatService, transcript: str, prompt: SummaryPrompt, owner: str) -> None:
+        self.text = ""
+        self.finish = Finish("stop", 0, 0)  # with the tokens of all portions
+        self._chat = chat
+        self._rest = transcript
+        self._prompt = prompt
+        self._owner = owner
+        self._reply: Reply | None = None
+
+    def add(self, event: Event) -> None:
+        assert self._reply
+        self._reply.add(event)
+
+    async def next_portion(self) -> AdmittedRun | None:
+        """The run that extends the summary by the next portion; None at the end. The first may be refused, later ones
+        wait for room."""
+        if self._reply:
+            self.text, self.finish = _text_of(self._reply), _add_tokens(self.finish, self._reply)
+        if not self._rest:
+            return None
+        size = await self._portion_size()
+        request = self._prompt.request(self._rest[:size], self.text)
+        run = await (admitted(partial(self._run, request)) if self._reply else started(await self._run(request)))
+        self._rest = self._rest[size:]
+        self._reply = Reply()
+        self.add(run.head)
+        return run
+
+    async def _run(self, request: ChatCompletionRequest) -> AsyncGenerator[Event, None]:
+        return self._chat.run(request, self._owner)
+
+    async def _portion_size(self) -> int:
+        """Characters that fit the context."""
+        length = await self._chat.max_length(self._prompt.model)
+        room = length - self._prompt.max_tokens - self._prompt.max_thinking_tokens
+        size = min(len(self._rest), MAX_CHARS_PER_TOKEN * length)
+        while (tokens := await self._count(self._prompt.request(self._rest[:size], self.text), length)) > room:
             if size <= MIN_PORTION_CHARS:
                 raise PromptTooLong(tokens, room, param="messages")
-            size = portion_end(rest, max(MIN_PORTION_CHARS, int(MARGIN * size * room / tokens)))
+            size = portion_end(self._rest, max(MIN_PORTION_CHARS, int(MARGIN * size * room / tokens)))
         return size
 
-    async def _count(self, request: ChatCompletionRequest, owner: str, length: int) -> int:
+    async def _count(self, request: ChatCompletionRequest, length: int) -> int:
         try:
-            return len(await self._chat.prompt_of(request, owner, limit=length))
+            return len(await self._chat.prompt_of(request, self._owner, limit=length))
         except PromptTooLong as error:
             return error.tokens
 

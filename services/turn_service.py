@@ -19,10 +19,10 @@ from services.history.checkpoint_task import CheckpointTask
 from services.history.context import TURN_ID, answer_context, conversation_context, turn_context
 from services.history.idempotency import PARAM, discard_turn, find_key
 from services.history.idempotency import IdempotencyKey as IdempotencyKey
-from services.history.replayed_turn import ReplayedTurn
+from services.history.replay import Replay
 from services.history.store import Store
 from services.history.stored_turn import StoredTurn
-from services.history.turn import Kind, Turn, TurnRequest, UnstoredTurn
+from services.history.turn import Kind, Turn, TurnRequest, UnstoredTurn, history_of
 from services.history.turn_result import force_finish
 from services.history.write_batcher import WriteBatcher
 from services.history.writer import this_writer as this_writer
@@ -68,10 +68,13 @@ class TurnService:
         """Raises Unavailable if the store cannot be reached."""
         await self._store.ping()
 
-    async def open(self, request: TurnRequest) -> Turn:
+    async def open(self, request: TurnRequest) -> Turn | Replay:
+        """A new turn, or the stored answer if the request repeats another one's idempotency key."""
+        replay = await self._replay(request) if request.is_persistent else None
+        return replay or await self.new_turn(request)
+
+    async def new_turn(self, request: TurnRequest) -> Turn:
         """Reads only: a request that is rejected later leaves nothing behind."""
-        if request.is_persistent and (replayed := await self._replayed(request)) is not None:
-            return replayed
         context = None
         if request.conversation is not None:
             async with self._store.reading() as repositories:
@@ -83,8 +86,8 @@ class TurnService:
             return UnstoredTurn(request.kind, context)
         return StoredTurn(self._writes, self._running, self._writer, request, context)
 
-    async def _replayed(self, request: TurnRequest) -> ReplayedTurn | None:
-        """The turn of an earlier request with the same idempotency key. One that did not complete is discarded."""
+    async def _replay(self, request: TurnRequest) -> Replay | None:
+        """The answer of an earlier request with the same idempotency key. One that did not complete is discarded."""
         if request.idempotency_key is None:
             return None
         async with self._store.reading() as repositories:
@@ -92,7 +95,7 @@ class TurnService:
             if turn is not None and (turn.completed_at is None or turn.status == COMPLETED):
                 context = await turn_context(repositories, turn)
                 found = await _answer(repositories, turn)
-                return ReplayedTurn(found, context, partial(self._finished_answer, turn.id, turn.owner))
+                return Replay(found, history_of(context), partial(self._finished_answer, turn.id, turn.owner))
         if turn is not None:
             async with self._store.writing() as repositories:
                 await repositories.conversations.lock_of_turns([turn.id])

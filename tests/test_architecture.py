@@ -66,6 +66,11 @@ RULES = [
     Rule(
         r"services\.history", may=r"schemas|database|services\.(errors|chat|history|engine\.base)", never=f"torch|{WEB}"
     ),
+    Rule(
+        r"services\.responses",
+        may=r"schemas|services\.(errors|parameter_names|chat|history|responses|engine\.base)",
+        never=f"torch|{WEB}",
+    ),
     Rule(r"services\.models\.(convert_gguf)"),  # runs as a process
     Rule(
         r"services\.models",
@@ -75,7 +80,7 @@ RULES = [
     Rule(
         r"services\.\w+_service",
         may=r"schemas|database"
-        r"|services\.(errors|large|parameter_names|chat|history|models|\w+_service|engine\.(base|build|scheduling\.fair_slots))",
+        r"|services\.(errors|large|parameter_names|chat|history|responses|models|\w+_service|engine\.(base|build|scheduling\.fair_slots))",
         never=WEB,
     ),
     Rule(

@@ -1,6 +1,7 @@
 """What comes out of a run, and the reply it adds up to."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ class Head:
     truncated: int | None = None  # tokens cut off the prompt, if that was asked for
     service_tier: Literal["default", "flex", "priority"] | None = None  # if one was asked for
     n: int = 1  # choices
+    dropped_messages: int = 0  # the oldest of the prompt, left out because it was too long
     prompts: tuple[int, ...] = ()  # tokens of each, where there may be several; as many choices for one as for another
 
     @property
@@ -174,6 +176,15 @@ class Reply:
     @property
     def text(self) -> str:
         return self.choices[0].text
+
+
+async def reply_of(run: AsyncGenerator[Event, None]) -> Reply:
+    """The fold of a whole run."""
+    reply = Reply()
+    async with aclosing(run):
+        async for event in run:
+            reply.add(event)
+    return reply
 
 
 async def head_of(run: AsyncIterator[Event]) -> Head:

@@ -1,13 +1,34 @@
 """Turns a stored answer back into the events of a stream."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from typing import Any, cast
 
+from schemas.chat_schema import ChatMessage
 from services.chat import call_items
 from services.chat.events import Compacted, Event, Finish, Head, Reasoning, Reply, Text
 from services.chat.items import Item, reasoning_text
 from services.engine.base import TokenLogprob
 from services.history.answer import Answer
+
+
+class Replay:
+    """The answer of an earlier request with the same Idempotency-Key. Nothing is generated."""
+
+    def __init__(
+        self, found: Answer, history: Sequence[ChatMessage], finished: Callable[[], Awaitable[Answer]]
+    ) -> None:
+        self.id, self.reply_id = found.id, found.id[-32:]
+        self.created_at, self.completed_at = found.created_at, found.completed_at
+        self.conversation_id = found.conversation_id
+        self.history = history  # that the answer continued
+        self._finished = finished
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Waits for the complete answer; raises Conflict if it never completes."""
+        answer = await self._finished()
+        self.completed_at = answer.completed_at
+        for event in events(answer):
+            yield event
 
 
 def reply_of(answer: Answer) -> Reply:

@@ -19,7 +19,7 @@ from services.chat.items import Item
 from services.errors import EngineFailed, GrammarStuck, ServiceError, Stopped
 from services.history.context import ConversationContext
 from services.history.reply_buffer import ReplyBuffer
-from services.history.turn import PREFIX, TurnRequest, history_of
+from services.history.turn import NO_FACTS, PREFIX, Facts, TurnRequest, history_of
 from services.history.turn_result import FinalStatus, choice_record, usage_record
 from services.history.turn_start import TurnStart
 from services.history.write_batcher import WriteBatcher
@@ -55,19 +55,19 @@ class StoredTurn:
         self.result: TurnResult | None = None
         self.stopped = asyncio.Event()  # set when another request has cancelled or deleted it
 
-    async def queue(self, model: str) -> None:
+    async def queue(self, model: str, facts: Facts = NO_FACTS) -> None:
         if not self.has_begun:
-            await self._begin(QUEUED, model, None)
+            await self._begin(self._new_row(QUEUED, model, None, facts))
 
-    async def begin(self, head: Head) -> None:
+    async def begin(self, head: Head, facts: Facts = NO_FACTS) -> None:
         if self.has_begun:
-            await self._writes.add(Admission(self.id, head.model, head.fingerprint, self._request.parameters))
+            await self._writes.add(Admission(self.id, head.model, head.fingerprint, facts))
         else:
-            await self._begin(IN_PROGRESS, head.model, head.fingerprint)
+            await self._begin(self._new_row(IN_PROGRESS, head.model, head.fingerprint, facts))
 
-    async def _begin(self, status: str, model: str, fingerprint: str | None) -> None:
+    async def _begin(self, row: TurnRow) -> None:
         self._running[self.id] = self  # before the commit: settle_abandoned() skips registered turns
-        self._row = self._new_row(status, model, fingerprint)
+        self._row = row
         start = TurnStart(
             row=self._row,
             context=self._context,
@@ -85,7 +85,7 @@ class StoredTurn:
             raise
         self.has_begun = True
 
-    def _new_row(self, status: str, model: str, fingerprint: str | None) -> TurnRow:
+    def _new_row(self, status: str, model: str, fingerprint: str | None, facts: Facts) -> TurnRow:
         request = self._request
         return TurnRow(
             id=self.id,
@@ -98,7 +98,7 @@ class StoredTurn:
             background=request.background,
             model=model,
             fingerprint=fingerprint,
-            request=dict(request.parameters),
+            request=dict(facts),
             metadata_=dict(request.metadata),
             writer=self._writer,
             created_at=self.created_at,

@@ -20,6 +20,8 @@ from services.history.turn_result import FinalStatus
 
 Kind = Literal["chat.completion", "response", "message"]
 PREFIX: dict[Kind, str] = {"chat.completion": "chatcmpl-", "response": "resp_", "message": ""}
+Facts = Mapping[str, Any]  # parameters of a request, which its stored answer is returned with
+NO_FACTS: Facts = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +39,6 @@ class TurnRequest:
     background: bool = False
     logprobs: bool = False  # in the output items
     idempotency_key: IdempotencyKey | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)  # of the request, returned with the stored answer
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -63,15 +64,18 @@ class Turn(Protocol):
     def conversation_id(self) -> str | None:
         """None if the turn belongs to no listed conversation."""
 
-    completed_at: float | None
-    history: Sequence[ChatMessage]
-    """The messages of the branch, oldest first. A caller that builds the whole prompt itself empties it."""
+    @property
+    def history(self) -> Sequence[ChatMessage]:
+        """The messages of the branch that the turn continues, oldest first."""
 
-    async def queue(self, model: str) -> None:
+    completed_at: float | None
+
+    async def queue(self, model: str, facts: Facts = NO_FACTS) -> None:
         """Stores the turn before it is admitted: it can be retrieved, and its conversation is reserved."""
 
-    async def begin(self, head: Head) -> None:
-        """Durable on return; raises Conflict if the conversation has changed since the history was read."""
+    async def begin(self, head: Head, facts: Facts = NO_FACTS) -> None:
+        """Durable on return; raises Conflict if the conversation has changed since the history was read. `facts`: what
+        is stored of the request, in place of those it was queued with."""
 
     def add(self, event: Event) -> None:
         """Adds an output event, for the next checkpoint and the result."""
@@ -91,9 +95,9 @@ class UnstoredTurn:
         self.conversation_id: str | None = None
         self.history: Sequence[ChatMessage] = history_of(context) if context else ()
 
-    async def queue(self, model: str) -> None: ...
+    async def queue(self, model: str, facts: Facts = NO_FACTS) -> None: ...
 
-    async def begin(self, head: Head) -> None: ...
+    async def begin(self, head: Head, facts: Facts = NO_FACTS) -> None: ...
 
     def add(self, event: Event) -> None: ...
 

@@ -11,8 +11,8 @@ from sqlalchemy import text
 from database.session import Database
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat import items
-from services.chat.events import Reply
-from services.chat_service import ChatService
+from services.chat.events import Reply, reply_of
+from services.chat_service import ChatContext, ChatService
 from services.conversation_service import ConversationService, StoredMessage
 from services.engine.base import Job
 from services.errors import (
@@ -69,9 +69,8 @@ class Memory:
 
 async def begun(chat: ChatService, turns: TurnService, chat_request: ChatCompletionRequest) -> Reply:
     input_items = items.from_messages(chat_request.messages)
-    return await chat.whole(
-        chat_request, "me", await turns.open(TurnRequest(owner="me", input=input_items, create=True))
-    )
+    turn = await turns.new_turn(TurnRequest(owner="me", input=input_items, create=True))
+    return await reply_of(chat.run(chat_request, "me", ChatContext(turn)))
 
 
 @pytest.fixture
@@ -182,12 +181,12 @@ class TestChoices:
 
 
 async def test_priority_reaches_the_engine_with_every_choice(chat: ChatService, engine: FakeEngine) -> None:
-    await chat.whole(request(priority=-3, n=2), "me")
+    await chat.create(request(priority=-3, n=2), "me")
     assert [job.priority for job in engine.jobs] == [-3, -3]
 
 
 async def test_owner_and_salt_reach_the_engine_with_every_choice(chat: ChatService, engine: FakeEngine) -> None:
-    await chat.whole(request(cache_salt="salt", n=2), "me")
+    await chat.create(request(cache_salt="salt", n=2), "me")
     assert [(job.owner, job.cache_salt) for job in engine.jobs] == [("me", "salt")] * 2
 
 
@@ -196,7 +195,7 @@ async def test_what_is_cut_off_a_prompt_is_not_what_is_public(
     models: ModelManager, turns: TurnService, engine: FakeEngine, keep: int | None
 ) -> None:
     chat = ChatService(models, turns, Metrics(), system_prompt="Be kind.")
-    await chat.whole(request(truncate_prompt_tokens=keep), "me")
+    await chat.create(request(truncate_prompt_tokens=keep), "me")
     (job,) = engine.jobs
     assert bytes(job.prompt[: job.num_public]).decode() == ("<" if keep else "<system>Be kind.\n<user>")
 

@@ -1,7 +1,6 @@
 """The stream of a response, to the letter of the wire."""
 
 import json
-from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from openai.types.responses import ResponseStreamEvent
@@ -10,7 +9,7 @@ from pydantic import TypeAdapter
 from schemas.response_schema import ResponseRequest
 from services.chat.answer.output import OutputItems
 from services.chat.answer.reasoning_output import ReasoningOutput
-from services.chat.answer.response_events import ResponseEncoder, response_events, stream_event
+from services.chat.answer.response_events import ResponseEncoder, stream_event
 from services.chat.events import Arguments, Finish, OutputEvent, Reasoning, Text, ToolCall
 from services.chat.request import responses
 from services.engine.base import TokenLogprob
@@ -18,23 +17,19 @@ from services.errors import EngineFailed
 
 FINISH = Finish("stop", prompt_tokens=5, completion_tokens=2, cached_tokens=3, reasoning_tokens=1)
 OFFICIAL: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
+RESPONSE = responses.initial_response(ResponseRequest.model_validate({"input": "Hi"}), "a-model")
 
 
 def encoder(*, logprobs: bool = False, reasoning: ReasoningOutput | None = None) -> ResponseEncoder:
-    response = responses.initial_response(ResponseRequest.model_validate({"input": "Hi"}), "a-model")
-    return ResponseEncoder(response, OutputItems("r", logprobs=logprobs), reasoning=reasoning)
-
-
-async def run(outputs: Iterable[OutputEvent | Finish]) -> AsyncIterator[OutputEvent | Finish]:
-    for event in outputs:
-        yield event
+    return ResponseEncoder(RESPONSE, OutputItems("r", logprobs=logprobs), reasoning)
 
 
 async def transcript(
     *outputs: OutputEvent | Finish, logprobs: bool = False, reasoning: ReasoningOutput | None = None
 ) -> list[dict[str, Any]]:
     encoding = encoder(logprobs=logprobs, reasoning=reasoning)
-    events = [encoding.created(), *[each async for each in response_events(encoding, run(outputs))]]
+    first = encoding.begin(RESPONSE)
+    events = [*first, *(each for event in outputs for each in encoding.add(event)), *encoding.end(1.0)]
     sent = [stream_event(event) for event in events]
     assert [each.number for each in sent] == list(range(len(sent)))
     data = [json.loads(each.data) for each in sent]
@@ -154,8 +149,8 @@ async def test_an_answer_without_a_word_is_an_empty_message() -> None:
 
 async def test_output_before_a_failure_stays() -> None:
     encoding = encoder()
-    list(encoding.output(Text("Hel")))
-    *_, item, last = [json.loads(stream_event(event).data) for event in encoding.failed(EngineFailed("It broke"))]
+    encoding.add(Text("Hel"))
+    *_, item, last = [json.loads(stream_event(event).data) for event in encoding.fail(EngineFailed("It broke"))]
     assert item["item"]["status"] == "incomplete"
     assert last["response"]["error"] == {"code": "server_error", "message": "It broke"}
     assert last["response"]["output"][0]["content"][0]["text"] == "Hel"

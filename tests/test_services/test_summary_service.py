@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 
 from services.chat.compaction.summary_prompt import SummaryPrompt
-from services.chat.events import Compacting, Head
 from services.chat_service import ChatService
 from services.errors import EngineFailed, Overloaded, PromptTooLong
-from services.summary_service import Summary, SummaryProgress, SummaryService
+from services.summary_service import SummaryService, SummaryWriter
 from tests.agents import apps
 from tests.fakes import NotingEngine
 
@@ -27,30 +26,30 @@ def service(chat: ChatService) -> SummaryService:
     return SummaryService(chat)
 
 
-async def steps(service: SummaryService, transcript: str, prompt: SummaryPrompt = PROMPT) -> list[SummaryProgress]:
-    async with aclosing(service.write(transcript, prompt, "me")) as written:
-        return [step async for step in written]
+async def write(service: SummaryService, transcript: str, prompt: SummaryPrompt = PROMPT) -> SummaryWriter:
+    summary = await service.begin(transcript, prompt, "me")
+    while portion := await summary.next_portion():
+        async with aclosing(portion.events) as events:
+            async for event in events:
+                summary.add(event)
+    return summary
 
 
-async def test_a_summary_comes_after_signs_of_it(service: SummaryService, engine: NotingEngine) -> None:
-    head, *signs, summary = await steps(service, "[user]\nHi")
-    assert isinstance(head, Head)
-    assert signs == [Compacting()] * 3  # one as soon as it is admitted
-    assert isinstance(summary, Summary)
+async def test_a_summary_is_written(service: SummaryService, engine: NotingEngine) -> None:
+    summary = await write(service, "[user]\nHi")
     assert summary.text == "The notes."
     assert "<conversation>\n[user]\nHi\n</conversation>" in engine.prompts[-1]
     assert (summary.finish.prompt_tokens, summary.finish.completion_tokens) == (len(engine.jobs[-1].prompt), 2)
 
 
 async def test_instructions_are_abridged(service: SummaryService, engine: NotingEngine) -> None:
-    await steps(service, "[user]\nHi", replace(PROMPT, instructions="Serve tea. " + "x" * 9_000))
+    await write(service, "[user]\nHi", replace(PROMPT, instructions="Serve tea. " + "x" * 9_000))
     assert "Serve tea." in engine.prompts[-1]
 
 
 async def test_what_outgrows_the_context_is_read_in_portions(service: SummaryService, engine: NotingEngine) -> None:
     lines = [f"[user]\nLine {number}: {'x' * 50}" for number in range(200)]
-    summary = (await steps(service, "\n\n".join(lines)))[-1]
-    assert isinstance(summary, Summary)
+    summary = await write(service, "\n\n".join(lines))
     assert len(engine.jobs) > 4
     prompts = "".join(engine.prompts)
     assert [prompts.count(line) for line in lines] == [1] * len(lines)
@@ -62,7 +61,7 @@ async def test_what_outgrows_the_context_is_read_in_portions(service: SummarySer
 async def test_a_context_without_room_is_too_short(service: SummaryService, engine: NotingEngine) -> None:
     engine.max_length = 1_000
     with pytest.raises(PromptTooLong):
-        await steps(service, "[user]\n" + "x" * 5_000)
+        await write(service, "[user]\n" + "x" * 5_000)
 
 
 async def test_later_portions_wait_for_room(
@@ -76,18 +75,18 @@ async def test_later_portions_wait_for_room(
         return await submit(job)  # type: ignore[arg-type]  # it is a job
 
     monkeypatch.setattr(engine, "submit", sometimes)
-    assert isinstance((await steps(service, "[user]\n" + "x " * 3_000))[-1], Summary)
+    assert (await write(service, "[user]\n" + "x " * 3_000)).text == "The notes."
 
 
 async def test_the_first_is_refused(service: SummaryService, engine: NotingEngine) -> None:
     engine.refusal = Overloaded("full")
     with pytest.raises(Overloaded):
-        await steps(service, "[user]\nHi")
+        await write(service, "[user]\nHi")
 
 
 async def test_a_model_that_can_does_not_think(service: SummaryService, engine: NotingEngine) -> None:
     engine.tokenizer = apps.Tokenizer(apps.THINKS)
-    await steps(service, "[user]\nHi", replace(PROMPT, max_thinking_tokens=100))
+    await write(service, "[user]\nHi", replace(PROMPT, max_thinking_tokens=100))
     assert engine.prompts[-1].rstrip().endswith("<think></think>")
     assert engine.jobs[-1].sampling.max_tokens == PROMPT.max_tokens
 
@@ -95,8 +94,7 @@ async def test_a_model_that_can_does_not_think(service: SummaryService, engine: 
 async def test_a_thought_is_no_part_of_it(service: SummaryService, engine: NotingEngine) -> None:
     engine.tokenizer = apps.Tokenizer(ALWAYS_THINKS)
     engine.notes = ("I had better", " be short.", "</think>", "The notes.")
-    summary = (await steps(service, "[user]\nHi", replace(PROMPT, max_thinking_tokens=100)))[-1]
-    assert isinstance(summary, Summary)
+    summary = await write(service, "[user]\nHi", replace(PROMPT, max_thinking_tokens=100))
     assert summary.text == "The notes."
     assert engine.jobs[-1].sampling.thinking is not None
     assert engine.jobs[-1].sampling.max_tokens == PROMPT.max_tokens + 100
@@ -105,4 +103,4 @@ async def test_a_thought_is_no_part_of_it(service: SummaryService, engine: Notin
 async def test_a_model_that_writes_none_has_failed(service: SummaryService, engine: NotingEngine) -> None:
     engine.notes = (" \n",)
     with pytest.raises(EngineFailed, match="no summary"):
-        await steps(service, "[user]\nHi")
+        await write(service, "[user]\nHi")

@@ -24,7 +24,7 @@ from services.errors import Conflict, EngineFailed, GrammarStuck, NotFound, Stop
 from services.history import item_rows
 from services.history.answer import Answer
 from services.history.item_rows import ItemPosition
-from services.history.turn import Turn, TurnRequest
+from services.history.turn import NO_FACTS, Facts, Turn, TurnRequest
 from services.turn_service import IdempotencyKey, TurnService, this_writer
 from tests.databases import free_port
 
@@ -66,9 +66,11 @@ def of_process(pid: int) -> str:
     return this_writer().replace(f":{os.getpid()}:", f":{pid}:")
 
 
-async def begin(service: TurnService, *messages: ChatMessage | str, n: int = 1, **fields: object) -> Turn:
-    turn = await service.open(opening(*messages or ["Hello"], **fields))
-    await turn.begin(head(turn, n))
+async def begin(
+    service: TurnService, *messages: ChatMessage | str, n: int = 1, facts: Facts = NO_FACTS, **fields: object
+) -> Turn:
+    turn = await service.new_turn(opening(*messages or ["Hello"], **fields))
+    await turn.begin(head(turn, n), facts)
     turn.add(head(turn, n))
     return turn
 
@@ -103,7 +105,7 @@ async def text_and_status(service: TurnService, turn: Turn) -> tuple[str, str]:
 
 
 async def history(service: TurnService, turn: Turn) -> list[object]:
-    return [message.content for message in (await service.open(opening(conversation=turn.conversation_id))).history]
+    return [message.content for message in (await service.new_turn(opening(conversation=turn.conversation_id))).history]
 
 
 def contents(messages: Sequence[StoredMessage]) -> list[object]:
@@ -130,10 +132,10 @@ class TestTurn:
         )
 
     async def test_open_leaves_nothing_behind(self, service: TurnService, conversations: ConversationService) -> None:
-        turn = await service.open(opening("Hello"))
+        turn = await service.new_turn(opening("Hello"))
         assert (await conversations.messages("me", None, limit=10)).data == []
         with pytest.raises(NotFound):
-            await service.open(opening(conversation=turn.conversation_id))
+            await service.new_turn(opening(conversation=turn.conversation_id))
 
     async def test_history_is_oldest_first(self, service: TurnService) -> None:
         turn = await store_turn(service, "1", "one")
@@ -141,7 +143,7 @@ class TestTurn:
         assert await history(service, turn) == ["1", "one", "2", "two"]
 
     async def test_an_answer_is_found_again_as_it_was(self, service: TurnService) -> None:
-        turn = await begin(service, kind="response", stored=True, metadata={"a": "b"}, parameters={"top_p": 0.5})
+        turn = await begin(service, kind="response", stored=True, metadata={"a": "b"}, facts={"top_p": 0.5})
         token = TokenLogprob("Hi", b"Hi", -0.5)
         call = [ToolCall("call_1", "weather", 0), Arguments("{}", 0)]
         await finish(turn, Reasoning("Hm"), Text("Hi", logprobs=(token,)), *call, END)
@@ -167,7 +169,7 @@ class TestTurn:
         output = ChatMessage(role="tool", tool_call_id="call_1", content="Rain")
         again = await begin(service, output, conversation=turn.conversation_id)
         await finish(again, Text("It rains"), END)
-        then = await service.open(opening(conversation=turn.conversation_id))
+        then = await service.new_turn(opening(conversation=turn.conversation_id))
         assert [(each.role, each.content) for each in then.history] == [
             ("user", "Weather?"),
             ("assistant", None),
@@ -217,7 +219,7 @@ class TestTurn:
     async def test_finish_without_begin_writes_nothing(
         self, service: TurnService, conversations: ConversationService
     ) -> None:
-        turn = await service.open(opening("Hello"))
+        turn = await service.new_turn(opening("Hello"))
         await turn.finish()
         assert (await conversations.messages("me", None, limit=10)).data == []
 
@@ -267,7 +269,7 @@ class TestAnswers:
         return turn
 
     async def history(self, service: TurnService, previous: Turn) -> list[object]:
-        then = await service.open(opening(kind="response", create=False, stored=True, previous=previous.id))
+        then = await service.new_turn(opening(kind="response", create=False, stored=True, previous=previous.id))
         return [message.content for message in then.history]
 
     async def test_each_goes_on_from_the_one_it_names(self, service: TurnService) -> None:
@@ -285,7 +287,7 @@ class TestAnswers:
         again = TurnRequest(
             owner="me", kind="response", stored=True, previous=first.id, input=[*output, *output, *input_items("2")]
         )
-        turn = await service.open(again)
+        turn = await service.new_turn(again)
         await turn.begin(head(turn))
         await turn.finish()
         assert await self.history(service, turn) == ["1", "one", "one", "one", "2"]
@@ -377,7 +379,7 @@ class TestAnswers:
                 service.update_metadata(turn_id, owner, "response", {}),
                 service.cancel(turn_id, owner, "response"),
                 service.delete(turn_id, owner, "response"),
-                service.open(TurnRequest(owner=owner, kind="response", stored=True, previous=turn_id)),
+                service.new_turn(TurnRequest(owner=owner, kind="response", stored=True, previous=turn_id)),
             ):
                 with pytest.raises(NotFound):
                     await call
@@ -411,7 +413,7 @@ class TestWriters:
         self, service: TurnService, conversations: ConversationService
     ) -> None:
         first = await store_turn(service, "1", "one")
-        late = await service.open(opening("2, too", conversation=first.conversation_id))
+        late = await service.new_turn(opening("2, too", conversation=first.conversation_id))
         await store_turn(service, "2", "two", first.conversation_id)
         with pytest.raises(Conflict):
             await late.begin(head(late))
@@ -419,8 +421,8 @@ class TestWriters:
 
     async def test_nobody_writes_beside_an_answer_to_nothing_new(self, service: TurnService) -> None:
         first = await store_turn(service, "1", "one")
-        late = await service.open(opening("2", conversation=first.conversation_id))
-        continued = await service.open(TurnRequest(owner="me", conversation=first.conversation_id))
+        late = await service.new_turn(opening("2", conversation=first.conversation_id))
+        continued = await service.new_turn(TurnRequest(owner="me", conversation=first.conversation_id))
         await continued.begin(head(continued))
         with pytest.raises(Conflict):
             await late.begin(head(late))
@@ -431,12 +433,12 @@ class TestWriters:
         first = await store_turn(service, "1", "one", create=False, stored=True, kind="response")
         again: dict[str, object] = {"create": False, "stored": True, "kind": "response", "previous": first.id}
         await store_turn(service, "2", "two", **again)
-        late = await service.open(opening("3", **again))
+        late = await service.new_turn(opening("3", **again))
         await service.delete(first.id, "me", "response")
         with pytest.raises(Conflict):
             await late.begin(head(late))
         named = await store_turn(service, "1", "one")
-        late = await service.open(opening("2", conversation=named.conversation_id))
+        late = await service.new_turn(opening("2", conversation=named.conversation_id))
         async with database.write() as session:
             found = repositories.of(session).items
             rows_of_turn = await found.of_turn(named.id)
@@ -453,7 +455,7 @@ class TestWriters:
         self, service: TurnService, database: Database
     ) -> None:
         first = await store_turn(service, "1", "one")
-        late = await service.open(opening("2, too", conversation=first.conversation_id))
+        late = await service.new_turn(opening("2, too", conversation=first.conversation_id))
         await store_turn(service, "2", "two", first.conversation_id)
         with pytest.raises(Conflict):
             await late.begin(head(late))
@@ -465,7 +467,7 @@ class TestWriters:
         self, service: TurnService, database: Database
     ) -> None:
         first = await store_turn(service, "1", "one")
-        turn = await service.open(opening("2", conversation=first.conversation_id))
+        turn = await service.new_turn(opening("2", conversation=first.conversation_id))
         async with database.write() as session:
             await session.execute(text("DELETE FROM conversations"))
         with pytest.raises(NotFound):
@@ -629,7 +631,7 @@ class TestTogether:
         old = await store_turn(service, "1", "one")
         counted.writes = 0
         options: list[dict[str, object]] = [{}, {}, {"conversation": old.conversation_id}, {"stored": True}]
-        turns = [await service.open(opening(f"{n}", **fields)) for n, fields in enumerate(options)]
+        turns = [await service.new_turn(opening(f"{n}", **fields)) for n, fields in enumerate(options)]
         await asyncio.gather(*(turn.begin(head(turn)) for turn in turns))
         assert counted.writes == 1
         for turn in turns:
@@ -647,7 +649,7 @@ class TestTogether:
     ) -> None:
         first, other = await store_turn(service, "1", "one"), await store_turn(service, "1", "one")
         to = [first, first, other]
-        opened = [await service.open(opening("2", conversation=turn.conversation_id)) for turn in to]
+        opened = [await service.new_turn(opening("2", conversation=turn.conversation_id)) for turn in to]
         results = await asyncio.gather(*(turn.begin(head(turn)) for turn in opened), return_exceptions=True)
         assert [type(result) for result in results] == [type(None), Conflict, type(None)]
         for turn in (first, other):
@@ -668,7 +670,7 @@ class TestTogether:
             assert await session.scalar(text("SELECT count(*) FROM items")) == 3
 
     async def test_one_that_the_database_refuses_is_alone_with_that(self, service: TurnService) -> None:
-        turns = [await service.open(opening("Hello", metadata=each)) for each in ({}, {"a": object()}, {})]
+        turns = [await service.new_turn(opening("Hello", metadata=each)) for each in ({}, {"a": object()}, {})]
         results = await asyncio.gather(*(turn.begin(head(turn)) for turn in turns), return_exceptions=True)
         assert [result is None for result in results] == [True, False, True]
         assert not isinstance(results[1], Unavailable)
@@ -691,7 +693,7 @@ class TestTogether:
     async def test_one_that_leaves_while_it_is_written_is_ended(self, database: Database, database_url: str) -> None:
         slow = Slow(database_url)
         service = TurnService(slow, writer=this_writer())
-        leaving, staying = [await service.open(opening("Hello")) for _ in range(2)]
+        leaving, staying = [await service.new_turn(opening("Hello")) for _ in range(2)]
         begins = [asyncio.create_task(turn.begin(head(turn))) for turn in (leaving, staying)]
         await slow.reached.wait()
         begins[0].cancel()
@@ -708,7 +710,7 @@ class TestTogether:
     ) -> None:
         slow = Slow(database_url)
         service = TurnService(slow, writer=this_writer())
-        first, leaving = [await service.open(opening("Hello")) for _ in range(2)]
+        first, leaving = [await service.new_turn(opening("Hello")) for _ in range(2)]
         begins = [asyncio.create_task(first.begin(head(first)))]
         await slow.reached.wait()
         begins.append(asyncio.create_task(leaving.begin(head(leaving))))
@@ -743,10 +745,10 @@ class TestTrouble:
         database = Database(f"postgresql://parley@127.0.0.1:{free_port()}/parley")
         service = TurnService(database, writer=this_writer())
         await service.start()
-        turn = await service.open(opening("Hello"))
+        turn = await service.new_turn(opening("Hello"))
         for call in (
             turn.begin(head(turn)),
-            service.open(opening(conversation=f"conv_{uuid4().hex}")),
+            service.new_turn(opening(conversation=f"conv_{uuid4().hex}")),
             ConversationService(database).messages("me", None, limit=1),
             service.answer(uuid4().hex, "me", "message"),
             service.ping(),
@@ -755,14 +757,14 @@ class TestTrouble:
                 await call
             assert away.value.retry_after > 0
             assert "127.0.0.1" not in away.value.message
-        assert (await service.open(TurnRequest(owner="me"))).conversation_id is None
+        assert (await service.new_turn(TurnRequest(owner="me"))).conversation_id is None
         await service.stop()
         await database.close()
 
     async def test_a_lock_held_too_long_by_others_is_unavailable(self, tmp_path: Path, sqlite_template: Path) -> None:
         path = shutil.copy(sqlite_template, tmp_path / "parley.db")
         database = Database(f"sqlite:///{path}", patience_s=0.01)
-        turn = await TurnService(database, writer=this_writer()).open(opening("Hello"))
+        turn = await TurnService(database, writer=this_writer()).new_turn(opening("Hello"))
         with closing(sqlite_connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             with pytest.raises(Unavailable):

@@ -53,7 +53,7 @@ async def fill(database: Database, owner: str = "local") -> list[str]:
     await finish(named, Reasoning("Hm"), ToolCall("call_1", "weather", 0), Arguments("{}", 0), END)
     output = ChatMessage(role="tool", tool_call_id="call_1", content="Rain")
     await finish(await begin(turns, output, owner=owner, conversation=named.conversation_id), Text("Rain"), END)
-    kept: dict[str, Any] = {"owner": owner, "create": False, "stored": True, "kind": "response", "parameters": FACTS}
+    kept: dict[str, Any] = {"owner": owner, "create": False, "stored": True, "kind": "response", "facts": FACTS}
     first = await store_turn(turns, "1", "one", metadata={"a": "b"}, **kept)
     others = [await store_turn(turns, prompt, "two", previous=first.id, **kept) for prompt in ("2", "2, too")]
     return [turn.id for turn in (named, first, *others)]

@@ -1,7 +1,6 @@
 """Events -> the events of a streamed response; the plain answer is the `response` of the last of them."""
 
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -26,7 +25,7 @@ from services.chat import call_items
 from services.chat.answer.output import OutputItems, status
 from services.chat.answer.reasoning_output import ReasoningOutput, summary_part
 from services.chat.compaction.item import public_item
-from services.chat.events import Arguments, Compacted, Compacting, Event, Finish, Head, OutputEvent, Reasoning, Text
+from services.chat.events import Arguments, Compacted, Compacting, Finish, OutputEvent, Reasoning, Text
 from services.chat.items import Item, reasoning_text
 from services.errors import InvalidRequest, Overloaded, ServiceError, Stopped, Unavailable
 
@@ -49,38 +48,55 @@ CALL_EVENTS = {
 
 
 class ResponseEncoder:
-    """Of one response: numbers its events, and keeps it as it stands."""
+    """Numbers the events of one response, and keeps its state."""
 
-    def __init__(
-        self,
-        response: Response,
-        output: OutputItems,
-        clock: Callable[[], float] = time.time,
-        reasoning: ReasoningOutput | None = None,
-    ) -> None:
-        self.response = response
+    def __init__(self, response: Response, output: OutputItems, reasoning: ReasoningOutput | None = None) -> None:
+        self._response = response
         self._output = output
-        self._clock = clock
         self._reasoning = reasoning or ReasoningOutput()
-        self._summary = ""  # of the open thought, as far as it was told
+        self._summary = ""  # of the open reasoning item, as far as it was sent
         self._open: int | None = None
         self._number = -1
+        self._is_in_progress = False
+        self._finish: Finish | None = None
 
     @property
     def has_begun(self) -> bool:
         return self._number >= 0
 
-    def created(self) -> ResponseEvent:
-        return self._lifecycle("response.created")
+    @property
+    def response(self) -> Response:
+        return self._response
 
-    def queued(self) -> ResponseEvent:
-        return self._lifecycle("response.queued")
+    def queue(self) -> list[ResponseEvent]:
+        """The first events of a background response."""
+        return [self._lifecycle("response.created"), self._lifecycle("response.queued")]
 
-    def in_progress(self) -> ResponseEvent:
-        self.response.status = "in_progress"
-        return self._lifecycle("response.in_progress")
+    def begin(self, response: Response) -> list[ResponseEvent]:
+        """The request is admitted, and the response as complete as it can be before its output. An answer that follows
+        a compaction is admitted after it: there are no events for that."""
+        self._response = response.model_copy(update={"status": "in_progress"})
+        if self._is_in_progress:
+            return []
+        self._is_in_progress = True
+        created = [] if self.has_begun else [self._lifecycle("response.created")]
+        return [*created, self._lifecycle("response.in_progress")]
 
-    def output(self, event: OutputEvent | Compacting | Compacted) -> Iterator[ResponseEvent]:
+    def add(self, event: OutputEvent | Compacting | Compacted | Finish) -> list[ResponseEvent]:
+        if isinstance(event, Finish):
+            self._finish = event
+            return []
+        return list(self._output_events(event))
+
+    def end(self, completed_at: float) -> list[ResponseEvent]:
+        """To be called when the answer is stored."""
+        return list(self._finished(self._finish, completed_at)) if self._finish else []
+
+    def fail(self, error: ServiceError) -> list[ResponseEvent]:
+        """The output so far stays."""
+        return list(self._failed(error))
+
+    def _output_events(self, event: OutputEvent | Compacting | Compacted) -> Iterator[ResponseEvent]:
         index = self._output.add(
             replace(event, item=public_item(event.item)) if isinstance(event, Compacted) else event
         )
@@ -99,28 +115,28 @@ class ResponseEncoder:
             case Compacting():
                 yield self._event(CompactionEvent, "response.compaction.compacting")
             case Compacted():
-                yield from self._close()  # the answer may be long in coming
+                yield from self._close()  # the answer may take its time
 
-    def finished(self, finish: Finish) -> Iterator[ResponseEvent]:
-        self.response.usage = usage(
+    def _finished(self, finish: Finish, completed_at: float) -> Iterator[ResponseEvent]:
+        self._response.usage = usage(
             finish.prompt_tokens, finish.cached_tokens, finish.completion_tokens, finish.reasoning_tokens
         )
         if status(finish) == "completed":
+            self._response.completed_at = int(completed_at)
             yield from self._end("completed")
         else:
-            self.response.incomplete_details = IncompleteDetails(reason="max_output_tokens")
+            self._response.incomplete_details = IncompleteDetails(reason="max_output_tokens")
             yield from self._end("incomplete")
 
-    def failed(self, error: ServiceError) -> Iterator[ResponseEvent]:
-        """What was said so far stays."""
+    def _failed(self, error: ServiceError) -> Iterator[ResponseEvent]:
         match error:
             case Stopped():
                 yield from self._end("cancelled")
             case Unavailable():
-                self.response.incomplete_details = IncompleteDetails(reason=INTERRUPTED)
+                self._response.incomplete_details = IncompleteDetails(reason=INTERRUPTED)
                 yield from self._end("incomplete")
             case _:
-                self.response.error = ResponseError(code=error_code(error), message=error.message)
+                self._response.error = ResponseError(code=error_code(error), message=error.message)
                 yield from self._end("failed")
 
     def _end(self, how: str) -> Iterator[ResponseEvent]:
@@ -129,10 +145,8 @@ class ResponseEncoder:
         for index in range(known, len(self._output.items)):  # an answer without a word
             yield from self._begin(index)
         yield from self._close(last=True)
-        self.response.output = [self._reasoning.shown(item) for item in self._output.items if not _is_unwritten(item)]
-        self.response.status = how  # type: ignore[assignment]  # one of its values
-        if how == "completed":
-            self.response.completed_at = int(self._clock())
+        self._response.output = [self._reasoning.shown(item) for item in self._output.items if not _is_unwritten(item)]
+        self._response.status = how  # type: ignore[assignment]  # one of its values
         yield self._lifecycle(FINAL_EVENTS[how])
 
     def _begin(self, index: int) -> Iterator[ResponseEvent]:
@@ -200,23 +214,7 @@ class ResponseEncoder:
 
     def _lifecycle(self, type: str) -> ResponseEvent:
         self._number += 1
-        return LifecycleEvent(type=type, sequence_number=self._number, response=self.response.model_copy())
-
-
-async def response_events(encoder: ResponseEncoder, run: AsyncIterator[Event]) -> AsyncGenerator[ResponseEvent, None]:
-    """From where the request is admitted."""
-    yield encoder.in_progress()
-    finish: Finish | None = None
-    async for event in run:
-        if isinstance(event, Finish):
-            finish = event
-            continue
-        if not isinstance(event, Head):
-            for each in encoder.output(event):
-                yield each
-    if finish is not None:  # it is told when all of it is stored
-        for each in encoder.finished(finish):
-            yield each
+        return LifecycleEvent(type=type, sequence_number=self._number, response=self._response.model_copy())
 
 
 def stream_event(event: ResponseEvent) -> StreamEvent:
