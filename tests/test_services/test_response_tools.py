@@ -16,6 +16,7 @@ from services.chat.parsing.output_parser import OutputParser
 from services.chat.request import prompt, responses
 from services.chat.request.tool_selection import ToolSelection, select_tools
 from services.errors import InvalidRequest
+from services.parameter_names import translate_errors
 
 
 def function(name: str, **more: object) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def request(*tools: dict[str, Any], input: Any = "hi", **fields: object) -> Resp
 def offer(response_request: ResponseRequest) -> ToolSelection:
     responses.check(response_request)
     chat = responses.as_chat(response_request, items.to_messages(response_request.input))
-    with responses.translate_errors():
+    with translate_errors(responses.translated):
         prompt.check(chat)
         found = select_tools(chat)
     assert found
