@@ -1,5 +1,6 @@
 """A model in this process: what is submitted is checked here, answered by the worker's thread, and read as a stream."""
 
+import asyncio
 import logging
 import time
 from collections import Counter
@@ -140,6 +141,10 @@ class LocalEngine:
         self._thread.start()
         if self._compilation:
             self._compilation.start()
+
+    async def wait_compiled(self) -> bool:
+        """Waits until it is decided whether steps are compiled from now on, and says so."""
+        return self._compilation is not None and await asyncio.to_thread(self._compilation.wait)
 
     async def stop(self) -> None:
         """Ends what is running with Unavailable and waits for the thread to let go of the model."""

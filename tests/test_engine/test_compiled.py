@@ -225,7 +225,7 @@ def test_the_worker_takes_no_time_from_who_is_served(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
     compilation = Compilation(tmp_path / "facts.json", Facts(), lambda _: None)
     compilation.start()
-    compilation.join()
+    assert compilation.wait()
 
     session, group, niceness = json.loads((tmp_path / "facts.json").read_text())
     assert session == os.getsid(0)
@@ -242,7 +242,7 @@ def test_steps_stay_eager_where_the_worker_fails(
     plan = StepPlan(Source("nowhere"), "float32", SLOTS, LENGTH, runner._cache.shapes)
     compilation = Compilation(tmp_path / "step.pt2", plan, lambda _: handed.set())
     compilation.start()
-    compilation.join()
+    assert not compilation.wait()
     assert not handed.is_set()
     assert "stay eager" in caplog.text
 
@@ -266,7 +266,7 @@ class Crash:
 def run(file: Path, plan: Facts | Crash, ready: Callable[[Path], None]) -> None:
     compilation = Compilation(file, plan, ready)
     compilation.start()
-    compilation.join()
+    compilation.wait()
 
 
 def test_what_crashed_where_it_was_made_is_not_made_again(

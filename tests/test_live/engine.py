@@ -17,9 +17,8 @@ async def serving(**options: Any) -> AsyncIterator[LocalEngine]:
     engine = LocalEngine.load(source=SOURCE, device="cpu", **options)
     engine.start()
     try:
-        if engine._compilation:
-            engine._compilation.join()
-            assert getattr(engine._worker.stepper.runner, "_compiled", None)
+        if options.get("compile_dir"):
+            assert await engine.wait_compiled()
         yield engine
     finally:
         await engine.stop()

@@ -38,6 +38,7 @@ class Compilation:
         self._quarantine = Quarantine(file)
         self._worker: subprocess.Popen[bytes] | None = None
         self._stopped = False
+        self._adopted = False
         self._thread = threading.Thread(target=self._run, name="compilation", daemon=True)
 
     def start(self) -> None:
@@ -49,8 +50,10 @@ class Compilation:
         if self._worker is not None:
             self._worker.terminate()
 
-    def join(self) -> None:
+    def wait(self) -> bool:
+        """Waits until it is decided, and says whether the compiled step is used."""
         self._thread.join()
+        return self._adopted
 
     def _run(self) -> None:
         try:
@@ -59,9 +62,13 @@ class Compilation:
             if not self._is_made:
                 self._make()
             if not self._stopped and self._is_made:
-                self._quarantine.use(lambda: self._ready(self.file))
+                self._quarantine.use(self._adopt)
         except Exception:
             logger.exception("steps stay eager: the compiled one cannot be used")
+
+    def _adopt(self) -> None:
+        self._ready(self.file)
+        self._adopted = True
 
     @property
     def _is_made(self) -> bool:
