@@ -90,7 +90,8 @@ RULES = [
     ),
     Rule(
         r"app\.common\.settings",
-        may=r"schemas|services\.(errors|large|\w+_service|engine\.quantization\.METHODS)|app\.common",
+        may=r"schemas|services\.(errors|large|\w+_service|chat\.formats\.TOOL_FORMATS|engine\.quantization\.METHODS)"
+        r"|app\.common",
         never="torch",
     ),
     Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|large|\w+_service)|app\.common", never="torch"),

@@ -27,6 +27,7 @@ from pydantic_settings import (
 
 from app.common import setting_names
 from schemas.sampling_schema import SamplingSettings
+from services.chat.formats import TOOL_FORMATS
 from services.engine.quantization import METHODS
 
 
@@ -47,6 +48,17 @@ def _quantization_method(name: str) -> str:
 
 Quantization = Annotated[
     str, AfterValidator(_quantization_method), WithJsonSchema({"type": "string", "enum": [*METHODS]})
+]
+
+
+def _tool_format(name: str) -> str:
+    if name not in TOOL_FORMATS:
+        raise ValueError(f"the formats are: {', '.join(TOOL_FORMATS)}")
+    return name
+
+
+ToolFormatName = Annotated[
+    str, AfterValidator(_tool_format), WithJsonSchema({"type": "string", "enum": [*TOOL_FORMATS]})
 ]
 
 
@@ -79,7 +91,7 @@ class ModelSettings(SettingsGroup):
     """Never unloads the model."""
     ttl_s: float | None = Field(None, gt=0)
     """Idle seconds until the model is unloaded. Unset: never."""
-    dialect: Literal["hermes", "llama", "mistral", "mistral-args", "json"] | None = None
+    dialect: ToolFormatName | None = None
     """The format of tool calls. Unset: detected in the chat template."""
     sampling: SamplingSettings | None = None
     """Sampling defaults instead of those in `generation_config.json`, as a JSON object with some of `temperature`,
