@@ -77,7 +77,8 @@ async def _plan(request: CompactRequest | ResponseRequest, budget: TokenBudget, 
         service_tier=request.service_tier,
         cache_salt=request.cache_salt,
     )
-    return CompactionPlan(prompt, text, before=instructions(past))
+    tools = tuple(tool for message in past for tool in message.found_tools)
+    return CompactionPlan(prompt, text, before=instructions(past), tools=tools)
 
 
 def _checked(plan: CompactionPlan) -> CompactionPlan:

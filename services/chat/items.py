@@ -89,7 +89,7 @@ def to_messages(items: Sequence[Item], history: Sequence[ChatMessage] = ()) -> l
             if item["type"] not in UNREAD:
                 READERS[item["type"]](script, item)
         return script.end()
-    except (KeyError, TypeError, AttributeError) as error:  # of an import that nobody checked
+    except (KeyError, TypeError, AttributeError, ValidationError) as error:  # of an import that nobody checked
         raise InvalidRequest("An item that was stored is not whole: no prompt can have it", param="input") from error
 
 
@@ -137,8 +137,7 @@ class _MessageBuilder:
             return
         self.end()
         self._messages = retained(self._messages) if found.before is None else to_messages(found.before)
-        self._add({"role": "user", "content": found.message()})
-        self._messages += to_messages(found.after)
+        self._messages += [found.message(), *to_messages(found.after)]
 
     def compaction_trigger(self, item: Item) -> None:
         """Says nothing to a model."""
@@ -287,9 +286,16 @@ def _message_item(message: ChatMessage) -> Item:
 
 
 def _call_output(message: ChatMessage) -> Item:
+    if message.found_tools:
+        return _search_output(message)
     content = message.content
     output = [_as_item(part, "input_text") for part in content] if isinstance(content, list) else content or ""
     return {"type": "function_call_output", "call_id": message.tool_call_id, "output": output}
+
+
+def _search_output(message: ChatMessage) -> Item:
+    call = {"call_id": message.tool_call_id, "execution": "client"}
+    return {"type": "tool_search_output", **call, "tools": message.found_tools}
 
 
 def _as_item(part: Mapping[str, Any], text_kind: str) -> ContentPart:

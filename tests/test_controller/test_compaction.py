@@ -10,6 +10,7 @@ from openai.types.responses import Response
 
 from services.chat.compaction.item import SUMMARY_PREFIX
 from services.errors import EngineFailed, Overloaded
+from tests.agents import apps
 from tests.apps import NewSite, Site, post, refusal
 from tests.fakes import NotingEngine, Pause
 
@@ -18,6 +19,11 @@ LIMIT: list[Any] = [{"type": "compaction", "compact_threshold": 2_000}]
 LONG = "word " * 600
 ASKED: Any = {"type": "compaction_trigger"}
 TOOL: Any = {"type": "function", "name": "look", "parameters": {"type": "object"}, "strict": False}
+SEARCH: Any = {"type": "tool_search", "execution": "client"}
+FOUND: list[Any] = [
+    {"type": "tool_search_call", "execution": "client", "call_id": "s", "arguments": {"query": "brush"}},
+    {"type": "tool_search_output", "execution": "client", "call_id": "s", "tools": [TOOL | {"name": "paint"}]},
+]
 
 
 @pytest.fixture
@@ -99,6 +105,14 @@ class TestOnDemand:
         compacted = await openai.responses.compact(model=MODEL, input=given)
         assert [item.type for item in compacted.output] == ["message", "compaction"]
         assert '[assistant calls look]\n{"at": "door"}\n\n[result of look]\nIt is shut.' in engine.prompts[-1]
+
+    async def test_tools_that_were_found_can_still_be_called(self, openai: AsyncOpenAI, engine: NotingEngine) -> None:
+        engine.tokenizer = apps.Tokenizer(apps.THINKS)
+        given: list[Any] = [*talk("Find"), *FOUND, *talk("One", "Two")[::-1]]
+        compacted = await openai.responses.compact(model=MODEL, input=given)
+        assert [item.type for item in compacted.output] == ["message", "message", "compaction"]
+        await openai.responses.create(input=[*map(plain, compacted.output), *talk("Three")], tools=[SEARCH])
+        assert '"name": "paint"' in engine.prompts[-1]
 
     async def test_leaves_nothing(self, site: Site, engine: NotingEngine) -> None:
         made = await post(site, "/responses/compact", model=MODEL, input="Hi")
@@ -327,6 +341,21 @@ class TestBeforeAnAnswer:
         assert kinds(answer) == ["compaction", "message"]
         assert "<user>Look\n" in engine.prompts[-1]
         assert engine.prompts[-1].index("The notes.") < engine.prompts[-1].index("It is shut.")
+
+    @pytest.mark.parametrize("answered", [False, True])
+    async def test_tools_that_were_found_can_still_be_called(
+        self, openai: AsyncOpenAI, engine: NotingEngine, answered: bool
+    ) -> None:
+        engine.tokenizer = apps.Tokenizer(apps.THINKS)
+        given: list[Any] = [*talk("One", LONG, "Find"), *FOUND, *(talk("Two", "Three")[::-1] if answered else [])]
+        fields: Any = {"tools": [SEARCH], "context_management": LIMIT}
+        answer = await openai.responses.create(input=given, **fields)
+        assert kinds(answer) == ["compaction", "message"]
+        assert '"name": "paint"' in engine.prompts[-1]
+        assert "<conversation>" not in engine.prompts[-1]
+        again = await openai.responses.create(input="Four", previous_response_id=answer.id, **fields)
+        assert kinds(again) == ["message"]
+        assert '"name": "paint"' in engine.prompts[-1]
 
     async def test_what_alone_outgrows_the_context_is_summarised_too(
         self, openai: AsyncOpenAI, engine: NotingEngine

@@ -37,7 +37,7 @@ ANSWER = ChatMessage(role="assistant", content="A door.", reasoning_content="Hm.
 CALLS = ChatMessage(role="assistant", content="I look.", tool_calls=[CALL, CUSTOM])
 RESULT = ChatMessage(role="tool", tool_call_id="c", content="It is shut.")
 DONE = ChatMessage(role="tool", tool_call_id="d", content=[{"type": "text", "text": "Patched."}])
-SUMMARY = ChatMessage(content=Compaction("They spoke.").message())
+SUMMARY = Compaction("They spoke.").message()
 
 
 def user_items(*texts: str) -> list[Item]:
@@ -191,6 +191,23 @@ class TestWindow:
             SummaryPrompt(None, 100), "all", before=[SYSTEM, USER], after=[CALLS, RESULT], is_self_contained=True
         )
         assert items.to_messages([plan.item("They spoke.", SEAL)]) == plan.chat("They spoke.")
+
+    def test_tools_that_were_found_stay(self) -> None:
+        """Those of the summarised searches, and those of one that is not answered yet."""
+        result = RESULT.model_copy()
+        result.bring([{"type": "function", "name": "open"}])
+        plan = CompactionPlan(
+            *(SummaryPrompt(None, 100), "all", [USER], [CALLS, result]),
+            tools=({"type": "function", "name": "shut"},),
+            is_self_contained=True,
+        )
+        for chat in (plan.chat("They spoke."), items.to_messages([plan.item("They spoke.", SEAL)])):
+            assert [tool["name"] for message in chat for tool in message.found_tools] == ["shut", "open"]
+
+    def test_an_item_of_an_earlier_version_has_no_tools(self) -> None:
+        item = seal_item(Compaction("Notes"), SEAL)
+        del item[COMPACTED]["tools"]
+        assert compaction_of(item) == Compaction("Notes")
 
 
 @pytest.mark.parametrize(

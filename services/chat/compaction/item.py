@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from schemas.chat_schema import ChatMessage
 from schemas.item_schema import COMPACTED
 from services.chat.sealed import Seal
 
@@ -28,10 +29,13 @@ class Compaction:
     summary: str
     before: tuple[Item, ...] | None = None  # None: the client keeps the messages before the item
     after: tuple[Item, ...] = ()  # what was not answered yet
+    tools: tuple[Item, ...] = ()  # found by searches that are summarised: they can still be called
 
-    def message(self) -> str:
-        """The text of the user message that shows the summary to the model."""
-        return f"{SUMMARY_PREFIX}\n\n{self.summary}"
+    def message(self) -> ChatMessage:
+        """The user message that shows the summary to the model."""
+        message = ChatMessage(role="user", content=f"{SUMMARY_PREFIX}\n\n{self.summary}")
+        message.bring(list(self.tools))
+        return message
 
 
 def is_summary(text: str) -> bool:
@@ -44,7 +48,7 @@ def without_prefix(text: str) -> str:
 
 def seal_item(compaction: Compaction, seal: Seal) -> Item:
     """The item with its plain content, for storage; clients get what `public_item` leaves of it."""
-    content = {"summary": compaction.summary, "before": compaction.before, "after": compaction.after}
+    content = {name: getattr(compaction, name) for name in ("summary", "before", "after", "tools")}
     encrypted = seal.close(json.dumps(content, ensure_ascii=False), "compaction")
     return {"type": "compaction", "encrypted_content": encrypted, COMPACTED: content}
 
@@ -61,7 +65,8 @@ def compaction_of(item: Item) -> Compaction | None:
     if content is None:
         return None
     before = content["before"]
-    return Compaction(content["summary"], None if before is None else tuple(before), tuple(content["after"]))
+    tools = tuple(content.get("tools", ()))  # earlier versions sealed none
+    return Compaction(content["summary"], None if before is None else tuple(before), tuple(content["after"]), tools)
 
 
 def public_item(item: Mapping[str, Any]) -> Item:

@@ -48,13 +48,13 @@ class CompactionPlan:
     transcript: str
     before: Chat  # messages in front of the summary
     after: Chat = ()  # and behind it: those that were not answered yet
+    tools: tuple[Item, ...] = ()  # found by searches in the transcript
     is_self_contained: bool = False  # the item includes these messages; otherwise the client keeps them
 
     def chat(self, summary: str = "") -> list[ChatMessage]:
         """The messages that an answer continues from."""
-        message = ChatMessage(role="user", content=Compaction(summary).message())
-        return [*self.before, message, *self.after]
+        return [*self.before, Compaction(summary, tools=self.tools).message(), *self.after]
 
     def item(self, summary: str, seal: Seal) -> Item:
         before = tuple(items.from_messages(self.before)) if self.is_self_contained else None
-        return seal_item(Compaction(summary, before, tuple(items.from_messages(self.after))), seal)
+        return seal_item(Compaction(summary, before, tuple(items.from_messages(self.after)), self.tools), seal)
