@@ -5,7 +5,6 @@ A conversation longer than the model's context is read in portions; each request
 
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from functools import partial
 
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat.compaction.summary_prompt import SummaryPrompt
@@ -46,6 +45,7 @@ class SummaryWriter:
         self.finish = Finish("stop", 0, 0)  # with the tokens of all portions
         self._chat = chat
         self._rest = transcript
+        self._portion = ""  # in front of the rest
         self._prompt = prompt
         self._owner = owner
         self._reply: Reply | None = None
@@ -61,16 +61,15 @@ class SummaryWriter:
             self.text, self.finish = _text_of(self._reply), _add_tokens(self.finish, self._reply)
         if not self._rest:
             return None
-        size = await self._portion_size()
-        request = self._prompt.request(self._rest[:size], self.text)
-        run = await (admitted(partial(self._run, request)) if self._reply else started(await self._run(request)))
-        self._rest = self._rest[size:]
+        run = await (admitted(self._run) if self._reply else started(await self._run()))
+        self._rest = self._rest[len(self._portion) :]
         self._reply = Reply()
         self.add(run.head)
         return run
 
-    async def _run(self, request: ChatCompletionRequest) -> AsyncGenerator[Event, None]:
-        return self._chat.run(request, self._owner)
+    async def _run(self) -> AsyncGenerator[Event, None]:
+        self._portion = self._rest[: await self._portion_size()]
+        return self._chat.run(self._prompt.request(self._portion, self.text), self._owner)
 
     async def _portion_size(self) -> int:
         """Characters that fit the context."""

@@ -2,6 +2,7 @@
 
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -75,6 +76,21 @@ async def test_later_portions_wait_for_room(
         return await submit(job)  # type: ignore[arg-type]  # it is a job
 
     monkeypatch.setattr(engine, "submit", sometimes)
+    assert (await write(service, "[user]\n" + "x " * 3_000)).text == "The notes."
+
+
+async def test_later_portions_wait_for_other_long_texts(
+    service: SummaryService, chat: ChatService, engine: NotingEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which are many enough, at first, for none of the second portion's tokens to be counted."""
+    count, refused = chat.prompt_of, iter([True, True])
+
+    async def sometimes(*args: Any, **options: Any) -> tuple[int, ...]:
+        if engine.jobs and next(refused, False):
+            raise Overloaded("full", retry_after=0)
+        return await count(*args, **options)
+
+    monkeypatch.setattr(chat, "prompt_of", sometimes)
     assert (await write(service, "[user]\n" + "x " * 3_000)).text == "The notes."
 
 
