@@ -15,17 +15,10 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from services.engine.base import Embeddings
-from services.engine.embedding.embedder import (
-    POOLINGS,
-    Call,
-    Encoder,
-    Floats,
-    LocalEmbedder,
-    PoolingConfig,
-    cut,
-    read_pooling_config,
-    share,
-)
+from services.engine.embedding.batching import Call, cut, share
+from services.engine.embedding.embedder import LocalEmbedder
+from services.engine.embedding.encoder import Encoder, Floats
+from services.engine.embedding.pooling import POOLINGS, PoolingConfig, read_pooling_config
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 
 MINILM = Path(__file__).parents[2] / "models" / "all-MiniLM-L6-v2"

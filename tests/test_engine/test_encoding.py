@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModel
 from services.engine.cpu.merged_linear import packed_weights
 from services.engine.embedding import compiled_encoder
 from services.engine.embedding.compiled_encoder import EncoderPlan, pack_where_it_agrees
-from services.engine.embedding.embedder import Encoder, PoolingConfig
+from services.engine.embedding.encoder import Encoder
+from services.engine.embedding.pooling import PoolingConfig
 from tests.test_engine.compilers import needs_compiler
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -11,15 +11,9 @@ from transformers import AutoModelForSequenceClassification
 from services.engine.base import Pair
 from services.engine.cpu.threads import loads
 from services.engine.device.selection import pick_device, pick_dtype
-from services.engine.embedding.embedder import (
-    Floats,
-    LocalEmbedder,
-    PoolingConfig,
-    Tokens,
-    load_tokenizer,
-    max_length,
-    padded,
-)
+from services.engine.embedding.embedder import LocalEmbedder
+from services.engine.embedding.encoder import Floats, Tokens, load_tokenizer, max_length, padded
+from services.engine.embedding.pooling import PoolingConfig
 from services.engine.loading.loader import ALONE
 from services.errors import EngineFailed
 
