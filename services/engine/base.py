@@ -35,9 +35,10 @@ class GrammarSpec:
 
     A Lark grammar begins with the rule `start`, holds JSON schemas as `%json {...}`, and names markers as
     `<tool_call>`, or `<"[TOOL_CALLS]">` where they have no angle brackets of their own: the one token that the
-    tokenizer has for it, else its text. `...<tool_call>` is any text up to that marker and the marker itself. JSON is
-    held to one line. A schema with `"x-guidance": {"lenient": true}` at its top is enforced as far as it can be,
-    instead of refused for a keyword that cannot.
+    tokenizer has for it, else its text. `...<tool_call>` is any text up to that marker and the marker itself,
+    `.../[a-z]*/ <tool_call>` one that matches, and in which the marker's text does not occur. JSON is held to one line.
+    A schema with `"x-guidance": {"lenient": true}` at its top is enforced as far as it can be, instead of refused for a
+    keyword that cannot.
     """
 
     kind: Literal["json_schema", "regex", "lark"]

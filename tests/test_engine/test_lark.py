@@ -31,6 +31,16 @@ def written(source: str, before: str = "") -> str:
         (r'start: "\"<tool>" <tool>', r'start: "\"<tool>" <[7]>'),
         ("start: ...<tool>", "start: before-start-0\nbefore-start-0: /(?s:.*)/ <[7]>"),
         ("start: ...<other>", 'start: before-start-0\nbefore-start-0[suffix="<other>"]: /(?s:.*)/'),
+        ('start: <"a[CALL]b">', 'start: "a" <[8]> "b"'),
+        (
+            'start: ...<"a[CALL]">',
+            'start: before-start-0\nbefore-start-0: BEFORE-START-0-LEAD <[8]>\nBEFORE-START-0-LEAD: /(?s:.*)/ "a"',
+        ),
+        (
+            "start: .../[a-z]*/ <tool>",
+            "start: before-start-0\nbefore-start-0: BEFORE-START-0 <[7]>\n"
+            "BEFORE-START-0: /[a-z]*/ & ~/(?s:.*)<tool>(?s:.*)/",
+        ),
     ],
 )
 def test_a_marker_is_a_token_where_the_tokenizer_has_it_else_its_text(source: str, expected: str) -> None:

@@ -98,12 +98,7 @@ def read(calls: ToolFormat, offer: ToolSelection, *pieces: str) -> tuple[str, li
 
 
 def begun(calls: ToolFormat, name: str) -> str:
-    """As any call begins: a line end before the object is a model's habit, and must lead to this tool as to others."""
-    return "".join(calls.before) + lead(calls) + f'{{"name": "{name}"}}\n'
-
-
-def lead(calls: ToolFormat) -> str:
-    return "\n" if calls.call[0].startswith("\n") else ""
+    return "".join(calls.before) + calls.text_begin(name)
 
 
 @pytest.mark.parametrize("calls", TOOL_FORMATS.values(), ids=TOOL_FORMATS)
@@ -126,7 +121,7 @@ class TestHeldToAGrammar:
 
     def test_comes_after_others(self, calls: ToolFormat, tokenizer: LLTokenizer) -> None:
         first = calls.write([("f", '{"a": 1}'), ("say", '{"input": "\\u00e9\\n"}')]).removesuffix("".join(calls.after))
-        written = first + "".join(calls.between) + lead(calls) + '{"name": "code"}\nAB/7'
+        written = first + "".join(calls.between) + calls.text_begin("code") + "AB/7"
         assert takes(tokenizer, calls, offer("required"), written.replace("\\u00e9", "e"))
         made = [("function", "f", '{"a": 1}'), ("custom", "say", "é\n"), ("custom", "code", "AB/7")]
         for pieces in ((written,), tuple(written)):
@@ -145,9 +140,7 @@ def test_several_texts_with_an_end_each(tokenizer: LLTokenizer) -> None:
     for name in ("hermes", "mistral-args"):
         calls = TOOL_FORMATS[name]
         ended = "AB/7\n" + calls.text_end * (calls.text_end not in calls.between)
-        written = (
-            begun(calls, "code") + ended + "".join(calls.between) + lead(calls) + '{"name": "code"}\nCD/8' + calls.end
-        )
+        written = begun(calls, "code") + ended + "".join(calls.between) + calls.text_begin("code") + "CD/8" + calls.end
         assert takes(tokenizer, calls, offer("required"), written)
         assert read(calls, offer("auto"), *written) == ("", [("custom", "code", "AB/7\n"), ("custom", "code", "CD/8")])
 

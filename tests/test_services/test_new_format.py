@@ -42,7 +42,6 @@ class Guillemets:
     between = ("»\n«",)
     after = ("»",)
     bare = False
-    short_ids = False
     text_end = ""
 
     def detect(self, template: str) -> bool:
@@ -54,12 +53,21 @@ class Guillemets:
     def write(self, calls: Iterable[tuple[str, str]]) -> str:
         return "\n".join(f"«{name}: {arguments}»" for name, arguments in calls)
 
+    def example(self) -> str:
+        return "«NAME: ARGUMENTS»"
+
+    def call_id(self, id: str, name: str, place: int) -> str:
+        return id
+
     def call_rules(self, rule: CallRule) -> list[str]:
         arguments = f"{rule.name}-arguments"
         return [
             f"{rule.name}: {json.dumps(f'{rule.function.name}: ')} {arguments}",
             f"{arguments}: %json {schema_of(rule.function)}",
         ]
+
+    def text_begin(self, name: str) -> str:
+        return ""
 
     def text_rules(self, rule: CallRule) -> list[str]:
         assert rule.text

@@ -164,7 +164,9 @@ class TestRendering:
     )
 
     def test_template_that_shows_tools_has_the_messages_as_they_are(self) -> None:
-        rendered = render_tools(self.MESSAGES, select_tools(request("f")), ChatFormat(HERMES, shows_tools=True))
+        rendered = render_tools(
+            self.MESSAGES, select_tools(request("f")), ChatFormat(HERMES, shows_tools=True, shows_calls=True)
+        )
         assert rendered == self.MESSAGES
 
     def test_another_one_has_calls_and_results_as_text(self) -> None:
@@ -203,7 +205,7 @@ class TestRendering:
         assert '[{"name": "NAME", "arguments": {"PARAMETER": VALUE}}]' in first["content"]
 
     def test_ids_are_made_short_where_the_template_wants_them_so(self) -> None:
-        rendered = render_tools(self.MESSAGES, None, ChatFormat(MISTRAL, shows_tools=True))
+        rendered = render_tools(self.MESSAGES, None, ChatFormat(MISTRAL, shows_tools=True, shows_calls=True))
         ids = [call["id"] for call in rendered[1]["tool_calls"]]
         assert [len(id) for id in ids] == [9, 9]
         assert [each["tool_call_id"] for each in rendered[2:]] == ids

@@ -38,6 +38,7 @@ def _chat_format(template: str, name: str | None) -> ChatFormat:
     return ChatFormat(
         tools=tools or JSON_LIST,
         shows_tools=tools is not None and "tools" in arguments,
+        shows_calls=tools is not None and ("tools" in arguments or "tool_calls" in template),
         takes_system="System role not supported" not in template,
         thinking=next((each for each in (TAGS, BRACKETS) if each.end in template), None),
         switch=next((each for each in SWITCHES if each in arguments), None),

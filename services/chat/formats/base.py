@@ -7,7 +7,7 @@ calls, and the grammar that forces one.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Protocol
+from typing import Any, Protocol
 
 from schemas.tool_schema import Function, Grammar
 from services.chat.events import Callee
@@ -70,10 +70,6 @@ class ToolFormat(Protocol):
         """Whether a call may begin the answer without a marker."""
 
     @property
-    def short_ids(self) -> bool:
-        """Whether templates take ids of nine letters and digits only."""
-
-    @property
     def text_end(self) -> str:
         """What ends the input of a custom tool with a grammar, if something does before the answer ends."""
 
@@ -85,11 +81,20 @@ class ToolFormat(Protocol):
     def write(self, calls: Iterable[tuple[str, str]]) -> str:
         """Names and JSON arguments, as a model writes them."""
 
+    def example(self) -> str:
+        """A call of `NAME`, for models whose template shows none."""
+
+    def call_id(self, id: str, name: str, place: int) -> str:
+        """What a template is given as the id of an earlier call. `place`: among the calls of the conversation."""
+
     def call_rules(self, rule: CallRule) -> list[str]:
         """Lark rules: `rule.name` is one call. They may add rules whose names begin with it."""
 
+    def text_begin(self, name: str) -> str:
+        """What comes before the input of a custom tool with a grammar, behind `before` or `between`."""
+
     def text_rules(self, rule: CallRule) -> list[str]:
-        """The same for a custom tool with a grammar, without the end of its text."""
+        """The same as `call_rules` for a custom tool with a grammar, without the end of its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,8 @@ class ChatFormat:
     """What a model was taught to write, as far as its chat template shows."""
 
     tools: ToolFormat
-    shows_tools: bool = False  # the template itself, and the calls and results of earlier messages
+    shows_tools: bool = False  # the template itself
+    shows_calls: bool = False  # and the results of calls, in earlier messages
     takes_system: bool = True
     thinking: ThinkingTags | None = None
     switch: str | None = None  # the template's argument that turns thinking on or off
@@ -118,6 +124,7 @@ class OutputFormat:
     begun: bool = False  # the prompt has opened the thinking already
     tools: ToolFormat | None = None  # None: no tools are offered
     names: frozenset[str] = frozenset()  # of the tools
+    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # their JSON schemas, by those names
     callees: Mapping[str, Callee] = field(default_factory=dict)  # those that are no functions of the same name
     stop: tuple[str, ...] = ()  # strings that end it, in its content
     include_stop: bool = False

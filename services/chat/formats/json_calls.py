@@ -59,8 +59,8 @@ class JsonCalls:
     marker: str = ""
     end: str = ""  # after each call
     bare: bool = False
-    short_ids: bool = False
     detects: Callable[[str], bool] = field(default=lambda template: False)
+    ids: Callable[[str, str, int], str] = field(default=lambda id, name, place: id)
 
     @property
     def text_end(self) -> str:
@@ -76,26 +76,32 @@ class JsonCalls:
         texts = ["".join(_filled(part, name, arguments) for part in self.call) for name, arguments in calls]
         return "".join(self.before) + "".join(self.between).join(texts) + "".join(self.after)
 
+    def example(self) -> str:
+        return self.write([(NAME_HERE, '{"PARAMETER": VALUE}')])
+
+    def call_id(self, id: str, name: str, place: int) -> str:
+        return self.ids(id, name, place)
+
     def call_rules(self, rule: CallRule) -> list[str]:
         arguments = f"{rule.name}-arguments"
-        parts = [arguments if part == ARGUMENTS else lark([_named(part, rule)]) for part in self.call]
+        name = rule.function.name
+        parts = [arguments if part == ARGUMENTS else lark([_filled(part, name, "")]) for part in self.call]
         return [f"{rule.name}: {' '.join(parts)}", f"{arguments}: %json {schema_of(rule.function)}"]
+
+    def text_begin(self, name: str) -> str:
+        # a model that has begun as it does for any call is not to be led to another tool by that
+        lead = self.call[0][: len(self.call[0]) - len(self.call[0].lstrip())]
+        return lead + _filled(TEXT, name, "")
 
     def text_rules(self, rule: CallRule) -> list[str]:
         assert rule.text
-        # a model that has begun as it does for any call is not to be led to another tool by that
-        lead = self.call[0][: len(self.call[0]) - len(self.call[0].lstrip())]
         text = f"{rule.name}-text"
-        begin = json.dumps(lead + _named(TEXT, rule))
+        begin = json.dumps(self.text_begin(rule.function.name))
         return [f"{rule.name}: {begin} {text}", *text_rules(text, *rule.text)]
 
 
 def _filled(part: str, name: str, arguments: str) -> str:
     return arguments if part == ARGUMENTS else part.replace(NAME_HERE, name)
-
-
-def _named(part: str, rule: CallRule) -> str:
-    return part.replace(NAME_HERE, rule.function.name)
 
 
 class JsonCallParser:

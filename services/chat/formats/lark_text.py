@@ -11,6 +11,7 @@ from schemas.tool_schema import Function, Grammar
 from services.errors import InvalidRequest
 
 MARKER = re.compile(r"<\S+>|\[[A-Z_]+\]")  # texts of this form are special tokens, where the tokenizer has them
+SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$#&~/-]")
 BRACE = re.compile(r"^\s*\}\s*$", re.MULTILINE)
 COMBINING = {"allOf", "anyOf", "oneOf", "$ref", "if", "not", "patternProperties", "unevaluatedProperties"}
 
@@ -22,6 +23,11 @@ def lark(parts: Iterable[str]) -> str:
 
 def marker(text: str) -> str:
     return f"<{json.dumps(text)}>"
+
+
+def pattern(text: str) -> str:
+    """A regular expression, as it stands between slashes, that matches just this text."""
+    return SPECIAL.sub(r"\\\g<0>", text).replace("\n", "\\n")
 
 
 def schema_of(function: Function) -> str:

@@ -1,7 +1,7 @@
 """Mistral Small 3.2, Devstral, Ministral: `[TOOL_CALLS]name[ARGS]{…}`."""
 
 from services.chat.formats.json_calls import ARGUMENTS, NAME_HERE, JsonCalls
-from services.chat.formats.mistral import HEADERS
+from services.chat.formats.mistral import HEADERS, short_id
 
 
 def _detect(template: str) -> bool:
@@ -16,5 +16,5 @@ MISTRAL_ARGS = JsonCalls(
     call=(NAME_HERE, "[ARGS]", ARGUMENTS),
     between=("[TOOL_CALLS]",),
     marker="[TOOL_CALLS]",
-    short_ids=True,
+    ids=short_id,
 )

@@ -1,6 +1,7 @@
 """The tool calls of one answer as events. A custom tool's input is read out of the JSON that the model writes it in."""
 
 from collections.abc import Mapping
+from typing import Any
 from uuid import uuid4
 
 from services.chat.events import Arguments, Callee, ToolCall
@@ -9,10 +10,20 @@ from services.chat.parsing.scanner import Scanner
 
 
 class CallWriter:
-    """`names`: of the tools that may be called. `callees`: those that are no functions of the same name."""
+    """`names`: of the tools that may be called. `callees`: those that are no functions of the same name.
 
-    def __init__(self, scanner: Scanner, names: frozenset[str], callees: Mapping[str, Callee]) -> None:
+    `parameters`: JSON schemas of arguments, by name, for formats that do not show a value's type.
+    """
+
+    def __init__(
+        self,
+        scanner: Scanner,
+        names: frozenset[str],
+        callees: Mapping[str, Callee],
+        parameters: Mapping[str, Mapping[str, Any]],
+    ) -> None:
         self.names = names
+        self.parameters = parameters
         self.num_calls = 0
         self._scanner = scanner
         self._callees = callees

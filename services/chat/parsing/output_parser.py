@@ -20,7 +20,7 @@ class OutputParser:
         self.stopped_by: str | None = None
         self._stops: tuple[str, ...] = ()  # that are looked for now
         self._scanner = Scanner(index)
-        self._calls = CallWriter(self._scanner, format.names, format.callees)
+        self._calls = CallWriter(self._scanner, format.names, format.callees, format.parameters)
         self._tools = format.tools.parser(self._scanner, self._calls) if format.tools else None
         self._marker = format.tools.marker if format.tools else ""
         self._step: Callable[[], bool] = self._skip_to_thought if format.begun else self._open

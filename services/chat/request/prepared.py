@@ -143,6 +143,7 @@ def _output(
         begun,
         format.tools if selection else None,
         selection.names if selection else frozenset(),
+        selection.parameters if selection else {},
         selection.callees if selection else {},
         # stop strings are the content's: in thoughts and calls they would break it
         stop=tuple(request.stop),

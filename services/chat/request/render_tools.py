@@ -1,8 +1,8 @@
 """How a model is shown the tools it may call: by its chat template, or in words where the template shows none."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Any
 
 from schemas.tool_schema import Function, Tool
@@ -23,19 +23,21 @@ def _declaration(function: Function) -> dict[str, Any]:
 
 def render_tools(messages: list[Message], selection: ToolSelection | None, format: ChatFormat) -> list[Message]:
     """For a template that shows tools the messages as they are, for another one with all of it put into words."""
-    if format.shows_tools:
-        return [_with_short_ids(each) for each in messages] if format.tools.short_ids else messages
-    as_text = list(_without_tools(messages, format.tools))
-    return _introduced(as_text, _introduction(selection, format.tools), format) if selection else as_text
+    if format.shows_calls:
+        rendered = list(_with_template_ids(messages, format.tools))
+    else:
+        rendered = list(_without_tools(messages, format.tools))
+    if format.shows_tools or not selection:
+        return rendered
+    return _introduced(rendered, _introduction(selection, format.tools), format)
 
 
 def _introduction(selection: ToolSelection, tools: ToolFormat) -> str:
     shown = "\n".join(json.dumps(each["function"], ensure_ascii=False) for each in declarations(selection.tools))
-    example = tools.write([("NAME", '{"PARAMETER": VALUE}')])
-    again = " Several can be called at once." if selection.parallel and tools.between else ""
+    again = " Several can be called at once." if selection.parallel else ""
     return (
         f"You can call these functions, described with JSON schemas of their parameters:\n{shown}\n\n"
-        f"To call a function, answer with nothing but this, and its result will be given to you:\n{example}\n"
+        f"To call a function, answer with nothing but this, and its result will be given to you:\n{tools.example()}\n"
         f"{'Call one now.' if selection.must else 'Call one only if it helps to answer.'}{again}"
     )
 
@@ -78,15 +80,15 @@ def _as_text(arguments: object) -> str:
     return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
-def _with_short_ids(message: Message) -> Message:
-    """The same nine letters for the same id, whoever made it."""
-    changed = dict(message)
-    if "tool_call_id" in changed:
-        changed["tool_call_id"] = _short(changed["tool_call_id"])
-    if "tool_calls" in changed:
-        changed["tool_calls"] = [{**call, "id": _short(call["id"])} for call in changed["tool_calls"]]
-    return changed
-
-
-def _short(id: str) -> str:
-    return hashlib.sha256(id.encode()).hexdigest()[:9]
+def _with_template_ids(messages: Iterable[Message], tools: ToolFormat) -> Iterator[Message]:
+    ids: dict[str, str] = {}
+    places = count()
+    for message in messages:
+        changed = dict(message)
+        if "tool_calls" in message:
+            calls = message["tool_calls"]
+            ids |= {each["id"]: tools.call_id(each["id"], each["function"]["name"], next(places)) for each in calls}
+            changed["tool_calls"] = [{**each, "id": ids[each["id"]]} for each in calls]
+        if "tool_call_id" in message:
+            changed["tool_call_id"] = ids.get(message["tool_call_id"], message["tool_call_id"])
+        yield changed

@@ -1,11 +1,10 @@
 """What an answer must look like that calls tools, or may: a Lark grammar, assembled from the tool format's rules."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from services.chat.formats.base import CallRule, ToolFormat
-from services.chat.formats.lark_text import lark, marker
+from services.chat.formats.lark_text import lark, marker, pattern
 from services.chat.request.tool_selection import ToolSelection
 from services.engine.base import GrammarSpec
 from services.errors import InvalidRequest
@@ -47,7 +46,7 @@ class _Grammar:
             begin = f"{marker(self.format.marker)}? " if self.format.marker else ""
             return f"{text} | {begin}{self.block(self.format.before)}"
         begin, *before = self.format.before
-        text_pattern = f"/(?s:.*)/ & ~/(?s:.*){_pattern(begin)}(?s:.*)/"
+        text_pattern = f"/(?s:.*)/ & ~/(?s:.*){pattern(begin)}(?s:.*)/"
         return f"TEXT | ...{marker(begin)} {self.block(tuple(before))}\nTEXT: {text_pattern}"
 
     def block(self, before: tuple[str, ...]) -> str:
@@ -96,10 +95,6 @@ class _Grammar:
                 yield CallRule(f"text-call-{place}", function, (grammar, param))
             else:
                 yield CallRule(f"call-{place}", function)
-
-
-def _pattern(text: str) -> str:
-    return re.sub(r"([^\w<>])", r"\\\1", text)
 
 
 def _spec(selection: ToolSelection, lines: list[str]) -> GrammarSpec:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.tool_schema import (
@@ -35,6 +35,11 @@ class ToolSelection:
     @property
     def names(self) -> frozenset[str]:
         return frozenset(each.name for each in self.callable)
+
+    @property
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """JSON schemas, by name."""
+        return {each.name: each.parameters for each in self.callable}
 
 
 def select_tools(request: ChatCompletionRequest) -> ToolSelection | None:

@@ -26,6 +26,8 @@ NO_LEAP_SECOND = r"\d:\d\d:[0-5]"  # which the format has, and next to no reader
 
 MAX_PROPERTIES = 5000
 MAX_MULTIPLE = 100_000
+SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$#&~/-]")  # in regular expressions
+ANY_TEXT = "/(?s:.*)/"
 ANSWER = "the-answer"  # what "start" is called where something comes before it
 
 # What a text or an expression leaves open is taken to the end of all, which the library refuses: to look for an end
@@ -35,7 +37,9 @@ PARTS = re.compile(
       "(?:\\.|[^"\\])*(?:"|(?s:.)*) | //[^\n]* | \#[^\n]* | /(?:\\.|[^/\\])+(?:/|(?s:.)*)
     | %lark\ \{\n (?: (?s:.*?)\n\}\n | (?s:.*) )
     | (?P<json> %json\s*(?=\{) )
-    | (?P<until> \.\.\.\s*)? <(?: (?P<quoted> "(?:\\.|[^"\\])+" ) | (?P<bare> [^<>\s\["][^<>\s]* ) )>
+    | (?P<until> \.\.\.\s*
+        (?: (?P<body> /(?:\\.|[^/\\])+/ )\s*)? )?
+      <(?: (?P<quoted> "(?:\\.|[^"\\])+" ) | (?P<bare> [^<>\s\["][^<>\s]* ) )>
     | (?P<start> (?<![\w@%-]) start (?![\w-]) )
     """,
     re.VERBOSE,
@@ -97,10 +101,10 @@ def _resolve(text: str, markers: Mapping[str, int], start: str = "start") -> str
         elif (name := _marker(found)) is None:
             parts.append(found[0])
         elif found["until"]:
-            rules.append(_until(f"before-{start}-{len(rules)}", name, markers))
+            rules.append(_until(f"before-{start}-{len(rules)}", found["body"], name, markers))
             parts.append(f"before-{start}-{len(rules) - 1}")
         else:
-            parts.append(_said(name, markers))
+            parts.append(" ".join(_spelled(name, markers)))
     return "\n".join(["".join(parts) + text[at:], *rules])
 
 
@@ -110,13 +114,33 @@ def _marker(found: re.Match[str]) -> str | None:
     return f"<{found['bare']}>" if found["bare"] else None
 
 
-def _said(marker: str, markers: Mapping[str, int]) -> str:
-    return f"<[{markers[marker]}]>" if marker in markers else json.dumps(marker)
+def _spelled(marker: str, markers: Mapping[str, int]) -> list[str]:
+    """The marker's token, or its text with the tokens that are in it."""
+    found = sorted((each for each in markers if each in marker), key=len, reverse=True)
+    if not found:
+        return [json.dumps(marker)]
+    pieces = re.split(f"({'|'.join(map(re.escape, found))})", marker)
+    return [f"<[{markers[each]}]>" if each in markers else json.dumps(each) for each in pieces if each]
 
 
-def _until(rule: str, marker: str, markers: Mapping[str, int]) -> str:
-    said = _said(marker, markers)
-    return f"{rule}: /(?s:.*)/ {said}" if marker in markers else f"{rule}[suffix={said}]: /(?s:.*)/"
+def _until(rule: str, body: str | None, marker: str, markers: Mapping[str, int]) -> str:
+    begin, *rest = _spelled(marker, markers)
+    text = body or ANY_TEXT
+    if body:
+        # parsers see the text only, and may take a marker that is spelled without its token for the end
+        text, terminal = rule.upper(), f"\n{rule.upper()}: {body} & ~/(?s:.*){_escaped(marker)}(?s:.*)/"
+    else:
+        terminal = ""
+    if begin.startswith("<["):
+        return f"{rule}: {text} {' '.join([begin, *rest])}{terminal}"
+    if not rest:
+        return f"{rule}[suffix={begin}]: {text}{terminal}"
+    lead = f"{rule.upper()}-LEAD"
+    return f"{rule}: {lead} {' '.join(rest)}\n{lead}: {text} {begin}{terminal}"
+
+
+def _escaped(text: str) -> str:
+    return SPECIAL.sub(r"\\\g<0>", text).replace("\n", "\\n")
 
 
 def _json(text: str, at: int = 0) -> tuple[Any, int]:
