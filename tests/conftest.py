@@ -27,3 +27,9 @@ def one_thread() -> Iterator[None]:
     """A one-token step has too little work for two threads, which would mostly wait for each other."""
     with computing_with(1):
         yield
+
+
+@pytest.fixture
+def no_headroom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts are admitted though there is no room for their answers, so that sequences are preempted the sooner."""
+    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)

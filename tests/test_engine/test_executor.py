@@ -85,13 +85,13 @@ def half_right(name: str) -> Callable[[NgramProposer, list[int], int], tuple[int
     return draft
 
 
+@pytest.mark.usefixtures("no_headroom")
 @pytest.mark.parametrize(
     ("name", "paged"), [("llama", False), ("gemma2", False), ("llama", True)], ids=["batched", "sequential", "paged"]
 )
 def test_pickled_steps_give_the_same_logits_on_another_executor(
     name: str, paged: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)  # preempts the sooner
     monkeypatch.setattr(NgramProposer, "draft", half_right(name))
     logging = LoggingExecutor(executor(name, paged=paged))
 

@@ -140,13 +140,13 @@ def weights(pieces: list[Piece]) -> list[float]:
     return [each.logprob for one in told for each in (one, *one.top)]
 
 
+@pytest.mark.usefixtures("no_headroom")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_everybody_who_stays_is_told_what_it_would_be_told_alone(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ngram_proposer, "NGRAM_SIZE", 1)
-    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
     random = Random(seed)
     name = ["llama", "gemma3", "gpt2", "bloom"][seed % 4]
     asked = requests(random)

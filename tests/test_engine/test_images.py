@@ -172,10 +172,10 @@ async def test_an_image_is_found_again_and_no_other_is_taken_for_it(tiny: Tiny) 
     assert other[0] == tiny.expected[ASKS[1]]
 
 
+@pytest.mark.usefixtures("no_headroom")
 async def test_what_was_preempted_is_looked_at_again(
     tiny: Tiny, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)  # preempts the sooner
     monkeypatch.setattr(vision_module, "KEPT_TOKENS", 1)
     loaded = read(folders[tiny.name])
     asks = [ASKS[2], ASKS[3]]

@@ -92,19 +92,18 @@ def crowd(name: str) -> list[Answer]:
     return alike(build(name))
 
 
+@pytest.mark.usefixtures("no_headroom")
 @pytest.mark.parametrize("max_tokens", [512, 7], ids="{} tokens a step".format)
 @pytest.mark.parametrize("pages", [None, 24], ids="{} pages".format)
 @pytest.mark.parametrize("min_reuse", [None, 1], ids="{} reused".format)
 def test_beginnings_in_common(
     tiny: Tiny,
     crowd: list[Answer],
-    monkeypatch: pytest.MonkeyPatch,
     max_tokens: int,
     pages: int | None,
     min_reuse: int | None,
 ) -> None:
     """Taken over, shared, waited for, preempted and read in chunks, all of it mixed."""
-    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)  # preempts the sooner
     answers = [
         replace(answer, joins=joins, said=[]) for answer, joins in zip(crowd, (0, 0, 2, 5, 5, 9, 40), strict=True)
     ]
@@ -380,11 +379,9 @@ def test_where_the_form_is_larger_the_rest_is_nobodys() -> None:
 # --- in an engine ---
 
 
-async def test_clients_that_share_beginnings_and_lose_their_places_get_what_each_would_get_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.usefixtures("no_headroom")
+async def test_clients_that_share_beginnings_and_lose_their_places_get_what_each_would_get_alone() -> None:
     """Everything at once: sent ahead, preempted, shared, padded, left."""
-    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
     model, tokenizer, recorder = build("llama"), byte_level(), Recorder()
     beginning = prompt(20)
     prompts = [(*beginning[: 20 - 3 * i], *prompt(1 + i, seed=i)) for i in range(5)] + [

@@ -107,9 +107,9 @@ TestPagedService = PagedService.TestCase
 TestPagedService.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 
 
+@pytest.mark.usefixtures("no_headroom")
 @pytest.mark.parametrize("seed", range(100))
-def test_a_memory_that_is_always_full_never_runs_out(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
+def test_a_memory_that_is_always_full_never_runs_out(seed: int) -> None:
     chance = Random(seed)
     num_pages = chance.choice([9, 10, 12])
     scheduler = Scheduler(5, chance.choice([5, 7, 16]), cache_tokens=4 * num_pages, min_reuse=3, page_size=4)

@@ -136,11 +136,10 @@ async def check(name: str, runner: Runner, switches: Switches) -> None:
 
 
 @pytest.fixture(autouse=True)
-def rash(monkeypatch: pytest.MonkeyPatch) -> None:
+def rash(no_headroom: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guesses after every single token, and prompts let in though there is no room for their answers."""
     monkeypatch.setattr(ngram_proposer, "NGRAM_SIZE", 1)
     monkeypatch.setattr(ngram_proposer, "MAX_BACKOFF", 0)
-    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
 
 
 @pytest.mark.parametrize(("name", "switches"), EAGER, ids=str)

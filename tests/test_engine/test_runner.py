@@ -183,19 +183,18 @@ def crowd(tiny: Tiny) -> list[Answer]:
     return alike(build(tiny.name))
 
 
+@pytest.mark.usefixtures("no_headroom")
 @pytest.mark.parametrize("max_tokens", [512, 7], ids="{} tokens a step".format)
 @pytest.mark.parametrize("cache_tokens", [None, 95], ids="{} tokens in the cache".format)
 @pytest.mark.parametrize("min_reuse", [None, 16, 1], ids="{} reused".format)
 def test_beginnings_in_common(
     tiny: Tiny,
     crowd: list[Answer],
-    monkeypatch: pytest.MonkeyPatch,
     max_tokens: int,
     cache_tokens: int | None,
     min_reuse: int | None,
 ) -> None:
     """Taken over, copied, waited for, preempted and read in chunks, all of it mixed."""
-    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)  # preempts the sooner
     answers = [
         replace(answer, joins=joins, said=[]) for answer, joins in zip(crowd, (0, 0, 2, 5, 5, 9, 40), strict=True)
     ]

@@ -380,9 +380,9 @@ def test_the_least_urgent_and_latest_gives_way_and_comes_back_with_what_it_said(
     assert all(each.num_sampled == 60 for each in (first, urgent, last))
 
 
-def test_a_sequence_admitted_and_preempted_in_one_step_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("no_headroom")
+def test_a_sequence_admitted_and_preempted_in_one_step_waits_once() -> None:
     """The second owner's last prompt takes the memory of the first owner's, which was admitted just before it."""
-    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
     scheduler = Scheduler(8, 64, cache_tokens=80, min_reuse=None)
     scheduler.add(sequence(40, answer=2, owner="beta"))
     compute(scheduler.schedule())
@@ -406,8 +406,8 @@ def test_a_prompt_is_let_in_when_there_is_room_for_it_beside_the_others() -> Non
     assert scheduler.num_preemptions == 0
 
 
-def test_who_has_not_begun_to_read_needs_nothing_of_what_was_in_its_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
+@pytest.mark.usefixtures("no_headroom")
+def test_who_has_not_begun_to_read_needs_nothing_of_what_was_in_its_slot() -> None:
     scheduler = Scheduler(num_slots=3, max_tokens=12, cache_tokens=58)
     memory = Memory(3, length=60)
     for wave in [(50,), (40, 6, 10)]:
@@ -606,9 +606,9 @@ def test_beginnings_are_shared_by_whole_blocks() -> None:
     assert second.num_reused == 24
 
 
+@pytest.mark.usefixtures("no_headroom")
 @pytest.mark.parametrize(("block_size", "num_running"), [(1, 3), (8, 1), (15, 2)])
-def test_the_cache_is_counted_in_blocks(block_size: int, num_running: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
+def test_the_cache_is_counted_in_blocks(block_size: int, num_running: int) -> None:
     scheduler = Scheduler(num_slots=8, max_tokens=64, cache_tokens=30, min_reuse=None, block_size=block_size)
     for _ in range(4):
         scheduler.add(sequence(10))
@@ -617,9 +617,9 @@ def test_the_cache_is_counted_in_blocks(block_size: int, num_running: int, monke
     assert scheduler.num_running == num_running
 
 
+@pytest.mark.usefixtures("no_headroom")
 @pytest.mark.parametrize(("share", "num_running"), [(1, 8), (0.5, 5), (0.01, 1)])
-def test_prompts_leave_room_for_answers(share: float, num_running: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
+def test_prompts_leave_room_for_answers(share: float, num_running: int) -> None:
     scheduler = Scheduler(num_slots=8, max_tokens=100, cache_tokens=100, min_reuse=None, prompt_share=share)
     for _ in range(8):
         scheduler.add(sequence(10))

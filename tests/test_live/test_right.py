@@ -94,9 +94,9 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.usefixtures("no_headroom")
 @pytest.mark.parametrize("switched", SWITCHES)
-async def test_together(reference: Reference, switched: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)  # preempts the sooner
+async def test_together(reference: Reference, switched: str) -> None:
     async with serving(dtype="float32", **SWITCHES[switched]) as engine:
         reference.check(await asyncio.gather(*(answer(engine, each) for each in reference.prompts)))
         stats = engine.stats()
@@ -110,10 +110,10 @@ async def test_alone(reference: Reference) -> None:
         reference.check([await answer(engine, each) for each in reference.prompts])
 
 
+@pytest.mark.usefixtures("no_headroom")
 @needs_compiler
 @pytest.mark.parametrize("switched", ["nothing", "everything"])
-async def test_with_compiled_steps(reference: Reference, switched: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.engine.scheduling.scheduler.HEADROOM", 0)
+async def test_with_compiled_steps(reference: Reference, switched: str) -> None:
     options = SWITCHES[switched] | {"max_model_len": 128}  # of one length, so that both need but one compilation
     async with serving(dtype="float32", **options, compile_dir=str(MODELS / "compiled")) as engine:
         reference.check(await asyncio.gather(*(answer(engine, each) for each in reference.prompts)))
