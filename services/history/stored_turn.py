@@ -7,6 +7,7 @@ the output is in memory; a checkpoint every few seconds saves it and shows that 
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from uuid import uuid4
 
 from database.models import COMPLETED, FAILED, IN_PROGRESS, INCOMPLETE, QUEUED
@@ -20,7 +21,7 @@ from services.errors import EngineFailed, GrammarStuck, ServiceError, Stopped
 from services.history.context import ConversationContext
 from services.history.reply_buffer import ReplyBuffer
 from services.history.turn import NO_FACTS, PREFIX, Facts, TurnRequest, history_of
-from services.history.turn_result import FinalStatus, choice_record, usage_record
+from services.history.turn_result import choice_record, usage_record
 from services.history.turn_start import TurnStart
 from services.history.write_batcher import WriteBatcher
 from services.history.writes import STOPPED, TurnEnd, Write
@@ -78,7 +79,7 @@ class StoredTurn:
         try:
             await self._writes.add(start)
         except asyncio.CancelledError:  # the commit may already be under way
-            self._end(self._make_result(None, INCOMPLETE))
+            self._end(replace(self._make_result(None), status=INCOMPLETE))
             raise
         except BaseException:
             del self._running[self.id]
@@ -115,10 +116,10 @@ class StoredTurn:
         """Items generated so far, by choice."""
         return self._buffer.output
 
-    async def finish(self, error: ServiceError | None = None, *, status: FinalStatus | None = None) -> None:
+    async def finish(self, error: ServiceError | None = None) -> None:
         if self.id in self._running:
             # shielded: the batcher writes it whether or not the caller still waits
-            await asyncio.shield(self._end(self.result or self._make_result(error, status)))
+            await asyncio.shield(self._end(self.result or self._make_result(error)))
 
     def _end(self, result: TurnResult) -> "asyncio.Future[None]":
         self.result = result
@@ -131,13 +132,13 @@ class StoredTurn:
             self.completed_at = self.result.at
             self._running.pop(self.id, None)
 
-    def _make_result(self, error: ServiceError | None, status: FinalStatus | None) -> TurnResult:
+    def _make_result(self, error: ServiceError | None) -> TurnResult:
         reply, output = self._buffer.reply, self._buffer.finish()
         is_complete = all(each.finish for each in reply.choices)
-        if is_complete and status is None:
+        if is_complete:
             error = None  # the reader left after the end
         return TurnResult(
-            status=status or (COMPLETED if is_complete else self._status_after(error)),
+            status=COMPLETED if is_complete else self._status_after(error),
             output=output,
             choices=[choice_record(reply, index) for index in range(len(output))],
             usage=usage_record(reply) if is_complete else None,

@@ -16,7 +16,6 @@ from services.chat.items import Item
 from services.errors import ServiceError
 from services.history.context import ConversationContext
 from services.history.idempotency import IdempotencyKey
-from services.history.turn_result import FinalStatus
 
 Kind = Literal["chat.completion", "response", "message"]
 PREFIX: dict[Kind, str] = {"chat.completion": "chatcmpl-", "response": "resp_", "message": ""}
@@ -55,7 +54,7 @@ class Turn(Protocol):
 
     @property
     def reply_id(self) -> str:
-        """The stem from which `Output` derives the ids of output items."""
+        """The stem from which `OutputItems` derives the ids of output items."""
 
     @property
     def created_at(self) -> float: ...
@@ -80,7 +79,7 @@ class Turn(Protocol):
     def add(self, event: Event) -> None:
         """Adds an output event, for the next checkpoint and the result."""
 
-    async def finish(self, error: ServiceError | None = None, *, status: FinalStatus | None = None) -> None:
+    async def finish(self, error: ServiceError | None = None) -> None:
         """Only the first call counts. Callers shield it. After Unavailable the result is kept and written later."""
 
 
@@ -101,7 +100,7 @@ class UnstoredTurn:
 
     def add(self, event: Event) -> None: ...
 
-    async def finish(self, error: ServiceError | None = None, *, status: FinalStatus | None = None) -> None: ...
+    async def finish(self, error: ServiceError | None = None) -> None: ...
 
 
 def history_of(context: ConversationContext) -> list[ChatMessage]:

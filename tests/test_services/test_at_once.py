@@ -79,7 +79,7 @@ class TestOneAnswer:
     async def test_asked_again_twice_is_taken_back_once(self, turns: TurnService, database: Database) -> None:
         idempotency_key = IdempotencyKey("k", "d")
         first = await begin(turns, "1", **ALONE, idempotency_key=idempotency_key)
-        await finish(first, Text("on"), status="incomplete")
+        await finish(first, Text("on"))
         second = await store_turn(turns, "2", "two", **ALONE, previous=first.id)
         again = [turns.open(opening("1", **ALONE, idempotency_key=idempotency_key)) for _ in range(2)]
         for each in await at_once(database, first, *again):

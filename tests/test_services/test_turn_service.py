@@ -213,7 +213,7 @@ class TestTurn:
 
     async def test_only_the_first_finish_counts(self, service: TurnService) -> None:
         turn = await store_turn(service, "1", "one")
-        await finish(turn, Text(" more"), status="incomplete")
+        await finish(turn, Text(" more"), error=EngineFailed("too late"))
         assert await text_and_status(service, turn) == ("one", "completed")
 
     async def test_finish_without_begin_writes_nothing(
