@@ -60,9 +60,10 @@ class AnthropicSpec(Spec[MessagesRequest]):
 
     async def count(self, body: CountRequest, request: Request) -> Response:
         body = await self._opened(body, request)
-        left_aside = self.server.ignored(ignored(body))
-        chat_request = decoded(chat, body, partial(self._translate_error, body))
-        with translate_errors(partial(self._translate_error, body)):
+        left_aside = await offload(self.server.ignored, ignored(body))
+        translate = partial(self.translate_error, body)
+        chat_request = await offload(decoded, chat, body, translate)
+        with translate_errors(translate):
             num_tokens = await self.server.count(
                 chat_request, self.server.owner(request), self.ignored_reporter(left_aside)
             )
@@ -74,11 +75,8 @@ class AnthropicSpec(Spec[MessagesRequest]):
         seal = await self.server.seal(self.server.owner(request))
         return await offload(opened, body, seal)
 
-    def _translate_error(self, body: CountRequest, error: ServiceError) -> ServiceError:
-        return translate_error(error, names(body), self.too_long)
-
-    def names_of(self, request: MessagesRequest) -> ParameterNames:
-        return names(request)
+    def translate_error(self, request: CountRequest, error: ServiceError) -> ServiceError:
+        return translate_error(error, names(request), self.too_long)
 
     def decode_request(self, request: MessagesRequest) -> ChatCompletionRequest:
         return chat(request)
