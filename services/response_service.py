@@ -12,10 +12,11 @@ from schemas.tokenize_schema import InputTokens
 from services.chat import items
 from services.chat.answer.reasoning_output import ReasoningOutput
 from services.chat.answer.response_events import ResponseEncoder, stream_event
+from services.chat.compaction.window import Chat
 from services.chat.events import Event, Head
 from services.chat.items import Item
 from services.chat.request import responses
-from services.chat.request.fitting import Chat, shortened
+from services.chat.request.fitting import shortened
 from services.chat.request.refusals import ReportIgnored, report_nothing
 from services.chat.request.sampling import apply_defaults
 from services.chat_service import ChatContext, ChatService, admitted, finish_turn

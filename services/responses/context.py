@@ -8,9 +8,9 @@ from services.chat.answer.encode import conversation_ref
 from services.chat.answer.output import OutputItems
 from services.chat.answer.reasoning_output import ReasoningOutput
 from services.chat.answer.response_events import ResponseEncoder
+from services.chat.compaction.window import Chat
 from services.chat.events import Head
 from services.chat.request import responses
-from services.chat.request.fitting import Chat
 from services.chat.request.refusals import ReportIgnored
 from services.chat.request.sampling import apply_defaults
 from services.engine.base import SamplingDefaults

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.chat_schema import ChatMessage
-from services.chat.request.fitting import Chat, shortened
+from services.chat.compaction.window import Chat
+from services.chat.request.fitting import shortened
 
 CALL: dict[str, Any] = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 SYSTEM = ChatMessage(role="system", content="s")

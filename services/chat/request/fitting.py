@@ -1,10 +1,8 @@
 """Which of the oldest messages are left out so that a prompt fits its model."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
-from schemas.chat_schema import ChatMessage
-
-Chat = Sequence[ChatMessage]
+from services.chat.compaction.window import Chat, instructions
 
 
 async def shortened(messages: Chat, fits: Callable[[Chat], Awaitable[bool]]) -> Chat | None:
@@ -38,5 +36,4 @@ def _cuts(messages: Chat) -> list[int]:
 
 
 def _without(messages: Chat, cut: int) -> Chat:
-    instructions = [each for each in messages[:cut] if each.role in ("system", "developer")]
-    return [*instructions, *messages[cut:]]
+    return [*instructions(messages[:cut]), *messages[cut:]]
