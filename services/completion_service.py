@@ -9,7 +9,7 @@ from uuid import uuid4
 from schemas.completion_schema import Completion, CompletionRequest
 from services.chat.answer import encode_completion
 from services.chat.answer.encode import chunk_options
-from services.chat.events import Event, Head, Reply
+from services.chat.events import Event, Head, reply_of
 from services.chat.parsing.channels import events
 from services.chat.parsing.echoed import prompt_only
 from services.chat.request import completion, sampling
@@ -32,10 +32,7 @@ class CompletionService:
         return completion.unknown_keys(request)
 
     async def create(self, request: CompletionRequest, owner: str) -> Completion:
-        reply = Reply()
-        async with aclosing(self.run(request, owner)) as run:
-            async for event in run:
-                reply.add(event)
+        reply = await reply_of(self.run(request, owner))
         return encode_completion.completion(reply, chunk_options(request), request.n)
 
     async def stream(self, request: CompletionRequest, owner: str) -> AsyncGenerator[Completion, None]:

@@ -11,7 +11,7 @@ from app.common.sse import Framing, Stream
 from schemas.chat_schema import ChatCompletionRequest
 from schemas.embeddings_schema import EmbeddingRequest
 from services.catalogue_service import Abilities
-from services.chat.events import Event, Reply
+from services.chat.events import Event, Reply, reply_of
 from services.chat.request.refusals import ReportIgnored, report_nothing
 from services.chat.sealed import Seal
 from services.models.config import ModelCard
@@ -32,10 +32,7 @@ class Output(Generic[T]):
         return self._run
 
     async def whole(self) -> Reply:
-        reply = Reply()
-        async for event in self._run:
-            reply.add(event)
-        return reply
+        return await reply_of(self._run)
 
     async def aclose(self) -> None:
         """Takes the answer out of the batch if it is not at its end."""
