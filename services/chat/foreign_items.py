@@ -2,7 +2,7 @@
 
 A response's history may have been made by another server, or by tools that the client runs itself. What was called and
 what came of it is shown to the model in the one form that its template knows; what says nothing to a model is left
-aside (`ASIDE` in `schemas/item_schema.py`).
+aside (`UNREAD` in `schemas/item_schema.py`).
 """
 
 import json

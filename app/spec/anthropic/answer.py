@@ -40,7 +40,7 @@ class ThinkingOutputMode:
 async def events(
     run: AsyncIterable[Event], max_tokens: int, thinking: ThinkingOutputMode | None = None
 ) -> AsyncIterator[MessageEvent]:
-    """Without `thoughts` what the model thinks is left out."""
+    """Without `thinking` what the model thinks is left out."""
     encoder = _EventEncoder(max_tokens, thinking)
     async for event in run:
         for each in encoder.events(event):

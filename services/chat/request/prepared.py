@@ -65,7 +65,8 @@ def prepare(
     owner: str,
     answer: GrammarSpec | None = None,
 ) -> PreparedRequest:
-    """`request` is settled (`sampling.settled`); `answer`: the grammar it asks for, as `prompt.check` returns it.
+    """`request` has its model's defaults (`sampling.apply_defaults`). `answer`: the grammar it asks for, as
+    `prompt.check` returns it.
 
     Blocking: a long prompt takes long enough to render to be felt by every stream of the event loop.
     """
