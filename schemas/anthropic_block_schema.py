@@ -137,7 +137,7 @@ class RedactedThinkingBlock(Block):
 
 
 class CompactionBlock(Block):
-    """What was said before it, in short."""
+    """A summary of the conversation before it."""
 
     type: Literal["compaction"]
     content: str | None = None

@@ -72,7 +72,7 @@ class AnthropicToolChoice(Request):
 
 
 class ThinkingConfig(Request):
-    """Without it, or disabled, a model whose template can be told to is told not to think."""
+    """Absent or disabled: thinking is switched off where the model's template has a switch."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: int | None = Field(None, ge=1)

@@ -1,5 +1,6 @@
-"""How much a JSON text holds, told before it is parsed: a parser holds the interpreter's lock from its beginning to its
-end, and everybody's event loop with it. What stands inside of strings, as in prose, does not count.
+"""How much a JSON text holds, counted before it is parsed: a parser holds the GIL, and so stops the event loop.
+
+Characters inside of strings, as in prose, do not count.
 """
 
 import re

@@ -31,7 +31,7 @@ class BrowserQuestion(Question):
 
 
 class NewMessage(Question):
-    history: list[ChatMessage] | None = Field(None, description="What was said before; not with a conversation_id")
+    history: list[ChatMessage] | None = Field(None, description="Earlier messages; not with a conversation_id")
     stream: bool = False
 
 

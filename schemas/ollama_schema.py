@@ -90,12 +90,12 @@ class OllamaTool(Request):
 
 
 class ChatRequest(OllamaGenerationRequest):
-    messages: list[OllamaMessage] = Field([], description="none: the model is loaded, nothing is said")
+    messages: list[OllamaMessage] = Field([], description="none: the model is loaded, nothing is generated")
     tools: list[OllamaTool] = Field([])
 
 
 class GenerateRequest(OllamaGenerationRequest):
-    prompt: str = Field("", description="none: the model is loaded, nothing is said")
+    prompt: str = Field("", description="none: the model is loaded, nothing is generated")
     system: str | None = None
     images: list[str] = Field([], description="in base64")
     raw: Literal[False] = Field(False, description="prompts without a template: see /v1/completions")

@@ -104,7 +104,7 @@ ContextEdit = Annotated[Kept, PlainValidator(_edit, json_schema_input_type=dict[
 
 
 class ConversationRequest(Request):
-    """What has been said."""
+    """Output text."""
 
     HINTS: ClassVar[Hints] = {
         "client_metadata": (),

@@ -12,7 +12,7 @@ from schemas.tool_schema import AnyToolCall
 
 
 class StoredChatCompletion(ChatCompletion):
-    """With what was asked for. `status` is told where the answer was cut short."""
+    """With the parameters of its request. `status` is there where the answer was cut short."""
 
     status: Omitted[str] = None
     input_user: str | None = None

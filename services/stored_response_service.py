@@ -63,7 +63,7 @@ class StoredResponseService:
             )
 
     async def cancel(self, id: str, owner: str) -> Response:
-        """What was said so far stays; a response that is over stays as it is."""
+        """Keeps the output so far; a response that has ended stays as it is."""
         if not (await self._turns.answer(id, owner, KIND)).background:
             raise InvalidRequest("Only a response that is made in the background can be cancelled", param="response_id")
         await self._turns.cancel(id, owner, KIND)

@@ -103,7 +103,7 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Compacting:
-    """A sign that a summary of what was said before is being written."""
+    """A summary of the earlier conversation is being written."""
 
     index: int = 0
 
@@ -130,7 +130,7 @@ class ReplyToolCall:
 
 @dataclass(slots=True)
 class ChoiceReply:
-    """The fold of one choice: what was said so far, and how it ended."""
+    """The fold of one choice: its output so far, and how it ended."""
 
     text: str = ""
     reasoning: str = ""
@@ -168,7 +168,7 @@ class Reply:
             case Head(n=n):
                 self.head = event
                 self.choices = [ChoiceReply() for _ in range(n)]
-            case Compacting() | Compacted():  # of what was said before
+            case Compacting() | Compacted():  # of the earlier conversation
                 pass
             case _:
                 self.choices[event.index].add(event)

@@ -104,7 +104,7 @@ class _MessageBuilder:
     def end(self) -> list[ChatMessage]:
         if self._open:
             if not self._open.keys() & {"content", "refusal", "tool_calls"}:
-                self._open["content"] = ""  # it was cut short before it said anything
+                self._open["content"] = ""  # it was cut short before its first text
             self._add({"role": "assistant", **self._open})
             self._open = {}
         return self._messages
@@ -250,7 +250,7 @@ def _is_whole(part: ContentPart) -> bool:
 
 
 def text(items: Iterable[Item]) -> str:
-    """What was said in messages, without what was thought."""
+    """The text of messages, without reasoning."""
     parts = [part for item in items if item["type"] == "message" for part in item["content"]]
     return "".join(part["text"] for part in parts if part["type"] == "output_text")
 

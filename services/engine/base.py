@@ -73,7 +73,7 @@ class SamplingParams:
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     include_stop: bool = False  # the stop string or token in the text
-    logprobs: int | None = None  # how many alternatives are told with each token; None: not even its own logprob
+    logprobs: int | None = None  # alternatives reported with each token; None: not even its own logprob
     prompt_logprobs: int | None = None  # the same of the prompt's tokens, which are all read then, none found
     grammar: GrammarSpec | None = None
     thinking: ThinkingLimit | None = None

@@ -112,7 +112,7 @@ class _EventEncoder:
             return "max_tokens" if finish.completion_tokens >= self._max_tokens else "model_context_window_exceeded"
         if finish.stop is not None:
             return "stop_sequence"
-        # a chat's answer to a tool that was forced is said to "stop"
+        # chat completions end a forced call with "stop"
         return "tool_use" if self._has_calls else "end_turn"
 
 

@@ -64,7 +64,7 @@ class ChunkEncoder:
 
 
 def completion(reply: Reply, options: ChunkOptions, n: int) -> Completion:
-    """Of each prompt the `n` likeliest choices, likeliest first, if more than those were drawn."""
+    """`best_of`: the `n` likeliest choices of each prompt, likeliest first."""
     head = reply.head
     assert head
     prompts = [reply.choices[start : start + head.shares] for start in range(0, head.n, head.shares)]

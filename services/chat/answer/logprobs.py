@@ -1,4 +1,4 @@
-"""Tokens and how likely they were, as OpenAI's and Ollama's clients are told of them."""
+"""Tokens and their logprobs, in OpenAI's and Ollama's forms."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -218,7 +218,7 @@ class ResponseEncoder:
 
 
 def stream_event(event: ResponseEvent) -> StreamEvent:
-    """As it is kept and sent. A response is told with all its fields, of all else only what there is."""
+    """JSON as it is stored and sent: a response with all its fields, everything else without its nulls."""
     data = event.model_dump_json(exclude_none=not isinstance(event, LifecycleEvent))
     last = event.type in FINAL_EVENTS.values()
     return StreamEvent(number=event.sequence_number, type=event.type, data=data, last=last)

@@ -1,4 +1,4 @@
-"""What an answer uses, as it is told to the client: so far, or in all."""
+"""Token usage as the client reads it: so far, or in all."""
 
 from collections import Counter
 

@@ -1,1 +1,1 @@
-"""Compaction: a summary, written by a model, replaces what a conversation said before."""
+"""Compaction: a summary, written by a model, replaces the earlier part of a conversation."""

@@ -1,4 +1,4 @@
-"""Pieces -> events: what is said on each channel of each choice, as it comes."""
+"""Pieces -> events: the deltas of each channel (reasoning, content, tool calls) of each choice."""
 
 import asyncio
 from collections import deque
@@ -78,7 +78,7 @@ class ChoiceParser:
     def _finished(self, last: Piece) -> list[OutputEvent | Finish]:
         events: list[OutputEvent | Finish] = [self._with_tokens(each.event, each.end) for each in self._parser.finish()]
         if any(tokens.logprobs for tokens in self._tokens) and not self.is_over:
-            events.append(self._with_tokens(Text("", index=self._index), self._num_read + 1))  # each is told
+            events.append(self._with_tokens(Text("", index=self._index), self._num_read + 1))  # each token is reported
         return [*events, self._finish(last)]
 
     def _finish(self, last: Piece) -> Finish:

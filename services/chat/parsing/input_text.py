@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable
 
-INPUT = "input"  # the only parameter that a model is told of
+INPUT = "input"  # the only parameter of a custom tool in the prompt
 
 BEGIN = [r"\{", r"\s*", *f'"{INPUT}"', r"\s*", ":", r"\s*", '"']
 WHOLE = re.compile("".join(BEGIN))
@@ -22,7 +22,7 @@ class InputText:
         self._step: Callable[[], str] = self._begin
 
     def feed(self, text: str) -> str:
-        """What can be said of the input by now, without what was said before."""
+        """The next delta of the input."""
         self._held += text
         return self._step()
 

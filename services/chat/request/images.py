@@ -1,4 +1,4 @@
-"""Images of a request: where they are, and what can be told without decoding them."""
+"""Images of a request: where they are, and what is known of them without decoding."""
 
 import base64
 import binascii

@@ -183,7 +183,7 @@ def _call(tool_call: MessageToolCall | CustomToolCall) -> dict[str, Any]:
 
 
 def _arguments(text: str) -> object:
-    """An object, as templates expect it; what is none stays as it was said."""
+    """An object, as templates expect it; text that is no JSON object stays text."""
     try:
         json_size.check(text.encode(errors="replace"))
         read = json.loads(text)

@@ -1,4 +1,4 @@
-"""Whether and how long a model thinks before it answers, as far as its template lets itself be told."""
+"""Whether and how long a model thinks before it answers, as far as its template has a switch for it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field

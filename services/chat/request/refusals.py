@@ -73,7 +73,7 @@ def _refusal(name: str) -> UnsupportedParameter:
 
 
 def unknown_keys(request: BaseModel, unsupported: Unsupported) -> list[str]:
-    """All that is left aside and can be told without a model. Of those that are refused, values that ask for nothing
+    """All that is left aside and can be found without a model. Of those that are refused, values that ask for nothing
     are left."""
     found = (name for name in ignored_keys(request) if name not in unsupported)
     return sorted(islice(found, MOST))

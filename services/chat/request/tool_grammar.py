@@ -28,7 +28,7 @@ def _answer_or_calls(selection: ToolSelection, format: ToolFormat, answer: Gramm
     if answer.kind != "json_schema":
         raise InvalidRequest("'%s' of this kind goes without '%s'", answer.param, "tools")
     grammar = _Grammar(selection, format)
-    # a call without a marker could not be told from the answer by its first letters
+    # a call without a marker could not be distinguished from the answer by its first letters
     block = grammar.block(format.before or ((format.marker,) if format.marker else ()))
     spec = _spec(selection, [f"start: answer | {block}", f"answer: %json {answer.source}", *grammar.rules()])
     return replace(spec, param=answer.param)

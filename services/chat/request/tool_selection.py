@@ -43,13 +43,13 @@ class ToolSelection:
 
 
 def select_tools(request: ChatCompletionRequest) -> ToolSelection | None:
-    """None: nothing may be called, and the model is told of no tools."""
+    """None: nothing may be called, and the prompt has no tools."""
     choice, offered = request.tool_choice or "auto", list(served(request))
     if not offered or choice == "none":
         return None
     names = chosen(choice)
     may = [each for each in offered if names is None or (each.type, each.function.name) in names]
-    # of the allowed ones only is the model told, that it calls no other where nothing forces it
+    # the prompt has the allowed ones only, so that the model calls no other where nothing forces it
     shown = may if isinstance(choice, AllowedTools) else offered
     return ToolSelection(
         tools=tuple(Tool(type="function", function=each.function) for each in shown),

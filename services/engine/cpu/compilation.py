@@ -87,9 +87,9 @@ class Compilation:
         # in a group of its own: a terminal's Ctrl-C is for the server, which then ends the worker. Not in a session of
         # its own: Linux shares processors between sessions (autogroup), whatever the priorities within them are
         self._worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0)
-        _, said = self._worker.communicate()
+        _, errors = self._worker.communicate()
         if self._worker.returncode != 0 and not self._stopped:
-            reason = said.decode(errors="replace").strip().splitlines()[-1:] or ["the compiling process failed"]
+            reason = errors.decode(errors="replace").strip().splitlines()[-1:] or ["the compiling process failed"]
             logger.warning("steps stay eager: %s", reason[0])
             if -self._worker.returncode in CRASHES:
                 self._quarantine.mark()

@@ -187,7 +187,7 @@ def logits_indices(rows: list[StepRow]) -> list[int]:
 
 
 def supports_logits_to_keep(model: nn.Module) -> bool:
-    """Whether it can be told whose logits are wanted."""
+    """Whether the model takes `logits_to_keep`: the indices of the tokens whose logits are wanted."""
     return "logits_to_keep" in inspect.signature(model.forward).parameters
 
 

@@ -25,7 +25,7 @@ class Quarantine:
         self._is_ours = False  # the mark is this process's, which is using the package for the first time
 
     def holds(self) -> bool:
-        """Whether the package has crashed before, which is said once; waits for other processes that try it now."""
+        """Whether the package has crashed before, which is logged; waits for other processes that try it now."""
         with self._alone():
             found = self._mark.exists()
         if found:

@@ -61,7 +61,7 @@ class Encoder:
     """A transformers model and its pooling."""
 
     def __init__(self, model: Any, pooling: PoolingConfig) -> None:
-        model.config.use_cache = False  # decoders keep keys and values unless told
+        model.config.use_cache = False  # decoders keep keys and values by default
         self._model = model.eval()
         self._pooling = pooling
         self._compiled: CompiledEncoder | None = None

@@ -64,7 +64,7 @@ def checked_text(spec: GrammarSpec, markers: Mapping[str, int], tokenizer: LLTok
 
 
 def _check_beginning(matcher: LLMatcher) -> None:
-    """Refuses what can never be said, and what has too many ways to go on once it is begun."""
+    """Refuses grammars that accept no text, and those that are too ambiguous to be followed token by token."""
     mask = matcher.compute_bitmask()
     if matcher.is_error():
         raise InvalidGrammar(_why(matcher.get_error()))
@@ -82,7 +82,7 @@ REASONS = {
     r"Pointer '.*' does not exist": "'$ref' points to nothing",
     r"Resource '.*' is not present": "'$ref' and '$schema' must not lead outside the schema",
     r"too (?:big|large)|Too many items|precomputation failed|Current row has": "it is too large, or takes too long",
-    r"NoExtension": "nothing can be said that fulfils it",
+    r"NoExtension": "no text matches it",
     r"regex parse error:.*\nerror: ([^\n]+)": "its regular expression is not supported: {}",
     r"(look-?arounds?) not supported": "its regular expression is not supported: {}",
     r"Invalid type": "'type' names none of JSON's types",
@@ -94,7 +94,7 @@ def _why(error: str) -> str:
     """The library's reason without the caller's own text, which it quotes."""
     if len(error) > MAX_REASON:
         error = error[: MAX_REASON // 2] + error[-MAX_REASON // 2 :]
-    for pattern, said in REASONS.items():
+    for pattern, message in REASONS.items():
         if found := re.search(pattern, error, re.DOTALL):
-            return said.format(*found.groups())
+            return message.format(*found.groups())
     return "it is no grammar that is supported"

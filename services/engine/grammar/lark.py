@@ -18,7 +18,7 @@ HEAD = '%llguidance {"no_forcing": true}\n'
 
 # At most one space after a separator: a small model, left to itself, goes on with white space for ever.
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-OPTIONS = "x-guidance"  # where a schema itself says how it is compiled; only "lenient" is heard
+OPTIONS = "x-guidance"  # a schema's own compiler options, of which "lenient" is read
 
 DATA = {"const", "enum", "default", "examples"}  # keywords that hold no schemas
 EXACT = 2**53 - 1
@@ -162,8 +162,8 @@ DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 def _compact(schema: dict[str, Any]) -> dict[str, Any]:
     _check_size(schema)
-    said = schema.get(OPTIONS)
-    lenient = isinstance(said, dict) and said.get("lenient") is True
+    options = schema.get(OPTIONS)
+    lenient = isinstance(options, dict) and options.get("lenient") is True
     for part in _objects(schema, but=DATA):
         if part.get("type") == "integer":
             _bound(part)

@@ -43,7 +43,7 @@ def flash(
     queries: Tensor, keys: Tensor, values: Tensor, rows: PagedRows, scale: float | None, window: int | None
 ) -> Tensor:
     grouped = queries.shape[1] > keys.shape[2]
-    # One new token each sees all there is. Said without a window, the query heads of a group are attended together
+    # One new token each sees all there is. Without a window, the query heads of a group are attended together
     # and long sequences by several blocks each; everywhere else several blocks write wrong results
     # (pytorch issue 194167), so there is one.
     alone = rows.max_queries == 1 and window is None

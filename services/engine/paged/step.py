@@ -1,4 +1,4 @@
-"""A step over pages: the tokens of any mix of prompts and answers in one row, and one copy of all that is said of them.
+"""A step over pages: the tokens of any mix of prompts and answers in one row, and one transfer for their indices.
 
 All of it is written into one array on the host, is copied to the device in one go and taken apart there, so that a step
 neither waits for the device nor makes it wait.

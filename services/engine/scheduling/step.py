@@ -1,4 +1,4 @@
-"""One step of a model as a plain value: all that an executor is told, and what can be pickled.
+"""One step of a model as a plain value that can be pickled: everything that an executor receives.
 
 A step refers to no live sequence, so it follows from its own values and the steps before it: an executor in another
 process computes the same from a copy.
