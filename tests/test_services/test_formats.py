@@ -21,7 +21,7 @@ from services.engine.grammar.compiler import GrammarCompiler
 from services.engine.token_texts import TokenTexts
 from tests.npm_packages import tokenizer
 from tests.test_engine.tiny_tokenizers import byte_level
-from tests.test_services.test_output_parser import meaning
+from tests.test_services.test_output_parser import Meaning, meaning
 
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -177,7 +177,15 @@ async def accepts(tokenizer: Any, spec: GrammarSpec | None, text: str, end: bool
 def grammar(calls: ToolFormat, answer: GrammarSpec | None = None, **fields: object) -> GrammarSpec | None:
     selection = select_tools(request(**fields))
     assert selection
-    return tool_grammar(selection, calls, answer)
+    return tool_grammar(selection, calls, answer, calls.answer.content if calls.answer else ())
+
+
+def content(calls: ToolFormat, text: str) -> str:
+    return "".join(calls.answer.content) + text if calls.answer else text
+
+
+def parsed(calls: ToolFormat, text: str) -> Meaning:
+    return meaning(OutputFormat(tools=calls, names=NAMES, answer=calls.answer), text)
 
 
 @pytest.mark.parametrize("calls", TOOL_FORMATS.values(), ids=TOOL_FORMATS)
@@ -193,16 +201,22 @@ class TestGrammar:
 
     async def test_forced_calls_are_what_is_read_as_calls(self, calls: ToolFormat) -> None:
         spec = grammar(calls, tool_choice="required")
-        for made in ([PARIS], [NOW], [PARIS, NOW, PARIS]):
+        for made in ([PARIS], [NOW], *([[PARIS, NOW, PARIS]] if calls.between else [])):
             assert await self.accepts(spec, calls.write(made))
-            assert meaning(OutputFormat(tools=calls, names=NAMES), calls.write(made)).calls == tuple(made)
-        for wrong in ["Hello", "", "Hm. " + calls.write([NOW]), *(calls.write([each]) for each in self.WRONG)]:
+            assert parsed(calls, calls.write(made)).calls == tuple(made)
+        for wrong in [
+            content(calls, "Hello"),
+            "",
+            "Hm. " + calls.write([NOW]),
+            *(calls.write([each]) for each in self.WRONG),
+        ]:
             assert not await self.accepts(spec, wrong)
 
     async def test_there_are_only_so_many(self, calls: ToolFormat) -> None:
         spec = grammar(calls, tool_choice="required")
-        assert await self.accepts(spec, calls.write([NOW] * MAX_CALLS))
-        assert not await self.accepts(spec, calls.write([NOW] * (MAX_CALLS + 1)))
+        most = MAX_CALLS if calls.between else 1
+        assert await self.accepts(spec, calls.write([NOW] * most))
+        assert not await self.accepts(spec, calls.write([NOW] * (most + 1)))
 
     async def test_named_tool_is_called_once(self, calls: ToolFormat) -> None:
         spec = grammar(calls, tool_choice={"type": "function", "function": {"name": "get_weather"}})
@@ -212,27 +226,27 @@ class TestGrammar:
 
     async def test_free_answer_calls_once_where_calls_may_not_be_parallel(self, calls: ToolFormat) -> None:
         spec = grammar(calls, parallel_tool_calls=False)
-        assert await self.accepts(spec, "Hello, world!\n")
+        assert await self.accepts(spec, content(calls, "Hello, world!\n"))
         assert await self.accepts(spec, calls.write([PARIS]))
         assert await self.accepts(spec, calls.marker + calls.write([PARIS]).removeprefix(calls.marker))
         assert not await self.accepts(spec, calls.write([PARIS, NOW]))
         assert not await self.accepts(spec, calls.write([PARIS]) + " Done.")
-        assert await self.accepts(spec, "Hm.\n" + calls.write([NOW])) or calls.bare
+        assert await self.accepts(spec, "Hm.\n" + calls.write([NOW])) or calls.bare or calls.answer
 
     async def test_free_answer_keeps_strict_tools_schemas(self, calls: ToolFormat) -> None:
         strict = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
         assert grammar(calls) is None
         spec = grammar(calls, tools=[strict, TIME])
-        assert await self.accepts(spec, "Hello")
-        assert await self.accepts(spec, calls.write([PARIS, NOW]))
+        assert await self.accepts(spec, content(calls, "Hello"))
+        assert await self.accepts(spec, calls.write([PARIS, NOW] if calls.between else [PARIS]))
         assert not await self.accepts(spec, calls.write([("get_weather", '{"days": 3}')]), end=False)
 
     async def test_answer_of_a_form_or_calls(self, calls: ToolFormat) -> None:
         form = {"type": "object", "properties": {"name": {"type": "string"}}, "additionalProperties": False}
         spec = grammar(calls, GrammarSpec("json_schema", json.dumps(form)))
-        assert await self.accepts(spec, '{"name": "get_time"}')
-        assert not await self.accepts(spec, "Hello")
-        written = calls.write([PARIS, NOW])
+        assert await self.accepts(spec, content(calls, '{"name": "get_time"}'))
+        assert not await self.accepts(spec, content(calls, "Hello"))
+        written = calls.write([PARIS, NOW] if calls.between else [PARIS])
         assert await self.accepts(spec, written if calls.before else calls.marker + written)
 
 

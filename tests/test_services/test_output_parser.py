@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from services.chat.events import ChoiceReply
 from services.chat.formats import BRACKETS, HERMES, JSON_LIST, LLAMA, MISTRAL, TAGS
 from services.chat.formats.base import OutputFormat, ToolFormat
-from services.chat.parsing.output_parser import OutputParser
+from services.chat.parsing.output_parser import OutputParser, answer_parser
 
 NAMES = frozenset({"f", "get_weather"})
 FORMATS_OF_TOOLS = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "json": JSON_LIST}
@@ -26,7 +26,7 @@ class Meaning:
 
 
 def meaning(format: OutputFormat, *pieces: str) -> Meaning:
-    parser, reply = OutputParser(format), ChoiceReply()
+    parser, reply = answer_parser(format), ChoiceReply()
     parts = [part for piece in pieces for part in parser.feed(piece)] + parser.finish()
     assert [part.end for part in parts] == sorted(part.end for part in parts)
     assert all(part.end <= sum(map(len, pieces)) for part in parts)

@@ -10,6 +10,7 @@ from functools import lru_cache
 from jinja2 import Environment, TemplateSyntaxError, meta
 
 from services.chat.formats.base import ChatFormat, ThinkingTags, ToolFormat
+from services.chat.formats.harmony import HARMONY
 from services.chat.formats.hermes import HERMES
 from services.chat.formats.json_list import JSON_LIST
 from services.chat.formats.llama import LLAMA
@@ -17,7 +18,15 @@ from services.chat.formats.mistral import MISTRAL
 from services.chat.formats.mistral_args import MISTRAL_ARGS
 
 # The first that detects itself in a template is taken.
-TOOL_FORMATS: dict[str, ToolFormat] = {each.name: each for each in (HERMES, MISTRAL_ARGS, MISTRAL, LLAMA, JSON_LIST)}
+ALL: tuple[ToolFormat, ...] = (
+    HARMONY,
+    HERMES,
+    MISTRAL_ARGS,
+    MISTRAL,
+    LLAMA,
+    JSON_LIST,
+)
+TOOL_FORMATS = {each.name: each for each in ALL}
 UNKNOWN = ("<tool_calls>",)  # of formats that none here reads, though their templates look like one that is
 
 TAGS = ThinkingTags("<think>", "</think>")
@@ -40,10 +49,22 @@ def _chat_format(template: str, name: str | None) -> ChatFormat:
         shows_tools=tools is not None and "tools" in arguments,
         shows_calls=tools is not None and ("tools" in arguments or "tool_calls" in template),
         takes_system="System role not supported" not in template,
-        thinking=next((each for each in (TAGS, BRACKETS) if each.end in template), None),
+        thinking=_thinking(template, tools),
         switch=next((each for each in SWITCHES if each in arguments), None),
         has_effort="reasoning_effort" in arguments,
+        thought_key=_thought_key(template),
     )
+
+
+def _thinking(template: str, tools: ToolFormat | None) -> ThinkingTags | None:
+    if tools and tools.answer:
+        return tools.answer.thinking
+    return next((each for each in (TAGS, BRACKETS) if each.end in template), None)
+
+
+def _thought_key(template: str) -> str:
+    is_other = "reasoning_content" not in template and re.search(r"""(\.|\[['"])thinking\b""", template)
+    return "thinking" if is_other else "reasoning_content"
 
 
 def _detected(template: str) -> ToolFormat | None:

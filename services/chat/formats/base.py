@@ -1,7 +1,7 @@
 """The parts of a chat format: how a family of models writes tool calls, and marks its thoughts.
 
 A tool format is one file of this package: what it looks like in a chat template (`detect`), the streaming parser of its
-calls, and the grammar that forces one.
+calls, and the grammar that forces one. One whose models divide their answers further has an `AnswerFormat`, too.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from schemas.tool_schema import Function, Grammar
 from services.chat.events import Callee
 from services.chat.parsing.call_writer import CallWriter
-from services.chat.parsing.scanner import Scanner
+from services.chat.parsing.scanner import ParsedEvent, Scanner
 
 
 class Step(Enum):
@@ -60,9 +60,15 @@ class ToolFormat(Protocol):
         """What begins calls in the middle of an answer; empty where nothing does."""
 
     @property
+    def answer(self) -> "AnswerFormat | None":
+        """None: an answer may think, and then has content with calls in it."""
+
+    @property
     def before(self) -> tuple[str, ...]: ...
     @property
-    def between(self) -> tuple[str, ...]: ...
+    def between(self) -> tuple[str, ...]:
+        """Empty where an answer has one call only."""
+
     @property
     def after(self) -> tuple[str, ...]: ...
     @property
@@ -103,6 +109,44 @@ class ThinkingTags:
     end: str
 
 
+class AnswerParser(Protocol):
+    """Reads one answer while its text comes."""
+
+    @property
+    def num_calls(self) -> int: ...
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ended it."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whatever the model goes on with is no part of it."""
+
+    def feed(self, text: str, *, may_stop: bool = True) -> list[ParsedEvent]: ...
+
+    def finish(self) -> list[ParsedEvent]: ...
+
+
+class AnswerFormat(Protocol):
+    """How an answer is divided into thoughts, content and calls, where all of them are marked."""
+
+    @property
+    def opening(self) -> str:
+        """What a prompt ends with, unless it has begun the content."""
+
+    @property
+    def thinking(self) -> ThinkingTags: ...
+    @property
+    def earlier(self) -> str:
+        """In Lark, what may come before content that is held to a form, or before calls."""
+
+    @property
+    def content(self) -> tuple[str, ...]:
+        """What begins it."""
+
+    def parser(self, format: "OutputFormat", index: int) -> AnswerParser: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
     """What a model was taught to write, as far as its chat template shows."""
@@ -114,6 +158,7 @@ class ChatFormat:
     thinking: ThinkingTags | None = None
     switch: str | None = None  # the template's argument that turns thinking on or off
     has_effort: bool = False
+    thought_key: str = "reasoning_content"  # of earlier messages, as the template reads them
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +171,12 @@ class OutputFormat:
     names: frozenset[str] = frozenset()  # of the tools
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # their JSON schemas, by those names
     callees: Mapping[str, Callee] = field(default_factory=dict)  # those that are no functions of the same name
+    answer: AnswerFormat | None = None
+    in_content: bool = False  # which the prompt has begun; where `answer` marks it
     stop: tuple[str, ...] = ()  # strings that end it, in its content
     include_stop: bool = False
     min_tokens: int = 0  # in these no stop string is looked for
 
     @property
     def is_plain(self) -> bool:
-        return self.thinking is None and self.tools is None
+        return self.thinking is None and self.tools is None and self.answer is None

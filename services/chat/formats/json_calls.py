@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from services.chat.formats.base import CallRule, Step
+from services.chat.formats.base import AnswerFormat, CallRule, Step
 from services.chat.formats.lark_text import lark, schema_of, text_rules
 from services.chat.parsing.call_writer import CallWriter
 from services.chat.parsing.json_text import JsonEnd, call_in
@@ -59,6 +59,7 @@ class JsonCalls:
     marker: str = ""
     end: str = ""  # after each call
     bare: bool = False
+    answer: AnswerFormat | None = None
     detects: Callable[[str], bool] = field(default=lambda template: False)
     ids: Callable[[str, str, int], str] = field(default=lambda id, name, place: id)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from services.chat.events import Event, Finish, Head, OutputEvent, Reasoning, Text
 from services.chat.formats.base import OutputFormat
-from services.chat.parsing.output_parser import OutputParser
+from services.chat.parsing.output_parser import answer_parser
 from services.engine.base import Piece, TokenLogprob
 from services.errors import EngineFailed
 
@@ -41,7 +41,7 @@ class ChoiceParser:
     def __init__(self, format: OutputFormat, index: int, prompt_tokens: int, echo: str = "") -> None:
         self._format = format
         self._echo = echo
-        self._parser = OutputParser(format, index)
+        self._parser = answer_parser(format, index)
         self._index = index
         self._prompt_tokens = prompt_tokens
         self._tokens: deque[TokenSpan] = deque()
@@ -72,8 +72,8 @@ class ChoiceParser:
 
     @property
     def is_over(self) -> bool:
-        """A stop string came, of which the engine does not know."""
-        return self._parser.stopped_by is not None
+        """Its end came, of which the engine does not know."""
+        return self._parser.is_over
 
     def _finished(self, last: Piece) -> list[OutputEvent | Finish]:
         events: list[OutputEvent | Finish] = [self._with_tokens(each.event, each.end) for each in self._parser.finish()]

@@ -3,10 +3,14 @@
 from collections.abc import Callable
 
 from services.chat.events import Reasoning, Text
-from services.chat.formats.base import OutputFormat, Step
+from services.chat.formats.base import AnswerParser, OutputFormat, Step
 from services.chat.parsing.call_writer import CallWriter
 from services.chat.parsing.scanner import ParsedEvent, Scanner
 from services.engine.stop_strings import first, overlap
+
+
+def answer_parser(format: OutputFormat, index: int = 0) -> AnswerParser:
+    return format.answer.parser(format, index) if format.answer else OutputParser(format, index)
 
 
 class OutputParser:
@@ -28,6 +32,10 @@ class OutputParser:
     @property
     def num_calls(self) -> int:
         return self._calls.num_calls
+
+    @property
+    def is_over(self) -> bool:
+        return self.stopped_by is not None
 
     def feed(self, text: str, *, may_stop: bool = True) -> list[ParsedEvent]:
         self._scanner.text += text

@@ -5,20 +5,21 @@ from typing import Literal
 
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat.formats.base import ChatFormat, OutputFormat
-from services.chat.formats.lark_text import marker
+from services.chat.formats.lark_text import lark, marker
 from services.chat.request import prompt, sampling, tool_images
 from services.chat.request.contents import Illustration
 from services.chat.request.encoding import MAX_TOKENIZE_CHARS, Room
 from services.chat.request.prompt import Prompt
 from services.chat.request.public_prefix import num_public, public_prefix
 from services.chat.request.reasoning import ReasoningConfig, reasoning_config
+from services.chat.request.render_thoughts import render_thoughts
 from services.chat.request.render_tools import declarations, render_tools
 from services.chat.request.tool_grammar import tool_grammar
 from services.chat.request.tool_selection import ToolSelection, select_tools
 from services.engine.base import GrammarSpec, Job, Message, ThinkingLimit, Tokenizer
 from services.errors import UnsupportedParameter
 
-TAIL = 16  # tokens of the prompt in which its last marker is
+TAIL = 32  # tokens of the prompt in which its last marker is
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +77,14 @@ def prepare(
     keep = sampling.kept_tokens(request, max_tokens, target.max_length)
     rendered = _prompt(request, source, target, selection, reasoning, keep)
     state = _thinking(rendered, target)
-    output = _output(request, target.format, selection, begun=state == "begun")
-    grammar = tool_grammar(selection, target.format.tools, answer) if selection else answer
+    output = _output(request, target.format, selection, state)
+    content = output.answer.content if output.answer and not output.in_content else ()
+    grammar = tool_grammar(selection, target.format.tools, answer, content) if selection else answer
     params = prompt.sampling(
         request,
         max_tokens,
         stop=tuple(request.stop) if output.is_plain else (),
-        grammar=replace(grammar, before=_before(output, state)) if grammar else None,
+        grammar=replace(grammar, before=_before(output, state, () if selection else content)) if grammar else None,
         thinking=_limit(reasoning.budget, output, state, target),
     )
     public = public_prefix(target.tokenizer, target.system_prompt)
@@ -111,6 +113,7 @@ def _prompt(
     shown = {"tools": declarations(selection.tools)} if selection and target.format.shows_tools else {}
     template = prompt.template(request, **shown, **reasoning.arguments)
     messages = render_tools(tool_images.shown_by_user(source.messages), selection, target.format)
+    messages = render_thoughts(messages, target.format)
     text_keep = None if source.illustration else keep
     if source.limit:
         room = Room(source.limit, text_keep)
@@ -129,23 +132,28 @@ def _thinking(rendered: Prompt, target: Target) -> State:
     if thinking is None:
         return "over"
     end = str(target.tokenizer.decode(list(rendered.ids[-TAIL:]))).rstrip()
+    if answer := target.format.tools.answer:
+        return "open" if end.endswith(answer.opening) else "over"
     if end.endswith(thinking.begin):
         return "begun"
     return "over" if end.endswith(thinking.end) else "open"
 
 
 def _output(
-    request: ChatCompletionRequest, format: ChatFormat, selection: ToolSelection | None, *, begun: bool
+    request: ChatCompletionRequest, format: ChatFormat, selection: ToolSelection | None, state: State
 ) -> OutputFormat:
-    if format.thinking is None and selection is None:
+    answer = format.tools.answer
+    if format.thinking is None and selection is None and answer is None:
         return OutputFormat()
     return OutputFormat(
         format.thinking,
-        begun,
+        state == "begun",
         format.tools if selection else None,
         selection.names if selection else frozenset(),
         selection.parameters if selection else {},
         selection.callees if selection else {},
+        answer,
+        in_content=answer is not None and state == "over",
         # stop strings are the content's: in thoughts and calls they would break it
         stop=tuple(request.stop),
         include_stop=request.include_stop_str_in_output,
@@ -153,10 +161,12 @@ def _output(
     )
 
 
-def _before(output: OutputFormat, state: State) -> str:
-    """What may come before an answer that is held to a form: free thinking."""
+def _before(output: OutputFormat, state: State, content: tuple[str, ...]) -> str:
+    """What may come before an answer that is held to a form: free thinking, and what begins its content."""
     if output.thinking is None or state == "over":
         return ""
+    if output.answer:
+        return f"{output.answer.earlier} {lark(content)}"
     end = rf"...{marker(output.thinking.end)} /\n{{0,2}}/"
     return end if state == "begun" else f"({marker(output.thinking.begin)} {end})?"
 

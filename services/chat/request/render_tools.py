@@ -7,6 +7,7 @@ from typing import Any
 
 from schemas.tool_schema import Function, Tool
 from services.chat.formats.base import ChatFormat, ToolFormat
+from services.chat.request.single_calls import single_calls
 from services.chat.request.tool_selection import ToolSelection
 from services.engine.base import Message
 
@@ -24,7 +25,8 @@ def _declaration(function: Function) -> dict[str, Any]:
 def render_tools(messages: list[Message], selection: ToolSelection | None, format: ChatFormat) -> list[Message]:
     """For a template that shows tools the messages as they are, for another one with all of it put into words."""
     if format.shows_calls:
-        rendered = list(_with_template_ids(messages, format.tools))
+        given = messages if format.tools.between else single_calls(messages)
+        rendered = list(_with_template_ids(given, format.tools))
     else:
         rendered = list(_without_tools(messages, format.tools))
     if format.shows_tools or not selection:
@@ -34,7 +36,7 @@ def render_tools(messages: list[Message], selection: ToolSelection | None, forma
 
 def _introduction(selection: ToolSelection, tools: ToolFormat) -> str:
     shown = "\n".join(json.dumps(each["function"], ensure_ascii=False) for each in declarations(selection.tools))
-    again = " Several can be called at once." if selection.parallel else ""
+    again = " Several can be called at once." if selection.parallel and tools.between else ""
     return (
         f"You can call these functions, described with JSON schemas of their parameters:\n{shown}\n\n"
         f"To call a function, answer with nothing but this, and its result will be given to you:\n{tools.example()}\n"

@@ -12,25 +12,33 @@ from services.errors import InvalidRequest
 MAX_CALLS = 16  # in one answer: a small model would else call for ever
 
 
-def tool_grammar(selection: ToolSelection, format: ToolFormat, answer: GrammarSpec | None = None) -> GrammarSpec | None:
-    """None: the model is free to call as it likes. `answer`: what it must look like where nothing is called."""
+def tool_grammar(
+    selection: ToolSelection, format: ToolFormat, answer: GrammarSpec | None = None, content: tuple[str, ...] = ()
+) -> GrammarSpec | None:
+    """None: the model is free to call as it likes. `answer`: what it must look like where nothing is called.
+
+    `content`: what begins the content, where the format marks it.
+    """
     grammar = _Grammar(selection, format)
     if selection.must:
         return _spec(selection, [f"start: {grammar.block(format.before)}", *grammar.rules()])
     if answer is None and selection.parallel and not any(each.strict for each in selection.callable):
         return None
     if answer is not None:
-        return _answer_or_calls(selection, format, answer)
-    return _spec(selection, [f"start: {grammar.free()}", *grammar.rules()])
+        return _answer_or_calls(selection, format, answer, content)
+    return _spec(selection, [f"start: {grammar.free(content)}", *grammar.rules()])
 
 
-def _answer_or_calls(selection: ToolSelection, format: ToolFormat, answer: GrammarSpec) -> GrammarSpec:
+def _answer_or_calls(
+    selection: ToolSelection, format: ToolFormat, answer: GrammarSpec, content: tuple[str, ...]
+) -> GrammarSpec:
     if answer.kind != "json_schema":
         raise InvalidRequest("'%s' of this kind goes without '%s'", answer.param, "tools")
     grammar = _Grammar(selection, format)
     # a call without a marker could not be distinguished from the answer by its first letters
     block = grammar.block(format.before or ((format.marker,) if format.marker else ()))
-    spec = _spec(selection, [f"start: answer | {block}", f"answer: %json {answer.source}", *grammar.rules()])
+    start = f"start: {lark(content)} answer | {block}"
+    spec = _spec(selection, [start, f"answer: %json {answer.source}", *grammar.rules()])
     return replace(spec, param=answer.param)
 
 
@@ -39,8 +47,10 @@ class _Grammar:
     selection: ToolSelection
     format: ToolFormat
 
-    def free(self) -> str:
+    def free(self, content: tuple[str, ...]) -> str:
         """Any text, or text up to a call, and calls from there on."""
+        if content:
+            return f"{lark(content)} /(?s:.*)/ | {self.block(self.format.before)}"
         if self.format.bare:
             text = r"/(?s:\s*[^\s\[{].*)?/"
             begin = f"{marker(self.format.marker)}? " if self.format.marker else ""
@@ -52,7 +62,7 @@ class _Grammar:
     def block(self, before: tuple[str, ...]) -> str:
         """One call, or several. A text that nothing ends but the answer is the last."""
         begin, between, after = lark(before), lark(self.format.between), lark(self.format.after)
-        several = self.selection.parallel and self._is_followed
+        several = self.selection.parallel and self._is_followed and bool(self.format.between)
         blocks = []
         if self._is_followed:
             more = f"({between} call){{0,{MAX_CALLS - 1}}}" if several else ""
