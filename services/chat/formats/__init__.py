@@ -10,12 +10,15 @@ from functools import lru_cache
 from jinja2 import Environment, TemplateSyntaxError, meta
 
 from services.chat.formats.base import ChatFormat, ThinkingTags, ToolFormat
+from services.chat.formats.granite import GRANITE
 from services.chat.formats.harmony import HARMONY
 from services.chat.formats.hermes import HERMES
 from services.chat.formats.json_list import JSON_LIST
 from services.chat.formats.llama import LLAMA
 from services.chat.formats.mistral import MISTRAL
 from services.chat.formats.mistral_args import MISTRAL_ARGS
+from services.chat.formats.phi import FUNCTOOLS, PHI
+from services.chat.formats.tool_calls_list import TOOL_CALLS_LIST
 
 # The first that detects itself in a template is taken.
 ALL: tuple[ToolFormat, ...] = (
@@ -23,11 +26,17 @@ ALL: tuple[ToolFormat, ...] = (
     HERMES,
     MISTRAL_ARGS,
     MISTRAL,
+    TOOL_CALLS_LIST,
+    PHI,
+    FUNCTOOLS,
+    GRANITE,
     LLAMA,
     JSON_LIST,
 )
 TOOL_FORMATS = {each.name: each for each in ALL}
-UNKNOWN = ("<tool_calls>",)  # of formats that none here reads, though their templates look like one that is
+UNKNOWN = ("<tool_calls>\\n",)  # of formats that none here reads, though their templates look like one that is
+
+TOOLS_FIELD = re.compile(r"""(\[|get\()['"]tools['"]""")  # of a message
 
 TAGS = ThinkingTags("<think>", "</think>")
 BRACKETS = ThinkingTags("[THINK]", "[/THINK]")
@@ -44,10 +53,15 @@ def chat_format_of(template: str | Mapping[str, str] | None, name: str | None = 
 def _chat_format(template: str, name: str | None) -> ChatFormat:
     tools = TOOL_FORMATS[name] if name else _detected(template)
     arguments = _arguments(template)
+    in_message = "tools" not in arguments and TOOLS_FIELD.search(template) is not None
+    shows_tools = tools is not None and ("tools" in arguments or in_message)
     return ChatFormat(
         tools=tools or JSON_LIST,
-        shows_tools=tools is not None and "tools" in arguments,
-        shows_calls=tools is not None and ("tools" in arguments or "tool_calls" in template),
+        shows_tools=shows_tools,
+        shows_calls=shows_tools or (tools is not None and "tool_calls" in template),
+        calls_as_text="tool_calls" not in template,
+        tools_in_message=in_message,
+        result_role="tool_response" if in_message else "tool",
         takes_system="System role not supported" not in template,
         thinking=_thinking(template, tools),
         switch=next((each for each in SWITCHES if each in arguments), None),

@@ -154,6 +154,9 @@ class ChatFormat:
     tools: ToolFormat
     shows_tools: bool = False  # the template itself
     shows_calls: bool = False  # and the results of calls, in earlier messages
+    calls_as_text: bool = False  # of these the results only: the calls are to be in the content
+    tools_in_message: bool = False  # as a text, in a field of the system's message
+    result_role: str = "tool"
     takes_system: bool = True
     thinking: ThinkingTags | None = None
     switch: str | None = None  # the template's argument that turns thinking on or off

@@ -12,6 +12,9 @@ from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from services.chat.formats import chat_format_of
+from services.chat.formats.base import ChatFormat
+from services.chat.formats.lark_text import MARKER
 from services.chat.request.contents import TEXTS, text
 from services.engine.base import Message, Tokenizer
 from services.errors import InvalidRequest
@@ -53,10 +56,18 @@ def _controls(tokenizer: Tokenizer) -> Controls:
         for each in getattr(tokenizer, "added_tokens_decoder", {}).values()
         if len(each.content) > 1 and not each.content.isspace()
     ]
+    own = _call_marks(chat_format_of(template))
     return Controls(
-        special=_any_of([each.content for each in added if each.special]),
+        special=_any_of([each.content for each in added if each.special and each.content not in own]),
         every=_any_of([each.content for each in added if each.special or each.content in written]),
     )
+
+
+def _call_marks(format: ChatFormat) -> set[str]:
+    """Those of calls that stand in the content of earlier answers."""
+    tools = format.tools
+    parts = (*tools.before, *tools.between, *tools.after) if format.calls_as_text else ()
+    return {part for part in parts if MARKER.fullmatch(part)}
 
 
 def _any_of(tokens: Sequence[str]) -> re.Pattern[str] | None:

@@ -23,15 +23,31 @@ def _declaration(function: Function) -> dict[str, Any]:
 
 
 def render_tools(messages: list[Message], selection: ToolSelection | None, format: ChatFormat) -> list[Message]:
-    """For a template that shows tools the messages as they are, for another one with all of it put into words."""
-    if format.shows_calls:
-        given = messages if format.tools.between else single_calls(messages)
-        rendered = list(_with_template_ids(given, format.tools))
-    else:
-        rendered = list(_without_tools(messages, format.tools))
-    if format.shows_tools or not selection:
+    """For a template that shows tools the messages as it takes them, for another one with all of it put into words."""
+    rendered = list(
+        _as_template_takes(messages, format) if format.shows_calls else _without_tools(messages, format.tools)
+    )
+    if not selection or (format.shows_tools and not format.tools_in_message):
         return rendered
+    if format.tools_in_message:
+        return _with_tools_field(rendered, selection)
     return _introduced(rendered, _introduction(selection, format.tools), format)
+
+
+def _as_template_takes(messages: list[Message], format: ChatFormat) -> Iterator[Message]:
+    given = messages if format.tools.between else single_calls(messages)
+    for message in _with_template_ids(given, format.tools):
+        shown = _with_calls_as_text(message, format.tools) if format.calls_as_text else message
+        yield {**shown, "role": format.result_role} if shown["role"] == "tool" else shown
+
+
+def _with_tools_field(messages: list[Message], selection: ToolSelection) -> list[Message]:
+    """The system's message has them as JSON, as Phi-4-mini's template reads them."""
+    system, rest = ({"role": "system", "content": ""}, messages)
+    if messages and messages[0]["role"] == "system":
+        system, *rest = messages
+    functions = [each["function"] for each in declarations(selection.tools)]
+    return [{**system, "tools": json.dumps(functions, ensure_ascii=False)}, *rest]
 
 
 def _introduction(selection: ToolSelection, tools: ToolFormat) -> str:
