@@ -1,4 +1,7 @@
+import os
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,14 +17,25 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
+UNUSED_S = 7 * 24 * 3600.0
+
+
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is compiled in these tests, each thing once."""
-    return tmp_path_factory.mktemp("compiled")
+def folder(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Compiled steps and kernels, shared by all workers and kept between runs; their names are digests."""
+    if pytestconfig.cache is None:
+        return tmp_path_factory.mktemp("compiled")
+    kept = pytestconfig.cache.mkdir("compiled")
+    for file in kept.iterdir():
+        with suppress(OSError):  # another worker does the same
+            if file.is_file() and time.time() - file.stat().st_mtime > UNUSED_S:
+                file.unlink()
+    return kept
 
 
 @pytest.fixture(scope="session")
 def native_kernel(folder: Path) -> None:
     library = kernels.library_path(folder)
     kernels.build(library)
+    os.utime(library)
     kernels.load(library)

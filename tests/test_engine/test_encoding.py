@@ -15,7 +15,7 @@ from services.engine.embedding import compiled_encoder
 from services.engine.embedding.compiled_encoder import EncoderPlan, pack_where_it_agrees
 from services.engine.embedding.encoder import Encoder
 from services.engine.embedding.pooling import PoolingConfig
-from tests.test_engine.compilers import needs_compiler
+from tests.test_engine.compilers import compiled_once, needs_compiler
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 ROWS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [6, 5]]
@@ -30,12 +30,14 @@ def build(kind: str = "bert") -> Any:
 
 def made(folder: Path, model: Any) -> Path:
     file = EncoderPlan("nowhere", "", "float32").file(folder, model)
-    if not file.exists():
+
+    def make() -> None:
         twin = build()
         pack_where_it_agrees(twin)
         twin.set_attn_implementation(compiled_encoder.ATTENTION)
         compiled_encoder.compile_to(file, twin)
-    return file
+
+    return compiled_once(file, make)
 
 
 def vectors(encoder: Encoder, rows: list[list[int]]) -> Tensor:

@@ -252,13 +252,13 @@ async def test_pickled_steps_with_images_give_the_same_logits_on_another_executo
 
 
 @needs_compiler
-def test_a_compiled_step_speaks_of_images(folders: dict[str, str], tmp_path: Path) -> None:
+def test_a_compiled_step_speaks_of_images(folders: dict[str, str], folder: Path, native_kernel: None) -> None:
     loaded = read(folders["llava"])
     runner = runner_of(loaded)
     tiny = Tiny("llava", loaded, runner, {})
     rows = [_last(runner, tiny.job(ask)) for ask in (ASKS[4], ASKS[0])]
     eager = [runner.run([row]) for row in rows]
-    runner.adopt(made(runner, tmp_path))
+    runner.adopt(made(runner, folder))
     assert runner._compiled is not None
     for row, logits in zip(rows, eager, strict=True):
         assert vision_for(runner.vision, [row]) is None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from services.engine.base import Job
 from services.engine.cpu import kernels
-from services.engine.cpu.compiled_step import CompiledStep, compile_to
+from services.engine.cpu.compiled_step import CompiledStep
 from services.engine.cpu.merged_linear import LinearSlice
 from services.engine.execution.batched_runner import BatchedRunner
 from services.engine.execution.runner_factory import build_runner
@@ -18,7 +18,7 @@ from services.engine.local import LocalEngine
 from services.engine.quantization import int8
 from services.engine.quantization.int8 import BLOCK, Int8Linear, TorchInt8Linear, quantise, quantise_blocks
 from services.errors import EngineFailed
-from tests.test_engine.compilers import needs_compiler
+from tests.test_engine.compilers import needs_compiler, step_file
 from tests.test_engine.test_compiled import LENGTH, SLOTS, close, prompt_of, read
 from tests.test_engine.tiny_models import VOCABULARY, build
 from tests.test_engine.tiny_tokenizers import byte_level
@@ -183,10 +183,8 @@ def model_says(name: str, tokens: list[int]) -> Tensor:
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_compiled_steps_say_what_eager_ones_say(name: str, folder: Path, native_int8: None) -> None:
     runner = runner_of(quantised(name))
-    compilation = runner.compilation(Source("nowhere", quantization="int8"), folder)
-    assert compilation is not None
-    compile_to(compilation.file, runner._model, compilation.plan)
-    step = CompiledStep.load(compilation.file, runner._model, runner._cache)
+    file = step_file(runner.compilation(Source("nowhere", quantization="int8"), folder), runner._model)
+    step = CompiledStep.load(file, runner._model, runner._cache)
     for lengths in ({0: 1}, {0: 1, 5: 1, 2: 7, 1: 1}):
         scheduled = read(runner, lengths)
         close(step.run(scheduled), runner.run(scheduled))
