@@ -55,6 +55,7 @@ async def answers(compile_dir: Path | None, speculation: bool, quantization: Qua
     return tokens
 
 
+@pytest.mark.extended
 @needs_compiler
 @pytest.mark.parametrize("quantization", [None, "int8"])
 async def test_compiled_steps_and_drafts_change_no_token(models: None, quantization: Quantization) -> None:

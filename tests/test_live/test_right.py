@@ -110,6 +110,7 @@ async def test_alone(reference: Reference) -> None:
         reference.check([await answer(engine, each) for each in reference.prompts])
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("no_headroom")
 @needs_compiler
 @pytest.mark.parametrize("switched", ["nothing", "everything"])
