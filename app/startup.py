@@ -43,8 +43,14 @@ def _value_text(variable: str, value: Any) -> str:
         return "***"
     if variable == "PARLEY_DATABASE__URL":
         return _masked(value)
-    text = str([each.name for each in value]) if variable == "PARLEY_MODELS" else str(value)
+    text = _listed(variable, value)
     return text if len(text) <= MAX_VALUE_CHARS else text[:MAX_VALUE_CHARS] + "…"
+
+
+def _listed(variable: str, value: Any) -> str:
+    if variable == "PARLEY_MODELS":
+        return str([each.name for each in value])
+    return str([each.url for each in value] if variable.endswith("__UPSTREAMS") else value)
 
 
 def _page(config: Any) -> str:

@@ -24,7 +24,10 @@ class CompletionRequest(OpenAILimits):
     max_tokens: int = Field(16, ge=0, description="0 goes with echo only: nothing is added to the prompt")
     best_of: int | None = Field(None, ge=1, le=16, description="so many are sampled, and the n likeliest returned")
     echo: bool = Field(False, description="begins with the prompt")
-    logprobs: int | None = Field(None, ge=0, le=5, description="alternatives reported with each token")
+    logprobs: int | None = Field(
+        None, ge=0, le=20, description="alternatives reported with each token; OpenAI has up to 5"
+    )
+    return_tokens_as_token_ids: bool = Field(False, description="tokens in logprobs are written `token_id:` and id")
     metadata: Metadata = Field({}, max_length=16, description="its min_tokens is read; nothing of it is kept")
     add_special_tokens: bool = Field(True, description="those that the tokenizer puts around a text")
 

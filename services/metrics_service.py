@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from services.chat.events import Event, Finish, Head
-from services.engine.base import EngineStats
+from services.engine.base import EngineStats, UpstreamStats
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which is not used
 
@@ -122,6 +122,15 @@ COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("num_preemptions", "Sequences sent back to the queue for want of memory", lambda stats: stats.preemptions),
 )
 
+UPSTREAM_GAUGES: tuple[tuple[str, str, Callable[[UpstreamStats], float]], ...] = (
+    ("upstream_up", "Whether an upstream of a remote engine is sent requests, 0 or 1", lambda stats: stats.healthy),
+    ("upstream_requests_running", "Requests at an upstream", lambda stats: stats.running),
+)
+UPSTREAM_COUNTERS: tuple[tuple[str, str, Callable[[UpstreamStats], float]], ...] = (
+    ("upstream_requests", "Requests sent to an upstream", lambda stats: stats.requests),
+    ("upstream_failures", "Requests that an upstream did not take or answer", lambda stats: stats.failures),
+)
+
 
 class _EngineGauges(Collector):
     def __init__(self, stats: Callable[[], Mapping[str, EngineStats]]) -> None:
@@ -134,4 +143,14 @@ class _EngineGauges(Collector):
                 family = kind(f"parley_{name}", help, labels=["model"])
                 for model, stats in engines.items():
                     family.add_metric([model], value(stats))
+                yield family
+        yield from self._upstreams(engines)
+
+    def _upstreams(self, engines: Mapping[str, EngineStats]) -> Iterable[Metric]:
+        listed = [(model, upstream) for model, stats in engines.items() for upstream in stats.upstreams]
+        for kind, entries in ((GaugeMetricFamily, UPSTREAM_GAUGES), (CounterMetricFamily, UPSTREAM_COUNTERS)):
+            for name, help, value in entries if listed else ():
+                family = kind(f"parley_{name}", help, labels=["model", "upstream"])
+                for model, upstream in listed:
+                    family.add_metric([model, upstream.name], value(upstream))
                 yield family

@@ -57,6 +57,13 @@ RULES = [
         r"|scheduling\.(pages|step)))",
         never=WEB,
     ),
+    # the tokenizer is all of a model that a remote engine needs
+    Rule(
+        r"services\.engine\.remote",
+        may=r"services\.(errors|engine\.(base|remote|streamer|token_texts|quantization|grammar\.lark"
+        r"|execution\.piece_stream))",
+        never=f"torch|{WEB}",
+    ),
     Rule(r"services\.engine", may=r"services\.(errors|engine)", never=WEB),
     Rule(
         r"services\.chat",
@@ -74,7 +81,7 @@ RULES = [
     Rule(r"services\.models\.(convert_gguf)"),  # runs as a process
     Rule(
         r"services\.models",
-        may=r"services\.(errors|models|engine\.(base|engine_class|is_own|loading\.model_files))",
+        may=r"services\.(errors|models|engine\.(base|engine_class|is_own|reads_weights|loading\.model_files))",
         never=f"torch|{WEB}",
     ),
     Rule(
@@ -85,7 +92,7 @@ RULES = [
     ),
     Rule(
         r"app\.common\.model_configs",
-        may=r"app\.common\.settings|services\.(models|engine\.(base|is_own))",
+        may=r"app\.common\.settings|services\.(models|engine\.(base|is_own|reads_weights))",
         never=f"torch|{WEB}",
     ),
     Rule(

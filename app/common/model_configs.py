@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from app.common.settings import ModelSettings, Settings
-from services.engine import is_own
-from services.engine.base import SamplingDefaults
+from services.engine import is_own, reads_weights
+from services.engine.base import SamplingDefaults, UpstreamAddress
 from services.models.config import ModelConfig
 from services.models.default_models import DEFAULT_OF
 
@@ -41,13 +41,21 @@ def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
         sampling=None if model.sampling is None else SamplingDefaults(**model.sampling.model_dump()),
         engine=model.engine,
         settings=_engine_settings(model, settings),
-        options=model.engine_options,
+        options={**_upstreams(model), **model.engine_options},
     )
 
 
+def _upstreams(model: ModelSettings) -> dict[str, Any]:
+    addresses = [
+        UpstreamAddress(each.url, each.key.get_secret_value() if each.key else None, each.kind, each.model)
+        for each in model.upstreams
+    ]
+    return {"upstreams": addresses} if addresses else {}
+
+
 def _engine_settings(model: ModelSettings, settings: Settings) -> dict[str, Any]:
-    """General settings that engines may have parameters for. A foreign engine gets only those that are set."""
-    own = is_own(model.kind, model.engine)
+    """General settings that engines may have parameters for. Others than `local` get only those that are set."""
+    own = reads_weights(model.engine)
     given: dict[str, Any] = model.model_dump(include={"device", "dtype"}, exclude_unset=not own)
     if model.kind != "reranker" and own:
         given["compile_dir"] = str(settings.models_dir / "compiled") if settings.engine.compile else None

@@ -12,6 +12,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -68,6 +69,19 @@ class SettingsGroup(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
 
+class UpstreamSettings(SettingsGroup):
+    """A server that computes for the engine `remote`."""
+
+    url: Annotated[str, Field(pattern=r"^https?://[^/@\s]+(/[^@\s]*)?$")]
+    key: SecretStr | None = None
+    kind: Literal["vllm", "sglang", "llama.cpp", "parley"] | None = None
+    model: str | None = None
+
+
+def _upstream(value: object) -> object:
+    return {"url": value} if isinstance(value, str) else value
+
+
 class ModelSettings(SettingsGroup):
     """A model that is served."""
 
@@ -78,9 +92,13 @@ class ModelSettings(SettingsGroup):
     kind: Literal["chat", "embedding", "reranker"] = "chat"
     """What the model does; to be set for further models only."""
     engine: str = "local"
-    """The engine that runs it: `local`, or `package.module:Class` of another package."""
+    """The engine that runs it: `local`, `remote` (the servers of `UPSTREAMS`; only the tokenizer of `NAME` is read), or
+    `package.module:Class` of another package."""
     engine_options: dict[str, Any] = {}
-    """Options of that engine, as a JSON object."""
+    """Options of that engine, as a JSON object. Of `remote`: `timeout_s`, seconds without a byte (300)."""
+    upstreams: list[Annotated[UpstreamSettings, BeforeValidator(_upstream)]] = []
+    """Servers of the engine `remote`, as a JSON list: addresses, or objects with `url` and some of `key`, `kind`
+    (`vllm`, `sglang`, `llama.cpp`, `parley`; unset: found out) and `model` (its name there; unset: the first)."""
     device: str = "auto"
     """`auto`: CUDA if available."""
     dtype: str = "auto"
@@ -101,6 +119,14 @@ class ModelSettings(SettingsGroup):
     def _is_named(self) -> "ModelSettings":
         if self.kind == "reranker" and self.name == "default":
             raise ValueError("there is no default model for reranking: give its name")
+        return self
+
+    @model_validator(mode="after")
+    def _has_upstreams(self) -> "ModelSettings":
+        if self.engine == "remote" and not self.upstreams:
+            raise ValueError("the engine 'remote' needs UPSTREAMS: a JSON list of addresses")
+        if self.engine == "local" and self.upstreams:
+            raise ValueError("UPSTREAMS go with the engine 'remote'")
         return self
 
 

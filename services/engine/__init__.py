@@ -17,7 +17,10 @@ logger = logging.getLogger(__name__)
 
 # By the kind of model and the name of the engine. Others are named as `package.module:Class` in the settings.
 ENGINES = {
-    "chat": {"local": "services.engine.local:LocalEngine"},
+    "chat": {
+        "local": "services.engine.local:LocalEngine",
+        "remote": "services.engine.remote.engine:RemoteEngine",
+    },
     "embedding": {"local": "services.engine.embedding.embedder:LocalEmbedder"},
     "reranker": {"local": "services.engine.embedding.reranker:LocalReranker"},
 }
@@ -26,6 +29,11 @@ ENGINES = {
 def is_own(kind: str, engine: str) -> bool:
     """Whether it is one of this package's, which read model files of their own."""
     return engine in ENGINES[kind]
+
+
+def reads_weights(engine: str) -> bool:
+    """Whether it computes here. Of a model that others compute, only the tokenizer is read."""
+    return engine == "local"
 
 
 def engine_class(kind: str, engine: str) -> Any:

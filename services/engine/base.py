@@ -165,6 +165,7 @@ class Job:
     owner: str = ANYBODY  # who shares slots and queues with the others in equal parts, and finds only its own prefixes
     cache_salt: str = ""  # prefixes are found under the same one only
     num_public: int = 0  # leading tokens that are the server's own text: every owner may find them
+    affinity: str = ""  # jobs with the same one begin alike; empty: nothing is known but the prompt itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,7 @@ class TokenLogprob:
     raw: bytes  # its own, perhaps part of a character
     logprob: float  # not a number for a prompt's first token, which nothing weighed
     top: tuple["TokenLogprob", ...] = ()
+    id: int | None = field(default=None, compare=False)  # None: not known, as in answers that were stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +203,25 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamAddress:
+    """A server that computes for a remote engine."""
+
+    url: str  # with or without /v1 at its end
+    key: str | None = field(default=None, repr=False)
+    kind: str | None = None  # a name of `services.engine.remote.kinds.KINDS`; None: the server is asked
+    model: str | None = None  # as the server calls it; None: the first that it lists
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamStats:
+    name: str  # host and port
+    healthy: bool
+    running: int = 0  # requests
+    requests: int = 0  # ever sent there
+    failures: int = 0  # requests that could not be sent, or were not answered to their end
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     running: int = 0
     waiting: int = 0
@@ -211,7 +232,8 @@ class EngineStats:
     drafted: int = 0  # tokens that were guessed, ever
     accepted: int = 0  # and right
     preemptions: int = 0  # sequences sent back to the queue, for want of memory or for another owner, ever
-    stalled: bool = False  # it has been at one step for too long
+    stalled: bool = False  # it has been at one step for too long, or none of its upstreams answers
+    upstreams: tuple[UpstreamStats, ...] = ()  # of a remote engine
 
 
 class Engine(Protocol):

@@ -30,7 +30,7 @@ class TokenTexts:
         if token not in self._known:
             raw = self.raw(token)
             self._known[token] = (raw.decode(errors="replace"), raw)
-        return TokenLogprob(*self._known[token], logprob, top)
+        return TokenLogprob(*self._known[token], logprob, top, token)
 
     def raw(self, token: int) -> bytes:
         """As each form of tokenizer writes its tokens down; one of no known form is asked for the text."""

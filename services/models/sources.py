@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from services.engine import engine_class, is_own
+from services.engine import engine_class, is_own, reads_weights
 from services.engine.base import SamplingDefaults
 from services.engine.loading import model_files
 from services.models import fetch
@@ -18,7 +18,7 @@ def check(configs: Iterable[ModelConfig]) -> None:
         if not is_own(config.kind, config.engine):
             engine_class(config.kind, config.engine)
         elif not _is_default(config.source):
-            model_files.check(config.source, config.kind)
+            model_files.check(config.source, config.kind, weights=reads_weights(config.engine))
 
 
 def locate(source: str, models_dir: Path) -> str:

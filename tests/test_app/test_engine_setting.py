@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from app.common import model_configs
 from app.common.settings import Settings
 from services.engine import build
+from services.engine.base import UpstreamAddress
+from services.engine.loading.unusable import UnusableModel
 from services.models import sources
 from tests.apps import NewSite, Site, refusal
 
@@ -77,6 +80,30 @@ def test_name_of_none_is_refused_at_the_start(engine: str) -> None:
     settings = Settings(_env_file=None, model={"engine": engine})
     with pytest.raises(ValueError, match=engine):
         sources.check(model_configs.configs(settings))
+
+
+def test_remote_engine_is_given_its_upstreams_and_what_is_set() -> None:
+    upstreams = ["http://gpu1:8000/v1", {"url": "http://gpu2:8000/v1", "key": "k", "kind": "vllm", "model": "m"}]
+    model = {"name": "default", "engine": "remote", "upstreams": upstreams, "engine_options": {"timeout_s": 9}}
+    config = model_configs.configs(Settings(_env_file=None, model=model, engine={"max_model_len": 64}))[0]
+    assert config.source == "SmolLM2-135M-Instruct"
+    assert config.settings == {"max_model_len": 64}
+    assert config.options == {
+        "upstreams": [
+            UpstreamAddress("http://gpu1:8000/v1"),
+            UpstreamAddress("http://gpu2:8000/v1", "k", "vllm", "m"),
+        ],
+        "timeout_s": 9,
+    }
+
+
+def test_remote_engine_needs_a_tokenizer_and_no_weights(tmp_path: Path) -> None:
+    model = {"name": str(tmp_path), "engine": "remote", "upstreams": ["http://gpu1/v1"]}
+    settings = Settings(_env_file=None, model=model)
+    with pytest.raises(UnusableModel, match="tokenizer"):
+        sources.check(model_configs.configs(settings))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    sources.check(model_configs.configs(settings))
 
 
 def test_one_of_another_package_is_given_what_is_set() -> None:

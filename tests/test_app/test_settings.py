@@ -120,6 +120,11 @@ def test_owner_does_not_reveal_the_key(monkeypatch: Environment) -> None:
         ("PARLEY_SERVER__MAX_BODY_BYTES", "1"),
         ("PARLEY_MODELS", '[{"kind": "reranker"}]'),  # has no default model
         ("PARLEY_MODELS", '[{"nmae": "x"}]'),
+        ("PARLEY_MODEL__ENGINE", "remote"),  # without upstreams
+        ("PARLEY_MODEL__UPSTREAMS", '["http://gpu1:8000/v1"]'),  # with the engine local
+        ("PARLEY_MODELS", '[{"engine": "remote", "upstreams": ["gpu1:8000"]}]'),
+        ("PARLEY_MODELS", '[{"engine": "remote", "upstreams": ["http://user:password@gpu1"]}]'),
+        ("PARLEY_MODELS", '[{"engine": "remote", "upstreams": [{"url": "http://gpu1", "kind": "tgi"}]}]'),
         ("PARLEY_SERVER__PORT", "99999"),
         ("PARLEY_LOG__LEVEL", "LOUD"),
     ],

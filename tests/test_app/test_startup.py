@@ -96,6 +96,12 @@ class TestAnnouncement:
         assert "user:***@db/parley" in lines[2]
         assert "PARLEY_API_KEYS=***" in lines[4]
 
+    def test_keys_of_upstreams_are_masked(self, caplog: pytest.LogCaptureFixture) -> None:
+        model = {"engine": "remote", "upstreams": ["http://a/v1", {"url": "http://b/v1", "key": "secret"}]}
+        lines = self.announcement(caplog, model=model)
+        assert "PARLEY_MODEL__UPSTREAMS=['http://a/v1', 'http://b/v1']" in lines[4]
+        assert "secret" not in "\n".join(lines)
+
 
 def test_changed_settings_are_listed() -> None:
     settings = Settings(

@@ -176,6 +176,15 @@ class TestParameters:
         assert [list(each) for each in alone["logprobs"]["top_logprobs"]] == [["d"], ["e"], ["f"]]
         assert (await choices(letters))[0]["logprobs"] is None
 
+    @BOTH
+    async def test_logprobs_by_token_ids(self, letters: Site, stream: bool) -> None:
+        fields = {"logprobs": 1, "return_tokens_as_token_ids": True, "temperature": 0, "max_tokens": 2}
+        answer = await send(letters, "abc", stream=stream, **fields)
+        parts = stream_chunks(answer) if stream else [answer.json()]
+        found = [choice["logprobs"] for part in parts for choice in part["choices"] if choice["logprobs"]]
+        assert [token for each in found for token in each["tokens"]] == ["token_id:3", "token_id:4"]
+        assert [list(top) for each in found for top in each["top_logprobs"]] == [["token_id:3"], ["token_id:4"]]
+
     async def test_streamed_logprobs_are_the_plain_ones(self, letters: Site) -> None:
         fields = {"logprobs": 1, "stop": "gh", "max_tokens": 9, "temperature": 0}
         (plain,) = await choices(letters, **fields)
@@ -252,7 +261,7 @@ class TestParameters:
         assert await refusal(letters, prompt=["a"] * 20, n=1 + MAX_CHOICES // 20) == "n"
         for name in ("max_tokens", "best_of", "n", "temperature", "logprobs", "top_p", "seed", "stop", "logit_bias"):
             assert (await refusal(letters, **{name: [[]]}) or "").startswith(name)
-        assert await refusal(letters, logprobs=6) == "logprobs"
+        assert await refusal(letters, logprobs=21) == "logprobs"
         assert await refusal(letters, max_tokens=0) == "max_tokens"
 
     @BOTH

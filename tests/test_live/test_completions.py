@@ -103,7 +103,7 @@ def test_refusals_are_named(client: OpenAI) -> None:
     for fields, param in (
         ({"suffix": "."}, "suffix"),
         ({"n": 1, "best_of": 2, "stream": True}, "best_of"),
-        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
         ({"prompt": [10**6]}, "prompt"),
         ({"prompt": "a " * 9000}, "prompt"),
     ):

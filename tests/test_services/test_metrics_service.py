@@ -6,7 +6,7 @@ import pytest
 
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat_service import ChatService
-from services.engine.base import EngineStats, Piece, Times
+from services.engine.base import EngineStats, Piece, Times, UpstreamStats
 from services.errors import EngineFailed, Overloaded
 from services.metrics_service import Metrics
 from services.model_service import ModelManager
@@ -78,6 +78,14 @@ def test_engines_are_asked_when_somebody_looks(metrics: Metrics) -> None:
     assert value(metrics, "num_preemptions_total") == 6
     stats.clear()
     assert value(metrics, "num_requests_running") is None
+
+
+def test_each_upstream_has_its_share(metrics: Metrics) -> None:
+    upstreams = (UpstreamStats("gpu1:8000", True, 2, 30, 1), UpstreamStats("gpu2:8000", False))
+    metrics.watch(lambda: {MODEL: EngineStats(upstreams=upstreams), "local": EngineStats()})
+    names = ("up", "requests_running", "requests_total", "failures_total")
+    found = {each.name: [value(metrics, f"upstream_{n}", upstream=each.name) for n in names] for each in upstreams}
+    assert found == {"gpu1:8000": [1, 2, 30, 1], "gpu2:8000": [0, 0, 0, 0]}
 
 
 def test_two_sets_do_not_meet(metrics: Metrics) -> None:

@@ -50,6 +50,7 @@ class ChunkOptions:
     usage_so_far: bool = False  # in each
     token_ids: bool = False
     logprobs: bool = False
+    logprobs_by_id: bool = False  # tokens are called by their ids in them
     padding: bool = False
 
 
@@ -60,6 +61,7 @@ def chunk_options(request: ChatCompletionRequest | CompletionRequest) -> ChunkOp
         usage_so_far=options is not None and options.continuous_usage_stats,
         token_ids=request.return_token_ids,
         logprobs=request.logprobs is not None and request.logprobs is not False,
+        logprobs_by_id=isinstance(request, CompletionRequest) and request.return_tokens_as_token_ids,
         padding=options is not None and options.include_obfuscation,
     )
 

@@ -49,7 +49,7 @@ class ChunkEncoder:
         choice = CompletionChoice(
             text=text,
             index=event.index,
-            logprobs=_logprobs(logprobs, offsets) if self._options.logprobs and logprobs else None,
+            logprobs=_logprobs(logprobs, offsets, self._options) if self._options.logprobs and logprobs else None,
             finish_reason=_reason(finish),
             arrival_time=round(self._clock() - self._head.arrived, 6),
         )
@@ -88,7 +88,7 @@ def _choice(index: int, reply: ChoiceReply, options: ChunkOptions) -> Completion
     choice = CompletionChoice(
         text=reply.text,
         index=index,
-        logprobs=_logprobs(reply.logprobs, _Offsets()) if options.logprobs else None,
+        logprobs=_logprobs(reply.logprobs, _Offsets(), options) if options.logprobs else None,
         finish_reason=_reason(reply.finish),
     )
     if options.token_ids:
@@ -113,14 +113,15 @@ class _Offsets:
         return start
 
 
-def _logprobs(tokens: Iterable[TokenLogprob], offsets: _Offsets) -> CompletionLogprobs:
+def _logprobs(tokens: Iterable[TokenLogprob], offsets: _Offsets, options: ChunkOptions) -> CompletionLogprobs:
     """Among a token's alternatives is also itself, as with OpenAI: one more than asked for, if it is none of them."""
     tokens = list(tokens)
+    name = _id_name if options.logprobs_by_id else _name
     return CompletionLogprobs(
-        tokens=[_name(token) for token in tokens],
+        tokens=[name(token) for token in tokens],
         token_logprobs=[None if isnan(token.logprob) else bounded(token) for token in tokens],
         top_logprobs=[
-            None if isnan(token.logprob) else {_name(each): bounded(each) for each in (*token.top, token)}
+            None if isnan(token.logprob) else {name(each): bounded(each) for each in (*token.top, token)}
             for token in tokens
         ],
         text_offset=[offsets.next(token) for token in tokens],
@@ -132,6 +133,11 @@ def _name(token: TokenLogprob) -> str:
     if "\ufffd" not in token.text:
         return token.text
     return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.raw)
+
+
+def _id_name(token: TokenLogprob) -> str:
+    """As vLLM writes it. An engine may leave ids out; then it is the text."""
+    return _name(token) if token.id is None else f"token_id:{token.id}"
 
 
 def _frame(head: Head) -> Completion:

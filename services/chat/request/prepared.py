@@ -7,6 +7,7 @@ from schemas.chat_schema import ChatCompletionRequest
 from services.chat.formats.base import ChatFormat, OutputFormat
 from services.chat.formats.lark_text import lark, marker
 from services.chat.request import prompt, sampling, tool_images
+from services.chat.request.affinity import affinity
 from services.chat.request.contents import Illustration
 from services.chat.request.encoding import MAX_TOKENIZE_CHARS, Room
 from services.chat.request.prompt import Prompt
@@ -98,6 +99,7 @@ def prepare(
         owner=owner,
         cache_salt=request.cache_salt or "",
         num_public=num_public(rendered.ids, public),
+        affinity=affinity(request.prompt_cache_key, source.messages, owner),
     )
     return PreparedRequest(tuple(sampling.choices(job, request.n)), output, reasoning.ignored)
 

@@ -54,10 +54,15 @@ class InvalidGrammar(ValueError):
 
 def lark(spec: GrammarSpec, markers: Mapping[str, int]) -> str:
     """`markers`: the tokens that are more than their text."""
+    return HEAD + lark_without_head(spec, markers)
+
+
+def lark_without_head(spec: GrammarSpec, markers: Mapping[str, int]) -> str:
+    """The rules alone: a GrammarSpec again, of one text."""
     text = _source(spec)
     if not spec.before:
-        return HEAD + _resolve(text, markers)
-    return HEAD + _resolve(f"start: {spec.before} {ANSWER}\n", markers) + "\n" + _resolve(text, markers, start=ANSWER)
+        return _resolve(text, markers)
+    return _resolve(f"start: {spec.before} {ANSWER}\n", markers) + "\n" + _resolve(text, markers, start=ANSWER)
 
 
 def _source(spec: GrammarSpec) -> str:
@@ -71,10 +76,10 @@ def _source(spec: GrammarSpec) -> str:
             pattern = regex_to_lark(spec.source, "d")
             return f"start: /{pattern}/" if pattern else 'start: ""'
         case "lark":
-            return _from_gbnf(spec.source) if _is_gbnf(spec.source) else spec.source
+            return _from_gbnf(spec.source) if is_gbnf(spec.source) else spec.source
 
 
-def _is_gbnf(text: str) -> bool:
+def is_gbnf(text: str) -> bool:
     return "::=" in text and not LARK.search(text)
 
 
@@ -158,6 +163,11 @@ def _no_constant(name: str) -> None:
 
 
 DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def without_options(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema as any library takes it."""
+    return {name: value for name, value in schema.items() if name != OPTIONS}
 
 
 def _compact(schema: dict[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,15 @@ ENCODERS = {  # as a chat model they would be given a head of random numbers
 }
 
 
-def check(source: str, kind: str) -> None:
-    """Raises Unusable; of what a hub has, only the form of its name is known."""
+def check(source: str, kind: str, *, weights: bool = True) -> None:
+    """Raises UnusableModel; of what a hub has, only the form of its name is known.
+
+    `weights`: whether they are needed, and what describes them.
+    """
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() and not weights:
+        _check_tokenizer(path)
+    elif path.is_dir():
         _check_folder(path, kind)
     elif path.is_file():
         _check_file(path)

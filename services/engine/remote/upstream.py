@@ -1,0 +1,192 @@
+"""One server that computes: a pool of connections, what is known of it, and how it has fared."""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from urllib.parse import urlsplit
+
+import httpx2
+import orjson
+
+from services.engine.base import UpstreamAddress, UpstreamStats
+from services.engine.grammar.lark import InvalidGrammar
+from services.engine.remote import errors, sse
+from services.engine.remote.discovery import Server, UnknownServer, describe
+from services.engine.remote.kinds import KINDS
+from services.engine.remote.kinds.base import Output, RemoteJob
+from services.errors import InvalidRequest, ServiceError, Unavailable, literal
+
+logger = logging.getLogger(__name__)
+
+CONNECT_S = 5.0
+PROBE_S = 5.0
+DRAIN_S = 0.5  # for the end of a body behind its last event
+MAX_ERROR_BYTES = 1 << 16
+END = b"[DONE]"
+EJECT_AFTER = 3  # failures in a row; one is enough where nothing listens
+UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError)
+BROKEN = (httpx2.HTTPError, OSError)
+
+
+class Upstream:
+    def __init__(
+        self, address: UpstreamAddress, *, timeout_s: float, transport: httpx2.AsyncBaseTransport | None = None
+    ) -> None:
+        """`timeout_s`: without a byte from it. Raises ValueError for what is no address."""
+        self._root = address.url.rstrip("/").removesuffix("/v1")
+        parts = urlsplit(self._root)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("an upstream's address begins with http:// or https:// and has a host")
+        if address.kind is not None and address.kind not in KINDS:
+            raise ValueError(f"'{address.kind}' is no kind of upstream: {', '.join(KINDS)}")
+        self.name = parts.netloc.rpartition("@")[2] + parts.path
+        self._address = address
+        self._client = _client(address.key, timeout_s, transport)
+        self._server: Server | None = None  # None: not asked yet
+        self._asking = asyncio.Lock()
+        self._failed_in_a_row = 0
+        self._num_requests = 0
+        self._num_failures = 0
+        self.healthy = True  # until it shows otherwise
+        self.running = 0
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of prompt and answer; None: not known."""
+        return self._server.model.max_length if self._server else None
+
+    def stats(self) -> UpstreamStats:
+        return UpstreamStats(self.name, self.healthy, self.running, self._num_requests, self._num_failures)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def check(self) -> None:
+        """Asks how it is: ejects it, or takes it back."""
+        try:
+            async with asyncio.timeout(PROBE_S):
+                server = await self._described()
+                response = await self._client.get(self._root + server.kind.health)
+            self._set_health(response.status_code == 200)
+        except (ServiceError, TimeoutError, *BROKEN):
+            self._set_health(False)
+
+    def _set_health(self, is_well: bool) -> None:
+        if is_well != self.healthy:
+            logger.warning("upstream %s: %s", self.name, "taken back" if is_well else "ejected")
+        self.healthy = is_well
+        self._failed_in_a_row = 0
+        if not is_well:
+            self._server = None  # another one may take its place
+
+    @asynccontextmanager
+    async def answering(self, job: RemoteJob) -> AsyncIterator[AsyncGenerator[Output, None]]:
+        """Sends a job; within the `with` its outputs can be read. Leaving it early ends the request at the server, too.
+
+        Raises Unavailable and Overloaded, which another upstream may be spared, and the other errors of services.
+        """
+        self.running += 1
+        try:
+            server = await self._described()
+            body = await _body(server, job)
+            self._num_requests += 1
+            response = await self._send(server, body)
+            try:
+                if response.status_code != 200:
+                    raise await self._refusal(response, job)
+                async with aclosing(self._outputs(response, server, job)) as outputs:
+                    yield outputs
+            finally:
+                await response.aclose()
+            self._failed_in_a_row = 0
+        except Unavailable as error:
+            self._fail(is_gone=isinstance(error.__cause__, httpx2.ConnectError))
+            raise
+        finally:
+            self.running -= 1
+
+    def _fail(self, *, is_gone: bool) -> None:
+        self._num_failures += 1
+        self._failed_in_a_row += 1
+        if is_gone or self._failed_in_a_row >= EJECT_AFTER:
+            self._set_health(False)
+
+    async def _described(self) -> Server:
+        async with self._asking:
+            if self._server is None:
+                try:
+                    address = self._address
+                    self._server = await describe(self._client, self._root, address.kind, address.model)
+                except BROKEN as error:
+                    raise errors.unreachable(self.name, error) from error
+                except (UnknownServer, *UNREADABLE) as error:
+                    raise errors.unknown(self.name, error) from error
+            return self._server
+
+    async def _send(self, server: Server, body: bytes) -> httpx2.Response:
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        request = self._client.build_request("POST", self._root + server.kind.path, content=body, headers=headers)
+        try:
+            return await self._client.send(request, stream=True)
+        except BROKEN as error:
+            raise errors.unreachable(self.name, error) from error
+
+    async def _refusal(self, response: httpx2.Response, job: RemoteJob) -> ServiceError:
+        body = b""
+        with suppress(*BROKEN):
+            async for portion in response.aiter_bytes():
+                body += portion
+                if len(body) > MAX_ERROR_BYTES:
+                    break
+        limit = self.max_length or len(job.job.prompt)
+        return errors.of_status(self.name, response.status_code, response.headers, body, job.job, limit)
+
+    async def _outputs(self, response: httpx2.Response, server: Server, job: RemoteJob) -> AsyncGenerator[Output, None]:
+        reader = server.kind.reader(job)
+        is_finished = False
+        try:
+            async with aclosing(sse.events(response.aiter_bytes())) as events:
+                async for data in events:
+                    if data == END:
+                        await _drain(events)
+                        break
+                    output = reader.read(orjson.loads(data))
+                    is_finished = is_finished or output.finish is not None
+                    yield output
+        except BROKEN as error:
+            raise errors.interrupted(self.name, error) from error
+        except UNREADABLE as error:
+            raise errors.garbled(self.name, error) from error
+        if not is_finished:
+            raise errors.interrupted(self.name, EOFError())
+
+
+async def _body(server: Server, job: RemoteJob) -> bytes:
+    grammar = job.job.sampling.grammar
+    if grammar is None:
+        return orjson.dumps(server.kind.body(job, server.model))
+    try:  # in a thread: a long grammar is read for some time
+        return orjson.dumps(await asyncio.to_thread(server.kind.body, job, server.model))
+    except InvalidGrammar as error:
+        raise InvalidRequest(f"'%s': {literal(str(error))}", grammar.param) from error
+
+
+async def _drain(events: AsyncGenerator[bytes, None]) -> None:
+    """Reads a body to its end, so that its connection serves again."""
+    with suppress(TimeoutError, *BROKEN):
+        async with asyncio.timeout(DRAIN_S):
+            async for _ in events:
+                pass
+
+
+def _client(key: str | None, timeout_s: float, transport: httpx2.AsyncBaseTransport | None) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(
+        transport=transport,
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        timeout=httpx2.Timeout(timeout_s, connect=CONNECT_S, pool=None),
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64),
+        verify=ssl.create_default_context(),
+        trust_env=False,  # a proxy of the environment is for other addresses
+    )
