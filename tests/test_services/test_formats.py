@@ -10,7 +10,17 @@ from typing import Any, ClassVar
 import pytest
 
 from schemas.chat_schema import ChatCompletionRequest
-from services.chat.formats import BRACKETS, HERMES, JSON_LIST, LLAMA, MISTRAL, TAGS, TOOL_FORMATS, chat_format_of
+from services.chat.formats import (
+    BRACKETS,
+    HERMES,
+    JSON_LIST,
+    LLAMA,
+    MISTRAL,
+    QWEN_XML,
+    TAGS,
+    TOOL_FORMATS,
+    chat_format_of,
+)
 from services.chat.formats.base import OutputFormat, ToolFormat
 from services.chat.request import prompt
 from services.chat.request.prepared import PreparedRequest, PromptInput, Target, prepare
@@ -21,6 +31,7 @@ from services.engine.grammar.compiler import GrammarCompiler
 from services.engine.token_texts import TokenTexts
 from tests.npm_packages import tokenizer
 from tests.test_engine.tiny_tokenizers import byte_level
+from tests.test_services import chat_templates
 from tests.test_services.test_output_parser import Meaning, meaning
 
 WEATHER: dict[str, Any] = {
@@ -120,6 +131,44 @@ class TestRealTemplates:
         bare = meaning(OutputFormat(tools=calls, names=NAMES), written[written.index("{") :])
         (found,) = parsed.calls or bare.calls
         assert (found[0], json.loads(found[1])) == (PARIS[0], json.loads(PARIS[1]))
+
+
+SHORT = {"qwen3-coder": (chat_templates.QWEN3_CODER, QWEN_XML)}
+
+
+@pytest.mark.parametrize(("template", "calls"), SHORT.values(), ids=SHORT)
+class TestShortTemplates:
+    def text(self, template: str, **fields: object) -> str:
+        small = byte_level()
+        small.chat_template = template
+        asking = request(**fields)
+        target = Target(small, chat_format_of(template), max_length=4096)
+        given = PromptInput(prompt.messages(asking, (), None))
+        return str(small.decode(prepare("id", asking, given, target, "me", prompt.check(asking)).prompt))
+
+    def test_format_is_found_and_tools_are_shown_once(self, template: str, calls: ToolFormat) -> None:
+        assert chat_format_of(template).tools is calls
+        text = self.text(template)
+        assert text.count("get_weather") == text.count("get_time") == 1
+        assert "get_weather" not in self.text(template, tool_choice="none")
+
+    def test_earlier_calls_are_what_the_format_writes(self, template: str, calls: ToolFormat) -> None:
+        made = [("get_weather", '{"city": "Paris 5", "days": 3}'), ("get_time", "{}")]
+        called = [
+            {"id": f"call_{place}", "type": "function", "function": {"name": name, "arguments": arguments}}
+            for place, (name, arguments) in enumerate(made)
+        ]
+        text = self.text(
+            template,
+            messages=[
+                {"content": "How warm is it?"},
+                {"role": "assistant", "content": "", "tool_calls": called},
+                {"role": "tool", "tool_call_id": "call_0", "content": "31 degrees"},
+                {"role": "tool", "tool_call_id": "call_1", "content": "noon"},
+            ],
+        )
+        assert calls.write(made) in text
+        assert "31 degrees" in text
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -72,7 +72,7 @@ class Guillemets:
 
     def text_rules(self, rule: CallRule) -> list[str]:
         assert rule.text
-        return text_rules(rule.name, *rule.text)
+        return text_rules(rule.name, rule.text, rule.param)
 
 
 class GuillemetParser:

@@ -18,12 +18,14 @@ from services.chat.formats.llama import LLAMA
 from services.chat.formats.mistral import MISTRAL
 from services.chat.formats.mistral_args import MISTRAL_ARGS
 from services.chat.formats.phi import FUNCTOOLS, PHI
+from services.chat.formats.qwen_xml import QWEN_XML
 from services.chat.formats.tool_calls_list import TOOL_CALLS_LIST
 
 # The first that detects itself in a template is taken.
 ALL: tuple[ToolFormat, ...] = (
     HARMONY,
     HERMES,
+    QWEN_XML,
     MISTRAL_ARGS,
     MISTRAL,
     TOOL_CALLS_LIST,

@@ -39,12 +39,13 @@ class ToolParser(Protocol):
 class CallRule:
     """One tool in a grammar: its rules in Lark, of which the first is the call's own.
 
-    `text`: the grammar of a custom tool's input, and the name of the request's parameter that has it.
+    `param`: the part of the request that says what the tool takes. `text`: the grammar of a custom tool's input.
     """
 
     name: str
     function: Function
-    text: tuple[Grammar, str] | None = None
+    param: str
+    text: Grammar | None = None
 
 
 class ToolFormat(Protocol):

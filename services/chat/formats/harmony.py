@@ -76,7 +76,7 @@ class Harmony:
     def text_rules(self, rule: CallRule) -> list[str]:
         assert rule.text
         text = f"{rule.name}-text"
-        return [f"{rule.name}: {lark([rule.function.name, MESSAGE])} {text}", *text_rules(text, *rule.text)]
+        return [f"{rule.name}: {lark([rule.function.name, MESSAGE])} {text}", *text_rules(text, rule.text, rule.param)]
 
 
 HARMONY = Harmony()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from services.chat.formats.base import AnswerFormat, CallRule, Step
+from services.chat.formats.call_gap import CallGap
 from services.chat.formats.lark_text import lark, schema_of, text_rules
 from services.chat.parsing.call_writer import CallWriter
 from services.chat.parsing.json_text import JsonEnd, call_in
@@ -98,7 +99,7 @@ class JsonCalls:
         assert rule.text
         text = f"{rule.name}-text"
         begin = json.dumps(self.text_begin(rule.function.name))
-        return [f"{rule.name}: {begin} {text}", *text_rules(text, *rule.text)]
+        return [f"{rule.name}: {begin} {text}", *text_rules(text, rule.text, rule.param)]
 
 
 def _filled(part: str, name: str, arguments: str) -> str:
@@ -110,22 +111,22 @@ class JsonCallParser:
         self._format = format
         self._scanner = scanner
         self._calls = calls
-        self._passed: str | None = ""  # before a call, if it is one; None: one came, what is between is dropped
+        self._gap = CallGap(scanner, format.marker, (format.end, *format.after), BETWEEN)
         self._object = ""  # perhaps a call, in an unusual order
         self._is_wrapped = False  # the call, in an object
         self._json = JsonEnd()
         self._step: Callable[[], Step] = self._call
 
     def open(self, marker: str) -> None:
-        self._passed = marker
+        self._gap.open(marker)
         self._step = self._call
 
     def step(self) -> Step:
         return self._step()
 
     def rejected(self) -> str:
-        text = (self._passed or "") + self._object
-        self._passed, self._object = "", ""
+        text = self._gap.rejected() + self._object
+        self._object = ""
         return text
 
     def _go(self, step: Callable[[], Step]) -> Step:
@@ -137,22 +138,14 @@ class JsonCallParser:
     def _call(self) -> Step:
         """Where a call begins, or after one."""
         scanner, text = self._scanner, self._scanner.text
-        markers = [each for each in (self._format.marker, self._format.end if self._passed is None else "") if each]
-        for marker in markers:
-            if text.startswith(marker):
-                scanner.take(len(marker))
-                self._passed = marker if marker == self._format.marker else None
-                return Step.GO_ON
-        if any(scanner.may_become(marker) for marker in markers):
-            return Step.WAIT
-        if BETWEEN.match(text):
-            return self._pass_over()
+        if (passed := self._gap.step()) is not None:
+            return passed
         for header in self._format.headers:
             if (found := header.whole.match(text)) and found["name"] in self._calls.names:
                 return self._begin_arguments(header, found)
         if (found := TEXT_HEADER.whole.match(text)) and self._calls.is_custom(found["name"]):
             scanner.take(found.end())
-            self._passed = None
+            self._gap.close()
             self._calls.begin_text(found["name"])
             return self._go(self._text)
         if self._may_be_header():
@@ -160,16 +153,11 @@ class JsonCallParser:
         self._json = JsonEnd()
         return self._go(self._understand) if text.startswith("{") else Step.NO_CALL
 
-    def _pass_over(self) -> Step:
-        letter = self._scanner.take(1)
-        if self._passed is not None:
-            self._passed += letter
-        return Step.GO_ON
-
     def _begin_arguments(self, header: Header, found: re.Match[str]) -> Step:
         self._scanner.take(found.end())
         self._calls.begin(found["name"])
-        self._passed, self._json, self._is_wrapped = None, JsonEnd(), header.wrapped
+        self._gap.close()
+        self._json, self._is_wrapped = JsonEnd(), header.wrapped
         return self._go(self._arguments)
 
     def _may_be_header(self) -> bool:
@@ -221,6 +209,7 @@ class JsonCallParser:
         called = call_in(self._object)
         if called is None or called.name not in self._calls.names:
             return Step.NO_CALL
-        self._object, self._passed = "", None
+        self._object = ""
+        self._gap.close()
         self._calls.whole(called.name, called.arguments)
         return self._go(self._call)

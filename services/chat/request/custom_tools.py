@@ -1,12 +1,12 @@
 """Custom tools, whose input is a text, as models know them: functions with the input as their only argument.
 
-Every format of calls has JSON arguments, and so has every call that a model has learned from: what it writes of itself,
-and is shown of earlier calls, is `{"name": "f", "arguments": {"input": "…"}}`. The text is read out of that while it
+Models have learned from calls of functions: what they write of themselves, and are shown of earlier calls, is
+`{"name": "f", "arguments": {"input": "…"}}`, or what their format has for that. The text is read out of that while it
 comes (`parsing/input_text.py`).
 
-A call that is held to a grammar is written as `{"name": "f"}`, a line end, and the text as it is, to the mark that ends
-a call or to the end of the answer. Inside a JSON string a grammar could not be held to: lexers look one letter ahead,
-and there line ends and quotes are two.
+A call that is held to a grammar is written as the format's `text_begin` (`{"name": "f"}` and a line end, in most) and
+the text as it is, to the mark that ends a call or to the end of the answer. Inside a JSON string a grammar could not be
+held to: lexers look one letter ahead, and there line ends and quotes are two.
 """
 
 from typing import Any

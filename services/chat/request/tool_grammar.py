@@ -101,10 +101,7 @@ class _Grammar:
     def _each(self) -> Iterator[CallRule]:
         for place, (function, param) in enumerate(zip(self.selection.callable, self.selection.params, strict=True)):
             grammar = self.selection.grammars.get(function.name)
-            if grammar:
-                yield CallRule(f"text-call-{place}", function, (grammar, param))
-            else:
-                yield CallRule(f"call-{place}", function)
+            yield CallRule(f"text-call-{place}" if grammar else f"call-{place}", function, param, grammar)
 
 
 def _spec(selection: ToolSelection, lines: list[str]) -> GrammarSpec:

@@ -1,0 +1,28 @@
+"""Short chat templates that show calls as those of the named models do, where no package brings the real ones."""
+
+HEAD = "{%- if tools %}<|system|>Functions: {{ tools | tojson }}\nCall them like this:\n"
+MESSAGES = r"""
+{%- for message in messages %}{%- if message.role == 'tool' %}<|result|>{{ message.content }}
+{%- else %}<|{{ message.role }}|>
+{%- if message.reasoning_content %}{{ '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}{% endif %}
+{{- message.content }}
+{%- for call in message.tool_calls or [] %}"""
+TAIL = r"""
+{%- endfor %}{%- endif %}{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>
+{%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}
+{%- else %}{{ '<think>\n' }}{% endif %}{% endif %}"""
+
+QWEN3_CODER = (
+    HEAD
+    + "<tool_call>\n<function=example>\n<parameter=example>\nvalue\n</parameter>\n</function>\n</tool_call>{% endif %}"
+    + MESSAGES
+    + r"""
+{{- '\n<tool_call>\n<function=' + call.function.name + '>\n' }}
+{%- for key, value in call.function.arguments | items %}
+{{- '<parameter=' + key + '>\n' }}
+{{- value | tojson if value is mapping or (value is sequence and value is not string) else value | string }}
+{{- '\n</parameter>\n' }}
+{%- endfor %}{{- '</function>\n</tool_call>' }}"""
+    + TAIL
+)
