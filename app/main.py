@@ -182,7 +182,7 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
     messages = MessageService(chat, turns, conversations)
     stored_responses = StoredResponseService(turns, streams, secrets)
     inputs = InputService(turns, secrets)
-    compactions = CompactionService(chat, turns, secrets, inputs)
+    compactions = CompactionService(chat, secrets, inputs)
     return Services(
         event_sources=EventSourceService(messages, turns, streams),
         chat=chat,

@@ -7,8 +7,8 @@ too long) leaves nothing behind, and a retry is not stored twice.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -25,7 +25,7 @@ from services.chat.request.images import refs as image_refs
 from services.chat.request.prepared import PreparedRequest, PromptInput, Target, prepare
 from services.chat.request.refusals import ReportIgnored, report_nothing
 from services.engine.base import Engine, GrammarSpec, SamplingDefaults
-from services.errors import Overloaded, ServiceError, Unavailable
+from services.errors import Overloaded, PromptTooLong, ServiceError, Unavailable
 from services.history.idempotency import IdempotencyKey
 from services.history.replay import Replay
 from services.history.turn import Facts, Turn, TurnRequest
@@ -195,6 +195,13 @@ class ChatService:
             report_ignored(prepared.ignored)
             return prepared.prompt
 
+    async def count(self, request: ChatCompletionRequest, owner: str) -> int:
+        """Tokens of the prompt. A prompt that must be far longer than the context is not tokenised, but estimated."""
+        try:
+            return len(await self.prompt_of(request, owner, limit=await self.max_length(request.model)))
+        except PromptTooLong as error:
+            return error.tokens
+
     async def _prepare(
         self,
         request: ChatCompletionRequest,
@@ -237,7 +244,7 @@ class _Recording:
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._timer.end()
-        await finish_turn(self._turn, error if isinstance(error, ServiceError) else None)
+        await _finish_turn(self._turn, error if isinstance(error, ServiceError) else None)
 
 
 async def started(run: AsyncGenerator[Event, None]) -> AdmittedRun:
@@ -254,7 +261,20 @@ async def admitted(start: Callable[[], Awaitable[AsyncGenerator[Event, None]]]) 
             await asyncio.sleep(overload.retry_after)
 
 
-async def finish_turn(turn: Turn, error: ServiceError | None) -> None:
+@asynccontextmanager
+async def finishing(turn: Turn) -> AsyncIterator[None]:
+    """Finishes the turn on every path."""
+    error: ServiceError | None = None
+    try:
+        yield
+    except ServiceError as raised:
+        error = raised
+        raise
+    finally:
+        await _finish_turn(turn, error)
+
+
+async def _finish_turn(turn: Turn, error: ServiceError | None) -> None:
     """Finishes a turn, also if the caller is cancelled meanwhile; does nothing if it is finished."""
     await _shielded(_finish(turn, error))
 

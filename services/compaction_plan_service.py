@@ -19,8 +19,7 @@ class CompactionPlanService:
 
     async def for_client(self, request: CompactRequest | ResponseRequest, messages: Chat) -> CompactionPlan:
         """The client keeps the retained messages, and sends them in front of the item."""
-        length = await self._chat.max_length(request.model)
-        budget = TokenBudget(length, limit=length)
+        budget = await self._whole_context(request)
         plan = await _plan(request, budget, messages)
         return _checked(replace(plan, before=retained_within(messages, BYTES_PER_TOKEN * budget.retained)))
 
@@ -28,8 +27,7 @@ class CompactionPlanService:
         """If the history is stored here, the item has to include all that stays of it."""
         if request.conversation is None and request.previous_response_id is None:
             return await self.for_client(request, messages)
-        length = await self._chat.max_length(request.model)
-        return _checked(await self._self_contained(request, messages, owner, TokenBudget(length, limit=length)))
+        return _checked(await self._self_contained(request, messages, owner, await self._whole_context(request)))
 
     async def over_threshold(self, request: ResponseRequest, messages: Chat, owner: str) -> CompactionPlan | None:
         """None if the prompt is short enough, or a summary would not shorten it."""
@@ -38,7 +36,7 @@ class CompactionPlanService:
         length = await self._chat.max_length(request.model)
         longest = length - responses.room(request, length)
         budget = TokenBudget(length, limit=min(responses.threshold(request) or longest, longest))
-        tokens = await self._count(request, messages, owner, length)
+        tokens = await self._count(request, messages, owner)
         if tokens <= budget.limit or (tokens <= longest and not split_unanswered(messages).has_answers):
             return None
         plan = await self._self_contained(request, messages, owner, budget)
@@ -52,18 +50,18 @@ class CompactionPlanService:
         longest = budget.length - responses.room(request, budget.length)
         for past, after in ((split.past, split.unanswered), (messages, ())):
             plan = replace(await _plan(request, budget, past), after=after, is_self_contained=True)
-            tokens = budget.summary + await self._count(request, plan.chat(), owner, budget.length)
+            tokens = budget.summary + await self._count(request, plan.chat(), owner)
             if tokens <= longest:
                 max_bytes = BYTES_PER_TOKEN * min(budget.retained, longest - tokens)
                 return replace(plan, before=retained_within(past, max_bytes))
         raise PromptTooLong(tokens, longest, param="messages")
 
-    async def _count(self, request: ResponseRequest, messages: Chat, owner: str, length: int) -> int:
-        chat = await offload(responses.as_chat, request, messages)
-        try:
-            return len(await self._chat.prompt_of(chat, owner, limit=length))
-        except PromptTooLong as error:
-            return error.tokens
+    async def _whole_context(self, request: CompactRequest | ResponseRequest) -> TokenBudget:
+        length = await self._chat.max_length(request.model)
+        return TokenBudget(length, limit=length)
+
+    async def _count(self, request: ResponseRequest, messages: Chat, owner: str) -> int:
+        return await self._chat.count(await offload(responses.as_chat, request, messages), owner)
 
 
 async def _plan(request: CompactRequest | ResponseRequest, budget: TokenBudget, past: Chat) -> CompactionPlan:

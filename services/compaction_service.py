@@ -1,8 +1,8 @@
 """Compacts conversations: for a client that asks for it, or before an answer continues one that is too long."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from uuid import uuid4
@@ -18,19 +18,16 @@ from services.chat.events import Compacted, Compacting, Event, Finish, Head, Tex
 from services.chat.items import Item
 from services.chat.request import responses
 from services.chat.request.refusals import ReportIgnored, report_nothing
-from services.chat_service import ChatService, admitted, finish_turn
+from services.chat_service import ChatService, admitted, finishing
 from services.compaction_plan_service import CompactionPlanService
-from services.errors import ServiceError
 from services.history.item_rows import with_defaults
-from services.history.turn import NO_FACTS, Facts, Turn, TurnRequest, UnstoredTurn
+from services.history.turn import NO_FACTS, Facts, Turn, UnstoredTurn
 from services.input_service import InputService
-from services.large import offload
 from services.parameter_names import translate_errors
 from services.responses.context import ResponseContext
 from services.secret_service import SecretService
 from services.stored_response_service import KIND
 from services.summary_service import SummaryService
-from services.turn_service import TurnService
 
 Complete = Callable[[Chat], Awaitable[AsyncGenerator[Event, None]]]  # answers messages
 
@@ -42,9 +39,8 @@ class CompactionResult:
 
 
 class CompactionService:
-    def __init__(self, chat: ChatService, turns: TurnService, secrets: SecretService, inputs: InputService) -> None:
+    def __init__(self, chat: ChatService, secrets: SecretService, inputs: InputService) -> None:
         self._chat = chat
-        self._turns = turns
         self._secrets = secrets
         self._inputs = inputs
         self._plans = CompactionPlanService(chat)
@@ -59,12 +55,7 @@ class CompactionService:
         """Returns the items that the client sends from now on instead of the conversation. Stores nothing."""
         responses.check(request)
         self._chat.model_name(request.model)
-        own = await self._inputs.items(request, owner, report_ignored)
-        turn_request = TurnRequest(
-            owner=owner, kind=KIND, conversation=request.conversation, previous=request.previous_response_id
-        )
-        turn = await self._turns.new_turn(turn_request)
-        messages = await offload(items.to_messages, own, turn.history)
+        messages = await self._inputs.messages(request, owner, report_ignored)
         with translate_errors(responses.translated):
             plan = await self._plans.for_client(request, messages)
             result = await self._result(plan, owner)
@@ -102,7 +93,7 @@ class CompactionService:
         summary = await self._summaries.begin(plan.transcript, plan.prompt, owner)
         portion = await summary.next_portion()
         assert portion
-        async with _finishing(turn), aclosing(portion.events):
+        async with finishing(turn), aclosing(portion.events):
             head = _head_of(turn, portion.head)
             if complete:
                 await turn.queue(head.model, facts)
@@ -131,19 +122,6 @@ class CompactionService:
                 yield answer.head
                 async for event in events:
                     yield event
-
-
-@asynccontextmanager
-async def _finishing(turn: Turn) -> AsyncIterator[None]:
-    """Finishes the turn on every path."""
-    error: ServiceError | None = None
-    try:
-        yield
-    except ServiceError as raised:
-        error = raised
-        raise
-    finally:
-        await finish_turn(turn, error)
 
 
 def _head_of(turn: Turn, head: Head) -> Head:

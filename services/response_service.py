@@ -19,7 +19,7 @@ from services.chat.request import responses
 from services.chat.request.fitting import shortened
 from services.chat.request.refusals import ReportIgnored, report_nothing
 from services.chat.request.sampling import apply_defaults
-from services.chat_service import ChatContext, ChatService, admitted, finish_turn
+from services.chat_service import ChatContext, ChatService, admitted, finishing
 from services.compaction_service import CompactionService
 from services.errors import PromptTooLong, ServiceError
 from services.history.background_stream import BackgroundStream
@@ -184,11 +184,8 @@ class ResponseService:
         sizes: list[int] = []
 
         async def fits(messages: Chat) -> bool:
-            chat = responses.as_chat(context.request, messages)
-            try:
-                sizes.append(len(await self._chat.prompt_of(chat, context.owner, limit=length)))
-            except PromptTooLong as error:
-                sizes.append(error.tokens)
+            chat = await offload(responses.as_chat, context.request, messages)
+            sizes.append(await self._chat.count(chat, context.owner))
             return sizes[-1] + room <= length
 
         fitting = await shortened(messages, fits)
@@ -223,8 +220,7 @@ class ResponseService:
     async def _generate(
         self, context: ResponseContext, turn: Turn, encoder: ResponseEncoder
     ) -> AsyncGenerator[StreamEvent, None]:
-        error: ServiceError | None = None
-        try:
+        async with finishing(turn):  # also if it is never admitted
             for each in encoder.queue():
                 yield stream_event(each)
             with translate_errors(responses.translated):
@@ -239,26 +235,16 @@ class ResponseService:
                             yield stream_event(each)
             for each in encoder.end(answer.completed_at):
                 yield stream_event(each)
-        except ServiceError as raised:
-            error = raised
-            raise
-        finally:
-            await finish_turn(turn, error)  # if it was never admitted
 
     async def count(
         self, request: ResponseInput, owner: str, report_ignored: ReportIgnored = report_nothing
     ) -> InputTokens:
         responses.check(request)
-        own = await self._inputs.items(request, owner, report_ignored)
-        turn_request = TurnRequest(
-            owner=owner, kind=KIND, conversation=request.conversation, previous=request.previous_response_id
-        )
-        history = (await self._turns.new_turn(turn_request)).history
+        messages = await self._inputs.messages(request, owner, report_ignored)
         with translate_errors(responses.translated):
-            chat = responses.as_chat(request, items.to_messages(own, history))
-            return InputTokens(
-                input_tokens=len(await self._chat.prompt_of(chat, owner, responses.translate_report(report_ignored)))
-            )
+            chat = await offload(responses.as_chat, request, messages)
+            prompt = await self._chat.prompt_of(chat, owner, responses.translate_report(report_ignored))
+        return InputTokens(input_tokens=len(prompt))
 
 
 def _turn_request(

@@ -6,7 +6,6 @@ A conversation longer than the model's context is read in portions; each request
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
-from schemas.chat_schema import ChatCompletionRequest
 from services.chat.compaction.summary_prompt import SummaryPrompt
 from services.chat.compaction.transcript import portion_end
 from services.chat.events import Event, Finish, Reply
@@ -76,17 +75,14 @@ class SummaryWriter:
         length = await self._chat.max_length(self._prompt.model)
         room = length - self._prompt.max_tokens - self._prompt.max_thinking_tokens
         size = min(len(self._rest), MAX_CHARS_PER_TOKEN * length)
-        while (tokens := await self._count(self._prompt.request(self._rest[:size], self.text), length)) > room:
+        while (tokens := await self._count(size)) > room:
             if size <= MIN_PORTION_CHARS:
                 raise PromptTooLong(tokens, room, param="messages")
             size = portion_end(self._rest, max(MIN_PORTION_CHARS, int(MARGIN * size * room / tokens)))
         return size
 
-    async def _count(self, request: ChatCompletionRequest, length: int) -> int:
-        try:
-            return len(await self._chat.prompt_of(request, self._owner, limit=length))
-        except PromptTooLong as error:
-            return error.tokens
+    async def _count(self, size: int) -> int:
+        return await self._chat.count(self._prompt.request(self._rest[:size], self.text), self._owner)
 
 
 def _text_of(reply: Reply) -> str:

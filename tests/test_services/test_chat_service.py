@@ -185,6 +185,12 @@ async def test_priority_reaches_the_engine_with_every_choice(chat: ChatService, 
     assert [job.priority for job in engine.jobs] == [-3, -3]
 
 
+async def test_a_prompt_is_counted_whether_or_not_it_fits(chat: ChatService, engine: FakeEngine) -> None:
+    await plain(chat, request())
+    assert await chat.count(request(), "me") == len(engine.jobs[0].prompt)
+    assert await chat.count(request("x" * 100 * engine.max_length), "me") > engine.max_length
+
+
 async def test_owner_and_salt_reach_the_engine_with_every_choice(chat: ChatService, engine: FakeEngine) -> None:
     await chat.create(request(cache_salt="salt", n=2), "me")
     assert [(job.owner, job.cache_salt) for job in engine.jobs] == [("me", "salt")] * 2
