@@ -9,8 +9,8 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
 
 from schemas.chat_answer_schema import ChatCompletion, ChatCompletionChunk
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage
@@ -21,6 +21,7 @@ from services.chat.formats import chat_format_of
 from services.chat.parsing.channels import events
 from services.chat.request import prompt, sampling
 from services.chat.request.encoding import MAX_TOKENIZE_CHARS
+from services.chat.request.images import ReadImages
 from services.chat.request.images import refs as image_refs
 from services.chat.request.prepared import PreparedRequest, PromptInput, Target, prepare
 from services.chat.request.refusals import ReportIgnored, report_nothing
@@ -38,6 +39,8 @@ from services.turn_service import TurnService
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class ChatContext:
@@ -47,6 +50,10 @@ class ChatContext:
     history: Sequence[ChatMessage] = ()  # in front of the request's messages
     facts: Facts | None = None  # stored with the answer; None: those of the request
     dropped_messages: int = 0
+    images: ReadImages = field(default_factory=dict)  # of this request, as far as they are read
+
+
+Start = Callable[[], AsyncGenerator[Event, None]]  # of a run; if it is refused it can be started again
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +150,7 @@ class ChatService:
             prepared = await self._prepare(request, owner, context, model, grammar, model.engine.max_length)
             report_ignored(prepared.ignored)
             async with model.submitted(prepared.jobs) as streams:
+                context.images.clear()  # the jobs have theirs
                 head = _head(prepared, context, model, arrived, request)
                 await context.turn.begin(head, await _facts(context, request))
                 parsed = events(head, streams, [prompt.echo(request)] * request.n, prepared.output)
@@ -184,21 +192,23 @@ class ChatService:
         owner: str,
         report_ignored: ReportIgnored = report_nothing,
         limit: int | None = None,
+        images: ReadImages | None = None,
     ) -> tuple[int, ...]:
         """The prompt tokens. `limit`: raises PromptTooLong early for texts that must have far more."""
         grammar = await offload(prompt.check, request)
         turn_request = TurnRequest(owner=owner, conversation=request.conversation, item=request.parent_item)
         turn = await self._turns.new_turn(turn_request)
-        context = ChatContext(turn, turn.history)
+        context = ChatContext(turn, turn.history, images={} if images is None else images)
         async with self._models.lease(request.model) as model:
             prepared = await self._prepare(request, owner, context, model, grammar, limit)
             report_ignored(prepared.ignored)
             return prepared.prompt
 
-    async def count(self, request: ChatCompletionRequest, owner: str) -> int:
+    async def count(self, request: ChatCompletionRequest, owner: str, images: ReadImages | None = None) -> int:
         """Tokens of the prompt. A prompt that must be far longer than the context is not tokenised, but estimated."""
+        limit = await self.max_length(request.model)
         try:
-            return len(await self.prompt_of(request, owner, limit=await self.max_length(request.model)))
+            return len(await self.prompt_of(request, owner, limit=limit, images=images))
         except PromptTooLong as error:
             return error.tokens
 
@@ -222,7 +232,8 @@ class ChatService:
             self._system_prompt,
             self._max_tokenize_chars,
         )
-        illustration = await self._images.illustration(image_refs(messages, len(request.messages)), engine, owner)
+        refs = image_refs(messages, len(request.messages))
+        illustration = await self._images.illustration(refs, engine, owner, context.images)
         prompt_input = PromptInput(messages, illustration, limit)
         async with self._texts.room(characters(messages)):
             return await asyncio.to_thread(prepare, context.turn.id, request, prompt_input, target, owner, grammar)
@@ -252,11 +263,16 @@ async def started(run: AsyncGenerator[Event, None]) -> AdmittedRun:
     return AdmittedRun(await head_of(run), run)
 
 
-async def admitted(start: Callable[[], Awaitable[AsyncGenerator[Event, None]]]) -> AdmittedRun:
-    """Retries while the engine is overloaded, for requests that must not fail with 429."""
+async def admitted(start: Start) -> AdmittedRun:
+    """For requests that must not fail with 429."""
+    return await retried(lambda: started(start()))
+
+
+async def retried(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Tries again while the server is overloaded."""
     while True:
         try:
-            return await started(await start())
+            return await attempt()
         except Overloaded as overload:
             await asyncio.sleep(overload.retry_after)
 

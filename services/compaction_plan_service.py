@@ -11,6 +11,7 @@ from services.chat.request import responses
 from services.chat_service import ChatService
 from services.errors import InvalidRequest, PromptTooLong
 from services.large import offload
+from services.responses.context import ResponseContext
 
 
 class CompactionPlanService:
@@ -23,34 +24,35 @@ class CompactionPlanService:
         plan = await _plan(request, budget, messages)
         return _checked(replace(plan, before=retained_within(messages, BYTES_PER_TOKEN * budget.retained)))
 
-    async def triggered(self, request: ResponseRequest, messages: Chat, owner: str) -> CompactionPlan:
+    async def triggered(self, context: ResponseContext) -> CompactionPlan:
         """If the history is stored here, the item has to include all that stays of it."""
+        request = context.request
         if request.conversation is None and request.previous_response_id is None:
-            return await self.for_client(request, messages)
-        return _checked(await self._self_contained(request, messages, owner, await self._whole_context(request)))
+            return await self.for_client(request, context.messages)
+        return _checked(await self._self_contained(context, await self._whole_context(request)))
 
-    async def over_threshold(self, request: ResponseRequest, messages: Chat, owner: str) -> CompactionPlan | None:
+    async def over_threshold(self, context: ResponseContext) -> CompactionPlan | None:
         """None if the prompt is short enough, or a summary would not shorten it."""
+        request, messages = context.request, context.messages
         if not responses.compacts(request):
             return None
         length = await self._chat.max_length(request.model)
         longest = length - responses.room(request, length)
         budget = TokenBudget(length, limit=min(responses.threshold(request) or longest, longest))
-        tokens = await self._count(request, messages, owner)
+        tokens = await self._count(context, messages)
         if tokens <= budget.limit or (tokens <= longest and not split_unanswered(messages).has_answers):
             return None
-        plan = await self._self_contained(request, messages, owner, budget)
+        plan = await self._self_contained(context, budget)
         return plan if plan.transcript else None
 
-    async def _self_contained(
-        self, request: ResponseRequest, messages: Chat, owner: str, budget: TokenBudget
-    ) -> CompactionPlan:
+    async def _self_contained(self, context: ResponseContext, budget: TokenBudget) -> CompactionPlan:
         """Unanswered messages stay if the context has room for them; otherwise they are summarised too."""
+        request, messages = context.request, context.messages
         split = split_unanswered(messages)
         longest = budget.length - responses.room(request, budget.length)
         for past, after in ((split.past, split.unanswered), (messages, ())):
             plan = replace(await _plan(request, budget, past), after=after, is_self_contained=True)
-            tokens = budget.summary + await self._count(request, plan.chat(), owner)
+            tokens = budget.summary + await self._count(context, plan.chat())
             if tokens <= longest:
                 max_bytes = BYTES_PER_TOKEN * min(budget.retained, longest - tokens)
                 return replace(plan, before=retained_within(past, max_bytes))
@@ -60,8 +62,9 @@ class CompactionPlanService:
         length = await self._chat.max_length(request.model)
         return TokenBudget(length, limit=length)
 
-    async def _count(self, request: ResponseRequest, messages: Chat, owner: str) -> int:
-        return await self._chat.count(await offload(responses.as_chat, request, messages), owner)
+    async def _count(self, context: ResponseContext, messages: Chat) -> int:
+        chat = await offload(responses.as_chat, context.request, messages)
+        return await self._chat.count(chat, context.owner, context.images)
 
 
 async def _plan(request: CompactRequest | ResponseRequest, budget: TokenBudget, past: Chat) -> CompactionPlan:

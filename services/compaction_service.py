@@ -18,7 +18,7 @@ from services.chat.events import Compacted, Compacting, Event, Finish, Head, Tex
 from services.chat.items import Item
 from services.chat.request import responses
 from services.chat.request.refusals import ReportIgnored, report_nothing
-from services.chat_service import ChatService, admitted, finishing
+from services.chat_service import ChatService, Start, admitted, finishing, retried
 from services.compaction_plan_service import CompactionPlanService
 from services.history.item_rows import with_defaults
 from services.history.turn import NO_FACTS, Facts, Turn, UnstoredTurn
@@ -29,7 +29,7 @@ from services.secret_service import SecretService
 from services.stored_response_service import KIND
 from services.summary_service import SummaryService
 
-Complete = Callable[[Chat], Awaitable[AsyncGenerator[Event, None]]]  # answers messages
+Complete = Callable[[Chat], Awaitable[Start]]  # answers messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +75,14 @@ class CompactionService:
                 return CompactionResult(dict(item), finish)
         raise AssertionError("a compaction ends with its item and a finish")
 
-    async def run(self, context: ResponseContext, turn: Turn, complete: Complete) -> AsyncGenerator[Event, None]:
-        """The events of an answer; of a compaction in front of it, or instead of it, as the request asks."""
-        request, messages, owner = context.request, context.messages, context.owner
-        if responses.is_triggered(request):
-            plan = await self._plans.triggered(request, messages, owner)
-            return self._compact(plan, owner, turn, context.facts())
-        if (needed := await self._plans.over_threshold(request, messages, owner)) is not None:
-            return self._compact(needed, owner, turn, context.facts(), complete)
-        return await complete(messages)
+    async def plan(self, context: ResponseContext, turn: Turn, complete: Complete) -> Start:
+        """An answer; a compaction in front of it, or instead of it, as the request asks."""
+        if responses.is_triggered(context.request):
+            plan = await self._plans.triggered(context)
+            return partial(self._compact, plan, context.owner, turn, context.facts())
+        if (needed := await self._plans.over_threshold(context)) is not None:
+            return partial(self._compact, needed, context.owner, turn, context.facts(), complete)
+        return await complete(context.messages)
 
     async def _compact(
         self, plan: CompactionPlan, owner: str, turn: Turn, facts: Facts, complete: Complete | None = None
@@ -116,7 +115,7 @@ class CompactionService:
                 turn.add(summary.finish)
                 yield summary.finish
                 return
-            answer = await admitted(partial(complete, plan.chat(summary.text)))
+            answer = await admitted(await retried(partial(complete, plan.chat(summary.text))))
             async with aclosing(answer.events) as events:
                 turn.add(compacted)
                 yield answer.head

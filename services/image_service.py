@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from services.chat.request import images
 from services.chat.request.contents import Illustration
-from services.chat.request.images import ImageRef
+from services.chat.request.images import ImageKey, ImageRef, ReadImages
 from services.engine.base import Engine, Image, ImageReader, UnreadablePicture
 from services.engine.scheduling.fair_slots import FairSlots
 from services.errors import InvalidRequest, Overloaded, PromptTooLong, UnsupportedParameter
@@ -41,8 +41,10 @@ class ImageService:
         self._turns = FairSlots(MAX_CONCURRENT, MAX_CONCURRENT)
         self._held: WeakKeyDictionary[Image, str] = WeakKeyDictionary()  # image -> owner
 
-    async def illustration(self, refs: Sequence[ImageRef], engine: Engine, owner: str) -> Illustration | None:
-        """Raises for the first wrong image, by its parameter."""
+    async def illustration(
+        self, refs: Sequence[ImageRef], engine: Engine, owner: str, read: ReadImages | None = None
+    ) -> Illustration | None:
+        """Raises for the first wrong image, by its parameter. `read`: is not read again, and gets what is."""
         if not refs:
             return None
         reader = engine.images
@@ -50,23 +52,27 @@ class ImageService:
             raise UnsupportedParameter(refs[0].param, "is an image, and this model takes text only")
         if len(refs) > self._max_images:
             raise InvalidRequest(f"There are more than {self._max_images} images", param=refs[self._max_images].param)
-        read: list[Image] = []
-        for ref in refs:
-            await self._read(ref, reader, read, owner)
-            tokens = sum(image.num_tokens for image in read)
+        read = {} if read is None else read
+        found: list[Image] = []
+        for ref, key in images.keyed(refs, reader):
+            if key not in read:
+                await self._read(ref, key, read, owner)
+            found.append(read[key])
+            tokens = sum(image.num_tokens for image in found)
             if tokens >= engine.max_length:  # before the next image takes memory
                 raise PromptTooLong(tokens, engine.max_length, param=ref.param)
-        return Illustration(read, reader)
+        return Illustration(found, reader)
 
-    async def _read(self, ref: ImageRef, reader: ImageReader, own: list[Image], owner: str) -> None:
+    async def _read(self, ref: ImageRef, key: ImageKey, read: ReadImages, owner: str) -> None:
         fetched = None if ref.url[:5].lower() == "data:" else await self._fetch(ref)
         async with self._turns.slot(owner):
-            self._check_room(own, owner)
+            self._check_room(read, owner)
             # not as the thread's result: its future is in a reference cycle and would keep the image alive
-            await asyncio.to_thread(lambda: own.append(self._open(fetched, ref, reader)))
-        self._held[own[-1]] = owner
+            await asyncio.to_thread(lambda: read.update({key: self._open(fetched, ref, key[0])}))
+        self._held[read[key]] = owner
 
-    def _check_room(self, own: list[Image], owner: str) -> None:
+    def _check_room(self, read: ReadImages, owner: str) -> None:
+        own = read.values()
         held: Counter[str] = Counter()
         for image, holder in self._held.items():
             if image not in own:  # not those of this request
@@ -74,6 +80,7 @@ class ImageService:
         share = self._max_held_bytes // len({owner, *held})
         is_over = held.total() >= self._max_held_bytes and held[owner] >= share
         if is_over or (held[owner] and held.total() >= MAX_OVERCOMMIT * self._max_held_bytes):
+            read.clear()  # requests that wait for room hold none, or all could wait for each other
             raise Overloaded("Too many images are waiting to be answered")
 
     async def _fetch(self, ref: ImageRef) -> bytes:

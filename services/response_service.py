@@ -19,7 +19,7 @@ from services.chat.request import responses
 from services.chat.request.fitting import shortened
 from services.chat.request.refusals import ReportIgnored, report_nothing
 from services.chat.request.sampling import apply_defaults
-from services.chat_service import ChatContext, ChatService, admitted, finishing
+from services.chat_service import ChatContext, ChatService, Start, admitted, finishing, retried
 from services.compaction_service import CompactionService
 from services.errors import PromptTooLong, ServiceError
 from services.history.background_stream import BackgroundStream
@@ -158,22 +158,24 @@ class ResponseService:
         if isinstance(source, Replay):
             return AnswerRun(context, source.events())
         context = await self._with_model_defaults(context)
-        return AnswerRun(context, await self._run(context, source))
+        start = await self._plan(context, source)
+        return AnswerRun(context, start())
 
     async def _with_model_defaults(self, context: ResponseContext) -> ResponseContext:
         """The defaults of a model may be known only once it is loaded."""
         return context.with_defaults(await self._chat.sampling(context.request.model, load=True))
 
-    async def _run(self, context: ResponseContext, turn: Turn) -> AsyncGenerator[Event, None]:
-        return await self._compactions.run(context, turn, partial(self._complete, context, turn))
+    async def _plan(self, context: ResponseContext, turn: Turn) -> Start:
+        """Decides which of the messages are answered, and what a compaction or truncation makes of the others."""
+        return await self._compactions.plan(context, turn, partial(self._complete, context, turn))
 
-    async def _complete(self, context: ResponseContext, turn: Turn, messages: Chat) -> AsyncGenerator[Event, None]:
+    async def _complete(self, context: ResponseContext, turn: Turn, messages: Chat) -> Start:
         """The chat completion that answers these messages."""
         fitting = await self._fitting(context, messages)
         num_dropped = len(messages) - len(fitting)
         chat = await offload(responses.as_chat, context.request, fitting)
-        chat_context = ChatContext(turn, (), context.facts(num_dropped), num_dropped)
-        return self._chat.run(chat, context.owner, chat_context, context.report_ignored)
+        chat_context = ChatContext(turn, (), context.facts(num_dropped), num_dropped, context.images)
+        return partial(self._chat.run, chat, context.owner, chat_context, context.report_ignored)
 
     async def _fitting(self, context: ResponseContext, messages: Chat) -> Chat:
         """With truncation, leaves a quarter of the context length to the answer, or its token limit."""
@@ -185,7 +187,7 @@ class ResponseService:
 
         async def fits(messages: Chat) -> bool:
             chat = await offload(responses.as_chat, context.request, messages)
-            sizes.append(await self._chat.count(chat, context.owner))
+            sizes.append(await self._chat.count(chat, context.owner, context.images))
             return sizes[-1] + room <= length
 
         fitting = await shortened(messages, fits)
@@ -225,7 +227,7 @@ class ResponseService:
                 yield stream_event(each)
             with translate_errors(responses.translated):
                 context = await self._with_model_defaults(context)
-                run = await admitted(partial(self._run, context, turn))
+                run = await admitted(await retried(partial(self._plan, context, turn)))
                 answer = AnswerRun(context, run.events)
                 async with aclosing(answer.events) as events:
                     for each in answer.encode(run.head, encoder):

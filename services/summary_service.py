@@ -3,13 +3,13 @@
 A conversation longer than the model's context is read in portions; each request extends the summary so far by one.
 """
 
-from collections.abc import AsyncGenerator
 from dataclasses import replace
+from functools import partial
 
 from services.chat.compaction.summary_prompt import SummaryPrompt
 from services.chat.compaction.transcript import portion_end
 from services.chat.events import Event, Finish, Reply
-from services.chat_service import AdmittedRun, ChatService, admitted, started
+from services.chat_service import AdmittedRun, ChatService, admitted, retried, started
 from services.errors import EngineFailed, PromptTooLong, UnsupportedParameter
 
 MIN_PORTION_CHARS = 200
@@ -44,7 +44,6 @@ class SummaryWriter:
         self.finish = Finish("stop", 0, 0)  # with the tokens of all portions
         self._chat = chat
         self._rest = transcript
-        self._portion = ""  # in front of the rest
         self._prompt = prompt
         self._owner = owner
         self._reply: Reply | None = None
@@ -60,15 +59,14 @@ class SummaryWriter:
             self.text, self.finish = _text_of(self._reply), _add_tokens(self.finish, self._reply)
         if not self._rest:
             return None
-        run = await (admitted(self._run) if self._reply else started(await self._run()))
-        self._rest = self._rest[len(self._portion) :]
+        size = await (retried(self._portion_size) if self._reply else self._portion_size())
+        request = self._prompt.request(self._rest[:size], self.text)
+        start = partial(self._chat.run, request, self._owner)
+        run = await (admitted(start) if self._reply else started(start()))
+        self._rest = self._rest[size:]
         self._reply = Reply()
         self.add(run.head)
         return run
-
-    async def _run(self) -> AsyncGenerator[Event, None]:
-        self._portion = self._rest[: await self._portion_size()]
-        return self._chat.run(self._prompt.request(self._portion, self.text), self._owner)
 
     async def _portion_size(self) -> int:
         """Characters that fit the context."""

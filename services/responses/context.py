@@ -1,6 +1,6 @@
 """What the answer to a request for a response is made with: one immutable value."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from schemas.response_answer_schema import Response
 from schemas.response_schema import ResponseRequest
@@ -11,6 +11,7 @@ from services.chat.answer.response_events import ResponseEncoder
 from services.chat.compaction.window import Chat
 from services.chat.events import Head
 from services.chat.request import responses
+from services.chat.request.images import ReadImages
 from services.chat.request.refusals import ReportIgnored
 from services.chat.request.sampling import apply_defaults
 from services.engine.base import SamplingDefaults
@@ -27,6 +28,7 @@ class ResponseContext:
     model: str  # its name in the response, until the model is loaded
     reasoning: ReasoningOutput
     report_ignored: ReportIgnored
+    images: ReadImages = field(default_factory=dict)  # of the messages, as far as they are read
 
     def with_defaults(self, defaults: SamplingDefaults) -> "ResponseContext":
         return replace(self, request=apply_defaults(self.request, defaults))

@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 
+from services.engine.base import Job
+from services.errors import Overloaded
+from services.fetch_service import Fetcher
 from tests.apps import MODEL, NewSite, Site
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, FakeStream
 from tests.pictures import RED, FakeReader, data_url, encoded, part
 
 HELLO = {"type": "text", "text": "What is it?"}
@@ -135,6 +138,45 @@ async def test_nothing_is_fetched_from_inside(new_site: NewSite) -> None:
     site = await new_site(images={"hosts": ["*"]})
     error = await refusal(site, part("http://127.0.0.1/image.png"))
     assert (error["param"], "public" in error["message"]) == ("messages.0.content.0.image_url.url", True)
+
+
+RESPONSES: list[dict[str, Any]] = [
+    {"truncation": "auto"},
+    {"context_management": [{"type": "compaction"}]},
+    {"context_management": [{"type": "compaction", "compact_threshold": 1_000}], "truncation": "auto"},
+    {"context_management": [{"type": "compaction"}], "truncation": "auto", "background": True},
+]
+
+
+@pytest.mark.parametrize("fields", RESPONSES)
+async def test_one_is_fetched_once_however_often_its_prompt_is_prepared(
+    new_site: NewSite, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    """To be counted, to be truncated or compacted, and whenever a background response is tried again."""
+    fetched: list[str] = []
+
+    async def get(fetcher: Fetcher, url: str, param: str) -> bytes:
+        fetched.append(url)
+        return encoded()
+
+    monkeypatch.setattr(Fetcher, "get", get)
+    submit, refused = engine.submit, iter([bool(fields.get("background"))] * 2)
+
+    async def sometimes(job: Job) -> FakeStream:
+        if next(refused, False):
+            raise Overloaded("full", retry_after=0)
+        return await submit(job)
+
+    monkeypatch.setattr(engine, "submit", sometimes)
+    site = await new_site(images={"hosts": ["*"]})
+    image = {"type": "input_image", "image_url": "https://images.example/red.png"}
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello. " * 150}]
+    body = {"input": [*talk, {"role": "user", "content": [image, image | {"detail": "low"}]}], "stream": True}
+    answer = await site.client.post("/v1/responses", json=body | fields)
+
+    assert '"status":"completed"' in answer.text
+    assert len(engine.jobs[-1].images) == 2
+    assert fetched == [image["image_url"]] * 2
 
 
 async def test_a_text_with_the_placeholder_in_it(site: Site) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from services.chat.request.contents import Illustration
-from services.chat.request.images import ImageRef
+from services.chat.request.images import ImageRef, ReadImages
 from services.engine.base import Image, Picture
 from services.errors import InvalidRequest, Overloaded, PromptTooLong
 from services.fetch_service import Fetcher
@@ -105,6 +105,29 @@ async def test_one_owner_does_not_take_the_room_of_the_others() -> None:
     assert await is_full(service, of, "beta")  # though it has less than its part
     kept.append(await read(service, [URL], of, "epsilon"))
     assert len(kept) == 10
+
+
+async def test_what_one_request_has_read_is_not_read_again() -> None:
+    service, of, images = ImageService(), engine(), ReadImages()
+    first = await service.illustration(refs(URL, URL), of, "alpha", images)
+    again = await service.illustration(refs(URL, URL), of, "alpha", images)
+    assert isinstance(of.images, FakeReader)
+    assert len(of.images.pictures) == 2
+    assert first
+    assert again
+    assert first.images == again.images
+
+
+async def test_a_request_that_waits_for_room_keeps_none() -> None:
+    """Two that keep some and wait for more could wait for each other."""
+    service, of, images = ImageService(max_held_bytes=150), engine(Hungry()), ReadImages()
+    kept = [await read(service, [URL], of, "alpha")]
+    await service.illustration(refs(URL), of, "alpha", images)
+    kept.append(await read(service, [URL], of, "beta"))
+    assert len(images) == 1
+    with pytest.raises(Overloaded):
+        await service.illustration(refs(URL, URL), of, "alpha", images)
+    assert (images, len(kept)) == ({}, 2)
 
 
 async def test_one_owner_does_not_take_all_turns_to_decode() -> None:

@@ -4,13 +4,14 @@ import base64
 import binascii
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
 from PIL import Image as Pillow
 
-from services.engine.base import Message, Picture
+from services.engine.base import Image, ImageReader, Message, Picture
 from services.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,11 @@ class ImageRef:
     param: str
 
 
+# By reader, URL, detail, and which of the same: those that one request has read, whose prompt may be prepared again.
+ImageKey = tuple[ImageReader, str, str, int]
+ReadImages = dict[ImageKey, Image]
+
+
 def refs(messages: Sequence[Message], num_own: int) -> list[ImageRef]:
     """In order. The last `num_own` messages are the request's own, those before them are its conversation's."""
     return list(_refs(messages, len(messages) - num_own))
@@ -44,6 +50,13 @@ def _refs(messages: Sequence[Message], num_before: int) -> Iterator[ImageRef]:
                 yield ImageRef(
                     image["url"], image.get("detail", "auto"), own if place >= num_before else "conversation"
                 )
+
+
+def keyed(refs: Iterable[ImageRef], reader: ImageReader) -> Iterator[tuple[ImageRef, ImageKey]]:
+    same = Counter[tuple[str, str]]()
+    for ref in refs:
+        yield ref, (reader, ref.url, ref.detail, same[ref.url, ref.detail])
+        same[ref.url, ref.detail] += 1
 
 
 def from_data_url(ref: ImageRef, max_bytes: int) -> bytes:
