@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from uuid import uuid4
 
@@ -14,28 +14,20 @@ from services.chat.answer.response_events import usage
 from services.chat.compaction.item import public_item
 from services.chat.compaction.plan import CompactionPlan
 from services.chat.compaction.window import Chat
-from services.chat.events import Compacted, Compacting, Event, Finish, Head, Text
-from services.chat.items import Item
+from services.chat.events import Compacted, Compacting, Event, Head
 from services.chat.request import responses
 from services.chat.request.refusals import ReportIgnored, report_nothing
 from services.chat_service import ChatService, Start, admitted, finishing, retried
 from services.compaction_plan_service import CompactionPlanService
 from services.history.item_rows import with_defaults
-from services.history.turn import NO_FACTS, Facts, Turn, UnstoredTurn
+from services.history.turn import Facts, Turn
 from services.input_service import InputService
 from services.parameter_names import translate_errors
 from services.responses.context import ResponseContext
 from services.secret_service import SecretService
-from services.stored_response_service import KIND
-from services.summary_service import SummaryService
+from services.summary_service import SummaryService, SummaryWriter
 
 Complete = Callable[[Chat], Awaitable[Start]]  # answers messages
-
-
-@dataclass(frozen=True, slots=True)
-class CompactionResult:
-    item: Item
-    finish: Finish
 
 
 class CompactionService:
@@ -58,22 +50,22 @@ class CompactionService:
         messages = await self._inputs.messages(request, owner, report_ignored)
         with translate_errors(responses.translated):
             plan = await self._plans.for_client(request, messages)
-            result = await self._result(plan, owner)
-        finish = result.finish
+            summary = await self._written(plan, owner)
+            item = plan.item(summary.text, await self._secrets.seal(owner))
+        finish = summary.finish
         return CompactedResponse(
             id=f"resp_{uuid4().hex}",
             created_at=int(time.time()),
-            output=[public_item(with_defaults(item)) for item in (*items.from_messages(plan.before), result.item)],
+            output=[public_item(with_defaults(item)) for item in (*items.from_messages(plan.before), item)],
             usage=usage(finish.prompt_tokens, finish.cached_tokens, finish.completion_tokens, finish.reasoning_tokens),
         )
 
-    async def _result(self, plan: CompactionPlan, owner: str) -> CompactionResult:
-        async with aclosing(self._compact(plan, owner, UnstoredTurn(KIND), NO_FACTS)) as events:
-            found = [event async for event in events if isinstance(event, Compacted | Finish)]
-        match found:
-            case [Compacted(item), Finish() as finish]:
-                return CompactionResult(dict(item), finish)
-        raise AssertionError("a compaction ends with its item and a finish")
+    async def _written(self, plan: CompactionPlan, owner: str) -> SummaryWriter:
+        async with aclosing(await self._summaries.begin(plan.transcript, plan.prompt, owner)) as summary:
+            await summary.start()
+            while await summary.write():
+                pass
+        return summary
 
     async def plan(self, context: ResponseContext, turn: Turn, complete: Complete) -> Start:
         """An answer; a compaction in front of it, or instead of it, as the request asks."""
@@ -90,24 +82,17 @@ class CompactionService:
         """Refusals are raised before the turn begins. An answer that follows waits for room, because the summary would
         be lost with a refusal: its turn is stored as queued, and receives the compaction when it is admitted."""
         summary = await self._summaries.begin(plan.transcript, plan.prompt, owner)
-        portion = await summary.next_portion()
-        assert portion
-        async with finishing(turn), aclosing(portion.events):
-            head = _head_of(turn, portion.head)
+        head = _head_of(turn, await summary.start())
+        async with finishing(turn), aclosing(summary):
             if complete:
                 await turn.queue(head.model, facts)
             else:
                 await turn.begin(head, facts)
                 turn.add(head)
             yield head
-            while portion:
-                async with aclosing(portion.events) as events:
-                    yield Compacting()
-                    async for event in events:
-                        summary.add(event)
-                        if isinstance(event, Text):
-                            yield Compacting()
-                portion = await summary.next_portion()
+            yield Compacting()
+            while await summary.write():
+                yield Compacting()
             compacted = Compacted(plan.item(summary.text, await self._secrets.seal(owner)))
             yield compacted
             if complete is None:

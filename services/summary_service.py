@@ -3,18 +3,27 @@
 A conversation longer than the model's context is read in portions; each request extends the summary so far by one.
 """
 
-from dataclasses import replace
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
 from functools import partial
 
 from services.chat.compaction.summary_prompt import SummaryPrompt
 from services.chat.compaction.transcript import portion_end
-from services.chat.events import Event, Finish, Reply
-from services.chat_service import AdmittedRun, ChatService, admitted, retried, started
+from services.chat.events import Event, Finish, Head, Reply, Text
+from services.chat_service import AdmittedRun, ChatService, Start, admitted, retried, started
 from services.errors import EngineFailed, PromptTooLong, UnsupportedParameter
 
 MIN_PORTION_CHARS = 200
 MAX_CHARS_PER_TOKEN = 8
 MARGIN = 0.9  # a portion's tokens are estimated from those of the whole
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """The run that extends the summary by a portion of the conversation."""
+
+    events: AsyncGenerator[Event, None]
+    reply: Reply
 
 
 class SummaryService:
@@ -37,7 +46,7 @@ class SummaryService:
 
 
 class SummaryWriter:
-    """A summary in the making. Its owner runs the portions, and adds the events of each."""
+    """A summary in the making; to be closed."""
 
     def __init__(self, chat: ChatService, transcript: str, prompt: SummaryPrompt, owner: str) -> None:
         self.text = ""
@@ -46,27 +55,39 @@ class SummaryWriter:
         self._rest = transcript
         self._prompt = prompt
         self._owner = owner
-        self._reply: Reply | None = None
+        self._portion: Portion | None = None
 
-    def add(self, event: Event) -> None:
-        assert self._reply
-        self._reply.add(event)
+    async def start(self) -> Head:
+        """Begins with the first portion, which may be refused. Later ones wait for room."""
+        size = await self._portion_size()
+        return self._begin(await started(self._start(size)()), size)
 
-    async def next_portion(self) -> AdmittedRun | None:
-        """The run that extends the summary by the next portion; None at the end. The first may be refused, later ones
-        wait for room."""
-        if self._reply:
-            self.text, self.finish = _text_of(self._reply), _add_tokens(self.finish, self._reply)
+    async def write(self) -> bool:
+        """Goes on to the next sign of progress: a piece of text, or another portion. False at the end."""
+        assert self._portion
+        async for event in self._portion.events:
+            self._portion.reply.add(event)
+            if isinstance(event, Text):
+                return True
+        reply = self._portion.reply
+        self.text, self.finish = _text_of(reply), _add_tokens(self.finish, reply)
         if not self._rest:
-            return None
-        size = await (retried(self._portion_size) if self._reply else self._portion_size())
-        request = self._prompt.request(self._rest[:size], self.text)
-        start = partial(self._chat.run, request, self._owner)
-        run = await (admitted(start) if self._reply else started(start()))
+            return False
+        size = await retried(self._portion_size)
+        self._begin(await admitted(self._start(size)), size)
+        return True
+
+    async def aclose(self) -> None:
+        if self._portion:
+            await self._portion.events.aclose()
+
+    def _start(self, size: int) -> Start:
+        return partial(self._chat.run, self._prompt.request(self._rest[:size], self.text), self._owner)
+
+    def _begin(self, run: AdmittedRun, size: int) -> Head:
         self._rest = self._rest[size:]
-        self._reply = Reply()
-        self.add(run.head)
-        return run
+        self._portion = Portion(run.events, Reply(run.head))
+        return run.head
 
     async def _portion_size(self) -> int:
         """Characters that fit the context."""

@@ -28,11 +28,10 @@ def service(chat: ChatService) -> SummaryService:
 
 
 async def write(service: SummaryService, transcript: str, prompt: SummaryPrompt = PROMPT) -> SummaryWriter:
-    summary = await service.begin(transcript, prompt, "me")
-    while portion := await summary.next_portion():
-        async with aclosing(portion.events) as events:
-            async for event in events:
-                summary.add(event)
+    async with aclosing(await service.begin(transcript, prompt, "me")) as summary:
+        await summary.start()
+        while await summary.write():
+            pass
     return summary
 
 
