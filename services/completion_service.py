@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from uuid import uuid4
 
@@ -10,15 +10,13 @@ from schemas.completion_schema import Completion, CompletionRequest
 from services.chat.answer import encode_completion
 from services.chat.answer.encode import chunk_options
 from services.chat.events import Event, Head, reply_of
+from services.chat.formats.base import OutputFormat
 from services.chat.parsing.channels import events
-from services.chat.parsing.echoed import prompt_only
 from services.chat.request import completion, sampling
-from services.engine.base import Engine, GrammarSpec, Piece
+from services.engine.base import Engine, GrammarSpec
 from services.metrics_service import Metrics
 from services.model_service import Lease, ModelManager
 from services.text_service import TextService
-
-Streams = Sequence[AsyncGenerator[Piece, None]]
 
 
 class CompletionService:
@@ -56,7 +54,8 @@ class CompletionService:
             async with model.submitted(made.jobs) as streams:
                 head = _head(made, model, arrived)
                 try:
-                    async with aclosing(events(head, _read_only(streams, request), made.echoes)) as parsed:
+                    parsed = events(head, streams, made.echoes, OutputFormat(prompt_only=request.max_tokens == 0))
+                    async with aclosing(parsed):
                         async for event in parsed:
                             timer.add(event)
                             yield event
@@ -72,11 +71,6 @@ class CompletionService:
             return await asyncio.to_thread(
                 completion.jobs, f"cmpl-{uuid4().hex}", request, engine.tokenizer, engine.max_length, owner, answer
             )
-
-
-def _read_only(streams: Streams, request: CompletionRequest) -> Streams:
-    """With max_tokens 0, drops the one token that an engine samples at least."""
-    return [prompt_only(each) for each in streams] if request.max_tokens == 0 else streams
 
 
 def _head(made: completion.Jobs, model: Lease, arrived: float) -> Head:

@@ -1,6 +1,5 @@
 """Requests that reach a chat, and events that become Ollama's lines."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -21,25 +20,21 @@ CALLS: tuple[Event, ...] = (
 PNG = "iVBORw0KGgo="
 
 
-async def _each(events: tuple[Event, ...]) -> AsyncIterator[Event]:
-    for event in events:
-        yield event
+def parts(*outputs: Event) -> list[answer.PartialAnswer]:
+    encoder = answer.AnswerEncoder(clock=lambda: 3.0)
+    return [part for event in (HEAD, *outputs) for part in encoder.parts(event)]
 
 
-def parts(*outputs: Event) -> AsyncIterator[answer.PartialAnswer]:
-    return answer.parts(_each((HEAD, *outputs)), clock=lambda: 3.0)
-
-
-async def lines(*outputs: Event) -> list[dict[str, Any]]:
-    return [part.chat_line("m").model_dump(exclude={"created_at", "model"}) async for part in parts(*outputs)]
+def lines(*outputs: Event) -> list[dict[str, Any]]:
+    return [part.chat_line("m").model_dump(exclude={"created_at", "model"}) for part in parts(*outputs)]
 
 
 CALL_A = {"id": "a", "function": {"name": "weather", "arguments": {"city": "Paris"}, "index": 0}}
 CALL_B = {"id": "b", "function": {"name": "time", "arguments": {}, "index": 1}}
 
 
-async def test_a_call_is_one_line() -> None:
-    *outputs, last = await lines(Reasoning("hm"), Text("Well"), *CALLS, FINISH)
+def test_a_call_is_one_line() -> None:
+    *outputs, last = lines(Reasoning("hm"), Text("Well"), *CALLS, FINISH)
     assert [line["message"] for line in outputs] == [
         {"role": "assistant", "content": "", "thinking": "hm"},
         {"role": "assistant", "content": "Well"},
@@ -49,8 +44,9 @@ async def test_a_call_is_one_line() -> None:
     assert (last["done_reason"], last["total_duration"]) == ("stop", 2_000_000_000)
 
 
-async def test_whole_answer_is_their_sum() -> None:
-    whole = await answer.whole(parts(Reasoning("h"), Reasoning("m"), Text("We"), Text("ll"), *CALLS, FINISH))
+def test_whole_answer_is_their_sum() -> None:
+    outputs = (Reasoning("h"), Reasoning("m"), Text("We"), Text("ll"), *CALLS, FINISH)
+    whole = sum(parts(*outputs), answer.PartialAnswer())
     message = whole.chat_line("m").model_dump()["message"]
     assert message == {
         "role": "assistant",
@@ -61,9 +57,9 @@ async def test_whole_answer_is_their_sum() -> None:
     assert whole.generate_line("m").response == "Well"
 
 
-async def test_logprobs() -> None:
+def test_logprobs() -> None:
     token = TokenLogprob("é", "é".encode(), -0.5, (TokenLogprob("e", b"e", -float("inf")),))
-    ((line), _) = await lines(Text("é", logprobs=(token,)), Finish("stop", 5, 1))
+    ((line), _) = lines(Text("é", logprobs=(token,)), Finish("stop", 5, 1))
     top = [{"token": "e", "logprob": UNLIKELY, "bytes": [101]}]
     assert line["logprobs"] == [{"token": "é", "logprob": -0.5, "bytes": [195, 169], "top_logprobs": top}]
 

@@ -1,6 +1,6 @@
 """What the model says -> the events of Anthropic's stream, or the one message they add up to."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from app.spec import Arguments, Event, Finish, Head, Reasoning, Text, ToolCall, as_object
@@ -37,20 +37,10 @@ class ThinkingOutputMode:
     shown: bool
 
 
-async def events(
-    run: AsyncIterable[Event], max_tokens: int, thinking: ThinkingOutputMode | None = None
-) -> AsyncIterator[MessageEvent]:
-    """Without `thinking` what the model thinks is left out."""
-    encoder = _EventEncoder(max_tokens, thinking)
-    async for event in run:
-        for each in encoder.events(event):
-            yield each
+class EventEncoder:
+    """Of one answer: which block is open. Without `thinking` what the model thinks is left out."""
 
-
-class _EventEncoder:
-    """Of one answer: which block is open."""
-
-    def __init__(self, max_tokens: int, thinking: ThinkingOutputMode | None) -> None:
+    def __init__(self, max_tokens: int, thinking: ThinkingOutputMode | None = None) -> None:
         self._max_tokens = max_tokens
         self._thinking = thinking
         self._thinking_text: list[str] = []  # of the open block
@@ -130,31 +120,38 @@ def _usage(finish: Finish) -> AnthropicUsage:
     )
 
 
-async def message(events: AsyncIterator[MessageEvent]) -> AnthropicMessage:
+class MessageBuilder:
     """The sum of a stream, made the way Anthropic's own clients make it."""
-    answer: AnthropicMessage | None = None
-    inputs: dict[int, str] = {}
-    async for event in events:
+
+    def __init__(self) -> None:
+        self._message: AnthropicMessage | None = None
+        self._inputs: dict[int, str] = {}
+
+    def add(self, event: MessageEvent) -> None:
         match event:
             case MessageStart(message=message):
-                answer = message
+                self._message = message
             case BlockStart(content_block=block):
-                assert answer
-                answer.content.append(block)
+                self._begun.content.append(block)
             case BlockDelta(index=index, delta=InputDelta(partial_json=text)):
-                inputs[index] = inputs.get(index, "") + text
+                self._inputs[index] = self._inputs.get(index, "") + text
             case BlockDelta(index=index, delta=delta):
-                assert answer
-                _add(answer.content[index], delta)
+                _add(self._begun.content[index], delta)
             case MessageDelta(delta=stop, usage=usage):
-                assert answer
-                answer.stop_reason, answer.stop_sequence, answer.usage = stop.stop_reason, stop.stop_sequence, usage
-    assert answer
-    for index, text in inputs.items():
-        block = answer.content[index]
-        assert isinstance(block, ToolUseOutput)
-        block.input = as_object(text)
-    return answer
+                self._begun.stop_reason, self._begun.stop_sequence = stop.stop_reason, stop.stop_sequence
+                self._begun.usage = usage
+
+    def message(self) -> AnthropicMessage:
+        for index, text in self._inputs.items():
+            block = self._begun.content[index]
+            assert isinstance(block, ToolUseOutput)
+            block.input = as_object(text)
+        return self._begun
+
+    @property
+    def _begun(self) -> AnthropicMessage:
+        assert self._message
+        return self._message
 
 
 def _add(block: OutputBlock, delta: ContentDelta) -> None:

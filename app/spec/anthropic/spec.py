@@ -1,6 +1,6 @@
 """Anthropic's Messages API as a spec."""
 
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import Awaitable, Iterable
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -21,10 +21,10 @@ from app.spec import (
     decoded,
     server_sent,
 )
-from app.spec.anthropic.answer import ThinkingOutputMode, events, message
+from app.spec.anthropic.answer import EventEncoder, MessageBuilder, ThinkingOutputMode
 from app.spec.anthropic.request import NAMES, chat, ignored, names
 from app.spec.anthropic.sealed_thinking import opened, sealed
-from schemas.anthropic_answer_schema import AnthropicMessage, MessageEvent, TokenCount
+from schemas.anthropic_answer_schema import AnthropicMessage, TokenCount
 from schemas.anthropic_schema import CountRequest, MessagesRequest, ThinkingConfig
 from services.large import offload
 from services.parameter_names import ParameterNames, translate_error, translate_errors
@@ -82,14 +82,25 @@ class AnthropicSpec(Spec[MessagesRequest]):
         return chat(request)
 
     def encode_response(self, output: Output[MessagesRequest]) -> PayloadStream | Awaitable[Payload]:
-        message_events = self._events(output)
-        return _named(message_events) if output.request.stream else message(message_events)
+        return self._stream(output) if output.request.stream else self._message(output)
 
-    async def _events(self, output: Output[MessagesRequest]) -> AsyncIterator[MessageEvent]:
+    async def _stream(self, output: Output[MessagesRequest]) -> PayloadStream:
+        encoder = await self._encoder(output)
+        async for event in output:
+            for each in encoder.events(event):
+                yield NamedEvent(each.type, each)
+
+    async def _message(self, output: Output[MessagesRequest]) -> Payload:
+        encoder, builder = await self._encoder(output), MessageBuilder()
+        async for event in output:
+            for each in encoder.events(event):
+                builder.add(each)
+        return builder.message()
+
+    async def _encoder(self, output: Output[MessagesRequest]) -> EventEncoder:
         # the seal is there before the first event: a database that goes away breaks no answer
         thinking = await self._thinking_mode(output.request.thinking, output.owner)
-        async for event in events(output, output.request.max_tokens, thinking):
-            yield event
+        return EventEncoder(output.request.max_tokens, thinking)
 
     async def _thinking_mode(self, thinking: ThinkingConfig | None, owner: str) -> ThinkingOutputMode | None:
         if thinking is None or thinking.type == "disabled":
@@ -106,8 +117,3 @@ class AnthropicSpec(Spec[MessagesRequest]):
 
     def ignored(self, request: MessagesRequest) -> Iterable[str]:
         return ignored(request)
-
-
-async def _named(events: AsyncIterator[MessageEvent]) -> PayloadStream:
-    async for event in events:
-        yield NamedEvent(event.type, event)

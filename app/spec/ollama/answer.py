@@ -1,7 +1,7 @@
 """What the model says -> Ollama's lines, or the one that they add up to."""
 
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -56,37 +56,32 @@ class PartialAnswer:
         }
 
 
-async def whole(parts: AsyncIterator[PartialAnswer]) -> PartialAnswer:
-    answer = PartialAnswer()
-    async for part in parts:
-        answer += part
-    return answer
+class AnswerEncoder:
+    """Of one answer. A call is one part, once all of its arguments are there."""
 
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._arrived = clock()
+        self._call: ToolCall | None = None
+        self._arguments = ""
 
-async def parts(
-    run: AsyncIterable[Event], clock: Callable[[], float] = time.perf_counter
-) -> AsyncIterator[PartialAnswer]:
-    """A call is one part, once all of its arguments are there."""
-    arrived = clock()
-    call: ToolCall | None = None
-    arguments = ""
-    async for event in run:
-        if call and not isinstance(event, Arguments):
-            yield PartialAnswer(calls=[_call(call, arguments)])
-            call, arguments = None, ""
+    def parts(self, event: Event) -> Iterator[PartialAnswer]:
+        if self._call and not isinstance(event, Arguments):
+            yield PartialAnswer(calls=[_call(self._call, self._arguments)])
+            self._call, self._arguments = None, ""
         match event:
             case Head():
-                arrived = event.arrived
+                self._arrived = event.arrived
             case Text(text, logprobs=logprobs) if text or logprobs:
                 yield PartialAnswer(text, logprobs=token_logprobs(logprobs))
             case Reasoning(text, logprobs=logprobs) if text or logprobs:
                 yield PartialAnswer(thinking=text, logprobs=token_logprobs(logprobs))
             case ToolCall():
-                call = event
+                self._call = event
             case Arguments(text):
-                arguments += text
+                self._arguments += text
             case Finish():
-                yield PartialAnswer(metrics=_metrics(event, clock() - arrived))
+                yield PartialAnswer(metrics=_metrics(event, self._clock() - self._arrived))
 
 
 def _call(call: ToolCall, arguments: str) -> AnswerToolCall:

@@ -1,7 +1,7 @@
 """Ollama's API as a spec. Its models are the operator's: they are listed and asked, not pulled, made or deleted."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
@@ -22,7 +22,7 @@ from app.spec import (
     json_lines,
 )
 from app.spec.ollama import request as requests
-from app.spec.ollama.answer import PartialAnswer, parts, whole
+from app.spec.ollama.answer import AnswerEncoder, PartialAnswer
 from app.spec.ollama.catalogue import Catalogue
 from app.spec.ollama.embeddings import Embedder
 from schemas.ollama_answer_schema import (
@@ -97,13 +97,7 @@ class OllamaSpec(Spec[OllamaGenerationRequest]):
         return requests.chat(request)
 
     def encode_response(self, output: Output[OllamaGenerationRequest]) -> PayloadStream | Awaitable[Payload]:
-        request = output.request
-        to_line, answer_parts = _line(request), parts(output)
-        return (
-            _lines(answer_parts, to_line, _name(request))
-            if request.stream
-            else _one(answer_parts, to_line, _name(request))
-        )
+        return _lines(output) if output.request.stream else _one(output)
 
     def error_body(self, problem: Problem) -> dict[str, Any]:
         return {"error": problem.message}
@@ -123,10 +117,16 @@ def _name(request: OllamaGenerationRequest) -> str:
     return request.model or "default"
 
 
-async def _lines(answer_parts: AsyncIterator[PartialAnswer], to_line: ToLine, model: str) -> PayloadStream:
-    async for part in answer_parts:
-        yield to_line(part, model)
+async def _lines(output: Output[OllamaGenerationRequest]) -> PayloadStream:
+    encoder, to_line, model = AnswerEncoder(), _line(output.request), _name(output.request)
+    async for event in output:
+        for part in encoder.parts(event):
+            yield to_line(part, model)
 
 
-async def _one(answer_parts: AsyncIterator[PartialAnswer], to_line: ToLine, model: str) -> Payload:
-    return to_line(await whole(answer_parts), model)
+async def _one(output: Output[OllamaGenerationRequest]) -> Payload:
+    encoder, answer = AnswerEncoder(), PartialAnswer()
+    async for event in output:
+        for part in encoder.parts(event):
+            answer += part
+    return _line(output.request)(answer, _name(output.request))

@@ -180,6 +180,7 @@ class OutputFormat:
     stop: tuple[str, ...] = ()  # strings that end it, in its content
     include_stop: bool = False
     min_tokens: int = 0  # in these no stop string is looked for
+    prompt_only: bool = False  # without the token that an engine samples at least
 
     @property
     def is_plain(self) -> bool:

@@ -41,6 +41,7 @@ class ChoiceParser:
     def __init__(self, format: OutputFormat, index: int, prompt_tokens: int, echo: str = "") -> None:
         self._format = format
         self._echo = echo
+        self.is_finished = False
         self._parser = answer_parser(format, index)
         self._index = index
         self._prompt_tokens = prompt_tokens
@@ -51,8 +52,11 @@ class ChoiceParser:
         self._cached_tokens = 0
 
     def feed(self, piece: Piece) -> list[OutputEvent | Finish]:
+        if self._format.prompt_only:
+            piece = replace(piece, text="", token_ids=(), logprobs=(), finish="length", stop=None)
         events: list[OutputEvent | Finish] = [*self._echoed(piece), *self._parsed(piece)]
         if piece.finish or self.is_over:
+            self.is_finished = True
             events += self._finished(piece)
         return events
 
@@ -118,7 +122,7 @@ async def _parsed(
         async for piece in pieces:
             for event in choice.feed(piece):
                 yield event
-            if piece.finish or choice.is_over:
+            if choice.is_finished:
                 return
     raise EngineFailed("The engine ended without finishing its answer")
 
