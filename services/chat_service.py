@@ -21,8 +21,8 @@ from services.chat.formats import chat_format_of
 from services.chat.parsing.channels import events
 from services.chat.request import prompt, sampling
 from services.chat.request.encoding import MAX_TOKENIZE_CHARS
-from services.chat.request.images import ReadImages
 from services.chat.request.images import refs as image_refs
+from services.chat.request.preparation_cache import PreparationCache
 from services.chat.request.prepared import PreparedRequest, PromptInput, Target, prepare
 from services.chat.request.refusals import ReportIgnored, report_nothing
 from services.engine.base import Engine, GrammarSpec, SamplingDefaults
@@ -50,7 +50,7 @@ class ChatContext:
     history: Sequence[ChatMessage] = ()  # in front of the request's messages
     facts: Facts | None = None  # stored with the answer; None: those of the request
     dropped_messages: int = 0
-    images: ReadImages = field(default_factory=dict)  # of this request, as far as they are read
+    cache: PreparationCache = field(default_factory=PreparationCache)
 
 
 Start = Callable[[], AsyncGenerator[Event, None]]  # of a run; if it is refused it can be started again
@@ -150,7 +150,7 @@ class ChatService:
             prepared = await self._prepare(request, owner, context, model, grammar, model.engine.max_length)
             report_ignored(prepared.ignored)
             async with model.submitted(prepared.jobs) as streams:
-                context.images.clear()  # the jobs have theirs
+                context.cache.clear()  # the jobs have all that is needed of it
                 head = _head(prepared, context, model, arrived, request)
                 await context.turn.begin(head, await _facts(context, request))
                 parsed = events(head, streams, [prompt.echo(request)] * request.n, prepared.output)
@@ -192,23 +192,23 @@ class ChatService:
         owner: str,
         report_ignored: ReportIgnored = report_nothing,
         limit: int | None = None,
-        images: ReadImages | None = None,
+        cache: PreparationCache | None = None,
     ) -> tuple[int, ...]:
         """The prompt tokens. `limit`: raises PromptTooLong early for texts that must have far more."""
         grammar = await offload(prompt.check, request)
         turn_request = TurnRequest(owner=owner, conversation=request.conversation, item=request.parent_item)
         turn = await self._turns.new_turn(turn_request)
-        context = ChatContext(turn, turn.history, images={} if images is None else images)
+        context = ChatContext(turn, turn.history, cache=cache or PreparationCache())
         async with self._models.lease(request.model) as model:
             prepared = await self._prepare(request, owner, context, model, grammar, limit)
             report_ignored(prepared.ignored)
             return prepared.prompt
 
-    async def count(self, request: ChatCompletionRequest, owner: str, images: ReadImages | None = None) -> int:
+    async def count(self, request: ChatCompletionRequest, owner: str, cache: PreparationCache | None = None) -> int:
         """Tokens of the prompt. A prompt that must be far longer than the context is not tokenised, but estimated."""
         limit = await self.max_length(request.model)
         try:
-            return len(await self.prompt_of(request, owner, limit=limit, images=images))
+            return len(await self.prompt_of(request, owner, limit=limit, cache=cache))
         except PromptTooLong as error:
             return error.tokens
 
@@ -233,8 +233,8 @@ class ChatService:
             self._max_tokenize_chars,
         )
         refs = image_refs(messages, len(request.messages))
-        illustration = await self._images.illustration(refs, engine, owner, context.images)
-        prompt_input = PromptInput(messages, illustration, limit)
+        illustration = await self._images.illustration(refs, engine, owner, context.cache.images)
+        prompt_input = PromptInput(messages, illustration, limit, context.cache)
         async with self._texts.room(characters(messages)):
             return await asyncio.to_thread(prepare, context.turn.id, request, prompt_input, target, owner, grammar)
 

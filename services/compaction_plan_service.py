@@ -64,7 +64,7 @@ class CompactionPlanService:
 
     async def _count(self, context: ResponseContext, messages: Chat) -> int:
         chat = await offload(responses.as_chat, context.request, messages)
-        return await self._chat.count(chat, context.owner, context.images)
+        return await self._chat.count(chat, context.owner, context.cache)
 
 
 async def _plan(request: CompactRequest | ResponseRequest, budget: TokenBudget, past: Chat) -> CompactionPlan:

@@ -174,7 +174,7 @@ class ResponseService:
         fitting = await self._fitting(context, messages)
         num_dropped = len(messages) - len(fitting)
         chat = await offload(responses.as_chat, context.request, fitting)
-        chat_context = ChatContext(turn, (), context.facts(num_dropped), num_dropped, context.images)
+        chat_context = ChatContext(turn, (), context.facts(num_dropped), num_dropped, context.cache)
         return partial(self._chat.run, chat, context.owner, chat_context, context.report_ignored)
 
     async def _fitting(self, context: ResponseContext, messages: Chat) -> Chat:
@@ -187,7 +187,7 @@ class ResponseService:
 
         async def fits(messages: Chat) -> bool:
             chat = await offload(responses.as_chat, context.request, messages)
-            sizes.append(await self._chat.count(chat, context.owner, context.images))
+            sizes.append(await self._chat.count(chat, context.owner, context.cache))
             return sizes[-1] + room <= length
 
         fitting = await shortened(messages, fits)

@@ -11,7 +11,7 @@ from services.chat.answer.response_events import ResponseEncoder
 from services.chat.compaction.window import Chat
 from services.chat.events import Head
 from services.chat.request import responses
-from services.chat.request.images import ReadImages
+from services.chat.request.preparation_cache import PreparationCache
 from services.chat.request.refusals import ReportIgnored
 from services.chat.request.sampling import apply_defaults
 from services.engine.base import SamplingDefaults
@@ -28,7 +28,7 @@ class ResponseContext:
     model: str  # its name in the response, until the model is loaded
     reasoning: ReasoningOutput
     report_ignored: ReportIgnored
-    images: ReadImages = field(default_factory=dict)  # of the messages, as far as they are read
+    cache: PreparationCache = field(default_factory=PreparationCache)  # of the chat completion
 
     def with_defaults(self, defaults: SamplingDefaults) -> "ResponseContext":
         return replace(self, request=apply_defaults(self.request, defaults))

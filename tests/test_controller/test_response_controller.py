@@ -1,7 +1,7 @@
 """/v1/responses as the official client meets it."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 from openai import AsyncOpenAI
 from openai.types.responses import Response
 
+from services.engine.base import Message
 from services.errors import EngineFailed, Overloaded
 from tests.apps import NewSite, Site
 from tests.fakes import FakeEngine, FakeTokenizer, Pause
@@ -193,6 +194,22 @@ class TestTruncation:
         assert await client.responses.retrieve(answer.id) == answer
         queued = await client.responses.create(input=input_messages, truncation="auto", background=True)  # type: ignore[arg-type]
         assert (await until(client, queued.id, "completed")).dropped_messages == 3  # type: ignore[attr-defined]
+
+    @pytest.mark.parametrize("fields", [{}, {"context_management": [{"type": "compaction"}]}])
+    async def test_what_is_counted_is_answered_as_it_is(
+        self, client: AsyncOpenAI, engine: FakeEngine, fields: dict[str, Any]
+    ) -> None:
+        rendered: list[str] = []
+
+        class Noting(FakeTokenizer):
+            def apply_chat_template(self, conversation: Sequence[Message], **kwargs: Any) -> list[int] | str:
+                rendered.append(str(conversation[-1]["content"]))
+                return super().apply_chat_template(conversation, **kwargs)
+
+        engine.tokenizer = Noting()
+        for text in ("One", "Two"):
+            await client.responses.create(input=text, truncation="auto", **fields)
+        assert [rendered.count(text) for text in ("One", "Two")] == [1, 1]
 
     async def test_else_it_is_refused(self, client: AsyncOpenAI, engine: FakeEngine) -> None:
         engine.max_length = 20

@@ -1,6 +1,6 @@
 """A request prepared for one model, once: the jobs that answer it, and how their output is parsed."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from schemas.chat_schema import ChatCompletionRequest
@@ -10,6 +10,7 @@ from services.chat.request import prompt, sampling, tool_images
 from services.chat.request.affinity import affinity
 from services.chat.request.contents import Illustration
 from services.chat.request.encoding import MAX_TOKENIZE_CHARS, Room
+from services.chat.request.preparation_cache import PreparationCache
 from services.chat.request.prompt import Prompt
 from services.chat.request.public_prefix import num_public, public_prefix
 from services.chat.request.reasoning import ReasoningConfig, reasoning_config
@@ -57,6 +58,7 @@ class PromptInput:
     messages: list[Message]
     illustration: Illustration | None = None
     limit: int | None = None  # tokens; None: they are only counted
+    cache: PreparationCache = field(default_factory=PreparationCache)
 
 
 def prepare(
@@ -121,7 +123,8 @@ def _prompt(
         room = Room(source.limit, text_keep)
     else:
         room = Room.to_count(target.max_tokenize_chars, target.max_length, text_keep)
-    rendered = prompt.encoded(messages, target.tokenizer, template, source.illustration, room)
+    arguments = (messages, target.tokenizer, template, source.illustration, room)
+    rendered = source.cache.prompt(arguments, lambda: prompt.encoded(*arguments))
     return rendered if keep is None else rendered.last(keep)
 
 
