@@ -69,6 +69,7 @@ class LocalEngine:
             block_size=block_size,
             page_size=executor.page_size,
             prompt_share=kv_cache_ratio,
+            short_length=executor.short_length,
         )
         self._shares_prefixes = share_prefixes
         self._max_open = executor.num_slots + max_queue

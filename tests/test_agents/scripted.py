@@ -101,6 +101,7 @@ class ScriptedRunner:
     cache_tokens: int | None = None
     vision: Any = None
     page_size: int = 1
+    short_length: int | None = None
     asynchronous: bool = False
     batch_sizes: list[int] = field(default_factory=lambda: [1])
     texts: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))  # the tokens in each slot

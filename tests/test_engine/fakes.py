@@ -48,6 +48,7 @@ class Counting:
     cache_tokens: int | None = None
     vision: Any = None
     page_size: int = 1
+    short_length: int | None = None
     asynchronous: bool = False
 
     @property

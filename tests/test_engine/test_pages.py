@@ -13,7 +13,7 @@ from services.engine.scheduling import fairness
 from services.engine.scheduling.pages import CopyPage, Pages
 from services.engine.scheduling.scheduler import Batch, ScheduledSequence, Scheduler
 from services.engine.scheduling.step import CacheChange, ClearSlot, CopySlot, SwapSlots
-from tests.test_engine.test_scheduler import MAX_LENGTH, Memory, Service, compute, digest, sequence, steps
+from tests.test_engine.test_scheduler import MAX_LENGTH, Memory, Service, compute, digests, sequence, steps
 
 SLOTS = 4
 
@@ -38,9 +38,8 @@ class PagedMemory(Memory):
     def compute(self, scheduled: list[ScheduledSequence]) -> None:
         self.claim(scheduled)
         for entry in scheduled:
-            tokens = [*entry.sequence.tokens, *entry.draft]
-            assert self.read(entry.slot, entry.start) == [digest(tokens[: i + 1]) for i in range(entry.start)]
-            self.write(entry, [digest(tokens[: i + 1]) for i in range(entry.start, entry.end)])
+            assert self.read(entry.slot, entry.start) == digests(entry, 0, entry.start)
+            self.write(entry, digests(entry, entry.start, entry.end))
 
     def poison(self, scheduled: list[ScheduledSequence]) -> None:
         self.claim(scheduled)

@@ -65,7 +65,12 @@ def run(
     """The engine's loop, step by step on this thread."""
     reuse = min_reuse if runner.reuses else None
     scheduler = Scheduler(
-        runner.num_slots, max_tokens, cache_tokens=cache_tokens, min_reuse=reuse, page_size=runner.page_size
+        runner.num_slots,
+        max_tokens,
+        cache_tokens=cache_tokens,
+        min_reuse=reuse,
+        page_size=runner.page_size,
+        short_length=runner.short_length,
     )
     sequences: dict[Sequence, Answer] = {}
     waiting = list(answers)

@@ -59,10 +59,10 @@ class Memory:
 
     def compute(self, scheduled: list[ScheduledSequence]) -> None:
         for entry in scheduled:
-            slot, tokens = self.slots[entry.slot], [*entry.sequence.tokens, *entry.draft]
+            slot = self.slots[entry.slot]
             assert POISON not in slot  # masked or not, it would spread
-            assert slot[: entry.start] == [digest(tokens[: i + 1]) for i in range(entry.start)]
-            slot[entry.start : entry.end] = [digest(tokens[: i + 1]) for i in range(entry.start, entry.end)]
+            assert slot[: entry.start] == digests(entry, 0, entry.start)
+            slot[entry.start : entry.end] = digests(entry, entry.start, entry.end)
 
     def poison(self, scheduled: list[ScheduledSequence]) -> None:
         for entry in scheduled:
@@ -74,8 +74,14 @@ def common(one: list[int], other: list[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def digest(tokens: list[int]) -> int:
-    return abs(hash(tuple(tokens)))
+def digest(tokens: list[int], is_long: bool = False) -> int:
+    return abs(hash((is_long, *tokens)))
+
+
+def digests(entry: ScheduledSequence, start: int, end: int) -> list[int]:
+    """Of keys and values, which depend on all tokens before, and on the factors of LongRoPE."""
+    tokens = [*entry.sequence.tokens, *entry.draft]
+    return [digest(tokens[: i + 1], entry.sequence.is_long) for i in range(start, end)]
 
 
 def compute(batch: Batch) -> None:

@@ -53,6 +53,8 @@ class Remembering(GoingAhead):
         """As it was scheduled: the memory compares with all tokens of a sequence."""
         sequence = self.sequences[row.request_id]
         assert row.start == sequence.num_computed
+        assert row.is_long is (self.short_length is not None and len(sequence.tokens) > self.short_length)
+        assert row.is_long or self.short_length is None or row.end <= self.short_length
         draft = row.token_ids[len(sequence.tokens) - row.start :]
         return ScheduledSequence(sequence, row.slot, row.num_tokens, draft)
 
@@ -68,13 +70,14 @@ class Remembering(GoingAhead):
         return self._broken(super().run(rows))
 
     def run_lookahead(self, rows: list[StepRow], tokens: Tensor) -> Tensor | None:
+        assert all(row.is_long or self.short_length is None or row.end <= self.short_length for row in rows)
         assert isinstance(self.memory, PagedMemory)
         if not all(self.memory.pages.owns(row.slot, row.start) for row in rows):
             return None
         if self.chance.random() < self.faults:
             raise torch.OutOfMemoryError
         for entry, token in zip(map(self._entry, rows), tokens.tolist(), strict=True):
-            self.memory.write(entry, [digest([*entry.sequence.tokens, token])])
+            self.memory.write(entry, [digest([*entry.sequence.tokens, token], entry.sequence.is_long)])
         return self._broken(super().run_lookahead(rows, tokens))
 
     def _broken(self, logits: Tensor | None) -> Tensor:
@@ -101,6 +104,7 @@ class World:
             block_size=self._choice(1, 1, 3, 8),
             page_size=self.runner.page_size,
             prompt_share=self._choice(1, 1, 0.5),
+            short_length=self.runner.short_length,
         )
         output = OutputProcessor(TokenTexts(Alphabet()), self._deliver)
         self.core = EngineCore(LocalExecutor(self.runner), self.scheduler, output)
@@ -119,6 +123,7 @@ class World:
             cache_tokens=pages * page_size,
             asynchronous=self.paged,
             memory=PagedMemory(pages, page_size, slots, LENGTH) if self.paged else Memory(slots, LENGTH),
+            short_length=self._choice(None, None, 7, 15),
             chance=self.chance,
             faults=self.faults,
         )

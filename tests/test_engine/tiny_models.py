@@ -1,5 +1,6 @@
 """Models of every shape that matters, small and with random weights; sharp ones, so that a wrong key shows."""
 
+import copy
 from typing import Any
 
 import torch
@@ -20,6 +21,24 @@ SHAPE = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
+SHORT = 16  # tokens of the longest sequence with short factors
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0, 1.0, 1.5, 2.0],
+    "long_factor": [1.0, 3.0, 9.0, 20.0],
+    "original_max_position_embeddings": SHORT,
+    "factor": 8.0,
+}
+LATENT = {  # multi-head latent attention
+    "num_key_value_heads": 4,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "pad_token_id": 0,
+}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
 GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 20, "sliding_window": WINDOW}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -32,6 +51,12 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", GPT2),
     "mistral": ("mistral", {"head_dim": 8, "sliding_window": WINDOW}),
     "phi3": ("phi3", {}),
+    "phi3 longrope": ("phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": SHORT}),
+    "minicpm3 longrope": ("minicpm3", {**LATENT, "rope_parameters": LONGROPE}),
+    "phimoe longrope": (
+        "phimoe",
+        {"num_local_experts": 2, "rope_parameters": {**LONGROPE, "short_mscale": 1.0, "long_mscale": 1.6}},
+    ),
     "bloom": ("bloom", {"n_layer": 2, "n_head": 4}),
     # in these the window is in the masks alone; 12 is more than the few tokens a model is tried with
     "llama4 chunked": ("llama4_text", {"head_dim": 8, "num_local_experts": 2, "attention_chunk_size": 12}),
@@ -42,7 +67,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 def build(name: str) -> Any:
     """The same weights each time it is called."""
     kind, options = MODELS[name]
-    config = AutoConfig.for_model(kind, **{**SHAPE, **options})
+    config = AutoConfig.for_model(kind, **copy.deepcopy({**SHAPE, **options}))  # some write into what they are given
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -53,6 +78,8 @@ def build(name: str) -> Any:
 
 def generate(model: Any, prompt: tuple[int, ...], max_tokens: int) -> tuple[list[int], torch.Tensor]:
     """The model's own greedy answer, and the logits it was taken from."""
+    if model.config.model_type == "minicpm3":  # beyond SHORT, its `generate` mixes keys of short and long factors
+        return forward_each(model, prompt, max_tokens)
     ids = torch.tensor([prompt])
     out = model.generate(
         ids,
@@ -63,3 +90,13 @@ def generate(model: Any, prompt: tuple[int, ...], max_tokens: int) -> tuple[list
         return_dict_in_generate=True,
     )
     return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits)
+
+
+@torch.no_grad()
+def forward_each(model: Any, prompt: tuple[int, ...], max_tokens: int) -> tuple[list[int], torch.Tensor]:
+    """The same, each token by a forward pass over all before it."""
+    tokens, logits = list(prompt), []
+    for _ in range(max_tokens):
+        logits.append(model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0, -1])
+        tokens.append(int(logits[-1].argmax()))
+    return tokens[len(prompt) :], torch.stack(logits)

@@ -28,8 +28,10 @@ from services.engine.cpu.attention import ATTENTION, attention_context
 from services.engine.cpu.merged_linear import pack_linears, packed_weights
 from services.engine.execution.kv_cache import LayerShape, SlotCache
 from services.engine.execution.model_structure import language_model
+from services.engine.loading import long_rope
 from services.engine.loading.loader import Source, load
-from services.engine.scheduling.step import StepRow
+from services.engine.loading.long_rope import install_long_rope
+from services.engine.scheduling.step import LONG_POSITIONS, StepRow
 
 CONSTANT = "_tensor_constant"  # how AOTInductor numbers the tensors that are no parameters, in the order of the modules
 MIN_ROWS = 2  # torch.export specialises on 1
@@ -70,7 +72,7 @@ class StepPlan:
 
 def digest(model: Any, facts: Mapping[str, object], *files: str) -> str:
     """Of all that compiled code depends on: the kernels, and the modules that are traced, with the `files` of more."""
-    traced = [attention.__file__, merged_linear.__file__, __file__, *files]
+    traced = [attention.__file__, merged_linear.__file__, long_rope.__file__, __file__, *files]
     traced += [method.__file__ for method in quantization.methods()]
     everything = {
         **facts,
@@ -131,7 +133,7 @@ class _Packed:
         cached_keys, cached_values = self.layers[layer]
         self._write(cached_keys, keys)
         self._write(cached_values, values)
-        ends = self.positions + 1
+        ends = self.positions % LONG_POSITIONS + 1
         begins = torch.zeros_like(ends) if window is None else (ends - window).clamp(min=0)
         return kernels.attend(queries, cached_keys, cached_values, self.slots, begins, ends, scale)
 
@@ -161,12 +163,13 @@ class CompiledStep:
         """Logits `[rows, vocabulary]`, as a runner's."""
         ids = [token for row in rows for token in row.token_ids]
         positions = [position for row in rows for position in range(row.start, row.end)]
+        position_ids = [position for row in rows for position in row.position_ids]
         slots = [row.slot for row in rows for _ in range(row.num_tokens)]
         asked = logits_indices(rows)
         surplus = max(0, MIN_ROWS - len(ids))
         logits: Tensor = self._package(
             torch.tensor(ids + [0] * surplus),
-            torch.tensor(positions + [0] * surplus),
+            torch.tensor(position_ids + [0] * surplus),
             torch.tensor(positions + [self._spare] * surplus),
             torch.tensor(slots + slots[:1] * surplus),
             torch.tensor(asked + [0] * (MIN_ROWS - len(asked))),
@@ -221,6 +224,7 @@ def make(file: Path, text: str) -> None:
     """In a process of its own: reads the model again and compiles its step."""
     plan = StepPlan.from_json(text)
     model = load(plan.source, "cpu", plan.dtype, file.parent).model
+    install_long_rope(model)
     pack_linears(model)
     language_model(model).set_attn_implementation(ATTENTION)
     compile_to(file, model, plan)

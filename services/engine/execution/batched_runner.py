@@ -13,6 +13,7 @@ from services.engine.cpu.compiled_step import CompiledStep, StepPlan, logits_ind
 from services.engine.execution.kv_cache import SlotCache
 from services.engine.execution.runner_check import LogitsCheck, verify_logits
 from services.engine.loading.loader import Source
+from services.engine.loading.long_rope import short_length
 from services.engine.scheduling.step import CacheChange, StepRow
 from services.engine.vision.vision import Vision, vision_for
 
@@ -43,6 +44,7 @@ class BatchedRunner:
         self._keeps = supports_logits_to_keep(model)
         self.num_slots = cache.num_slots
         self.length = cache.length
+        self.short_length = short_length(model)
         self.asynchronous = model.device.type != "cpu"
         self.batch_sizes = [cache.num_slots]
 
@@ -88,7 +90,7 @@ class BatchedRunner:
 
     def _forward(self, rows: list[StepRow]) -> Tensor:
         ids = self._tensor([token for row in rows for token in row.token_ids])[None]
-        positions = self._tensor([position for row in rows for position in range(row.start, row.end)])[None]
+        positions = self._tensor([position for row in rows for position in row.position_ids])[None]
         indices = self._tensor(logits_indices(rows) or [0])  # an empty product fails in some models
         given = {"input_ids": ids, "position_ids": positions}
         if vision := vision_for(self.vision, rows):

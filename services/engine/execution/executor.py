@@ -20,6 +20,7 @@ class Executor(Protocol):
     length: int  # tokens that a slot can hold
     cache_tokens: int | None  # tokens that all slots together can hold; None: each may be full
     page_size: int  # a slot takes a multiple of so many tokens
+    short_length: int | None  # tokens beyond which rows must be `is_long`; None: they never need to
     reuses: bool  # whether the content of a slot can serve another sequence
     supports_drafts: bool
     asynchronous: bool  # whether `execute` returns before its step is done

@@ -22,6 +22,7 @@ class LocalExecutor:
         self.length = runner.length
         self.cache_tokens = runner.cache_tokens
         self.page_size = runner.page_size
+        self.short_length = runner.short_length
         self.reuses = runner.reuses
         self.supports_drafts = runner.supports_drafts
         self.asynchronous = runner.asynchronous

@@ -30,10 +30,10 @@ def launch(executor: Executor, sequences: list[Sequence], tokens: Tensor, preemp
     them."""
     if not executor.asynchronous or any(each.job.sampling.logprobs is not None for each in sequences):
         return None  # logprobs are computed from logits that would be overwritten
-    rows = [row for row, each in enumerate(sequences) if each.num_left > 1 and not each.is_over]
+    rows = [row for row, each in enumerate(sequences) if _goes_on(each, executor.short_length)]
     continuing = [sequences[row] for row in rows]
     step_rows = [
-        StepRow(each.job.id, each.slot, each.num_computed, 1, 1, (), each.images)
+        StepRow(each.job.id, each.slot, each.num_computed, 1, 1, (), each.images, each.is_long)
         for each in continuing
         if each.slot is not None
     ]
@@ -41,3 +41,9 @@ def launch(executor: Executor, sequences: list[Sequence], tokens: Tensor, preemp
     return (
         None if logits is None else Lookahead({each: row for row, each in enumerate(continuing)}, logits, preemptions)
     )
+
+
+def _goes_on(sequence: Sequence, short_length: int | None) -> bool:
+    """With one more token that is not known yet, and without being computed again because of it."""
+    outgrows = short_length is not None and not sequence.is_long and len(sequence.tokens) >= short_length
+    return sequence.num_left > 1 and not sequence.is_over and not outgrows

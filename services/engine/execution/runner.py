@@ -18,6 +18,7 @@ class Runner(Protocol):
     length: int
     cache_tokens: int | None
     page_size: int
+    short_length: int | None
     reuses: bool
     supports_drafts: bool
     asynchronous: bool

@@ -11,6 +11,7 @@ from services.engine.cpu.attention import AttentionProbe, attention_context
 from services.engine.execution.kv_cache import LayerShape
 from services.engine.execution.model_structure import trial_tokens
 from services.engine.execution.runner import Runner
+from services.engine.loading.long_rope import short_length
 from services.engine.scheduling.step import ImagePrompt, StepRow
 
 CHECK_STEPS = (4, 2, 1, 1)  # a prompt in two chunks, the second too short to hide a lost cache, and two decoded tokens
@@ -28,14 +29,25 @@ class LogitsCheck:
     prompt: tuple[int, ...]
     steps: tuple[int, ...]  # tokens
     expected: Tensor  # [steps, vocabulary]
+    expected_long: Tensor | None = None  # the same of a sequence with the long factors of LongRoPE, if it has such
     images: ImagePrompt | None = None
 
 
 def make_check(model: Any, steps: tuple[int, ...] = CHECK_STEPS) -> LogitsCheck:
     tokens = trial_tokens(model, sum(steps))
+    ids = torch.tensor([tokens], device=model.device)
+    ends = torch.tensor(steps).cumsum(0) - 1
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([tokens], device=model.device), use_cache=False).logits
-    return LogitsCheck(tuple(tokens), steps, logits[0, torch.tensor(steps).cumsum(0) - 1])
+        expected = model(input_ids=ids, use_cache=False).logits[0, ends]
+        expected_long = _long_logits(model, ids, limit)[ends] if (limit := short_length(model)) else None
+    return LogitsCheck(tuple(tokens), steps, expected, expected_long)
+
+
+def _long_logits(model: Any, ids: Tensor, limit: int) -> Tensor:
+    """With the long factors, which positions from the limit on have: rotated keys are compared by their distances, so
+    the text need not be as long."""
+    positions = torch.arange(limit, limit + ids.shape[1], device=ids.device)[None]
+    return model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]  # type: ignore[no-any-return]
 
 
 def probe(model: Any) -> Mapping[int, LayerShape]:
@@ -52,15 +64,23 @@ def probe(model: Any) -> Mapping[int, LayerShape]:
 
 
 def verify_logits(runner: Runner, check: LogitsCheck) -> None:
-    """Computes the prompt in two slots at once and compares after each step: a difference may fade in later ones."""
+    """Computes the prompt in two slots at once and compares after each step: a difference may fade in later ones.
+
+    The first slot's is a long sequence, where the model has those."""
+    expected = check.expected if check.expected_long is None else check.expected_long, check.expected
     start = 0
-    for size, expected in zip(check.steps, check.expected, strict=True):
-        tokens = check.prompt[start : start + size]
-        logits = runner.run([StepRow("check", slot, start, size, 1, tokens, check.images) for slot in (0, 1)])[-1]
-        similarity = torch.cosine_similarity(logits.float(), expected.float(), dim=0)
-        if not similarity > (0.9999 if expected.dtype == torch.float32 else 0.99):  # 16-bit numbers round
-            raise LogitsDiffer(f"its logits differ (cosine {similarity:.3f})")
+    for step, size in enumerate(check.steps):
+        row = StepRow("check", 0, start, size, 1, check.prompt[start : start + size], check.images)
+        rows = [row._replace(is_long=check.expected_long is not None), row._replace(slot=1)]
+        for logits, wanted in zip(runner.run(rows), expected, strict=True):
+            _compare(logits, wanted[step])
         start += size
+
+
+def _compare(logits: Tensor, expected: Tensor) -> None:
+    similarity = torch.cosine_similarity(logits.float(), expected.float(), dim=0)
+    if not similarity > (0.9999 if expected.dtype == torch.float32 else 0.99):  # 16-bit numbers round
+        raise LogitsDiffer(f"its logits differ (cosine {similarity:.3f})")
 
 
 def summarize(error: Exception) -> str:

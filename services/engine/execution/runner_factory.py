@@ -23,6 +23,7 @@ from services.engine.execution.runner_check import (
     verify_logits,
 )
 from services.engine.execution.sequential_runner import SequentialRunner
+from services.engine.loading.long_rope import install_long_rope
 from services.engine.paged.attention import PAGE_SIZE
 from services.engine.paged.cache import PagedCache
 from services.engine.paged.graphs import CudaCapture
@@ -65,6 +66,7 @@ def build_runner(
     size = _Size(num_slots, length, budget, cache_tokens)
     if model.device.type == "cuda":
         paging = paging or PagingConfig(PAGE_SIZE, CudaCapture(model.device))
+    install_long_rope(model)
     pack_linears(model)
     try:
         return _any_runner(model, check, size, paging)

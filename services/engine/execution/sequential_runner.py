@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from services.engine.loading.loader import Source
+from services.engine.loading.long_rope import short_length
 from services.engine.scheduling.step import CacheChange, ClearSlot, CopySlot, StepRow, SwapSlots
 from services.engine.vision.vision import Vision
 
@@ -38,6 +39,7 @@ class SequentialRunner:
         self._tokens: dict[int, list[int]] = {}  # by slot, to compute a cache again
         self.num_slots = num_slots
         self.length = length
+        self.short_length = short_length(model)
         self.asynchronous = model.device.type != "cpu"
         self.batch_sizes = [num_slots]
 
@@ -84,6 +86,10 @@ class SequentialRunner:
 
     def _read(self, row: StepRow, state: SequenceState, end: int) -> Tensor:
         ids = torch.tensor([self._tokens[row.slot][state.length : end]], device=self._model.device)
-        out = self._model(input_ids=ids, past_key_values=state.cache, use_cache=True)
+        given = {}
+        if row.is_long:
+            positions = row._replace(start=state.length, num_tokens=end - state.length).position_ids
+            given["position_ids"] = torch.tensor([list(positions)], device=self._model.device)
+        out = self._model(input_ids=ids, past_key_values=state.cache, use_cache=True, **given)
         self._states[row.slot] = SequenceState(out.past_key_values, end)
         return out.logits[0, -max(1, row.num_logits) :]  # type: ignore[no-any-return]

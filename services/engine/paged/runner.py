@@ -12,6 +12,7 @@ from services.engine.device.device_io import upload
 from services.engine.execution.kv_cache import LayerShape
 from services.engine.execution.runner_check import LogitsCheck
 from services.engine.loading.loader import Source
+from services.engine.loading.long_rope import short_length
 from services.engine.paged.cache import PagedCache
 from services.engine.paged.graphs import Capture, Graphs
 from services.engine.paged.step import BatchShape, Inputs, PagedStep, write
@@ -48,6 +49,7 @@ class PagedRunner:
         self.page_size = paging.page_size
         self.num_slots = cache.num_slots
         self.length = cache.length
+        self.short_length = short_length(model)
         self.asynchronous = cache.device.type != "cpu"
         self._model = model
         self._cache = cache

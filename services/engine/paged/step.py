@@ -19,7 +19,7 @@ from services.engine.cpu.compiled_step import logits_indices, supports_logits_to
 from services.engine.execution.kv_cache import LayerCache
 from services.engine.paged.attention import PagedRows, attend
 from services.engine.scheduling.pages import Pages
-from services.engine.scheduling.step import StepRow
+from services.engine.scheduling.step import LONG_POSITIONS, StepRow
 
 Ints = NDArray[np.int32]
 
@@ -88,8 +88,8 @@ def write(step_rows: list[StepRow], shape: BatchShape, pages: Pages, spare: int)
     slots = np.array([row.slot for row in step_rows])
     known = [token for row in step_rows for token in row.token_ids]
     ids[: len(known)] = known
-    positions[:num_tokens] = [position for row in step_rows for position in range(row.start, row.end)]
-    of_tokens, inside = np.repeat(slots, counts), positions[:num_tokens]
+    positions[:num_tokens] = [position for row in step_rows for position in row.position_ids]
+    of_tokens, inside = np.repeat(slots, counts), positions[:num_tokens] % LONG_POSITIONS
     writes[:num_tokens] = pages.table[of_tokens, inside // pages.page_size] * pages.page_size + inside % pages.page_size
     writes[num_tokens:] = spare * pages.page_size
     wanted = logits_indices(step_rows) if shape.num_logits < shape.num_tokens else range(shape.num_tokens)

@@ -4,6 +4,7 @@ from bisect import insort
 from collections import Counter
 from dataclasses import dataclass
 from itertools import count
+from math import inf
 
 from services.engine.scheduling.fairness import RoundRobin, preemption_victim, prefill_shares, rank, victim
 from services.engine.scheduling.ngram_proposer import MAX_DRAFT_TOKENS, MAX_STEP_TOKENS
@@ -55,7 +56,16 @@ class ScheduledSequence:
     def row(self) -> StepRow:
         sequence, start = self.sequence, self.sequence.num_computed
         tokens = (*sequence.tokens[start : start + self.num_tokens], *self.draft)
-        return StepRow(sequence.job.id, self.slot, start, self.num_tokens, self.num_logits, tokens, sequence.images)
+        return StepRow(
+            sequence.job.id,
+            self.slot,
+            start,
+            self.num_tokens,
+            self.num_logits,
+            tokens,
+            sequence.images,
+            sequence.is_long,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,8 @@ class Scheduler:
 
     `cache_tokens`: what all slots together may hold, counted in blocks, and in whole pages of `page_size` tokens; None:
     each may be full. Sequences are admitted up to `prompt_share` of it; the rest is for running ones to grow.
+
+    `short_length`: tokens of a sequence from which on it is computed otherwise, and again from its first token.
     """
 
     def __init__(
@@ -97,6 +109,7 @@ class Scheduler:
         block_size: int = 1,
         page_size: int = 1,
         prompt_share: float = 1,
+        short_length: int | None = None,
     ) -> None:
         self._limit = max(max_tokens, num_slots)  # every running sequence can decode in each step
         self._max_tokens = self._limit
@@ -106,6 +119,7 @@ class Scheduler:
         self._block_size = block_size
         self._page_size = page_size
         self._prompt_share = prompt_share
+        self._short_length = short_length
         self._slots = Slots(num_slots, min_reuse, block_size, page_size)
         self._waiting: list[Sequence] = []  # in their order
         self._running: list[Sequence] = []
@@ -142,6 +156,7 @@ class Scheduler:
     def schedule(self) -> Batch:
         """The next step: one token for each decoding sequence, then chunks of prompts from the rest of the budget."""
         self._drop_finished()
+        self._preempt_outgrown()
         self._preempt_until_it_fits()
         self._admit_waiting()
         self._slots.compact()
@@ -204,6 +219,18 @@ class Scheduler:
                 self._slots.advance(sequence, sequence.num_computed)
         self._running = [sequence for sequence in self._running if sequence.slot is not None]
         self._waiting = [sequence for sequence in self._waiting if not sequence.is_over]
+
+    def _preempt_outgrown(self) -> None:
+        for sequence in [each for each in self._running if self._is_outgrown(each)]:
+            self._preempt(sequence)
+
+    def _is_outgrown(self, sequence: Sequence) -> bool:
+        """Whether what is cached of it was computed as of a shorter sequence."""
+        return self._short_left(sequence) < 0 and not sequence.is_long
+
+    def _short_left(self, sequence: Sequence) -> float:
+        """Tokens until it is computed otherwise."""
+        return inf if self._short_length is None or sequence.is_long else self._short_length - len(sequence.tokens)
 
     def _preempt_until_it_fits(self) -> None:
         """One sequence alone always fits: it would not have been admitted otherwise."""
@@ -271,6 +298,8 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> bool:
         if self._keeps_waiting(sequence):
             return False
+        if self._is_outgrown(sequence):
+            sequence.lengthen()
         scored = sequence.job.sampling.prompt_logprobs is not None  # cached tokens have no logits
         prefixes = [] if scored else list(self._slots.find_prefixes(sequence))
         best = max(prefixes, key=lambda prefix: (prefix.length, prefix.is_free), default=None)
@@ -336,7 +365,10 @@ class Scheduler:
         if self._cache_tokens is not None:  # a draft token may need a new page
             room = min(room, _down((self._cache_tokens - self._num_reserved) // len(decoding), self._page_size))
         most = min(MAX_DRAFT_TOKENS, room) if self._speculative else 0
-        return [self._schedule_draft(sequence, min(most, sequence.num_left - 1)) for sequence in decoding]
+        return [
+            self._schedule_draft(sequence, int(min(most, sequence.num_left - 1, self._short_left(sequence))))
+            for sequence in decoding
+        ]
 
     def _schedule_draft(self, sequence: Sequence, most: int) -> ScheduledSequence:
         draft = sequence.proposer.draft(sequence.tokens, most)

@@ -2,7 +2,7 @@
 
 import os
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import shake_128
 from random import Random
 from typing import Any
@@ -66,6 +66,11 @@ class Sequence:
         return self._prompt_keys[first:last] + self.tokens[max(first, len(self._prompt_keys)) : last]
 
     @property
+    def is_long(self) -> bool:
+        """Whether it is rotated by the long factors of LongRoPE."""
+        return self.cache_key is not None and self.cache_key.is_long
+
+    @property
     def num_written(self) -> int:
         """Tokens sampled since it was last admitted."""
         return len(self.tokens) - self.num_known
@@ -89,6 +94,11 @@ class Sequence:
             self.reasoning_ended = token != limit.begin if begins else token == limit.end
         self.tokens.append(token)
         self.finished = token in self.ends or self.num_sampled >= self.max_tokens
+
+    def lengthen(self) -> None:
+        """From now on it is rotated by the long factors, and shares no cache with shorter ones."""
+        assert self.cache_key
+        self.cache_key = replace(self.cache_key, is_long=True)
 
     def rewind(self) -> None:
         """Undoes an attempt to sample its next token."""

@@ -90,6 +90,8 @@ class Slots:
         wanted = array("i", sequence.keys(0, -1))
         public = wanted[: sequence.job.num_public]
         for slot in self._slots:
+            if slot.key and slot.key.is_long != sequence.is_long:
+                continue
             is_own = slot.key == sequence.cache_key
             length = later = self._common(wanted if is_own else public, slot.tokens)
             # no sequence waits for another owner's

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from services.engine.base import PlacedImage
 
+# position ids from here on: of a sequence that is too long for the short factors of LongRoPE, counted from here
+LONG_POSITIONS = 2**30
+
 
 @dataclass(frozen=True, slots=True)
 class CopySlot:
@@ -46,6 +49,7 @@ class CacheKey:
 
     owner: str | None  # None: all owners share
     salt: str = ""
+    is_long: bool = False  # computed with the long factors of LongRoPE
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -68,10 +72,17 @@ class StepRow(NamedTuple):
     num_logits: int  # of the last so many tokens the logits are wanted
     token_ids: tuple[int, ...]  # with the draft tokens; empty where only the device knows them
     images: ImagePrompt | None = None
+    is_long: bool = False  # of a sequence that is rotated by the long factors of LongRoPE
 
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
+
+    @property
+    def position_ids(self) -> range:
+        """As the model is given them."""
+        offset = LONG_POSITIONS if self.is_long else 0
+        return range(offset + self.start, offset + self.end)
 
 
 @dataclass(frozen=True, slots=True)

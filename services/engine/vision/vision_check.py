@@ -58,4 +58,4 @@ def _check(model: Any, vision: Vision) -> LogitsCheck:
             logits = model(**given, use_cache=False, logits_to_keep=ends).logits[0]
         else:
             logits = model(**given, use_cache=False).logits[0, ends]
-    return LogitsCheck(prompt.token_ids, steps, logits, prompt)
+    return LogitsCheck(prompt.token_ids, steps, logits, images=prompt)
