@@ -29,6 +29,9 @@ class FakeModel:
     def config(self) -> SimpleNamespace:
         return SimpleNamespace(get_text_config=lambda: SimpleNamespace(vocab_size=self.vocabulary, **self.limits))
 
+    def named_modules(self) -> list[tuple[str, Any]]:
+        return []
+
     def to(self, device: torch.device) -> "FakeModel":
         return self
 
@@ -54,9 +57,9 @@ class Hub:
         self.asked.append((name, dict(options)))
         return self.tokenizer
 
-    def read_model(self, name: str, **options: Any) -> FakeModel:
+    def read_model(self, name: str, output_loading_info: bool, **options: Any) -> tuple[FakeModel, dict[str, Any]]:
         self.asked.append((name, dict(options)))
-        return self.model
+        return self.model, {"missing_keys": set(), "unexpected_keys": set()}
 
 
 @pytest.fixture

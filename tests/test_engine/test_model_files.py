@@ -78,6 +78,8 @@ def write(name: str, content: str | bytes) -> Callable[[Path], object]:
         (cut("config.json"), "config.json is no JSON"),
         (write("config.json", "[]"), "names no model_type"),
         (write("config.json", '{"model_type": "bert"}'), "is an encoder"),
+        (write("config.json", '{"model_type": "t5", "is_encoder_decoder": true}'), r"is an encoder-decoder \(t5\)"),
+        (write("hf_quant_config.json", "{}"), "is quantised by ModelOpt"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
         (cut("model.safetensors"), "model.safetensors is not whole"),
         (write("model.safetensors", b""), "not whole"),

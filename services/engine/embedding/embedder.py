@@ -20,10 +20,13 @@ from services.engine.embedding.compiled_encoder import pack_where_it_agrees
 from services.engine.embedding.encoder import Encode, Encoder, Floats, Tokens, load_tokenizer, max_length
 from services.engine.embedding.pooling import read_pooling_config
 from services.engine.loading.loader import ALONE
+from services.engine.loading.weights import read_weights
 from services.engine.scheduling.fairness import may_queue, queue_full_message
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 
 logger = logging.getLogger(__name__)
+
+POOLER = r"(^|\.)pooler\."  # nothing of it reaches the token vectors
 
 # Padded tokens in one batch. Measured on a CPU: 2,048 keep a batch inside the caches, 4,096 are no faster and twice the
 # wait for the next caller, 16,384 are 13 to 30 % slower. A GPU has to be filled; its figure is not measured.
@@ -79,7 +82,9 @@ class LocalEmbedder:
         # (cosine). Attention is torch's own (sdpa) wherever the model has it.
         numbers = pick_dtype(dtype, place)
         with ALONE:
-            model = AutoModel.from_pretrained(source, subfolder=pooling.subfolder, dtype=numbers).to(place)
+            model = read_weights(AutoModel, source, optional=POOLER, subfolder=pooling.subfolder, dtype=numbers).to(
+                place
+            )
         tokenizer = load_tokenizer(source, pooling)
         pack_where_it_agrees(model)
         encoder = Encoder(model, pooling)

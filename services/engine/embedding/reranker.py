@@ -15,6 +15,7 @@ from services.engine.embedding.embedder import LocalEmbedder
 from services.engine.embedding.encoder import Floats, Tokens, load_tokenizer, max_length, padded
 from services.engine.embedding.pooling import PoolingConfig
 from services.engine.loading.loader import ALONE
+from services.engine.loading.weights import read_weights
 from services.errors import EngineFailed
 
 # Logits (rows, labels) to how well the second text answers the first, 0 to 1. Models without a bound are squeezed too:
@@ -62,7 +63,7 @@ class LocalReranker(LocalEmbedder):
         """Reads a local folder or a hub name of a sequence classification model; blocking."""
         place = pick_device(device)
         with ALONE:
-            model = AutoModelForSequenceClassification.from_pretrained(source, dtype=pick_dtype(dtype, place)).to(place)
+            model = read_weights(AutoModelForSequenceClassification, source, dtype=pick_dtype(dtype, place)).to(place)
         pooling = PoolingConfig()
         tokenizer = load_tokenizer(source, pooling)
         return cls(CrossEncoder(model), tokenizer, max_length=max_length(model, tokenizer, pooling), **options)

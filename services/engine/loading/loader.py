@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 from transformers.utils import logging as transformers_logging
 
 from services.engine.device.selection import pick_device, pick_dtype
+from services.engine.loading.weights import read_weights, refuse_unread_config
 from services.engine.quantization import file_format
 from services.engine.quantization import method as quantization_method
 from services.engine.vision.picture_reader import PictureReader, read_processor, refuse_images
@@ -77,8 +78,9 @@ class Pretrained:
 
     def model(self, dtype: Any, *, enable_mm: bool | None) -> Any:
         config = AutoConfig.from_pretrained(self.folder)
+        refuse_unread_config(config, self.folder)
         kind = AutoModelForImageTextToText if _sees(config, enable_mm) else AutoModelForCausalLM
-        return kind.from_pretrained(self.folder, dtype=dtype)
+        return read_weights(kind, self.folder, dtype=dtype)
 
 
 def _sees(config: Any, enable_mm: bool | None) -> bool:

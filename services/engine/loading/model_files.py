@@ -17,6 +17,7 @@ from services.engine.quantization import FILE_HEADERS, file_header
 HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 OTHER_TOKENIZERS = ("*.tiktoken", "tekken.json", "tokenizer_config.json")
+MODELOPT = "hf_quant_config.json"
 ENCODERS = {  # as a chat model they would be given a head of random numbers
     *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet"),
     *("nomic_bert", "roberta", "xlm-roberta"),
@@ -51,6 +52,10 @@ def _check_folder(folder: Path, kind: str) -> None:
     config = _read_config(inner)
     if kind == "chat" and config.get("model_type") in ENCODERS and not config.get("is_decoder"):
         raise UnusableModel(f"{folder} is an encoder ({config['model_type']}): it makes embeddings, but writes no text")
+    if kind == "chat" and config.get("is_encoder_decoder"):
+        raise UnusableModel(f"{folder} is an encoder-decoder ({config['model_type']}): a chat model is a decoder alone")
+    if (inner / MODELOPT).exists():
+        raise UnusableModel(f"{folder} is quantised by ModelOpt ({MODELOPT}), which transformers does not read")
     for weights in _weights(inner):
         _check_weights(weights)
     _check_tokenizer(inner)

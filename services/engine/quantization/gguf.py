@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from services.engine.loading.weights import read_weights
+
 
 @dataclass(frozen=True, slots=True)
 class GgufCheckpoint:
@@ -17,8 +19,9 @@ class GgufCheckpoint:
         return AutoTokenizer.from_pretrained(self.folder, gguf_file=self.file)
 
     def model(self, dtype: Any, *, enable_mm: bool | None) -> Any:
-        return AutoModelForCausalLM.from_pretrained(
-            self.folder, dtype=dtype, gguf_file=self.file, quantization_config=GgufConfig(dequantize=True)
+        packing = GgufConfig(dequantize=True)
+        return read_weights(
+            AutoModelForCausalLM, self.folder, dtype=dtype, gguf_file=self.file, quantization_config=packing
         )
 
 
