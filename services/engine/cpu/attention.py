@@ -142,6 +142,8 @@ class AttentionProbe:
     shapes: dict[int, LayerShape] = field(default_factory=dict)
     windows: set[int | None] = field(default_factory=set)  # as the layers ask for them
     mask_widths: set[int] = field(default_factory=set)  # as they would be in the masks, which are not made
+    marks_masks: bool = False  # each layer is given the width of its mask instead of a mask
+    narrowed: set[int] = field(default_factory=set)  # layers whose mask has another width than they ask for
 
     def attend(
         self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None, window: int | None
@@ -149,6 +151,15 @@ class AttentionProbe:
         self.windows.add(window)
         self.shapes[layer] = LayerShape(keys.shape[1], keys.shape[2], values.shape[2], keys.dtype)
         return values.repeat_interleave(queries.shape[1] // values.shape[1], dim=1)
+
+    def mark(self, width: int | None) -> Tensor | None:
+        if width is not None:
+            self.mask_widths.add(width)
+        return torch.full((1, 1, 1, 1), width or 0) if self.marks_masks else None
+
+    def compare(self, layer: int, window: int | None, mark: Tensor | None) -> None:
+        if mark is not None and int(mark.flatten()[0]) != (window or 0):
+            self.narrowed.add(layer)
 
 
 # A model calls back with its module and its tensors, nothing of ours. Each engine runs its steps on a thread of its
@@ -174,7 +185,7 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: None,
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
@@ -183,14 +194,15 @@ def _attend(
         raise UnsupportedAttention(type(module).__name__)
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     window = options.get("sliding_window")
+    if isinstance(_current.step, AttentionProbe):
+        _current.step.compare(module.layer_idx, window, attention_mask)
     out = _current.step.attend(module.layer_idx, queries, keys, values, scale=scaling, window=window)
     return out[None], None
 
 
-def _mask(*_: Any, local_size: int | None = None, **__: Any) -> None:
+def _mask(*_: Any, local_size: int | None = None, **__: Any) -> Tensor | None:
     """What `AttentionMaskInterface` calls: no mask, those are made per group, above."""
-    if local_size is not None and isinstance(_current.step, AttentionProbe):
-        _current.step.mask_widths.add(local_size)
+    return _current.step.mark(local_size) if isinstance(_current.step, AttentionProbe) else None
 
 
 AttentionInterface.register(ATTENTION, _attend)

@@ -52,15 +52,23 @@ def _long_logits(model: Any, ids: Tensor, limit: int) -> Tensor:
 
 def probe(model: Any) -> Mapping[int, LayerShape]:
     """The shape of each layer's keys and values."""
-    attention = AttentionProbe()
+    attention = _probed(model, AttentionProbe())
+    if not attention.shapes:
+        raise LogitsDiffer("its attention does not go through the attention interface")
+    # some models make masks that no layer is given; marks show which layer has which
+    if (
+        attention.windows - {None} != attention.mask_widths
+        and _probed(model, AttentionProbe(marks_masks=True)).narrowed
+    ):
+        raise LogitsDiffer("its masks hide more than its layers say")
+    return attention.shapes
+
+
+def _probed(model: Any, attention: AttentionProbe) -> AttentionProbe:
     tokens = torch.zeros(1, CHECK_LENGTH, dtype=torch.long, device=model.device)
     with torch.inference_mode(), attention_context(attention):
         model(input_ids=tokens, position_ids=tokens.new_ones(CHECK_LENGTH).cumsum(0)[None] - 1, use_cache=False)
-    if not attention.shapes:
-        raise LogitsDiffer("its attention does not go through the attention interface")
-    if attention.windows - {None} != attention.mask_widths:
-        raise LogitsDiffer("its masks hide more than its layers say")
-    return attention.shapes
+    return attention
 
 
 def verify_logits(runner: Runner, check: LogitsCheck) -> None:
