@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from services.engine.base import Job
 from services.engine.execution.batched_runner import BatchedRunner
@@ -22,9 +21,18 @@ from services.engine.execution.sequential_runner import SequentialRunner
 from services.engine.scheduling.scheduler import ScheduledSequence, Scheduler
 from services.engine.scheduling.sequence import Sequence
 from services.engine.scheduling.slots import MIN_REUSE
-from services.engine.scheduling.step import ClearSlot
+from services.engine.scheduling.step import ClearSlot, StepRow
 from services.errors import EngineFailed
-from tests.test_engine.tiny_models import MODELS, SHAPE, VOCABULARY, build, generate
+from tests.test_engine.tiny_models import (
+    INDEXED,
+    MODELS,
+    RECURRENT,
+    VOCABULARY,
+    build,
+    build_kind,
+    forward_each,
+    generate,
+)
 
 SOLO = {
     "gemma2": "softcap",
@@ -303,21 +311,52 @@ def test_a_fallback_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None
     assert "Gemma2ForCausalLM runs one sequence at a time: UnsupportedAttention" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("kind", "options"),
-    [
-        ("mamba", {"state_size": 8}),
-        ("rwkv", {"context_length": 128, "attention_hidden_size": 32}),
-        ("bamba", {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "attn_layer_indices": [1]}),
-        ("jamba", {"num_experts": 2, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1}),
-    ],
-)
-def test_a_model_whose_past_is_not_kept_is_refused(kind: str, options: dict[str, Any]) -> None:
-    """Wrong answers would be worse than none."""
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**SHAPE, **options}), dtype=torch.float32)
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_recurrent_models_in_chunks_and_in_company(kind: str) -> None:
+    """Some can go on from a state by one token only."""
+    model = build_kind(kind, RECURRENT[kind])
+    answers = [Answer(prompt(length), *forward_each(model, prompt(length), 6)) for length in (1, 6, 17)]
+    runner = build_runner(model, num_slots=SLOTS, length=LENGTH, budget=2**30)
+
+    for max_tokens in (64, 5):
+        together = [replace(answer, said=[]) for answer in answers]
+        run(runner, together, max_tokens)
+        for answer in together:
+            answer.check()
+    assert isinstance(runner, SequentialRunner)
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v32", "glm_moe_dsa"])
+def test_a_sparse_indexer_sees_the_whole_prompt(kind: str) -> None:
+    """Of a prompt in chunks it would choose other keys than `generate`'s."""
+    model = build_kind(kind, INDEXED)
+    answer = Answer(prompt(40), *generate(model, prompt(40), 6))
+    runner = build_runner(model, num_slots=SLOTS, length=LENGTH, budget=2**30)
+
+    run(runner, [answer], max_tokens=9)
+
+    answer.check()
+
+
+def test_prompt_logits_of_a_model_that_reads_whole_prompts() -> None:
+    model = build_kind("jamba", RECURRENT["jamba"])
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([prompt(11)]), use_cache=False).logits[0]
+    runner = build_runner(model, num_slots=1, length=LENGTH, budget=2**30)
+
+    read = [runner.run([StepRow("job", 0, start, 4, 4, prompt(11)[start : start + 4])]) for start in (0, 4)]
+    read += [runner.run([StepRow("job", 0, start, 1, 1, prompt(11)[start : start + 1])]) for start in (8, 9, 10)]
+
+    torch.testing.assert_close(torch.cat(read), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_model_that_keeps_its_state_itself_is_refused() -> None:
+    """Sequences would be mixed: wrong answers would be worse than none."""
+    options = {"lru_width": 32, "attention_window_size": 16, "block_types": ["recurrent", "attention"]}
+    model = build_kind("recurrent_gemma", options)
 
     with pytest.raises(EngineFailed, match=type(model).__name__):
-        build_runner(model.eval(), num_slots=1, length=LENGTH, budget=2**30)
+        build_runner(model, num_slots=1, length=LENGTH, budget=2**30)
 
 
 def test_a_model_that_reaches_for_its_weights_is_batched_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

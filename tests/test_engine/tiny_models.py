@@ -39,6 +39,12 @@ LATENT = {  # multi-head latent attention
     "kv_lora_rank": 16,
     "pad_token_id": 0,
 }
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
 GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 20, "sliding_window": WINDOW}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -57,16 +63,52 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "phimoe",
         {"num_local_experts": 2, "rope_parameters": {**LONGROPE, "short_mscale": 1.0, "long_mscale": 1.6}},
     ),
+    "qwen2_moe": ("qwen2_moe", EXPERTS),  # makes a mask of no width, which no layer is given
     "bloom": ("bloom", {"n_layer": 2, "n_head": 4}),
     # in these the window is in the masks alone; 12 is more than the few tokens a model is tried with
     "llama4 chunked": ("llama4_text", {"head_dim": 8, "num_local_experts": 2, "attention_chunk_size": 12}),
     "phimoe sliding": ("phimoe", {"num_local_experts": 2, "sliding_window": 12}),
 }
+INDEXED = {
+    **LATENT,
+    "index_topk": 8,  # keys that a token sees
+    "index_head_dim": 16,
+    "index_n_heads": 2,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+}
+SCANS = {"use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1}
+RECURRENT: dict[str, dict[str, Any]] = {
+    "mamba": {"state_size": 8},
+    "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 4},
+    "falcon_mamba": {"state_size": 8},
+    "rwkv": {"context_length": 128, "attention_hidden_size": 32},
+    "xlstm": {"hidden_size": 64, "num_heads": 4, "num_blocks": 2, "chunk_size": 4, "qk_dim_factor": 1.0},
+    "jamba": {**SCANS, "num_experts": 2},
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "attn_layer_indices": [1]},
+    "zamba": {
+        **SCANS,
+        "num_hidden_layers": 4,
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+        "num_key_value_heads": 4,
+        "mamba_d_state": 8,
+        "mamba_n_heads": 2,
+        "attention_head_dim": 16,
+        "attention_hidden_size": 64,
+    },
+}
 
 
 def build(name: str) -> Any:
+    return build_kind(*MODELS[name])
+
+
+def build_kind(kind: str, options: dict[str, Any]) -> Any:
     """The same weights each time it is called."""
-    kind, options = MODELS[name]
     config = AutoConfig.for_model(kind, **copy.deepcopy({**SHAPE, **options}))  # some write into what they are given
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -22,7 +22,7 @@ from services.engine.execution.runner_check import (
     summarize,
     verify_logits,
 )
-from services.engine.execution.sequential_runner import SequentialRunner
+from services.engine.execution.sequential_runner import CACHE_USES, SequentialRunner
 from services.engine.loading.long_rope import install_long_rope
 from services.engine.paged.attention import PAGE_SIZE
 from services.engine.paged.cache import PagedCache
@@ -149,11 +149,23 @@ def _batch_runner(model: Any, check: LogitsCheck, size: _Size, shapes: Shapes) -
 
 
 def _solo_runner(model: Any, check: LogitsCheck, size: _Size) -> SequentialRunner:
-    try:
-        verify_logits(SequentialRunner(model, 2, 2 * CHECK_LENGTH), check)
-    except Exception as error:
-        raise LogitsDiffer(summarize(error)) from error
-    return SequentialRunner(model, size.num_slots, size.length)
+    """As the model uses its cache: reading prompts in chunks is tried first."""
+    failures = []
+    for use in CACHE_USES:
+        if _has_indexer(model) and not use.whole_prompts:
+            continue
+        try:
+            verify_logits(SequentialRunner(model, 2, 2 * CHECK_LENGTH, use), check)
+        except Exception as error:  # whatever an unknown architecture may throw
+            failures.append(error)
+        else:
+            return SequentialRunner(model, size.num_slots, size.length, use)
+    raise LogitsDiffer(summarize(failures[0])) from failures[0]
+
+
+def _has_indexer(model: Any) -> bool:
+    """It picks the keys that a token sees, others in chunks; only prompts longer than the check would show it."""
+    return bool(getattr(model.config.get_text_config(), "index_topk", None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """SequentialRunner: one sequence at a time, for models that cannot be batched."""
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,23 @@ from services.engine.scheduling.step import CacheChange, ClearSlot, CopySlot, St
 from services.engine.vision.vision import Vision
 
 RECOMPUTE_TOKENS = 128  # at once, where a cache is computed again
+CACHES = ("past_key_values", "cache_params", "state")  # as forward passes take them and return them
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """How a model goes on from the cache that it has returned."""
+
+    whole_prompts: bool = False  # by one token only: whatever is longer is computed from the first token in one pass
+    position_ids: bool = False  # it does not know by itself how far the cache reaches
+
+
+CACHE_USES = (
+    CacheUse(),
+    CacheUse(position_ids=True),
+    CacheUse(whole_prompts=True),
+    CacheUse(whole_prompts=True, position_ids=True),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +51,10 @@ class SequentialRunner:
     cache_tokens: int | None = None
     vision: Vision | None = None
 
-    def __init__(self, model: Any, num_slots: int, length: int) -> None:
+    def __init__(self, model: Any, num_slots: int, length: int, use: CacheUse = CACHE_USES[0]) -> None:
         self._model = model
+        self._use = use
+        self._cache_name = cache_name(model)
         self._states: dict[int, SequenceState] = {}  # by slot
         self._tokens: dict[int, list[int]] = {}  # by slot, to compute a cache again
         self.num_slots = num_slots
@@ -64,16 +84,19 @@ class SequentialRunner:
 
     @torch.inference_mode()
     def run(self, rows: list[StepRow]) -> Tensor:
-        computed = [(row, self._forward(row)) for row in rows]
-        logits = [each for row, each in computed if row.num_logits]
+        computed = [self._forward(row) for row in rows]
+        logits = [each for row, each in zip(rows, computed, strict=True) if each is not None and row.num_logits]
         return torch.cat(logits) if logits else torch.empty(0)
 
-    def _forward(self, row: StepRow) -> Tensor:
+    def _forward(self, row: StepRow) -> Tensor | None:
         """A cache cannot be cut back: after a step without memory, what was computed of it is computed again."""
         tokens = self._tokens.setdefault(row.slot, [])
         tokens[row.start :] = row.token_ids
         state = self._states.pop(row.slot, None)  # a step that fails may leave it half written
-        if state is None or state.length != row.start:
+        is_current = state is not None and state.length == row.start
+        if self._use.whole_prompts and (row.num_tokens > 1 or not is_current):
+            return self._read(row, SequenceState(None, 0), row.end) if row.num_logits else None
+        if state is None or not is_current:
             state = self._recompute(row)
         return self._read(row, state, row.end)
 
@@ -85,11 +108,18 @@ class SequentialRunner:
         return state
 
     def _read(self, row: StepRow, state: SequenceState, end: int) -> Tensor:
-        ids = torch.tensor([self._tokens[row.slot][state.length : end]], device=self._model.device)
-        given = {}
-        if row.is_long:
-            positions = row._replace(start=state.length, num_tokens=end - state.length).position_ids
-            given["position_ids"] = torch.tensor([list(positions)], device=self._model.device)
-        out = self._model(input_ids=ids, past_key_values=state.cache, use_cache=True, **given)
-        self._states[row.slot] = SequenceState(out.past_key_values, end)
+        part = row._replace(start=state.length, num_tokens=end - state.length)
+        given = {"input_ids": self._tensor(self._tokens[row.slot][part.start : part.end])}
+        if self._use.position_ids or row.is_long:
+            given["position_ids"] = self._tensor(list(part.position_ids))
+        out = self._model(**given, **{self._cache_name: state.cache}, use_cache=True)
+        self._states[row.slot] = SequenceState(getattr(out, self._cache_name), end)
         return out.logits[0, -max(1, row.num_logits) :]  # type: ignore[no-any-return]
+
+    def _tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor([values], device=self._model.device)
+
+
+def cache_name(model: Any) -> str:
+    known = inspect.signature(model.forward).parameters
+    return next((name for name in CACHES if name in known), CACHES[0])
