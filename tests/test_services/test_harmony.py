@@ -24,13 +24,14 @@ from tests.test_services.test_output_parser import Meaning, meaning
 
 TEMPLATE = (
     "{% if tools %}{{ tools }}{% endif %}{{ reasoning_effort }}"
-    "{% for each in messages %}<|start|>{{ each.role }}"
-    "{% if each.role == 'assistant' %}{% if each.thinking %}<|channel|>analysis<|message|>{{ each.thinking }}<|end|>"
-    "<|start|>assistant{% endif %}{% if 'tool_calls' in each %}"
-    "<|channel|>commentary to=functions.{{ each.tool_calls[0].function.name }} <|constrain|>json<|message|>"
-    "{{ each.tool_calls[0].function.arguments | tojson }}<|call|>"
-    "{% else %}<|channel|>final<|message|>{{ each.content }}{% endif %}"
-    "{% else %}<|message|>{{ each.content }}<|end|>{% endif %}"
+    "{% for message in messages %}<|start|>{{ message.role }}"
+    "{% if message.role == 'assistant' %}{% if message.thinking %}"
+    "<|channel|>analysis<|message|>{{ message.thinking }}<|end|>"
+    "<|start|>assistant{% endif %}{% if 'tool_calls' in message %}"
+    "<|channel|>commentary to=functions.{{ message.tool_calls[0].function.name }} <|constrain|>json<|message|>"
+    "{{ message.tool_calls[0].function.arguments | tojson }}<|call|>"
+    "{% else %}<|channel|>final<|message|>{{ message.content }}{% endif %}"
+    "{% else %}<|message|>{{ message.content }}<|end|>{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
 NAMES = frozenset({"f", "get_weather"})

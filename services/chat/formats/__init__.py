@@ -14,25 +14,33 @@ from services.chat.formats.granite import GRANITE
 from services.chat.formats.harmony import HARMONY
 from services.chat.formats.hermes import HERMES
 from services.chat.formats.json_list import JSON_LIST
+from services.chat.formats.lfm2 import LFM2
 from services.chat.formats.llama import LLAMA
 from services.chat.formats.mistral import MISTRAL
 from services.chat.formats.mistral_args import MISTRAL_ARGS
+from services.chat.formats.olmo import OLMO
 from services.chat.formats.phi import FUNCTOOLS, PHI
+from services.chat.formats.pythonic import PYTHONIC
 from services.chat.formats.qwen_xml import QWEN_XML
 from services.chat.formats.tool_calls_list import TOOL_CALLS_LIST
+from services.chat.formats.tool_code import TOOL_CODE
 
 # The first that detects itself in a template is taken.
 ALL: tuple[ToolFormat, ...] = (
     HARMONY,
+    TOOL_CALLS_LIST,
     HERMES,
     QWEN_XML,
     MISTRAL_ARGS,
     MISTRAL,
-    TOOL_CALLS_LIST,
+    PYTHONIC,
+    LFM2,
+    OLMO,
     PHI,
     FUNCTOOLS,
     GRANITE,
     LLAMA,
+    TOOL_CODE,
     JSON_LIST,
 )
 TOOL_FORMATS = {each.name: each for each in ALL}
@@ -79,7 +87,7 @@ def _thinking(template: str, tools: ToolFormat | None) -> ThinkingTags | None:
 
 
 def _thought_key(template: str) -> str:
-    is_other = "reasoning_content" not in template and re.search(r"""(\.|\[['"])thinking\b""", template)
+    is_other = "reasoning_content" not in template and re.search(r"""message(\.|\[['"])thinking\b""", template)
     return "thinking" if is_other else "reasoning_content"
 
 
