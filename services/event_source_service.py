@@ -7,9 +7,10 @@ its text: from memory or the database while any process generates it, and from t
 """
 
 import re
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 
 import orjson
 
@@ -30,6 +31,8 @@ RETRY_MS = 1000
 CANCELLED = "cancelled"
 KIND: Kind = "message"
 
+Begin = Callable[[], Awaitable[str]]  # returns the id of the message
+
 
 class EventSourceService:
     def __init__(self, messages: MessageService, turns: TurnService, streams: StreamService) -> None:
@@ -37,8 +40,11 @@ class EventSourceService:
         self._turns = turns
         self._streams = streams
 
-    async def create(self, question: BrowserQuestion, owner: str) -> AsyncGenerator[BrowserEvent, None]:
+    def create(self, question: BrowserQuestion, owner: str) -> AsyncGenerator[BrowserEvent, None]:
         """A new answer, generated whether or not its reader stays. The first event has its id, before any text."""
+        return self._follow(partial(self._begin, question, owner), owner)
+
+    async def _begin(self, question: BrowserQuestion, owner: str) -> str:
         if not question.prompt:
             raise InvalidRequest("'prompt' is required", param="prompt")
         message_id, run = await self._messages.begin(question, owner)
@@ -46,11 +52,9 @@ class EventSourceService:
         stream = BackgroundStream(source.events(), owner, source.closing_events, is_transient=True)
         await stream.first_event()
         self._streams.register(message_id, stream)
-        async with aclosing(self._follow(message_id, owner, -1)) as events:
-            async for event in events:
-                yield event
+        return message_id
 
-    async def resume(self, last_event_id: str, owner: str) -> AsyncGenerator[BrowserEvent, None] | None:
+    def resume(self, last_event_id: str, owner: str) -> AsyncGenerator[BrowserEvent, None] | None:
         """The events after that one; None if it was the last. Never starts a second answer."""
         match = EVENT_ID.fullmatch(last_event_id)
         if match is None:
@@ -58,9 +62,12 @@ class EventSourceService:
         message_id, seen = match.groups()
         if seen == "end":
             return None
+        return self._follow(partial(self._known, message_id, owner), owner, int(seen))
+
+    async def _known(self, message_id: str, owner: str) -> str:
         if not self._streams.is_local(message_id, owner):
-            await self._turns.answer(message_id, owner, KIND)  # raises NotFound before the stream begins
-        return self._follow(message_id, owner, int(seen))
+            await self._turns.answer(message_id, owner, KIND)
+        return message_id
 
     async def stop(self, message_id: str, owner: str) -> StoppedMessage:
         """Ends the answer for all its readers, of every process; the text generated so far stays."""
@@ -68,16 +75,16 @@ class EventSourceService:
         await self._streams.stop(message_id)
         return StoppedMessage(message_id=message_id, status=stopped.status)
 
-    async def _follow(self, message_id: str, owner: str, seen: int) -> AsyncGenerator[BrowserEvent, None]:
-        reader = _Reader(message_id, seen)
-        async with aclosing(self._streams.follow(message_id, seen)) as batches:
-            async for batch in batches:
-                for event in reader.events_of(batch):
-                    yield event
-                if batch[-1].last:
-                    return
-        for event in reader.remaining(await self._turns.answer(message_id, owner, KIND)):
-            yield event
+    async def _follow(self, begin: Begin, owner: str, seen: int = -1) -> AsyncGenerator[BrowserEvent, None]:
+        """Of the message that begins, or has begun. The first step raises refusals."""
+        message_id = await begin()
+        reader, stream = _Reader(message_id, seen), self._streams.reader(message_id, seen)
+        while batch := await stream.read():
+            for event in reader.events_of(batch):
+                yield event
+        if not stream.has_last:
+            for event in reader.remaining(await self._turns.answer(message_id, owner, KIND)):
+                yield event
 
 
 @dataclass(slots=True)

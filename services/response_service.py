@@ -101,8 +101,10 @@ class ResponseService:
         report_ignored: ReportIgnored = report_nothing,
     ) -> AsyncGenerator[StreamEvent, None]:
         """The first step raises refusals; a later failure is the last event."""
-        events = self._follow if request.background else self._stream
-        return events(partial(self._open, request, owner, idempotency_key, report_ignored))
+        open_context = partial(self._open, request, owner, idempotency_key, report_ignored)
+        if request.background:
+            return self._stored.follow(partial(self._begin, open_context), owner)
+        return self._stream(open_context)
 
     async def _stream(self, open_context: OpenContext) -> AsyncGenerator[StreamEvent, None]:
         context = await open_context()
@@ -197,12 +199,10 @@ class ResponseService:
 
     # --- in the background ---
 
-    async def _follow(self, open_context: OpenContext) -> AsyncGenerator[StreamEvent, None]:
+    async def _begin(self, open_context: OpenContext) -> str:
         context = await open_context()
         await self._start(context)
-        async with aclosing(self._stored.follow(context.source.id, context.owner, -1)) as events:
-            async for event in events:
-                yield event
+        return context.source.id
 
     async def _start(self, context: ResponseContext) -> Response:
         turn = context.source

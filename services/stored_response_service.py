@@ -1,7 +1,7 @@
 """Responses that were stored: read, followed while they are written, cancelled and deleted."""
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from functools import partial
 
 from schemas.page_schema import Order, Page, page
 from schemas.response_answer_schema import DeletedResponse, LifecycleEvent, Response, StreamEvent
@@ -17,6 +17,8 @@ from services.stream_service import StreamService
 from services.turn_service import TurnService
 
 KIND: Kind = "response"
+
+Begin = Callable[[], Awaitable[str]]  # returns the id of the response
 
 
 class StoredResponseService:
@@ -37,30 +39,39 @@ class StoredResponseService:
         seal = await self._secrets.seal(owner) if responses.ENCRYPTED_REASONING in include else None
         return response_of(await self._turns.answer(id, owner, KIND), seal.closing("reasoning") if seal else None)
 
-    async def resume(self, id: str, owner: str, query: Retrieval) -> AsyncGenerator[StreamEvent, None]:
-        """What comes after that event."""
+    def resume(self, id: str, owner: str, query: Retrieval) -> AsyncGenerator[StreamEvent, None]:
+        """What comes after that event. The first step raises refusals."""
         responses.check_retrieval(query)
         after = -1 if query.starting_after is None else query.starting_after
+        return self.follow(partial(self._in_background, id, owner), owner, after)
+
+    async def _in_background(self, id: str, owner: str) -> str:
         if not (await self._turns.answer(id, owner, KIND)).background:
             raise InvalidRequest(
                 "Only a response that was made in the background can be streamed again", param="stream"
             )
-        return self.follow(id, owner, after)
+        return id
 
-    async def follow(self, id: str, owner: str, after: int) -> AsyncGenerator[StreamEvent, None]:
-        async with aclosing(self._streams.follow(id, after)) as batches:
-            async for batch in batches:
-                for event in batch:
-                    yield event
-                if batch[-1].last:
-                    return
+    async def follow(self, begin: Begin, owner: str, after: int = -1) -> AsyncGenerator[StreamEvent, None]:
+        """The events after that number of the response that begins, or has begun. The first step raises refusals."""
+        id = await begin()
+        reader = self._streams.reader(id, after)
+        while batch := await reader.read():
+            for event in batch:
+                yield event
+        if not reader.has_last:
+            for event in await self._missing_end(id, owner, after):
+                yield event
+
+    async def _missing_end(self, id: str, owner: str, after: int) -> list[StreamEvent]:
+        """The last event of a stream whose writer is gone, for a reader of all that came after `after`."""
         last = await self._streams.last_event(id)
-        if last is None or (not last.last and after <= last.number):  # whoever wrote it is gone
-            response = await self.get(id, owner)
-            number = last.number + 1 if last else 0
-            yield stream_event(
-                LifecycleEvent(type=FINAL_EVENTS[response.status], sequence_number=number, response=response)
-            )
+        if last is not None and (last.last or after > last.number):
+            return []
+        response = await self.get(id, owner)
+        number = last.number + 1 if last else 0
+        end = LifecycleEvent(type=FINAL_EVENTS[response.status], sequence_number=number, response=response)
+        return [stream_event(end)]
 
     async def cancel(self, id: str, owner: str) -> Response:
         """Keeps the output so far; a response that has ended stays as it is."""

@@ -5,7 +5,9 @@ An event is in memory at once and in the database half a second later. A stream 
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 
 import orjson
 
@@ -44,18 +46,13 @@ class StreamService:
         stream = self._streams.get(turn_id)
         return stream is not None and stream.owner == owner
 
-    async def follow(self, turn_id: str, after: int) -> AsyncGenerator[list[StreamEvent], None]:
-        """Batches of events after that number; ends with the stream, or when no process writes it any more."""
-        last = False
-        while not last:
-            stream = self._streams.get(turn_id)
-            found = await stream.events_after(after) if stream else None
-            if found is None:
-                found = await self._poll_stored(turn_id, after)
-            if not found:
-                return
-            yield found
-            after, last = found[-1].number, found[-1].last
+    def reader(self, turn_id: str, after: int) -> "StreamReader":
+        return StreamReader(partial(self._events_after, turn_id), after)
+
+    async def _events_after(self, turn_id: str, after: int) -> list[StreamEvent]:
+        stream = self._streams.get(turn_id)
+        found = await stream.events_after(after) if stream else None
+        return await self._poll_stored(turn_id, after) if found is None else found
 
     async def _poll_stored(self, turn_id: str, after: int) -> list[StreamEvent]:
         """Waits for events of another process. A turn finishes a moment before its last events are written."""
@@ -140,6 +137,22 @@ class StreamService:
                 del self._streams[turn_id]
             elif status.get(turn_id, CANCELLED) == CANCELLED:  # a missing row: deleted
                 await each.stop(Stopped(STOPPED))
+
+
+@dataclass(slots=True)
+class StreamReader:
+    """Follows one stream, from the event after that number."""
+
+    _events_after: Callable[[int], Awaitable[list[StreamEvent]]]
+    _after: int
+    has_last: bool = False
+
+    async def read(self) -> list[StreamEvent]:
+        """Waits for more events. None at the end of the stream, or when no process writes it any more."""
+        found = [] if self.has_last else await self._events_after(self._after)
+        if found:
+            self._after, self.has_last = found[-1].number, found[-1].last
+        return found
 
 
 def _packed(events: list[StreamEvent]) -> str:

@@ -69,7 +69,7 @@ async def stream(
 ) -> Response:
     if last_event_id is None:
         return await sse.browser(event_sources.create(question, caller.owner))
-    rest = await event_sources.resume(last_event_id, caller.owner)
+    rest = event_sources.resume(last_event_id, caller.owner)
     return await sse.browser(rest) if rest is not None else Response(status_code=204)
 
 

@@ -76,7 +76,7 @@ async def retrieve_response(
 ) -> Any:
     ignored = unknown.header(stored.unknown_keys(query))
     if query.stream:
-        return await sse.responses(await stored.resume(response_id, caller.owner, query), ignored)
+        return await sse.responses(stored.resume(response_id, caller.owner, query), ignored)
     response.headers.update(ignored)
     return await stored.retrieve(response_id, caller.owner, query)
 

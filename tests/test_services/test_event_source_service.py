@@ -99,7 +99,7 @@ class TestAsk:
         await events.aclose()
         assert streams.num_running == 1
         pause.go.set()
-        await all_of(await service.resume(first.id, "me"))
+        await all_of(service.resume(first.id, "me"))
         stored = await turns.answer(first.id.partition(":")[0], "me", "message")
         assert (items.text(stored.output[0]), stored.status) == ("Hello", "completed")
 
@@ -179,7 +179,7 @@ class TestStop:
         assert (text_of(texts), last.event, facts(last)["finish_reason"]) == ("Hel", "done", "cancelled")
         stored = await turns.answer(message_id, "me", "message")
         assert (items.text(stored.output[0]), stored.status) == ("Hel", "cancelled")
-        again = await all_of(await service.resume(f"{message_id}:1", "me"))
+        again = await all_of(service.resume(f"{message_id}:1", "me"))
         assert (text_of(again), facts(again[-1])["finish_reason"]) == ("el", "cancelled")
 
     async def test_what_is_over_stays_as_it_is(self, service: EventSourceService, turns: TurnService) -> None:
@@ -220,7 +220,7 @@ class TestOtherProcesses:
         pause = Pause()
         engine.script = ("Hello", pause, "!")
         first = await anext(service.create(ASKED, "me"))
-        following = await other.resume(f"{first.id.partition(':')[0]}:2", "me")
+        following = other.resume(f"{first.id.partition(':')[0]}:2", "me")
         assert following is not None
         assert (await anext(following)).data == "llo"
         pause.go.set()
@@ -257,7 +257,7 @@ class TestResume:
         self, service: EventSourceService, seen: int
     ) -> None:
         message_id = await self.ask(service)
-        *texts, last = await all_of(await service.resume(f"{message_id}:{seen}", "me"))
+        *texts, last = await all_of(service.resume(f"{message_id}:{seen}", "me"))
         assert text_of(texts) == "Hello, world!"[seen:]
         assert (last.id, last.event) == (f"{message_id}:end", "done")
 
@@ -277,7 +277,7 @@ class TestResume:
         first = await anext(service.create(ASKED, "me"))
         await pause.reached.wait()
         seen = data.draw(st.integers(0, len("".join(pieces[:cut]))))
-        following = await service.resume(f"{first.id.partition(':')[0]}:{seen}", "me")
+        following = service.resume(f"{first.id.partition(':')[0]}:{seen}", "me")
         assert engine.running  # nothing comes from the database yet
         pause.go.set()
         assert text_of(await all_of(following)) == "".join(pieces)[seen:]
@@ -286,19 +286,19 @@ class TestResume:
         pause = Pause()
         engine.script = ("Hel", pause, "lo")
         first = await anext(service.create(ASKED, "me"))
-        readers = [asyncio.create_task(all_of(await service.resume(first.id, "me"))) for _ in range(3)]
+        readers = [asyncio.create_task(all_of(service.resume(first.id, "me"))) for _ in range(3)]
         await pause.reached.wait()
         pause.go.set()
         assert [text_of(await reader) for reader in readers] == ["Hello"] * 3
         assert len(engine.jobs) == 1
 
     async def test_after_the_end_there_is_nothing(self, service: EventSourceService) -> None:
-        assert await service.resume(f"{await self.ask(service)}:end", "me") is None
+        assert service.resume(f"{await self.ask(service)}:end", "me") is None
 
     async def test_incomplete_answer_ends_with_an_error(self, service: EventSourceService, engine: FakeEngine) -> None:
         engine.script = ("Hel", EngineFailed("broken"))
         message_id = await self.ask(service)
-        *texts, last = await all_of(await service.resume(f"{message_id}:1", "me"))
+        *texts, last = await all_of(service.resume(f"{message_id}:1", "me"))
         assert text_of(texts) == "el"
         assert (last.id, last.event) == (f"{message_id}:end", "error")
 
@@ -312,17 +312,17 @@ class TestResume:
         if not while_running:
             await pause.reached.wait()
             pause.go.set()
-            await all_of(await service.resume(first.id, "me"))
+            await all_of(service.resume(first.id, "me"))
         with pytest.raises(NotFound):
-            await service.resume(first.id, "somebody else")
+            await all_of(service.resume(first.id, "somebody else"))
 
     async def test_unknown_one_is_not_found(self, service: EventSourceService) -> None:
         with pytest.raises(NotFound):
-            await service.resume("0" * 32 + ":0", "me")
+            await all_of(service.resume("0" * 32 + ":0", "me"))
 
     @pytest.mark.parametrize(
         "id", ["", "5", "0" * 32, "0" * 31 + ":5", "0" * 32 + ":-1", "0" * 32 + ":²", "x" * 32 + ":1"]
     )
     async def test_what_is_no_event_id_is_refused(self, service: EventSourceService, id: str) -> None:
         with pytest.raises(InvalidRequest):
-            await service.resume(id, "me")
+            service.resume(id, "me")

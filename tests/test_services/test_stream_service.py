@@ -17,7 +17,7 @@ from services.history.background_stream import BackgroundStream
 from services.history.turn import Turn, TurnRequest
 from services.secret_service import SecretService
 from services.stored_response_service import StoredResponseService
-from services.stream_service import StreamService
+from services.stream_service import StreamReader, StreamService
 from services.turn_service import TurnService
 from tests.databases import waited_for
 from tests.fakes import Pause
@@ -40,6 +40,13 @@ def ended(error: ServiceError, number: int) -> list[StreamEvent]:
     return [StreamEvent(number=number, type="error", data=error.message, last=True)]
 
 
+async def rest_of(reader: StreamReader) -> list[int]:
+    numbers: list[int] = []
+    while batch := await reader.read():
+        numbers += [each.number for each in batch]
+    return numbers
+
+
 class Process:
     """One of several that share a database."""
 
@@ -57,7 +64,7 @@ class Process:
         self.streams.register(turn.id, BackgroundStream(source(steps), "me", ended, is_transient=is_transient))
 
     async def read(self, turn: Turn, after: int = -1) -> list[int]:
-        return [each.number async for batch in self.streams.follow(turn.id, after) for each in batch]
+        return await rest_of(self.streams.reader(turn.id, after))
 
 
 @asynccontextmanager
@@ -83,11 +90,10 @@ async def test_every_process_gets_every_event_once(one: Process, other: Process)
     turn = await one.queue()
     pause = Pause()
     one.write(turn, event(0), event(1), pause, event(2), event(3, last=True))
-    following = other.streams.follow(turn.id, 0)
-    assert await anext(following) == [event(1)]
+    following = other.streams.reader(turn.id, 0)
+    assert await following.read() == [event(1)]
     pause.go.set()
-    rest = [each.number async for batch in following for each in batch]
-    assert rest == [2, 3]
+    assert await rest_of(following) == [2, 3]
     assert await one.read(turn, 1) == [2, 3]
 
 
