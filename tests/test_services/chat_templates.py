@@ -26,3 +26,22 @@ QWEN3_CODER = (
 {%- endfor %}{{- '</function>\n</tool_call>' }}"""
     + TAIL
 )
+
+
+def _glm(line_end: str) -> str:
+    """`line_end`: what the template of GLM 4.5 has, and that of 4.7 has not."""
+    value = "{{ value if value is string else value | tojson }}"
+    return (
+        HEAD
+        + f"<tool_call>NAME{line_end}<arg_key>KEY</arg_key>{line_end}<arg_value>VALUE</arg_value>{line_end}</tool_call>"
+        + "{% endif %}"
+        + MESSAGES
+        + "{{ '\n<tool_call>' if not loop.first and LINE_END else '<tool_call>' }}{{ call.function.name ~ LINE_END }}"
+        + "{%- for key, value in call.function.arguments | items %}<arg_key>{{ key }}</arg_key>"
+        + f"{{{{- LINE_END }}}}<arg_value>{value}</arg_value>"
+        + "{{- LINE_END }}{%- endfor %}</tool_call>"
+        + TAIL
+    ).replace("LINE_END", repr(line_end))
+
+
+GLM_4_5, GLM_4_7 = _glm("\n"), _glm("")

@@ -155,24 +155,26 @@ class Walk:
         self.matcher = LLMatcher(BYTES, LLMatcher.grammar_from_lark(lark(spec, {})))
         assert not self.matcher.is_error(), self.matcher.get_error()
         written = calls.write([("get_weather", '{"city": "a", "days": 3}'), ("set", '{"b": "c"}')])
-        pieces = ('"', "}", "]", '"}', '"]', *(written[at : at + 24] for at in range(len(written))))
-        self._pieces = [list(each.encode()) for each in pieces]
+        self._closing = [list(each) for each in (b'"', b"}", b"]", b'"}', b'"]')]
+        self._pieces = [list(written[at : at + 24].encode()) for at in range(len(written))]
+        self._closing += [each for each in self._pieces if bytes(each[:2]) in (b"\n<", b"</")]
 
     def text(self) -> str:
         written: list[int] = []
         while not self.matcher.is_stopped() and len(written) < 10_000:
             if self.matcher.is_accepting() and self._random.random() < 0.5:
                 break
-            for token in self._next():
+            for token in self._next(is_long=len(written) > 300):
                 assert self.matcher.consume_token(token)
                 written.append(token)
         assert self.matcher.is_accepting(), bytes(written)
         return bytes(written).decode()
 
-    def _next(self) -> list[int]:
+    def _next(self, *, is_long: bool) -> list[int]:
         """Often what leads on to an end."""
-        if self._random.random() < 0.3:
-            fitting = [each for each in self._pieces if self.matcher.validate_tokens(each) == len(each)]
+        if is_long or self._random.random() < 0.3:
+            pieces = self._closing if is_long else [*self._closing, *self._pieces]
+            fitting = [each for each in pieces if self.matcher.validate_tokens(each) == len(each)]
             if fitting:
                 return self._random.choice(fitting)
         mask = self.matcher.compute_bitmask()

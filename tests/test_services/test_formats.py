@@ -12,6 +12,8 @@ import pytest
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat.formats import (
     BRACKETS,
+    GLM_4_5,
+    GLM_4_7,
     HERMES,
     JSON_LIST,
     LLAMA,
@@ -133,7 +135,11 @@ class TestRealTemplates:
         assert (found[0], json.loads(found[1])) == (PARIS[0], json.loads(PARIS[1]))
 
 
-SHORT = {"qwen3-coder": (chat_templates.QWEN3_CODER, QWEN_XML)}
+SHORT = {
+    "qwen3-coder": (chat_templates.QWEN3_CODER, QWEN_XML),
+    "glm-4.5": (chat_templates.GLM_4_5, GLM_4_5),
+    "glm-4.7": (chat_templates.GLM_4_7, GLM_4_7),
+}
 
 
 @pytest.mark.parametrize(("template", "calls"), SHORT.values(), ids=SHORT)

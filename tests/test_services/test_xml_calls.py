@@ -95,6 +95,17 @@ class TestValues:
         )
         assert read(text).calls == (("f", '{"text": "a", "number": 5}'),)
 
+    def test_tags_in_objects_do_not_end_them(self) -> None:
+        tags = "</parameter></function></tool_call>"
+        text = call(argument("list", json.dumps([tags])), argument("text", "a"))
+        assert read(text).calls == (("f", json.dumps({"list": [tags], "text": "a"})),)
+
+    def test_objects_without_an_end_end_with_the_first_tag(self) -> None:
+        text = call(argument("list", '["a'), argument("text", "b")) + call(argument("number", "5"))
+        first, second = read(text).calls
+        assert json.loads(first[1]) == {"list": '["a', "text": "b"}
+        assert second == ("f", '{"number": 5}')
+
     def test_texts_are_passed_on_while_they_come(self) -> None:
         parser = OutputParser(FORMAT)
         parser.feed("<tool_call>\n<function=f>\n<parameter=text>\nOnce")

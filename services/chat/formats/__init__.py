@@ -10,6 +10,7 @@ from functools import lru_cache
 from jinja2 import Environment, TemplateSyntaxError, meta
 
 from services.chat.formats.base import ChatFormat, ThinkingTags, ToolFormat
+from services.chat.formats.glm import GLM_4_5, GLM_4_7
 from services.chat.formats.granite import GRANITE
 from services.chat.formats.harmony import HARMONY
 from services.chat.formats.hermes import HERMES
@@ -31,6 +32,8 @@ ALL: tuple[ToolFormat, ...] = (
     TOOL_CALLS_LIST,
     HERMES,
     QWEN_XML,
+    GLM_4_5,
+    GLM_4_7,
     MISTRAL_ARGS,
     MISTRAL,
     PYTHONIC,

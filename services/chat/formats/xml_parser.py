@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 
 from services.chat.formats.argument_schemas import ANY, TEXT, ArgumentSchemas, json_of
@@ -10,6 +11,7 @@ from services.chat.formats.base import Step
 from services.chat.formats.call_gap import CallGap
 from services.chat.formats.json_calls import Header
 from services.chat.parsing.call_writer import CallWriter
+from services.chat.parsing.json_text import JsonEnd
 from services.chat.parsing.scanner import Scanner
 from services.engine.stop_strings import overlap
 
@@ -36,7 +38,8 @@ class XmlTags:
 
 
 class XmlCallParser:
-    """A tag in a value does not end it, unless what comes after an argument follows."""
+    """A tag in a value does not end it, unless what comes after an argument follows; nor inside an object or a list,
+    where the value is to be JSON and the object comes to an end."""
 
     def __init__(self, tags: XmlTags, scanner: Scanner, calls: CallWriter) -> None:
         self._tags = tags
@@ -49,6 +52,8 @@ class XmlCallParser:
         self._num_arguments = 0
         self._types = ANY  # of the value
         self._value = ""  # of another type than a string, up to now
+        self._json: JsonEnd | None = None  # in it, where it cannot be a string
+        self._first_end: int | None = None  # of the value, if the object in it has none
 
     def open(self, marker: str) -> None:
         self._gap.open(marker)
@@ -112,6 +117,7 @@ class XmlCallParser:
         self._calls.arguments(f"{', ' if self._num_arguments else '{'}{key}: {quote}")
         self._num_arguments += 1
         self._value = ""
+        self._json, self._first_end = None if "string" in self._types else JsonEnd(), None
         return self._go(self._skip_lead)
 
     def _types_of(self, key: str, kind: str | None) -> frozenset[str]:
@@ -131,6 +137,13 @@ class XmlCallParser:
         scanner, tags = self._scanner, self._tags
         size, ended_by = self._value_end()
         value = scanner.text[:size]
+        if ended_by == tags.argument_end and self._is_inside_object(value):
+            if self._first_end is None:
+                self._first_end = len(self._value) + len(value.removesuffix(tags.tail))
+            self._add(scanner.take(size + len(ended_by)))
+            return Step.GO_ON
+        if not ended_by and scanner.is_over and self._first_end is not None:
+            return self._end_first()
         if ended_by == tags.argument_end:
             scanner.take(size + len(ended_by))
             value = value.removesuffix(tags.tail)
@@ -144,6 +157,20 @@ class XmlCallParser:
             return Step.WAIT
         self._end_value(is_whole=ended_by is not None)
         return self._go(self._argument) if ended_by else Step.WAIT
+
+    def _is_inside_object(self, value: str) -> bool:
+        if self._json is None:
+            return False
+        json_end = copy(self._json)
+        json_end.feed(value)
+        return json_end.is_open
+
+    def _end_first(self) -> Step:
+        """The object did not come to an end: nothing is known of what stands in it."""
+        self._scanner.put_back(self._value[self._first_end :])
+        self._value = self._value[: self._first_end]
+        self._json, self._first_end = None, None
+        return Step.GO_ON
 
     def _value_end(self) -> tuple[int, str | None]:
         """How many characters are the value's for certain; and what ends it there, if that has come."""
@@ -166,8 +193,10 @@ class XmlCallParser:
     def _add(self, value: str) -> None:
         if self._types == TEXT:
             self._calls.arguments(json.dumps(value, ensure_ascii=False)[1:-1])
-        else:
-            self._value += value
+            return
+        self._value += value
+        if self._json:
+            self._json.feed(value)
 
     def _end_value(self, *, is_whole: bool) -> None:
         """Where the answer ended in it, it stays as it came."""

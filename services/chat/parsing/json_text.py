@@ -12,6 +12,10 @@ class JsonEnd:
         self._quoted = False
         self._escaped = False
 
+    @property
+    def is_open(self) -> bool:
+        return self._depth > 0
+
     def feed(self, text: str) -> int | None:
         """How many characters of `text` still belong to it; None: all of them, and more is to come."""
         for place, letter in enumerate(text, 1):
