@@ -265,3 +265,9 @@ async def test_what_cannot_be_enforced_is_refused_for_strict_tools_only() -> Non
     assert await accepted(PYTHONIC, schema, ["[f(a=1)]"]) == [True]
     with pytest.raises(InvalidRequest, match="minProperties"):
         await accepted(PYTHONIC, schema, [], strict=True)
+
+
+async def test_schemas_may_refer_to_themselves() -> None:
+    tree = {"anyOf": [{"$ref": "#/$defs/tree"}, {"type": "null"}, {"type": "boolean"}]}
+    schema = {"properties": {"a": {"$ref": "#/$defs/tree"}}, "$defs": {"tree": tree}}
+    assert await accepted(PYTHONIC, schema, ["[f(a=None)]", "[f(a=5)]"]) == [True, False]

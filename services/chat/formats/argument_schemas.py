@@ -22,8 +22,10 @@ Schema = Mapping[str, Any]
 class ArgumentSchemas:
     """Of one tool. `more`: the schema of arguments without one of their own; None: there are none."""
 
-    def __init__(self, root: Schema) -> None:
+    def __init__(self, root: Schema, schema: Schema | None = None) -> None:
+        """`schema`: that of the arguments, where it is not the root that has the targets of references."""
         self._root = root
+        self._schema = root if schema is None else schema
         self.properties: dict[str, object] = {}
         self.required: list[str] = []
         self.more: object = None
@@ -55,8 +57,12 @@ class ArgumentSchemas:
             return schema
         return {**_moved(schema), "$defs": {"arguments": _moved(self._root)}}
 
+    def within(self, schema: Schema) -> "ArgumentSchemas":
+        """Of an object among the arguments."""
+        return ArgumentSchemas(self._root, schema)
+
     def _read(self) -> None:
-        left = [(self._root, True)]  # and whether it holds for certain
+        left = [(self._schema, True)]  # and whether it holds for certain
         for _ in range(MAX_VISITED):
             if not left:
                 return

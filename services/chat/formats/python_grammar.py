@@ -54,13 +54,13 @@ class _Call:
             return f"{json.dumps(f'{key}=')} {self._value(schema)}"
         return f'"**{{" {json.dumps(f"{json.dumps(key, ensure_ascii=False)}: ")} {self._value(schema)} "}}"'
 
-    def _value(self, schema: object) -> str:
+    def _value(self, schema: object, *, is_branch: bool = False) -> str:
         """JSON, but for the words that Python has in another way."""
         known = self._schemas.resolved(schema)
         asserted = known.keys() - ANNOTATIONS
         for key in ("anyOf", "oneOf"):
-            if asserted == {key} and "type" not in known and isinstance(known[key], list):
-                return f"({' | '.join(map(self._value, known[key]))})"
+            if asserted == {key} and "type" not in known and isinstance(known[key], list) and not is_branch:
+                return f"({' | '.join(self._value(each, is_branch=True) for each in known[key])})"
         choices = [known["const"]] if asserted == {"const"} else known["enum"] if asserted == {"enum"} else []
         if any(each is None or isinstance(each, bool) for each in choices):
             return f"({' | '.join(json.dumps(python_of(each, self._words)) for each in choices)})"

@@ -5,37 +5,20 @@ are not free are one of an enumeration, or match the expressions that their patt
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
-
-from llguidance import regex_to_lark
 
 from services.chat.formats.argument_schemas import ANY, TEXT, ArgumentSchemas
 from services.chat.formats.base import CallRule
 from services.chat.formats.lark_text import marker, pattern
 from services.chat.formats.lark_text import text_rules as rules_of_grammar
+from services.chat.formats.text_expressions import FREE, expressions
 from services.engine.base import MAX_SOURCE
 from services.errors import InvalidRequest
 
-COMBINED = {"allOf", "anyOf", "oneOf", "not", "if"}
 MAX_BRANCHES = 64
 MAX_MORE = 16  # arguments that the schema does not name
-FREE = "(?s:.*)"
-DATE = r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
-TIME = r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
-FORMATS = {
-    "date": DATE,
-    "time": TIME,
-    "date-time": f"{DATE}T{TIME}",
-    "email": r"[A-Za-z0-9._%+-]{1,64}@[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63}){1,8}",
-    "uuid": "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
-}
-ATOMIC = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)  # of regular expressions: escapes and classes
-MAX_PATTERN = 2000  # characters
-NOT_REGULAR = re.compile(r"[$^]|\(\?[=!<]")  # beside those
-REFERENCE = re.compile(r"\\[1-9bBkAZ]")
 
 
 class XmlSyntax(Protocol):
@@ -147,21 +130,11 @@ class _Call:
         return _Value(True, f"{text} {json.dumps(rest)}" if rest else text, is_free=not parts)
 
     def _expressions(self, known: Mapping[str, Any]) -> Iterator[str]:
-        least, most = _length(known.get("minLength")) or 0, _length(known.get("maxLength"))
-        if least or most is not None:
-            yield f"(?s:.{{{least},{'' if most is None else most}}})"
-        if "pattern" in known:
-            yield from self._enforced("pattern", _expression(known["pattern"]))
-        if "format" in known:
-            yield from self._enforced("format", FORMATS.get(str(known["format"])))
-        for keyword in COMBINED & known.keys():
-            yield from self._enforced(keyword, None)
-
-    def _enforced(self, keyword: str, expression: str | None) -> Iterator[str]:
-        if expression is not None:
-            yield expression
-        elif self._is_strict:
-            self._refuse(keyword)
+        for keyword, expression in expressions(known):
+            if expression is not None:
+                yield expression
+            elif self._is_strict:
+                self._refuse(keyword)
 
     def _json(self, known: Mapping[str, Any], types: frozenset[str]) -> "_Value":
         schema = {**self.schemas.alone(known), "x-guidance": {"lenient": not self._is_strict}}
@@ -181,35 +154,3 @@ class _Value:
     is_text: bool
     grammar: str
     is_free: bool = False
-
-
-def _length(value: object) -> int | None:
-    return int(value) if isinstance(value, int | float) and value >= 0 else None
-
-
-def _expression(source: object) -> str | None:
-    """Matches texts in which a JSON schema's pattern is found. None: it is no regular language, or not seen to be."""
-    text = str(source)
-    if len(text) > MAX_PATTERN:
-        return None
-    begins, ends = text.startswith("^"), re.search(r"(?<!\\)(?:\\\\)*\$$", text) is not None
-    inner = text[begins : len(text) - ends]
-    bare = ATOMIC.sub("", inner)
-    is_plain = not NOT_REGULAR.search(bare) and not any(map(REFERENCE.match, ATOMIC.findall(inner)))
-    if not is_plain or ((begins or ends) and _has_alternatives(bare)):
-        return None
-    try:
-        re.compile(inner)
-    except (re.error, RecursionError, OverflowError):
-        return None
-    return f"{'' if begins else FREE}({regex_to_lark(inner, 'd')}){'' if ends else FREE}"
-
-
-def _has_alternatives(bare: str) -> bool:
-    """Of which an anchor would belong to one only."""
-    depth = 0
-    for letter in bare:
-        depth += (letter == "(") - (letter == ")")
-        if letter == "|" and depth == 0:
-            return True
-    return False
