@@ -72,6 +72,7 @@ from services.stored_response_service import StoredResponseService
 from services.stream_service import StreamService
 from services.text_service import TextService
 from services.tokenize_service import TokenizeService
+from services.tree_service import TreeService
 from services.turn_service import TurnService, this_writer
 
 logger = logging.getLogger(__name__)
@@ -206,6 +207,7 @@ def _services(settings: Settings, turns: TurnService, database: Database, build:
         stored_responses=stored_responses,
         streams=streams,
         tokenizers=TokenizeService(manager, chat, texts, settings.server.max_tokenize_chars),
+        trees=TreeService(database),
         unknown_keys=UnknownKeys(strict=settings.strict),
         info=ServerInfo(settings.chat.max_new_tokens, settings.model.device, settings.chat.system_prompt),
     )

@@ -183,5 +183,7 @@ class ChatCompletionRequest(GenerationRequest):
         None, description="id, or an object with the id, of the conversation to continue and to add to"
     )
     parent_item: str | None = Field(
-        None, max_length=128, description="the item of the conversation to go on from; none: the newest"
+        None,
+        max_length=128,
+        description="the item of the conversation to go on from; empty: before the first one; default: the newest",
     )

@@ -118,6 +118,11 @@ class ConversationRequest(Request):
     model: str | None = None
     instructions: str | None = None
     conversation: ConversationId | None = None
+    parent_item: str | None = Field(
+        None,
+        max_length=128,
+        description="the item of the conversation to go on from; empty: before the first one; default: the newest",
+    )
     previous_response_id: ResponseId | None = None
 
 

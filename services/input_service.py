@@ -29,7 +29,11 @@ class InputService:
         """All that its prompt has but the instructions."""
         own = await self.items(request, owner, report_ignored)
         turn_request = TurnRequest(
-            owner=owner, kind=KIND, conversation=request.conversation, previous=request.previous_response_id
+            owner=owner,
+            kind=KIND,
+            conversation=request.conversation,
+            item=request.parent_item,
+            previous=request.previous_response_id,
         )
         history = (await self._turns.new_turn(turn_request)).history
         return await offload(items.to_messages, own, history)

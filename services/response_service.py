@@ -257,6 +257,7 @@ def _turn_request(
         kind=KIND,
         input=own,
         conversation=request.conversation,
+        item=request.parent_item,
         previous=request.previous_response_id,
         stored=request.store,
         background=request.background,

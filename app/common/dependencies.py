@@ -26,6 +26,7 @@ from services.stored_completion_service import StoredCompletionService
 from services.stored_response_service import StoredResponseService
 from services.stream_service import StreamService
 from services.tokenize_service import TokenizeService
+from services.tree_service import TreeService
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ class Services:
     stored_responses: StoredResponseService
     streams: StreamService
     tokenizers: TokenizeService
+    trees: TreeService
     unknown_keys: ignored.UnknownKeys
     info: ServerInfo
 
@@ -101,5 +103,6 @@ Responses = Annotated[ResponseService, Depends(_service("responses"))]
 Secrets = Annotated[SecretService, Depends(_service("secrets"))]
 StoredResponses = Annotated[StoredResponseService, Depends(_service("stored_responses"))]
 Sse = Annotated[sse.Sse, Depends(_service("sse"))]
+Trees = Annotated[TreeService, Depends(_service("trees"))]
 Tokenizers = Annotated[TokenizeService, Depends(_service("tokenizers"))]
 UnknownKeys = Annotated[ignored.UnknownKeys, Depends(_service("unknown_keys"))]

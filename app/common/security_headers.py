@@ -7,7 +7,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 class SecurityHeaders:
     """Forbids caching, framing and content sniffing.
 
-    Only the page's files may be cached: they are the same for everybody. A response's own policy, such as the page's,
+    Only the page's files may be cached: they are the same for everybody. They are revalidated by their ETag, as modules
+    of two versions do not fit together. A response's own policy, such as the page's,
     applies as well.
     """
 
@@ -25,8 +26,7 @@ class SecurityHeaders:
                 headers = MutableHeaders(scope=message)
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers.append("Content-Security-Policy", "frame-ancestors 'none'")
-                if not is_file:
-                    headers["Cache-Control"] = "no-store"
+                headers["Cache-Control"] = "no-cache" if is_file else "no-store"
             await send(message)
 
         await self._app(scope, receive, send_with_headers)

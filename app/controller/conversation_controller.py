@@ -1,4 +1,4 @@
-"""The Conversations API under /v1/conversations. Listing and search are extensions."""
+"""The Conversations API under /v1/conversations. Listing, search and trees are extensions."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -7,7 +7,7 @@ from fastapi import Depends, Query, Response
 from pydantic import BaseModel
 
 from app.common import idempotency
-from app.common.dependencies import Caller, Conversations, Items, Search, Secrets, UnknownKeys
+from app.common.dependencies import Caller, Conversations, Items, Search, Secrets, Trees, UnknownKeys
 from app.common.json_body import JsonRoute
 from app.common.router import TwinRouter
 from schemas.conversation_schema import (
@@ -22,6 +22,7 @@ from schemas.conversation_schema import (
 from schemas.ignored_keys import ignored_keys
 from schemas.item_schema import Includable
 from schemas.page_schema import Order, Page
+from schemas.tree_schema import TreePage
 from services.item_service import PageQuery
 
 router = TwinRouter(tags=["conversations"], route_class=JsonRoute)
@@ -101,6 +102,14 @@ async def delete_conversation(
     conversation_id: str, conversations: Conversations, caller: Caller
 ) -> DeletedConversation:
     return await conversations.delete(conversation_id, caller.owner)
+
+
+@router.get("/conversations/{conversation_id}/tree")
+async def get_tree(
+    conversation_id: str, trees: Trees, caller: Caller, limit: Limit = 100, after: After = None
+) -> TreePage:
+    """The items with the branches they are on, and the answers they are part of. An extension."""
+    return await trees.page(conversation_id, caller.owner, limit=limit, after=after)
 
 
 @router.get("/conversations/{conversation_id}/items", dependencies=INCLUDE)

@@ -38,15 +38,22 @@ class ConversationContext:
 async def conversation_context(
     repositories: Repositories, conversation: str, owner: str, item: str | None = None
 ) -> ConversationContext:
-    """The branch up to `item`, by default up to the newest item."""
+    """The branch up to `item`, by default up to the newest item. An empty `item`: before the first one."""
     await get_conversation(repositories, conversation, owner)
     if await repositories.turns.running_in(conversation) is not None:
         raise conversation_busy()
     rows = await repositories.items.page(conversation)
-    tip = next((row for row in rows if row.id == item), None) if item else rows[-1] if rows else None
+    tip = _tip(rows, item)
+    return ConversationContext(conversation, _branch(rows, tip) if tip else (), rows[-1].id if rows else None)
+
+
+def _tip(rows: Sequence[ItemRow], item: str | None) -> ItemRow | None:
+    if item is None:
+        return rows[-1] if rows else None
+    tip = next((row for row in rows if row.id == item), None)
     if item and tip is None:
         raise InvalidRequest("That item is not in the conversation", param="parent_item")
-    return ConversationContext(conversation, _branch(rows, tip) if tip else (), rows[-1].id if rows else None)
+    return tip
 
 
 async def answer_context(repositories: Repositories, previous: str, owner: str, kind: str) -> ConversationContext:

@@ -257,3 +257,64 @@ async def test_ones_own_history_is_searched(site: Site) -> None:
     assert [(each["conversation_id"], each["snippet"]) for each in found["data"]] == [(made["id"], "The sea is wide")]
     answer = await site.client.get("/conversations/search", params={"query": "?!"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "query")
+
+
+async def tree_of(openai: AsyncOpenAI, conversation_id: str, query: str = "") -> Any:
+    return await openai.get(f"/conversations/{conversation_id}/tree{query}", cast_to=object)
+
+
+async def test_a_tree_shows_the_branches_and_how_their_answers_ended(openai: AsyncOpenAI) -> None:
+    made = await openai.conversations.create()
+    fields: dict[str, Any] = {"model": MODEL, "conversation": made.id}
+    first = await openai.responses.create(**fields, input="a")
+    tree = await tree_of(openai, made.id)
+    question, answer = tree["data"]
+    assert (question["parent_item"], answer["parent_item"]) == (None, question["item"]["id"])
+    assert (question["is_output"], answer["is_output"]) == (False, True)
+    again = await openai.responses.create(**fields, extra_body={"parent_item": question["item"]["id"]})
+    edited = await openai.responses.create(**fields, input="b", extra_body={"parent_item": ""})
+    tree = await tree_of(openai, made.id)
+    parents = {each["item"]["id"]: each["parent_item"] for each in tree["data"]}
+    assert [parents[each.output[0].id or ""] for each in (first, again)] == [question["item"]["id"]] * 2
+    roots = [each["item"]["content"][0]["text"] for each in tree["data"] if each["parent_item"] is None]
+    assert roots == ["a", "b"]
+    assert {each["id"]: each["status"] for each in tree["answers"]} == dict.fromkeys(
+        (first.id, again.id, edited.id), "completed"
+    )
+    assert all(each["usage"]["output_tokens"] > 0 for each in tree["answers"])
+    head = await tree_of(openai, made.id, "?limit=2")
+    rest = await tree_of(openai, made.id, f"?after={head['last_id']}")
+    assert head["data"] + rest["data"] == tree["data"]
+    assert (head["has_more"], rest["has_more"]) == (True, False)
+
+
+async def test_a_tree_names_the_answer_that_is_being_generated(openai: AsyncOpenAI, engine: FakeEngine) -> None:
+    pause = Pause()
+    engine.script = ("Hel", pause, "lo")
+    made = await openai.conversations.create()
+    begun = await openai.responses.create(model=MODEL, conversation=made.id, input="a", background=True)
+    await pause.reached.wait()
+    tree = await tree_of(openai, made.id)
+    (answer,) = tree["answers"]
+    assert (answer["id"], answer["status"]) == (begun.id, "in_progress")
+    assert answer["parent_item"] == tree["data"][-1]["item"]["id"]
+    pause.go.set()
+
+
+async def test_a_response_continues_from_the_item_it_names(openai: AsyncOpenAI, engine: FakeEngine) -> None:
+    made = await openai.conversations.create(items=[message("a"), message("b", "assistant"), message("c")])
+    first = await anext(aiter(openai.conversations.items.list(made.id, order="asc")))
+    fields: dict[str, Any] = {"model": MODEL, "input": "d"}
+    counted = [
+        (await openai.responses.input_tokens.count(**fields, conversation=made.id, extra_body=branch)).input_tokens
+        for branch in ({}, {"parent_item": first.id}, {"parent_item": ""})
+    ]
+    assert counted[0] > counted[1] > counted[2]
+    await openai.responses.create(**fields, conversation=made.id, extra_body={"parent_item": first.id})
+    assert engine.prompts[-1] == "<user>a\n<user>d\n<assistant>\n"
+    await openai.responses.create(**fields, conversation=made.id, extra_body={"parent_item": ""})
+    assert engine.prompts[-1] == "<user>d\n<assistant>\n"
+    for wrong in ({"conversation": made.id, "parent_item": "x"}, {"parent_item": first.id}):
+        with pytest.raises(BadRequestError) as refused:
+            await openai.responses.create(**fields, extra_body=wrong)
+        assert refused.value.param == "parent_item"

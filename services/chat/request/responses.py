@@ -53,6 +53,8 @@ def check(request: ConversationRequest) -> None:
         raise InvalidRequest(
             "'%s' goes without '%s': both name what was said before", "previous_response_id", "conversation"
         )
+    if request.parent_item is not None and request.conversation is None:
+        raise InvalidRequest("'%s' goes with '%s' only", "parent_item", "conversation")
     items.check([item for item in request.input if item["type"] != "item_reference"])
     _check_trigger(request.input)
     if isinstance(request, ResponseRequest | CompactRequest):
