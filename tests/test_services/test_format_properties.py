@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -158,6 +159,7 @@ class Walk:
         self._closing = [list(each) for each in (b'"', b"}", b"]", b'"}', b'"]')]
         self._pieces = [list(written[at : at + 24].encode()) for at in range(len(written))]
         self._closing += [each for each in self._pieces if bytes(each[:2]) in (b"\n<", b"</")]
+        self._closing += [list(each.encode()) for each in set(re.findall(r"<[^<>\s]+>", written))]
 
     def text(self) -> str:
         written: list[int] = []

@@ -10,6 +10,7 @@ from functools import lru_cache
 from jinja2 import Environment, TemplateSyntaxError, meta
 
 from services.chat.formats.base import ChatFormat, ThinkingTags, ToolFormat
+from services.chat.formats.gemma import FUNCTION_GEMMA, GEMMA
 from services.chat.formats.glm import GLM_4_5, GLM_4_7
 from services.chat.formats.granite import GRANITE
 from services.chat.formats.harmony import HARMONY
@@ -36,6 +37,8 @@ ALL: tuple[ToolFormat, ...] = (
     GLM_4_7,
     MISTRAL_ARGS,
     MISTRAL,
+    GEMMA,
+    FUNCTION_GEMMA,
     PYTHONIC,
     LFM2,
     OLMO,
@@ -53,6 +56,7 @@ TOOLS_FIELD = re.compile(r"""(\[|get\()['"]tools['"]""")  # of a message
 
 TAGS = ThinkingTags("<think>", "</think>")
 BRACKETS = ThinkingTags("[THINK]", "[/THINK]")
+CHANNEL = ThinkingTags("<|channel>", "<channel|>", label="thought\n")
 SWITCHES = ("enable_thinking", "thinking")  # what templates call the argument that turns it on or off
 ENVIRONMENT = Environment(extensions=["jinja2.ext.loopcontrols"])  # nothing is rendered
 
@@ -86,7 +90,7 @@ def _chat_format(template: str, name: str | None) -> ChatFormat:
 def _thinking(template: str, tools: ToolFormat | None) -> ThinkingTags | None:
     if tools and tools.answer:
         return tools.answer.thinking
-    return next((each for each in (TAGS, BRACKETS) if each.end in template), None)
+    return next((each for each in (TAGS, BRACKETS, CHANNEL) if each.end in template), None)
 
 
 def _thought_key(template: str) -> str:

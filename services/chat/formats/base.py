@@ -21,6 +21,7 @@ class Step(Enum):
     GO_ON = auto()  # something was understood: the next step may follow at once
     WAIT = auto()  # the text does not tell yet
     NO_CALL = auto()  # what comes here is content
+    OVER = auto()  # the answer has ended, whatever the model goes on with
 
 
 class ToolParser(Protocol):
@@ -106,8 +107,11 @@ class ToolFormat(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ThinkingTags:
+    """`label`: what comes behind `begin` and is no thought."""
+
     begin: str
     end: str
+    label: str = ""
 
 
 class AnswerParser(Protocol):

@@ -23,6 +23,7 @@ class LiteralSyntax:
     close: str  # what ends the arguments
     marker: str
     ends: tuple[str, ...]  # what may come after a call
+    stop: str = ""  # what ends the answer there
 
 
 class LiteralCallParser:
@@ -47,6 +48,11 @@ class LiteralCallParser:
 
     def _call(self) -> Step:
         """Where a call begins, or after one."""
+        if self._calls.num_calls and (stop := self._syntax.stop):
+            if self._scanner.text.startswith(stop):
+                return Step.OVER
+            if self._scanner.may_become(stop):
+                return Step.WAIT
         if (passed := self._gap.step()) is not None:
             return passed
         scanner = self._scanner

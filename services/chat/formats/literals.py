@@ -15,7 +15,10 @@ WORDS = {"True": "true", "true": "true", "False": "false", "false": "false", "No
 JSON_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 CLOSERS, OPENERS = ")]}", "([{"
 BRACKETS = re.compile(r"[,()\[\]{}]")
-BARE_KEY = re.compile(r"[^\s=:,(){}\[\]'\"]+")
+BARE_KEY = {  # by what is between it and its value
+    "=": re.compile(r"[^\s=:,(){}\[\]'\"]+"),
+    ":": re.compile(r"[^\s:,(){}\[\]'\"][^:,(){}\[\]'\"]*"),
+}
 ESCAPE = re.compile(
     r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|N\{[^{}]{1,99}\}|[0-7]{1,3}|[^xuUN0-7])", re.DOTALL
 )
@@ -117,13 +120,13 @@ class LiteralReader:
         if quote and top.assign != "=":
             self._key = []
             return self._begin_string(quote)
-        found = BARE_KEY.match(scanner.text)
+        found = BARE_KEY[top.assign].match(scanner.text)
         rest = scanner.text[found.end() :].lstrip() if found else scanner.text
         if not rest and not scanner.is_over:
             return False
         if found and rest.startswith(top.assign):
             scanner.take(found.end())
-            self._write_key(found[0])
+            self._write_key(found[0].rstrip())
             return self._go(self._assign)
         self._write_key(self._names[top.size] if top.size < len(self._names) else str(top.size))
         return self._go(self._value)

@@ -27,7 +27,7 @@ class OutputParser:
         self._calls = CallWriter(self._scanner, format.names, format.callees, format.parameters)
         self._tools = format.tools.parser(self._scanner, self._calls) if format.tools else None
         self._marker = format.tools.marker if format.tools else ""
-        self._step: Callable[[], bool] = self._skip_to_thought if format.begun else self._open
+        self._step: Callable[[], bool] = self._skip_label if format.begun else self._open
 
     @property
     def num_calls(self) -> int:
@@ -35,7 +35,7 @@ class OutputParser:
 
     @property
     def is_over(self) -> bool:
-        return self.stopped_by is not None
+        return self.stopped_by is not None or self._step == self._stop
 
     def feed(self, text: str, *, may_stop: bool = True) -> list[ParsedEvent]:
         self._scanner.text += text
@@ -63,10 +63,18 @@ class OutputParser:
         thinking, text = self._format.thinking, self._scanner.text.lstrip()
         if thinking and text.startswith(thinking.begin):
             self._scanner.take(len(self._scanner.text) - len(text) + len(thinking.begin))
-            return self._go(self._skip_to_thought)
+            return self._go(self._skip_label)
         if thinking and self._scanner.may_become(thinking.begin, text):
             return False
         return self._go(self._answer)
+
+    def _skip_label(self) -> bool:
+        scanner, label = self._scanner, self._format.thinking.label if self._format.thinking else ""
+        if label and scanner.text.startswith(label):
+            scanner.take(len(label))
+        elif label and scanner.may_become(label):
+            return False
+        return self._go(self._skip_to_thought)
 
     def _skip_to_thought(self) -> bool:
         return self._scanner.skip_blank() and self._go(self._think)
@@ -96,6 +104,8 @@ class OutputParser:
     def _call(self) -> bool:
         assert self._tools
         step = self._tools.step()
+        if step is Step.OVER:
+            return self._go(self._stop)
         return step is Step.GO_ON or (step is Step.NO_CALL and self._take_back(self._tools.rejected()))
 
     def _take_back(self, text: str) -> bool:

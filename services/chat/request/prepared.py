@@ -139,7 +139,7 @@ def _thinking(rendered: Prompt, target: Target) -> State:
     end = str(target.tokenizer.decode(list(rendered.ids[-TAIL:]))).rstrip()
     if answer := target.format.tools.answer:
         return "open" if end.endswith(answer.opening) else "over"
-    if end.endswith(thinking.begin):
+    if end.endswith((thinking.begin, f"{thinking.begin}{thinking.label}".rstrip())):
         return "begun"
     return "over" if end.endswith(thinking.end) else "open"
 
