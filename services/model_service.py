@@ -282,7 +282,11 @@ class ModelManager:
 
     def _open(self, config: ModelConfig) -> Any:
         source = self._locate(config.source)
-        return self._build(config.kind, source=source, engine=config.engine, settings=config.settings, **config.options)
+        settings, options = config.settings, config.options
+        engine = self._build(config.kind, source=source, engine=config.engine, settings=settings, **options)
+        if config.chat_template is not None:
+            engine.tokenizer.chat_template = config.chat_template  # whatever the engine, ahead of its first request
+        return engine
 
     def _sampling(self, config: ModelConfig) -> SamplingDefaults | None:
         return self._recommended(config.source) if config.sampling is None else config.sampling

@@ -97,7 +97,7 @@ RULES = [
     ),
     Rule(
         r"app\.common\.settings",
-        may=r"schemas|services\.(errors|large|\w+_service|chat\.formats\.TOOL_FORMATS|engine\.quantization\.METHODS)"
+        may=r"schemas|services\.(errors|large|\w+_service|chat\.formats\.(TOOL_FORMATS|syntax_error)|engine\.quantization\.METHODS)"
         r"|app\.common",
         never="torch",
     ),

@@ -38,6 +38,7 @@ def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
         required=model is settings.model or model.preload,
         idle_ttl=model.ttl_s,
         dialect=model.dialect,
+        chat_template=model.chat_template.read_text("utf-8") if model.chat_template else None,
         sampling=None if model.sampling is None else SamplingDefaults(**model.sampling.model_dump()),
         engine=model.engine,
         settings=_engine_settings(model, settings),

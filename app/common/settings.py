@@ -28,7 +28,7 @@ from pydantic_settings import (
 
 from app.common import setting_names
 from schemas.sampling_schema import SamplingSettings
-from services.chat.formats import TOOL_FORMATS
+from services.chat.formats import TOOL_FORMATS, syntax_error
 from services.engine.quantization import METHODS
 
 
@@ -61,6 +61,16 @@ def _tool_format(name: str) -> str:
 ToolFormatName = Annotated[
     str, AfterValidator(_tool_format), WithJsonSchema({"type": "string", "enum": [*TOOL_FORMATS]})
 ]
+
+
+def _chat_template(path: Path) -> Path:
+    try:
+        problem = syntax_error(path.read_text("utf-8"))
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+    if problem:
+        raise ValueError(f"{path} is no Jinja template: {problem}")
+    return path
 
 
 class SettingsGroup(BaseModel):
@@ -111,6 +121,8 @@ class ModelSettings(SettingsGroup):
     """Idle seconds until the model is unloaded. Unset: never."""
     dialect: ToolFormatName | None = None
     """The format of tool calls. Unset: detected in the chat template."""
+    chat_template: Annotated[Path, AfterValidator(_chat_template)] | None = None
+    """A Jinja file in place of the model's own chat template. Formats of calls and thinking are detected in it."""
     sampling: SamplingSettings | None = None
     """Sampling defaults instead of those in `generation_config.json`, as a JSON object with some of `temperature`,
     `top_p`, `top_k`, `min_p`, `repetition_penalty`. `{}`: the defaults of OpenAI's API."""
@@ -119,6 +131,12 @@ class ModelSettings(SettingsGroup):
     def _is_named(self) -> "ModelSettings":
         if self.kind == "reranker" and self.name == "default":
             raise ValueError("there is no default model for reranking: give its name")
+        return self
+
+    @model_validator(mode="after")
+    def _has_chats(self) -> "ModelSettings":
+        if self.kind != "chat" and self.chat_template:
+            raise ValueError(f"CHAT_TEMPLATE goes with models of kind chat, not {self.kind}")
         return self
 
     @model_validator(mode="after")

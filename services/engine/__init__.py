@@ -1,9 +1,7 @@
 """Engines by name, imported only when built: nothing here may pull torch in by itself.
 
-`local` takes requests in, and `worker` is its thread: one `stepper` step after the other. `scheduler`, `sequence`,
-`slots` and `drafts` plan a step, without tensors. A `runner` calls the model: `building` picks the fastest that agrees
-with it, of `paged/` (on a GPU), `batch_runner` (steps of the CPU, `compiled` or not) and `solo_runner`. What comes out
-goes through `shaping`, `grammar` and `sampler`, and as text through `streamer`.
+`local.py` takes requests in; `execution/` runs their steps on a thread of its own, as `scheduling/` plans them, and
+`sampling/` takes tokens from the logits. `remote/` takes tokens from other servers.
 """
 
 import gc

@@ -18,6 +18,7 @@ class ModelConfig:
     required: bool = False  # without it the service is not ready
     idle_ttl: float | None = None  # idle seconds until it is unloaded; None: never
     dialect: str | None = None  # format of tool calls; None: detected in the chat template
+    chat_template: str | None = None  # in place of the model's own
     sampling: SamplingDefaults | None = None  # defaults; None: those of generation_config.json
     engine: str = "local"  # a name of `services.engine.ENGINES`, or package.module:Class
     settings: Mapping[str, Any] = field(default_factory=dict)  # an engine gets those that it has parameters for

@@ -14,6 +14,7 @@ from services.engine.base import UpstreamAddress
 from services.engine.loading.unusable import UnusableModel
 from services.models import sources
 from tests.apps import NewSite, Site, refusal
+from tests.fakes import FakeEngine
 
 ECHO = "examples.echo_engine:EchoEngine"
 HI = "Hello there"
@@ -112,3 +113,19 @@ def test_one_of_another_package_is_given_what_is_set() -> None:
     )
     config = model_configs.configs(settings)[0]
     assert (config.source, config.settings, config.options) == ("default", {"max_model_len": 64}, {"color": "red"})
+
+
+async def test_chat_template_of_the_operator_takes_the_place_of_the_models(
+    new_site: NewSite, engine: FakeEngine, tmp_path: Path
+) -> None:
+    """Also where formats are detected in it: this one shows how thoughts are marked."""
+    file = tmp_path / "template.jinja"
+    file.write_text(
+        "{% for each in messages %}[{{ each.role }}] {{ each.content }}\n{% endfor %}[assistant]{# </think> #}"
+    )
+    site = await new_site(model={"name": "fake-chat", "preload": False, "chat_template": file})
+    engine.script = ("<think>Hm.</think>", "Hi")
+    got = await site.client.post("/v1/chat/completions", json={"messages": MESSAGES})
+    assert engine.prompts == [f"[system] Be brief.\n[user] {HI}\n[assistant]"]
+    message = got.json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("Hm.", "Hi")

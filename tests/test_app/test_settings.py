@@ -221,3 +221,32 @@ def test_invalid_sampling_is_rejected(monkeypatch: Environment, value: str) -> N
     monkeypatch.setenv("PARLEY_MODEL__SAMPLING", value)
     with pytest.raises(ValidationError, match=r"model\.sampling"):
         read()
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "template.jinja cannot be read: No such file or directory"),
+        (b"\xff", "it is not UTF-8"),
+        (b"{% for message in messages %}{{ message }", r"is no Jinja template: .* \(line 1\)"),
+    ],
+)
+def test_chat_template_is_read_at_the_start(content: bytes | None, problem: str, tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ValidationError, match=problem):
+        Settings(_env_file=None, model={"chat_template": file})
+
+
+def test_chat_template_may_mark_what_the_assistant_wrote(tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text("{% generation %}{{ messages[0].content }}{% endgeneration %}")
+    assert Settings(_env_file=None, model={"chat_template": file}).model.chat_template == file
+
+
+def test_chat_template_goes_with_chat_models(tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text("{{ messages }}")
+    with pytest.raises(ValidationError, match="CHAT_TEMPLATE goes with models of kind chat, not embedding"):
+        Settings(_env_file=None, embedding={"chat_template": file})

@@ -105,6 +105,16 @@ def _detected(template: str) -> ToolFormat | None:
     return next((each for each in TOOL_FORMATS.values() if each.detect(template)), None)
 
 
+def syntax_error(template: str) -> str | None:
+    """What is wrong with a template's source, and where. Tags of transformers' own (`generation`) are left unread."""
+    try:
+        ENVIRONMENT.parse(template)
+    except TemplateSyntaxError as error:
+        if not str(error.message).startswith("Encountered unknown tag"):
+            return f"{error.message} (line {error.lineno})"
+    return None
+
+
 def _arguments(template: str) -> set[str]:
     """What it can be called with."""
     try:
