@@ -45,3 +45,19 @@ def _glm(line_end: str) -> str:
 
 
 GLM_4_5, GLM_4_7 = _glm("\n"), _glm("")
+
+DEEPSEEK_V3_1 = (  # shows no tools
+    MESSAGES
+    + "{%- if loop.first %}<｜tool▁calls▁begin｜>{% endif %}<｜tool▁call▁begin｜>{{ call.function.name }}<｜tool▁sep｜>"
+    + "{{- call.function.arguments | tojson }}<｜tool▁call▁end｜>{% if loop.last %}<｜tool▁calls▁end｜>{% endif %}"
+    + TAIL
+)
+KIMI_K2 = (
+    HEAD
+    + "{% endif %}"
+    + MESSAGES
+    + "{%- if loop.first %}<|tool_calls_section_begin|>{% endif %}<|tool_call_begin|>{{ call.id }}"
+    + "<|tool_call_argument_begin|>{{ call.function.arguments | tojson }}<|tool_call_end|>"
+    + "{%- if loop.last %}<|tool_calls_section_end|>{% endif %}"
+    + TAIL
+)

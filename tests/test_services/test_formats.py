@@ -12,10 +12,13 @@ import pytest
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat.formats import (
     BRACKETS,
+    DEEPSEEK_V3,
+    DEEPSEEK_V3_1,
     GLM_4_5,
     GLM_4_7,
     HERMES,
     JSON_LIST,
+    KIMI_K2,
     LLAMA,
     MISTRAL,
     QWEN_XML,
@@ -97,7 +100,13 @@ class TestFinding:
         assert chat_format_of("{% generation %}{{ tools }}[TOOL_CALLS]{% endgeneration %}").shows_tools
 
 
-REAL = [("qwen3", HERMES), ("qwen2_5", HERMES), ("llama3_2", LLAMA), ("mistral_nemo", MISTRAL)]
+REAL = [
+    ("qwen3", HERMES),
+    ("qwen2_5", HERMES),
+    ("llama3_2", LLAMA),
+    ("mistral_nemo", MISTRAL),
+    ("deepseek_v3", DEEPSEEK_V3),
+]
 
 
 @pytest.mark.parametrize(("name", "calls"), REAL, ids=[name for name, _ in REAL])
@@ -139,6 +148,8 @@ SHORT = {
     "qwen3-coder": (chat_templates.QWEN3_CODER, QWEN_XML),
     "glm-4.5": (chat_templates.GLM_4_5, GLM_4_5),
     "glm-4.7": (chat_templates.GLM_4_7, GLM_4_7),
+    "deepseek-v3.1": (chat_templates.DEEPSEEK_V3_1, DEEPSEEK_V3_1),
+    "kimi-k2": (chat_templates.KIMI_K2, KIMI_K2),
 }
 
 

@@ -10,12 +10,14 @@ from functools import lru_cache
 from jinja2 import Environment, TemplateSyntaxError, meta
 
 from services.chat.formats.base import ChatFormat, ThinkingTags, ToolFormat
+from services.chat.formats.deepseek import DEEPSEEK_V3, DEEPSEEK_V3_1
 from services.chat.formats.gemma import FUNCTION_GEMMA, GEMMA
 from services.chat.formats.glm import GLM_4_5, GLM_4_7
 from services.chat.formats.granite import GRANITE
 from services.chat.formats.harmony import HARMONY
 from services.chat.formats.hermes import HERMES
 from services.chat.formats.json_list import JSON_LIST
+from services.chat.formats.kimi import KIMI_K2
 from services.chat.formats.lfm2 import LFM2
 from services.chat.formats.llama import LLAMA
 from services.chat.formats.mistral import MISTRAL
@@ -35,6 +37,9 @@ ALL: tuple[ToolFormat, ...] = (
     QWEN_XML,
     GLM_4_5,
     GLM_4_7,
+    DEEPSEEK_V3,
+    DEEPSEEK_V3_1,
+    KIMI_K2,
     MISTRAL_ARGS,
     MISTRAL,
     GEMMA,
@@ -53,6 +58,7 @@ TOOL_FORMATS = {each.name: each for each in ALL}
 UNKNOWN = ("<tool_calls>\\n",)  # of formats that none here reads, though their templates look like one that is
 
 TOOLS_FIELD = re.compile(r"""(\[|get\()['"]tools['"]""")  # of a message
+CALLS_ALONE = re.compile(r"""\[['"]content['"]\] is none""")  # they are left out of messages with a content
 
 TAGS = ThinkingTags("<think>", "</think>")
 BRACKETS = ThinkingTags("[THINK]", "[/THINK]")
@@ -76,7 +82,7 @@ def _chat_format(template: str, name: str | None) -> ChatFormat:
         tools=tools or JSON_LIST,
         shows_tools=shows_tools,
         shows_calls=shows_tools or (tools is not None and "tool_calls" in template),
-        calls_as_text="tool_calls" not in template,
+        calls_as_text="tool_calls" not in template or CALLS_ALONE.search(template) is not None,
         tools_in_message=in_message,
         result_role="tool_response" if in_message else "tool",
         takes_system="System role not supported" not in template,

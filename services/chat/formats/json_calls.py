@@ -1,6 +1,5 @@
 """Calls whose arguments are a JSON object: the parser and the grammar that such formats share."""
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -15,8 +14,9 @@ from services.engine.stop_strings import overlap
 
 NAME = "(?P<name>[a-zA-Z0-9_.-]{1,128})"
 SPACE = r"\s*"
-ARGUMENTS = "ARGUMENTS"  # stands for the arguments of a call, as NAME_HERE for the tool's name
+ARGUMENTS = "ARGUMENTS"  # stands for the arguments of a call, as the others for the tool's name
 NAME_HERE = "NAME"
+PLACE = "PLACE"  # and the call's place among all
 BETWEEN = re.compile(r"[\s\[\],;]")  # around calls
 
 
@@ -33,6 +33,11 @@ class Header:
         """`atoms` are regular expressions which, cut off anywhere, still match: letters and repetitions."""
         begun = "".join(f"(?:{atom}" for atom in atoms) + ")?" * len(atoms)
         return cls(re.compile("".join(atoms) + f"(?={before})"), re.compile(begun), wrapped)
+
+
+def letters(text: str) -> list[str]:
+    """As atoms of a header."""
+    return [re.escape(each) for each in text]
 
 
 def object_with(arguments: str) -> Header:
@@ -59,6 +64,9 @@ class JsonCalls:
     after: tuple[str, ...] = ()
     marker: str = ""
     end: str = ""  # after each call
+    closing: tuple[str, ...] = ()  # what may stand between arguments and that
+    text: tuple[str, ...] = (TEXT,)  # before the input of a custom tool with a grammar
+    text_header: Header = TEXT_HEADER
     bare: bool = False
     answer: AnswerFormat | None = None
     detects: Callable[[str], bool] = field(default=lambda template: False)
@@ -75,7 +83,10 @@ class JsonCalls:
         return JsonCallParser(self, scanner, calls)
 
     def write(self, calls: Iterable[tuple[str, str]]) -> str:
-        texts = ["".join(_filled(part, name, arguments) for part in self.call) for name, arguments in calls]
+        texts = [
+            "".join(_filled(part, name, arguments, place) for part in self.call)
+            for place, (name, arguments) in enumerate(calls)
+        ]
         return "".join(self.before) + "".join(self.between).join(texts) + "".join(self.after)
 
     def example(self) -> str:
@@ -86,24 +97,35 @@ class JsonCalls:
 
     def call_rules(self, rule: CallRule) -> list[str]:
         arguments = f"{rule.name}-arguments"
-        name = rule.function.name
-        parts = [arguments if part == ARGUMENTS else lark([_filled(part, name, "")]) for part in self.call]
-        return [f"{rule.name}: {' '.join(parts)}", f"{arguments}: %json {schema_of(rule.function)}"]
+        call = _lark(self.call, rule.function.name, arguments)
+        return [f"{rule.name}: {call}", f"{arguments}: %json {schema_of(rule.function)}"]
 
     def text_begin(self, name: str) -> str:
-        # a model that has begun as it does for any call is not to be led to another tool by that
-        lead = self.call[0][: len(self.call[0]) - len(self.call[0].lstrip())]
-        return lead + _filled(TEXT, name, "")
+        return "".join(_filled(part, name) for part in self._text)
+
+    @property
+    def _text(self) -> tuple[str, ...]:
+        """A model that has begun as it does for any call is not to be led to another tool by that."""
+        first, *rest = self.text
+        return (self.call[0][: len(self.call[0]) - len(self.call[0].lstrip())] + first, *rest)
 
     def text_rules(self, rule: CallRule) -> list[str]:
         assert rule.text
         text = f"{rule.name}-text"
-        begin = json.dumps(self.text_begin(rule.function.name))
+        begin = _lark(self._text, rule.function.name)
         return [f"{rule.name}: {begin} {text}", *text_rules(text, rule.text, rule.param)]
 
 
-def _filled(part: str, name: str, arguments: str) -> str:
-    return arguments if part == ARGUMENTS else part.replace(NAME_HERE, name)
+def _lark(parts: Iterable[str], name: str, arguments: str = "") -> str:
+    """`arguments`: the name of their rule."""
+    own = {ARGUMENTS: arguments, PLACE: "/[0-9]{1,4}/"}
+    return " ".join(own.get(part) or lark([_filled(part, name)]) for part in parts)
+
+
+def _filled(part: str, name: str, arguments: str = "", place: int = 0) -> str:
+    if part == ARGUMENTS:
+        return arguments
+    return str(place) if part == PLACE else part.replace(NAME_HERE, name)
 
 
 class JsonCallParser:
@@ -111,7 +133,7 @@ class JsonCallParser:
         self._format = format
         self._scanner = scanner
         self._calls = calls
-        self._gap = CallGap(scanner, format.marker, (format.end, *format.after), BETWEEN)
+        self._gap = CallGap(scanner, format.marker, (*format.closing, format.end, *format.after), BETWEEN)
         self._object = ""  # perhaps a call, in an unusual order
         self._is_wrapped = False  # the call, in an object
         self._json = JsonEnd()
@@ -143,12 +165,15 @@ class JsonCallParser:
         for header in self._format.headers:
             if (found := header.whole.match(text)) and found["name"] in self._calls.names:
                 return self._begin_arguments(header, found)
-        if (found := TEXT_HEADER.whole.match(text)) and self._calls.is_custom(found["name"]):
+        if self._may_be(*self._format.headers):
+            return Step.WAIT
+        text_header = self._format.text_header
+        if (found := text_header.whole.match(text)) and self._calls.is_custom(found["name"]):
             scanner.take(found.end())
             self._gap.close()
             self._calls.begin_text(found["name"])
             return self._go(self._text)
-        if self._may_be_header():
+        if self._calls.has_customs and self._may_be(text_header):
             return Step.WAIT
         self._json = JsonEnd()
         return self._go(self._understand) if text.startswith("{") else Step.NO_CALL
@@ -160,8 +185,7 @@ class JsonCallParser:
         self._json, self._is_wrapped = JsonEnd(), header.wrapped
         return self._go(self._arguments)
 
-    def _may_be_header(self) -> bool:
-        headers = [*self._format.headers, TEXT_HEADER] if self._calls.has_customs else self._format.headers
+    def _may_be(self, *headers: Header) -> bool:
         return not self._scanner.is_over and any(each.begun.fullmatch(self._scanner.text) for each in headers)
 
     def _text(self) -> Step:
