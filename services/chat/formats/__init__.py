@@ -16,6 +16,7 @@ from services.chat.formats.glm import GLM_4_5, GLM_4_7
 from services.chat.formats.granite import GRANITE
 from services.chat.formats.harmony import HARMONY
 from services.chat.formats.hermes import HERMES
+from services.chat.formats.hunyuan import HUNYUAN
 from services.chat.formats.json_list import JSON_LIST
 from services.chat.formats.kimi import KIMI_K2
 from services.chat.formats.lfm2 import LFM2
@@ -33,6 +34,7 @@ from services.chat.formats.tool_code import TOOL_CODE
 ALL: tuple[ToolFormat, ...] = (
     HARMONY,
     TOOL_CALLS_LIST,
+    HUNYUAN,
     HERMES,
     QWEN_XML,
     GLM_4_5,
@@ -63,6 +65,14 @@ CALLS_ALONE = re.compile(r"""\[['"]content['"]\] is none""")  # they are left ou
 TAGS = ThinkingTags("<think>", "</think>")
 BRACKETS = ThinkingTags("[THINK]", "[/THINK]")
 CHANNEL = ThinkingTags("<|channel>", "<channel|>", label="thought\n")
+OPENSOURCE = ThinkingTags("<think:opensource>", "</think:opensource>")
+THINKING = {  # by what templates that know it have
+    "</think>": TAGS,
+    "[/THINK]": BRACKETS,
+    "<channel|>": CHANNEL,
+    "</think{}>": OPENSOURCE,
+    "</think:opensource>": OPENSOURCE,
+}
 SWITCHES = ("enable_thinking", "thinking")  # what templates call the argument that turns it on or off
 ENVIRONMENT = Environment(extensions=["jinja2.ext.loopcontrols"])  # nothing is rendered
 
@@ -96,7 +106,7 @@ def _chat_format(template: str, name: str | None) -> ChatFormat:
 def _thinking(template: str, tools: ToolFormat | None) -> ThinkingTags | None:
     if tools and tools.answer:
         return tools.answer.thinking
-    return next((each for each in (TAGS, BRACKETS, CHANNEL) if each.end in template), None)
+    return next((tags for mark, tags in THINKING.items() if mark in template), None)
 
 
 def _thought_key(template: str) -> str:
