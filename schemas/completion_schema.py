@@ -21,6 +21,7 @@ class CompletionRequest(OpenAILimits):
     """What of the contract is served; `UNSUPPORTED` in `services/chat/request/completion.py` names the rest."""
 
     prompt: CompletionPrompt
+    suffix: str | None = Field(None, description="text behind the answer, for models that were trained to fill in")
     max_tokens: int = Field(16, ge=0, description="0 goes with echo only: nothing is added to the prompt")
     best_of: int | None = Field(None, ge=1, le=16, description="so many are sampled, and the n likeliest returned")
     echo: bool = Field(False, description="begins with the prompt")

@@ -65,7 +65,8 @@ class CompletionService:
     async def _jobs(
         self, request: CompletionRequest, engine: Engine, owner: str, answer: GrammarSpec | None
     ) -> completion.Jobs:
-        size = sum(len(prompt) for prompt in request.prompts if isinstance(prompt, str))
+        texts = [prompt for prompt in request.prompts if isinstance(prompt, str)]
+        size = sum(len(text) + len(request.suffix or "") for text in texts)
         async with self._texts.room(size):
             # in a thread: tokenising long prompts would stall every other stream
             return await asyncio.to_thread(

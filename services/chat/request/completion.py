@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from schemas.completion_schema import CompletionRequest
-from services.chat.request import refusals, sampling
+from services.chat.request import infill, refusals, sampling
 from services.chat.request.encoding import Room, encode
 from services.chat.request.prompt import Prompt
 from services.chat.request.refusals import refuse
@@ -13,7 +13,7 @@ from services.errors import InvalidRequest, UnsupportedParameter
 MAX_CHOICES = 256  # of all prompts together
 
 # Parts of the contract that are not served (yet), each with the values that ask for nothing.
-UNSUPPORTED: dict[str, tuple[object, ...]] = {**refusals.OF_ALL, "suffix": ("",)}
+UNSUPPORTED: dict[str, tuple[object, ...]] = refusals.OF_ALL
 
 
 def check(request: CompletionRequest) -> GrammarSpec | None:
@@ -23,6 +23,7 @@ def check(request: CompletionRequest) -> GrammarSpec | None:
     if request.max_tokens == 0 and not request.echo:
         raise InvalidRequest("'%s' may be 0 with '%s' only", "max_tokens", "echo")
     _check_best_of(request)
+    _check_suffix(request)
     if len(request.prompts) * num_sampled(request) > MAX_CHOICES:
         raise InvalidRequest(f"'%s': prompts and choices make more than {MAX_CHOICES} answers", "n")
     return answer
@@ -37,6 +38,15 @@ def _check_best_of(request: CompletionRequest) -> None:
         raise InvalidRequest("'%s' must not be less than '%s'", "best_of", "n")
     if request.stream:
         raise InvalidRequest("'%s' cannot be streamed: the best is known when all are whole", "best_of")
+
+
+def _check_suffix(request: CompletionRequest) -> None:
+    if not request.suffix:
+        return
+    if request.echo:
+        raise UnsupportedParameter("suffix", "is not supported together with '%s'", "echo")
+    if request.truncate_prompt_tokens is not None:  # what is cut off first would be the mark in front
+        raise UnsupportedParameter("suffix", "is not supported together with '%s'", "truncate_prompt_tokens")
 
 
 def unknown_keys(request: CompletionRequest) -> list[str]:
@@ -60,7 +70,7 @@ def jobs(
     id: str, request: CompletionRequest, tokenizer: Tokenizer, max_length: int, owner: str, answer: GrammarSpec | None
 ) -> Jobs:
     """`answer`: the grammar that the request asks for, as `check` returns it."""
-    params = _params(request, answer)
+    params = _params(request, answer, tokenizer)
     keep = sampling.kept_tokens(request, params.max_tokens, max_length)
     room = Room(max_length, keep)
     prompts = [_prompt(index, request, tokenizer, room) for index in range(len(request.prompts))]
@@ -89,7 +99,7 @@ def jobs(
     )
 
 
-def _params(request: CompletionRequest, answer: GrammarSpec | None) -> SamplingParams:
+def _params(request: CompletionRequest, answer: GrammarSpec | None, tokenizer: Tokenizer) -> SamplingParams:
     """The likeliest of several answers is found by its tokens' logprobs, whether or not these were asked for."""
     logprobs = 0 if request.logprobs is None and num_sampled(request) > request.n else request.logprobs
     return sampling.params(
@@ -97,6 +107,7 @@ def _params(request: CompletionRequest, answer: GrammarSpec | None) -> SamplingP
         max(1, request.max_tokens),
         stop=tuple(request.stop),
         grammar=answer,
+        stop_token_ids=infill.end_tokens(tokenizer) if request.suffix else (),
         logprobs=logprobs,
         prompt_logprobs=request.logprobs if request.echo else None,
     )
@@ -104,6 +115,8 @@ def _params(request: CompletionRequest, answer: GrammarSpec | None) -> SamplingP
 
 def _prompt(index: int, request: CompletionRequest, tokenizer: Tokenizer, room: Room) -> Prompt:
     prompt = request.prompts[index]
+    if request.suffix:
+        prompt = infill.infilled(prompt, request.suffix, tokenizer)
     if isinstance(prompt, list):
         return Prompt(tuple(prompt))
     param = request.name_of(index)

@@ -33,7 +33,6 @@ REASONS = {
     "function_call": "is not supported: use 'tool_choice'",
     "functions": "is not supported: use 'tools'",
     "modalities": "is not supported but as ['text']: answers are text",
-    "suffix": "is not supported: the models served here write on, and do not fill in",
 }
 
 # Why an answer is right without it.

@@ -35,11 +35,15 @@ def params(
     *,
     stop: tuple[str, ...],
     grammar: GrammarSpec | None,
+    stop_token_ids: tuple[int, ...] = (),
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
     thinking: ThinkingLimit | None = None,
 ) -> SamplingParams:
-    """Of a request that is settled: what neither it nor the model names is as OpenAI's API says."""
+    """Of a request that is settled: what neither it nor the model names is as OpenAI's API says.
+
+    `stop_token_ids`: besides those of the request.
+    """
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=1.0 if request.temperature is None else request.temperature,
@@ -54,7 +58,7 @@ def params(
         logit_bias=request.logit_bias,
         min_tokens=min_tokens(request),
         ignore_eos=request.ignore_eos,
-        stop_token_ids=tuple(request.stop_token_ids),
+        stop_token_ids=(*request.stop_token_ids, *stop_token_ids),
         include_stop=request.include_stop_str_in_output,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
