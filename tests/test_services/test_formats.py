@@ -22,6 +22,7 @@ from services.chat.formats import (
     LLAMA,
     MISTRAL,
     QWEN_XML,
+    RESPONSE,
     TAGS,
     TOOL_FORMATS,
     chat_format_of,
@@ -89,6 +90,7 @@ class TestFinding:
     def test_thinking(self) -> None:
         assert chat_format_of("{% if x == '</think>' %}").thinking == TAGS
         assert chat_format_of("[THINK][/THINK]").thinking == BRACKETS
+        assert chat_format_of("between <think></think>, then between <response></response>").thinking == RESPONSE
         assert chat_format_of("{{ messages }}").thinking is None
 
     def test_arguments_are_variables_and_not_words(self) -> None:

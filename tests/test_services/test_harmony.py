@@ -1,7 +1,7 @@
 """gpt-oss: channels, calls to `functions`, and what is forced of them."""
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -9,16 +9,18 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from schemas.chat_schema import ChatCompletionRequest
+from schemas.tool_schema import MessageToolCall
 from services.chat.events import Callee
 from services.chat.formats import HARMONY, chat_format_of
 from services.chat.formats.base import OutputFormat
 from services.chat.parsing.output_parser import answer_parser
 from services.chat.request import prompt
 from services.chat.request.prepared import PreparedRequest, PromptInput, Target, prepare
+from services.chat_service import ChatService
 from services.engine.base import GrammarSpec
 from services.engine.grammar.compiler import GrammarCompiler, Matcher
 from services.engine.token_texts import TokenTexts
-from tests.fakes import FakeTokenizer
+from tests.fakes import FakeEngine, FakeTokenizer
 from tests.test_engine.tiny_tokenizers import byte_level
 from tests.test_services.test_output_parser import Meaning, meaning
 
@@ -258,3 +260,35 @@ def tiny_harmony() -> PreTrainedTokenizerFast:
     tiny.add_special_tokens({"additional_special_tokens": [f"<|{each}|>" for each in marks]})
     tiny.eos_token = "<|call|>"
     return tiny
+
+
+class TestPipeline:
+    THOUGHT: ClassVar[tuple[str, ...]] = ("<|channel|>", "analysis", "<|message|>", "Hm", ".", "<|end|>")
+    CALL: ClassVar[tuple[str, ...]] = (
+        "<|start|>assistant",
+        "<|channel|>commentary to=functions.f ",
+        "<|constrain|>json",
+    )
+
+    @pytest.fixture(autouse=True)
+    def _scripted(self, engine: FakeEngine) -> None:
+        engine.tokenizer = FakeTokenizer(TEMPLATE)
+        engine.script = (*self.THOUGHT, *self.CALL, "<|message|>", '{"a"', ": 1}", "<|call|>", "<|start|>functions.f")
+
+    def request(self) -> ChatCompletionRequest:
+        return ChatCompletionRequest.model_validate({"messages": [{"content": "hi"}], "tools": [TOOL]})
+
+    async def test_answer_ends_with_its_call(self, chat: ChatService) -> None:
+        answer = await chat.create(self.request(), "me")
+        (choice,) = answer.choices
+        (call,) = choice.message.tool_calls or []
+        assert isinstance(call, MessageToolCall)
+        assert (call.function.name, call.function.arguments) == ("f", '{"a": 1}')
+        assert (choice.message.content, choice.message.reasoning_content) == (None, "Hm.")
+        assert choice.finish_reason == "tool_calls"
+        assert answer.usage.completion_tokens_details.reasoning_tokens == 5  # with those of its header
+
+    async def test_it_is_streamed_as_it_comes(self, chat: ChatService) -> None:
+        deltas = [chunk.choices[0].delta async for chunk in chat.stream(self.request(), "me")]
+        assert [delta.reasoning_content for delta in deltas if delta.reasoning_content] == ["Hm", "."]
+        assert [call.function.arguments for delta in deltas for call in delta.tool_calls] == ["", '{"a"', ": 1}"]

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.chat.events import ChoiceReply
-from services.chat.formats import BRACKETS, HERMES, JSON_LIST, LLAMA, MISTRAL, TAGS
+from services.chat.formats import ANSWER, BRACKETS, HERMES, JSON_LIST, LLAMA, MISTRAL, TAGS
 from services.chat.formats.base import OutputFormat, ToolFormat
 from services.chat.parsing.output_parser import OutputParser, answer_parser
 
@@ -155,6 +155,9 @@ class TestEachToolFormat:
         assert meaning(OutputFormat(), text) == Meaning(text)
 
 
+CALLED = (("f", "{}"),)
+
+
 class TestThinking:
     TAGGED: ClassVar[OutputFormat] = OutputFormat(TAGS, tools=HERMES, names=NAMES)
 
@@ -176,6 +179,22 @@ class TestThinking:
     def test_is_separated_from_content(self, text: str, expected: Meaning) -> None:
         assert meaning(self.TAGGED, text) == expected
         assert meaning(self.TAGGED, *text) == expected
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("<think>\nHm.\n</think>\n<answer>\nHello\n</answer>", Meaning("Hello", reasoning="Hm.")),
+            ("<think>Hm.</think>Hello </answer>", Meaning("Hello </answer>", reasoning="Hm.")),
+            ("<answer>Hello </answer>", Meaning("Hello")),
+            ("<answer>a </ans", Meaning("a </ans")),
+            ("<answers>", Meaning("<answers>")),
+            ('<think>Hm.</think><tool_call>{"name": "f", "arguments": {}}</tool_call>', Meaning("", CALLED, "Hm.")),
+            ('<answer><tool_call>{"name": "f", "arguments": {}}</tool_call></answer>', Meaning("", CALLED)),
+        ],
+    )
+    def test_tags_around_the_content_are_dropped(self, text: str, expected: Meaning) -> None:
+        format = replace(self.TAGGED, thinking=ANSWER)
+        assert meaning(format, text) == meaning(format, *text) == expected
 
     def test_may_have_begun_in_the_prompt(self) -> None:
         begun = replace(self.TAGGED, begun=True)

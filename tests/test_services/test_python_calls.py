@@ -89,7 +89,7 @@ def test_name_comes_first_and_arguments_as_they_are_written() -> None:
     [
         (r"""a='it\'s', b="say \"hi\"", c='"'""", {"a": "it's", "b": 'say "hi"', "c": '"'}),
         (r"a='\n\t\\\x41\u00e9\U0001f5fc\101\N{BULLET}\q'", {"a": "\n\t\\Aé🗼A•\\q"}),
-        (r"a='\ud83d\ude00'", {"a": "😀"}),
+        (r"a='\ud83d\ude00', b='\U0000d800'", {"a": "😀", "b": r"\U0000d800"}),
         ("a='two\nlines', b='''it's\n\"so\"''', c=''", {"a": "two\nlines", "b": "it's\n\"so\"", "c": ""}),
         ("""a='it's "so"', b={'c': 'd' , 'e':"f"}""", {"a": """it's "so\"""", "b": {"c": "d", "e": "f"}}),
         (r"a=r'\d+\'', b=b'x', c=f'{y}'", {"a": r"\d+\'", "b": "x", "c": "{y}"}),

@@ -5,6 +5,7 @@ A new tool format is a file of this package (`base.ToolFormat` is the contract) 
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from jinja2 import Environment, TemplateSyntaxError, meta
@@ -66,7 +67,11 @@ TAGS = ThinkingTags("<think>", "</think>")
 BRACKETS = ThinkingTags("[THINK]", "[/THINK]")
 CHANNEL = ThinkingTags("<|channel>", "<channel|>", label="thought\n")
 OPENSOURCE = ThinkingTags("<think:opensource>", "</think:opensource>")
-THINKING = {  # by what templates that know it have
+RESPONSE = replace(TAGS, content=("<response>", "</response>"))  # Granite 3
+ANSWER = replace(TAGS, content=("<answer>", "</answer>"))  # Hunyuan A13B
+THINKING = {  # by what templates that know it have: the first is taken
+    "<response></response>": RESPONSE,
+    "</answer>": ANSWER,
     "</think>": TAGS,
     "[/THINK]": BRACKETS,
     "<channel|>": CHANNEL,

@@ -107,11 +107,12 @@ class ToolFormat(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ThinkingTags:
-    """`label`: what comes behind `begin` and is no thought."""
+    """`label`: what comes behind `begin` and is no thought. `content`: what may stand around the content."""
 
     begin: str
     end: str
     label: str = ""
+    content: tuple[str, str] = ("", "")
 
 
 class AnswerParser(Protocol):

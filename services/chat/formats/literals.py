@@ -1,32 +1,20 @@
 """Arguments that are written as literals of another notation than JSON, as JSON text while they come."""
 
-import json
-import math
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from services.chat.formats.literal_values import CUT_OFF, ESCAPE, json_of_bare, quoted, unescaped
 from services.chat.parsing.scanner import Scanner
 from services.engine.stop_strings import overlap
 
-WORDS = {"True": "true", "true": "true", "False": "false", "false": "false", "None": "null", "null": "null"}
-JSON_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 CLOSERS, OPENERS = ")]}", "([{"
 BRACKETS = re.compile(r"[,()\[\]{}]")
 BARE_KEY = {  # by what is between it and its value
     "=": re.compile(r"[^\s=:,(){}\[\]'\"]+"),
     ":": re.compile(r"[^\s:,(){}\[\]'\"][^:,(){}\[\]'\"]*"),
 }
-ESCAPE = re.compile(
-    r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|N\{[^{}]{1,99}\}|[0-7]{1,3}|[^xuUN0-7])", re.DOTALL
-)
-CUT_OFF = re.compile(
-    r"\\(?:x[0-9a-fA-F]?|u[0-9a-fA-F]{0,3}|U[0-9a-fA-F]{0,7}|N(?:\{[^{}]{0,99})?|[0-7]{1,2})?"
-)  # by the end of what has come
-LETTERS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\n": ""}
-SAME = "\\'\""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +166,7 @@ class LiteralReader:
         places = [place for each in ends if (place := scanner.text.find(each)) >= 0]
         held = 0 if scanner.is_over else overlap(scanner.text, (quote.end,))
         size = min(places, default=len(scanner.text) - held)
-        self._add(_quoted(scanner.take(size)))
+        self._add(quoted(scanner.take(size)))
         return bool(places)
 
     def _closing(self, quote: Quote) -> bool:
@@ -188,7 +176,7 @@ class LiteralReader:
             return False
         followers = (",", *CLOSERS) if self._key is None else (":",)
         if behind and quote.has_escapes and not behind.startswith(followers):
-            self._add(_quoted(self._scanner.take(1)))
+            self._add(quoted(self._scanner.take(1)))
             return True
         self._scanner.take(len(quote.end))
         return self._end_string()
@@ -198,12 +186,12 @@ class LiteralReader:
         if quote.is_raw:
             if len(scanner.text) < 2 and not scanner.is_over:
                 return False
-            self._add(_quoted(scanner.take(2)))
+            self._add(quoted(scanner.take(2)))
             return bool(scanner.text)
         if not scanner.is_over and CUT_OFF.fullmatch(scanner.text):
             return False
         found = ESCAPE.match(scanner.text)
-        self._add(_unescaped(scanner.take(found.end() if found else 1)))
+        self._add(unescaped(scanner.take(found.end() if found else 1)))
         return True
 
     def _add(self, text: str) -> None:
@@ -230,12 +218,12 @@ class LiteralReader:
         scanner = self._scanner
         for found in BRACKETS.finditer(scanner.text, self._seen):
             if self._depth == 0 and found[0] not in OPENERS:
-                self._out.append(_json(scanner.take(found.start()).strip()))
+                self._out.append(json_of_bare(scanner.take(found.start()).strip()))
                 return self._go(self._after)
             self._depth += (found[0] in OPENERS) - (found[0] in CLOSERS)
         self._seen = len(scanner.text)
         if scanner.is_over:
-            self._out.append(_json(scanner.take(self._seen).strip()))
+            self._out.append(json_of_bare(scanner.take(self._seen).strip()))
         return False
 
     def _after(self) -> bool:
@@ -271,54 +259,4 @@ class LiteralReader:
 
     def _write_key(self, key: str, *, is_quoted: bool = False) -> None:
         self._separate()
-        self._out.append(f'"{key if is_quoted else _quoted(key)}": ')
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]
-
-
-def _unescaped(text: str) -> str:
-    """An escape of Python as it is in a JSON string."""
-    kind, rest = text[1:2], text[2:]
-    if kind in SAME and kind:
-        return _quoted(kind)
-    if kind in LETTERS:
-        return _quoted(LETTERS[kind])
-    if kind == "u" and len(rest) == 4:
-        return text  # perhaps half of a pair
-    return _quoted(_character(text, kind, rest))
-
-
-def _character(text: str, kind: str, rest: str) -> str:
-    try:
-        if kind == "N":
-            return unicodedata.lookup(rest[1:-1])
-        if kind in ("x", "U"):
-            return chr(int(rest, 16))
-        return chr(int(text[1:], 8))
-    except (KeyError, ValueError, OverflowError):
-        return text
-
-
-def _json(text: str) -> str:
-    if text in WORDS:
-        return WORDS[text]
-    if JSON_NUMBER.fullmatch(text):
-        return text
-    return _number(text) or json.dumps(text, ensure_ascii=False)
-
-
-def _number(text: str) -> str:
-    """One that Python writes in another way than JSON."""
-    if not re.match(r"[+-]?\.?\d", text):
-        return ""
-    try:
-        return str(int(text, 0))
-    except ValueError:
-        pass
-    try:
-        value = float(text)
-    except ValueError:
-        return ""
-    return json.dumps(value) if math.isfinite(value) else ""
+        self._out.append(f'"{key if is_quoted else quoted(key)}": ')

@@ -27,6 +27,7 @@ class OutputParser:
         self._calls = CallWriter(self._scanner, format.names, format.callees, format.parameters)
         self._tools = format.tools.parser(self._scanner, self._calls) if format.tools else None
         self._marker = format.tools.marker if format.tools else ""
+        self._content_end = ""  # what is dropped at its end
         self._step: Callable[[], bool] = self._skip_label if format.begun else self._open
 
     @property
@@ -66,7 +67,7 @@ class OutputParser:
             return self._go(self._skip_label)
         if thinking and self._scanner.may_become(thinking.begin, text):
             return False
-        return self._go(self._answer)
+        return self._go(self._skip_to_answer if thinking and thinking.content[0] else self._answer)
 
     def _skip_label(self) -> bool:
         scanner, label = self._scanner, self._format.thinking.label if self._format.thinking else ""
@@ -82,10 +83,18 @@ class OutputParser:
     def _think(self) -> bool:
         assert self._format.thinking
         end = self._format.thinking.end
-        return self._emit_until(end, Reasoning) == end and self._go(self._skip_to_answer)
+        return self._emit_until((end,), Reasoning) == end and self._go(self._skip_to_answer)
 
     def _skip_to_answer(self) -> bool:
-        return self._scanner.skip_blank() and self._go(self._answer)
+        scanner, thinking = self._scanner, self._format.thinking
+        begin, end = thinking.content if thinking else ("", "")
+        if not scanner.skip_blank() or (begin and not scanner.text.startswith(begin) and scanner.may_become(begin)):
+            return False
+        if begin and scanner.text.startswith(begin):
+            scanner.take(len(begin))
+            self._content_end = end
+            return True
+        return self._go(self._answer)
 
     def _answer(self) -> bool:
         if self._tools and self._format.tools and self._format.tools.bare:
@@ -94,7 +103,9 @@ class OutputParser:
         return self._go(self._content)
 
     def _content(self) -> bool:
-        found = self._emit_until(self._marker, Text, self._stops)
+        found = self._emit_until((self._marker, self._content_end), Text, self._stops)
+        if found and found == self._content_end:
+            return True
         if found and found == self._marker:
             assert self._tools
             self._tools.open(found)
@@ -120,26 +131,28 @@ class OutputParser:
 
     # --- what they are made of ---
 
-    def _emit_until(self, marker: str, kind: type[Text | Reasoning], stops: tuple[str, ...] = ()) -> str | None:
-        """The marker or the stop string that came first, if one did. White space in front of a marker is dropped."""
-        scanner = self._scanner
-        found = first(scanner.text, (each for each in (marker, *stops) if each))
+    def _emit_until(
+        self, marks: tuple[str, ...], kind: type[Text | Reasoning], stops: tuple[str, ...] = ()
+    ) -> str | None:
+        """The mark or the stop string that came first, if one did. White space in front of a mark is dropped."""
+        scanner, marks = self._scanner, tuple(filter(None, marks))
+        found = first(scanner.text, (*marks, *filter(None, stops)))
         if found is None:
-            scanner.emit_text(kind, len(scanner.text) - self._num_held(marker, stops))
+            scanner.emit_text(kind, len(scanner.text) - self._num_held(marks, stops))
             return None
         start, string = found
-        if string == marker:
+        if string in marks:
             scanner.emit_text(kind, len(scanner.text[:start].rstrip()))
-            scanner.take(scanner.text.index(marker) + len(marker))
+            scanner.take(scanner.text.index(string) + len(string))
         else:
             self.stopped_by = string
             scanner.emit_text(kind, start + (len(string) if self._format.include_stop else 0))
         return string
 
-    def _num_held(self, marker: str, stops: tuple[str, ...]) -> int:
-        """Characters at the end of the text that may belong to one of them, or to the space before the marker."""
+    def _num_held(self, marks: tuple[str, ...], stops: tuple[str, ...]) -> int:
+        """Characters at the end of the text that may belong to one of them, or to the space before a mark."""
         text = self._scanner.text
         if self._scanner.is_over:
             return 0
-        before = text[: len(text) - overlap(text, [marker])].rstrip() if marker else text
+        before = text[: len(text) - overlap(text, marks)].rstrip() if marks else text
         return max(len(text) - len(before), overlap(text, stops))
