@@ -10,13 +10,15 @@ import httpx2
 import pytest
 
 from services.chat.request.completion import MAX_CHOICES, UNSUPPORTED
-from services.engine.base import Piece, TokenLogprob
+from services.engine.base import Piece, TokenLogprob, UpstreamAddress
 from services.engine.execution.local_executor import LocalExecutor
 from services.engine.local import LocalEngine
+from services.engine.remote.engine import RemoteEngine
 from services.errors import EngineFailed, Overloaded
 from tests.apps import MODEL, NewSite, Site
 from tests.fakes import FakeEngine, Pause
 from tests.test_engine.fakes import LETTERS, Counting, loaded, settled
+from tests.test_engine.test_remote.engines import engine_of
 
 PATH = "/v1/completions"
 BOTH = pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
@@ -52,12 +54,22 @@ async def refusal(site: Site, status: int = 400, **fields: Any) -> str | None:
     return param
 
 
-@pytest.fixture
-async def letters(new_site: NewSite) -> Site:
-    def build(kind: str, /, **options: object) -> LocalEngine:
-        return LocalEngine(loaded(), LocalExecutor(Counting(num_slots=4)), max_num_batched_tokens=16, max_queue=30)
+def local(kind: str, /, **options: object) -> LocalEngine:
+    return LocalEngine(loaded(), LocalExecutor(Counting(num_slots=4)), max_num_batched_tokens=16, max_queue=30)
 
-    return await new_site(build=build)
+
+@pytest.fixture(params=["local", "remote"])
+async def letters(request: pytest.FixtureRequest, new_site: NewSite, new_server: NewSite) -> Site:
+    """`remote`: computed by a second server."""
+    if request.param == "local":
+        return await new_site(build=local)
+    upstream = await new_server(build=local)
+    await send(upstream, max_tokens=1)  # it loads, and tells its context length from then on
+
+    def remote(kind: str, /, **options: object) -> RemoteEngine:
+        return engine_of(UpstreamAddress(f"{upstream.client.base_url}/v1"))
+
+    return await new_site(build=remote)
 
 
 class TestTranscript:

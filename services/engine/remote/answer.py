@@ -11,6 +11,7 @@ from services.engine.base import Piece, Times, TokenLogprob
 from services.engine.execution.piece_stream import Mailbox
 from services.engine.remote.kinds.base import Output, OutputToken, RemoteJob
 from services.engine.remote.router import Router
+from services.engine.remote.thinking import answering
 from services.engine.remote.upstream import Upstream
 from services.engine.streamer import RequestStreamer
 from services.errors import EngineFailed, Overloaded, ServiceError, Unavailable
@@ -105,7 +106,7 @@ class Answer:
 
     async def _read(self, upstream: Upstream) -> None:
         try:
-            async with upstream.answering(self._job) as outputs:
+            async with answering(upstream, self._job) as outputs:
                 await self._read_outputs(outputs)
         except ServiceError:
             if self._last is None:  # else only what comes behind the answer is missing

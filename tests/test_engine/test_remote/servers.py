@@ -102,33 +102,26 @@ class WireServer:
 
     async def _page(self, path: str, writer: asyncio.StreamWriter) -> None:
         if path in self.pages:
-            await _whole(writer, 200, self.pages[path])
+            await whole(writer, 200, self.pages[path])
         else:
-            await _whole(writer, self.health if path.startswith("/health") else 404, {})
+            await whole(writer, self.health if path.startswith("/health") else 404, {})
 
     async def _answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         if self.status != 200:
-            await _whole(writer, self.status, self.error, self.headers)
+            await whole(writer, self.status, self.error, self.headers)
             return True
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
-        watching = asyncio.ensure_future(_left(reader, request))
-        try:
+        write_head(writer)
+        async with watched(reader, request) as left:
             for step in self.steps:
-                if not await self._step(step, writer, watching):
+                if not await self._step(step, writer, left):
                     return False
-            writer.write(b"0\r\n\r\n")
-            await writer.drain()
-        finally:
-            if not request.left.is_set():
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+            await write(writer, b"")
         return True
 
     async def _step(self, step: Step, writer: asyncio.StreamWriter, watching: "asyncio.Future[None]") -> bool:
         match step:
             case bytes():
-                writer.write(b"%x\r\n%s\r\n" % (len(step), step))
-                await writer.drain()
+                await write(writer, step)
             case Hold():
                 step.reached.set()
                 going = asyncio.ensure_future(step.go.wait())
@@ -141,6 +134,27 @@ class WireServer:
         return True
 
 
+def write_head(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+
+
+async def write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    """A chunk of the body; an empty one ends it."""
+    writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+    await writer.drain()
+
+
+@asynccontextmanager
+async def watched(reader: asyncio.StreamReader, request: Request) -> AsyncIterator["asyncio.Future[None]"]:
+    """Yields what is done once the client has left."""
+    left = asyncio.ensure_future(_left(reader, request))
+    try:
+        yield left
+    finally:
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+
+
 async def _left(reader: asyncio.StreamReader, request: Request) -> None:
     """A client that waits for an answer sends nothing."""
     with suppress(ConnectionError):
@@ -148,7 +162,7 @@ async def _left(reader: asyncio.StreamReader, request: Request) -> None:
     request.left.set()
 
 
-async def _whole(
+async def whole(
     writer: asyncio.StreamWriter, status: int, value: object, headers: Mapping[str, str] | None = None
 ) -> None:
     body = value if isinstance(value, bytes) else json.dumps(value).encode()

@@ -184,7 +184,10 @@ async def test_nucleus_of_nothing_is_greedy(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "param", "params"),
     [
-        *((kind, "thinking_token_budget", {"thinking": ThinkingLimit(1, end=3)}) for kind in WIRES),
+        *(
+            ("vllm", "thinking_token_budget", {"thinking": ThinkingLimit(1, end=3), **more})
+            for more in ({"grammar": REGEX}, {"frequency_penalty": 1.0}, {"presence_penalty": 1.0})
+        ),
         *((kind, "frequency_penalty", {"frequency_penalty": 2.5}) for kind in WIRES),
         *((kind, "presence_penalty", {"presence_penalty": -2.5}) for kind in WIRES),
         ("parley", "temperature", {"temperature": 2.5}),

@@ -33,7 +33,6 @@ class LlamaCpp:
     def body(self, job: RemoteJob, model: RemoteModel) -> dict[str, Any]:
         sampling = job.job.sampling
         REFUSALS.check(
-            thinking_token_budget=sampling.thinking is not None,
             min_tokens=sampling.min_tokens > 0,
             echo=sampling.prompt_logprobs is not None,
             priority=job.job.priority != 0,

@@ -27,7 +27,6 @@ class Parley:
     def body(self, job: RemoteJob, model: RemoteModel) -> dict[str, Any]:
         sampling = job.job.sampling
         REFUSALS.check(
-            thinking_token_budget=sampling.thinking is not None,
             temperature=sampling.temperature > MAX_TEMPERATURE,
             frequency_penalty=abs(sampling.frequency_penalty) > MAX_PENALTY,
             presence_penalty=abs(sampling.presence_penalty) > MAX_PENALTY,

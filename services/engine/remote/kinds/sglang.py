@@ -37,7 +37,6 @@ class SGLang:
     def body(self, job: RemoteJob, model: RemoteModel) -> dict[str, Any]:
         sampling = job.job.sampling
         REFUSALS.check(
-            thinking_token_budget=sampling.thinking is not None,
             seed=sampling.seed is not None and SEEDED not in model.features,
             frequency_penalty=abs(sampling.frequency_penalty) > MAX_PENALTY,
             presence_penalty=abs(sampling.presence_penalty) > MAX_PENALTY,
