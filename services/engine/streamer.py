@@ -92,14 +92,16 @@ class RequestStreamer(TextIteratorStreamer):  # type: ignore[misc]
         self.finish: FinishReason | None = None
         self._stop: str | None = None  # the one that was found
 
-    def put(self, value: int, logprob: TokenLogprob | None = None) -> None:
+    def put(self, value: int, logprob: TokenLogprob | None = None, *, is_end: bool = False) -> None:
+        """`is_end`: the token has no text and ends the answer, whatever else is known of it."""
+        has_text, is_end = self._has_text(value) and not is_end, is_end or value in self._ends
         self._ids.append(value)
         self._num_tokens += 1
-        if logprob and (self._has_text(value) or value not in self._ends):
+        if logprob and (has_text or not is_end):
             self._unread.append(logprob)
-        if self._has_text(value):
+        if has_text:
             self._read(self._decoder.step(value))
-        if value in self._ends:
+        if is_end:
             self.end("stop")
 
     def _read(self, text: str) -> None:

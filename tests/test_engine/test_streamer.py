@@ -36,6 +36,18 @@ TOKENIZERS = [
 ]
 SPEAKS = [pytest.param(lambda t: t, id="fast"), pytest.param(WrittenInPython, id="slow")]
 
+
+def test_token_may_be_told_to_be_an_end() -> None:
+    tokenizer = byte_level()
+    streamer = RequestStreamer(tokenizer, (), SamplingParams(), frozenset())
+    (token,) = tokenizer.encode("a")
+    streamer.put(token, TokenLogprob("a", b"a", -1.0))
+    streamer.put(token, TokenLogprob("a", b"a", -1.0), is_end=True)
+    piece = streamer.take()
+    assert piece is not None
+    assert (piece.text, piece.token_ids, piece.finish, len(piece.logprobs)) == ("a", (token, token), "stop", 1)
+
+
 TEXTS = st.lists(
     st.one_of(
         st.sampled_from(

@@ -18,7 +18,8 @@ from services.errors import EngineFailed, Overloaded, ServiceError, Unavailable
 
 logger = logging.getLogger(__name__)
 
-# Refusals come within this time; what takes longer is a long prompt, and the client should hear that it was taken.
+# Refusals come within this time, some as a first event; what takes longer is a long prompt, and the client should hear
+# that it was taken.
 ADMISSION_S = 2.0
 LAST_EVENTS = 2  # that may follow the token that ends an answer: the finish, and what was used
 
@@ -40,12 +41,17 @@ class Answer:
         self._events_left = LAST_EVENTS
         self._submitted = self._opened = self._first = time.monotonic()
 
-    async def admitted(self) -> None:
-        """Returns once an upstream has taken the job, or may have; raises its refusal."""
+    @property
+    def id(self) -> str:
+        return self._job.job.id
+
+    async def admitted(self, *, wait: bool) -> None:
+        """Returns once an upstream has begun to answer, or may have; raises its refusal. `wait`: whether it is waited
+        for."""
         self._task = asyncio.create_task(self._run())
         self._task.add_done_callback(lambda task: self._on_end(self))
         try:
-            await asyncio.wait([self._admission], timeout=ADMISSION_S)
+            await asyncio.wait([self._admission], timeout=ADMISSION_S if wait else 0)
         except BaseException:
             self.cancel()
             if self._admission.done() and not self._admission.cancelled():
@@ -115,9 +121,9 @@ class Answer:
 
     async def _read_outputs(self, outputs: AsyncGenerator[Output, None]) -> None:
         self._opened = time.monotonic()
-        if not self._admission.done():
-            self._admission.set_result(None)
         async for output in outputs:
+            if not self._admission.done():
+                self._admission.set_result(None)
             self._add(output)
             if self._last and (self._last.stop is not None or self._events_left == 0):
                 return
@@ -146,7 +152,7 @@ class Answer:
         if not self.has_output:
             self.has_output, self._first = True, time.monotonic()
         has_logprob = token.logprob is not None and self._job.job.sampling.logprobs is not None
-        self._streamer.put(token.id, self._logprob(token) if has_logprob else None)
+        self._streamer.put(token.id, self._logprob(token) if has_logprob else None, is_end=token.is_end)
 
     def _logprob(self, token: OutputToken) -> TokenLogprob:
         named = self._job.texts.named

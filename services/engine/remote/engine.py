@@ -73,8 +73,10 @@ class RemoteEngine:
         remote = RemoteJob(job, limit, self._salt(job), self._markers, self.tokenizer, self._texts)
         streamer = RequestStreamer(self.tokenizer, job.prompt, job.sampling, self._model.eos)
         answer = Answer(remote, streamer, self._router, self._end)
+        # the choices of one request are admitted together: what one of them is refused, all are
+        is_first = all(each.id != job.id for each in self._answers)
         self._answers.add(answer)
-        await answer.admitted()
+        await answer.admitted(wait=is_first)
         return PieceStream(answer.mailbox, answer.cancel)
 
     def _checked_limit(self, job: Job) -> int:

@@ -41,8 +41,8 @@ def garbled(name: str, error: Exception) -> EngineFailed:
     return EngineFailed("The model's server sent something unexpected")
 
 
-def of_status(name: str, status: int, headers: Mapping[str, str], body: bytes, job: Job, limit: int) -> ServiceError:
-    text = body.decode(errors="replace")
+def of_status(name: str, status: int, headers: Mapping[str, str], text: str, job: Job, limit: int) -> ServiceError:
+    """`text`: the body, or an error event; `limit`: tokens that the server takes."""
     logger.warning("upstream %s: status %d: %s", name, status, text[:LOGGED])
     if status == 429:
         return Overloaded("The model's server has too many requests", retry_after=_retry_after(headers))

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
@@ -15,7 +15,7 @@ from services.engine.grammar.lark import InvalidGrammar
 from services.engine.remote import errors, sse
 from services.engine.remote.discovery import Server, UnknownServer, describe
 from services.engine.remote.kinds import KINDS
-from services.engine.remote.kinds.base import Output, RemoteJob
+from services.engine.remote.kinds.base import ErrorEvent, Output, RemoteJob
 from services.errors import InvalidRequest, ServiceError, Unavailable, literal
 
 logger = logging.getLogger(__name__)
@@ -140,8 +140,11 @@ class Upstream:
                 body += portion
                 if len(body) > MAX_ERROR_BYTES:
                     break
+        return self._error(response.status_code, response.headers, body.decode(errors="replace"), job)
+
+    def _error(self, status: int, headers: Mapping[str, str], text: str, job: RemoteJob) -> ServiceError:
         limit = self.max_length or len(job.job.prompt)
-        return errors.of_status(self.name, response.status_code, response.headers, body, job.job, limit)
+        return errors.of_status(self.name, status, headers, text, job.job, limit)
 
     async def _outputs(self, response: httpx2.Response, server: Server, job: RemoteJob) -> AsyncGenerator[Output, None]:
         reader = server.kind.reader(job)
@@ -157,6 +160,8 @@ class Upstream:
                     yield output
         except BROKEN as error:
             raise errors.interrupted(self.name, error) from error
+        except ErrorEvent as error:
+            raise self._error(error.status, {}, error.text, job) from error
         except UNREADABLE as error:
             raise errors.garbled(self.name, error) from error
         if not is_finished:

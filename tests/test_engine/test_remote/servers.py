@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.test_engine.fakes import END
+
 DONE = b"data: [DONE]\n\n"
 
 
@@ -299,7 +301,8 @@ def llama_cpp(*pieces: tuple[str, Sequence[int | Weighed], int], finish: str = "
 def llama_tokens(*pieces: Sequence[int | Weighed], finish: str = "stop", cached: int = 0) -> list[bytes]:
     """Tokens that are each a text of their own."""
     tokens = [token for piece in pieces for token in piece]
-    parts = [("x", [token], place) for place, token in enumerate(tokens, 1)]
+    texts = ["" if token == END else "x" for token in tokens]
+    parts = [(text, [token], place) for place, (text, token) in enumerate(zip(texts, tokens, strict=True), 1)]
     return llama_cpp(*parts, finish={"stop": "eos", "length": "limit"}[finish], cached=cached)
 
 

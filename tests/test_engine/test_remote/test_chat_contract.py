@@ -46,7 +46,6 @@ class TestOthers:
     test_client_leaves_a_stream = chat.TestClientGone.test_streamed
     test_queue_full = chat.TestRefusedBeforeTheStreamOpens.test_queue_full
     test_template_that_refuses = chat.TestParameters.test_template_that_refuses
-    test_plain_answer_fails_with_a_status = chat.TestAfterTheFirstByte.test_plain_answer_fails_with_a_status
     test_generated_text_is_stored = chat.TestAfterTheFirstByte.test_generated_text_is_stored
 
 

@@ -237,7 +237,7 @@ async def test_grammars_of_sglang(spec: GrammarSpec, expected: dict[str, Any]) -
 async def test_lark_is_sent_without_what_only_this_server_reads(spec: GrammarSpec) -> None:
     of_vllm = (await asked("vllm", grammar=spec))["structured_outputs"]["grammar"]
     of_parley = (await asked("parley", grammar=spec))["structured_outputs"]["grammar"]
-    assert of_vllm == '%llguidance {"no_forcing": true}\n' + of_parley
+    assert of_vllm == of_parley
     assert of_parley.startswith("start:")
     # these letters have no such tokens: markers are texts
     assert not re.search('(?<!")<(tool|/think)>', of_parley)
@@ -350,6 +350,14 @@ async def test_grammar_that_cannot_be_read_is_named(kind: str) -> None:
         with pytest.raises(InvalidRequest) as error:
             await engine.submit(job("abc", grammar=spec))
         assert error.value.param == "guided_grammar"
+
+
+async def test_llama_cpp_ends_at_tokens_that_the_models_files_do_not_name() -> None:
+    server = WireServer(LLAMA_PAGES, llama_cpp(("", [7], 1), ("e", [4], 2), ("", [8], 3), ("", [9], 4)))
+    async with server.serving(), engine_at(server) as engine:
+        pieces = await read(await engine.submit(job("abc")))
+    assert (text_of(pieces), pieces[-1].finish) == ("hei", "stop")  # others without text, as markers of tools, stay
+    assert [token for piece in pieces for token in piece.token_ids] == [7, 4, 8, 9]
 
 
 async def test_kind_and_model_may_be_named() -> None:

@@ -1,5 +1,6 @@
 """What a kind of server is asked, and how its answer is read."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -33,6 +34,7 @@ class OutputToken:
     id: int
     logprob: float | None = None  # None: not asked for, or not told
     top: tuple[tuple[int, float], ...] = ()  # ids and logprobs, likeliest first
+    is_end: bool = False  # it has ended the answer, and has no text
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +54,20 @@ class UnexpectedAnswer(ValueError):
     """The event is none of this kind."""
 
 
+class ErrorEvent(Exception):
+    """An error in place of an answer's next part. Its text is the server's own, and not for callers."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.text = text
+
+
 class Reader(Protocol):
     """Of one answer."""
 
     def read(self, event: Any) -> Output:
-        """Raises UnexpectedAnswer, also by way of KeyError, TypeError or IndexError, and ServiceError for an error."""
+        """Raises ErrorEvent, and UnexpectedAnswer, also by way of KeyError, TypeError or IndexError."""
         ...
 
 
@@ -80,6 +91,22 @@ class Kind(Protocol):
         ...
 
     def reader(self, job: RemoteJob) -> Reader: ...
+
+
+def check_error(event: Any) -> None:
+    """Raises ErrorEvent for one, as all kinds write them."""
+    if (error := event.get("error")) is None:
+        return
+    code = error.get("code") if isinstance(error, dict) else None
+    is_unavailable = isinstance(error, dict) and error.get("type") == "service_unavailable_error"
+    status = code if isinstance(code, int) else 503 if is_unavailable else 500
+    raise ErrorEvent(status, json.dumps({"error": error}))
+
+
+def check_reason(reason: object, finishes: Mapping[str, FinishReason]) -> None:
+    """Raises ErrorEvent for an end that is none of an answer, as a request that was aborted."""
+    if reason is not None and reason not in finishes:
+        raise ErrorEvent(500, f"the answer ended: {reason}")
 
 
 @dataclass(slots=True)

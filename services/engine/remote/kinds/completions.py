@@ -5,8 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from services.engine.base import FinishReason, Job
-from services.engine.remote.kinds.base import NOTHING, Output, OutputToken, RemoteJob, UnexpectedAnswer, nucleus
-from services.errors import EngineFailed, ServiceError, Unavailable
+from services.engine.remote.kinds.base import (
+    NOTHING,
+    Output,
+    OutputToken,
+    RemoteJob,
+    UnexpectedAnswer,
+    check_error,
+    check_reason,
+    nucleus,
+)
 
 TOKEN_ID = "token_id:"  # how tokens are written with return_tokens_as_token_ids
 FINISHES: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
@@ -74,15 +82,13 @@ class CompletionsReader:
         self._unpaired: deque[int] = deque()
 
     def read(self, event: Any) -> Output:
-        if error := event.get("error"):
-            raise _failure(error)
+        check_error(event)
         cached = _cached(event.get("usage"))
         if not event["choices"]:
             return NOTHING if cached is None else Output(cached_tokens=cached)
         (choice,) = event["choices"]
         reason = choice.get("finish_reason")
-        if reason is not None and reason not in FINISHES:
-            raise EngineFailed(f"The model's server ended the answer ({str(reason)[:20]})")
+        check_reason(reason, FINISHES)
         prompt, tokens = self._tokens(choice, is_last=reason is not None)
         return Output(tokens, FINISHES.get(reason) if reason else None, cached, prompt)
 
@@ -142,11 +148,3 @@ def _cached(usage: Mapping[str, Any] | None) -> int | None:
     details = (usage or {}).get("prompt_tokens_details") or {}
     cached = details.get("cached_tokens")
     return cached if isinstance(cached, int) else None
-
-
-def _failure(error: Any) -> ServiceError:
-    """Its text stays here: there may be anything in it."""
-    kind = error.get("type") if isinstance(error, dict) else None
-    if kind == "service_unavailable_error":
-        return Unavailable("The model's server is not available")
-    return EngineFailed("The model's server failed")

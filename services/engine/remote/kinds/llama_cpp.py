@@ -1,17 +1,27 @@
 """llama.cpp's server: `POST /completion`, its native route.
 
 Of a character that takes several tokens it sends only the last id, with the text of them all. `tokens_predicted` shows
-that some are missing; they are taken to be those that the tokenizer has for the text.
+that some are missing; they are taken to be those that the tokenizer has for the text. It ends answers at more tokens
+than the model's files name, so one without text is held back until it is known whether it was such an end.
 """
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from services.engine.base import FinishReason, GrammarSpec
 from services.engine.grammar.lark import is_gbnf, without_options
-from services.engine.remote.kinds.base import Output, OutputToken, Reader, Refusals, RemoteJob, RemoteModel, nucleus
-from services.errors import EngineFailed
+from services.engine.remote.kinds.base import (
+    Output,
+    OutputToken,
+    Reader,
+    Refusals,
+    RemoteJob,
+    RemoteModel,
+    check_error,
+    nucleus,
+)
 
 REFUSALS = Refusals("llama.cpp")
 PROPS = "/props"
@@ -93,14 +103,18 @@ class LlamaCppReader:
         self._job = job
         self._number = job.job.sampling.logprobs
         self._read = 0  # tokens
+        self._held: tuple[OutputToken, ...] = ()
 
     def read(self, event: Any) -> Output:
-        if "error" in event:
-            raise EngineFailed("The model's server failed")
+        check_error(event)
         logprobs = event.get("completion_probabilities") or []
-        tokens = tuple(self._token(token, logprobs) for token in self._ids(event))
+        tokens, self._held = (*self._held, *(self._token(token, logprobs) for token in self._ids(event))), ()
         if not event["stop"]:
+            if not event["content"]:
+                tokens, self._held = tokens[:-1], tokens[-1:]
             return Output(tokens)
+        if event["stop_type"] == "eos" and tokens:
+            tokens = (*tokens[:-1], replace(tokens[-1], is_end=True))
         return Output(tokens, FINISHES[event["stop_type"]], (event.get("timings") or {}).get("cache_n"))
 
     def _ids(self, event: Any) -> list[int]:

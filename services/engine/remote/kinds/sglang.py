@@ -9,8 +9,17 @@ from typing import Any
 
 from services.engine.base import FinishReason, GrammarSpec
 from services.engine.grammar.lark import is_gbnf, without_options
-from services.engine.remote.kinds.base import Output, OutputToken, Reader, Refusals, RemoteJob, RemoteModel, nucleus
-from services.errors import EngineFailed
+from services.engine.remote.kinds.base import (
+    Output,
+    OutputToken,
+    Reader,
+    Refusals,
+    RemoteJob,
+    RemoteModel,
+    check_error,
+    check_reason,
+    nucleus,
+)
 
 REFUSALS = Refusals("SGLang")
 MAX_PENALTY = 2
@@ -105,8 +114,7 @@ class SGLangReader:
         self._ids: list[int] = []
 
     def read(self, event: Any) -> Output:
-        if "error" in event:
-            raise EngineFailed("The model's server failed")
+        check_error(event)
         meta = event["meta_info"]
         prompt = self._prompt(meta) if not self._ids else ()
         ids, is_whole = self._new(event["output_ids"], meta["completion_tokens"])
@@ -144,6 +152,5 @@ def _finish(reason: Any) -> FinishReason | None:
     if reason is None:
         return None
     kind = reason["type"]
-    if kind not in FINISHES:
-        raise EngineFailed(f"The model's server ended the answer ({str(kind)[:20]})")
+    check_reason(kind, FINISHES)
     return FINISHES[kind]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from services.engine.base import GrammarSpec
-from services.engine.grammar.lark import is_gbnf, lark, without_options
+from services.engine.grammar.lark import is_gbnf, lark_without_head, without_options
 from services.engine.remote.kinds import completions
 from services.engine.remote.kinds.base import Reader, Refusals, RemoteJob, RemoteModel
 
@@ -42,7 +42,7 @@ class VLLM:
 
 
 def structured(spec: GrammarSpec, markers: Mapping[str, int]) -> dict[str, Any]:
-    """Its own forms where they say all; else Lark, which its guidance backend takes."""
+    """Its own forms where they say all; else Lark, of which xgrammar does not take markers that are tokens."""
     if not spec.before:
         match spec.kind:
             case "json_schema":
@@ -51,4 +51,4 @@ def structured(spec: GrammarSpec, markers: Mapping[str, int]) -> dict[str, Any]:
                 return {"regex": spec.source}
             case "lark" if is_gbnf(spec.source):
                 return {"grammar": spec.source}
-    return {"grammar": lark(spec, markers)}
+    return {"grammar": lark_without_head(spec, markers)}
