@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import validate
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat.formats import TOOL_FORMATS
@@ -145,7 +145,12 @@ class Walk:
     """Random answers of a grammar."""
 
     def __init__(self, calls: ToolFormat, seed: int, **fields: Any) -> None:
+        """Marks are tokens where whole answers are divided by them: they end whatever they stand in."""
         self._random = random.Random(seed)
+        marks = sorted(set(re.findall(r"<\|[^<>\s]+\|>", calls.write([("f", "{}")])))) if calls.answer else []
+        self._tokens = [*(bytes([each]) for each in range(256)), b"<end>", *(each.encode() for each in marks)]
+        ids = {mark: 257 + place for place, mark in enumerate(marks)}
+        vocabulary = Vocabulary(tuple(self._tokens), (256, *ids.values()), (256,), ids)
         names = self._random.sample(sorted(SCHEMAS), self._random.randint(1, len(SCHEMAS)))
         tools = [{"type": "function", "function": {"name": name, "parameters": SCHEMAS[name]}} for name in names]
         body = {"messages": [{"content": "hi"}], "tools": tools, "tool_choice": "required", **fields}
@@ -153,7 +158,7 @@ class Walk:
         assert selection
         spec = tool_grammar(selection, calls)
         assert spec
-        self.matcher = LLMatcher(BYTES, LLMatcher.grammar_from_lark(lark(spec, {})))
+        self.matcher = LLMatcher(vocabulary.tokenizer(), LLMatcher.grammar_from_lark(lark(spec, ids)))
         assert not self.matcher.is_error(), self.matcher.get_error()
         written = calls.write([("get_weather", '{"city": "a", "days": 3}'), ("set", '{"b": "c"}')])
         self._closing = [list(each) for each in (b'"', b"}", b"]", b'"}', b'"]')]
@@ -169,8 +174,9 @@ class Walk:
             for token in self._next(is_long=len(written) > 300):
                 assert self.matcher.consume_token(token)
                 written.append(token)
-        assert self.matcher.is_accepting(), bytes(written)
-        return bytes(written).decode()
+        text = b"".join(self._tokens[each] for each in written)
+        assert self.matcher.is_accepting(), text
+        return text.decode()
 
     def _next(self, *, is_long: bool) -> list[int]:
         """Often what leads on to an end."""
@@ -180,13 +186,11 @@ class Walk:
             if fitting:
                 return self._random.choice(fitting)
         mask = self.matcher.compute_bitmask()
-        return [self._random.choice([token for token in range(256) if mask[token >> 3] >> (token & 7) & 1])]
+        tokens = [token for token in range(len(self._tokens)) if token != 256]
+        return [self._random.choice([token for token in tokens if mask[token >> 3] >> (token & 7) & 1])]
 
 
-BYTES: LLTokenizer = Vocabulary((*(bytes([each]) for each in range(256)), b"<end>"), (256,), (256,), {}).tokenizer()
-
-
-@every_format_in_content
+@every_format
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_what_is_forced_is_a_call_of_a_tool_and_fits_its_schema(calls: ToolFormat, seed: int) -> None:

@@ -20,6 +20,7 @@ from services.chat_service import ChatService
 from services.engine.base import GrammarSpec
 from services.engine.grammar.compiler import GrammarCompiler, Matcher
 from services.engine.token_texts import TokenTexts
+from services.errors import UnsupportedParameter
 from tests.fakes import FakeEngine, FakeTokenizer
 from tests.test_engine.tiny_tokenizers import byte_level
 from tests.test_services.test_output_parser import Meaning, meaning
@@ -59,6 +60,8 @@ def read(text: str, **fields: Any) -> Meaning:
         (f"{FINAL}Hello", Meaning("Hello")),
         (f'{ANALYSIS}{CALL}{{"a": 1}}<|call|>', Meaning(calls=(("f", '{"a": 1}'),), reasoning=THOUGHT)),
         (f'{CALL}{{"a": "<|"}}', Meaning(calls=(("f", '{"a": "<|"}'),))),
+        (f'{CALL}{{"a": "<|end|>"}}<|call|>', Meaning(calls=(("f", '{"a": "<|end|>"}'),))),
+        (f'{CALL}{{"a": 1 <|call|>', Meaning(calls=(("f", '{"a": 1 '),))),
         (f"{CALL}<|call|>", Meaning(calls=(("f", "{}"),))),
         (f'{CALL}{{"a": "b', Meaning(calls=(("f", '{"a": "b'),))),
         (f'{CALL} {{"a": 1}} and more<|call|>', Meaning(calls=(("f", '{"a": 1}'),))),
@@ -176,7 +179,11 @@ class TestPrepared:
         assert meaning(ready.output, ", yes.<|return|>") == Meaning(", yes.")
 
     def test_effort_is_the_templates(self) -> None:
-        assert "low<|start|>" in text(prepared(reasoning_effort="low"))
+        for effort, known in (("minimal", "low"), ("low", "low"), ("medium", "medium"), ("xhigh", "high")):
+            assert text(prepared(reasoning_effort=effort)).startswith(f"{known}<|start|>")
+        for fields in ({"reasoning_effort": "none"}, {"enable_thinking": False}):
+            with pytest.raises(UnsupportedParameter):
+                prepared(**fields)
 
     def test_thoughts_and_calls_are_shown_one_by_one(self) -> None:
         calls = [

@@ -143,6 +143,10 @@ class AnswerFormat(Protocol):
     @property
     def thinking(self) -> ThinkingTags: ...
     @property
+    def efforts(self) -> Mapping[str, str]:
+        """Of thinking, as requests name them, and as the template does. Others are refused."""
+
+    @property
     def earlier(self) -> str:
         """In Lark, what may come before content that is held to a form, or before calls."""
 

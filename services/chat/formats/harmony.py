@@ -5,7 +5,8 @@
 `final` the content, `commentary` what is said ahead of a call.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from services.chat.formats.base import CallRule, OutputFormat, ThinkingTags
 from services.chat.formats.harmony_messages import (
@@ -28,6 +29,9 @@ MAX_EARLIER = 8  # messages ahead of what is forced: a small model would else th
 class HarmonyAnswer:
     opening = f"{START}assistant"
     thinking = ThinkingTags(f"{CHANNEL}analysis{MESSAGE}", END)
+    efforts: Mapping[str, str] = MappingProxyType(
+        {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
+    )
     content = (CHANNEL, "final", MESSAGE)
 
     @property

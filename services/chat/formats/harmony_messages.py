@@ -182,7 +182,10 @@ class MessageCall:
         return Step.GO_ON
 
     def _arguments(self) -> Step:
-        """As they were written, up to the end of the message; what follows a JSON object is dropped."""
+        """As they were written, up to the end of the message; what follows a JSON object is dropped.
+
+        A mark inside a string of JSON was spelled by the model, and ends nothing.
+        """
         scanner = self._scanner
         found = first(scanner.text, ENDS)
         held = 0 if found or scanner.is_over else overlap(scanner.text, ENDS)
@@ -194,6 +197,11 @@ class MessageCall:
             return Step.GO_ON
         if not found:
             return Step.WAIT
+        if self._json and self._json.is_quoted:
+            mark = scanner.take(len(found[1]))
+            self._json.feed(mark)
+            self._write(mark)
+            return Step.GO_ON
         return self._close()
 
     def _rest(self) -> Step:

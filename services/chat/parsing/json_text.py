@@ -16,6 +16,11 @@ class JsonEnd:
     def is_open(self) -> bool:
         return self._depth > 0
 
+    @property
+    def is_quoted(self) -> bool:
+        """Inside a string."""
+        return self._quoted
+
     def feed(self, text: str) -> int | None:
         """How many characters of `text` still belong to it; None: all of them, and more is to come."""
         for place, letter in enumerate(text, 1):

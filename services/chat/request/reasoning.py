@@ -25,13 +25,21 @@ def reasoning_config(request: ChatCompletionRequest, format: ChatFormat) -> Reas
         return ReasoningConfig(ignored=tuple(_wishes(request)))
     arguments: dict[str, Any] = {}
     if effort and format.has_effort:
-        arguments["reasoning_effort"] = effort
+        arguments["reasoning_effort"] = _known_effort(effort, format)
     enabled = request.enable_thinking
     if enabled is None and effort is not None and (effort == "none" or not format.has_effort):
         enabled = effort != "none"
     if enabled is not None:
         arguments |= _switched(request, format, enabled)
     return ReasoningConfig(arguments, _budget(request, format))
+
+
+def _known_effort(effort: str, format: ChatFormat) -> str:
+    if format.tools.answer is None:
+        return effort
+    if effort not in format.tools.answer.efforts:
+        raise UnsupportedParameter("reasoning_effort", "cannot keep this model from thinking before it answers")
+    return format.tools.answer.efforts[effort]
 
 
 def _wishes(request: ChatCompletionRequest) -> Iterator[str]:
