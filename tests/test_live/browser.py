@@ -38,6 +38,19 @@ class Browser:
     def run(self, script: str) -> Any:
         return _call("POST", f"{self._session}/execute/sync", script=script, args=[])
 
+    @contextmanager
+    def sized(self, width: int, height: int) -> Iterator[None]:
+        """A phone's screen; a window cannot be as narrow."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
+        self._command("Emulation.setDeviceMetricsOverride", **metrics)
+        try:
+            yield
+        finally:
+            self._command("Emulation.clearDeviceMetricsOverride")
+
+    def _command(self, name: str, **params: Any) -> None:
+        _call("POST", f"{self._session}/goog/cdp/execute", cmd=name, params=params)
+
 
 @contextmanager
 def browsing(chromium: str, chromedriver: str, profile: Path) -> Iterator[Browser]:

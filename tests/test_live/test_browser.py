@@ -7,7 +7,7 @@ import requests
 
 from tests.test_live.browser import Browser
 from tests.test_live.conftest import KEYS
-from tests.test_live.service import ENDLESS, SECONDS, Service, until
+from tests.test_live.service import SECONDS, Service, until
 from tests.test_live.wire import wired
 
 pytestmark = pytest.mark.live
@@ -50,24 +50,3 @@ def test_a_token_stands_in_for_the_key(guarded: Service, browser: Browser, pages
     assert [each["content"] for each in stored] == ["Name\na colour.", answer]
     assert stored[1]["id"] in state
     assert ask(browser, pages, **query, token=token[:-1]) == ("", "")
-
-
-def test_the_pages_stop_button_ends_the_answer(service: Service, browser: Browser) -> None:
-    browser.open(service.url)
-    browser.run(
-        f"document.getElementById('prompt').value = '{ENDLESS}'; document.getElementById('ask').requestSubmit()"
-    )
-    until(lambda: browser.run("return document.querySelector('.assistant .text').textContent"))
-    browser.run("document.getElementById('stop').click()")
-    assert until(lambda: browser.run("return document.querySelector('.assistant .note').textContent")).startswith(
-        "Stopped"
-    )
-    assert browser.run("return document.getElementById('stop').hidden")
-    said = service.messages()[-1]
-    assert said["status"] == "cancelled"
-    assert said["content"] == browser.run("return document.querySelector('.assistant .text').textContent")
-    until(lambda: service.gauge("num_requests_running") == 0)
-    browser.open(f"{service.url}/#{said['conversation_id']}")
-    browser.run("location.reload()")
-    note = until(lambda: browser.run("return document.querySelector('.assistant .note')?.textContent"))
-    assert note.startswith("Stopped")

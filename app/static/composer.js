@@ -1,0 +1,89 @@
+// The field for the next message. What is typed is kept with its conversation until the service has taken it.
+
+import { $, debounce } from "./dom.js";
+import { move, read, write } from "./storage.js";
+
+export class Composer {
+  id = null;
+
+  constructor(onsend) {
+    this.field = $("prompt");
+    this.form = $("ask");
+    this.form.onsubmit = (event) => {
+      event.preventDefault();
+      if (this.field.value.trim() && !this.isRunning) onsend(this.field.value);
+    };
+    this.field.onkeydown = (event) => this.pressed(event);
+    const keep = debounce(() => this.keep(), 200);
+    this.field.oninput = () => {
+      this.change();
+      keep();
+    };
+    addEventListener("pagehide", () => !this.isSending && this.keep());
+  }
+
+  pressed(event) {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return; // composing: Enter is the input method's
+    event.preventDefault();
+    this.form.requestSubmit();
+  }
+
+  open(id) {
+    this.id = id;
+    this.isSending = false;
+    this.set(read(this.name, ""));
+  }
+
+  get name() {
+    return `draft:${this.id ?? "new"}`;
+  }
+
+  set(text) {
+    this.field.value = text;
+    this.change();
+  }
+
+  change() {
+    $("send").disabled = !this.field.value.trim();
+  }
+
+  keep() {
+    if (!this.isSending || this.field.value) write(this.name, this.field.value);
+  }
+
+  // Emptied, but kept until the service has taken it: a reload before that brings it back.
+  sending(text) {
+    write(this.name, text);
+    this.isSending = true;
+    this.set("");
+  }
+
+  created(id) {
+    move(this.name, `draft:${id}`);
+    this.id = id;
+  }
+
+  clear() {
+    this.set("");
+    this.keep();
+  }
+
+  accepted() {
+    this.isSending = false;
+    this.keep();
+  }
+
+  refused(text) {
+    this.isSending = false;
+    if (text && !this.field.value) this.set(text);
+    this.keep();
+  }
+
+  setRunning(isRunning) {
+    const hadFocus = document.activeElement === $("send") || document.activeElement === $("stop");
+    this.isRunning = isRunning;
+    $("send").hidden = isRunning;
+    $("stop").hidden = !isRunning;
+    if (hadFocus) this.field.focus(); // a button that is hidden would lose it to the body
+  }
+}
