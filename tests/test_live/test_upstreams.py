@@ -86,7 +86,7 @@ def test_upstream_that_dies_and_another_that_takes_over(models: None, tmp_path: 
 
 
 def program() -> str:
-    """Built by hand, or by the llama-cpp-python source's own CMake project; see docs/scaling.md."""
+    """llama.cpp's server; the source distribution of llama-cpp-python has what it is built from."""
     if found := os.environ.get("LLAMA_SERVER") or shutil.which("llama-server"):
         return found
     pytest.skip("needs llama.cpp's server: LLAMA_SERVER=/path/to/llama-server")

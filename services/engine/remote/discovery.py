@@ -32,12 +32,15 @@ async def describe(client: httpx2.AsyncClient, root: str, kind: str | None, mode
     found = KINDS[kind] if kind else kind_of(str(card.get("owned_by")))
     if found is None:
         raise UnknownServer("its list of models has an unknown owner: name its kind")
-    pages = {path: await _page(client, root + path) for path in found.more}
+    pages = {path: await _page(client, root + path, optional=True) for path in found.more}
     return Server(found, found.model(card, pages))
 
 
-async def _page(client: httpx2.AsyncClient, url: str) -> Mapping[str, Any]:
+async def _page(client: httpx2.AsyncClient, url: str, *, optional: bool = False) -> Mapping[str, Any]:
+    """`optional`: nothing where the server does not have it."""
     response = await client.get(url)
+    if optional and response.status_code == 404:
+        return {}
     if response.status_code >= 500:
         raise httpx2.HTTPStatusError("not ready", request=response.request, response=response)
     if response.status_code != 200:

@@ -31,7 +31,8 @@ class Router:
 
     def candidates(self, job: Job) -> list[Upstream]:
         """In the order in which they are to be tried. Ejected ones are tried only where there are no others."""
-        ranked = sorted(self.upstreams, key=lambda upstream: _rank(_key(job), upstream.name))
+        key = _key(job)
+        ranked = sorted(self.upstreams, key=lambda upstream: _rank(key, upstream.name))
         healthy = [upstream for upstream in ranked if upstream.healthy]
         return _by_load(healthy or ranked)[:ATTEMPTS]
 

@@ -102,7 +102,7 @@ class Upstream:
                 await response.aclose()
             self._failed_in_a_row = 0
         except Unavailable as error:
-            self._fail(is_gone=isinstance(error.__cause__, httpx2.ConnectError))
+            self._fail(is_gone=isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout))
             raise
         finally:
             self.running -= 1

@@ -360,6 +360,13 @@ async def test_llama_cpp_ends_at_tokens_that_the_models_files_do_not_name() -> N
     assert [token for piece in pieces for token in piece.token_ids] == [7, 4, 8, 9]
 
 
+@pytest.mark.parametrize(("kind", "pages"), [("sglang", SGLANG_PAGES), ("llama.cpp", LLAMA_PAGES)])
+async def test_pages_that_a_version_does_not_have(kind: str, pages: dict[str, Any]) -> None:
+    server = WireServer({"/v1/models": pages["/v1/models"]}, WIRES[kind][1]([3]))
+    async with server.serving(), engine_at(server) as engine:
+        assert text_of(await read(await engine.submit(job("abc")))) == "d"
+
+
 async def test_kind_and_model_may_be_named() -> None:
     pages = {"/v1/models": {"data": [*models("proxy")["data"], {"id": "other", "owned_by": "proxy"}]}}
     server = WireServer(pages, completions([3]))

@@ -23,7 +23,7 @@ from services.engine.remote.kinds.base import (
 
 REFUSALS = Refusals("SGLang")
 MAX_PENALTY = 2
-SERVER_INFO = "/get_server_info"
+SERVER_INFO = ("/server_info", "/get_server_info")  # newer and older servers
 SEEDED = "seeded"  # started with --enable-deterministic-inference: otherwise it leaves seeds aside
 LOW_FIRST = "low first"  # with --schedule-low-priority-values-first; else high priorities run first
 FINISHES: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
@@ -34,10 +34,10 @@ class SGLang:
     owned_by = "sglang"
     path = "/generate"
     health = "/health"
-    more = (SERVER_INFO,)
+    more = SERVER_INFO
 
     def model(self, card: Mapping[str, Any], pages: Mapping[str, Any]) -> RemoteModel:
-        info = pages.get(SERVER_INFO) or {}
+        info: Mapping[str, Any] = next((pages[path] for path in SERVER_INFO if pages.get(path)), {})
         length = card.get("max_model_len") or info.get("context_length")
         flags = {"enable_deterministic_inference": SEEDED, "schedule_low_priority_values_first": LOW_FIRST}
         features = {feature for flag, feature in flags.items() if info.get(flag)}
