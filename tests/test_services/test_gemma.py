@@ -57,6 +57,7 @@ def test_calls_and_text(calls: ToolFormat) -> None:
     called = (("f", "{}"), ("get_weather", '{"a": 1}'))
     assert read(calls, f"Look. {two}") == Meaning("Look.", called)
     assert read(calls, f"{two}\nDone.") == Meaning("Done.", called)
+    assert read(calls, f"{calls.marker}call f{{}}{calls.end}").calls == (("f", "{}"),)
     for text in (calls.marker, f"{calls.marker}call:other{{}}", f"a {calls.marker[:-3]}", "call:f{}"):
         assert read(calls, text) == Meaning(text)
 
@@ -153,9 +154,11 @@ WRONG: list[dict[str, Any]] = [
 
 
 @EACH
-async def test_forced_arguments_keep_their_schema(calls: ToolFormat) -> None:
+@pytest.mark.parametrize("have_tokens", [True, False])
+async def test_forced_arguments_keep_their_schema(calls: Any, have_tokens: bool) -> None:
     texts = [calls.write([("f", json.dumps(each))]) for each in (*RIGHT, *WRONG)]
-    found = await accepted(calls, SCHEMA, texts, strict=True)
+    marks = (calls.begin, calls.end, calls.quote) if have_tokens else ()
+    found = await accepted(calls, SCHEMA, texts, marks, strict=True)
     assert found == [True] * len(RIGHT) + [False] * len(WRONG)
     for text, made in zip(texts, RIGHT, strict=False):
         ((_, back),) = meaning(OutputFormat(tools=calls, names=NAMES), text).calls

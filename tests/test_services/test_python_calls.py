@@ -3,7 +3,7 @@
 import ast
 import json
 import keyword
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -219,7 +219,10 @@ WRONG: list[dict[str, Any]] = [
 ]
 
 
-async def accepted(calls: ToolFormat, schema: dict[str, Any], texts: list[str], **function: Any) -> list[bool]:
+async def accepted(
+    calls: ToolFormat, schema: dict[str, Any], texts: list[str], marks: Sequence[str] = (), **function: Any
+) -> list[bool]:
+    """`marks`: that are tokens of the tokenizer."""
     tool = {"type": "function", "function": {"name": "f", "parameters": schema, **function}}
     body = {"messages": [{"content": "hi"}], "tools": [tool], "tool_choice": "required"}
     selection = select_tools(ChatCompletionRequest.model_validate(body))
@@ -227,6 +230,7 @@ async def accepted(calls: ToolFormat, schema: dict[str, Any], texts: list[str], 
     spec = tool_grammar(selection, calls)
     assert spec
     tiny = byte_level()
+    tiny.add_special_tokens({"additional_special_tokens": list(marks)})
     compiler = GrammarCompiler(TokenTexts(tiny), len(tiny), frozenset([tiny.eos_token_id]))
     try:
         return [await _is_accepted(compiler, spec, tiny, text) for text in texts]
@@ -247,7 +251,7 @@ async def _is_accepted(compiler: GrammarCompiler, spec: Any, tiny: Any, text: st
 @EACH
 async def test_forced_arguments_keep_their_schema(calls: ToolFormat) -> None:
     texts = [calls.write([("f", json.dumps(each))]) for each in (*RIGHT, *WRONG)]
-    found = await accepted(calls, SCHEMA, texts, strict=True)
+    found = await accepted(calls, SCHEMA, texts, [calls.marker] if calls.marker.startswith("<") else [], strict=True)
     assert found == [True] * len(RIGHT) + [False] * len(WRONG)
     for text, made in zip(texts, RIGHT, strict=False):
         ((_, back),) = meaning(OutputFormat(tools=calls, names=NAMES), text).calls

@@ -15,7 +15,7 @@ from services.chat.parsing.call_writer import CallWriter
 from services.chat.parsing.input_text import INPUT
 from services.chat.parsing.scanner import Scanner
 
-HEADER = Header.of(SPACE, *"call:", SPACE, NAME, SPACE, r"\{", wrapped=False, before="")
+HEADER = Header.of(SPACE, *"call", ":?", SPACE, NAME, SPACE, r"\{", wrapped=False, before="")
 
 
 @dataclass(frozen=True, slots=True)
