@@ -61,3 +61,40 @@ KIMI_K2 = (
     + "{%- if loop.last %}<|tool_calls_section_end|>{% endif %}"
     + TAIL
 )
+
+
+def _tagged(call: str, argument: str, *, block: tuple[str, str] = ("", ""), each: tuple[str, str] = ("", "")) -> str:
+    """`block`: around all calls; `each`: around one. Arguments are as `tojson` has them, strings as they are."""
+    value = "{{ value if value is string else value | tojson }}"
+    begin, end = argument.split("VALUE")
+    return (
+        HEAD
+        + f"{block[0]}{each[0]}{call.replace('ARGUMENTS', argument)}{each[1]}{block[1]}"
+        + "{% endif %}"
+        + MESSAGES
+        + f"{{%- if loop.first %}}{{{{ {block[0]!r} }}}}{{% endif %}}{{{{ '' if loop.first else '\n' }}}}"
+        + f"{{{{- {each[0] + call.split('ARGUMENTS')[0]!r} | replace('NAME', call.function.name) }}}}"
+        + "{%- for key, value in call.function.arguments | items %}"
+        + f"{{{{- {begin!r} | replace('KEY', key) | replace('KIND', 'true' if value is string else 'false') }}}}{value}"
+        + f"{{{{- {end!r} }}}}{{%- endfor %}}{{{{- {call.split('ARGUMENTS')[1] + each[1]!r} }}}}"
+        + f"{{%- if loop.last %}}{{{{ {block[1]!r} }}}}{{% endif %}}"
+        + TAIL
+    )
+
+
+SEED = _tagged(
+    "\n<function=NAME>\nARGUMENTS</function>\n",
+    "<parameter=KEY>VALUE</parameter>\n",
+    each=("<seed:tool_call>", "</seed:tool_call>"),
+).replace("think>", "seed:think>")
+MINIMAX_M2 = _tagged(
+    '<invoke name="NAME">\nARGUMENTS</invoke>',
+    '<parameter name="KEY">VALUE</parameter>\n',
+    block=("<minimax:tool_call>\n", "\n</minimax:tool_call>"),
+)
+DEEPSEEK_V3_2 = _tagged(
+    '<｜DSML｜invoke name="NAME">\nARGUMENTS</｜DSML｜invoke>',
+    '<｜DSML｜parameter name="KEY" string="KIND">VALUE</｜DSML｜parameter>\n',
+    block=("<｜DSML｜function_calls>\n", "\n</｜DSML｜function_calls>"),
+)
+DEEPSEEK_V4 = DEEPSEEK_V3_2.replace("function_calls", "tool_calls")

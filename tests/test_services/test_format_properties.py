@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +18,7 @@ from services.chat.formats import TOOL_FORMATS
 from services.chat.formats.base import OutputFormat, ToolFormat
 from services.chat.request.tool_grammar import tool_grammar
 from services.chat.request.tool_selection import select_tools
+from services.engine.base import GrammarSpec
 from services.engine.grammar.check import Vocabulary
 from services.engine.grammar.lark import lark
 from tests.test_services.test_output_parser import Meaning, meaning
@@ -141,60 +142,88 @@ def test_plain_text_is_content_to_the_letter(calls: ToolFormat) -> None:
         assert meaning(output(calls), *text) == meaning(output(calls), text) == Meaning(text)
 
 
+class Tokens:
+    """A tokenizer of bytes, and with tokens of their own for the tags of a format, or without."""
+
+    def __init__(self, tags: Iterable[str] = ()) -> None:
+        self.markers = {tag: place for place, tag in enumerate(sorted(tags), 257)}
+        self._texts = [*(bytes([each]) for each in range(256)), b"", *map(str.encode, sorted(tags))]
+        special = (256, *self.markers.values())
+        vocabulary = Vocabulary((*self._texts[:256], b"<end>", *self._texts[257:]), special, (256,), self.markers)
+        self.tokenizer = vocabulary.tokenizer()
+        self._pieces = re.compile("|".join([*map(re.escape, sorted(tags, key=len, reverse=True)), "(?s:.)"]))
+
+    def encode(self, text: str) -> list[int]:
+        pieces = self._pieces.findall(text)
+        return [token for each in pieces for token in ([self.markers[each]] if each in self.markers else each.encode())]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        return b"".join(self._texts[each] for each in tokens).decode()
+
+    def matcher(self, spec: GrammarSpec) -> LLMatcher:
+        matcher = LLMatcher(self.tokenizer, LLMatcher.grammar_from_lark(lark(spec, self.markers)))
+        assert not matcher.is_error(), matcher.get_error()
+        return matcher
+
+
+BYTES = Tokens()
+
+
+def tags_of(calls: ToolFormat) -> set[str]:
+    written = calls.write([("f", '{"a": "b"}')])
+    return {"｜DSML｜"} if "｜DSML｜" in written else set(re.findall(r"<[^<>\s]+>|\[[A-Z_]+\]", written))
+
+
 class Walk:
     """Random answers of a grammar."""
 
-    def __init__(self, calls: ToolFormat, seed: int, **fields: Any) -> None:
-        """Marks are tokens where whole answers are divided by them: they end whatever they stand in."""
+    def __init__(self, calls: ToolFormat, seed: int, tokens: Tokens) -> None:
         self._random = random.Random(seed)
-        marks = sorted(set(re.findall(r"<\|[^<>\s]+\|>", calls.write([("f", "{}")])))) if calls.answer else []
-        self._tokens = [*(bytes([each]) for each in range(256)), b"<end>", *(each.encode() for each in marks)]
-        ids = {mark: 257 + place for place, mark in enumerate(marks)}
-        vocabulary = Vocabulary(tuple(self._tokens), (256, *ids.values()), (256,), ids)
+        self._tokens = tokens
         names = self._random.sample(sorted(SCHEMAS), self._random.randint(1, len(SCHEMAS)))
         tools = [{"type": "function", "function": {"name": name, "parameters": SCHEMAS[name]}} for name in names]
-        body = {"messages": [{"content": "hi"}], "tools": tools, "tool_choice": "required", **fields}
+        body = {"messages": [{"content": "hi"}], "tools": tools, "tool_choice": "required"}
         selection = select_tools(ChatCompletionRequest.model_validate(body))
         assert selection
         spec = tool_grammar(selection, calls)
         assert spec
-        self.matcher = LLMatcher(vocabulary.tokenizer(), LLMatcher.grammar_from_lark(lark(spec, ids)))
-        assert not self.matcher.is_error(), self.matcher.get_error()
+        self._matcher = tokens.matcher(spec)
         written = calls.write([("get_weather", '{"city": "a", "days": 3}'), ("set", '{"b": "c"}')])
-        self._closing = [list(each) for each in (b'"', b"}", b"]", b'"}', b'"]')]
-        self._pieces = [list(written[at : at + 24].encode()) for at in range(len(written))]
-        self._closing += [each for each in self._pieces if bytes(each[:2]) in (b"\n<", b"</")]
-        self._closing += [list(each.encode()) for each in set(re.findall(r"<[^<>\s]+>", written))]
+        pieces = [written[at : at + 24] for at in range(len(written))]
+        ends = [before + tag for tag in set(re.findall(r"<[^<>\s]+>", written)) for before in ("", "\n")]
+        self._closing = [*map(tokens.encode, ('"', "}", "]", '"}', '"]', *sorted(ends)))]
+        self._pieces = [*self._closing, *map(tokens.encode, pieces)]
 
     def text(self) -> str:
         written: list[int] = []
-        while not self.matcher.is_stopped() and len(written) < 10_000:
-            if self.matcher.is_accepting() and self._random.random() < 0.5:
+        while not self._matcher.is_stopped() and len(written) < 10_000:
+            if self._matcher.is_accepting() and self._random.random() < 0.5:
                 break
             for token in self._next(is_long=len(written) > 300):
-                assert self.matcher.consume_token(token)
+                assert self._matcher.consume_token(token)
                 written.append(token)
-        text = b"".join(self._tokens[each] for each in written)
-        assert self.matcher.is_accepting(), text
-        return text.decode()
+        assert self._matcher.is_accepting()
+        return self._tokens.decode(written)
 
     def _next(self, *, is_long: bool) -> list[int]:
         """Often what leads on to an end."""
         if is_long or self._random.random() < 0.3:
-            pieces = self._closing if is_long else [*self._closing, *self._pieces]
-            fitting = [each for each in pieces if self.matcher.validate_tokens(each) == len(each)]
+            pieces = self._closing if is_long else self._pieces
+            fitting = [each for each in pieces if self._matcher.validate_tokens(each) == len(each)]
             if fitting:
                 return self._random.choice(fitting)
-        mask = self.matcher.compute_bitmask()
-        tokens = [token for token in range(len(self._tokens)) if token != 256]
-        return [self._random.choice([token for token in tokens if mask[token >> 3] >> (token & 7) & 1])]
+        mask = self._matcher.compute_bitmask()
+        allowed = [token for token in range(len(mask) * 8) if mask[token >> 3] >> (token & 7) & 1 and token != 256]
+        return [self._random.choice(allowed)]
 
 
 @every_format
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_what_is_forced_is_a_call_of_a_tool_and_fits_its_schema(calls: ToolFormat, seed: int) -> None:
-    text = Walk(calls, seed).text()
+@pytest.mark.parametrize("has_tokens", [False, True])
+def test_what_is_forced_is_a_call_of_a_tool_and_fits_its_schema(calls: ToolFormat, has_tokens: bool, seed: int) -> None:
+    # marks that divide whole answers end whatever they stand in, unless they are tokens
+    text = Walk(calls, seed, Tokens(tags_of(calls)) if has_tokens or calls.answer else BYTES).text()
     parsed = meaning(output(calls), *text)
     assert parsed == meaning(output(calls), text)
     assert parsed.calls

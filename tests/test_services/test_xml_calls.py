@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 import pytest
-from llguidance import LLMatcher
 
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat.events import Arguments
@@ -14,7 +13,6 @@ from services.chat.formats.base import OutputFormat
 from services.chat.parsing.output_parser import OutputParser
 from services.chat.request.tool_grammar import tool_grammar
 from services.chat.request.tool_selection import select_tools
-from services.engine.grammar.lark import lark
 from services.errors import InvalidRequest
 from tests.test_services.test_format_properties import BYTES
 from tests.test_services.test_output_parser import Meaning, meaning
@@ -163,8 +161,7 @@ def accepts(schema: dict[str, Any], *arguments: str, strict: bool = True) -> boo
     assert selection
     spec = tool_grammar(selection, QWEN_XML)
     assert spec
-    matcher = LLMatcher(BYTES, LLMatcher.grammar_from_lark(lark(spec, {})))
-    assert not matcher.is_error(), matcher.get_error()
+    matcher = BYTES.matcher(spec)
     written = list(call(*arguments).encode())
     return (
         matcher.validate_tokens(written) == len(written) and matcher.consume_tokens(written) and matcher.is_accepting()

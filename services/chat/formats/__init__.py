@@ -12,6 +12,7 @@ from jinja2 import Environment, TemplateSyntaxError, meta
 
 from services.chat.formats.base import ChatFormat, ThinkingTags, ToolFormat
 from services.chat.formats.deepseek import DEEPSEEK_V3, DEEPSEEK_V3_1
+from services.chat.formats.dsml import DEEPSEEK_V3_2, DEEPSEEK_V4
 from services.chat.formats.gemma import FUNCTION_GEMMA, GEMMA
 from services.chat.formats.glm import GLM_4_5, GLM_4_7
 from services.chat.formats.granite import GRANITE
@@ -22,12 +23,14 @@ from services.chat.formats.json_list import JSON_LIST
 from services.chat.formats.kimi import KIMI_K2
 from services.chat.formats.lfm2 import LFM2
 from services.chat.formats.llama import LLAMA
+from services.chat.formats.minimax import MINIMAX_M2
 from services.chat.formats.mistral import MISTRAL
 from services.chat.formats.mistral_args import MISTRAL_ARGS
 from services.chat.formats.olmo import OLMO
 from services.chat.formats.phi import FUNCTOOLS, PHI
 from services.chat.formats.pythonic import PYTHONIC
 from services.chat.formats.qwen_xml import QWEN_XML
+from services.chat.formats.seed import SEED
 from services.chat.formats.tool_calls_list import TOOL_CALLS_LIST
 from services.chat.formats.tool_code import TOOL_CODE
 
@@ -42,7 +45,11 @@ ALL: tuple[ToolFormat, ...] = (
     GLM_4_7,
     DEEPSEEK_V3,
     DEEPSEEK_V3_1,
+    DEEPSEEK_V3_2,
+    DEEPSEEK_V4,
     KIMI_K2,
+    MINIMAX_M2,
+    SEED,
     MISTRAL_ARGS,
     MISTRAL,
     GEMMA,
@@ -65,6 +72,7 @@ CALLS_ALONE = re.compile(r"""\[['"]content['"]\] is none""")  # they are left ou
 
 TAGS = ThinkingTags("<think>", "</think>")
 BRACKETS = ThinkingTags("[THINK]", "[/THINK]")
+SEED_TAGS = ThinkingTags("<seed:think>", "</seed:think>")
 CHANNEL = ThinkingTags("<|channel>", "<channel|>", label="thought\n")
 OPENSOURCE = ThinkingTags("<think:opensource>", "</think:opensource>")
 RESPONSE = replace(TAGS, content=("<response>", "</response>"))  # Granite 3
@@ -74,6 +82,7 @@ THINKING = {  # by what templates that know it have: the first is taken
     "</answer>": ANSWER,
     "</think>": TAGS,
     "[/THINK]": BRACKETS,
+    "</seed:think>": SEED_TAGS,
     "<channel|>": CHANNEL,
     "</think{}>": OPENSOURCE,
     "</think:opensource>": OPENSOURCE,

@@ -59,7 +59,7 @@ class XmlCalls:
             argument_end=end.strip("\n"),
             close=close,
             ends=(*ends, *(each for part in self.after for each in TAG.findall(part))),
-            text_end=self.text_end,
+            text_end="" if self.text_end.startswith(end.strip("\n")) else self.text_end,
         )
 
     def parser(self, scanner: Scanner, calls: CallWriter) -> XmlCallParser:

@@ -137,9 +137,8 @@ class _Call:
                 self._refuse(keyword)
 
     def _json(self, known: Mapping[str, Any], types: frozenset[str]) -> "_Value":
-        schema = {**self.schemas.alone(known), "x-guidance": {"lenient": not self._is_strict}}
-        if types != ANY:
-            schema["type"] = sorted(types - TEXT - ({"integer"} if "number" in types else frozenset()))
+        named = sorted(types - TEXT - ({"integer"} if "number" in types else frozenset()))
+        schema = {**self.schemas.alone(known), "type": named, "x-guidance": {"lenient": not self._is_strict}}
         return _Value(False, f"%json {json.dumps(schema)} {marker(self.syntax.argument[1])}")
 
     def _refuse(self, keyword: str) -> NoReturn:
