@@ -43,6 +43,20 @@ class Detokenized(BaseModel):
     prompt: str
 
 
+class TokenizerInfo(BaseModel):
+    """What a client needs to write a model's prompts by itself."""
+
+    model: str
+    tokenizer_class: str
+    max_model_len: int
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    additional_special_tokens: list[str]
+    chat_template: str | dict[str, str] | None
+
+
 class InputTokens(BaseModel):
     object: Literal["response.input_tokens"] = "response.input_tokens"
     input_tokens: int

@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 import orjson
 
 from schemas.chat_schema import ChatCompletionRequest
-from schemas.tokenize_schema import MAX_TOKENS, Detokenized, DetokenizeRequest, InputTokens, TokenizeRequest, Tokens
+from schemas.tokenize_schema import (
+    MAX_TOKENS,
+    Detokenized,
+    DetokenizeRequest,
+    InputTokens,
+    TokenizeRequest,
+    TokenizerInfo,
+    Tokens,
+)
 from services.chat.request.encoding import MAX_TOKENIZE_CHARS, Room, check_countable
 from services.chat.request.refusals import ReportIgnored, report_nothing
 from services.chat_service import ChatService
@@ -17,6 +25,7 @@ from services.text_service import TextService
 
 CHAT_PARAMETERS = {"add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools"}
 STEP = 50_000  # tokens that are serialised at once
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 TEXT_PARAMETERS = {"add_special_tokens"}
 
 
@@ -53,6 +62,21 @@ class TokenizeService:
     async def detokenize(self, request: DetokenizeRequest) -> Detokenized:
         async with self._models.lease(request.model, None) as model:
             return Detokenized(prompt=await asyncio.to_thread(_decode, request.tokens, model.engine))
+
+    async def info(self, model: str | None) -> TokenizerInfo:
+        async with self._models.lease(model, None) as lease:
+            tokenizer = lease.engine.tokenizer
+            special = {name: getattr(tokenizer, name, None) for name in SPECIAL_TOKENS}
+            return TokenizerInfo(
+                model=lease.id,
+                tokenizer_class=type(tokenizer).__name__,
+                max_model_len=lease.engine.max_length,
+                additional_special_tokens=[
+                    str(each) for each in getattr(tokenizer, "extra_special_tokens", None) or ()
+                ],
+                chat_template=tokenizer.chat_template,
+                **{name: None if token is None else str(token) for name, token in special.items()},
+            )
 
     async def count(
         self, request: ChatCompletionRequest, owner: str, report_ignored: ReportIgnored = report_nothing

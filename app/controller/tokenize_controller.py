@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, as vLLM has them."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info, as vLLM has them."""
 
 from fastapi import Response
 
@@ -6,7 +6,7 @@ from app.common.dependencies import Caller, Tokenizers, UnknownKeys
 from app.common.json_body import JsonRoute
 from app.common.router import TwinRouter
 from schemas.ignored_keys import ignored_keys
-from schemas.tokenize_schema import Detokenized, DetokenizeRequest, TokenizeRequest, Tokens
+from schemas.tokenize_schema import Detokenized, DetokenizeRequest, TokenizeRequest, TokenizerInfo, Tokens
 
 router = TwinRouter(documented="", tags=["models"], route_class=JsonRoute)
 
@@ -23,3 +23,9 @@ async def detokenize(
 ) -> Detokenized:
     response.headers.update(unknown.header(ignored_keys(body)))
     return await tokenizers.detokenize(body)
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(tokenizers: Tokenizers, model: str | None = None) -> TokenizerInfo:
+    """Special tokens and chat template, for clients that write prompts by themselves, as lm-evaluation-harness."""
+    return await tokenizers.info(model)

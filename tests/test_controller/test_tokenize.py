@@ -5,8 +5,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.apps import NewSite, Site, post, refusal
+from tests.apps import MODEL, NewSite, Site, post, refusal
 from tests.fakes import FakeEngine
+from tests.test_engine.tiny_tokenizers import EOS, byte_level
 
 CHAT = [{"role": "user", "content": "hi"}]
 WRITTEN = "<user>hi\n<assistant>\n"
@@ -83,3 +84,23 @@ async def test_of_any_model(new_site: NewSite, path: str, body: dict[str, Any]) 
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "model_not_found")
     unknown: httpx2.Response = await site.client.post(path, json={**body, "zebra": 1})
     assert unknown.headers["x-parley-ignored"] == "zebra"
+
+
+@pytest.mark.parametrize("prefix", ["", "/v1"])
+async def test_tokenizer_is_described(prefix: str, new_site: NewSite, engine: FakeEngine) -> None:
+    engine.tokenizer = tokenizer = byte_level()
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    site = await new_site()
+    answer = await site.client.get(f"{prefix}/tokenizer_info", params={"model": MODEL})
+    assert answer.json() == {
+        "model": MODEL,
+        "tokenizer_class": type(tokenizer).__name__,
+        "max_model_len": 4096,
+        "bos_token": None,
+        "eos_token": EOS,
+        "pad_token": None,
+        "unk_token": None,
+        "additional_special_tokens": [],
+        "chat_template": "{{ messages[0].content }}",
+    }
+    assert (await site.client.get(f"{prefix}/tokenizer_info", params={"model": "another"})).status_code == 404
