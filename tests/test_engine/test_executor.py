@@ -87,7 +87,9 @@ def half_right(name: str) -> Callable[[NgramProposer, list[int], int], tuple[int
 
 @pytest.mark.usefixtures("no_headroom")
 @pytest.mark.parametrize(
-    ("name", "paged"), [("llama", False), ("gemma2", False), ("llama", True)], ids=["batched", "sequential", "paged"]
+    ("name", "paged"),
+    [("llama", False), ("phimoe sliding", False), ("llama", True)],
+    ids=["batched", "sequential", "paged"],
 )
 def test_pickled_steps_give_the_same_logits_on_another_executor(
     name: str, paged: bool, monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from services.engine.cpu import kernels
+from services.engine.cpu.attention import Scoring
 from tests.test_engine.compilers import needs_compiler
 
 SLOTS, LENGTH = 4, 700  # longer than the scores that are held at once
@@ -22,20 +23,40 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=generator).to(dtype)
 
 
-def expected(queries: Tensor, keys: Tensor, values: Tensor, seen: list[tuple[int, int, int]], scale: float) -> Tensor:
+def expected(
+    queries: Tensor, keys: Tensor, values: Tensor, seen: list[tuple[int, int, int]], scoring: Scoring
+) -> Tensor:
     rows = []
     for query, (slot, begin, end) in zip(queries, seen, strict=True):
         mine = keys[slot, :, begin:end].float(), values[slot, :, begin:end].float()
-        rows.append(scaled_dot_product_attention(query[:, None].float(), *mine, scale=scale, enable_gqa=True)[:, 0])
+        rows.append(one_query(query.float(), *mine, scoring))
     return torch.stack(rows)
 
 
-def check(queries: Tensor, keys: Tensor, values: Tensor, seen: list[tuple[int, int, int]]) -> None:
+def one_query(query: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+    if scoring == Scoring(scoring.scale):
+        return scaled_dot_product_attention(query[:, None], keys, values, scale=scoring.scale, enable_gqa=True)[:, 0]
+    keys, values = (each.repeat_interleave(len(query) // len(each), dim=0) for each in (keys, values))
+    scores = torch.einsum("hd,hkd->hk", query, keys) * scoring.scale
+    if scoring.softcap:
+        scores = scoring.softcap * (scores / scoring.softcap).tanh()
+    total = scores.exp().sum(-1) + (0 if scoring.sinks is None else scoring.sinks.float().exp())
+    return torch.einsum("hk,hkd->hd", scores.exp() / total[:, None], values)
+
+
+PLAIN = Scoring(0.3)
+
+
+def check(
+    queries: Tensor, keys: Tensor, values: Tensor, seen: list[tuple[int, int, int]], scoring: Scoring = PLAIN
+) -> None:
     slots, begins, ends = torch.tensor(seen).T
-    said = kernels.attend(queries, keys, values, slots, begins, ends, 0.3)
+    said = kernels.attend(queries, keys, values, slots, begins, ends, scoring)
     tolerance = TOLERANCE[queries.dtype]
     assert said.dtype == queries.dtype
-    torch.testing.assert_close(said.float(), expected(queries, keys, values, seen, 0.3), atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(
+        said.float(), expected(queries, keys, values, seen, scoring), atol=tolerance, rtol=tolerance
+    )
 
 
 MIXED = [
@@ -53,6 +74,16 @@ MIXED = [
 def test_any_mix_in_any_numbers(native_kernel: None, dtype: torch.dtype, size: int) -> None:
     keys, values = (random(SLOTS, 2, LENGTH, size, dtype=dtype) for _ in range(2))
     check(random(len(MIXED), 6, size, dtype=dtype), keys, values, MIXED)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_soft_capping_and_sinks(native_kernel: None, dtype: torch.dtype, softcap: float | None) -> None:
+    keys, values = (random(SLOTS, 2, LENGTH, 64, dtype=dtype) for _ in range(2))
+    scoring = Scoring(0.3, softcap=softcap, sinks=3 * random(6, dtype=dtype))
+    check(random(len(MIXED), 6, 64, dtype=dtype), keys, values, MIXED, scoring)
+    check(random(len(MIXED), 6, 64, dtype=dtype), keys, values, MIXED, Scoring(0.3, softcap=softcap))
 
 
 @needs_compiler
@@ -76,7 +107,7 @@ def test_a_text_is_not_spoiled_by_the_one_before_it(native_kernel: None) -> None
     texts = [(0, begin, end) for begin, end in ((0, 5), (5, 40), (40, 41), (41, 60)) for _ in range(begin, end)]
     values[:, :, :5] = torch.nan  # the model overflowed on it
     slots, begins, ends = torch.tensor(texts).T
-    said = kernels.attend(random(len(texts), 2, 16), keys, values, slots, begins, ends, 0.3)
+    said = kernels.attend(random(len(texts), 2, 16), keys, values, slots, begins, ends, Scoring(0.3))
     assert said.isnan().any(-1).any(-1).tolist() == [token < 5 for token in range(len(texts))]
 
 
@@ -88,10 +119,10 @@ def test_no_bit_depends_on_the_company(native_kernel: None, dtype: torch.dtype) 
     queries = random(len(MIXED), 9, 64, dtype=dtype)
     seen = [(slot, 0, end) for slot, _, end in MIXED]
     slots, begins, ends = torch.tensor(seen).T
-    together = kernels.attend(queries, keys, values, slots, begins, ends, 0.3)
+    together = kernels.attend(queries, keys, values, slots, begins, ends, Scoring(0.3))
     for i in range(len(seen)):
         part = slice(i, i + 1)
-        alone = kernels.attend(queries[part], keys, values, slots[part], begins[part], ends[part], 0.3)
+        alone = kernels.attend(queries[part], keys, values, slots[part], begins[part], ends[part], Scoring(0.3))
         assert torch.equal(alone, together[part])
 
 

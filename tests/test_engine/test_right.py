@@ -77,7 +77,7 @@ COMPILED = [
     FIRST,
     "gemma3",
     LONGROPE,
-    *(pytest.param(name, marks=extended) for name in ("qwen2", "qwen3", "gpt2", "mistral")),
+    *(pytest.param(name, marks=extended) for name in ("qwen2", "qwen3", "gpt2", "mistral", "gemma2")),
 ]
 
 

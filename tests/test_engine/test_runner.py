@@ -35,7 +35,6 @@ from tests.test_engine.tiny_models import (
 )
 
 SOLO = {
-    "gemma2": "softcap",
     "bloom": "ALiBi, in an attention of its own",
     "llama4 chunked": "chunks that only its masks know",
     "phimoe sliding": "a window that only its masks know",
@@ -306,9 +305,9 @@ def test_too_little_memory_for_one_sequence_is_an_error_and_no_fallback() -> Non
 
 def test_a_fallback_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "services.engine.execution.runner_factory"):
-        build_runner(build("gemma2"), num_slots=1, length=LENGTH, budget=2**30)
+        build_runner(build("bloom"), num_slots=1, length=LENGTH, budget=2**30)
 
-    assert "Gemma2ForCausalLM runs one sequence at a time: UnsupportedAttention" in caplog.text
+    assert "BloomForCausalLM runs one sequence at a time: its attention does not go through" in caplog.text
 
 
 @pytest.mark.parametrize("kind", RECURRENT)
@@ -378,7 +377,7 @@ def test_a_model_that_reaches_for_its_weights_is_batched_all_the_same(monkeypatc
 
 
 def test_what_a_sequence_left_in_a_model_of_its_own_is_freed() -> None:
-    model = build("gemma2")
+    model = build("phimoe sliding")
     runner = build_runner(model, num_slots=2, length=LENGTH, budget=2**30)
     assert isinstance(runner, SequentialRunner)
     answers = [Answer(prompt(length), *generate(model, prompt(length), 3)) for length in (3, 6, 11)]
@@ -394,7 +393,7 @@ def test_what_a_sequence_left_in_a_model_of_its_own_is_freed() -> None:
 @pytest.mark.parametrize("read", [2, 4], ids="after {} tokens".format)
 def test_a_model_of_its_own_reads_again_what_a_step_without_memory_left_unclear(read: int, layer: int) -> None:
     """One of the two was read, of the other some layers; to read them on would be to read these tokens twice."""
-    model = build("gemma2")
+    model = build("phimoe sliding")
     expected = [generate(model, prompt(length), 3) for length in (5, 9)]
     runner = build_runner(model, num_slots=2, length=LENGTH, budget=2**30)
     scheduled = [

@@ -46,14 +46,25 @@ EXPERTS = {
     "shared_expert_intermediate_size": 32,
 }
 GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+MIXED = ["sliding_attention", "full_attention"]
 GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 20, "sliding_window": WINDOW}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "qwen2": ("qwen2", {}),
     "qwen2 sliding": ("qwen2", {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}),
     "qwen3": ("qwen3", {"head_dim": 8}),
-    "gemma2": ("gemma2", GEMMA),
-    "gemma3": ("gemma3_text", {**GEMMA, "layer_types": ["sliding_attention", "full_attention"]}),
+    "gemma2": ("gemma2", {**GEMMA, "attn_logit_softcapping": 2.0}),
+    "gemma3": ("gemma3_text", {**GEMMA, "layer_types": MIXED}),
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            "head_dim": 8,
+            "sliding_window": WINDOW,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "layer_types": MIXED,
+        },
+    ),
     "gpt2": ("gpt2", GPT2),
     "mistral": ("mistral", {"head_dim": 8, "sliding_window": WINDOW}),
     "phi3": ("phi3", {}),

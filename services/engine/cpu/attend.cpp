@@ -29,7 +29,8 @@ constexpr float NOTHING = std::numeric_limits<float>::lowest() / 2; // its exp i
 struct Call {
   const at::Tensor &queries, &keys, &values; // [tokens, heads, size], [slots, heads, positions, size or width]
   const int64_t *slots, *begins, *ends;      // of each token
-  float scale;
+  float scale, softcap; // 0: scores are as they are
+  const float* sinks;   // of each head: its score of nothing; null: there is none
 
   int64_t group() const { return queries.size(1) / keys.size(1); }
 };
@@ -216,7 +217,8 @@ class Worker {
     const int64_t rows = (item.end - item.begin) * group;
     read_queries(item, rows);
     std::fill_n(mixed.begin(), rows * SPAN, 0.f);
-    std::fill_n(softmax.begin(), rows, Softmax());
+    for (int64_t row = 0; row < rows; ++row)
+      softmax[row] = call.sinks ? Softmax{call.sinks[head_of(item, row)], 1} : Softmax();
     const T* keys = slot_of(call.keys, item);
     const T* values = slot_of(call.values, item);
     const int64_t low = *std::min_element(call.begins + item.begin, call.begins + item.end);
@@ -248,6 +250,7 @@ class Worker {
   void attend(const Item& item, int64_t rows, int64_t base, int64_t n, const T* keys, const T* values) {
     const int64_t key_step = call.keys.stride(2), value_step = call.values.stride(2);
     turn_and_score(rows, keys + base * key_step, key_step, n);
+    if (call.softcap != 0) cap(rows, n);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t token = token_of(item, row);
       const int64_t from = std::clamp<int64_t>(call.begins[token] - base, 0, n);
@@ -280,6 +283,13 @@ class Worker {
                                   scores.data() + row * KEYS + start);
       });
     }
+  }
+
+  void cap(int64_t rows, int64_t n) {
+    const Floats limit(call.softcap);
+    for (int64_t row = 0; row < rows; ++row)
+      for (float* at = scores.data() + row * KEYS; at < scores.data() + row * KEYS + n; at += WIDTH)
+        (limit * (Floats::loadu(at) / limit).tanh()).store(at);
   }
 
   void turn(const Each* from, int64_t span, int64_t steps) { // as floats, which torch has something for
@@ -353,10 +363,13 @@ void run(const Call& call, at::Tensor& out) {
 at::Tensor rows_of(const at::Tensor& tensor) { return tensor.stride(-1) == 1 ? tensor : tensor.contiguous(); }
 
 at::Tensor attend(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values, const at::Tensor& slots,
-                  const at::Tensor& begins, const at::Tensor& ends, double scale) {
+                  const at::Tensor& begins, const at::Tensor& ends, double scale, double softcap,
+                  const std::optional<at::Tensor>& sinks) {
   const at::Tensor rows = rows_of(queries), last = ends.contiguous(), first = begins.contiguous();
   const at::Tensor places = slots.contiguous();
   TORCH_CHECK(keys.stride(-1) == 1 && values.stride(-1) == 1, "keys and values lie in rows");
+  const at::Tensor nothing = sinks ? sinks->contiguous() : at::Tensor();
+  TORCH_CHECK(!sinks || (nothing.numel() == queries.size(1) && nothing.scalar_type() == at::kFloat), "a sink a head");
   at::Tensor out = at::empty({queries.size(0), queries.size(1), values.size(3)}, queries.options());
   const Call call{rows,
                   keys,
@@ -364,7 +377,9 @@ at::Tensor attend(const at::Tensor& queries, const at::Tensor& keys, const at::T
                   places.const_data_ptr<int64_t>(),
                   first.const_data_ptr<int64_t>(),
                   last.const_data_ptr<int64_t>(),
-                  static_cast<float>(scale)};
+                  static_cast<float>(scale),
+                  static_cast<float>(softcap),
+                  sinks ? nothing.const_data_ptr<float>() : nullptr};
   switch (queries.scalar_type()) {
     case at::kFloat: run<float>(call, out); break;
     case at::kBFloat16: run<at::BFloat16>(call, out); break;
@@ -378,7 +393,8 @@ at::Tensor attend(const at::Tensor& queries, const at::Tensor& keys, const at::T
 
 TORCH_LIBRARY(parley, library) {
   library.def(
-      "attend(Tensor queries, Tensor keys, Tensor values, Tensor slots, Tensor begins, Tensor ends, float scale)"
+      "attend(Tensor queries, Tensor keys, Tensor values, Tensor slots, Tensor begins, Tensor ends, float scale,"
+      " float softcap, Tensor? sinks)"
       " -> Tensor");
   library.impl("attend", c10::DispatchKey::CPU, attend);
 }

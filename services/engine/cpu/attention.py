@@ -29,12 +29,20 @@ class UnsupportedAttention(Exception):
     """The layer wants something the slot cache cannot give."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a layer turns products of queries and keys into weights."""
+
+    scale: float | None = None
+    window: int | None = None  # tokens
+    softcap: float | None = None  # the scores' limit, approached by tanh
+    sinks: Tensor | None = None  # [heads]: each head's score of nothing, which takes part in the softmax
+
+
 class AttentionStep(Protocol):
     """What a model's layers are answered by. `queries` etc. are `[tokens, heads, dim]`."""
 
-    def attend(
-        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None, window: int | None
-    ) -> Tensor: ...
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor: ...
 
 
 class TokenGroup(Protocol):
@@ -44,7 +52,7 @@ class TokenGroup(Protocol):
 
     def write(self, cache: LayerCache, keys: Tensor, values: Tensor) -> None: ...
 
-    def attend(self, cache: LayerCache, queries: Tensor, scale: float | None, window: int | None) -> Tensor: ...
+    def attend(self, cache: LayerCache, queries: Tensor, scoring: Scoring) -> Tensor: ...
 
 
 @dataclass(slots=True)
@@ -63,14 +71,14 @@ class DecodeGroup:
         self._window(cache.keys)[self.rows, :, self.positions] = keys
         self._window(cache.values)[self.rows, :, self.positions] = values
 
-    def attend(self, cache: LayerCache, queries: Tensor, scale: float | None, window: int | None) -> Tensor:
+    def attend(self, cache: LayerCache, queries: Tensor, scoring: Scoring) -> Tensor:
         keys, values = self._window(cache.keys), self._window(cache.values)
         dense = self.height == len(queries)
         rows = (
             queries if dense else queries.new_zeros(self.height, *queries.shape[1:]).index_copy(0, self.rows, queries)
         )
         grouped = rows.view(self.height, keys.shape[1], -1, queries.shape[-1])
-        out = scaled_dot_product_attention(grouped, keys, values, attn_mask=self._mask(window), scale=scale)
+        out = attend_grouped(grouped, keys, values, self._mask(scoring.window), scoring)
         out = out.reshape(self.height, queries.shape[1], -1)
         return out if dense else out[self.rows]
 
@@ -98,11 +106,11 @@ class PrefillChunk:
         cache.keys[self.slot, :, self.start : self.end] = keys.transpose(0, 1)
         cache.values[self.slot, :, self.start : self.end] = values.transpose(0, 1)
 
-    def attend(self, cache: LayerCache, queries: Tensor, scale: float | None, window: int | None) -> Tensor:
+    def attend(self, cache: LayerCache, queries: Tensor, scoring: Scoring) -> Tensor:
         keys, values = cache.keys[self.slot, :, : self.end], cache.values[self.slot, :, : self.end]
         grouped = queries.transpose(0, 1).reshape(1, keys.shape[0], -1, queries.shape[-1])
-        mask = self._mask(window, queries.shape[1] // keys.shape[0], queries.device)
-        out = scaled_dot_product_attention(grouped, keys[None], values[None], attn_mask=mask, scale=scale)
+        mask = self._mask(scoring.window, queries.shape[1] // keys.shape[0], queries.device)
+        out = attend_grouped(grouped, keys[None], values[None], mask, scoring)
         return out.reshape(queries.shape[1], queries.shape[0], -1).transpose(0, 1)  # no view: CUDA's is not contiguous
 
     def _mask(self, window: int | None, per_group: int, device: torch.device) -> Tensor:
@@ -110,6 +118,40 @@ class PrefillChunk:
             positions = torch.arange(self.start, self.end, device=device)
             self.masks[window] = causal_mask(positions[:, None], self.end, window).repeat(per_group, 1)
         return self.masks[window]
+
+
+def attend_grouped(grouped: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scoring: Scoring) -> Tensor:
+    """`grouped` [slots, key/value heads, rows, dim]: the rows of each query head of the group one after another.
+
+    torch's own knows no soft-capping and no sinks. What it does is written out for those, head by head: the scores of
+    all heads of a prompt would be gigabytes.
+    """
+    if scoring.softcap is None and scoring.sinks is None:
+        return scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scoring.scale)
+    num_heads = keys.shape[1]
+    sinks = [None] * num_heads if scoring.sinks is None else scoring.sinks.float().view(num_heads, -1)
+    masks = mask.expand(grouped.shape[0], 1, grouped.shape[2], keys.shape[2])[:, 0]
+    heads = [
+        _attend_head(grouped[:, head], keys[:, head], values[:, head], masks, scoring, sinks[head])
+        for head in range(num_heads)
+    ]
+    return torch.stack(heads, dim=1)
+
+
+def _attend_head(
+    rows: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scoring: Scoring, sinks: Tensor | None
+) -> Tensor:
+    """`rows` [slots, rows, dim], `sinks` [query heads]"""
+    scale = rows.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
+    scores = (rows @ keys.transpose(1, 2)).float() * scale
+    if scoring.softcap is not None:
+        scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    if sinks is not None:
+        each = sinks.repeat_interleave(rows.shape[1] // len(sinks))
+        scores = torch.cat([scores, each.expand(len(rows), -1)[..., None]], dim=-1)
+    weights = scores.softmax(-1)[..., : keys.shape[1]]
+    return weights.to(values.dtype) @ values
 
 
 def causal_mask(positions: Tensor, length: int, window: int | None) -> Tensor:
@@ -124,14 +166,12 @@ class SlotAttention:
     cache: SlotCache
     groups: list[TokenGroup]
 
-    def attend(
-        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
         cache = self.cache.layers[layer]
         out = []
         for group in self.groups:
             group.write(cache, keys[group.tokens], values[group.tokens])
-            out.append(group.attend(cache, queries[group.tokens], scale, window))
+            out.append(group.attend(cache, queries[group.tokens], scoring))
         return torch.cat(out)
 
 
@@ -145,10 +185,8 @@ class AttentionProbe:
     marks_masks: bool = False  # each layer is given the width of its mask instead of a mask
     narrowed: set[int] = field(default_factory=set)  # layers whose mask has another width than they ask for
 
-    def attend(
-        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None, window: int | None
-    ) -> Tensor:
-        self.windows.add(window)
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+        self.windows.add(scoring.window)
         self.shapes[layer] = LayerShape(keys.shape[1], keys.shape[2], values.shape[2], keys.dtype)
         return values.repeat_interleave(queries.shape[1] // values.shape[1], dim=1)
 
@@ -190,13 +228,14 @@ def _attend(
     **options: Any,
 ) -> tuple[Tensor, None]:
     """What `AttentionInterface` calls: `query` [1, heads, tokens, dim] -> [1, tokens, heads, dim]."""
-    if query.shape[0] != 1 or any(options.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+    if query.shape[0] != 1 or options.get("position_bias") is not None:
         raise UnsupportedAttention(type(module).__name__)
     queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     window = options.get("sliding_window")
     if isinstance(_current.step, AttentionProbe):
         _current.step.compare(module.layer_idx, window, attention_mask)
-    out = _current.step.attend(module.layer_idx, queries, keys, values, scale=scaling, window=window)
+    scoring = Scoring(scaling, window, options.get("softcap"), options.get("s_aux"))
+    out = _current.step.attend(module.layer_idx, queries, keys, values, scoring)
     return out[None], None
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from services.engine import quantization
 from services.engine.cpu import attention, kernels, merged_linear
-from services.engine.cpu.attention import ATTENTION, attention_context
+from services.engine.cpu.attention import ATTENTION, Scoring, attention_context
 from services.engine.cpu.merged_linear import pack_linears, packed_weights
 from services.engine.execution.kv_cache import LayerShape, SlotCache
 from services.engine.execution.model_structure import language_model
@@ -127,15 +127,13 @@ class _Packed:
     slots: Tensor
     layers: dict[int, tuple[Tensor, Tensor]]
 
-    def attend(
-        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
         cached_keys, cached_values = self.layers[layer]
         self._write(cached_keys, keys)
         self._write(cached_values, values)
         ends = self.positions % LONG_POSITIONS + 1
-        begins = torch.zeros_like(ends) if window is None else (ends - window).clamp(min=0)
-        return kernels.attend(queries, cached_keys, cached_values, self.slots, begins, ends, scale)
+        begins = torch.zeros_like(ends) if scoring.window is None else (ends - scoring.window).clamp(min=0)
+        return kernels.attend(queries, cached_keys, cached_values, self.slots, begins, ends, scoring)
 
     def _write(self, cache: Tensor, new: Tensor) -> None:
         heads = torch.arange(new.shape[1])[None]

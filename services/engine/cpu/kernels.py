@@ -17,6 +17,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from services.engine import quantization
+from services.engine.cpu.attention import Scoring
 
 HERE = Path(__file__).parent
 SOURCES = (HERE / "attend.cpp", HERE / "package.cpp")
@@ -95,7 +96,15 @@ def register_fakes() -> None:
     """Describes the operators to `torch.export`."""
 
     def empty(
-        queries: Tensor, keys: Tensor, values: Tensor, slots: Tensor, begins: Tensor, ends: Tensor, scale: float
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        begins: Tensor,
+        ends: Tensor,
+        scale: float,
+        softcap: float,
+        sinks: Tensor | None,
     ) -> Tensor:
         return queries.new_empty(queries.shape[0], queries.shape[1], values.shape[3])
 
@@ -105,9 +114,13 @@ def register_fakes() -> None:
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, slots: Tensor, begins: Tensor, ends: Tensor, scale: float | None
+    queries: Tensor, keys: Tensor, values: Tensor, slots: Tensor, begins: Tensor, ends: Tensor, scoring: Scoring
 ) -> Tensor:
-    """Token i of `queries` [tokens, heads, dim] sees positions begins[i] .. ends[i] of slot slots[i]."""
-    scale = queries.shape[-1] ** -0.5 if scale is None else scale
-    out: Tensor = torch.ops.parley.attend(queries, keys, values, slots, begins, ends, scale)
+    """Token i of `queries` [tokens, heads, dim] sees positions begins[i] .. ends[i] of slot slots[i], which the window
+    of `scoring` does not narrow."""
+    scale = queries.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
+    sinks = None if scoring.sinks is None else scoring.sinks.float()
+    out: Tensor = torch.ops.parley.attend(
+        queries, keys, values, slots, begins, ends, scale, scoring.softcap or 0.0, sinks
+    )
     return out

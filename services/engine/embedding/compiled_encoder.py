@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from services.engine.cpu import kernels
-from services.engine.cpu.attention import ATTENTION, UnsupportedAttention, attention_context
+from services.engine.cpu.attention import ATTENTION, Scoring, UnsupportedAttention, attention_context
 from services.engine.cpu.compiled_step import MAX_ROWS, MIN_ROWS, TRIED_TOKENS, digest, open_package, package
 from services.engine.cpu.merged_linear import pack_linears, unpack_linears
 
@@ -62,14 +62,12 @@ class _Texts:
     begins: Tensor
     ends: Tensor
 
-    def attend(
-        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None, window: int | None
-    ) -> Tensor:
-        if window is not None:
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+        if scoring.window is not None:
             raise UnsupportedAttention("texts seen through a window")
         keys, values = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
         slots = torch.zeros_like(self.begins)
-        return kernels.attend(queries, keys, values, slots, self.begins, self.ends, scale)
+        return kernels.attend(queries, keys, values, slots, self.begins, self.ends, scoring)
 
 
 class CompiledEncoder:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from services.engine.cpu.attention import attention_context
+from services.engine.cpu.attention import Scoring, UnsupportedAttention, attention_context
 from services.engine.cpu.compiled_step import logits_indices, supports_logits_to_keep
 from services.engine.execution.kv_cache import LayerCache
 from services.engine.paged.attention import PagedRows, attend
@@ -112,13 +112,13 @@ class Paged:
     inputs: Inputs
     layers: Mapping[int, LayerCache]
 
-    def attend(
-        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, *, scale: float | None, window: int | None
-    ) -> Tensor:
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
+        if scoring.softcap is not None or scoring.sinks is not None:
+            raise UnsupportedAttention("soft-capping or sinks over pages")
         cache = self.layers[layer]
         cache.keys.flatten(0, 1).index_copy_(0, self.inputs.writes, keys)
         cache.values.flatten(0, 1).index_copy_(0, self.inputs.writes, values)
-        return attend(queries, cache.keys, cache.values, self.inputs.rows, scale, window)
+        return attend(queries, cache.keys, cache.values, self.inputs.rows, scoring.scale, scoring.window)
 
 
 class PagedStep:
