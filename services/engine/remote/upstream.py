@@ -5,6 +5,7 @@ import logging
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 import httpx2
@@ -25,9 +26,10 @@ PROBE_S = 5.0
 DRAIN_S = 0.5  # for the end of a body behind its last event
 MAX_ERROR_BYTES = 1 << 16
 END = b"[DONE]"
-EJECT_AFTER = 3  # failures in a row; one is enough where nothing listens
+EJECT_AFTER = 3  # broken connections in a row
 UNREADABLE = (ValueError, KeyError, TypeError, IndexError, AttributeError)
 BROKEN = (httpx2.HTTPError, OSError)
+GONE = (httpx2.ConnectError, httpx2.ConnectTimeout)  # one is enough
 
 
 class Upstream:
@@ -90,6 +92,7 @@ class Upstream:
         self.running += 1
         try:
             server = await self._described()
+            job = _within(job, server.model.max_length)
             body = await _body(server, job)
             self._num_requests += 1
             response = await self._send(server, body)
@@ -102,15 +105,17 @@ class Upstream:
                 await response.aclose()
             self._failed_in_a_row = 0
         except Unavailable as error:
-            self._fail(is_gone=isinstance(error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout))
+            self._fail(error.__cause__)
             raise
         finally:
             self.running -= 1
 
-    def _fail(self, *, is_gone: bool) -> None:
+    def _fail(self, cause: BaseException | None) -> None:
+        """Ejects it for what the network shows. An error that it answers with may be of one caller's making."""
         self._num_failures += 1
-        self._failed_in_a_row += 1
-        if is_gone or self._failed_in_a_row >= EJECT_AFTER:
+        if isinstance(cause, BROKEN):
+            self._failed_in_a_row += 1
+        if isinstance(cause, GONE) or self._failed_in_a_row >= EJECT_AFTER:
             self._set_health(False)
 
     async def _described(self) -> Server:
@@ -165,7 +170,14 @@ class Upstream:
         except UNREADABLE as error:
             raise errors.garbled(self.name, error) from error
         if not is_finished:
-            raise errors.interrupted(self.name, EOFError())
+            ended = httpx2.RemoteProtocolError("no finish")
+            raise errors.interrupted(self.name, ended) from ended
+
+
+def _within(job: RemoteJob, length: int | None) -> RemoteJob:
+    """When the job was made, the server's length may not have been known."""
+    room = length and max(1, length - len(job.job.prompt))
+    return replace(job, max_tokens=room) if room and room < job.max_tokens else job
 
 
 async def _body(server: Server, job: RemoteJob) -> bytes:

@@ -297,6 +297,15 @@ async def test_what_no_server_needs_to_be_asked() -> None:
         assert server.body["max_tokens"] == 7
 
 
+async def test_first_request_keeps_to_a_length_that_is_told_with_it() -> None:
+    server = vllm()
+    async with server.serving(), engine_at(server) as engine:
+        assert engine.max_length == 64
+        await read(await engine.submit(job("abc")))
+        assert server.body["max_tokens"] == 45
+        assert engine.max_length == 48
+
+
 # --- several ---
 
 
@@ -359,8 +368,20 @@ def test_load_comes_before_affinity_where_the_difference_is_large() -> None:
     assert routes.candidates(keyed(its)) == [busy, idle]
 
 
-async def test_failing_one_is_ejected_and_taken_back() -> None:
-    server = vllm(status=500)
+async def test_errors_that_it_answers_with_do_not_eject_it() -> None:
+    for server in (vllm(status=500), vllm([event({"error": {"code": 500}})])):
+        async with server.serving(), engine_at(server) as engine:
+            for _ in range(5):
+                with pytest.raises(Unavailable):
+                    await engine.submit(job("abc"))
+                await engine.settle()
+            (stats,) = engine.stats().upstreams
+            assert (stats.healthy, stats.failures) == (True, 5)
+
+
+@pytest.mark.parametrize("steps", [[Cut()], [], ANSWER[:1]], ids=["cut", "nothing", "short"])
+async def test_failing_one_is_ejected_and_taken_back(steps: list[Any]) -> None:
+    server = vllm(steps)
     async with server.serving():
         upstream = Upstream(UpstreamAddress(server.url), timeout_s=5)
         engine = engine_of(UpstreamAddress(server.url))
@@ -368,13 +389,13 @@ async def test_failing_one_is_ejected_and_taken_back() -> None:
         for _ in range(3):
             assert upstream.healthy
             with pytest.raises(Unavailable):
-                await engine.submit(job("abc"))
+                await read(await engine.submit(job("abc")))
             await engine.settle()
         assert not upstream.healthy
         server.health = 503
         await upstream.check()
         assert not upstream.healthy
-        server.health = server.status = 200
+        server.health, server.steps = 200, ANSWER
         await upstream.check()
         assert upstream.healthy
         assert text_of(await read(await engine.submit(job("abc")))) == "de"
