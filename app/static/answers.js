@@ -42,7 +42,7 @@ async function persistently(request, report, isRepeatable) {
       return response;
     } catch (error) {
       if (!isRepeatable || !isAway(error)) throw error;
-      report.lost();
+      report.lost(error);
       await pause(RETRY_MS);
       report.signal.throwIfAborted();
     }
@@ -60,7 +60,7 @@ async function read(node, response, report, isResumable) {
     }
   } catch (error) {
     if (!(error instanceof TypeError) || !isResumable || !node.answer?.id) throw error;
-    report.lost();
+    report.lost(error);
   }
   return false;
 }

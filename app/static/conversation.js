@@ -135,7 +135,7 @@ export class Conversation {
     const patience = setTimeout(() => node.items.length || this.view.say(WAITING), WAITING_MS);
     const report = {
       signal,
-      lost: () => this.view.say(LOST),
+      lost: (error) => this.view.say(error instanceof TypeError ? LOST : `${sentence(error)} Trying again …`),
       found: () => this.view.say(""),
       accepted: () => this.view.accepted(node),
       changed: () => {

@@ -23,7 +23,8 @@ class ThoughtPart {
   }
 
   show(item, { isRunning, isLast, thoughtMs }) {
-    this.title.textContent = isRunning && isLast ? "Thinking …" : thoughtMs ? `Thought for ${seconds(thoughtMs)}` : "Thoughts";
+    const title = thoughtMs === undefined ? "Thoughts" : `Thought for ${seconds(thoughtMs)}`;
+    this.title.textContent = isRunning && isLast ? "Thinking …" : title;
     this.markdown.render(textOf(item), !isRunning);
   }
 }

@@ -15,13 +15,14 @@ ENGINE = {
 
 
 class Page:
-    def __init__(self, browser: Browser, service: Service) -> None:
+    def __init__(self, browser: Browser, service: Service, url: str | None = None) -> None:
         self._browser = browser
         self.service = service
+        self._url = url or service.url
 
     def open(self, fragment: str = "") -> None:
         self._browser.open("about:blank")  # else a new fragment alone would not load the page again
-        self._browser.open(f"{self.service.url}/{fragment}")
+        self._browser.open(f"{self._url}/{fragment}")
         until(lambda: self.run("return document.querySelector('#model option')"))
 
     def reload(self) -> None:

@@ -11,6 +11,7 @@ import requests
 from tests.test_live.browser import Browser
 from tests.test_live.page import AWAY, ENGINE, NEVER, Page, refusal
 from tests.test_live.service import SECONDS, Service, running, until
+from tests.test_live.wire import wired
 
 pytestmark = pytest.mark.live
 
@@ -45,10 +46,10 @@ def tree(page: Page) -> dict[str, Any]:
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_refused_question_goes_back_to_its_field(page: Page, status: int) -> None:
     assert page.answer("say:whole") == "whole"
-    with page.refusing(refusal(429, "Too many requests")) if status == 429 else page.refusing(AWAY):
+    with page.refusing(refusal(status, "Too many requests")):
         page.type("say:second")
         page.run("document.getElementById('ask').requestSubmit()")
-        until(lambda: page.texts("#status"))
+        until(lambda: page.texts("#status") and page.texts("#status")[0].startswith("Too many requests."))
         if status == 503:  # it is tried again, until it is stopped
             page.click("#stop")
         until(lambda: page.value() == "say:second")
@@ -104,6 +105,27 @@ def test_an_answer_goes_on_over_a_reload_and_is_stopped(page: Page) -> None:
     assert answer["status"] == "cancelled"
     assert tree(page)["data"][-1]["item"]["content"][0]["text"].strip() == page.texts(".assistant .text")[0].strip()
     assert page.run("return document.activeElement.id") == "prompt"
+
+
+def test_a_lost_connection_costs_nothing(browser: Browser, scripted: Service) -> None:
+    text = "".join(f"{number}, " for number in range(200))
+    with wired(scripted.port, cut_at=20) as wire:
+        page = Page(browser, scripted, wire.url)
+        page.open()
+        assert page.answer(f"say:{text}").strip() == text.strip()
+        assert wire.num_cut == 1
+        assert page.texts("#status") == page.texts(".note") == []
+
+
+def test_an_answer_that_was_asked_for_elsewhere_is_shown_and_stopped(page: Page) -> None:
+    url = f"{page.service.url}/chat/stream"
+    with requests.get(url, {"prompt": "count"}, stream=True, timeout=SECONDS) as stream:
+        next(stream.iter_lines())
+        page.open("#" + page.service.messages()[0]["conversation_id"])
+        until(lambda: page.run("return !document.getElementById('stop').hidden"))
+        page.click("#stop")
+        until(lambda: page.texts(".note") == ["Stopped: you ended the answer here."])
+    assert page.texts(".assistant .text")[0].startswith("0, 1")
 
 
 @pytest.mark.parametrize("fragment", ["#%", "#conv_nothing", "#%E0%A4%A"])
