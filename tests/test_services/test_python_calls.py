@@ -275,3 +275,14 @@ async def test_schemas_may_refer_to_themselves() -> None:
     tree = {"anyOf": [{"$ref": "#/$defs/tree"}, {"type": "null"}, {"type": "boolean"}]}
     schema = {"properties": {"a": {"$ref": "#/$defs/tree"}}, "$defs": {"tree": tree}}
     assert await accepted(PYTHONIC, schema, ["[f(a=None)]", "[f(a=5)]"]) == [True, False]
+
+
+async def test_a_grammar_has_the_definitions_that_each_argument_needs() -> None:
+    points = {f"point{place}": {"type": "object", "description": "x" * 5_000} for place in range(20)}
+    schema = {"properties": {name: {"$ref": f"#/$defs/{name}"} for name in points}, "$defs": points}
+    assert await accepted(PYTHONIC, schema, ["[f(point3={})]", "[f(point3=1)]"]) == [True, False]
+
+
+async def test_references_may_name_other_parts_of_a_schema() -> None:
+    schema = {"properties": {"a": {"type": "object"}, "b": {"items": {"$ref": "#/properties/a"}}}}
+    assert await accepted(PYTHONIC, schema, ["[f(b=[{}])]", "[f(b=[1])]"]) == [True, False]

@@ -52,10 +52,27 @@ class ArgumentSchemas:
         return found
 
     def alone(self, schema: Schema) -> Schema:
-        """One that has the targets of its references with it."""
-        if '"$ref"' not in json.dumps(schema):
+        """One that has the targets of its references with it: no others, where all of them are definitions."""
+        references = list(_references(schema))
+        if not references:
             return schema
-        return {**_moved(schema), "$defs": {"arguments": _moved(self._root)}}
+        definitions = self._definitions(references)
+        if definitions is None or "$defs" in schema:
+            return {**_moved(schema), "$defs": {"arguments": _moved(self._root)}}
+        return {**schema, "$defs": definitions}
+
+    def _definitions(self, references: list[str]) -> dict[str, Any] | None:
+        """Those that they name, and that these do. None: they name something else."""
+        known, found = _map(self._root, "$defs"), dict[str, Any]()
+        left = list(references)
+        while left:
+            name = left.pop().removeprefix("#/$defs/")
+            if name not in known:
+                return None
+            if name not in found:
+                found[name] = known[name]
+                left += _references(known[name])
+        return found
 
     def within(self, schema: Schema) -> "ArgumentSchemas":
         """Of an object among the arguments."""
@@ -116,6 +133,18 @@ def _list(schema: Schema, key: str) -> list[Any]:
 def _named(types: object) -> frozenset[str]:
     named = {str(each) for each in types} if isinstance(types, list) else {str(types)}
     return frozenset(named | {"integer"} if "number" in named else named)
+
+
+def _references(value: object) -> Iterator[str]:
+    left = [value]
+    while left:
+        match left.pop():
+            case Mapping() as each:
+                if isinstance(each.get("$ref"), str):
+                    yield each["$ref"]
+                left += each.values()
+            case list() as each:
+                left += each
 
 
 def _moved(value: Any) -> Any:
