@@ -1,0 +1,1 @@
+"""What each causal language model of transformers does here: `python -m tools.architectures` tries them one by one."""
