@@ -13,9 +13,12 @@ const ENDS = ["response.completed", "response.incomplete", "response.failed"];
 // Reads `node`'s answer to its end. `report.changed()`, `.accepted()`, `.lost()` and `.found()` are called as it goes.
 export async function ask(node, body, signal, report) {
   const headers = { "Idempotency-Key": newId() };
-  const response = await persistently(() => send("v1/responses", body, { signal, headers }), report, body.background);
-  if ((await read(node, response, report, body.background)) || !body.background) return end(node);
-  await resume(node, signal, report);
+  for (;;) {
+    const response = await persistently(() => send("v1/responses", body, { signal, headers }), report, body.background);
+    if ((await read(node, response, report, body.background)) || !body.background) return end(node);
+    if (node.answer.id) return resume(node, signal, report);
+    await pause(RETRY_MS);
+  }
 }
 
 export async function resume(node, signal, report) {
@@ -59,7 +62,7 @@ async function read(node, response, report, isResumable) {
       report.changed();
     }
   } catch (error) {
-    if (!(error instanceof TypeError) || !isResumable || !node.answer?.id) throw error;
+    if (!(error instanceof TypeError) || !isResumable) throw error;
     report.lost(error);
   }
   return false;

@@ -3,6 +3,8 @@
 import { $, debounce } from "./dom.js";
 import { move, read, write } from "./storage.js";
 
+const GROWS = CSS.supports("field-sizing", "content"); // by itself, with its text
+
 export class Composer {
   id = null;
 
@@ -45,6 +47,9 @@ export class Composer {
 
   change() {
     $("send").disabled = !this.field.value.trim();
+    if (GROWS) return;
+    this.field.style.height = "auto";
+    this.field.style.height = `${this.field.scrollHeight}px`;
   }
 
   keep() {

@@ -107,14 +107,16 @@ def test_an_answer_goes_on_over_a_reload_and_is_stopped(page: Page) -> None:
     assert page.run("return document.activeElement.id") == "prompt"
 
 
-def test_a_lost_connection_costs_nothing(browser: Browser, scripted: Service) -> None:
+@pytest.mark.parametrize("num_events", [1, 20])
+def test_a_lost_connection_costs_nothing(browser: Browser, scripted: Service, num_events: int) -> None:
     text = "".join(f"{number}, " for number in range(200))
-    with wired(scripted.port, cut_at=20) as wire:
+    with wired(scripted.port, cut_at=num_events) as wire:
         page = Page(browser, scripted, wire.url)
         page.open()
         assert page.answer(f"say:{text}").strip() == text.strip()
         assert wire.num_cut == 1
         assert page.texts("#status") == page.texts(".note") == []
+        assert len(tree(page)["answers"]) == 1
 
 
 def test_an_answer_that_was_asked_for_elsewhere_is_shown_and_stopped(page: Page) -> None:
