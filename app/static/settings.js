@@ -44,10 +44,14 @@ export class Settings {
 
   fill() {
     for (const name of FIELDS) this.form.elements[name].value = this.values[name] ?? "";
-    const { sampling, capabilities, max_model_len: limit } = this.model ?? {};
+    const { sampling, max_model_len: limit } = this.model ?? {};
     for (const name of ["temperature", "top_p"]) this.form.elements[name].placeholder = sampling?.[name] ?? "";
     this.form.elements.max_output_tokens.placeholder = limit ? `up to ${limit}` : "as long as it gets";
-    $("effort").hidden = !capabilities?.includes("thinking");
+    $("effort").hidden = !this.canThink;
+  }
+
+  get canThink() {
+    return this.model?.capabilities?.includes("thinking") ?? false;
   }
 
   keep() {
@@ -75,6 +79,6 @@ export class Settings {
   // Of a request for a response.
   get fields() {
     const { effort, model: _, ...fields } = this.values;
-    return { model: this.model?.id, ...fields, ...(effort && { reasoning: { effort } }) };
+    return { model: this.model?.id, ...fields, ...(effort && this.canThink && { reasoning: { effort } }) };
   }
 }

@@ -148,6 +148,19 @@ def test_a_question_stopped_while_the_service_is_away_is_kept(page: Page) -> Non
         assert page.run("return document.activeElement.id") == "prompt"
 
 
+def test_an_answer_that_cannot_be_stopped_now_is_found_again(page: Page) -> None:
+    page.ask("Please count")
+    with page.refusing(AWAY):
+        page.click("#stop")
+        page.wait()
+        assert page.texts("#status") == ["The service cannot be reached: the answer may go on there."]
+        assert page.texts(".user .text") == ["Please count"]
+    page.reload()
+    until(lambda: page.texts(".assistant .text") and page.run("return !document.getElementById('stop').hidden"))
+    page.click("#stop")
+    until(lambda: page.texts(".note") == ["Stopped: you ended the answer here."])
+
+
 def test_a_long_text_is_sent_in_a_body(page: Page) -> None:
     text = "a" * 80_000
     assert page.answer(f"{text} say:read") == "read"
@@ -178,6 +191,20 @@ def test_conversations_are_listed_searched_renamed_and_deleted(page: Page) -> No
     page.click("dialog[open] .danger")
     until(lambda: page.conversation == "")
     assert requests.get(f"{page.service.url}/v1/conversations/{zebra}", timeout=SECONDS).status_code == 404
+
+
+def test_the_list_has_pages(page: Page) -> None:
+    url = f"{page.service.url}/v1/conversations"
+    for number in range(31):
+        requests.post(url, json={"title": f"Number {number}"}, timeout=SECONDS)
+    page.open()
+    until(lambda: len(page.texts("#conversations a")) == 30)
+    page.click("#more")
+    until(lambda: "Number 0" in page.texts("#conversations a"))
+    listed = page.texts("#conversations a")
+    assert [text for text in listed if text.startswith("Number")] == [
+        f"Number {number}" for number in range(30, -1, -1)
+    ]
 
 
 def test_a_temporary_conversation_is_not_stored(page: Page) -> None:
