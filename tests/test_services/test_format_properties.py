@@ -137,6 +137,17 @@ def test_what_is_no_call_is_content(calls: ToolFormat, parts: st.DataObject, cut
 
 
 @every_format_in_content
+def test_answer_that_is_cut_has_no_content_of_its_calls(calls: ToolFormat) -> None:
+    written = calls.write([("set", '{"key": "a"}')])
+    cuts = [written[:size] for size in range(len(written))]
+    begun = [each for each in cuts if meaning(output(calls), each).calls]
+    assert begun
+    for each in begun:
+        assert not meaning(output(calls), each).text
+        assert not meaning(output(calls), *each).text
+
+
+@every_format_in_content
 def test_plain_text_is_content_to_the_letter(calls: ToolFormat) -> None:
     for text in ("Hello, world!\n", "a < b, <tool", "  5 > 4 [x] {", "get_weather is a tool", "1. \n\n- <b>x</b>\n"):
         assert meaning(output(calls), *text) == meaning(output(calls), text) == Meaning(text)

@@ -42,6 +42,9 @@ class CallGap:
                 return Step.GO_ON
         if any(scanner.may_become(marker) for marker in markers):
             return Step.WAIT
+        if after_call and scanner.is_over and any(each.startswith(scanner.text) for each in self._ends):
+            scanner.take(len(scanner.text))  # the answer was cut in it
+            return Step.WAIT
         if self._blank.match(scanner.text):
             self._take(1, is_kept=not after_call)
             return Step.GO_ON

@@ -45,7 +45,7 @@ class XmlCallParser:
         self._tags = tags
         self._scanner = scanner
         self._calls = calls
-        self._gap = CallGap(scanner, tags.marker, tags.ends, BLANK)
+        self._gap = CallGap(scanner, tags.marker, (tags.close, *tags.ends), BLANK)
         self._step: Callable[[], Step] = self._call
         self._schemas = ArgumentSchemas({})
         self._is_custom = False
@@ -100,13 +100,19 @@ class XmlCallParser:
             return self._begin_value(found)
         if scanner.text.startswith(tags.close):
             scanner.take(len(tags.close))
-        elif any(map(scanner.may_become, (tags.close, tags.argument_begin))) or (
-            not scanner.is_over and tags.argument.begun.fullmatch(scanner.text)
-        ):
+        elif self._may_be_argument():
+            if scanner.is_over:  # which was cut
+                scanner.take(len(scanner.text))
+            return Step.WAIT
+        elif scanner.may_become(tags.close):
             return Step.WAIT
         self._calls.arguments("}" if self._num_arguments else "{}")
         self._calls.end()
         return self._go(self._call)
+
+    def _may_be_argument(self) -> bool:
+        text = self._scanner.text
+        return self._tags.argument_begin.startswith(text) or bool(self._tags.argument.begun.fullmatch(text))
 
     def _begin_value(self, found: re.Match[str]) -> Step:
         groups = found.groupdict()
