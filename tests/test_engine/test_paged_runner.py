@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from services.engine.base import Job, SamplingParams
+from services.engine.execution.batched_runner import BatchedRunner
 from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.runner_check import summarize
 from services.engine.execution.runner_factory import build_runner
@@ -333,6 +334,20 @@ def test_pages_are_bounded_by_memory_or_as_given(
 
     assert (runner._cache.pages.num_pages, runner.cache_tokens) == (pages, tokens)
     assert len(runner._cache.layers[0].keys) == pages + 1
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss"])
+def test_what_pages_do_not_have_runs_over_slots(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Soft-capped scores, and sinks."""
+    model = build(name)
+    answer = Answer(prompt(11), *generate(model, prompt(11), 5))
+    runner = build_runner(model, num_slots=2, length=LENGTH, budget=2**30, paging=PagingConfig(4, None))
+
+    run(runner, [answer], max_tokens=64)
+
+    answer.check()
+    assert isinstance(runner, BatchedRunner)
+    assert "runs without pages: UnsupportedAttention" in caplog.text
 
 
 def test_too_little_memory_is_an_error_and_no_fallback() -> None:
