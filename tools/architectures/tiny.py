@@ -68,6 +68,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "ffn_config": {"moe_num_experts": 4, "moe_top_k": 2, "ffn_hidden_size": 64},
     },
     "deepseek_v32": ONE_KEY_A_HEAD,
+    "dots3_note_text": ONE_KEY_A_HEAD,
     "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_ssm": 128},
     "gemma3n_text": {
         **TWO_TYPES,
@@ -96,6 +97,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "attention_hidden_size": 128,
         "mamba_n_heads": 2,
     },
+    "zaya": {"num_experts_per_tok": 1},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"] * 2, "n_mamba_heads": 8, "mamba_headdim": 16},
 }
 
