@@ -34,7 +34,20 @@ def remote(folder: Path, *urls: str) -> Any:
 
 
 def client_of(service: Service) -> OpenAI:
-    return OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0)
+    """It is closed when the test is over."""
+    client = OpenAI(base_url=f"{service.url}/v1", api_key="any", max_retries=0)
+    CLIENTS.append(client)
+    return client
+
+
+CLIENTS: list[OpenAI] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed_clients() -> Iterator[None]:
+    yield
+    while CLIENTS:
+        CLIENTS.pop().close()
 
 
 def counter(service: Service, name: str) -> float:

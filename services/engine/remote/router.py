@@ -30,11 +30,10 @@ class Router:
             await upstream.close()
 
     def candidates(self, job: Job) -> list[Upstream]:
-        """In the order in which they are to be tried. Ejected ones are tried only where there are no others."""
+        """In the order in which they are to be tried: ejected ones behind all others."""
         key = _key(job)
         ranked = sorted(self.upstreams, key=lambda upstream: _rank(key, upstream.name))
-        healthy = [upstream for upstream in ranked if upstream.healthy]
-        return _by_load(healthy or ranked)[:ATTEMPTS]
+        return sorted(_by_load(ranked), key=lambda upstream: not upstream.healthy)[:ATTEMPTS]
 
     async def _watch(self) -> None:
         while True:

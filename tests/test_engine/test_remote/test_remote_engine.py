@@ -402,6 +402,17 @@ async def test_failing_one_is_ejected_and_taken_back(steps: list[Any]) -> None:
         await engine.stop()
 
 
+async def test_ejected_ones_are_tried_behind_the_others() -> None:
+    server = vllm()
+    async with server.serving():
+        engine = engine_of(UpstreamAddress(server.url), UpstreamAddress(f"http://127.0.0.1:{free_port()}"))
+        ejected, gone = engine._router.upstreams
+        ejected.healthy = False
+        assert engine._router.candidates(job("abc")) == [gone, ejected]
+        assert text_of(await read(await engine.submit(job("abc")))) == "de"
+        await engine.stop()
+
+
 async def test_ejected_ones_are_tried_where_there_are_no_others() -> None:
     server = vllm()
     async with server.serving(), engine_at(server) as engine:
