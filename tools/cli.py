@@ -174,6 +174,14 @@ def override(**settings: str | float | None) -> None:
 
 
 @app.command(context_settings=PASS_THROUGH)
+def chat(context: typer.Context) -> None:
+    """Chat in the terminal, with a running server or one of its own."""
+    from tools.chat import command
+
+    command.app(context.args, prog_name="parley chat")
+
+
+@app.command(context_settings=PASS_THROUGH)
 def migrate(context: typer.Context) -> None:
     """Bring the database's schema up to date: upgrade, downgrade, status."""
     from tools import data_migration

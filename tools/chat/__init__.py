@@ -1,0 +1,1 @@
+"""`parley chat`: a chat in the terminal, over HTTP like any other client's."""
