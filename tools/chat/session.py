@@ -70,8 +70,7 @@ class Session:
             title = clean_line(turn.text)[:TITLE_CHARS]
             self.conversation = self.client.create_conversation(title, self._metadata())
         if self._unsettled is not None:
-            self.client.cancel(self._unsettled)
-            self._unsettled = None
+            self._cancel(self._unsettled)
         answer = self._stream(self._body(turn), show)
         self.tip = answer.last_item or self.client.question_of(answer.id)
         return answer
@@ -91,13 +90,17 @@ class Session:
             if running is None:
                 raise
             stopped, running = running, None
-            return self.client.cancel(stopped)
+            return self._cancel(stopped)
         finally:
             if running is not None:  # whatever ended the reading, nobody reads on
-                self._unsettled = running
                 with suppress(ChatError):
-                    self.client.cancel(running)
-                    self._unsettled = None
+                    self._cancel(running)
+
+    def _cancel(self, response_id: str) -> Answer:
+        self._unsettled = response_id
+        answer = self.client.cancel(response_id)
+        self._unsettled = None
+        return answer
 
     def _metadata(self) -> Json:
         return {SYSTEM: self.system} if self.system else {}
