@@ -70,7 +70,7 @@ NAMED = {
 # Routes that store nothing and return nothing stored.
 NOBODYS = {
     *("/v1/completions", "/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/models", "/v1/responses/compact"),
-    *("/v1/messages", "/v1/messages/count_tokens", "/predict", "/tokenize", "/detokenize"),
+    *("/v1/messages", "/v1/messages/count_tokens", "/predict", "/tokenize", "/detokenize", "/tokenizer_info"),
     *("/chat", "/chat/token", "/health", "/health/live", "/health/ready", "/metrics"),
     *(f"/api/{name}" for name in ("chat", "generate", "embed", "embeddings", "show", "tags", "ps", "version")),
 }

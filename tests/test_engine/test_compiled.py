@@ -57,7 +57,8 @@ def close(said: Tensor, expected: Tensor) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2"])  # with a window, and with biases
+# with a window, with biases, and with layers that are used in another order than they are made in
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "phi3"])
 def test_compiled_steps_say_what_eager_ones_say(name: str, folder: Path, native_kernel: None) -> None:
     runner = runner_of(name)
     step = CompiledStep.load(made(runner, folder), runner._model, runner._cache)

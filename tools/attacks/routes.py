@@ -7,7 +7,12 @@ from typing import Any
 from tools.attacks.target import Target
 
 # Hidden aliases of documented routes; a test checks that the list is complete.
-ALIASES = {"/tokenize": "/v1/tokenize", "/detokenize": "/v1/detokenize", "/v1/rerank": "/v2/rerank"}
+ALIASES = {
+    "/tokenize": "/v1/tokenize",
+    "/detokenize": "/v1/detokenize",
+    "/tokenizer_info": "/v1/tokenizer_info",
+    "/v1/rerank": "/v2/rerank",
+}
 HIDDEN = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")
 REFUSING = ("/api/create", "/api/copy", "/api/delete", "/api/pull", "/api/push")  # Ollama routes that are not served
 PAGE = ("/", "/static/", "/health", "/health/live", "/health/ready")  # public

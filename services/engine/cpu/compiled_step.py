@@ -33,7 +33,8 @@ from services.engine.loading.loader import Source, load
 from services.engine.loading.long_rope import install_long_rope
 from services.engine.scheduling.step import LONG_POSITIONS, StepRow
 
-CONSTANT = "_tensor_constant"  # how AOTInductor numbers the tensors that are no parameters, in the order of the modules
+CONSTANT = "_tensor_constant"  # how AOTInductor numbers the tensors that are no parameters, in the order of their use
+CONSTANTS = "parley_constants"  # the metadata with the paths of their modules in that order
 MIN_ROWS = 2  # torch.export specialises on 1
 MIN_SLOTS = 2  # so it does on a memory of one slot; a memory may have fewer slots than were compiled for, never more
 MAX_ROWS = 2**16
@@ -202,7 +203,7 @@ def open_package(file: Path, model: nn.Module, folder: Path | None = None) -> Ca
     kernels.load(kernels.library_path(folder or file.parent))
     package = torch.classes.parley.Package(str(file))
     names = package.names()
-    package.give(names, _constants(model, names))
+    package.give(names, _constants(model, names, json.loads(package.metadata(CONSTANTS))))
 
     def run(*inputs: Tensor) -> Tensor:
         out: Tensor = package.run(list(inputs))[0]
@@ -211,11 +212,12 @@ def open_package(file: Path, model: nn.Module, folder: Path | None = None) -> Ca
     return run
 
 
-def _constants(model: nn.Module, names: list[str]) -> list[Tensor]:
-    """The model's tensors, in the order of the names a package asks for them."""
+def _constants(model: nn.Module, names: list[str], used: list[str]) -> list[Tensor]:
+    """The model's tensors, in the order of the names a package asks for them. `used`: the packed weights by number."""
     own = {f"model.{name}": tensor for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    packed = {f"{CONSTANT}{index}": tensor for index, tensor in enumerate(packed_weights(model).values())}
-    return [(own | packed)[name] for name in names]
+    packed = {f"model.{name}.weight": tensor for name, tensor in packed_weights(model).items()}
+    numbered = {f"{CONSTANT}{index}": packed[name] for index, name in enumerate(used) if name in packed}
+    return [(own | numbered)[name] for name in names]
 
 
 def make(file: Path, text: str) -> None:
@@ -274,10 +276,14 @@ def package(
     """Exports and compiles; a minute or so. The file appears whole and tried, or not at all."""
     with torch.no_grad(), _workshop(file) as folder:
         program = torch.export.export(step, example, dynamic_shapes=dynamic)
+        used = list(program.graph_signature.inputs_to_lifted_tensor_constants.values())
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(folder / file.name),
-            inductor_configs={"aot_inductor.package_constants_in_so": False},
+            inductor_configs={
+                "aot_inductor.package_constants_in_so": False,
+                "aot_inductor.metadata": {CONSTANTS: json.dumps(used)},
+            },
         )
         try_out(folder / file.name)
         os.replace(folder / file.name, file)

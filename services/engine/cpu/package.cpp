@@ -17,6 +17,13 @@ struct Package : torch::CustomClassHolder {
 
   std::vector<std::string> names() { return loader.get_constant_fqns(); }
 
+  // What was written into the package when it was made; empty where nothing was.
+  std::string metadata(const std::string& key) {
+    const auto all = loader.get_metadata();
+    const auto found = all.find(key);
+    return found == all.end() ? "" : found->second;
+  }
+
   // The tensors stay the caller's.
   void give(const std::vector<std::string>& names, const Tensors& tensors) {
     TORCH_CHECK(names.size() == tensors.size(), "a tensor for each name");
@@ -37,6 +44,7 @@ TORCH_LIBRARY_FRAGMENT(parley, library) {
   library.class_<Package>("Package")
       .def(torch::init<std::string>())
       .def("names", [](const Self& self) { return self->names(); })
+      .def("metadata", [](const Self& self, const std::string& key) { return self->metadata(key); })
       .def("give", [](const Self& self, std::vector<std::string> names, Tensors tensors) { self->give(names, tensors); })
       .def("run", [](const Self& self, Tensors inputs) { return self->run(inputs); });
 }
