@@ -149,6 +149,7 @@ def test_it_is_tried_at_its_corners_where_it_is_made(num_slots: int) -> None:
 
 
 @needs_compiler
+@pytest.mark.extended
 def test_what_fails_its_trial_does_not_appear(tmp_path: Path, native_kernel: None) -> None:
     def fail(made: Path) -> None:
         assert made.exists()

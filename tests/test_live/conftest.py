@@ -14,7 +14,16 @@ from services.models.fetch import fetch, is_complete
 from tests.test_live.browser import Browser, browsing, serving
 from tests.test_live.service import MODELS, ROOT, Service, running
 
+FOLDER = Path(__file__).parent
 KEYS = ("first-key", "second-key")
+
+
+@pytest.hookimpl(tryfirst=True)  # ahead of -m
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Servers are started, killed and started again on SQLite in `make test`, on PostgreSQL in `make test-all`."""
+    for item in items:
+        if item.path.parent == FOLDER and "postgresql" in item.name:
+            item.add_marker(pytest.mark.extended)
 
 
 @pytest.fixture(scope="session")

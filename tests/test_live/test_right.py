@@ -16,7 +16,7 @@ from tests.test_engine.tiny_models import generate
 from tests.test_live.engine import SOURCE, serving
 from tests.test_live.service import MODELS
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.live, pytest.mark.extended, pytest.mark.timeout(900)]
 
 ANSWER = 16  # tokens
 TIED = 1e-3  # between two logits: float32 sums in another order may turn them round
@@ -110,7 +110,6 @@ async def test_alone(reference: Reference) -> None:
         reference.check([await answer(engine, each) for each in reference.prompts])
 
 
-@pytest.mark.extended
 @pytest.mark.usefixtures("no_headroom")
 @needs_compiler
 @pytest.mark.parametrize("switched", ["nothing", "everything"])
