@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
 from services.engine.cpu import compiled_step, kernels
@@ -243,6 +244,30 @@ def test_steps_stay_eager_where_the_worker_fails(
     assert not compilation.wait()
     assert not handed.is_set()
     assert "stay eager" in caplog.text
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_what_another_process_compiles_is_waited_for(
+    compiled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And compiled here, if that process ended without it."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr("services.engine.cpu.compilation.POLL_S", 0.01)
+    (tmp_path / "maker_of_facts.py").write_text(MAKER)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path.cwd()}")
+    kernels.library_path(tmp_path).touch()
+    file = tmp_path / "facts.json"
+    taken: list[str] = []
+    compilation = Compilation(file, Facts(), lambda made: taken.append(made.read_text()))
+    with FileLock(f"{file}.lock"):
+        compilation.start()
+        while "another process is compiling" not in caplog.text:
+            pass
+        if compiled:
+            file.write_text("theirs")
+    assert compilation.wait()
+    assert (taken == ["theirs"]) is compiled
+    assert len(taken) == 1
 
 
 CRASHING = """

@@ -19,6 +19,8 @@ from services.engine.cpu.threads import fit_container
 
 logger = logging.getLogger(__name__)
 
+POLL_S = 1.0  # between looks at what another process compiles
+
 
 class CompilationPlan(Protocol):
     """What a process of its own must know to compile something."""
@@ -37,7 +39,7 @@ class Compilation:
         self._ready = ready
         self._quarantine = Quarantine(file)
         self._worker: subprocess.Popen[bytes] | None = None
-        self._stopped = False
+        self._stopped = threading.Event()
         self._adopted = False
         self._thread = threading.Thread(target=self._run, name="compilation", daemon=True)
 
@@ -45,7 +47,7 @@ class Compilation:
         self._thread.start()
 
     def stop(self) -> None:
-        self._stopped = True
+        self._stopped.set()
         self._quarantine.abandon()
         if self._worker is not None:
             self._worker.terminate()
@@ -61,7 +63,7 @@ class Compilation:
                 return
             if not self._is_made:
                 self._make()
-            if not self._stopped and self._is_made:
+            if not self._stopped.is_set() and self._is_made:
                 self._quarantine.use(self._adopt)
         except Exception:
             logger.exception("steps stay eager: the compiled one cannot be used")
@@ -76,11 +78,19 @@ class Compilation:
 
     def _make(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(f"{self.file}.lock", timeout=0):
-                self._run_worker()
-        except Timeout:
-            logger.info("another process is compiling this model; steps stay eager in this one")
+        lock = FileLock(f"{self.file}.lock", timeout=0)
+        waits = False
+        while not self._stopped.is_set():
+            try:
+                with lock:
+                    if not self._is_made and not self._quarantine.holds():
+                        self._run_worker()
+                    return
+            except Timeout:
+                if not waits:
+                    logger.info("another process is compiling this model; steps stay eager until it has")
+                waits = True
+                self._stopped.wait(POLL_S)
 
     def _run_worker(self) -> None:
         command = [sys.executable, "-m", __name__, self.plan.maker, str(self.file), self.plan.to_json()]
@@ -88,7 +98,7 @@ class Compilation:
         # its own: Linux shares processors between sessions (autogroup), whatever the priorities within them are
         self._worker = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0)
         _, errors = self._worker.communicate()
-        if self._worker.returncode != 0 and not self._stopped:
+        if self._worker.returncode != 0 and not self._stopped.is_set():
             reason = errors.decode(errors="replace").strip().splitlines()[-1:] or ["the compiling process failed"]
             logger.warning("steps stay eager: %s", reason[0])
             if -self._worker.returncode in CRASHES:
