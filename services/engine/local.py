@@ -152,8 +152,8 @@ class LocalEngine:
         self._stopping = True
         if self._compilation:
             self._compilation.stop()
+        await self._thread.stop()  # first: what runs ends at its next step, however long grammars take
         await self._grammars.stop()
-        await self._thread.stop()
 
     async def submit(self, job: Job) -> AsyncGenerator[Piece, None]:
         self._check_room(job.owner)
