@@ -60,8 +60,8 @@ RULES = [
     # the tokenizer is all of a model that a remote engine needs
     Rule(
         r"services\.engine\.remote",
-        may=r"services\.(errors|engine\.(base|remote|streamer|token_texts|quantization|grammar\.lark"
-        r"|execution\.piece_stream))",
+        may=r"services\.(errors|engine\.(base|job_check|remote|streamer|token_texts|quantization"
+        r"|grammar\.lark|execution\.piece_stream))",
         never=f"torch|{WEB}",
     ),
     Rule(r"services\.engine", may=r"services\.(errors|engine)", never=WEB),

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from services.engine.execution.request import Request
 from services.engine.execution.runner_factory import build_runner
 from services.engine.execution.warm_up import warm_up
 from services.engine.grammar.compiler import GrammarCompiler
+from services.engine.job_check import checked_limit
 from services.engine.loading.loader import Loaded, Source, load
 from services.engine.scheduling.fairness import may_queue, queue_full_message
 from services.engine.scheduling.scheduler import Scheduler
@@ -29,7 +30,7 @@ from services.engine.scheduling.step import CacheKey
 from services.engine.streamer import RequestStreamer
 from services.engine.token_texts import TokenTexts
 from services.engine.vision.vision_check import attach_vision, prepare_vision
-from services.errors import InvalidRequest, Overloaded, PromptTooLong, Unavailable
+from services.errors import Overloaded, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -157,20 +158,12 @@ class LocalEngine:
 
     async def submit(self, job: Job) -> AsyncGenerator[Piece, None]:
         self._check_room(job.owner)
-        if not job.prompt:
-            raise InvalidRequest("The prompt is empty", param=job.param)
-        if job.images and self.images is None:
-            raise InvalidRequest("This model takes text only", param=job.param)
-        room = self.max_length - len(job.prompt)
-        if room < 1:
-            raise PromptTooLong(len(job.prompt), self.max_length, param=job.param)
-        self._check_ids(job.param, (min(job.prompt), max(job.prompt)))
-        self._check_ids("logit_bias", job.sampling.logit_bias)
-        self._check_ids("stop_token_ids", job.sampling.stop_token_ids)
+        limit = checked_limit(
+            job, max_length=self.max_length, vocabulary=self._vocabulary, takes_images=self.images is not None
+        )
         grammar = job.sampling.grammar
         matcher = await self._grammars.matcher(grammar, job.owner) if grammar else None
         self._check_room(job.owner)  # nothing is awaited from here on
-        limit = min(job.sampling.max_tokens or room, room)
         key = CacheKey(None if self._shares_prefixes else job.owner, job.cache_salt)
         sequence = Sequence(job, limit, job.sampling.ends(self._eos), matcher, cache_key=key)
         streamer = RequestStreamer(self.tokenizer, job.prompt, job.sampling, self._eos)
@@ -188,10 +181,6 @@ class LocalEngine:
         leaving = max(0, stats.running + stats.waiting - held.total())  # they are over, and still have their places
         if not may_queue(held, owner, 1, self._max_open - leaving):
             raise Overloaded(queue_full_message("The queue is full", held, owner))
-
-    def _check_ids(self, param: str, ids: Iterable[int]) -> None:
-        if not all(0 <= token < self._vocabulary for token in ids):
-            raise InvalidRequest(f"'%s': this model's token ids are 0 to {self._vocabulary - 1}", param)
 
     def stats(self) -> EngineStats:
         """Read from any thread: each number is right, together they may be of two neighbouring steps."""

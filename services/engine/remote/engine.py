@@ -1,10 +1,11 @@
 """An engine whose tokens other servers compute: prompt, text and limits are of this server, weights are not read."""
 
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from hashlib import sha256
 
 from services.engine.base import ANYBODY, EngineStats, ImageReader, Job, Piece, Tokenizer, UpstreamAddress
 from services.engine.execution.piece_stream import PieceStream
+from services.engine.job_check import checked_limit
 from services.engine.remote import model_info
 from services.engine.remote.answer import Answer
 from services.engine.remote.kinds.base import RemoteJob
@@ -13,7 +14,7 @@ from services.engine.remote.router import Router
 from services.engine.remote.upstream import Upstream
 from services.engine.streamer import RequestStreamer
 from services.engine.token_texts import TokenTexts
-from services.errors import InvalidRequest, PromptTooLong, Unavailable
+from services.errors import Unavailable
 
 
 class RemoteEngine:
@@ -69,7 +70,9 @@ class RemoteEngine:
     async def submit(self, job: Job) -> AsyncGenerator[Piece, None]:
         if self._stopping:
             raise Unavailable("The model is being unloaded")
-        limit = self._checked_limit(job)
+        limit = checked_limit(
+            job, max_length=self.max_length, vocabulary=self._model.vocabulary, takes_images=self.images is not None
+        )
         remote = RemoteJob(job, limit, self._salt(job), self._markers, self.tokenizer, self._texts)
         streamer = RequestStreamer(self.tokenizer, job.prompt, job.sampling, self._model.eos)
         answer = Answer(remote, streamer, self._router, self._end)
@@ -78,24 +81,6 @@ class RemoteEngine:
         self._answers.add(answer)
         await answer.admitted(wait=is_first)
         return PieceStream(answer.mailbox, answer.cancel)
-
-    def _checked_limit(self, job: Job) -> int:
-        """Tokens that the answer may have."""
-        if not job.prompt:
-            raise InvalidRequest("The prompt is empty", param=job.param)
-        if job.images:
-            raise InvalidRequest("This model takes text only", param=job.param)
-        room = self.max_length - len(job.prompt)
-        if room < 1:
-            raise PromptTooLong(len(job.prompt), self.max_length, param=job.param)
-        self._check_ids(job.param, (min(job.prompt), max(job.prompt)))
-        self._check_ids("logit_bias", job.sampling.logit_bias)
-        self._check_ids("stop_token_ids", job.sampling.stop_token_ids)
-        return min(job.sampling.max_tokens or room, room)
-
-    def _check_ids(self, param: str, ids: Iterable[int]) -> None:
-        if not all(0 <= token < self._model.vocabulary for token in ids):
-            raise InvalidRequest(f"'%s': this model's token ids are 0 to {self._model.vocabulary - 1}", param)
 
     def _salt(self, job: Job) -> str | None:
         """Upstreams know one client only: without it, what one caller has sent would answer another one sooner."""

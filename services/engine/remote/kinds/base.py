@@ -15,7 +15,7 @@ class RemoteModel:
     """A model as its server describes it."""
 
     name: str | None = None  # None: the server has one and asks for no name
-    max_length: int | None = None  # tokens of prompt and answer; None: not told
+    max_length: int | None = None  # tokens of prompt and answer; None: not reported
     features: frozenset[str] = frozenset()  # what only some servers of a kind have
 
 
@@ -32,7 +32,7 @@ class RemoteJob:
 @dataclass(frozen=True, slots=True)
 class OutputToken:
     id: int
-    logprob: float | None = None  # None: not asked for, or not told
+    logprob: float | None = None  # None: not requested, or not reported
     top: tuple[tuple[int, float], ...] = ()  # ids and logprobs, likeliest first
     is_end: bool = False  # it has ended the answer, and has no text
 
@@ -43,7 +43,7 @@ class Output:
 
     tokens: tuple[OutputToken, ...] = ()
     finish: FinishReason | None = None
-    cached_tokens: int | None = None  # of the prompt; None: not told by this event
+    cached_tokens: int | None = None  # of the prompt; None: not in this event
     prompt: tuple[OutputToken, ...] = ()  # logprobs of the prompt's tokens
 
 

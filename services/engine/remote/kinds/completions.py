@@ -1,15 +1,19 @@
 """OpenAI's completions with token ids both ways, as vLLM has extended them and Parley has them, too."""
 
+import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from services.engine.base import FinishReason, Job
+from services.engine.base import FinishReason, GrammarSpec, Job, SamplingParams
+from services.engine.grammar.lark import is_gbnf, lark_without_head, without_options
 from services.engine.remote.kinds.base import (
     NOTHING,
     Output,
     OutputToken,
+    Reader,
     RemoteJob,
+    RemoteModel,
     UnexpectedAnswer,
     check_error,
     check_reason,
@@ -18,6 +22,45 @@ from services.engine.remote.kinds.base import (
 
 TOKEN_ID = "token_id:"  # how tokens are written with return_tokens_as_token_ids
 FINISHES: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+class CompletionsKind:
+    """What servers of these completions have in common; a `Kind` adds its names and what it refuses."""
+
+    path = "/v1/completions"
+    more: tuple[str, ...] = ()
+    reads_options = True  # of a JSON schema: how it is compiled
+
+    def refuse(self, sampling: SamplingParams) -> None:
+        """Raises UnsupportedParameter."""
+        raise NotImplementedError
+
+    def model(self, card: Mapping[str, Any], pages: Mapping[str, Any]) -> RemoteModel:
+        return RemoteModel(card["id"], card.get("max_model_len"))
+
+    def body(self, job: RemoteJob, model: RemoteModel) -> dict[str, Any]:
+        sampling = job.job.sampling
+        self.refuse(sampling)
+        fields = body(job, model.name)
+        if sampling.grammar:
+            fields["structured_outputs"] = self._structured(sampling.grammar, job.markers)
+        return fields
+
+    def reader(self, job: RemoteJob) -> Reader:
+        return CompletionsReader(job)
+
+    def _structured(self, spec: GrammarSpec, markers: Mapping[str, int]) -> dict[str, Any]:
+        """The server's own forms where they say all; else Lark, whose markers are token ids there as here."""
+        if not spec.before:
+            match spec.kind:
+                case "json_schema":
+                    schema = json.loads(spec.source)
+                    return {"json": schema if self.reads_options else without_options(schema)}
+                case "regex":
+                    return {"regex": spec.source}
+                case "lark" if is_gbnf(spec.source):
+                    return {"grammar": spec.source}
+        return {"grammar": lark_without_head(spec, markers)}
 
 
 def body(job: RemoteJob, model: str | None) -> dict[str, Any]:
