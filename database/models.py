@@ -78,6 +78,8 @@ class Conversation(Base):
 class Turn(Base):
     """One answer. Stored before it is generated; `writer` is the process that generates it, null once it is finished.
 
+    `body` is the request of a background answer until that is finished: with it another process can claim a running
+    turn without a writer. `attempt` counts how often a writer was lost; what an earlier attempt writes is left out.
     `partial_output` is the checkpoint: the output items so far. When the turn finishes they become rows of `items`.
     """
 
@@ -118,7 +120,12 @@ class Turn(Base):
     usage: Mapped[dict[str, int] | None] = mapped_column(Json, default=None)
     error: Mapped[dict[str, object] | None] = mapped_column(Json, default=None)
     writer: Mapped[str | None] = mapped_column(Text, default=None)
+    key_id: Mapped[str | None] = mapped_column(
+        String(128), default=None
+    )  # of the project's key that asked; null: the owner itself
     completed_at: Mapped[float | None] = mapped_column(Double, default=None)
+    body: Mapped[dict[str, object] | None] = mapped_column(Json, default=None)
+    attempt: Mapped[int] = mapped_column(default=0, server_default="0")
 
 
 class Item(Base):
@@ -154,13 +161,17 @@ class Item(Base):
 
 
 class StreamBatch(Base):
-    """A batch of events of a background stream, as JSON; `number` is that of the last event."""
+    """A batch of events of a background stream, as JSON; `number` is that of the last event.
+
+    `pieces` are the engine's pieces that the events were made of: an answer goes on from their tokens.
+    """
 
     __tablename__ = "stream_batches"
 
     turn_id: Mapped[str] = mapped_column(ForeignKey("turns.id", ondelete="CASCADE"), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True)
     events: Mapped[str] = mapped_column(Text)
+    pieces: Mapped[str | None] = mapped_column(Text, default=None)
 
 
 class IdempotencyKey(Base):
@@ -185,3 +196,12 @@ class Secret(Base):
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     value: Mapped[str] = mapped_column(String(128))
+
+
+class Process(Base):
+    """A process that serves; it has a writer's name, and is gone if it was not seen for seconds."""
+
+    __tablename__ = "processes"
+
+    name: Mapped[str] = mapped_column(String(256), primary_key=True)
+    seen_at: Mapped[float] = mapped_column(Double)

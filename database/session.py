@@ -25,6 +25,11 @@ class Database:
         self._write_lock = _write_lock(self._engine.dialect.name)
         self._deletions = Deletions(self._engine)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether processes of several machines may use it."""
+        return self._engine.dialect.name != "sqlite"
+
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncSession]:
         async with self._readers() as session:

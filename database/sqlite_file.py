@@ -27,6 +27,13 @@ def check(url: str) -> None:
         raise ForeignDatabase(f"{path} is the database of another program, whose tables are in it: name another file")
 
 
+def beside(url: str, what: str) -> Path:
+    """A path next to the database's file and named after it, or in the working directory for other databases."""
+    target = parse_url(url)
+    file = Path(target.database if target.get_backend_name() == "sqlite" and target.database else "parley")
+    return file.with_name(f"{file.stem}-{what}")
+
+
 def _tables(path: Path) -> set[str]:
     try:
         connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)

@@ -1,21 +1,34 @@
 """Statements on turns. The caller's session ends the transaction."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, bindparam, case, delete, literal_column, null, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Update,
+    bindparam,
+    case,
+    delete,
+    literal_column,
+    null,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import load_only
 
 from database.bulk import execute_all, insert_all
 from database.item_repository import MAX_VALUES, Order
 from database.json_text import json_text
-from database.models import CANCELLED, IN_PROGRESS, RUNNING, Turn
+from database.models import CANCELLED, IN_PROGRESS, QUEUED, RUNNING, Turn
 
 # spelled as in the partial indexes: only then do both databases use them
 IS_STORED: ColumnElement[bool] = literal_column("turns.stored")
 IS_RUNNING: ColumnElement[bool] = literal_column(f"({RUNNING})")
+IS_UNCLAIMED: ColumnElement[bool] = Turn.writer.is_(None) & Turn.body.is_not(None)
 
 
 def _update(*columns: str) -> Update:
@@ -30,6 +43,7 @@ FINISH = _update("choices", "usage", "error", "updated_at", "completed_at").valu
     {
         Turn.status: case((Turn.status == CANCELLED, CANCELLED), else_=bindparam("new_status")),
         Turn.partial_output: null(),
+        Turn.body: null(),
         Turn.writer: None,
     }
 )
@@ -51,6 +65,20 @@ class TurnResult:
 class LockedTurn:
     status: str
     completed_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SharedTurn:
+    status: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """A running turn without a writer."""
+
+    id: str
+    owner: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,11 +153,11 @@ class TurnRepository:
             found |= {each.id: each.status for each in rows}
         return found
 
-    async def lock_shared(self, turn_ids: Collection[str]) -> dict[str, str]:
-        """As status(); the turns cannot be deleted until the transaction ends."""
-        query = select(Turn.id, Turn.status).where(Turn.id.in_(turn_ids)).order_by(Turn.id)
+    async def lock_shared(self, turn_ids: Collection[str]) -> dict[str, SharedTurn]:
+        """The turns cannot be deleted or released until the transaction ends."""
+        query = select(Turn.id, Turn.status, Turn.attempt).where(Turn.id.in_(turn_ids)).order_by(Turn.id)
         rows = await self._session.execute(query.with_for_update(read=True, key_share=True))
-        return {each.id: each.status for each in rows}
+        return {each.id: SharedTurn(each.status, each.attempt) for each in rows}
 
     async def running_in(self, conversation_id: str) -> Turn | None:
         query = select(Turn).where(Turn.conversation_id == conversation_id, IS_RUNNING)
@@ -160,9 +188,36 @@ class TurnRepository:
         await execute_all(self._session, FINISH, rows)
 
     async def running(self) -> Sequence[Turn]:
-        """The id, writer and last update of all running turns."""
-        query = select(Turn).where(IS_RUNNING).options(load_only(Turn.id, Turn.writer, Turn.updated_at))
+        """The id, writer and last update of all running turns but those that wait for a writer."""
+        query = select(Turn).where(IS_RUNNING, ~IS_UNCLAIMED).options(load_only(Turn.id, Turn.writer, Turn.updated_at))
         return (await self._session.scalars(query)).all()
+
+    async def unclaimed(self, limit: int, before: float) -> list[Unclaimed]:
+        """The oldest of the running turns that any process may go on with, since that time."""
+        is_old = Turn.updated_at <= before
+        query = select(Turn.id, Turn.owner).where(IS_RUNNING, IS_UNCLAIMED, is_old)
+        query = query.order_by(Turn.updated_at)
+        return [Unclaimed(each.id, each.owner) for each in await self._session.execute(query.limit(limit))]
+
+    async def num_claimed(self) -> Counter[str]:
+        """How many running turns of each owner have a writer."""
+        query = select(Turn.owner).where(IS_RUNNING, Turn.writer.is_not(None))
+        return Counter((await self._session.scalars(query)).all())
+
+    async def claim(self, turn_ids: Collection[str], writer: str, now: float) -> Sequence[Turn]:
+        """Those that no other process is claiming."""
+        query = select(Turn).where(Turn.id.in_(turn_ids), IS_RUNNING, IS_UNCLAIMED).order_by(Turn.id)
+        claimed = (await self._session.scalars(query.with_for_update(skip_locked=True))).all()
+        for turn in claimed:
+            turn.writer, turn.updated_at = writer, now
+        await self._session.flush()
+        return claimed
+
+    async def release(self, turn: Turn, now: float) -> None:
+        """Leaves a locked turn to whoever claims it."""
+        turn.status, turn.writer, turn.updated_at = QUEUED, None, now
+        turn.attempt += 1
+        await self._session.flush()
 
     async def lock_running(self, turn_ids: Collection[str]) -> Sequence[Turn]:
         """Locks those that are running, in the order of ids, so that two processes cannot deadlock."""
@@ -171,7 +226,7 @@ class TurnRepository:
 
     async def force_finish(self, turn: Turn, status: str, now: float) -> None:
         """Keeps the writer: if it is alive, its own result replaces this one."""
-        turn.status, turn.partial_output = status, None
+        turn.status, turn.partial_output, turn.body = status, None, None
         turn.updated_at = turn.completed_at = now
         await self._session.flush()
 
@@ -185,9 +240,9 @@ class TurnRepository:
             await self._session.execute(locking.with_for_update(key_share=not also_lock))
             await self._session.execute(update(Turn).where(Turn.id.in_(found), force_finished).values(writer=None))
 
-    async def stopped_among(self, turn_ids: Collection[str]) -> set[str]:
-        """Those of the ids whose turns were cancelled or deleted."""
-        query = select(Turn.id).where(Turn.id.in_(turn_ids), Turn.status != CANCELLED)
+    async def stopped_among(self, turn_ids: Collection[str], writer: str) -> set[str]:
+        """Those of the ids whose turns were cancelled, deleted or lost to another writer."""
+        query = select(Turn.id).where(Turn.id.in_(turn_ids), Turn.status != CANCELLED, Turn.writer == writer)
         return set(turn_ids) - set((await self._session.scalars(query)).all())
 
     async def delete(self, turn_id: str) -> None:

@@ -13,22 +13,31 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Select, inspect, text
 from typer.testing import CliRunner
 
+from database.admin_models import RateLimit
+from database.batch_models import Batch, BatchResult
 from database.engine import create_engine
+from database.file_models import File
 from database.migration import Status, downgrade, status, upgrade
-from database.models import Base, StreamBatch
+from database.models import Base, Process, StreamBatch
 from database.session import Database
+from database.upload_models import Upload, UploadPart
+from database.usage_models import LimitState
+from database.usage_repository import UsageCounts
+from services import callers
 from services.chat import items
 from services.chat.events import Arguments, Head, Reasoning, ToolCall
 from services.conversation_service import ConversationService
 from services.history.idempotency import IdempotencyKey
 from services.history.turn import TurnRequest
+from services.history.usage import usage_of
+from services.key_service import KeyService, NewKey
 from services.search_service import SearchService
 from services.secret_service import SecretService
 from services.turn_service import TurnService
 from tests.test_services.test_turn_service import begin, store_turn
 from tools.data_migration import app
 
-ALL = ("0001", "0002", "0003", "0004", "0005")
+ALL = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011", "0012", "0013")
 HEAD = ALL[-1]
 
 # For full-text search, which differs by database and is not in the models.
@@ -271,8 +280,44 @@ async def store_everything(url: str) -> None:
     await begin(turns, "Wait", create=False, kind="response", stored=True, background=True)
     await ConversationService(database).create("me", [{"type": "compaction", "encrypted_content": "x"}], {}, "Title")
     await SecretService(database).seal("me")
+    _, project = await KeyService(database).create_in("team", NewKey(name="laptop", project_id=""))
+    await turns.usage.record(usage_of(callers.current(), "m", "completions", UsageCounts(requests=1)))
     async with database.write() as session:
         session.add(StreamBatch(turn_id=named.id, number=3, events="[]"))
+        session.add(Process(name="host:1", seen_at=0.0))
+        session.add(LimitState(subject="key:k", state={"at": 1.0}))
+        session.add(
+            File(id="file-1", owner="me", purpose="batch", filename="a", bytes=1, status="processed", created_at=1.0)
+        )
+        session.add(RateLimit(project_id=project.id, model="m", rpm=3))
+        session.add(
+            Batch(
+                id="batch_1",
+                owner="me",
+                key_id="k",
+                endpoint="/v1/embeddings",
+                input_file_id="file-1",
+                completion_window="24h",
+                status="in_progress",
+                created_at=1.0,
+                expires_at=2.0,
+            )
+        )
+        session.add(
+            Upload(
+                id="upload_1",
+                owner="me",
+                purpose="batch",
+                filename="a",
+                bytes=1,
+                status="pending",
+                created_at=1.0,
+                expires_at=2.0,
+            )
+        )
+        await session.flush()
+        session.add(UploadPart(id="part_1", upload_id="upload_1", bytes=1, created_at=1.0))
+        session.add(BatchResult(batch_id="batch_1", line=1, failed=False, data="{}"))
     await database.close()
 
 

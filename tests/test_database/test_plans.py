@@ -9,6 +9,9 @@ import pytest
 from sqlalchemy import event, text
 
 from database import repositories
+from database.batch_models import Batch
+from database.batch_repository import Unfinished
+from database.file_models import File
 from database.models import Conversation, Item, Turn
 from database.repositories import Repositories
 from database.session import Database
@@ -28,6 +31,26 @@ TURN = Turn(
     model="m",
     created_at=0.0,
     updated_at=0.0,
+)
+FILE = File(
+    id="f",
+    owner="me",
+    purpose="batch",
+    filename="a",
+    bytes=1,
+    status="processed",
+    created_at=0.0,
+)
+BATCH = Batch(
+    id="b",
+    owner="me",
+    key_id=None,
+    endpoint="/v1/embeddings",
+    input_file_id="f",
+    completion_window="24h",
+    status="validating",
+    created_at=0.0,
+    expires_at=0.0,
 )
 
 Query = Callable[[Repositories], Coroutine[Any, Any, object]]
@@ -66,7 +89,10 @@ QUERIES: dict[str, tuple[Query, str]] = {
     "running in a conversation": (lambda r: r.turns.running_in("c"), "ix_turns_conversation_id|ix_turns_running"),
     "running": (lambda r: r.turns.running(), "ix_turns_running"),
     "running of some": (lambda r: r.turns.lock_running(IDS), "turns"),
-    "stopped": (lambda r: r.turns.stopped_among(IDS), "turns"),
+    "stopped": (lambda r: r.turns.stopped_among(IDS, "w"), "turns"),
+    "waiting for a process": (lambda r: r.turns.unclaimed(9, 0.0), "ix_turns_running"),
+    "running of owners": (lambda r: r.turns.num_claimed(), "ix_turns_running"),
+    "taken by a process": (lambda r: r.turns.claim(IDS, "w", 0.0), "turns"),
     "status": (lambda r: r.turns.status(IDS), "turns"),
     "turns kept": (lambda r: r.turns.lock_shared(IDS), "turns"),
     "turns to write": (lambda r: r.turns.lock_unfinished(IDS, "w"), "turns"),
@@ -83,16 +109,64 @@ QUERIES: dict[str, tuple[Query, str]] = {
     "items referred to": (lambda r: r.items.of_owner("me", IDS), "ix_items_owner_id"),
     "item deleted": (lambda r: r.items.delete([ITEM]), "ix_items_conversation_id_parent_id"),
     "events": (lambda r: r.streams.after("t", 3), "stream_batches"),
+    "pieces": (lambda r: r.streams.pieces("t"), "stream_batches"),
     "last events": (lambda r: r.streams.last("t"), "stream_batches"),
     "events deleted": (lambda r: r.streams.delete("t"), "stream_batches"),
     "old requests": (lambda r: r.idempotency_keys.delete_expired(0.0), "ix_idempotency_keys_created_at"),
+    "key of a digest": (lambda r: r.keys.of_digest("d"), "ix_api_keys_digest"),
+    "keys of an account": (lambda r: r.keys.of_account("a"), "ix_api_keys_account_id"),
+    "old audit events": (lambda r: r.audit.delete_before(0.0), "ix_audit_events_at"),
+    "usage": (lambda r: r.usage.sums(["hour"], 0, 3600), "usage_hours"),
+    "what a key has used": (lambda r: r.usage.tokens_of_key("k", 0), "ix_usage_hours_key_id_hour"),
+    "when keys were used": (lambda r: r.usage.last_hours(IDS), "ix_usage_hours_key_id_hour"),
+    "file": (lambda r: r.files.get("f", "me", now=0.0), "files"),
+    "files": (lambda r: r.files.page("me", now=0.0, limit=20), "ix_files_owner_created_at_id"),
+    "more files": (
+        lambda r: r.files.page("me", now=0.0, limit=20, order="asc", after=FILE),
+        "ix_files_owner_created_at_id",
+    ),
+    "bytes of files": (lambda r: r.files.total_bytes("me"), "ix_files_owner_created_at_id"),
+    "expired files": (lambda r: r.files.expired(0.0, 9), "ix_files_expires_at"),
+    "file uploaded": (lambda r: r.files.finish_upload("f", None), "files"),
+    "file deleted": (lambda r: r.files.mark_deleted("f", "me", now=0.0), "files"),
+    "files removed": (lambda r: r.files.remove(IDS), "files"),
+    "batch": (lambda r: r.batches.get("b", "me"), "batches"),
+    "batches": (lambda r: r.batches.page("me", limit=20, after=BATCH), "ix_batches_owner_created_at_id"),
+    "unfinished batches of an owner": (
+        lambda r: r.batches.num_unfinished("me"),
+        "ix_batches_unfinished|ix_batches_owner_created_at_id",
+    ),
+    "unfinished batches": (lambda r: r.batches.unfinished(9), "ix_batches_unfinished"),
+    "batch claimed": (lambda r: r.batches.claim(Unfinished("b", "me", None), "w"), "batches"),
+    "batch to write": (lambda r: r.batches.lock_own("b", "w"), "batches"),
+    "status of a batch": (lambda r: r.batches.status("b", "w"), "batches"),
+    "batches released": (lambda r: r.batches.release("w"), "ix_batches_unfinished"),
+    "results that are there": (lambda r: r.batches.existing("b", [1, 2]), "batch_results"),
+    "lines that are done": (lambda r: r.batches.lines("b"), "batch_results"),
+    "results": (lambda r: r.batches.results("b", after=3, limit=9), "batch_results"),
+    "results deleted": (lambda r: r.batches.delete_results("b"), "batch_results"),
+    "upload": (lambda r: r.uploads.lock("u", "me"), "uploads"),
+    "parts of an upload": (lambda r: r.uploads.parts("u"), "ix_upload_parts_upload_id"),
+    "bytes of uploads": (lambda r: r.uploads.pending_bytes("me", 0.0), "ix_uploads_owner|ix_uploads_expires_at"),
+    "parts of expired uploads": (
+        lambda r: r.uploads.unneeded_parts(0.0, 9),
+        "ix_uploads_expires_at|ix_upload_parts_upload_id",
+    ),
+    "parts removed": (lambda r: r.uploads.remove_parts(IDS), "upload_parts"),
+    "uploads forgotten": (lambda r: r.uploads.forget(0.0), "ix_uploads_expires_at|ix_upload_parts_upload_id"),
     "the server's secret": (lambda r: r.secrets.get("seal"), "secrets"),
 }
 # By primary key only, or for the command line, which reads whole histories.
 OTHERS = {
     *(f"{table}.add" for table in ("conversations", "items", "turns", "streams", "idempotency_keys", "secrets")),
     *("conversations.touch", "turns.admit", "turns.checkpoint", "turns.finish", "turns.force_finish"),
-    *("conversations.all_of", "conversations.delete_batch"),
+    *("turns.release", "processes.beat", "processes.silent", "processes.num_alive", "processes.forget"),
+    *("processes.leave", "conversations.all_of", "conversations.delete_batch"),
+    *("keys.version", "keys.bump", "keys.add", "keys.project", "keys.account", "keys.key", "keys.rate_limit"),
+    *("keys.projects", "keys.projects_named", "keys.keys", "keys.keys_named", "keys.rate_limits"),  # small tables
+    *("audit.add", "audit.events", "usage.add", "usage.last_batch", "usage.set_batch", "usage.delete_before"),
+    *("keys.of_project", "keys.accounts", "limits.lock", "limits.save", "files.add"),
+    *("batches.add", "batches.add_results", "uploads.add"),
 }
 
 

@@ -3,6 +3,7 @@ import asyncio
 import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.pool import Pool
 
 from database.session import Database, is_outage
 from tests.databases import PostgresServer, free_port
@@ -36,10 +37,22 @@ async def test_reader_sees_one_snapshot(database: Database) -> None:
 
 async def test_burst_of_readers_opens_no_overflow_connections(database: Database) -> None:
     opened: list[object] = []
-    event.listen(database._engine.sync_engine, "connect", lambda connection, _: opened.append(connection))
+    closed: list[object] = []
+
+    def note_opened(connection: object, _: object) -> None:
+        opened.append(connection)
+
+    def note_closed(connection: object, _: object) -> None:
+        closed.append(connection)
+
+    event.listen(Pool, "connect", note_opened)
+    event.listen(Pool, "close", note_closed)
     for _ in range(2):
         await asyncio.gather(*(count(database) for _ in range(50)))
-    assert database._engine.pool.checkedin() == len(opened)  # type: ignore[attr-defined]
+    event.remove(Pool, "connect", note_opened)
+    event.remove(Pool, "close", note_closed)
+    assert opened
+    assert not [each for each in closed if each in opened]
 
 
 async def test_error_rolls_back(database: Database) -> None:
