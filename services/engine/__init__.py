@@ -19,8 +19,14 @@ ENGINES = {
         "local": "services.engine.local:LocalEngine",
         "remote": "services.engine.remote.engine:RemoteEngine",
     },
-    "embedding": {"local": "services.engine.embedding.embedder:LocalEmbedder"},
-    "reranker": {"local": "services.engine.embedding.reranker:LocalReranker"},
+    "embedding": {
+        "local": "services.engine.embedding.embedder:LocalEmbedder",
+        "remote": "services.engine.remote.embedder:RemoteEmbedder",
+    },
+    "reranker": {
+        "local": "services.engine.embedding.reranker:LocalReranker",
+        "remote": "services.engine.remote.embedder:RemoteReranker",
+    },
 }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 FinishReason = Literal["stop", "length"]
 ANYBODY = "local"  # the owner of everything where there are no keys
@@ -159,12 +159,15 @@ class Job:
     prompt: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     priority: int = 0  # lower ones run first, among their owner's
+    flex: bool = False  # in what capacity all others leave, whoever's they are
     param: str = "messages"  # the part of the request that the prompt is made of
     truncated: int | None = None  # tokens that were cut off the prompt; None: nobody asked for it
     images: tuple[PlacedImage, ...] = ()  # in the order of their positions
     owner: str = ANYBODY  # who shares slots and queues with the others in equal parts, and finds only its own prefixes
     cache_salt: str = ""  # prefixes are found under the same one only
     num_public: int = 0  # leading tokens that are the server's own text: every owner may find them
+    adapter: str | None = None  # LoRA; None: the model as it is
+    sampled: tuple[int, ...] = ()  # the answer's first tokens, which another process has delivered: it goes on behind
     affinity: str = ""  # jobs with the same one begin alike; empty: nothing is known but the prompt itself
 
 
@@ -225,6 +228,7 @@ class UpstreamStats:
 class EngineStats:
     running: int = 0
     waiting: int = 0
+    waiting_flex: int = 0  # those of them that wait for what capacity is left
     cache_used: int = 0  # tokens held in the KV cache
     cache_size: int = 0  # tokens it can hold
     prefix_queried: int = 0  # prompt tokens looked for in the cache, ever
@@ -233,6 +237,7 @@ class EngineStats:
     accepted: int = 0  # and right
     preemptions: int = 0  # sequences sent back to the queue, for want of memory or for another owner, ever
     stalled: bool = False  # it has been at one step for too long, or none of its upstreams answers
+    lost: bool = False  # it cannot compute any more, and must be loaded again
     upstreams: tuple[UpstreamStats, ...] = ()  # of a remote engine
 
 
@@ -240,7 +245,8 @@ class Engine(Protocol):
     """What answers chats.
 
     `submit` raises PromptTooLong, Overloaded or Unavailable at once; closing what it returns, at any time and whether
-    or not it was ever iterated, takes the sequence out of the batch.
+    or not it was ever iterated, takes the sequence out of the batch. One with an attribute `resumes` that is true is
+    given jobs with `sampled` tokens, too.
     """
 
     tokenizer: Tokenizer
@@ -256,6 +262,28 @@ class Engine(Protocol):
     async def submit(self, job: Job) -> AsyncGenerator[Piece, None]: ...
 
     def stats(self) -> EngineStats: ...
+
+
+@runtime_checkable
+class TakesAdapters(Protocol):
+    """An Engine that applies LoRA adapters to the jobs that name them."""
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """Takes the place of one with the same name. Raises UnusableModel for a folder that cannot be applied."""
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """For new jobs at once; running ones are answered to their end."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompts:
+    """What an embedding model wants in front of texts, by the use that is made of them."""
+
+    texts: Mapping[str, str] = field(default_factory=dict)
+    default: str | None = None  # the name of the one that every text gets, where a request names none
+    pools: bool = True  # whether the prompt's tokens are part of what is pooled
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,10 +303,14 @@ class Pair(tuple[int, ...]):
     """Two texts as one input of a cross-encoder; `types` tell to which of them each token belongs."""
 
     types: Sequence[int]
+    texts: tuple[str, str]
+    is_cut: bool  # whether the tokens are not all of the texts
 
-    def __new__(cls, tokens: Sequence[int], types: Sequence[int]) -> "Pair":
+    def __new__(
+        cls, tokens: Sequence[int], types: Sequence[int], texts: tuple[str, str] = ("", ""), *, is_cut: bool = False
+    ) -> "Pair":
         pair = super().__new__(cls, tokens)
-        pair.types = types
+        pair.types, pair.texts, pair.is_cut = types, texts, is_cut
         return pair
 
 
@@ -288,6 +320,7 @@ class EmbeddingEngine(Protocol):
     tokenizer: Tokenizer
     max_length: int
     dimensions: int
+    prompts: TextPrompts
     device: str
     dtype: str
 

@@ -6,10 +6,13 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from services.engine.base import EngineStats, ImageReader, Job, Piece, Tokenizer
 from services.engine.cpu.compilation import Compilation
+from services.engine.cpu.kernels import build_beside
 from services.engine.cpu.threads import loads
 from services.engine.device.resources import cache_budget
 from services.engine.execution.engine_thread import EngineThread
@@ -21,7 +24,11 @@ from services.engine.execution.runner_factory import build_runner
 from services.engine.execution.warm_up import warm_up
 from services.engine.grammar.compiler import GrammarCompiler
 from services.engine.job_check import checked_limit
-from services.engine.loading.loader import Loaded, Source, load
+from services.engine.loading import progress
+from services.engine.loading.loader import Loaded, Source, load, until_kernels_are_built
+from services.engine.lora.adapters import Adapters
+from services.engine.parallel.leader import ParallelOptions, load_parallel
+from services.engine.quantization import requested
 from services.engine.scheduling.fairness import may_queue, queue_full_message
 from services.engine.scheduling.scheduler import Scheduler
 from services.engine.scheduling.sequence import Sequence
@@ -30,12 +37,14 @@ from services.engine.scheduling.step import CacheKey
 from services.engine.streamer import RequestStreamer
 from services.engine.token_texts import TokenTexts
 from services.engine.vision.vision_check import attach_vision, prepare_vision
-from services.errors import Overloaded, Unavailable
+from services.errors import ModelNotFound, Overloaded, Unavailable
 
 logger = logging.getLogger(__name__)
 
 
 class LocalEngine:
+    resumes = True
+
     def __init__(
         self,
         loaded: Loaded,
@@ -49,6 +58,7 @@ class LocalEngine:
         block_size: int = 1,
         kv_cache_ratio: float = 1,
         compilation: Compilation | None = None,
+        adapted_compilation: Compilation | None = None,
     ) -> None:
         self.tokenizer: Tokenizer = loaded.tokenizer
         self.images: ImageReader | None = executor.image_reader
@@ -61,7 +71,8 @@ class LocalEngine:
         texts = TokenTexts(loaded.tokenizer)
         self._grammars = GrammarCompiler(texts, loaded.vocabulary, loaded.eos)
         self._compilation = compilation
-        self._scheduler = Scheduler(
+        self._adapted_compilation = adapted_compilation  # started by the first adapter
+        self.scheduler = Scheduler(
             executor.num_slots,
             max_num_batched_tokens,
             cache_tokens=executor.cache_tokens,
@@ -73,9 +84,12 @@ class LocalEngine:
             short_length=executor.short_length,
         )
         self._shares_prefixes = share_prefixes
+        self.executor = executor
+        self._adapters: dict[str, int] = {}  # by name; an id is never given twice
+        self._adapter_ids = count()
         self._max_open = executor.num_slots + max_queue
         self._open: list[Request] = []  # and some that are over
-        self._thread = EngineThread(executor, self._scheduler, texts)
+        self.thread = EngineThread(executor, self.scheduler, texts)
         self._stopping = False
 
     @classmethod
@@ -102,16 +116,52 @@ class LocalEngine:
         compile_dir: str | None = None,
         enable_mm: bool | None = None,
         quantization: str | None = None,
+        trust_remote_code: bool = False,
+        tensor_parallel_size: int = 1,
     ) -> "LocalEngine":
-        """`compile_dir`: where compiled steps are kept; None: steps stay eager."""
-        origin = Source(source, enable_mm, quantization)
+        """`compile_dir`: where compiled steps are kept; None: steps stay eager. `tensor_parallel_size`: processes, with
+        more than one of which steps stay eager, too."""
+        origin = Source(source, enable_mm, requested(quantization, dtype), trust_remote_code)
+        tokens = num_gpu_blocks_override and num_gpu_blocks_override * block_size
+        scheduling: dict[str, Any] = {
+            "max_num_batched_tokens": max_num_batched_tokens,
+            "max_queue": max_queue,
+            "prefix_cache": prefix_cache,
+            "share_prefixes": share_prefixes,
+            "speculation": speculation,
+            "block_size": block_size,
+            "kv_cache_ratio": kv_cache_ratio,
+        }
         folder = Path(compile_dir) if compile_dir else None
+        first = until_kernels_are_built(origin, device, folder)
+        if tensor_parallel_size > 1:
+            if folder and first != origin:
+                build_beside(folder)  # nothing else is compiled for ranks
+            options = ParallelOptions(
+                device=device,
+                dtype=dtype,
+                compile_dir=compile_dir,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                cache_tokens=tokens,
+                gpu_memory_utilization=gpu_memory_utilization,
+                cpu_memory_share=cpu_memory_share,
+                warm_up_tokens=max_num_batched_tokens if use_warmup else None,
+            )
+            return cls(*load_parallel(first, tensor_parallel_size, options), **scheduling)
+        origin = first
         loaded = load(origin, device, dtype, folder)
         sight = prepare_vision(loaded.model, loaded.reader, required=bool(enable_mm))
         length = min(max_model_len or loaded.max_length, loaded.max_length)
         budget = cache_budget(loaded.device, gpu_memory_utilization, cpu_memory_share)
-        tokens = num_gpu_blocks_override and num_gpu_blocks_override * block_size
-        runner = build_runner(loaded.model, num_slots=max_num_seqs, length=length, budget=budget, cache_tokens=tokens)
+        runner = build_runner(
+            loaded.model,
+            num_slots=max_num_seqs,
+            length=length,
+            budget=budget,
+            cache_tokens=tokens,
+            kernels=folder,
+        )
         attach_vision(sight, runner, required=bool(enable_mm))
         logger.info(
             "%s on %s in %s: %d sequences of %d tokens, %s together, %s",
@@ -124,37 +174,51 @@ class LocalEngine:
             type(runner).__name__,
         )
         if use_warmup:
+            progress.report("warming_up")
             warm_up(runner, max_num_batched_tokens)
+        adapters = Adapters(loaded.model)
         compilation = runner.compilation(origin, folder) if folder else None
-        return cls(
-            loaded,
-            LocalExecutor(runner),
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_queue=max_queue,
-            prefix_cache=prefix_cache,
-            share_prefixes=share_prefixes,
-            speculation=speculation,
-            block_size=block_size,
-            kv_cache_ratio=kv_cache_ratio,
-            compilation=compilation,
-        )
+        adapted = runner.compilation(origin, folder, adapters) if folder else None
+        executor = LocalExecutor(runner, adapters)
+        return cls(loaded, executor, compilation=compilation, adapted_compilation=adapted, **scheduling)
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
         if self._compilation:
             self._compilation.start()
 
     async def wait_compiled(self) -> bool:
-        """Waits until it is decided whether steps are compiled from now on, and says so."""
-        return self._compilation is not None and await asyncio.to_thread(self._compilation.wait)
+        """Waits until it is decided whether steps are compiled from now on, and says so: those with adapters, too, once
+        there is one."""
+        started = [each for each in self._compilations if each.has_started]
+        return bool(started) and all([await asyncio.to_thread(each.wait) for each in started])
 
     async def stop(self) -> None:
         """Ends what is running with Unavailable and waits for the thread to let go of the model."""
         self._stopping = True
-        if self._compilation:
-            self._compilation.stop()
-        await self._thread.stop()  # first: what runs ends at its next step, however long grammars take
+        for each in self._compilations:
+            each.stop()
+        await self.thread.stop()  # first: what runs ends at its next step, however long grammars take
         await self._grammars.stop()
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        id = next(self._adapter_ids)
+        await asyncio.to_thread(loads(self.executor.add_adapter), id, folder)
+        self.unload_adapter(name)
+        self._adapters[name] = id
+        self._compile_adapted()
+
+    @property
+    def _compilations(self) -> list[Compilation]:
+        return [each for each in (self._compilation, self._adapted_compilation) if each]
+
+    def _compile_adapted(self) -> None:
+        if self._adapted_compilation and not self._adapted_compilation.has_started:
+            self._adapted_compilation.start(after=self._compilation)
+
+    def unload_adapter(self, name: str) -> None:
+        if (id := self._adapters.pop(name, None)) is not None:
+            self.thread.retire_adapter(id)
 
     async def submit(self, job: Job) -> AsyncGenerator[Piece, None]:
         self._check_room(job.owner)
@@ -164,13 +228,20 @@ class LocalEngine:
         grammar = job.sampling.grammar
         matcher = await self._grammars.matcher(grammar, job.owner) if grammar else None
         self._check_room(job.owner)  # nothing is awaited from here on
-        key = CacheKey(None if self._shares_prefixes else job.owner, job.cache_salt)
+        owner = None if self._shares_prefixes else job.owner
+        key = CacheKey(owner, job.cache_salt, adapter=self._adapter(job))
         sequence = Sequence(job, limit, job.sampling.ends(self._eos), matcher, cache_key=key)
         streamer = RequestStreamer(self.tokenizer, job.prompt, job.sampling, self._eos)
+        _go_on(sequence, streamer)
         request = Request(sequence, streamer, Mailbox(), time.monotonic())
         self._open.append(request)
-        self._thread.submit(request)
-        return PieceStream(request.mailbox, partial(self._thread.cancel, request))
+        self.thread.submit(request)
+        return PieceStream(request.mailbox, partial(self.thread.cancel, request))
+
+    def _adapter(self, job: Job) -> int | None:
+        if job.adapter is not None and job.adapter not in self._adapters:  # it was unloaded since it was found
+            raise ModelNotFound("The LoRA adapter is no longer loaded", param="model")
+        return None if job.adapter is None else self._adapters[job.adapter]
 
     def _check_room(self, owner: str) -> None:
         if self._stopping:
@@ -185,18 +256,35 @@ class LocalEngine:
     def stats(self) -> EngineStats:
         """Read from any thread: each number is right, together they may be of two neighbouring steps."""
         return EngineStats(
-            running=self._scheduler.num_running,
-            waiting=self._scheduler.num_waiting + self._thread.num_submitted,
-            cache_used=self._scheduler.num_cached,
+            running=self.scheduler.num_running,
+            waiting=self.scheduler.num_waiting + self.thread.num_submitted,
+            waiting_flex=self.scheduler.num_waiting_flex,
+            cache_used=self.scheduler.num_cached,
             cache_size=self._cache_size,
-            prefix_queried=self._scheduler.num_queried,
-            prefix_reused=self._scheduler.num_reused,
-            drafted=self._scheduler.num_drafted,
-            accepted=self._scheduler.num_accepted,
-            preemptions=self._scheduler.num_preemptions,
-            stalled=self._thread.is_stalled,
+            prefix_queried=self.scheduler.num_queried,
+            prefix_reused=self.scheduler.num_reused,
+            drafted=self.scheduler.num_drafted,
+            accepted=self.scheduler.num_accepted,
+            preemptions=self.scheduler.num_preemptions,
+            stalled=self.thread.is_stalled,
+            lost=self.executor.is_lost,
         )
 
     async def settle(self) -> None:
         """Returns once nothing runs and nothing waits, and all that was held has been given back."""
-        await self._thread.settle()
+        await self.thread.settle()
+
+
+def _go_on(sequence: Sequence, streamer: RequestStreamer) -> None:
+    """Behind the tokens that the answer has already; their text was delivered."""
+    for token in sequence.job.sampled:
+        sequence.append(token)
+        streamer.put(token)
+        if sequence.matcher:
+            sequence.matcher.advance(token)
+    if sequence.job.sampled:
+        streamer.take()
+        sequence.rewind()
+        sequence.num_computed = 0
+    if sequence.finished or streamer.finish:
+        raise Unavailable("The answer cannot be gone on with here")

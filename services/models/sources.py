@@ -7,9 +7,12 @@ from pathlib import Path
 from services.engine import engine_class, is_own, reads_weights
 from services.engine.base import SamplingDefaults
 from services.engine.loading import model_files
-from services.models import fetch
+from services.engine.loading.unusable import UnusableModel
+from services.engine.lora.adapter_config import read_adapter_config
+from services.models import fetch, footprint
 from services.models.config import ModelConfig
 from services.models.default_models import DEFAULT_MODELS
+from services.models.footprint import Footprint
 
 
 def check(configs: Iterable[ModelConfig]) -> None:
@@ -19,11 +22,41 @@ def check(configs: Iterable[ModelConfig]) -> None:
             engine_class(config.kind, config.engine)
         elif not _is_default(config.source):
             model_files.check(config.source, config.kind, weights=reads_weights(config.engine))
+        for name, folder in config.adapters.items():
+            _check_adapter(name, folder)
+
+
+def _check_adapter(name: str, folder: str) -> None:
+    try:
+        read_adapter_config(Path(folder))
+    except UnusableModel as error:
+        raise UnusableModel(f"ADAPTERS['{name}']: {error}") from None
 
 
 def locate(source: str, models_dir: Path) -> str:
     """What an engine opens; a default model is fetched if it is missing."""
     return str(fetch.fetch(source, models_dir)) if _is_default(source) else source
+
+
+def stored(source: str, models_dir: Path) -> Path | None:
+    """Where its files are on this disk; None: they are not there yet."""
+    paths = [Path(source), *([models_dir / source] if source in DEFAULT_MODELS else [])]
+    if found := next((path for path in paths if path.exists()), None):
+        return found
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(source, "config.json")
+    except HFValidationError:
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def measure(config: ModelConfig, models_dir: Path) -> Footprint | None:
+    """None: its files are not here, or another server computes it."""
+    path = stored(config.source, models_dir) if reads_weights(config.engine) else None
+    return footprint.of(path) if path else None
 
 
 def recommended_sampling(

@@ -50,7 +50,7 @@ def prompt_of(slot: int, left: int) -> tuple[int, ...]:
 
 
 def made(runner: BatchedRunner, folder: Path) -> Path:
-    return step_file(runner.compilation(Source("nowhere"), folder), runner._model)
+    return step_file(runner.compilation(Source("nowhere"), folder), runner.model)
 
 
 def close(said: Tensor, expected: Tensor) -> None:
@@ -59,10 +59,13 @@ def close(said: Tensor, expected: Tensor) -> None:
 
 @needs_compiler
 # with a window, with biases, and with layers that are used in another order than they are made in
-@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "phi3"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "phi3", *(pytest.param(name, marks=pytest.mark.extended) for name in ("mistral", "qwen2"))],
+)
 def test_compiled_steps_say_what_eager_ones_say(name: str, folder: Path, native_kernel: None) -> None:
     runner = runner_of(name)
-    step = CompiledStep.load(made(runner, folder), runner._model, runner._cache)
+    step = CompiledStep.load(made(runner, folder), runner.model, runner.cache)
     for lengths in ({0: 1}, {5: 1}, {0: 1, 1: 1}, {3: 1, 2: 1}, {4: 9}, {0: 1, 5: 1, 2: 7, 1: 1}, {1: 12, 3: 3, 0: 5}):
         scheduled = read(runner, lengths)
         close(step.run(scheduled), runner.run(scheduled))
@@ -71,7 +74,7 @@ def test_compiled_steps_say_what_eager_ones_say(name: str, folder: Path, native_
 @needs_compiler
 def test_no_logits_of_prompts_that_go_on(folder: Path, native_kernel: None) -> None:
     runner = runner_of("llama")
-    step = CompiledStep.load(made(runner, folder), runner._model, runner._cache)
+    step = CompiledStep.load(made(runner, folder), runner.model, runner.cache)
     reading, writing = read(runner, {0: 9, 1: 1})
     part = reading._replace(num_tokens=4, num_logits=0, token_ids=reading.token_ids[:4])
     assert step.run([part]).shape[0] == runner.run([part]).shape[0] == 0
@@ -81,9 +84,9 @@ def test_no_logits_of_prompts_that_go_on(folder: Path, native_kernel: None) -> N
 @needs_compiler
 def test_a_step_touches_nothing_but_its_own_tokens(folder: Path, native_kernel: None) -> None:
     runner = runner_of("llama")
-    step = CompiledStep.load(made(runner, folder), runner._model, runner._cache)
+    step = CompiledStep.load(made(runner, folder), runner.model, runner.cache)
     scheduled = read(runner, {0: 1, 1: 1, 2: 1})
-    layers = runner._cache.layers.values()
+    layers = runner.cache.layers.values()
     before = [layer.keys[:, :, :LENGTH].clone() for layer in layers]
     step.run(scheduled[1:2])
     for old, layer in zip(before, layers, strict=True):
@@ -107,7 +110,7 @@ def test_the_runner_goes_on_with_it_once_it_is_there(
     monkeypatch.setattr(compiled_step, "open_package", open_once)
     runner.adopt(file)
     assert opened == [file]  # for the trial and for good
-    assert runner._compiled is not None
+    assert runner.is_compiled
     close(runner.run(read(runner, {0: 1, 1: 4})), eager)
 
 
@@ -119,7 +122,7 @@ def test_it_is_taken_over_whatever_the_number_of_slots(num_slots: int, folder: P
     last = num_slots - 1
     expected = [runner.run(read(runner, lengths)) for lengths in ({0: 1}, {last: 9})]
     runner.adopt(made(runner, folder))
-    assert runner._compiled is not None
+    assert runner.is_compiled
     for lengths, eager in zip(({0: 1}, {last: 9}), expected, strict=True):
         close(runner.run(read(runner, lengths)), eager)
 
@@ -138,7 +141,7 @@ class Step:
 
 @pytest.mark.parametrize("num_slots", [1, 2, SLOTS])
 def test_it_is_tried_at_its_corners_where_it_is_made(num_slots: int) -> None:
-    cache = SlotCache(runner_of("llama")._cache.shapes, num_slots, LENGTH, torch.device("cpu"))
+    cache = SlotCache(runner_of("llama").cache.shapes, num_slots, LENGTH, torch.device("cpu"))
     step = Step()
     try_step(step, cache)  # type: ignore[arg-type]
     assert [(0, 0, 1)] in step.tried
@@ -165,15 +168,16 @@ def test_what_fails_its_trial_does_not_appear(tmp_path: Path, native_kernel: Non
 
 def test_the_file_changes_with_what_the_step_depends_on(tmp_path: Path) -> None:
     runner = runner_of("llama")
-    shapes = runner._cache.shapes
+    shapes = runner.cache.shapes
     plan = StepPlan(Source("a"), "float32", SLOTS, LENGTH, shapes)
-    file = plan.file(tmp_path, runner._model)
-    assert StepPlan(Source("b"), "float32", SLOTS, LENGTH, shapes).file(tmp_path, runner._model) == file
-    assert StepPlan(Source("a"), "float32", SLOTS, LENGTH + 1, shapes).file(tmp_path, runner._model) != file
-    assert plan.file(tmp_path, runner_of("mistral")._model) != file
+    file = plan.file(tmp_path, runner.model)
+    assert StepPlan(Source("b"), "float32", SLOTS, LENGTH, shapes).file(tmp_path, runner.model) == file
+    assert StepPlan(Source("a"), "float32", SLOTS, LENGTH + 1, shapes).file(tmp_path, runner.model) != file
+    assert plan.file(tmp_path, runner_of("mistral").model) != file
     assert StepPlan.from_json(plan.to_json()) == plan
 
 
+@pytest.mark.extended  # compiled anew each time
 @pytest.mark.parametrize("source", [Source("a", enable_mm=True), Source("a", quantization="int8")])
 def test_the_compiling_process_reads_the_model_as_the_server_does(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -193,10 +197,10 @@ def test_the_compiling_process_reads_the_model_as_the_server_does(
 def test_another_processor_gets_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folders are shared by machines that cannot run each other's code."""
     runner = runner_of("llama")
-    plan = StepPlan(Source("a"), "float32", SLOTS, LENGTH, runner._cache.shapes)
-    here = plan.file(tmp_path, runner._model), kernels.library_path(tmp_path)
+    plan = StepPlan(Source("a"), "float32", SLOTS, LENGTH, runner.cache.shapes)
+    here = plan.file(tmp_path, runner.model), kernels.library_path(tmp_path)
     monkeypatch.setattr(kernels, "machine", lambda: "x86_64 sse2")
-    there = plan.file(tmp_path, runner._model), kernels.library_path(tmp_path)
+    there = plan.file(tmp_path, runner.model), kernels.library_path(tmp_path)
     assert not {*here} & {*there}
 
 
@@ -238,7 +242,7 @@ def test_steps_stay_eager_where_the_worker_fails(
     monkeypatch.setattr(sys, "executable", "/bin/false")
     handed = threading.Event()
     runner = runner_of("llama")
-    plan = StepPlan(Source("nowhere"), "float32", SLOTS, LENGTH, runner._cache.shapes)
+    plan = StepPlan(Source("nowhere"), "float32", SLOTS, LENGTH, runner.cache.shapes)
     compilation = Compilation(tmp_path / "step.pt2", plan, lambda _: handed.set())
     compilation.start()
     assert not compilation.wait()

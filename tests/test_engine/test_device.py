@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from services.engine.cpu import threads
-from services.engine.device import resources
+from services.engine.device import ram, resources
 from tests.threads import computing_with
 
 
@@ -26,7 +26,7 @@ from tests.threads import computing_with
 def test_processors_of_a_container(
     files: dict[str, str], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resources, "CGROUP", tmp_path)
+    monkeypatch.setattr(ram, "CGROUP", tmp_path)
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text + "\n")

@@ -192,8 +192,9 @@ def test_recipe_reads_length_case_and_normalisation(tmp_path):
 
 
 def test_a_module_that_would_be_left_out_is_refused(tmp_path):
-    with pytest.raises(EngineFailed, match="Dense module"):
-        read_pooling_config(folder(tmp_path, ["Transformer", "Pooling", "Dense"]))
+    for modules in (["Transformer", "Pooling", "CNN"], ["Transformer", "CNN", "Pooling"], ["CNN"]):
+        with pytest.raises(EngineFailed, match="CNN module"):
+            read_pooling_config(folder(tmp_path, modules))
 
 
 def test_an_unknown_pooling_is_refused(tmp_path):
@@ -306,6 +307,17 @@ async def test_an_exception_fails_the_calls_of_its_batch_alone(caplog):
         assert array(await embedder.embed([[4]])).tolist() == [[4, 1]]
         assert embedder.stats().running == 0
     assert "a bad token" in caplog.text
+
+
+async def test_vectors_of_another_width_fail_their_calls_alone():
+    """They ended the engine's thread, and with it every later request."""
+    echo = Echo()
+    async with running(echo) as embedder:
+        embedder.dimensions = 3
+        with pytest.raises(EngineFailed):
+            await embedder.embed([[1]])
+        embedder.dimensions = 2
+        assert array(await embedder.embed([[7, 7]])).tolist() == [[7, 2]]
 
 
 async def test_a_full_queue_refuses_at_once_but_one_call_may_be_of_any_size():

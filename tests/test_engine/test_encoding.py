@@ -51,7 +51,7 @@ def test_texts_in_one_row_are_what_they_are_alone(folder: Path, native_kernel: N
     encoder = Encoder(model, PoolingConfig(poolings=("cls", "mean", "max", "lasttoken")))
     expected = vectors(encoder, ROWS)
     encoder.adopt(made(folder, model))
-    assert encoder._compiled is not None
+    assert encoder.is_compiled
     torch.testing.assert_close(torch.from_numpy(encoder(ROWS)), expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(vectors(encoder, ROWS), expected, atol=1e-4, rtol=1e-4)  # one token alone, too
 
@@ -65,7 +65,7 @@ def test_what_says_something_else_is_not_taken(folder: Path, native_kernel: None
     model.embeddings.register_forward_hook(lambda module, given, out: out.flip(-1))  # the package knows of none
     with pytest.raises(ValueError, match="something else"):
         encoder.adopt(file)
-    assert encoder._compiled is None
+    assert not encoder.is_compiled
 
 
 def test_weights_are_packed_where_nothing_changes() -> None:

@@ -44,7 +44,11 @@ def executor(name: str, *, paged: bool = False) -> LocalExecutor:
 
 
 def run(executor: Executor) -> Scheduler:
-    """Requests that come one by one; the fourth is cancelled."""
+    return answer_all(executor)[0]
+
+
+def answer_all(executor: Executor) -> tuple[Scheduler, list[list[int]]]:
+    """Requests that come one by one; the fourth is cancelled. With the tokens of each, the prompt's too."""
     scheduler = Scheduler(
         executor.num_slots,
         7,
@@ -64,7 +68,7 @@ def run(executor: Executor) -> Scheduler:
     sequences[3].cancelled = True
     while not scheduler.is_idle:
         core.step()
-    return scheduler
+    return scheduler, [sequence.tokens for sequence in sequences]
 
 
 def rows(log: list[LoggedStep]) -> Iterator[StepRow]:

@@ -162,7 +162,7 @@ async def test_everybody_who_stays_is_told_what_it_would_be_told_alone(
         await settled(engine)
         stats = engine.stats()
         assert (stats.running, stats.waiting, stats.cache_used) == (0, 0, 0)
-        assert not engine._thread.core.has_requests
+        assert not engine.thread.core.has_requests
     finally:
         await engine.stop()
     await compare(name, asked, answers, whole=not chance)

@@ -184,7 +184,7 @@ def test_it_ends_with_its_server_however_that_ends() -> None:
 
 def test_a_process_that_always_dies_is_not_begun_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    checker = GrammarChecker(lambda: made()._vocabulary)
+    checker = GrammarChecker(lambda: made().vocabulary)
 
     with pytest.raises(Unavailable):
         checker.check(GrammarSpec("regex", "a"))

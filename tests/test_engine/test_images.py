@@ -208,9 +208,9 @@ async def test_a_prompt_in_many_steps_is_looked_at_once(tiny: Tiny, monkeypatch:
     vision = tiny.runner.vision
     assert vision is not None
     looked = []
-    features = vision._compute_features
-    monkeypatch.setattr(vision, "_compute_features", lambda image: looked.append(image) or features(image))
-    vision._features.clear()
+    features = vision.compute_features
+    monkeypatch.setattr(vision, "compute_features", lambda image: looked.append(image) or features(image))
+    vision.features.clear()
     async with serving(tiny, max_num_batched_tokens=4, prefix_cache=False) as engine:
         await said(engine, tiny.job(ASKS[2]))
     assert len(looked) == 2
@@ -259,7 +259,7 @@ def test_a_compiled_step_speaks_of_images(folders: dict[str, str], folder: Path,
     rows = [_last(runner, tiny.job(ask)) for ask in (ASKS[4], ASKS[0])]
     eager = [runner.run([row]) for row in rows]
     runner.adopt(made(runner, folder))
-    assert runner._compiled is not None
+    assert runner.is_compiled
     for row, logits in zip(rows, eager, strict=True):
         assert vision_for(runner.vision, [row]) is None
         torch.testing.assert_close(runner.run([row]), logits, atol=1e-4, rtol=1e-4)

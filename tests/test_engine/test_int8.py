@@ -180,11 +180,11 @@ def model_says(name: str, tokens: list[int]) -> Tensor:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("name", [pytest.param("llama", marks=pytest.mark.extended), "qwen2"])  # qwen2 has biases
 def test_compiled_steps_say_what_eager_ones_say(name: str, folder: Path, native_int8: None) -> None:
     runner = runner_of(quantised(name))
-    file = step_file(runner.compilation(Source("nowhere", quantization="int8"), folder), runner._model)
-    step = CompiledStep.load(file, runner._model, runner._cache)
+    file = step_file(runner.compilation(Source("nowhere", quantization="int8"), folder), runner.model)
+    step = CompiledStep.load(file, runner.model, runner.cache)
     for lengths in ({0: 1}, {0: 1, 5: 1, 2: 7, 1: 1}):
         scheduled = read(runner, lengths)
         close(step.run(scheduled), runner.run(scheduled))

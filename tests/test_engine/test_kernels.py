@@ -62,7 +62,7 @@ def check(
 MIXED = [
     (2, 0, 1),
     (0, 0, 300),
-    *((3, 0, 255 + i) for i in range(30)),
+    *((3, 0, 255 + i) for i in range(70)),  # more than go through the keys together
     *((1, 40 + i, 90 + i) for i in range(9)),
     (2, 5, 6),
 ]
@@ -160,7 +160,7 @@ def test_the_compiler_finds_its_folder_from_wherever_it_runs(tmp_path: Path, mon
         (tmp_path / "whole").touch()
         return str(tmp_path / "whole")
 
-    monkeypatch.setattr(kernels, "_compiled", compiled)
+    monkeypatch.setattr(kernels, "compile_sources", compiled)
     kernels.build(Path("models") / "kernels-1.so")
     assert [folder.is_absolute() for folder in folders] == [True]
     assert (tmp_path / "models" / "kernels-1.so").exists()
@@ -172,7 +172,7 @@ def test_what_a_killed_process_left_is_in_nobody_s_way(tmp_path: Path, monkeypat
     (left / "half").touch()
     whole = tmp_path / "whole"
     whole.touch()
-    monkeypatch.setattr(kernels, "_compiled", lambda folder: str(whole))
+    monkeypatch.setattr(kernels, "compile_sources", lambda folder: str(whole))
     kernels.build(library)
     assert library.exists()
     assert not left.exists()

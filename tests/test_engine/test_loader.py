@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from gguf.constants import GGMLQuantizationType
 
-from services.engine.loading import loader
+from services.engine.loading import loader, remote_code
 from services.engine.loading.loader import Loaded, Source, load
 from services.engine.quantization import gguf
+from tests.test_engine.gguf_files import write_gguf
 from tests.test_engine.tiny_models import build
 from tests.test_engine.tiny_tokenizers import EOS, byte_level
 
@@ -65,20 +67,25 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
     hub = Hub()
-    monkeypatch.setattr(loader, "AutoConfig", SimpleNamespace(from_pretrained=lambda name: SimpleNamespace()))
-    for module in (loader, gguf):
+    monkeypatch.setattr(loader, "AutoConfig", SimpleNamespace(from_pretrained=lambda name, **_: SimpleNamespace()))
+    monkeypatch.setattr(loader, "runs_own_code", lambda source, trusted: False)
+    for module in (remote_code, gguf):
         monkeypatch.setattr(module, "AutoTokenizer", SimpleNamespace(from_pretrained=hub.read_tokenizer))
+    for module in (loader, gguf):
         monkeypatch.setattr(module, "AutoModelForCausalLM", SimpleNamespace(from_pretrained=hub.read_model))
     return hub
 
 
-def test_a_gguf_file_is_read_from_its_folder_and_unpacked(hub: Hub, tmp_path: Path) -> None:
+def test_a_gguf_file_that_transformers_reads_is_read_from_its_folder_and_unpacked(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "tiny.Q4_1.gguf"
-    file.touch()
+    write_gguf(file, "llama", (GGMLQuantizationType.Q4_1,))
+    monkeypatch.setattr(gguf, "is_gguf_arch_supported", lambda architecture: architecture == "llama")
 
     load(Source(str(file)))
 
-    (folder, tokenizer_options), (same_folder, model_options) = hub.asked
+    (folder, model_options), (same_folder, tokenizer_options) = hub.asked
     assert folder == same_folder == str(tmp_path)
     assert tokenizer_options == {"gguf_file": "tiny.Q4_1.gguf"}
     assert model_options["gguf_file"] == "tiny.Q4_1.gguf"
@@ -94,7 +101,10 @@ def test_what_is_no_file_is_a_folder_or_a_name(
 
     load(Source(source), dtype="float32")
 
-    assert hub.asked == [(source, {}), (source, {"dtype": torch.float32})]
+    assert hub.asked == [
+        (source, {"dtype": torch.float32, "trust_remote_code": False}),
+        (source, {"trust_remote_code": False}),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.engine.base import EngineStats, GrammarSpec, Job, SamplingParams, ThinkingLimit
+from services.engine.execution.executor import ExecutorLost
 from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
@@ -23,6 +25,7 @@ from services.engine.scheduling.scheduler import Batch, Scheduler
 from services.engine.scheduling.sequence import Sequence
 from services.engine.scheduling.step import ClearSlot, StepRow
 from services.errors import EngineFailed, GrammarStuck, InvalidRequest, Overloaded, PromptTooLong, Unavailable
+from tests.generated import examples
 from tests.test_engine import fakes
 from tests.test_engine.fakes import END, PATIENCE, Counting, Gate, GoingAhead, job, running, said, settled
 from tests.test_engine.recorder import Recorder
@@ -67,6 +70,28 @@ async def test_pieces_carry_text_and_tokens(engine: LocalEngine) -> None:
         ("d", (3,), None),
         ("e", (4,), "length"),
     ]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"max_tokens": 6},
+        {"max_tokens": 6, "stop": ("hi",)},
+        {"grammar": GrammarSpec("regex", "defg[a-z]{2}")},
+        {"max_tokens": 6, "temperature": 1.0, "seed": 3, "frequency_penalty": 2.0},
+        {"max_tokens": 6, "thinking": ThinkingLimit(3, end=10)},
+    ],
+    ids=["plain", "stop", "grammar", "seed", "thinking"],
+)
+async def test_an_answer_goes_on_behind_sampled_tokens(engine: LocalEngine, params: dict[str, Any]) -> None:
+    whole = job(**params)
+    pieces = [piece async for piece in await engine.submit(whole)]
+    for size in range(1, len(pieces)):
+        tokens = tuple(token for piece in pieces[:size] for token in piece.token_ids)
+        rest = [piece async for piece in await engine.submit(replace(whole, sampled=tokens))]
+        assert [(each.text, each.token_ids, each.finish) for each in rest] == [
+            (each.text, each.token_ids, each.finish) for each in pieces[size:]
+        ]
 
 
 @pytest.mark.parametrize(("tokens", "expected"), [(0, "klm"), (2, "bck"), (3, "bcd")])
@@ -230,7 +255,7 @@ async def the_slot_is_free(engine: LocalEngine) -> None:
     assert await said(await engine.submit(job("w"))) == "xy"  # where there is but one
     await settled(engine)
     assert engine.stats().cache_used == 0
-    assert not engine._thread.core._output.requests  # nothing is kept of anyone
+    assert not engine.thread.core.has_requests  # nothing is kept of anyone
 
 
 @LEAVE
@@ -253,7 +278,7 @@ async def test_leaving_while_the_prompt_is_read(gated: LocalEngine, gate: Gate, 
     gate.open()
 
     await the_slot_is_free(gated)
-    assert len(gated._thread.core._executor.runner.steps) < 15
+    assert len(gated.executor.runner.steps) < 15
 
 
 @LEAVE
@@ -321,7 +346,7 @@ async def test_leaving_during_a_step_takes_effect_with_the_next_one() -> None:
         assert await said(stays) == "def"
         await settled(engine)
         assert runner.steps[1:] == [["stays", "leaves"], ["stays"]]
-        assert not engine._thread.core.has_requests
+        assert not engine.thread.core.has_requests
 
 
 # --- what breaks ---
@@ -344,6 +369,25 @@ async def test_a_failed_step_fails_who_runs_and_the_engine_goes_on(caplog: pytes
         await the_slot_is_free(engine)
     assert "out of memory" in caplog.text  # for the operator
     assert "out of memory" not in failure.value.message  # who is not the caller
+
+
+async def test_a_lost_executor_ends_all_requests_and_later_ones(caplog: pytest.LogCaptureFixture) -> None:
+    gate = Gate()
+
+    def lost(rows: list[StepRow]) -> None:
+        gate(rows)
+        raise ExecutorLost("rank 1 has ended")
+
+    async with running(Counting(before=lost, num_slots=1)) as engine:
+        streams = [await engine.submit(job(name=name)) for name in ("running", "waiting")]
+        gate.open()
+        for stream in streams:
+            with pytest.raises(Unavailable, match="loaded again"):
+                await said(stream)
+        with pytest.raises(Unavailable, match="loaded again"):
+            await said(await engine.submit(job()))
+        await settled(engine)
+    assert "rank 1 has ended" in caplog.text
 
 
 async def test_a_runner_that_always_fails_fails_each_and_stays_idle_between() -> None:
@@ -517,7 +561,7 @@ async def test_a_grammar_that_explodes_in_use_ends_its_request_alone(
     room=st.sampled_from([56, 200]),
     kind=st.sampled_from(list(KINDS.values())),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(10, 100))
 async def test_a_grammar_is_held_to_whoever_comes_or_leaves(
     lives: list[tuple[str, int]], room: int, kind: Kind
 ) -> None:
@@ -617,9 +661,9 @@ async def test_a_thread_for_which_there_is_none_to_take_over_is_told_and_tried_a
         raise RuntimeError("can't start new thread")
 
     async with running(Counting(num_slots=1, before=once(die))) as engine:
-        first = engine._thread.thread
+        first = engine.thread.thread
         with monkeypatch.context() as patch:
-            patch.setattr(engine._thread, "_new_thread", no_thread)
+            patch.setattr(engine.thread, "new_thread", no_thread)
             with pytest.raises(EngineFailed):
                 await said(await engine.submit(job()))
             await asyncio.to_thread(first.join)
@@ -634,11 +678,11 @@ async def test_a_thread_for_which_there_is_none_to_take_over_is_told_and_tried_a
 
 async def test_a_slot_that_has_not_come_home_is_noticed_at_rest(caplog: pytest.LogCaptureFixture) -> None:
     async with running(Counting(num_slots=2)) as engine:
-        engine._scheduler._slots._slots[1].holder = Sequence(job(), 1)
+        engine.scheduler.slots.slots[1].holder = Sequence(job(), 1)
         assert await said(await engine.submit(job("w"))) == "xy"
         await settled(engine)
 
-        assert engine._scheduler._slots.num_free == 2
+        assert engine.scheduler.slots.num_free == 2
         await the_slot_is_free(engine)
     assert "another takes over" in caplog.text
 
@@ -731,7 +775,7 @@ async def test_stopping_frees_the_thread_and_the_model() -> None:
     await engine.stop()
 
     assert alive() is None
-    assert not engine._thread.thread.is_alive()
+    assert not engine.thread.thread.is_alive()
 
 
 async def test_stopping_twice_waits_twice(gate: Gate) -> None:
@@ -744,7 +788,7 @@ async def test_stopping_twice_waits_twice(gate: Gate) -> None:
         gate.open()
         await asyncio.gather(*stops)
 
-        assert not engine._thread.thread.is_alive()
+        assert not engine.thread.thread.is_alive()
         await pieces.aclose()
 
 

@@ -129,6 +129,15 @@ def test_a_gguf_file_in_a_folder_is_to_be_named_itself(folder: Path) -> None:
         check(str(folder), "chat")
 
 
+def test_a_gguf_file_beside_its_configuration_and_tokenizer(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "tiny.gguf").write_bytes(gguf())
+    check(str(folder), "chat")
+    (folder / "tiny.gguf").write_bytes(gguf()[:-1])
+    with pytest.raises(UnusableModel, match=r"tiny\.gguf is not whole"):
+        check(str(folder), "chat")
+
+
 def test_a_whole_gguf_file_is_taken(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
     path.write_bytes(gguf())

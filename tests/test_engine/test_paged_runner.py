@@ -164,7 +164,7 @@ def test_rows_that_fill_up_a_batch_touch_nothing() -> None:
     recorder = Recorder()
     runner = paged("llama", recorder, num_slots=9)
     scheduled = reading(runner, {0: 5, 1: 3, 6: 9, 3: 2, 4: 2})
-    layers, pages = runner._cache.layers.values(), runner._cache.pages
+    layers, pages = runner.cache.layers.values(), runner.cache.pages
     before = [layer.keys.clone() for layer in layers]
 
     runner.run(scheduled)
@@ -173,7 +173,7 @@ def test_rows_that_fill_up_a_batch_touch_nothing() -> None:
     own = sorted([pages.of(entry.slot)[entry.start // PAGE], entry.start % PAGE] for entry in scheduled)
     for old, layer in zip(before, layers, strict=True):
         changed = (old != layer.keys).any(-1).any(-1).nonzero().tolist()
-        assert [place for place in changed if place[0] != runner._cache.spare] == own
+        assert [place for place in changed if place[0] != runner.cache.spare] == own
 
 
 def test_a_step_may_begin_before_its_tokens_are_known() -> None:
@@ -224,13 +224,13 @@ def test_a_batch_goes_into_the_smallest_form_that_it_fits_in() -> None:
     assert batch_sizes(8) == [1, 2, 4, 8]
     assert batch_sizes(30) == [1, 2, 4, 8, 16, 24, 30]
     runner = paged("llama", Recorder())
-    assert runner._graphs
+    assert runner.graphs
 
     def form(size: int, length: int) -> BatchShape:
         rows = [StepRow("job", slot, length - 1, 1, 1, (1,)) for slot in range(size)]
-        return runner._graphs.shape(rows)  # type: ignore[union-attr]
+        return runner.graphs.shape(rows)  # type: ignore[union-attr]
 
-    short, long = NUM_PAGES * PAGE, runner._cache.pages.needed(LENGTH) * PAGE
+    short, long = NUM_PAGES * PAGE, runner.cache.pages.needed(LENGTH) * PAGE
     assert form(1, short) == BatchShape(1, 1, 1, NUM_PAGES, 1, short)
     assert form(3, short) == BatchShape(4, 4, 4, NUM_PAGES, 1, short)
     assert form(5, LENGTH).num_tokens == 5
@@ -311,7 +311,7 @@ def test_all_batch_sizes_are_recorded_before_anybody_waits() -> None:
     warm_up(runner, 512)
 
     assert recorder.recordings == [5, 4, 2, 1]
-    assert runner._cache.pages.num_free == runner._cache.pages.num_pages
+    assert runner.cache.pages.num_free == runner.cache.pages.num_pages
 
 
 # --- sizes ---
@@ -332,8 +332,8 @@ def test_pages_are_bounded_by_memory_or_as_given(
     page = PAGE * 2 * 2 * (8 + 8) * 4  # layers x heads x (key + value) x bytes
     runner = paged("llama", length=10, budget=min(budget * page, 2**30), cache_tokens=given)
 
-    assert (runner._cache.pages.num_pages, runner.cache_tokens) == (pages, tokens)
-    assert len(runner._cache.layers[0].keys) == pages + 1
+    assert (runner.cache.pages.num_pages, runner.cache_tokens) == (pages, tokens)
+    assert len(runner.cache.layers[0].keys) == pages + 1
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gpt_oss"])

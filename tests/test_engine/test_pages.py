@@ -69,7 +69,7 @@ class PagedMemory(Memory):
     def check(self) -> None:
         held = self.uses()
         assert len(held) + self.pages.num_free == self.pages.num_pages
-        assert sum(held.values()) == sum(self.pages._num_users)
+        assert sum(held.values()) == sum(self.pages.num_users)
 
 
 class PagedService(Service):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from services.engine.base import Job
 from services.engine.execution.batched_runner import BatchedRunner
+from services.engine.execution.padded_runner import PaddedRunner
 from services.engine.execution.runner import Runner
 from services.engine.execution.runner_factory import build_runner
 from services.engine.execution.sequential_runner import SequentialRunner
@@ -34,11 +35,12 @@ from tests.test_engine.tiny_models import (
     generate,
 )
 
-SOLO = {
+PADDED = {
     "bloom": "ALiBi, in an attention of its own",
     "llama4 chunked": "chunks that only its masks know",
     "phimoe sliding": "a window that only its masks know",
 }
+ALONE = {"rwkv"}  # its own step of one token mixes the rows of a batch
 SLOTS = 3
 LENGTH = 64
 
@@ -134,8 +136,9 @@ def tiny(request: pytest.FixtureRequest) -> Tiny:
 
 
 def test_each_architecture_runs_where_it_should(tiny: Tiny) -> None:
-    """Falling back to one at a time is right for some; for any other it would be a silent loss of speed."""
-    assert type(tiny.runner) is (SequentialRunner if tiny.name in SOLO else BatchedRunner)
+    """Falling back to the model's own cache is right for some; for any other it would be a silent loss of speed."""
+    assert type(tiny.runner) is (PaddedRunner if tiny.name in PADDED else BatchedRunner)
+    assert tiny.runner.reuses
 
 
 @pytest.mark.parametrize("max_tokens", [512, 4], ids="{} tokens a step".format)
@@ -222,7 +225,7 @@ def test_beginnings_in_common(
 def test_a_slot_that_was_poisoned_is_clean_again(llama: tuple[Any, Runner]) -> None:
     model, runner = llama
     assert isinstance(runner, BatchedRunner)
-    for layer in runner._cache.layers.values():
+    for layer in runner.cache.layers.values():
         layer.keys[:, :, :20] = torch.nan
         layer.values[:, :, :20] = torch.nan
     runner.apply([ClearSlot(slot, 0, 20) for slot in range(SLOTS)])
@@ -298,6 +301,13 @@ def test_a_model_with_a_cache_of_its_own_is_given_no_size() -> None:
         build_runner(build("bloom"), num_slots=8, length=10, budget=2**30, cache_tokens=100)
 
 
+def test_what_models_with_a_cache_of_their_own_keep_is_bounded() -> None:
+    token = 2 * 2 * 4 * 8 * 4  # layers x (key + value) x heads x dimensions x bytes
+    sizes = [build_runner(build("bloom"), num_slots=4, length=30, budget=tokens * token) for tokens in (120, 119)]
+
+    assert [runner.cache_tokens for runner in sizes] == [None, 119]
+
+
 def test_too_little_memory_for_one_sequence_is_an_error_and_no_fallback() -> None:
     with pytest.raises(ValueError, match="max_model_len"):
         build_runner(build("llama"), num_slots=4, length=LENGTH, budget=1000)
@@ -307,14 +317,17 @@ def test_a_fallback_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None
     with caplog.at_level(logging.WARNING, "services.engine.execution.runner_factory"):
         build_runner(build("bloom"), num_slots=1, length=LENGTH, budget=2**30)
 
-    assert "BloomForCausalLM runs one sequence at a time: its attention does not go through" in caplog.text
+    assert "BloomForCausalLM runs without slots: its attention does not go through" in caplog.text
 
 
 @pytest.mark.parametrize("kind", RECURRENT)
 def test_recurrent_models_in_chunks_and_in_company(kind: str) -> None:
     """Some can go on from a state by one token only."""
     model = build_kind(kind, RECURRENT[kind])
-    answers = [Answer(prompt(length), *forward_each(model, prompt(length), 6)) for length in (1, 6, 17)]
+    prompts = [(17, 0), (1, 0), (6, 2), (11, 3)]  # their lengths, and when they join
+    answers = [
+        Answer(prompt(length), *forward_each(model, prompt(length), 6), joins=joins) for length, joins in prompts
+    ]
     runner = build_runner(model, num_slots=SLOTS, length=LENGTH, budget=2**30)
 
     for max_tokens in (64, 5):
@@ -322,7 +335,24 @@ def test_recurrent_models_in_chunks_and_in_company(kind: str) -> None:
         run(runner, together, max_tokens)
         for answer in together:
             answer.check()
-    assert isinstance(runner, SequentialRunner)
+    assert type(runner) is (SequentialRunner if kind in ALONE else PaddedRunner)
+
+
+def test_a_state_is_never_shared_by_packed_sequences() -> None:
+    """Where it matters little, 16-bit logits are as near to the model's as rounding."""
+    model = build_kind("falcon_h1", {**RECURRENT["falcon_h1"], "ssm_out_multiplier": 1e-3}).bfloat16()
+
+    assert isinstance(build_runner(model, num_slots=2, length=LENGTH, budget=2**30), PaddedRunner)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_model_that_counts_padding_as_tokens_runs_alone(dtype: torch.dtype) -> None:
+    """Its positions are those of the cache, whatever it is given; of 16-bit numbers, that is hardly more than they
+    round."""
+    options = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    model = build_kind("marian", {**options, "pad_token_id": 0, "decoder_start_token_id": 0}).to(dtype)
+
+    assert isinstance(build_runner(model, num_slots=2, length=LENGTH, budget=2**30), SequentialRunner)
 
 
 @pytest.mark.parametrize("kind", ["deepseek_v32", "glm_moe_dsa"])
@@ -376,26 +406,30 @@ def test_a_model_that_reaches_for_its_weights_is_batched_all_the_same(monkeypatc
     answer.check()
 
 
-def test_what_a_sequence_left_in_a_model_of_its_own_is_freed() -> None:
-    model = build("phimoe sliding")
+def test_what_a_sequence_left_in_a_cache_of_its_own_is_freed() -> None:
+    model = build_kind("falcon_h1", RECURRENT["falcon_h1"])
     runner = build_runner(model, num_slots=2, length=LENGTH, budget=2**30)
-    assert isinstance(runner, SequentialRunner)
+    assert isinstance(runner, PaddedRunner)
+    assert not runner.reuses
     answers = [Answer(prompt(length), *generate(model, prompt(length), 3)) for length in (3, 6, 11)]
     scheduler = run(runner, answers, max_tokens=64)
     runner.apply(scheduler.schedule().changes)
 
-    assert not runner._states
+    assert not runner.num_cached
     for answer in answers:
         answer.check()
 
 
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("read", [2, 4], ids="after {} tokens".format)
-def test_a_model_of_its_own_reads_again_what_a_step_without_memory_left_unclear(read: int, layer: int) -> None:
-    """One of the two was read, of the other some layers; to read them on would be to read these tokens twice."""
+@pytest.mark.parametrize("alone", [False, True], ids=["together", "one at a time"])
+def test_what_a_step_without_memory_left_unclear_is_read_again(read: int, layer: int, *, alone: bool) -> None:
+    """Some layers were read, or one of the sequences; to read them on would be to read these tokens twice."""
     model = build("phimoe sliding")
     expected = [generate(model, prompt(length), 3) for length in (5, 9)]
     runner = build_runner(model, num_slots=2, length=LENGTH, budget=2**30)
+    if alone:
+        runner = SequentialRunner(model, 2, LENGTH)
     scheduled = [
         ScheduledSequence(Sequence(Job("job", prompt(length)), 9), slot, read) for slot, length in enumerate((5, 9))
     ]
@@ -403,12 +437,35 @@ def test_a_model_of_its_own_reads_again_what_a_step_without_memory_left_unclear(
     for entry in scheduled:
         entry.sequence.num_computed = entry.num_tokens
 
-    with failing(model.model.layers[layer].mlp, call=2), pytest.raises(torch.OutOfMemoryError):
+    with failing(model.model.layers[layer].mlp, call=1 + alone), pytest.raises(torch.OutOfMemoryError):
         runner.run([ScheduledSequence(entry.sequence, entry.slot, 1).row() for entry in scheduled])
 
     for entry, (_, logits) in zip(scheduled, expected, strict=True):
         rest = ScheduledSequence(entry.sequence, entry.slot, len(entry.sequence.tokens) - entry.sequence.num_computed)
         torch.testing.assert_close(runner.run([rest.row()])[0], logits[0], atol=1e-3, rtol=1e-3)
+
+
+def test_sequences_that_sit_out_a_step_keep_their_caches() -> None:
+    """As others do that a step has no room for."""
+    model = build("phimoe sliding")
+    expected = [generate(model, prompt(length), 9) for length in (17, 5, 11)]
+    runner = build_runner(model, num_slots=3, length=LENGTH, budget=2**30)
+    texts = [list(prompt(length)) for length in (17, 5, 11)]
+    said: list[list[Tensor]] = [[], [], []]
+    computed = [0, 0, 0]
+    for step in [(0, 1, 2), (0, 1, 2), (0, 2), (1,), (0, 1, 2), (2, 1)]:
+        pending = [texts[slot][computed[slot] :] for slot in step]
+        rows = [
+            StepRow("job", slot, computed[slot], len(new), 1, tuple(new))
+            for slot, new in zip(step, pending, strict=True)
+        ]
+        for slot, logits in zip(step, runner.run(rows), strict=True):
+            computed[slot] = len(texts[slot])
+            texts[slot].append(int(logits.argmax()))
+            said[slot].append(logits.clone())
+
+    for each, (_, logits) in zip(said, expected, strict=True):
+        torch.testing.assert_close(torch.stack(each), logits[: len(each)], atol=1e-3, rtol=1e-3)
 
 
 @contextmanager

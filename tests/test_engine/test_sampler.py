@@ -138,6 +138,24 @@ def test_the_smallest_nucleus_is_the_likeliest_token(params: dict[str, float]) -
     assert sample(scores, [row(**params) for _ in scores]) == scores.argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("vocabulary", [5, 97, 3 * NUCLEUS])  # more of them are equal than are looked at first
+@pytest.mark.parametrize(
+    "params", [{"top_p": 1e-9}, {"top_p": 1e-9, "top_k": 7}, {"top_k": 1}, {"min_p": 1.0}, {"temperature": 0}], ids=str
+)
+def test_of_equally_likely_tokens_every_way_takes_the_first(vocabulary: int, params: dict[str, float]) -> None:
+    scores = torch.randint(0, 3, (20, vocabulary), generator=torch.Generator().manual_seed(0)).float()
+
+    assert sample(scores, [row(seed=seed, **params) for seed in range(20)]) == scores.argmax(-1).tolist()
+
+
+def test_what_differs_in_the_last_bit_is_no_tie() -> None:
+    """Divided by a temperature, or as probabilities, they would be equal."""
+    scores = torch.full((1, 100), -1.0)
+    scores[0, 7], scores[0, 3] = 0.5, 0.5 - 2**-25
+
+    assert sample(scores, [row(top_p=1e-9, temperature=1.9)]) == [7]
+
+
 def test_a_top_k_beyond_all_bounds_is_no_limit() -> None:
     scores = logits(40)
     rows = [row(seed=seed, top_k=10**40) for seed in range(50)]

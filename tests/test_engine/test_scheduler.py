@@ -26,9 +26,17 @@ POISON = -1
 
 
 def sequence(
-    prompt: int, answer: int = 1, name: str = "job", first: int = 0, priority: int = 0, owner: str = ANYBODY
+    prompt: int,
+    answer: int = 1,
+    name: str = "job",
+    first: int = 0,
+    priority: int = 0,
+    owner: str = ANYBODY,
+    *,
+    flex: bool = False,
 ) -> Sequence:
-    return Sequence(Job(name, tuple(range(first, first + prompt)), priority=priority, owner=owner), answer)
+    job = Job(name, tuple(range(first, first + prompt)), priority=priority, owner=owner, flex=flex)
+    return Sequence(job, answer)
 
 
 def following(tokens: list[int]) -> int:
@@ -103,8 +111,8 @@ def steps(scheduler: Scheduler, memory: Memory | None = None) -> Iterator[list[S
         compute(batch)
 
 
-def rank(each: Sequence) -> tuple[int, int]:
-    return each.job.priority, each.arrival
+def rank(each: Sequence) -> tuple[bool, int, int]:
+    return each.job.flex, each.job.priority, each.arrival
 
 
 class Service(RuleBasedStateMachine):
@@ -143,10 +151,11 @@ class Service(RuleBasedStateMachine):
         family=st.integers(0, 1),
         priority=st.sampled_from([0, 0, 0, 1]),
         owner=st.integers(0, 1),
+        flex=st.sampled_from([False, False, True]),
     )
-    def add(self, prompt: int, answer: int, family: int, priority: int, owner: int) -> None:
+    def add(self, prompt: int, answer: int, family: int, priority: int, owner: int, flex: bool) -> None:
         whose = self.owners[owner % len(self.owners)]
-        self.sequences.append(sequence(prompt, answer, first=10 * family, priority=priority, owner=whose))
+        self.sequences.append(sequence(prompt, answer, first=10 * family, priority=priority, owner=whose, flex=flex))
         self.scheduler.add(self.sequences[-1])
 
     @precondition(lambda self: any(each.finished for each in self.sequences))
@@ -221,7 +230,8 @@ class Service(RuleBasedStateMachine):
         assert all(entry.slot == entry.sequence.slot for entry in scheduled)
         assert scheduled or self.scheduler.is_idle  # never stuck
         scheduled = [entry.sequence for entry in scheduled]
-        assert all(each in scheduled or each.slot is None for each in writing)  # nobody who reads holds up who writes
+        # nobody who reads holds up who writes
+        assert all(each in scheduled or each.slot is None or each.job.flex for each in writing)
         admitted = [each for each in self.sequences if each.slot is not None and each not in before]
         waiting = [each for each in self.sequences if each.slot is None and not each.is_over and not each.wait]
         if len(self.owners) > 1:  # who has given way to another owner in this step comes after those admitted in it

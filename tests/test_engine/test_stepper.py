@@ -95,7 +95,7 @@ def test_who_loses_its_place_loses_what_was_done_ahead() -> None:
     for name in ("first", "last"):
         steps.add(request(job(name=name, max_tokens=4)))
     steps.step()
-    steps._scheduler._preempt()
+    steps.scheduler.preempt()
     for _ in range(8):
         steps.step()
 
@@ -278,7 +278,7 @@ def test_drawing_does_not_wait(rows: list[dict[str, Any]]) -> None:
     sequences = [row(params) for params in rows]
     sequences[0].matcher = Bits()
     assert fill_grammar_masks(sequences) == []
-    logits_processors._mask_table(logits.device)  # goes there once and for all
+    logits_processors.mask_table(logits.device)  # goes there once and for all
     with Elsewhere():
         tokens = sample_tokens(logits, sequences)
 

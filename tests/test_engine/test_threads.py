@@ -49,7 +49,7 @@ def test_another_openmp_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     gomp = SimpleNamespace(omp_pause_resource_all=calls.append)
     for found, expected in ((gomp, [threads.SOFT]), (None, [])):
-        monkeypatch.setattr(threads, "_libgomp", lambda found=found: found)
+        monkeypatch.setattr(threads, "libgomp", lambda found=found: found)
         calls.clear()
         release_team()
         assert calls == expected
@@ -65,8 +65,8 @@ class Clock:
         self.seconds = 1000.0
         self.turns = Turns(lost=5, computed=1.0)
         self.sat: list[float] = []
-        monkeypatch.setattr(threads, "_libgomp", lambda: object())
-        monkeypatch.setattr(threads, "_sit", self.sat.append)
+        monkeypatch.setattr(threads, "libgomp", lambda: object())
+        monkeypatch.setattr(threads, "hold_team", self.sat.append)
         monkeypatch.setattr("services.engine.cpu.threads.time.monotonic", lambda: self.seconds)
         monkeypatch.setattr(Turns, "now", lambda: self.turns)
 
@@ -148,8 +148,8 @@ def test_a_team_too_many_is_there_for_a_while(two_threads: None, monkeypatch: py
     without = num_threads()
     with monkeypatch.context() as patch:
         patch.setattr("services.engine.cpu.threads.time.sleep", lambda _: seen.append(num_threads()))
-        threads._sit(1.0)
-    if threads._libgomp() is None:
+        threads.hold_team(1.0)
+    if threads.libgomp() is None:
         pytest.skip("this torch computes without a team of OpenMP")
     assert seen[0] > without
     assert are_gone_but(without)

@@ -8,6 +8,7 @@ import torch
 
 from services import engine
 from services.engine.execution.batched_runner import BatchedRunner
+from services.engine.execution.padded_runner import PaddedRunner
 from services.engine.execution.runner_factory import build_runner
 from services.engine.execution.warm_up import warm_up
 from tests.test_engine.fakes import Counting
@@ -27,9 +28,10 @@ def test_nothing_is_left(name: str) -> None:
     runner = build_runner(build(name), num_slots=3, length=40, budget=2**30)
     warm_up(runner, 512)
     if isinstance(runner, BatchedRunner):
-        assert not any(torch.count_nonzero(layer.keys[:, :, :40]) for layer in runner._cache.layers.values())
+        assert not any(torch.count_nonzero(layer.keys[:, :, :40]) for layer in runner.cache.layers.values())
     else:
-        assert not runner._states  # type: ignore[attr-defined]
+        assert isinstance(runner, PaddedRunner)
+        assert not runner.num_cached
 
 
 def test_collecting_garbage_goes_on_once_all_is_imported() -> None:

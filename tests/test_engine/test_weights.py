@@ -2,18 +2,25 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, LlamaForCausalLM
 
+from schemas.status_schema import LoadingProgress
 from services.engine.embedding.embedder import LocalEmbedder
 from services.engine.embedding.reranker import LocalReranker
+from services.engine.loading import loader, progress
 from services.engine.loading.loader import Source, load
+from services.engine.loading.model_files import check
 from services.engine.loading.unusable import UnusableModel
+from services.engine.local import LocalEngine
+from services.engine.quantization import needed_packages
 from tests.test_engine import tiny_encoders
+from tests.test_engine.packed_files import set_quantization
 from tests.test_engine.tiny_models import SHAPE, build
 from tests.test_engine.tiny_tokenizers import byte_level
 
@@ -96,11 +103,78 @@ def test_an_embedding_model_needs_no_pooler_but_all_its_layers(tmp_path: Path) -
         LocalEmbedder.load(source=str(tmp_path), device="cpu")
 
 
-@pytest.mark.parametrize("method", ["modelopt", "exl2"])
+@pytest.mark.parametrize("method", ["exl2", "exl3"])
 def test_a_quantisation_that_nobody_reads_is_refused(folder: Path, method: str) -> None:
     set_config(folder, quantization_config={"quant_method": method, "bits": 4})
-    with pytest.raises(UnusableModel, match=f"is quantised by {method}, which transformers does not read"):
+    with pytest.raises(UnusableModel, match=f"is quantised by {method}, which transformers does not read. GPTQ, AWQ"):
         load(Source(str(folder)), device="cpu")
+
+
+LACKING = {
+    "hqq": {"nbits": 4},
+    "torchao": {"quant_type": "int8wo"},
+    "bitsandbytes": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "auto-round": {"bits": 4, "packing_format": "auto_round:auto_gptq"},
+    "quanto": {"weights": "int8"},
+    "aqlm": {"in_group_size": 8},
+    "vptq": {},
+}
+
+
+@pytest.mark.parametrize("method", LACKING)
+def test_a_quantisation_whose_package_is_not_installed_is_refused(
+    folder: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(needed_packages, "find_spec", lambda name: None)
+    set_quantization(folder, {"quant_method": method} | LACKING[method])
+    said = f"is quantised by {method}, which is read where .+ is installed. GPTQ, AWQ, compressed-tensors and GGUF"
+    for refused in (lambda: check(str(folder), "chat"), lambda: load(Source(str(folder)), device="cpu")):
+        with pytest.raises(UnusableModel, match=said):
+            refused()
+
+
+def test_an_old_configuration_of_bitsandbytes_is_refused_by_its_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(needed_packages, "find_spec", lambda name: None)
+    set_quantization(folder, {"load_in_8bit": True})
+    with pytest.raises(UnusableModel, match="is quantised by bitsandbytes, which is read where bitsandbytes is"):
+        check(str(folder), "chat")
+
+
+def test_a_quantisation_without_a_name_is_refused(folder: Path) -> None:
+    set_quantization(folder, {"bits": 4})
+    with pytest.raises(UnusableModel, match="its quantization_config has no quant_method"):
+        load(Source(str(folder)), device="cpu")
+
+
+def test_a_quantisation_for_gpus_is_refused_with_the_reason(folder: Path) -> None:
+    set_quantization(folder, {"quant_method": "fbgemm_fp8"})
+    with pytest.raises(UnusableModel, match=r"is quantised, and cannot be read here: Using fbgemm fp8 .* a GPU"):
+        load(Source(str(folder)), device="cpu")
+
+
+class Coded(Tensor):
+    """As torchao has weights."""
+
+    def dequantize(self) -> Tensor:
+        return 2 * self.as_subclass(Tensor)
+
+
+def test_weights_of_other_classes_are_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = load(Source(str(folder)), device="cpu", dtype="float32").model
+    read = LlamaForCausalLM.from_pretrained
+
+    def coded(*given: Any, **options: Any) -> Any:
+        model, report = read(*given, **options)
+        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().as_subclass(Coded), requires_grad=False)
+        model.config.quantization_config = {"quant_method": "torchao"}
+        return model, report
+
+    monkeypatch.setattr(loader.AutoModelForCausalLM, "from_pretrained", coded)
+    model = load(Source(str(folder)), device="cpu", dtype="float32").model
+    assert type(model.lm_head.weight) is nn.Parameter
+    assert torch.equal(model.lm_head.weight, 2 * plain.lm_head.weight)
 
 
 def test_an_encoder_decoder_is_refused(folder: Path) -> None:
@@ -110,3 +184,15 @@ def test_an_encoder_decoder_is_refused(folder: Path) -> None:
     AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
     with pytest.raises(UnusableModel, match=r"is an encoder-decoder \(bart\): a chat model is a decoder alone"):
         load(Source(str(folder)), device="cpu")
+
+
+def test_progress_is_reported_stage_by_stage_and_tensor_by_tensor(folder: Path) -> None:
+    found: list[progress.LoadProgress] = []
+    with progress.reported_to(found.append):
+        LocalEngine.load(source=str(folder), device="cpu", max_num_seqs=2, use_warmup=True)
+    stages = list(dict.fromkeys(each.stage for each in found))
+    assert stages == ["waiting", "reading", "packing", "checking", "warming_up"]
+    read = [each for each in found if each.stage == "reading" and each.total]
+    total = len(load_file(folder / "model.safetensors"))
+    assert [(each.done, each.total) for each in read] == [(done, total) for done in range(total + 1)]
+    assert set(get_args(progress.Stage)) == set(get_args(LoadingProgress.model_fields["stage"].annotation))

@@ -101,6 +101,17 @@ RECURRENT: dict[str, dict[str, Any]] = {
     "xlstm": {"hidden_size": 64, "num_heads": 4, "num_blocks": 2, "chunk_size": 4, "qk_dim_factor": 1.0},
     "jamba": {**SCANS, "num_experts": 2},
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "attn_layer_indices": [1]},
+    "qwen3_next": {
+        **EXPERTS,
+        "head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+    },
+    "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 8, "mamba_n_groups": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3},
     "zamba": {
         **SCANS,
         "num_hidden_layers": 4,

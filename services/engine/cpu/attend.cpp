@@ -1,8 +1,8 @@
 // Attention of tokens that lie packed in one row, each over neighbouring positions of one slot of the cache.
 //
 // Tokens that follow each other in the same slot go through its keys together, with all query heads of one key/value
-// head: each key is read once for them. Sums are in float32 throughout; bfloat16 is multiplied as it is, two products an
-// addition, where the processor can.
+// head: each key is read, and laid out to be multiplied, once for them. Sums are in float32 throughout; bfloat16 is
+// multiplied as it is, two products an addition, where the processor can.
 #include "vectors.h"
 
 #include <ATen/Parallel.h>
@@ -19,9 +19,12 @@
 
 namespace {
 
-constexpr int64_t ROWS = 24;        // queries that go through the keys together
-constexpr int64_t KEYS = 256;       // keys whose scores are held at once; a multiple of WIDTH
+constexpr int64_t ROWS = 96;        // queries that go through the keys together
+constexpr int64_t KEYS = 192;       // keys whose scores are held at once; a multiple of PAIR and of WIDE * WIDTH
 constexpr int TALL = 8;             // rows that are scored at a time
+constexpr int SUMS = WIDTH == 16 ? 24 : 16; // registers of sums
+constexpr int WIDE = SUMS / TALL;   // registers of keys that rows are scored with
+constexpr int64_t FEW = 4;          // rows for which values are read where they lie
 constexpr int64_t AHEAD = 24;       // keys that are fetched before they are needed: slots are no stream to the hardware
 constexpr int64_t LINE = 64;        // bytes
 constexpr float NOTHING = std::numeric_limits<float>::lowest() / 2; // its exp is 0, also less something
@@ -64,7 +67,8 @@ struct Product {
     }
   }
 
-  static const Each* weights(const float* from, int64_t, int64_t, Each*) { return from; }
+  static void put(Floats low, Floats high, Each* to) { low.store(to), high.store(to + WIDTH); }
+  static void write(Many many, Each* to) { many.store(to); }
 
   // PAIR numbers of one row, or as many as are left.
   static std::tuple<Many, Many> rows(const T* from, int64_t, int64_t, int64_t count) { return load(from, count); }
@@ -86,13 +90,10 @@ struct Product<at::BFloat16> {
     for (int64_t i = 0; i < size; i += PAIR) _mm512_storeu_si512(to + i / STEP, part(from + i, size - i));
   }
 
-  static const Each* weights(const float* from, int64_t rows, int64_t n, Each* to) {
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t i = row * KEYS; i < row * KEYS + n; i += PAIR)
-        _mm512_storeu_si512(to + i / STEP, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + WIDTH),
-                                                                        _mm512_loadu_ps(from + i)));
-    return to;
+  static void put(Floats low, Floats high, Each* to) {
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
   }
+  static void write(Many many, Each* to) { _mm512_storeu_si512(to, many); }
 
   // Of two rows, the numbers in turns; of one, if no more are `left`.
   static std::tuple<Many, Many> rows(const at::BFloat16* from, int64_t stride, int64_t left, int64_t count) {
@@ -119,59 +120,107 @@ inline void fetch(const T* row, int64_t size) {
   for (int64_t i = 0; i < size; i += LINE / sizeof(T)) __builtin_prefetch(row + i);
 }
 
-// scores[row][key] = queries[row] . keys[key], for WIDTH keys that lie in columns: no sum goes across a register, and
-// none depends on which other rows there are. Each is two, because an addition takes longer than to begin the next.
+// scores[row][key] = queries[row] . keys[key], for WIDE * WIDTH keys that lie in columns: no sum goes across a
+// register, and none depends on which other rows there are. Not inlined: it is the same for all widths of values.
 template <int COUNT, typename P>
-inline void score_columns(const typename P::Each* queries, int64_t span, const typename P::Each* columns, int64_t steps,
-                          float scale, float* scores) {
-  Floats sums[COUNT][2];
+[[gnu::noinline]] void score_columns(const typename P::Each* queries, int64_t span, const typename P::Each* columns,
+                                     int64_t steps, float scale, float* scores) {
+  Floats sums[COUNT][WIDE];
 #pragma GCC unroll 8
-  for (int r = 0; r < COUNT; ++r) sums[r][0] = sums[r][1] = Floats(0.f);
-  for (int64_t i = 0; i < steps; i += 2)
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const auto column = P::read(columns + (i + half) * WIDTH);
+  for (int r = 0; r < COUNT; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < WIDE; ++c) sums[r][c] = Floats(0.f);
+  for (int64_t i = 0; i < steps; ++i) {
+    typename P::Many column[WIDE];
+#pragma GCC unroll 4
+    for (int c = 0; c < WIDE; ++c) column[c] = P::read(columns + (c * span + i) * WIDTH);
 #pragma GCC unroll 8
-      for (int r = 0; r < COUNT; ++r) sums[r][half] = P::add(sums[r][half], queries[r * span + i + half], column);
+    for (int r = 0; r < COUNT; ++r) {
+      const auto query = queries[r * span + i];
+#pragma GCC unroll 4
+      for (int c = 0; c < WIDE; ++c) sums[r][c] = P::add(sums[r][c], query, column[c]);
     }
+  }
 #pragma GCC unroll 8
-  for (int r = 0; r < COUNT; ++r) ((sums[r][0] + sums[r][1]) * Floats(scale)).store(scores + r * KEYS);
+  for (int r = 0; r < COUNT; ++r)
+#pragma GCC unroll 4
+    for (int c = 0; c < WIDE; ++c) (sums[r][c] * Floats(scale)).store(scores + r * KEYS + c * WIDTH);
 }
 
-// out[row] += weights[row][key] * values[key]
-template <typename P, int PAIRS, int COUNT, typename T>
-inline void mix(const typename P::Each* weights, const T* values, int64_t stride, int64_t size, int64_t n, float* out) {
-  Floats sums[COUNT][2 * PAIRS];
-#pragma GCC unroll 4
-  for (int r = 0; r < COUNT; ++r)
-#pragma GCC unroll 16
-    for (int i = 0; i < 2 * PAIRS; ++i) sums[r][i] = Floats::loadu(out + r * PAIRS * PAIR + i * WIDTH);
-  for (int64_t key = 0; key < n; key += P::STEP) {
+// Values as they are multiplied: STEP neighbours of PAIRS * PAIR numbers. Where they lie, for a few rows.
+template <typename P, int PAIRS, typename T>
+struct ValuesInPlace {
+  const T* values;
+  int64_t stride, size, n;
+
+  void row(int64_t key, typename P::Many* row) const {
     for (int64_t each = 0; each < P::STEP; ++each) fetch(values + (key + each + AHEAD) * stride, size);
-    typename P::Many row[2 * PAIRS];
 #pragma GCC unroll 8
     for (int i = 0; i < PAIRS; ++i)
       std::tie(row[2 * i], row[2 * i + 1]) =
           P::rows(values + key * stride + i * PAIR, stride, n - key, size - i * PAIR);
-#pragma GCC unroll 4
+  }
+};
+
+// Or laid out once for many rows.
+template <typename P, int PAIRS>
+struct ValuesInTurns {
+  static constexpr int64_t LENGTH = PAIRS * PAIR; // of Each
+  const typename P::Each* numbers;
+
+  void row(int64_t key, typename P::Many* row) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < 2 * PAIRS; ++i) row[i] = P::read(numbers + key / P::STEP * LENGTH + i * WIDTH);
+  }
+};
+
+// out[row] += weights[row][key] * values[key]
+template <typename P, int PAIRS, int COUNT, typename Values>
+inline void mix(const typename P::Each* weights, const Values& values, int64_t n, float* out) {
+  Floats sums[COUNT][2 * PAIRS];
+#pragma GCC unroll 8
+  for (int r = 0; r < COUNT; ++r)
+#pragma GCC unroll 16
+    for (int i = 0; i < 2 * PAIRS; ++i) sums[r][i] = Floats::loadu(out + r * PAIRS * PAIR + i * WIDTH);
+  for (int64_t key = 0; key < n; key += P::STEP) {
+    typename P::Many row[2 * PAIRS];
+    values.row(key, row);
+#pragma GCC unroll 8
     for (int r = 0; r < COUNT; ++r) {
       const auto weight = weights[(r * KEYS + key) / P::STEP];
 #pragma GCC unroll 16
       for (int i = 0; i < 2 * PAIRS; ++i) sums[r][i] = P::add(sums[r][i], weight, row[i]);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
   for (int r = 0; r < COUNT; ++r)
 #pragma GCC unroll 16
     for (int i = 0; i < 2 * PAIRS; ++i) sums[r][i].store(out + r * PAIRS * PAIR + i * WIDTH);
 }
 
+// e^x for x <= 0, off by less than 3e-7 of it; 0 where that is too small for a float.
+inline Floats exp_of(Floats x) {
+#ifdef CPU_CAPABILITY_AVX512
+  const Floats y = Floats(_mm512_max_ps(_mm512_set1_ps(-200), x)) * Floats(1.44269504f); // NaN stays NaN
+  const __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Floats part = y - Floats(whole); // 2^part as a polynomial: the minimax one of degree 5 on -1/2 .. 1/2
+  Floats sum(1.3264661e-3f);
+  for (const float each : {9.6714906e-3f, 5.5507336e-2f, 2.40222424e-1f, 6.93147004e-1f, 1.f})
+    sum = at::vec::fmadd(sum, part, Floats(each));
+  return _mm512_scalef_ps(sum, whole);
+#else
+  return x.exp_u20();
+#endif
+}
+
 // One row's softmax, as far as it has come.
 struct Softmax {
-  float peak = NOTHING, sum = 0;
+  float peak = NOTHING;
+  float sums[WIDTH] = {}; // added up at the end
 
   // Scores to weights, 0 outside of from .. to; -> what the weights before these must be multiplied with.
-  float add(float* scores, int64_t from, int64_t to, int64_t n) {
+  template <typename P>
+  float add(float* scores, int64_t from, int64_t to, int64_t n, typename P::Each* weights) {
     const int64_t padded = (n + PAIR - 1) / PAIR * PAIR;
     std::fill(scores, scores + from, NOTHING);
     std::fill(scores + to, scores + padded, NOTHING);
@@ -179,15 +228,33 @@ struct Softmax {
     for (int64_t i = 0; i < padded; i += WIDTH) highest = larger_of(highest, Floats::loadu(scores + i));
     const float before = peak;
     peak = largest(highest);
-    Floats weights(0.f);
-    for (int64_t i = 0; i < padded; i += WIDTH) {
-      const Floats each = from < to ? (Floats::loadu(scores + i) - Floats(peak)).exp_u20() : Floats(0.f);
-      each.store(scores + i);
-      weights = weights + each;
+    const float fade = before == peak ? 1 : std::exp(before - peak);
+    const auto weigh = [&](int64_t i) {
+      return from < to ? exp_of(Floats::loadu(scores + i) - Floats(peak)) : Floats(0.f);
+    };
+    Floats sum = Floats::loadu(sums) * Floats(fade);
+    for (int64_t i = 0; i < padded; i += PAIR) {
+      const Floats low = weigh(i), high = weigh(i + WIDTH);
+      P::put(low, high, weights + i / P::STEP);
+      sum = sum + low + high;
     }
-    const float fade = before == peak || sum == 0 ? 1 : std::exp(before - peak);
-    sum = sum * fade + total(weights);
+    sum.store(sums);
     return fade;
+  }
+
+  float sum() const { return total(Floats::loadu(sums)); }
+};
+
+// What a thread works with, kept: to ask for memory and give it back costs as much as to fill it.
+template <typename Each>
+struct Room {
+  std::vector<Each> queries, weights, lines, columns, values;
+  std::vector<float> mixed, scores;
+  std::vector<Softmax> softmax;
+
+  static Room& mine() {
+    static thread_local Room room;
+    return room;
   }
 };
 
@@ -195,22 +262,24 @@ template <typename T, int PAIRS>
 class Worker {
   using P = Product<T>;
   using Each = typename P::Each;
-  static constexpr int TILE = PAIRS <= 2 ? 4 : PAIRS <= 4 ? 2 : 1; // rows whose sums fit into registers
+  static constexpr int TILE = std::max(1, SUMS / (2 * PAIRS)); // rows whose sums fit into registers
   static constexpr int64_t SPAN = PAIRS * PAIR;
   static constexpr int64_t STEPS = SPAN / P::STEP;
 
   const Call& call;
   at::Tensor& out;
   const int64_t group;
-  std::vector<Each> queries, weights, lines, columns;
-  std::vector<float> mixed, scores;
-  std::vector<Softmax> softmax;
+  Room<Each>& room = Room<Each>::mine();
+  std::vector<Each>&queries = room.queries, &weights = room.weights, &lines = room.lines, &columns = room.columns;
+  std::vector<float>&mixed = room.mixed, &scores = room.scores;
+  std::vector<Softmax>& softmax = room.softmax;
 
  public:
   Worker(const Call& call, at::Tensor& out) : call(call), out(out), group(call.group()) {
     const int64_t rows = std::max(ROWS, group);
     queries.resize(rows * STEPS), mixed.resize(rows * SPAN), scores.resize(rows * KEYS), softmax.resize(rows);
-    weights.resize(rows * KEYS / P::STEP), lines.resize(WIDTH * STEPS), columns.resize(WIDTH * STEPS);
+    weights.resize(rows * KEYS / P::STEP), lines.resize(WIDTH * STEPS), columns.resize(WIDE * WIDTH * STEPS);
+    room.values.resize(KEYS / P::STEP * SPAN);
   }
 
   void operator()(const Item& item) {
@@ -218,7 +287,7 @@ class Worker {
     read_queries(item, rows);
     std::fill_n(mixed.begin(), rows * SPAN, 0.f);
     for (int64_t row = 0; row < rows; ++row)
-      softmax[row] = call.sinks ? Softmax{call.sinks[head_of(item, row)], 1} : Softmax();
+      softmax[row] = call.sinks ? Softmax{call.sinks[head_of(item, row)], {1}} : Softmax();
     const T* keys = slot_of(call.keys, item);
     const T* values = slot_of(call.values, item);
     const int64_t low = *std::min_element(call.begins + item.begin, call.begins + item.end);
@@ -255,34 +324,47 @@ class Worker {
       const int64_t token = token_of(item, row);
       const int64_t from = std::clamp<int64_t>(call.begins[token] - base, 0, n);
       const int64_t to = std::clamp<int64_t>(call.ends[token] - base, from, n);
-      fade(row, softmax[row].add(scores.data() + row * KEYS, from, to, n));
+      fade(row, softmax[row].template add<P>(scores.data() + row * KEYS, from, to, n,
+                                             weights.data() + row * KEYS / P::STEP));
     }
-    const Each* mixing = P::weights(scores.data(), rows, n, weights.data());
+    const ValuesInPlace<P, PAIRS, T> in_place{values + base * value_step, value_step, call.values.size(3), n};
+    if (rows <= FEW) return mix_rows(rows, in_place, n);
+    for (int64_t key = 0; key < n; key += P::STEP) {
+      typename P::Many row[2 * PAIRS];
+      in_place.row(key, row);
+      for (int i = 0; i < 2 * PAIRS; ++i) P::write(row[i], room.values.data() + key / P::STEP * SPAN + i * WIDTH);
+    }
+    mix_rows(rows, ValuesInTurns<P, PAIRS>{room.values.data()}, n);
+  }
+
+  template <typename Values>
+  void mix_rows(int64_t rows, const Values& values, int64_t n) {
     tiles<TILE>(rows, [&](int64_t row, auto count) {
-      mix<P, PAIRS, count()>(mixing + row * KEYS / P::STEP, values + base * value_step, value_step, call.values.size(3),
-                             n, mixed.data() + row * SPAN);
+      mix<P, PAIRS, count()>(weights.data() + row * KEYS / P::STEP, values, n, mixed.data() + row * SPAN);
     });
   }
 
   // Keys are turned into columns once for all rows; those behind the last are whatever lay there, and never looked at.
   void turn_and_score(int64_t rows, const T* keys, int64_t step, int64_t n) {
     const int64_t size = call.keys.size(3), steps = (size + P::STEP - 1) / P::STEP;
-    const bool whole = sizeof(T) * P::STEP == sizeof(Each) && size % (P::STEP * WIDTH) == 0 && step % P::STEP == 0;
-    for (int64_t start = 0; start < n; start += WIDTH) {
-      const int64_t end = std::min(start + WIDTH, n);
-      for (int64_t key = start; key < end; ++key) fetch(keys + (key + AHEAD) * step, size);
-      if (whole && end == start + WIDTH) {
-        turn(reinterpret_cast<const Each*>(keys + start * step), step / P::STEP, steps);
-      } else {
-        for (int64_t key = start; key < end; ++key)
-          P::copy(keys + key * step, size, lines.data() + (key - start) * STEPS);
-        turn(lines.data(), STEPS, steps);
-      }
+    for (int64_t start = 0; start < n; start += WIDE * WIDTH) {
+      for (int c = 0; c < WIDE && start + c * WIDTH < n; ++c)
+        turn_some(keys + (start + c * WIDTH) * step, step, std::min(WIDTH, n - start - c * WIDTH),
+                  columns.data() + c * STEPS * WIDTH);
       tiles<TALL>(rows, [&](int64_t row, auto count) {
         score_columns<count(), P>(queries.data() + row * STEPS, STEPS, columns.data(), steps, call.scale,
                                   scores.data() + row * KEYS + start);
       });
     }
+  }
+
+  void turn_some(const T* keys, int64_t step, int64_t count, Each* to) {
+    const int64_t size = call.keys.size(3), steps = (size + P::STEP - 1) / P::STEP;
+    const bool whole = sizeof(T) * P::STEP == sizeof(Each) && size % (P::STEP * WIDTH) == 0 && step % P::STEP == 0;
+    for (int64_t key = 0; key < count; ++key) fetch(keys + (key + AHEAD) * step, size);
+    if (whole && count == WIDTH) return turn(reinterpret_cast<const Each*>(keys), step / P::STEP, steps, to);
+    for (int64_t key = 0; key < count; ++key) P::copy(keys + key * step, size, lines.data() + key * STEPS);
+    turn(lines.data(), STEPS, steps, to);
   }
 
   void cap(int64_t rows, int64_t n) {
@@ -292,11 +374,12 @@ class Worker {
         (limit * (Floats::loadu(at) / limit).tanh()).store(at);
   }
 
-  void turn(const Each* from, int64_t span, int64_t steps) { // as floats, which torch has something for
+  // As floats, which torch has something for.
+  static void turn(const Each* from, int64_t span, int64_t steps, Each* to) {
     static_assert(sizeof(Each) == sizeof(float));
     for (int64_t i = 0; i < steps; i += WIDTH)
       at::vec::transpose_mxn<float, WIDTH, WIDTH>(reinterpret_cast<const float*>(from + i), span,
-                                                  reinterpret_cast<float*>(columns.data() + i * WIDTH), WIDTH);
+                                                  reinterpret_cast<float*>(to + i * WIDTH), WIDTH);
   }
 
   void fade(int64_t row, float by) {
@@ -311,7 +394,7 @@ class Worker {
       const int64_t place = token_of(item, row) * out.stride(0) + head_of(item, row) * out.stride(1);
       T* to = out.template mutable_data_ptr<T>() + place;
       const float* from = mixed.data() + row * SPAN;
-      const Floats by(1 / softmax[row].sum);
+      const Floats by(1 / softmax[row].sum());
       for (int64_t i = 0; i < width; i += PAIR)
         store(Floats::loadu(from + i) * by, Floats::loadu(from + i + WIDTH) * by, to + i, width - i);
     }

@@ -41,10 +41,17 @@ class Compilation:
         self._worker: subprocess.Popen[bytes] | None = None
         self._stopped = threading.Event()
         self._adopted = False
+        self._after: Compilation | None = None
         self._thread = threading.Thread(target=self._run, name="compilation", daemon=True)
 
-    def start(self) -> None:
+    def start(self, after: "Compilation | None" = None) -> None:
+        """`after`: one that comes first; where it does not succeed, this one would not either."""
+        self._after = after
         self._thread.start()
+
+    @property
+    def has_started(self) -> bool:
+        return self._thread.ident is not None
 
     def stop(self) -> None:
         self._stopped.set()
@@ -59,7 +66,7 @@ class Compilation:
 
     def _run(self) -> None:
         try:
-            if self._quarantine.holds():
+            if (self._after and not self._after.wait()) or self._quarantine.holds():
                 return
             if not self._is_made:
                 self._make()

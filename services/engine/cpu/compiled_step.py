@@ -23,14 +23,17 @@ import transformers
 from torch import Tensor, nn
 
 from services.engine import quantization
-from services.engine.cpu import attention, kernels, merged_linear
-from services.engine.cpu.attention import ATTENTION, Scoring, attention_context
+from services.engine.cpu import attention, bf16_linear, kernels, merged_linear, packed_attention
+from services.engine.cpu.attention import ATTENTION, attention_context
 from services.engine.cpu.merged_linear import pack_linears, packed_weights
+from services.engine.cpu.packed_attention import PackedAttention
 from services.engine.execution.kv_cache import LayerShape, SlotCache
 from services.engine.execution.model_structure import language_model
 from services.engine.loading import long_rope
 from services.engine.loading.loader import Source, load
 from services.engine.loading.long_rope import install_long_rope
+from services.engine.lora import low_rank, sites
+from services.engine.quantization.block_layers import block_formats
 from services.engine.scheduling.step import LONG_POSITIONS, StepRow
 
 CONSTANT = "_tensor_constant"  # how AOTInductor numbers the tensors that are no parameters, in the order of their use
@@ -50,6 +53,8 @@ class StepPlan:
     num_slots: int
     length: int
     shapes: Mapping[int, LayerShape]
+    coded: bool = False  # whether bf16 layers are those of our kernel
+    adapted: bool = False  # whether its layers add what adapters make
 
     maker = __name__
 
@@ -66,15 +71,18 @@ class StepPlan:
         object.__setattr__(self, "num_slots", max(MIN_SLOTS, self.num_slots))
 
     def file(self, folder: Path, model: Any) -> Path:
-        same = {"source": self.source.quantization, "class": type(model).__name__}  # one architecture shares a step
-        facts = asdict(self) | same
-        return folder / f"{model.config.model_type}-{digest(model, facts)}.pt2"
+        method = None if self.source.quantization == quantization.AS_STORED else self.source.quantization
+        same = {"source": method, "class": type(model).__name__}  # one architecture shares a step
+        facts = asdict(self) | same | {"blocks": block_formats(model)}
+        more = [low_rank.__file__, sites.__file__] if self.adapted else []
+        return folder / f"{model.config.model_type}-{digest(model, facts, *more)}.pt2"
 
 
 def digest(model: Any, facts: Mapping[str, object], *files: str) -> str:
     """Of all that compiled code depends on: the kernels, and the modules that are traced, with the `files` of more."""
-    traced = [attention.__file__, merged_linear.__file__, long_rope.__file__, __file__, *files]
-    traced += [method.__file__ for method in quantization.methods()]
+    traced = [attention.__file__, packed_attention.__file__, bf16_linear.__file__, merged_linear.__file__]
+    traced += [long_rope.__file__, __file__, *files]
+    traced += [module.__file__ for module in quantization.kernel_modules()]
     everything = {
         **facts,
         "config": model.config.to_dict() | {"_name_or_path": None},
@@ -114,31 +122,9 @@ class PackedStep(nn.Module):
     ) -> Tensor:
         layers = dict(zip(self._layers, zip(keys, values, strict=True), strict=True))
         options = {"logits_to_keep": asked} if self._keeps else {}
-        with attention_context(_Packed(positions, writes, slots, layers)):
+        with attention_context(PackedAttention(positions % LONG_POSITIONS + 1, writes, slots, layers)):
             out = self.model(input_ids=ids[None], position_ids=positions[None], use_cache=False, **options)
         return out.logits[0] if self._keeps else out.logits[0, asked]  # type: ignore[no-any-return]
-
-
-@dataclass(slots=True)
-class _Packed:
-    """Attention of a PackedStep."""
-
-    positions: Tensor
-    writes: Tensor
-    slots: Tensor
-    layers: dict[int, tuple[Tensor, Tensor]]
-
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scoring: Scoring) -> Tensor:
-        cached_keys, cached_values = self.layers[layer]
-        self._write(cached_keys, keys)
-        self._write(cached_values, values)
-        ends = self.positions % LONG_POSITIONS + 1
-        begins = torch.zeros_like(ends) if scoring.window is None else (ends - scoring.window).clamp(min=0)
-        return kernels.attend(queries, cached_keys, cached_values, self.slots, begins, ends, scoring)
-
-    def _write(self, cache: Tensor, new: Tensor) -> None:
-        heads = torch.arange(new.shape[1])[None]
-        cache.index_put_((self.slots[:, None], heads, self.writes[:, None]), new)
 
 
 class CompiledStep:
@@ -214,10 +200,16 @@ def open_package(file: Path, model: nn.Module, folder: Path | None = None) -> Ca
 
 def _constants(model: nn.Module, names: list[str], used: list[str]) -> list[Tensor]:
     """The model's tensors, in the order of the names a package asks for them. `used`: the packed weights by number."""
-    own = {f"model.{name}": tensor for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    own = {f"model.{name}": tensor for name, tensor in _own_tensors(model)}
     packed = {f"model.{name}.weight": tensor for name, tensor in packed_weights(model).items()}
     numbered = {f"{CONSTANT}{index}": packed[name] for index, name in enumerate(used) if name in packed}
     return [(own | numbered)[name] for name in names]
+
+
+def _own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A tensor that layers share is asked for by either name."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def make(file: Path, text: str) -> None:
@@ -225,8 +217,11 @@ def make(file: Path, text: str) -> None:
     plan = StepPlan.from_json(text)
     model = load(plan.source, "cpu", plan.dtype, file.parent).model
     install_long_rope(model)
-    pack_linears(model)
+    kernels.ensure_loaded(file.parent)
+    pack_linears(model, file.parent, coded=plan.coded)
     language_model(model).set_attn_implementation(ATTENTION)
+    if plan.adapted:
+        low_rank.hook_kernel(model)
     compile_to(file, model, plan)
 
 

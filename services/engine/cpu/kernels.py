@@ -6,9 +6,12 @@ what each token attends to, twice as fast at that. Quantisation methods add thei
 """
 
 import hashlib
+import logging
 import os
 import platform
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -17,15 +20,26 @@ from filelock import FileLock
 from torch import Tensor
 
 from services.engine import quantization
+from services.engine.cpu import bf16_linear
 from services.engine.cpu.attention import Scoring
+from services.engine.loading import progress
+
+logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-SOURCES = (HERE / "attend.cpp", HERE / "package.cpp")
+PRECOMPILED = (
+    "torch/library.h",
+    "ATen/Parallel.h",
+    "ATen/core/Tensor.h",
+    "ATen/cpu/vec/functional.h",
+    "ATen/cpu/vec/vec.h",
+)
+SOURCES = (HERE / "attend.cpp", HERE / "bf16.cpp", HERE / "low_rank.cpp", HERE / "package.cpp")
 CPUINFO = Path("/proc/cpuinfo")
 
 
 def sources() -> list[Path]:
-    return [*SOURCES, *(source for method in quantization.methods() for source in method.KERNELS)]
+    return [*SOURCES, *(source for module in quantization.kernel_modules() for source in module.KERNELS)]
 
 
 def digests() -> list[str]:
@@ -58,21 +72,48 @@ def build(target: Path) -> None:
     with FileLock(f"{target}.lock"):
         if target.exists():
             return
+        progress.report("compiling")
         shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         try:
-            os.replace(_compiled(folder), target)
+            os.replace(compile_sources(folder), target)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _compiled(folder: Path) -> str:
+def compile_sources(folder: Path) -> str:
+    """Torch's headers take ten seconds a source, which is most of the time: they are compiled once."""
+    folder.mkdir(parents=True)
+    prelude = folder / "prelude.h"
+    prelude.write_text("".join(f"#include <{header}>\n" for header in PRECOMPILED))
+    _built(prelude.name, [prelude], folder, precompiling=True)
+
+    def compiled(source: Path) -> Path:
+        return _built(source.stem, [source], folder, prelude, compile_only=True)
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        objects = list(pool.map(compiled, sources()))
+    return str(_built("kernels", objects, folder))
+
+
+def _built(
+    name: str,
+    files: list[Path],
+    folder: Path,
+    prelude: Path | None = None,
+    *,
+    compile_only: bool = False,
+    precompiling: bool = False,
+) -> Path:
     from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-    options = CppTorchOptions(vec_isa=pick_vec_isa(), warning_all=False)
-    builder = CppBuilder("kernels", [str(source) for source in sources()], options, output_dir=str(folder))
+    chosen = CppTorchOptions(
+        vec_isa=pick_vec_isa(), warning_all=False, compile_only=compile_only, precompiling=precompiling
+    )
+    chosen.precompiled_header = str(prelude) if prelude else None
+    builder = CppBuilder(name, [str(file) for file in files], chosen, output_dir=str(folder))
     builder.build()
-    return builder.get_target_file_path()
+    return Path(builder.get_target_file_path())
 
 
 def ensure_loaded(folder: Path) -> None:
@@ -80,6 +121,28 @@ def ensure_loaded(folder: Path) -> None:
     build(library)
     load(library)
     register_fakes()
+
+
+def build_beside(folder: Path) -> None:
+    """For the next start, on a thread of its own: requests come first."""
+
+    def run() -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # and with it of the compilers it starts
+        try:
+            build(library_path(folder))
+        except Exception as error:  # whatever a machine without a compiler may lack
+            logger.warning("no kernel can be compiled here: %s", str(error).splitlines()[:1])
+
+    threading.Thread(target=run, name="kernels", daemon=True).start()
+
+
+def try_to_load(folder: Path) -> None:
+    """Nothing happens where they cannot be compiled, but a line in the log."""
+    try:
+        if not is_loaded():
+            ensure_loaded(folder)
+    except Exception as error:  # whatever a machine without a compiler may lack
+        logger.warning("no kernel can be compiled here: %s", str(error).splitlines()[:1])
 
 
 def load(library: Path) -> None:
@@ -109,8 +172,14 @@ def register_fakes() -> None:
         return queries.new_empty(queries.shape[0], queries.shape[1], values.shape[3])
 
     torch.library.register_fake("parley::attend", empty, allow_override=True)
-    for method in quantization.methods():
-        method.register_fakes()
+    bf16_linear.register_fakes()
+    torch.library.register_fake("parley::add_low_rank", _like_out, allow_override=True)
+    for module in quantization.kernel_modules():
+        module.register_fakes()
+
+
+def _like_out(out: Tensor, inputs: Tensor, site: int, is_head: bool) -> Tensor:
+    return out.new_empty(out.shape)
 
 
 def attend(

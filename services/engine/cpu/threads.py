@@ -65,7 +65,7 @@ class Neighbours:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        if _libgomp() is None:
+        if libgomp() is None:
             yield
             return
         began, before = time.monotonic(), Turns.now()
@@ -82,10 +82,10 @@ class Neighbours:
         if self._reported is None or now >= self._reported + REPORTED_S:
             self._reported = now
             logger.warning("another program keeps the processors busy: threads give way to it (reported once an hour)")
-        threading.Thread(target=_sit, args=(self._seconds,), name="neighbours", daemon=True).start()
+        threading.Thread(target=hold_team, args=(self._seconds,), name="neighbours", daemon=True).start()
 
 
-def _sit(seconds: float) -> None:
+def hold_team(seconds: float) -> None:
     """Keeps a team that does nothing."""
     torch.ones(ENOUGH).sum()
     time.sleep(seconds)
@@ -105,7 +105,8 @@ def fit_container() -> None:
 
 
 def loads(load: Callable[P, R]) -> Callable[P, R]:
-    """Of an engine: the thread that loads it does not compute again, and lets its team go."""
+    """Of an engine or an adapter: the thread that loads it does not compute again, and lets its team go. With a team
+    too many libgomp's threads do not wait for each other by spinning, and a step takes four times as long."""
 
     @wraps(load)
     def loading(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -120,12 +121,12 @@ def loads(load: Callable[P, R]) -> Callable[P, R]:
 
 def release_team() -> None:
     """Ends the calling thread's team, in microseconds. Nothing happens with another OpenMP than libgomp."""
-    if (gomp := _libgomp()) is not None:
+    if (gomp := libgomp()) is not None:
         gomp.omp_pause_resource_all(SOFT)
 
 
 @cache
-def _libgomp() -> Any:
+def libgomp() -> Any:
     """The one that torch brings and has loaded."""
     for path in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"):
         library = ctypes.CDLL(str(path))

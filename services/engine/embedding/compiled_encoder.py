@@ -20,6 +20,7 @@ from services.engine.cpu import kernels
 from services.engine.cpu.attention import ATTENTION, Scoring, UnsupportedAttention, attention_context
 from services.engine.cpu.compiled_step import MAX_ROWS, MIN_ROWS, TRIED_TOKENS, digest, open_package, package
 from services.engine.cpu.merged_linear import pack_linears, unpack_linears
+from services.engine.quantization import int8
 
 ALIKE = 0.99  # halves round
 TRIAL = ((5, 6, 7, 8, 9, 10, 11), (12,), (13, 14, 15))
@@ -32,6 +33,8 @@ class EncoderPlan:
     source: str
     subfolder: str
     dtype: str
+    coded: bool = False  # whether bf16 layers are those of our kernel
+    quantization: str | None = None  # a method
 
     maker = __name__
 
@@ -39,7 +42,8 @@ class EncoderPlan:
         return json.dumps(asdict(self))
 
     def file(self, folder: Path, model: Any) -> Path:
-        return folder / f"{model.config.model_type}-{digest(model, {'dtype': self.dtype}, __file__)}.pt2"
+        facts = {"dtype": self.dtype, "coded": self.coded, "quantization": self.quantization}
+        return folder / f"{model.config.model_type}-{digest(model, facts, __file__)}.pt2"
 
 
 class EncodeStep(nn.Module):
@@ -96,12 +100,12 @@ class CompiledEncoder:
 
 
 @torch.inference_mode()
-def pack_where_it_agrees(model: Any) -> None:
-    """Some models reach for a layer's weight themselves."""
-    expected = _alone(model)
-    pack_linears(model)
+def pack_where_it_agrees(model: Any, folder: Path | None = None, *, coded: bool | None = None) -> None:
+    """Some models reach for a layer's weight themselves. `folder` and `coded`: as of `pack_linears`."""
+    expected = token_vectors(model)
+    pack_linears(model, folder, coded=coded)
     try:
-        same = _alike(_alone(model), expected)
+        same = similarity(token_vectors(model), expected) > ALIKE
     except Exception:  # whatever they do with it
         same = False
     if not same:
@@ -111,16 +115,18 @@ def pack_where_it_agrees(model: Any) -> None:
 @torch.inference_mode()
 def agrees(encoder: CompiledEncoder, model: Any) -> bool:
     """Whether it makes of each text what the model makes of it alone."""
-    return _alike(encoder(TRIAL), _alone(model))
+    return similarity(encoder(TRIAL), token_vectors(model)) > ALIKE
 
 
-def _alone(model: Any) -> Tensor:
+def token_vectors(model: Any) -> Tensor:
+    """Of a few texts, each alone."""
     rows = (torch.tensor([row], device=model.device) for row in TRIAL)
     return torch.cat([model(input_ids=row).last_hidden_state[0] for row in rows])
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return bool((cosine_similarity(one.float(), other.float(), dim=-1) > ALIKE).all())
+def similarity(one: Tensor, other: Tensor) -> float:
+    """The least of all tokens."""
+    return float(cosine_similarity(one.float(), other.float(), dim=-1).min())
 
 
 def make(file: Path, text: str) -> None:
@@ -130,7 +136,10 @@ def make(file: Path, text: str) -> None:
     plan = EncoderPlan(**json.loads(text))
     dtype = getattr(torch, plan.dtype)
     model = AutoModel.from_pretrained(plan.source, subfolder=plan.subfolder, dtype=dtype).eval()
-    pack_where_it_agrees(model)
+    kernels.ensure_loaded(file.parent)
+    if plan.quantization:
+        int8.replace_layers(model, file.parent)
+    pack_where_it_agrees(model, file.parent, coded=plan.coded)
     model.set_attn_implementation(ATTENTION)
     compile_to(file, model)
 

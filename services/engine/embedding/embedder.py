@@ -7,26 +7,27 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import torch
-from transformers import AutoModel
 
-from services.engine.base import ANYBODY, Embeddings, EngineStats, Tokenizer
+from services.engine.base import ANYBODY, Embeddings, EngineStats, TextPrompts, Tokenizer
 from services.engine.cpu.compilation import Compilation
 from services.engine.cpu.threads import loads, neighbours, release_team
 from services.engine.device.selection import pick_device, pick_dtype
 from services.engine.embedding.batching import Call, Row, cut, share
 from services.engine.embedding.compiled_encoder import pack_where_it_agrees
-from services.engine.embedding.encoder import Encode, Encoder, Floats, Tokens, load_tokenizer, max_length
-from services.engine.embedding.pooling import read_pooling_config
+from services.engine.embedding.encoder import Encode, Encoder, Floats, Tokens, load_tokenizer, max_length, read_encoder
+from services.engine.embedding.pooling import read_modules, read_pooling_config
+from services.engine.embedding.quantized_encoder import check_method, quantise_encoder
+from services.engine.embedding.static import UNLIMITED, StaticEncoder, read_static_tokenizer, read_table
 from services.engine.loading.loader import ALONE
-from services.engine.loading.weights import read_weights
 from services.engine.scheduling.fairness import may_queue, queue_full_message
 from services.errors import EngineFailed, InvalidRequest, Overloaded, PromptTooLong, Unavailable
 
 logger = logging.getLogger(__name__)
 
-POOLER = r"(^|\.)pooler\."  # nothing of it reaches the token vectors
+NO_PROMPTS = TextPrompts()
 
 # Padded tokens in one batch. Measured on a CPU: 2,048 keep a batch inside the caches, 4,096 are no faster and twice the
 # wait for the next caller, 16,384 are 13 to 30 % slower. A GPU has to be filled; its figure is not measured.
@@ -45,12 +46,14 @@ class LocalEmbedder:
         batch_tokens: int | None = None,
         max_waiting: int = 16_384,
         compilation: Compilation | None = None,
+        prompts: TextPrompts = NO_PROMPTS,
     ) -> None:
         """`max_waiting`: inputs held for all owners together. A call beyond it is refused, but never an owner's only
         one, nor while it holds less than its share."""
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.dimensions = encode.dimensions
+        self.prompts = prompts
         self.device = encode.device
         self.dtype = encode.dtype
         self._encode = encode
@@ -73,30 +76,36 @@ class LocalEmbedder:
         batch_tokens: int | None = None,
         max_waiting: int = 16_384,
         compile_dir: str | None = None,
+        trust_remote_code: bool = False,
+        quantization: str | None = None,
     ) -> "LocalEmbedder":
         """Reads a local folder or a hub name; blocking. Without a sentence-transformers configuration the vectors are
         the normalised mean of the token vectors."""
         pooling = read_pooling_config(source)
         place = pick_device(device)
+        method = check_method(quantization, place)
+        options: dict[str, Any] = {"batch_tokens": batch_tokens, "max_waiting": max_waiting, "prompts": pooling.prompts}
+        if pooling.is_static:
+            if method:
+                raise EngineFailed(f"'quantization': {source} is a table of vectors, without layers")
+            table = read_table(source, pooling.subfolder, place)
+            tokenizer = read_static_tokenizer(source, pooling.subfolder)
+            encode = StaticEncoder(table, read_modules(source, pooling))
+            return cls(encode, tokenizer, max_length=UNLIMITED, **options)
         # bfloat16 on a CPU that multiplies it: 2.8 times as fast with all-MiniLM-L6-v2, no vector off by more than 2e-4
         # (cosine). Attention is torch's own (sdpa) wherever the model has it.
         numbers = pick_dtype(dtype, place)
         with ALONE:
-            model = read_weights(AutoModel, source, optional=POOLER, subfolder=pooling.subfolder, dtype=numbers).to(
-                place
-            )
-        tokenizer = load_tokenizer(source, pooling)
-        pack_where_it_agrees(model)
-        encoder = Encoder(model, pooling)
-        compilation = encoder.compilation(source, pooling.subfolder, Path(compile_dir)) if compile_dir else None
-        return cls(
-            encoder,
-            tokenizer,
-            max_length=max_length(model, tokenizer, pooling),
-            batch_tokens=batch_tokens,
-            max_waiting=max_waiting,
-            compilation=compilation,
-        )
+            model = read_encoder(source, pooling.subfolder, numbers, trust_remote_code).to(place)
+        tokenizer = load_tokenizer(source, pooling, trust_remote_code)
+        folder = Path(compile_dir) if compile_dir else None
+        if method:
+            quantise_encoder(model.eval(), folder)
+        pack_where_it_agrees(model, folder)
+        encoder = Encoder(model, pooling, read_modules(source, pooling))
+        compilation = encoder.compilation(source, pooling.subfolder, folder, method) if folder else None
+        length = max_length(model, tokenizer, pooling)
+        return cls(encoder, tokenizer, max_length=length, compilation=compilation, **options)
 
     def start(self) -> None:
         if self._compilation:
@@ -180,14 +189,12 @@ class LocalEmbedder:
         if not rows:
             return
         try:
-            vectors = self._vectors(rows)
+            for row, vector in zip(rows, self._vectors(rows), strict=True):
+                row.call.add(row.index, vector)
         except Exception:
             logger.exception("embedding a batch of %d inputs failed", len(rows))
             for call in {row.call for row in rows}:
                 call.settle(EngineFailed("the embedding model failed on this input"))
-        else:
-            for row, vector in zip(rows, vectors, strict=True):
-                row.call.add(row.index, vector)
 
     def _vectors(self, rows: Sequence[Row]) -> Floats:
         self._running = len(rows)

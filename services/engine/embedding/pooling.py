@@ -4,17 +4,20 @@ It is read by hand (modules.json and what it names): the sentence-transformers p
 scipy (209 MB), and computes batch after batch for one caller, where these are shared by many.
 """
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.utils import cached_file
+from torch import Tensor, nn
 
+from services.engine.base import TextPrompts
+from services.engine.embedding.modules import KINDS, Normalize, read_json, read_module
+from services.engine.embedding.sentence_config import text_prompts
 from services.errors import EngineFailed
+
+STATIC = "StaticEmbedding"
 
 # Hidden states (rows, width, size) in float32 and their mask (rows, width, 1) to vectors (rows, size). Rows are padded
 # on the right. In the order in which sentence-transformers joins several.
@@ -45,26 +48,42 @@ class PoolingConfig:
     max_length: int | None = None  # None: whatever the model takes
     lower_case: bool = False
     subfolder: str = ""  # where the transformer lies
+    modules: tuple[tuple[str, str], ...] = ()  # kind and folder of each between pooling and normalisation, in order
+    prompts: TextPrompts = field(default_factory=TextPrompts)
+    is_static: bool = False  # no model: vectors of tokens, and their mean
 
 
 def read_pooling_config(source: str) -> PoolingConfig:
-    """Raises EngineFailed for a model with modules (a Dense layer, …) or poolings that would be left out here."""
-    modules = _read(source, "modules.json")
+    """Raises EngineFailed for a model with modules or poolings that would be left out here."""
+    modules = read_json(source, "modules.json")
     if modules is None:
         return PoolingConfig()
-    paths = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
-    if unknown := sorted(paths.keys() - {"Transformer", "Pooling", "Normalize"}):
-        raise EngineFailed(f"the embedding model has a {unknown[0]} module, which is not supported")
-    subfolder = paths.get("Transformer", "")
-    sentence = _read(source, str(Path(subfolder, "sentence_bert_config.json"))) or {}
-    pooling = _read(source, str(Path(paths.get("Pooling", "1_Pooling"), "config.json"))) or {}
+    first, *others = [(module["type"].rpartition(".")[2], module["path"]) for module in modules]
+    pooled = [others.pop(0)] if others and others[0][0] == "Pooling" else []
+    is_static = first[0] == STATIC and not pooled
+    unknown = [kind for kind, _ in others if kind not in KINDS]
+    if unknown or not (is_static or first[0] == "Transformer"):
+        raise EngineFailed(f"the embedding model has a {[*unknown, first[0]][0]} module, which is not supported")
+    normalise = bool(others) and others[-1][0] == "Normalize"
+    subfolder = first[1]
+    sentence = read_json(source, str(Path(subfolder, "sentence_bert_config.json"))) or {}
+    pooling = read_json(source, str(Path(pooled[0][1] if pooled else "1_Pooling", "config.json"))) or {}
     return PoolingConfig(
         poolings=_poolings(pooling),
-        normalise="Normalize" in paths,
+        normalise=normalise,
         max_length=sentence.get("max_seq_length"),
         lower_case=sentence.get("do_lower_case", False),
         subfolder=subfolder,
+        modules=tuple(others[:-1] if normalise else others),
+        prompts=text_prompts(read_json(source, "config_sentence_transformers.json") or {}, pooling),
+        is_static=is_static,
     )
+
+
+def read_modules(source: str, pooling: PoolingConfig) -> nn.Sequential:
+    """Those behind the pooling."""
+    modules = [read_module(source, kind, folder) for kind, folder in pooling.modules]
+    return nn.Sequential(*modules, *([Normalize()] if pooling.normalise else []))
 
 
 def _poolings(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -73,8 +92,3 @@ def _poolings(config: Mapping[str, Any]) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in POOLINGS]:
         raise EngineFailed(f"the embedding model wants {unknown[0]!r} pooling, which is not supported")
     return names
-
-
-def _read(source: str, name: str) -> Any:
-    path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-    return json.loads(Path(path).read_text("utf-8")) if path else None

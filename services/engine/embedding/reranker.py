@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from transformers import AutoModelForSequenceClassification
 from services.engine.base import Pair
 from services.engine.cpu.threads import loads
 from services.engine.device.selection import pick_device, pick_dtype
+from services.engine.embedding.compiled_encoder import pack_where_it_agrees
 from services.engine.embedding.embedder import LocalEmbedder
 from services.engine.embedding.encoder import Floats, Tokens, load_tokenizer, max_length, padded
 from services.engine.embedding.pooling import PoolingConfig
+from services.engine.embedding.quantized_encoder import check_method, quantise_encoder
 from services.engine.loading.loader import ALONE
 from services.engine.loading.weights import read_weights
 from services.errors import EngineFailed
@@ -59,11 +62,27 @@ class LocalReranker(LocalEmbedder):
 
     @classmethod
     @loads
-    def load(cls, *, source: str, device: str = "auto", dtype: str = "auto", **options: Any) -> "LocalReranker":
-        """Reads a local folder or a hub name of a sequence classification model; blocking."""
+    def load(
+        cls,
+        *,
+        source: str,
+        device: str = "auto",
+        dtype: str = "auto",
+        compile_dir: str | None = None,
+        quantization: str | None = None,
+        **options: Any,
+    ) -> "LocalReranker":
+        """Reads a local folder or a hub name of a sequence classification model; blocking.
+
+        `compile_dir`: of kernels."""
         place = pick_device(device)
+        method = check_method(quantization, place)
         with ALONE:
             model = read_weights(AutoModelForSequenceClassification, source, dtype=pick_dtype(dtype, place)).to(place)
+        folder = Path(compile_dir) if compile_dir else None
+        if method:
+            quantise_encoder(model.eval().base_model, folder)
+        pack_where_it_agrees(model.eval().base_model, folder)
         pooling = PoolingConfig()
         tokenizer = load_tokenizer(source, pooling)
         return cls(CrossEncoder(model), tokenizer, max_length=max_length(model, tokenizer, pooling), **options)

@@ -54,9 +54,10 @@ class EngineCore:
 
     def __init__(self, executor: Executor, scheduler: Scheduler, output: OutputProcessor) -> None:
         self._executor = executor
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         self._output = output
         self._lookahead: Lookahead | None = None
+        self._retired: set[int] = set()  # adapters that no new request names
 
     @property
     def has_requests(self) -> bool:
@@ -64,13 +65,18 @@ class EngineCore:
 
     def add(self, request: Request) -> None:
         self._output.requests[request.sequence] = request
-        self._scheduler.add(request.sequence)
+        self.scheduler.add(request.sequence)
+
+    def retire_adapter(self, id: int) -> None:
+        """Removes it once its last request is over."""
+        self._retired.add(id)
+        self._remove_unused_adapters()
 
     def step(self) -> None:
-        batch = self._scheduler.schedule()
+        batch = self.scheduler.schedule()
         scheduled = self._encode_images(batch.scheduled)
         lookahead, self._lookahead = self._lookahead, None
-        if lookahead and lookahead.preemptions == self._scheduler.num_preemptions:
+        if lookahead and lookahead.preemptions == self.scheduler.num_preemptions:
             scheduled, logits = self._join(lookahead, batch.changes, scheduled)
         else:
             logits = self._execute(batch.changes, scheduled)
@@ -78,23 +84,37 @@ class EngineCore:
         self._output.forget_finished()
         if logits is not None:
             self._sample_all(scheduled, logits)
+        self._remove_unused_adapters()
 
     def fail_step(self) -> None:
         """Ends all running sequences after an exception, or, where none ran, the waiting ones, which must have caused
         it."""
         self._emit()
         self._lookahead = None
-        self._output.end(self._scheduler.drop_running() or self._scheduler.drop_all(), EngineFailed(FAILED))
+        self._output.end(self.scheduler.drop_running() or self.scheduler.drop_all(), EngineFailed(FAILED))
         self._output.forget_finished()
 
     def end_all(self, error: ServiceError) -> None:
         self._emit()
         self._lookahead = None
-        self._output.end(self._scheduler.drop_all(), error)
+        self._output.end(self.scheduler.drop_all(), error)
         self._output.forget_finished()
+
+    def lose(self, error: ServiceError) -> None:
+        """Ends all sequences without what was sampled last: it may be of a step that was broken off."""
+        self._output.discard()
+        self.end_all(error)
 
     def close(self) -> None:
         self._executor.close()
+
+    def _remove_unused_adapters(self) -> None:
+        if not self._retired:
+            return
+        unused = self._retired - {sequence.adapter for sequence in self._output.requests}
+        for id in unused:
+            self._executor.remove_adapter(id)
+        self._retired -= unused
 
     # --- execution ---
 
@@ -143,7 +163,7 @@ class EngineCore:
         return logits if scheduled else None
 
     def _shrink(self, error: Exception, scheduled: list[ScheduledSequence]) -> None:
-        if not self._scheduler.shrink():
+        if not self.scheduler.shrink():
             raise error
         logger.warning("out of memory in a step of %d sequences, trying smaller ones: %s", len(scheduled), error)
 
@@ -197,7 +217,7 @@ class EngineCore:
                 self._emit()
             for entry, _ in sampling:
                 if entry.draft and not _is_accepted(entry, depth):
-                    self._scheduler.record_acceptance(entry, depth)
+                    self.scheduler.record_acceptance(entry, depth)
             sampling = [(entry, row) for entry, row in sampling if _is_accepted(entry, depth)]
             for entry, _ in sampling:
                 entry.sequence.num_computed += 1
@@ -210,7 +230,7 @@ class EngineCore:
             return
         result = SampleResult(logits, sequences)
         if alone:
-            self._lookahead = launch(self._executor, sequences, result.tokens, self._scheduler.num_preemptions)
+            self._lookahead = launch(self._executor, sequences, result.tokens, self.scheduler.num_preemptions)
         sampled = result.token_ids()
         failing = [row for row, token in enumerate(sampled) if token is None]
         sequences, logits = self._without(failing, "its logits are not numbers", sequences, logits)
@@ -243,7 +263,7 @@ class EngineCore:
             error = to_error(sequence)
             level = logging.INFO if isinstance(error, InvalidRequest) else logging.ERROR
             logger.log(level, "request %s failed: %s", sequence.job.id, reason)
-            self._scheduler.fail(sequence)
+            self.scheduler.fail(sequence)
             self._output.end([sequence], error)
 
 

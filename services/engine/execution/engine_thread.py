@@ -15,7 +15,7 @@ from queue import SimpleQueue
 
 from services.engine.cpu.threads import release_team
 from services.engine.execution.engine_core import FAILED, EngineCore
-from services.engine.execution.executor import Executor
+from services.engine.execution.executor import Executor, ExecutorLost
 from services.engine.execution.output_processor import Delivery, OutputProcessor
 from services.engine.execution.request import Request
 from services.engine.scheduling.scheduler import Scheduler
@@ -25,6 +25,7 @@ from services.errors import EngineFailed, Unavailable
 
 logger = logging.getLogger(__name__)
 
+LOST = "A process of the model has ended; the model is loaded again"
 STALLED = 120  # seconds of one step, after which an engine counts as broken
 
 
@@ -36,12 +37,17 @@ class _Cancellation:
     sequence: Sequence
 
 
+@dataclass(frozen=True, slots=True)
+class _Retirement:
+    adapter: int
+
+
 class EngineThread:
     def __init__(self, executor: Executor, scheduler: Scheduler, texts: TokenTexts) -> None:
         self.core = EngineCore(executor, scheduler, OutputProcessor(texts, self._deliver))
-        self.thread = self._new_thread()
+        self.thread = self.new_thread()
         self._scheduler = scheduler
-        self._inbox: SimpleQueue[Request | _Cancellation | Future[None] | _Stop] = SimpleQueue()
+        self._inbox: SimpleQueue[Request | _Cancellation | _Retirement | Future[None] | _Stop] = SimpleQueue()
         self._settling: list[Future[None]] = []  # the thread's own
         self._num_put = 0  # requests; written by the event loop only
         self._num_taken = 0  # of them; written by the thread only
@@ -77,6 +83,10 @@ class EngineThread:
             if not request.sequence.finished:
                 self._inbox.put(_Cancellation(request.sequence))
 
+    def retire_adapter(self, id: int) -> None:
+        """Requests that were submitted before are answered with it to their end."""
+        self._inbox.put(_Retirement(id))
+
     async def settle(self) -> None:
         """Returns once nothing runs and nothing waits, and all that was held has been given back."""
         settled: Future[None] = Future()
@@ -90,13 +100,13 @@ class EngineThread:
             self._inbox.put(_Stop())
             await asyncio.to_thread(self._join)  # and not an answer, which a dead thread would owe for ever
 
-    def _new_thread(self) -> threading.Thread:
+    def new_thread(self) -> threading.Thread:
         return threading.Thread(target=self._run, name="engine", daemon=True)
 
     def _take_over(self) -> None:
         """By the thread that dies; where it finds none, by who submits next, and by one of the two only."""
         try:
-            thread = self._new_thread()
+            thread = self.new_thread()
             thread.start()
         except BaseException:
             self._is_dead = True
@@ -129,6 +139,9 @@ class EngineThread:
             self._step_began = time.monotonic()
             try:
                 self.core.step()
+            except ExecutorLost as error:
+                logger.error("this model cannot compute any more: %s", error)
+                self.core.lose(Unavailable(LOST))
             except Exception:
                 logger.exception("a step of up to %d sequences failed", self._scheduler.num_running)
                 self.core.fail_step()
@@ -147,6 +160,8 @@ class EngineThread:
                     self._settling.append(settling)
                 case _Cancellation(sequence):
                     sequence.cancelled = True
+                case _Retirement(adapter):
+                    self.core.retire_adapter(adapter)
                 case Request() as request:
                     self._num_taken += 1
                     self.core.add(request)

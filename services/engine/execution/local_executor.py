@@ -10,14 +10,20 @@ from services.engine.cpu.threads import neighbours
 from services.engine.device.resources import is_out_of_memory
 from services.engine.execution.executor import OutOfMemory
 from services.engine.execution.runner import Runner
+from services.engine.loading.unusable import UnusableModel
+from services.engine.lora.adapters import Adapters
 from services.engine.scheduling.step import Step, StepRow
 
 logger = logging.getLogger(__name__)
 
 
 class LocalExecutor:
-    def __init__(self, runner: Runner) -> None:
+    is_lost = False  # it goes with this process
+
+    def __init__(self, runner: Runner, adapters: Adapters | None = None) -> None:
+        """`adapters`: those of the runner's model; None: it takes none."""
         self.runner = runner
+        self.adapters = adapters
         self.num_slots = runner.num_slots
         self.length = runner.length
         self.cache_tokens = runner.cache_tokens
@@ -56,5 +62,15 @@ class LocalExecutor:
         torch.cuda.empty_cache()
         return None
 
+    def add_adapter(self, id: int, folder: str) -> None:
+        if self.adapters is None:
+            raise UnusableModel(f"{type(self.runner).__name__} takes no adapters")
+        self.adapters.add(id, folder)
+
+    def remove_adapter(self, id: int) -> None:
+        if self.adapters:
+            self.adapters.remove(id)
+
     def close(self) -> None:
+        self.adapters = None
         del self.runner

@@ -33,7 +33,7 @@ def launch(executor: Executor, sequences: list[Sequence], tokens: Tensor, preemp
     rows = [row for row, each in enumerate(sequences) if _goes_on(each, executor.short_length)]
     continuing = [sequences[row] for row in rows]
     step_rows = [
-        StepRow(each.job.id, each.slot, each.num_computed, 1, 1, (), each.images, each.is_long)
+        StepRow(each.job.id, each.slot, each.num_computed, 1, 1, (), each.images, each.is_long, each.adapter)
         for each in continuing
         if each.slot is not None
     ]

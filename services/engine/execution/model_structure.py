@@ -20,3 +20,8 @@ def language_modules(model: nn.Module) -> list[nn.Module]:
     """Those whose children a text goes through."""
     part = language_model(model)
     return list(model.modules()) if part is model else [model, *part.modules()]
+
+
+def has_indexer(model: Any) -> bool:
+    """It picks the keys that a token sees, others in chunks; only prompts longer than the check would show it."""
+    return bool(getattr(model.config.get_text_config(), "index_topk", None))

@@ -56,6 +56,10 @@ class OutputProcessor:
         self._deliver(deliveries)
         return broken
 
+    def discard(self) -> None:
+        """Forgets the pending tokens."""
+        self._pending = []
+
     def end(self, sequences: Iterable[Sequence], error: ServiceError) -> None:
         requests = [self.requests.pop(sequence) for sequence in sequences if sequence in self.requests]
         self._deliver([(request.mailbox, error) for request in requests])

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from services.engine.cpu.compilation import Compilation
 from services.engine.loading.loader import Source
+from services.engine.lora.adapters import Adapters
 from services.engine.scheduling.step import CacheChange, StepRow
 from services.engine.vision.vision import Vision
 
@@ -31,6 +32,7 @@ class Runner(Protocol):
 
     def run_lookahead(self, rows: list[StepRow], tokens: Tensor) -> Tensor | None: ...
 
-    def compilation(self, source: Source, folder: Path) -> Compilation | None:
-        """Compiles this model's step, or finds it on disk; None where steps stay eager."""
+    def compilation(self, source: Source, folder: Path, adapters: Adapters | None = None) -> Compilation | None:
+        """Compiles this model's step, or finds it on disk; None where steps stay eager. `adapters`: of rows that
+        name one of them."""
         ...

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from services.engine.cpu.attention import AttentionProbe, attention_context
 from services.engine.execution.kv_cache import LayerShape
@@ -20,6 +21,10 @@ CHECK_LENGTH = sum(CHECK_STEPS)  # tokens
 
 class LogitsDiffer(Exception):
     """A runner's logits are not the model's."""
+
+
+class RunsRows(Protocol):
+    def run(self, rows: list[StepRow]) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,16 @@ def probe(model: Any) -> Mapping[int, LayerShape]:
     return attention.shapes
 
 
+def require_no_states(model: Any) -> None:
+    """Raises LogitsDiffer where layers keep a state of all tokens, which the sequences of a packed row would share: of
+    16-bit numbers, that may be hardly more than they round."""
+    with torch.inference_mode():
+        out = model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=model.device), use_cache=True)
+    layers = getattr(getattr(out, "past_key_values", None), "layers", ())
+    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
+        raise LogitsDiffer("some of its layers keep a state")
+
+
 def _probed(model: Any, attention: AttentionProbe) -> AttentionProbe:
     tokens = torch.zeros(1, CHECK_LENGTH, dtype=torch.long, device=model.device)
     with torch.inference_mode(), attention_context(attention):
@@ -71,7 +86,7 @@ def _probed(model: Any, attention: AttentionProbe) -> AttentionProbe:
     return attention
 
 
-def verify_logits(runner: Runner, check: LogitsCheck) -> None:
+def verify_logits(runner: RunsRows, check: LogitsCheck) -> None:
     """Computes the prompt in two slots at once and compares after each step: a difference may fade in later ones.
 
     The first slot's is a long sequence, where the model has those."""
@@ -85,10 +100,40 @@ def verify_logits(runner: Runner, check: LogitsCheck) -> None:
         start += size
 
 
+def verify_beside(runner: Runner, check: LogitsCheck, neighbour: tuple[int, ...]) -> list[Tensor]:
+    """The same beside a third sequence, which has a token in each step; returns the first slot's logits."""
+    runner.run([StepRow("neighbour", 2, 0, len(neighbour), 1, neighbour)])
+    found, start = [], 0
+    for step, size in enumerate(check.steps):
+        row = StepRow("check", 0, start, size, 1, check.prompt[start : start + size])
+        beside = StepRow("neighbour", 2, len(neighbour) + step, 1, 1, neighbour[:1])
+        logits = runner.run([row, row._replace(slot=1), beside])
+        for each in logits[:2]:
+            _compare(each, check.expected[step])
+        found.append(logits[0].clone())
+        start += size
+    return found
+
+
+def verify_adapted(runner: Runner, compiled: RunsRows, check: LogitsCheck, adapters: list[int]) -> None:
+    """A prompt with each adapter, and without: by the compiled step as by the runner."""
+    for adapter in (*adapters, None):
+        row = StepRow("check", 0, 0, len(check.prompt), 1, check.prompt, adapter=adapter)
+        rows = [row, row._replace(slot=1, adapter=None)]
+        expected = runner.run(rows).clone()
+        for logits, wanted in zip(compiled.run(rows), expected, strict=True):
+            _compare(logits, wanted)
+
+
 def _compare(logits: Tensor, expected: Tensor) -> None:
+    require_similar(logits, expected, 0.9999 if expected.dtype == torch.float32 else 0.99)  # 16-bit numbers round
+
+
+def require_similar(logits: Tensor, expected: Tensor, least: float) -> None:
+    """Raises LogitsDiffer."""
     similarity = torch.cosine_similarity(logits.float(), expected.float(), dim=0)
-    if not similarity > (0.9999 if expected.dtype == torch.float32 else 0.99):  # 16-bit numbers round
-        raise LogitsDiffer(f"its logits differ (cosine {similarity:.3f})")
+    if not similarity > least:
+        raise LogitsDiffer(f"its logits differ (cosine {similarity:.4f})")
 
 
 def summarize(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from services.engine.cpu.attention import ATTENTION, ATTENTION_UNMASKED
 from services.engine.cpu.merged_linear import pack_linears, unpack_linears
 from services.engine.execution.batched_runner import BatchedRunner
 from services.engine.execution.kv_cache import LayerShape, SlotCache, fit
-from services.engine.execution.model_structure import language_model
+from services.engine.execution.model_structure import has_indexer, language_model
+from services.engine.execution.padding import padded_runner
 from services.engine.execution.runner import Runner
 from services.engine.execution.runner_check import (
     CHECK_LENGTH,
@@ -19,10 +21,12 @@ from services.engine.execution.runner_check import (
     LogitsDiffer,
     make_check,
     probe,
+    require_no_states,
     summarize,
     verify_logits,
 )
 from services.engine.execution.sequential_runner import CACHE_USES, SequentialRunner
+from services.engine.loading import progress
 from services.engine.loading.long_rope import install_long_rope
 from services.engine.paged.attention import PAGE_SIZE
 from services.engine.paged.cache import PagedCache
@@ -56,18 +60,22 @@ def build_runner(
     budget: int,
     cache_tokens: int | None = None,
     paging: PagingConfig | None = None,
+    kernels: Path | None = None,
 ) -> Runner:
-    """A PagedRunner on a GPU, else a BatchRunner, if the model says the same with it as without; else a SoloRunner.
+    """The first whose logits are the model's: a PagedRunner (on a GPU), a BatchedRunner, a PaddedRunner, and a
+    SequentialRunner.
 
     `budget`: bytes the key/value cache may take; `cache_tokens`: what it holds, whatever the budget is. `paging`:
-    pages, also where slots would be better.
+    pages, also where slots would be better. `kernels`: the folder of compiled ones, if they may be compiled.
     """
     check = make_check(model)
     size = _Size(num_slots, length, budget, cache_tokens)
     if model.device.type == "cuda":
         paging = paging or PagingConfig(PAGE_SIZE, CudaCapture(model.device))
     install_long_rope(model)
-    pack_linears(model)
+    progress.report("packing")
+    pack_linears(model, kernels)
+    progress.report("checking")
     try:
         return _any_runner(model, check, size, paging)
     except LogitsDiffer:  # some models reach for a layer's weight themselves and cannot read it packed
@@ -90,10 +98,15 @@ def _any_runner(model: Any, check: LogitsCheck, size: _Size, paging: PagingConfi
     try:
         return _interfaced(model, ATTENTION, lambda shapes: _batch_runner(model, check, size, shapes))
     except LogitsDiffer as reason:
-        logger.warning("%s runs one sequence at a time: %s", name, reason)
+        logger.warning("%s runs without slots: %s", name, reason)
     if size.cache_tokens is not None:
         raise EngineFailed("'num_gpu_blocks_override': this model keeps its past itself, in no blocks")
-    return _solo_runner(model, check, size)
+    alone = _solo_runner(model, check, size)
+    try:
+        return padded_runner(model, alone, check, size.budget)
+    except LogitsDiffer as reason:
+        logger.warning("%s runs one sequence at a time: %s", name, reason)
+        return alone
 
 
 def _interfaced(model: Any, name: str, runner: Callable[[Shapes], Runner]) -> Runner:
@@ -101,6 +114,7 @@ def _interfaced(model: Any, name: str, runner: Callable[[Shapes], Runner]) -> Ru
     speaks = language_model(model)
     original = speaks.config._attn_implementation
     try:
+        require_no_states(model)
         speaks.set_attn_implementation(ATTENTION)
         shapes = probe(model)
         speaks.set_attn_implementation(name)
@@ -152,7 +166,7 @@ def _solo_runner(model: Any, check: LogitsCheck, size: _Size) -> SequentialRunne
     """As the model uses its cache: reading prompts in chunks is tried first."""
     failures = []
     for use in CACHE_USES:
-        if _has_indexer(model) and not use.whole_prompts:
+        if has_indexer(model) and not use.whole_prompts:
             continue
         try:
             verify_logits(SequentialRunner(model, 2, 2 * CHECK_LENGTH, use), check)
@@ -161,11 +175,6 @@ def _solo_runner(model: Any, check: LogitsCheck, size: _Size) -> SequentialRunne
         else:
             return SequentialRunner(model, size.num_slots, size.length, use)
     raise LogitsDiffer(summarize(failures[0])) from failures[0]
-
-
-def _has_indexer(model: Any) -> bool:
-    """It picks the keys that a token sees, others in chunks; only prompts longer than the check would show it."""
-    return bool(getattr(model.config.get_text_config(), "index_topk", None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ class GrammarCompiler:
         self._texts = texts
         self._size = vocabulary
         self._ends = np.array(sorted(token for token in eos if token < vocabulary), np.int64)
-        self.checker = GrammarChecker(lambda: self._vocabulary, cpu_s)
+        self.checker = GrammarChecker(lambda: self.vocabulary, cpu_s)
         self._workers = ThreadPoolExecutor(SLOTS, "grammar")
         self._slots = FairSlots(SLOTS, SHARE, MAX_WAITING)
         self._kept: dict[Owned, LLMatcher] = {}  # the latest last
@@ -139,10 +139,10 @@ class GrammarCompiler:
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
-        return self._vocabulary.tokenizer()
+        return self.vocabulary.tokenizer()
 
     @cached_property
-    def _vocabulary(self) -> Vocabulary:
+    def vocabulary(self) -> Vocabulary:
         eos = tuple(self._ends.tolist())
         special = sorted({*eos, *self._texts.markers.values()} & {*range(self._size)})
         tokens = tuple(self._texts.raw(token) for token in range(self._size))

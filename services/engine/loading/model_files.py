@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from services.engine.loading.unusable import UnusableModel
-from services.engine.quantization import FILE_HEADERS, file_header
+from services.engine.quantization import FILE_HEADERS, file_header, weights_file
+from services.engine.quantization.needed_packages import refuse_without_packages
 
 HUB_NAME = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
+HUB_FILE = re.compile(HUB_NAME.pattern + r":[\w.-]+")  # owner/name:Q4_K_M
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
 OTHER_TOKENIZERS = ("*.tiktoken", "tekken.json", "tokenizer_config.json")
 MODELOPT = "hf_quant_config.json"
+STATIC = ".StaticEmbedding"
+READ = (".Transformer", STATIC)
 ENCODERS = {  # as a chat model they would be given a head of random numbers
     *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet"),
     *("nomic_bert", "roberta", "xlm-roberta"),
@@ -36,6 +40,8 @@ def check(source: str, kind: str, *, weights: bool = True) -> None:
         _check_folder(path, kind)
     elif path.is_file():
         _check_file(path)
+    elif HUB_FILE.fullmatch(source):
+        raise UnusableModel(f"{source} is not on this disk: `parley pull {source}` fetches it")
     elif path.suffix in FILE_HEADERS or not HUB_NAME.fullmatch(source) or source.startswith("."):
         raise UnusableModel(f"there is no folder or GGUF file {source}")
 
@@ -49,25 +55,41 @@ def _check_file(path: Path) -> None:
 
 def _check_folder(folder: Path, kind: str) -> None:
     inner = folder / _subfolder(folder)
+    if kind == "embedding" and _is_static(folder):
+        _check_weights(inner / "model.safetensors")
+        _check_tokenizer(inner)
+        return
     config = _read_config(inner)
     if kind == "chat" and config.get("model_type") in ENCODERS and not config.get("is_decoder"):
         raise UnusableModel(f"{folder} is an encoder ({config['model_type']}): it makes embeddings, but writes no text")
     if kind == "chat" and config.get("is_encoder_decoder"):
         raise UnusableModel(f"{folder} is an encoder-decoder ({config['model_type']}): a chat model is a decoder alone")
-    if (inner / MODELOPT).exists():
-        raise UnusableModel(f"{folder} is quantised by ModelOpt ({MODELOPT}), which transformers does not read")
+    quantization = config.get("quantization_config")
+    if (inner / MODELOPT).exists() and not isinstance(quantization, dict):
+        raise UnusableModel(
+            f"{folder} is quantised by ModelOpt ({MODELOPT}), and its config.json has no quantization_config, as later"
+            " versions write it"
+        )
+    if isinstance(quantization, dict):
+        refuse_without_packages(quantization, str(folder))
     for weights in _weights(inner):
         _check_weights(weights)
     _check_tokenizer(inner)
 
 
 def _subfolder(folder: Path) -> str:
-    """Where sentence-transformers keeps the transformer."""
+    """Where sentence-transformers keeps what is read first."""
     if not (folder / "modules.json").exists():
         return ""
     modules = _read_json(folder / "modules.json")
-    paths = [str(each.get("path", "")) for each in modules if str(each.get("type", "")).endswith(".Transformer")]
+    paths = [str(each.get("path", "")) for each in modules if str(each.get("type", "")).endswith(READ)]
     return paths[0] if paths else ""
+
+
+def _is_static(folder: Path) -> bool:
+    """Whether it has vectors of tokens and no model."""
+    file = folder / "modules.json"
+    return file.exists() and any(str(each.get("type", "")).endswith(STATIC) for each in _read_json(file))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -89,6 +111,9 @@ def _read_json(path: Path) -> Any:
 
 
 def _weights(folder: Path) -> Iterator[Path]:
+    if file := weights_file(folder):
+        yield file
+        return
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).exists():
             yield folder / name
@@ -113,6 +138,8 @@ def _check_weights(path: Path) -> None:
         raise UnusableModel(f"{path} is missing")
     if path.suffix == ".safetensors":
         _check_safetensors(path)
+    elif header := file_header(path):
+        header.check(path)
     elif path.stat().st_size == 0 or (_begins_as_zip(path) and not zipfile.is_zipfile(path)):
         raise UnusableModel(f"{path} is not whole")
 

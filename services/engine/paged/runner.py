@@ -13,6 +13,8 @@ from services.engine.execution.kv_cache import LayerShape
 from services.engine.execution.runner_check import LogitsCheck
 from services.engine.loading.loader import Source
 from services.engine.loading.long_rope import short_length
+from services.engine.lora.adapters import Adapters
+from services.engine.lora.step_adapters import StepAdapters, adapter_context
 from services.engine.paged.cache import PagedCache
 from services.engine.paged.graphs import Capture, Graphs
 from services.engine.paged.step import BatchShape, Inputs, PagedStep, write
@@ -51,59 +53,61 @@ class PagedRunner:
         self.length = cache.length
         self.short_length = short_length(model)
         self.asynchronous = cache.device.type != "cpu"
-        self._model = model
-        self._cache = cache
+        self.model = model
+        self.cache = cache
         self._paging = paging
         self._step = PagedStep(model, cache.layers)
-        self._graphs = Graphs(self._step, cache, paging.capture) if paging.capture else None
-        self.batch_sizes = self._graphs.batch_sizes if self._graphs else [cache.num_slots]
+        self.graphs = Graphs(self._step, cache, paging.capture) if paging.capture else None
+        self.batch_sizes = self.graphs.batch_sizes if self.graphs else [cache.num_slots]
 
     @property
     def records(self) -> bool:
-        return self._graphs is not None and not self.capture_failure
+        return self.graphs is not None and not self.capture_failure
 
     @property
     def capture_failure(self) -> str | None:
         """Why some steps are not recorded that should be."""
-        return self._graphs.failure if self._graphs else None
+        return self.graphs.failure if self.graphs else None
 
     @property
     def token_bytes(self) -> int:
-        return sum(shape.num_bytes for shape in self._cache.shapes.values())
+        return sum(shape.num_bytes for shape in self.cache.shapes.values())
 
     def apply(self, changes: list[CacheChange]) -> None:
-        self._cache.apply(changes)
+        self.cache.apply(changes)
 
     @torch.inference_mode()
     def run(self, rows: list[StepRow]) -> Tensor:
-        self._cache.claim(rows)
+        self.cache.claim(rows)
         vision = vision_for(self.vision, rows)
-        if self._graphs and not vision and all(row.num_tokens == row.num_logits == 1 for row in rows):
-            return self._graphs.run(rows)
+        decodes = all(row.num_tokens == row.num_logits == 1 for row in rows)
+        if self.graphs and decodes and not vision and not StepAdapters.of(rows):
+            return self.graphs.run(rows)
         return self._run(rows, vision)
 
     @torch.inference_mode()
     def run_lookahead(self, rows: list[StepRow], tokens: Tensor) -> Tensor | None:
         """Only where nothing must be claimed: who knows whether the scheduler lets them go on."""
-        if not self._graphs or vision_for(self.vision, rows):
+        if not self.graphs or vision_for(self.vision, rows) or StepAdapters.of(rows):
             return None
-        if not all(self._cache.pages.owns(row.slot, row.start) for row in rows):
+        if not all(self.cache.pages.owns(row.slot, row.start) for row in rows):
             return None
-        return self._graphs.run(rows, tokens)
+        return self.graphs.run(rows, tokens)
 
-    def compilation(self, source: Source, folder: Path) -> None:
+    def compilation(self, source: Source, folder: Path, adapters: Adapters | None = None) -> None:
         return None
 
     def another(self, length: int, vision: Vision | None = None) -> "PagedRunner":
         """With the same model and a small memory of its own, to try something."""
-        return trial(self._model, self._cache.shapes, length, self.check, self._paging, vision)
+        return trial(self.model, self.cache.shapes, length, self.check, self._paging, vision)
 
     def _run(self, rows: list[StepRow], vision: Vision | None) -> Tensor:
-        shape = BatchShape.of(rows, self._cache.pages)
-        array = write(rows, shape, self._cache.pages, self._cache.spare)
-        inputs = Inputs.split(upload(array, self._cache.device), shape)
+        shape = BatchShape.of(rows, self.cache.pages)
+        array = write(rows, shape, self.cache.pages, self.cache.spare)
+        inputs = Inputs.split(upload(array, self.cache.device), shape)
         given = vision.inputs(rows, inputs.ids[None], inputs.positions[None]) if vision else None
-        return self._step(inputs, given)[: sum(row.num_logits for row in rows)]
+        with adapter_context(StepAdapters.of(rows, self._step.kept(rows))):
+            return self._step(inputs, given)[: sum(row.num_logits for row in rows)]
 
 
 def trial(

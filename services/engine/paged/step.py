@@ -129,6 +129,10 @@ class PagedStep:
         self._layers = layers
         self._keeps = supports_logits_to_keep(model)
 
+    def kept(self, step_rows: list[StepRow]) -> list[int] | None:
+        """The tokens that the language head is given; None: all."""
+        return (logits_indices(step_rows) or [0]) if self._keeps else None
+
     def __call__(self, inputs: Inputs, given: dict[str, Any] | None = None) -> Tensor:
         """Logits of what is asked; `given` instead of the ids and positions, where a model sees."""
         given = given or {"input_ids": inputs.ids[None], "position_ids": inputs.positions[None]}

@@ -1,9 +1,16 @@
-"""The head of a GGUF file, without torch: whether the file is complete, and the sampling parameters in its metadata."""
+"""The head of a GGUF file, in milliseconds and without torch: whether the file is complete, its tensors, and the facts
+of its metadata."""
 
+import hashlib
 import logging
 import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
-from struct import Struct, error, unpack_from
+from struct import Struct, error
+
+from typing_extensions import Buffer
 
 from services.engine.loading.unusable import UnusableModel
 
@@ -11,8 +18,24 @@ logger = logging.getLogger(__name__)
 
 U32, U64 = Struct("<I"), Struct("<Q")
 STRING, ARRAY = 8, 9
-SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by its type
+NUMBERS = {  # by the type of a value
+    kind: Struct(f"<{letter}")
+    for kind, letter in {
+        0: "B",
+        1: "b",
+        2: "H",
+        3: "h",
+        4: "I",
+        5: "i",
+        6: "f",
+        7: "?",
+        10: "Q",
+        11: "q",
+        12: "d",
+    }.items()
+}
 VERSIONS = (2, 3)
+ALIGNMENT = 32  # bytes, where the file has no other
 SAMPLING = {
     "temperature": "general.sampling.temp",
     "top_p": "general.sampling.top_p",
@@ -28,22 +51,64 @@ def check(path: Path) -> None:
             raise UnusableModel(f"{path} is no GGUF file")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                end = _Head(data).end()
+                end = max((tensor.begin + tensor.num_bytes for tensor in read(data).tensors), default=0)
             except (error, IndexError, KeyError, ValueError):
                 raise UnusableModel(f"{path} is not whole, or no GGUF file: its head cannot be read") from None
             if end > len(data):
                 raise UnusableModel(f"{path} is not whole: {len(data)} bytes of {end}")
 
 
-def sampling(path: Path) -> dict[str, object]:
-    from gguf import GGUFReader
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """`shape` as torch has it; `kind`: a GGMLQuantizationType."""
 
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    begin: int  # in the file
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    facts: Mapping[str, object]  # numbers and texts; of lists there are none
+    tensors: tuple[Tensor, ...]
+    digest: str  # of the metadata, the vocabulary included, and of the tensors' names and shapes
+
+    @property
+    def architecture(self) -> str:
+        return str(self.facts.get("general.architecture", ""))
+
+
+def read(data: mmap.mmap) -> Head:
+    """Raises struct.error, IndexError, KeyError or ValueError for a head that is cut off or damaged."""
+    head = _Reader(data)
+    version = head.number(U32)
+    if version not in VERSIONS:
+        raise ValueError(f"version {version} of GGUF")
+    num_tensors, num_facts = head.number(U64), head.number(U64)
+    facts = dict(head.fact() for _ in range(num_facts))
+    found = [head.tensor() for _ in range(num_tensors)]
+    alignment = facts.get("general.alignment", ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError("an alignment that is none")
+    begin = -(-head.at // alignment) * alignment
+    tensors = tuple(replace(tensor, begin=begin + tensor.begin) for tensor in found)
+    return Head(facts, tensors, hashlib.sha256(data[: head.at]).hexdigest())
+
+
+def read_file(path: Path) -> Head:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return read(data)
+
+
+def sampling(path: Path) -> dict[str, object]:
     try:
-        fields = GGUFReader(path).fields
-        return {name: _rounded(fields[key].contents()) for name, key in SAMPLING.items() if key in fields}
-    except (OSError, ValueError, LookupError) as error:
-        logger.warning("the metadata of %s cannot be read, nothing of it is used: %s", path, error)
+        facts = read_file(path).facts
+    except (OSError, error, ValueError, LookupError) as problem:
+        logger.warning("the metadata of %s cannot be read, nothing of it is used: %s", path, problem)
         return {}
+    return {name: _rounded(facts[key]) for name, key in SAMPLING.items() if key in facts}
 
 
 def _rounded(value: object) -> object:
@@ -51,67 +116,68 @@ def _rounded(value: object) -> object:
     return round(value, 6) if isinstance(value, float) else value
 
 
-class _Head:
+class _Reader:
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
-        self._at = 4
-        self._alignment = 32
+        self.at = 4
 
-    def end(self) -> int:
-        """Of the last tensor, in the file."""
-        if self._number(U32) not in VERSIONS:
-            raise ValueError("a version of GGUF that nobody reads")
-        num_tensors, num_facts = self._number(U64), self._number(U64)
-        for _ in range(num_facts):
-            self._fact()
-        ends = [self._tensor() for _ in range(num_tensors)]
-        begin = -(-self._at // self._alignment) * self._alignment
-        return begin + max(ends, default=0)
-
-    def _fact(self) -> None:
-        name, kind = self._text(), self._number(U32)
-        if name == b"general.alignment":
-            self._alignment = unpack_from("<I", self._data, self._at)[0]
-        self._skip(kind)
-
-    def _skip(self, kind: int) -> None:
-        if kind == STRING:
-            self._text()
-        elif kind == ARRAY:
-            inner, count = self._number(U32), self._number(U64)
-            if inner in SIZES:
-                self._at += SIZES[inner] * count
-            else:
-                for _ in range(count):
-                    self._skip(inner)
-        else:
-            self._at += SIZES[kind]
-
-    def _tensor(self) -> int:
-        """Where it ends, among the tensors."""
-        self._text()
-        sizes = [self._number(U64) for _ in range(self._number(U32))]
-        kind, offset = self._number(U32), self._number(U64)
-        return offset + _bytes(kind, sizes)
-
-    def _text(self) -> bytes:
-        length = self._number(U64)
-        begin, self._at = self._at, self._at + length
-        if self._at > len(self._data):
-            raise ValueError("ends within a text")
-        return self._data[begin : self._at] if length < 64 else b""
-
-    def _number(self, form: Struct) -> int:
-        (number,) = form.unpack_from(self._data, self._at)
-        self._at += form.size
+    def number(self, form: Struct) -> int:
+        (number,) = form.unpack_from(self._data, self.at)
+        self.at += form.size
         return int(number)
+
+    def fact(self) -> tuple[str, object]:
+        return self._text(), self._value(self.number(U32))
+
+    def tensor(self) -> Tensor:
+        """Begins at its offset among the tensors."""
+        name = self._text()
+        sizes = [self.number(U64) for _ in range(self.number(U32))]
+        kind, offset = self.number(U32), self.number(U64)
+        return Tensor(name, tuple(reversed(sizes)), kind, offset, _bytes(kind, sizes))
+
+    def _value(self, kind: int) -> object:
+        if kind == STRING:
+            return self._text()
+        if kind == ARRAY:
+            self._skip_list(self.number(U32), self.number(U64))
+            return None
+        form = NUMBERS[kind]
+        (number,) = form.unpack_from(self._data, self.at)
+        self.at += form.size
+        return number
+
+    def _skip_list(self, kind: int, count: int) -> None:
+        if kind == STRING:
+            self.at = end_of_texts(self._data, self.at, count)
+        elif kind == ARRAY:
+            for _ in range(count):
+                self._skip_list(self.number(U32), self.number(U64))
+        else:
+            self.at += NUMBERS[kind].size * count
+        self._check_end()
+
+    def _text(self) -> str:
+        length = self.number(U64)
+        begin, self.at = self.at, self.at + length
+        self._check_end()
+        return self._data[begin : self.at].decode(errors="replace")
+
+    def _check_end(self) -> None:
+        if self.at > len(self._data):
+            raise ValueError("ends within a value")
+
+
+def end_of_texts(data: Buffer, at: int, count: int) -> int:
+    """A vocabulary has hundreds of thousands."""
+    length_at = U64.unpack_from
+    for _ in range(count):
+        at += U64.size + length_at(data, at)[0]
+    return at
 
 
 def _bytes(kind: int, sizes: list[int]) -> int:
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
     in_block, of_block = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-    number = 1
-    for size in sizes:
-        number *= size
-    return int(number // in_block * of_block)
+    return int(prod(sizes) // in_block * of_block)

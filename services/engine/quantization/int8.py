@@ -35,8 +35,9 @@ TRIAL = 8  # tokens
 class QuantizedLinear(nn.Module):
     """A linear layer in 8 bits: codes and their scales, of some outputs after the others."""
 
-    def __init__(self, parts: Iterable[tuple[Tensor, Tensor]], bias: Tensor | None) -> None:
+    def __init__(self, linear: nn.Linear, parts: Iterable[tuple[Tensor, Tensor]], bias: Tensor | None) -> None:
         super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight: Tensor
         self.scales: Tensor
         self.bias: Tensor | None
@@ -49,10 +50,11 @@ class QuantizedLinear(nn.Module):
 class Int8Linear(QuantizedLinear):
     """Codes and scales lie in one line, as they are read."""
 
+    unrounded = True  # float32 for float32
+
     def __init__(self, linear: nn.Linear) -> None:
         parts = [_laid_out(*quantise_blocks(part)) for part in torch.split(linear.weight.detach(), SLICE)]
-        super().__init__(parts, None if linear.bias is None else linear.bias.float())
-        self.out_features = linear.out_features
+        super().__init__(linear, parts, None if linear.bias is None else linear.bias.float())
 
     def forward(self, inputs: Tensor) -> Tensor:
         layer = (self.weight, self.scales, self.bias, self.out_features)
@@ -66,7 +68,7 @@ class TorchInt8Linear(QuantizedLinear):
     def __init__(self, linear: nn.Linear) -> None:
         weight = linear.weight.detach()
         parts = [quantise_blocks(part, linear.in_features, weight.dtype) for part in torch.split(weight, SLICE)]
-        super().__init__([(codes, scales.flatten()) for codes, scales in parts], linear.bias)
+        super().__init__(linear, [(codes, scales.flatten()) for codes, scales in parts], linear.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.reshape(-1, inputs.shape[-1]).contiguous()
@@ -78,7 +80,7 @@ class TorchInt8Linear(QuantizedLinear):
 def quantise(model: Any, folder: Path | None) -> None:
     """All linear layers that speak, one after another. `folder`: where our kernel is, or is put."""
     before = _said(model)
-    replace_linears(model, Int8Linear if _has_kernel(folder) else TorchInt8Linear)
+    replace_layers(model, folder)
     codes = sum(module.weight.numel() for module in model.modules() if isinstance(module, QuantizedLinear))
     try:
         alike = cosine_similarity(_said(model).float(), before.float(), dim=-1).min()
@@ -90,6 +92,11 @@ def quantise(model: Any, folder: Path | None) -> None:
         raise _refused(model, f"its logits differ (cosine {alike:.3f})")
     others = sum(each.numel() for each in model.parameters())
     logger.info("%.0f %% of the weights are in int8", 100 * codes / (codes + others))
+
+
+def replace_layers(model: nn.Module, folder: Path | None) -> None:
+    """Unchecked."""
+    replace_linears(model, Int8Linear if _has_kernel(folder) else TorchInt8Linear)
 
 
 def _refused(model: Any, reason: str) -> EngineFailed:

@@ -26,7 +26,7 @@ class RemoteEngine:
     ) -> None:
         self.tokenizer: Tokenizer = model.tokenizer
         self._model = model
-        self._router = router
+        self.router = router
         self._limit = min(max_model_len or model.max_length, model.max_length)
         self._shares_prefixes = share_prefixes
         self._texts = TokenTexts(model.tokenizer)
@@ -54,18 +54,18 @@ class RemoteEngine:
     @property
     def max_length(self) -> int:
         """The least of what the model, the settings and those upstreams allow that have answered."""
-        known = (upstream.max_length for upstream in self._router.upstreams)
+        known = (upstream.max_length for upstream in self.router.upstreams)
         return min([self._limit, *(length for length in known if length)])
 
     def start(self) -> None:
-        self._router.start()
+        self.router.start()
 
     async def stop(self) -> None:
         """Ends what is running with Unavailable."""
         self._stopping = True
         for answer in list(self._answers):
             await answer.fail(Unavailable("The model is being unloaded"))
-        await self._router.stop()
+        await self.router.stop()
 
     async def submit(self, job: Job) -> AsyncGenerator[Piece, None]:
         if self._stopping:
@@ -75,7 +75,7 @@ class RemoteEngine:
         )
         remote = RemoteJob(job, limit, self._salt(job), self._markers, self.tokenizer, self._texts)
         streamer = RequestStreamer(self.tokenizer, job.prompt, job.sampling, self._model.eos)
-        answer = Answer(remote, streamer, self._router, self._end)
+        answer = Answer(remote, streamer, self.router, self._end)
         # the choices of one request are admitted together: what one of them is refused, all are
         is_first = all(each.id != job.id for each in self._answers)
         self._answers.add(answer)
@@ -97,7 +97,7 @@ class RemoteEngine:
     def stats(self) -> EngineStats:
         answers = tuple(self._answers)  # read from any thread
         running = sum(answer.has_output for answer in answers)
-        upstreams = tuple(upstream.stats() for upstream in self._router.upstreams)
+        upstreams = tuple(upstream.stats() for upstream in self.router.upstreams)
         return EngineStats(
             running=running,
             waiting=len(answers) - running,

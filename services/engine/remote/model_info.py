@@ -34,8 +34,8 @@ def read(source: str) -> ModelInfo:
     if file_header(path):
         return _of_file(path)
     tokenizer = _tokenizer(source)
-    config = _json(source, "config.json")
-    generation = _json(source, "generation_config.json")
+    config = read_json(source, "config.json")
+    generation = read_json(source, "generation_config.json")
     text = config.get("text_config") or config
     eos = {*_ids(generation.get("eos_token_id")), *_ids(text.get("eos_token_id")), *_ids(tokenizer.eos_token_id)}
     length = min(text.get("max_position_embeddings") or tokenizer.model_max_length, UNLIMITED)
@@ -68,7 +68,8 @@ def _file(source: str, name: str) -> Path | None:
         return None
 
 
-def _json(source: str, name: str) -> Mapping[str, Any]:
+def read_json(source: str, name: str) -> Mapping[str, Any]:
+    """Empty where there is no such file."""
     path = _file(source, name)
     if path is None:
         return {}

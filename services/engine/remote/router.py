@@ -2,16 +2,14 @@
 
 import asyncio
 from collections.abc import Sequence
-from hashlib import blake2b
 
+from services import rendezvous
 from services.engine.base import Job
 from services.engine.remote.upstream import Upstream
 
 CHECK_S = 5.0  # between two checks of each upstream
 ATTEMPTS = 3  # upstreams that are tried before the first token
 KEY_TOKENS = 256  # of a prompt without a key of its own
-GAP = 8  # requests that an upstream may have more than the least busy one,
-FACTOR = 1.5  # and so many times as many
 
 
 class Router:
@@ -31,9 +29,12 @@ class Router:
 
     def candidates(self, job: Job) -> list[Upstream]:
         """In the order in which they are to be tried: ejected ones behind all others."""
-        key = _key(job)
-        ranked = sorted(self.upstreams, key=lambda upstream: _rank(key, upstream.name))
-        return sorted(_by_load(ranked), key=lambda upstream: not upstream.healthy)[:ATTEMPTS]
+        ranked = rendezvous.ranked(_key(job), self.upstreams, lambda each: each.name, lambda each: each.running)
+        return sorted(ranked, key=lambda upstream: not upstream.healthy)[:ATTEMPTS]
+
+    def by_load(self) -> list[Upstream]:
+        """The least busy first, where no cache makes a difference."""
+        return sorted(self.upstreams, key=lambda each: (not each.healthy, each.running))[:ATTEMPTS]
 
     async def _watch(self) -> None:
         while True:
@@ -45,14 +46,3 @@ def _key(job: Job) -> bytes:
     if job.affinity:
         return job.affinity.encode()
     return b"".join(token.to_bytes(4, "little") for token in job.prompt[:KEY_TOKENS])
-
-
-def _rank(key: bytes, name: str) -> bytes:
-    """Rendezvous hashing: when an upstream comes or goes, only its own keys move."""
-    return blake2b(key, key=blake2b(name.encode(), digest_size=32).digest(), digest_size=8).digest()
-
-
-def _by_load(ranked: list[Upstream]) -> list[Upstream]:
-    """Those that have far too much to do go behind the others."""
-    least = min(upstream.running for upstream in ranked)
-    return sorted(ranked, key=lambda upstream: upstream.running > max(least + GAP, least * FACTOR))

@@ -3,26 +3,31 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
 import orjson
 
-from services.engine.base import UpstreamAddress, UpstreamStats
+from services.engine.base import Job, UpstreamAddress, UpstreamStats
 from services.engine.grammar.lark import InvalidGrammar
 from services.engine.remote import errors, sse
 from services.engine.remote.discovery import Server, UnknownServer, describe
 from services.engine.remote.kinds import KINDS
 from services.engine.remote.kinds.base import ErrorEvent, Output, RemoteJob
 from services.errors import InvalidRequest, ServiceError, Unavailable, literal
+from services.tracing import Span, Value, current, ending
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 CONNECT_S = 5.0
 PROBE_S = 5.0
+KEPT_S = 2.0  # an idle connection: uvicorn closes its own after 5 s, and a request that meets the close is lost
 DRAIN_S = 0.5  # for the end of a body behind its last event
 MAX_ERROR_BYTES = 1 << 16
 END = b"[DONE]"
@@ -59,6 +64,16 @@ class Upstream:
         """Tokens of prompt and answer; None: not known."""
         return self._server.model.max_length if self._server else None
 
+    @property
+    def named_length(self) -> int | None:
+        """The same, if it is that of the model that `fetch` names."""
+        return self.max_length if self._server and self._named(self._server) else None
+
+    def _named(self, server: Server) -> dict[str, Any]:
+        """A server of several models has a default one for each kind of request."""
+        name = self._address.model or (server.model.name if server.kind.names_model else None)
+        return {"model": name} if name else {}
+
     def stats(self) -> UpstreamStats:
         return UpstreamStats(self.name, self.healthy, self.running, self._num_requests, self._num_failures)
 
@@ -89,20 +104,37 @@ class Upstream:
 
         Raises Unavailable and Overloaded, which another upstream may be spared, and the other errors of services.
         """
-        self.running += 1
-        try:
+        async with self._watched():
             server = await self._described()
             job = _within(job, server.model.max_length)
             body = await _body(server, job)
-            self._num_requests += 1
-            response = await self._send(server, body)
+            async with (
+                self._sent(server.kind.path, body, job.job) as response,
+                aclosing(self._outputs(response, server, job)) as outputs,
+            ):
+                yield outputs
+
+    async def fetch(self, path: str, body: Callable[[Server], dict[str, Any]], read: Callable[[Any], T], job: Job) -> T:
+        """What `read` makes of the answer to one request, which comes as a whole. `job`: what errors are about."""
+        async with self._watched():
+            server = await self._described()
+            content = await asyncio.to_thread(lambda: orjson.dumps(body(server) | self._named(server)))
+            async with self._sent(path, content, job) as response:
+                try:
+                    content = await response.aread()
+                except BROKEN as error:
+                    raise errors.interrupted(self.name, error) from error
             try:
-                if response.status_code != 200:
-                    raise await self._refusal(response, job)
-                async with aclosing(self._outputs(response, server, job)) as outputs:
-                    yield outputs
-            finally:
-                await response.aclose()
+                return await asyncio.to_thread(lambda: read(orjson.loads(content)))
+            except UNREADABLE as error:
+                raise errors.garbled(self.name, error) from error
+
+    @asynccontextmanager
+    async def _watched(self) -> AsyncIterator[None]:
+        """Around a request: it counts, and its failures."""
+        self.running += 1
+        try:
+            yield
             self._failed_in_a_row = 0
         except Unavailable as error:
             self._fail(error.__cause__)
@@ -130,15 +162,35 @@ class Upstream:
                     raise errors.unknown(self.name, error) from error
             return self._server
 
-    async def _send(self, server: Server, body: bytes) -> httpx2.Response:
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
-        request = self._client.build_request("POST", self._root + server.kind.path, content=body, headers=headers)
-        try:
-            return await self._client.send(request, stream=True)
-        except BROKEN as error:
-            raise errors.unreachable(self.name, error) from error
+    @asynccontextmanager
+    async def _sent(self, path: str, body: bytes, job: Job) -> AsyncIterator[httpx2.Response]:
+        """A response with status 200. Raises the errors of others."""
+        with ending(self._span(path)) as span:
+            headers = {"Content-Type": "application/json", "Accept-Encoding": "identity", **span.headers()}
+            request = self._client.build_request("POST", self._root + path, content=body, headers=headers)
+            self._num_requests += 1
+            try:
+                response = await self._client.send(request, stream=True)
+            except BROKEN as error:
+                raise errors.unreachable(self.name, error) from error
+            span.set({"http.response.status_code": response.status_code})
+            try:
+                if response.status_code != 200:
+                    raise await self._refusal(response, job)
+                yield response
+            finally:
+                await response.aclose()
 
-    async def _refusal(self, response: httpx2.Response, job: RemoteJob) -> ServiceError:
+    def _span(self, path: str) -> Span:
+        if not (span := current()).is_recording:
+            return span
+        address = urlsplit(self._root)
+        attributes: dict[str, Value] = {"http.request.method": "POST", "server.address": address.hostname or ""}
+        if address.port:
+            attributes["server.port"] = address.port
+        return span.child(f"POST {path}", attributes, kind="client")
+
+    async def _refusal(self, response: httpx2.Response, job: Job) -> ServiceError:
         body = b""
         with suppress(*BROKEN):
             async for portion in response.aiter_bytes():
@@ -147,9 +199,9 @@ class Upstream:
                     break
         return self._error(response.status_code, response.headers, body.decode(errors="replace"), job)
 
-    def _error(self, status: int, headers: Mapping[str, str], text: str, job: RemoteJob) -> ServiceError:
-        limit = self.max_length or len(job.job.prompt)
-        return errors.of_status(self.name, status, headers, text, job.job, limit)
+    def _error(self, status: int, headers: Mapping[str, str], text: str, job: Job) -> ServiceError:
+        limit = self.max_length or len(job.prompt)
+        return errors.of_status(self.name, status, headers, text, job, limit)
 
     async def _outputs(self, response: httpx2.Response, server: Server, job: RemoteJob) -> AsyncGenerator[Output, None]:
         reader = server.kind.reader(job)
@@ -166,7 +218,7 @@ class Upstream:
         except BROKEN as error:
             raise errors.interrupted(self.name, error) from error
         except ErrorEvent as error:
-            raise self._error(error.status, {}, error.text, job) from error
+            raise self._error(error.status, {}, error.text, job.job) from error
         except UNREADABLE as error:
             raise errors.garbled(self.name, error) from error
         if not is_finished:
@@ -203,7 +255,7 @@ def _client(key: str | None, timeout_s: float, transport: httpx2.AsyncBaseTransp
         transport=transport,
         headers={"Authorization": f"Bearer {key}"} if key else {},
         timeout=httpx2.Timeout(timeout_s, connect=CONNECT_S, pool=None),
-        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64),
+        limits=httpx2.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=KEPT_S),
         verify=ssl.create_default_context(),
         trust_env=False,  # a proxy of the environment is for other addresses
     )

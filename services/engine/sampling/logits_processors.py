@@ -129,11 +129,11 @@ def _mask(scores: Tensor, processors: list[LogitsProcessors]) -> None:
     size = next(len(each.allowed) for each in processors if each.allowed is not None)
     bits = np.stack([np.full(size, 255, np.uint8) if s.allowed is None else s.allowed for s in processors])
     octets = upload(bits, scores.device).int()
-    scores += embedding(octets, _mask_table(scores.device)).flatten(1)[:, : scores.shape[-1]]
+    scores += embedding(octets, mask_table(scores.device)).flatten(1)[:, : scores.shape[-1]]
 
 
 @cache
-def _mask_table(device: torch.device) -> Tensor:
+def mask_table(device: torch.device) -> Tensor:
     bits = torch.arange(256)[:, None] >> torch.arange(8) & 1
     return torch.where(bits == 1, 0.0, -torch.inf).to(device)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from services.engine.device.device_io import download
-from services.engine.sampling.rows import index, select_rows
+from services.engine.sampling.rows import index, likeliest, select_rows
 from services.engine.scheduling.sequence import Sequence
 
 MAX_TOP = 20  # always computed: equal logprobs keep their order in any batch
@@ -29,8 +29,8 @@ def compute_logprobs(logits: Tensor, rows: list[Sequence], tokens: list[int]) ->
     logprobs = select_rows(logits, asking).float().log_softmax(-1)
     chosen = logprobs.gather(-1, index([tokens[i] for i in asking], logits)[:, None])[:, 0]
     most = max(rows[i].job.sampling.logprobs or 0 for i in asking)
-    top = logprobs.topk(min(MAX_TOP, logits.shape[-1]) if most else 0)
-    of_tokens, ids, values = download(chosen, top.indices, top.values)
+    top = likeliest(logprobs, min(MAX_TOP, logits.shape[-1]) if most else 0)
+    of_tokens, ids, values = download(chosen, top, logprobs.gather(-1, top))
     found = {}
     for at, i in enumerate(asking):
         number = rows[i].job.sampling.logprobs
@@ -45,7 +45,7 @@ def compute_prompt_logprobs(logits: Tensor, tokens: list[int], number: int) -> l
         part = tokens[start : start + PORTION]
         logprobs = logits[start : start + len(part)].float().log_softmax(-1)
         chosen = logprobs.gather(-1, index(part, logits)[:, None])[:, 0]
-        top = logprobs.topk(number)
-        of_tokens, ids, values = download(chosen, top.indices, top.values)
+        top = likeliest(logprobs, number)
+        of_tokens, ids, values = download(chosen, top, logprobs.gather(-1, top))
         found += [TokenLogprobs(*each) for each in zip(of_tokens, ids, values, strict=True)]
     return found

@@ -15,6 +15,14 @@ def set_rows(tensor: Tensor, rows: list[int], values: Tensor) -> None:
     tensor.index_copy_(0, index(rows, tensor), values)
 
 
+def likeliest(scores: Tensor, number: int) -> Tensor:
+    """The indices of the largest of each row, in falling order, of equal ones the first; `topk` takes any of these."""
+    ids = scores.topk(number, sorted=False).indices.sort(-1).values if number < scores.shape[-1] else None
+    found = scores if ids is None else scores.gather(-1, ids)
+    order = found.argsort(stable=True, dim=-1, descending=True)
+    return order if ids is None else ids.gather(-1, order)
+
+
 def index(rows: list[int], like: Tensor) -> Tensor:
     return upload(np.array(rows, np.int64), like.device)
 

@@ -1,7 +1,8 @@
 """The sampler: the next token of each row, by its own parameters and its own random numbers.
 
 The arithmetic of a row does not depend on the rest of the batch, not even in its rounding: a seed gives the same token
-in any batch. Rows with the same method are sampled together, and none pays for what only others ask for.
+in any batch. Rows with the same method are sampled together, and none pays for what only others ask for. Of equally
+likely tokens the first is the likeliest, however a row is sampled.
 
 On a GPU nothing is waited for until all tokens come back at once.
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 from services.engine.base import SamplingParams
 from services.engine.device.device_io import Download, upload
 from services.engine.sampling.logits_processors import apply_logits_processors, needs_processing
-from services.engine.sampling.rows import column, select_rows, set_rows
+from services.engine.sampling.rows import column, likeliest, select_rows, set_rows
 from services.engine.scheduling.sequence import Sequence
 
 NUCLEUS = 1024
@@ -67,7 +68,7 @@ def _groups(rows: list[Sequence]) -> dict[tuple[Method, bool], list[int]]:
 
 
 def _method(params: SamplingParams) -> Method:
-    if params.temperature < GREEDY:
+    if params.temperature < GREEDY or params.top_k == 1 or params.min_p >= 1:
         return _greedy
     return _sample_full if params.top_p >= 1 and params.top_k is None else _sample_truncated
 
@@ -102,9 +103,11 @@ def _sample_truncated(logits: Tensor, rows: list[Sequence]) -> Tensor:
         trying = [i for i in left if _may_fit(rows[i], width, probs)]
         if not trying:
             continue
-        mine = select_rows(probs, trying)
-        values, ids = mine.topk(width) if width < size else mine.sort(descending=True)
-        needs_more = _needs_more(values, size, [rows[i] for i in trying])
+        mine = select_rows(logits, trying)
+        ids = likeliest(mine, width)
+        values = select_rows(probs, trying).gather(-1, ids)
+        level = mine.gather(-1, ids[:, :1]) == mine.gather(-1, ids[:, -1:])
+        needs_more = _needs_more(values, level[:, 0], size, [rows[i] for i in trying])
         if fitting := [i for i, each in enumerate(needs_more) if not each]:
             members = [trying[i] for i in fitting]
             sampled = _sample_sorted(
@@ -121,17 +124,18 @@ def _may_fit(row: Sequence, width: int, probs: Tensor) -> bool:
     return probs.device.type == "cpu" or width == probs.shape[-1] or (top_k is not None and top_k <= width)
 
 
-def _needs_more(values: Tensor, vocabulary: int, rows: list[Sequence]) -> list[bool]:
-    """Whether a row needs tokens beyond its `values`, the largest probabilities."""
+def _needs_more(values: Tensor, level: Tensor, vocabulary: int, rows: list[Sequence]) -> list[bool]:
+    """Whether a row needs tokens beyond its `values`, the largest probabilities. `level`: they are all equal, so the
+    first of the tokens that are as likely may not be among them."""
     size = values.shape[-1]
     params = _params(rows)
     if size == vocabulary:
         return [False] * len(params)
-    if all(p.top_k is not None for p in params):  # known without the probabilities
+    if values.device.type != "cpu" and all(p.top_k is not None for p in params):  # known without the probabilities
         return [p.top_k > size for p in params if p.top_k is not None]
     return [
-        mass < p.top_p if p.top_k is None else p.top_k > size
-        for mass, p in zip(values.sum(-1).tolist(), params, strict=True)
+        flat or (mass < p.top_p if p.top_k is None else p.top_k > size)
+        for mass, flat, p in zip(values.sum(-1).tolist(), level.tolist(), params, strict=True)
     ]
 
 

@@ -30,7 +30,7 @@ class Pages:
         # one row a slot, valid as far as `_sizes`
         self.table: NDArray[np.int32] = np.zeros((num_slots, self.needed(length)), np.int32)
         self._sizes = [0] * num_slots  # pages of each slot
-        self._num_users = [0] * num_pages  # slots of each page
+        self.num_users = [0] * num_pages  # slots of each page
         self._free = list(range(num_pages - 1, -1, -1))
 
     @property
@@ -57,7 +57,7 @@ class Pages:
     def owns(self, slot: int, position: int) -> bool:
         """Whether the page of this position is there and not shared."""
         index = position // self.page_size
-        return index < self._sizes[slot] and self._num_users[self.table[slot, index]] == 1
+        return index < self._sizes[slot] and self.num_users[self.table[slot, index]] == 1
 
     def claim(self, slot: int, start: int, end: int) -> list[CopyPage]:
         """Makes the pages of these positions the slot's own. Returns the copies to be made before they are written."""
@@ -67,7 +67,7 @@ class Pages:
         for index in range(first, self.needed(end)):
             if index == self._sizes[slot]:
                 self._append(slot, self._free.pop())
-            elif self._num_users[page := int(self.table[slot, index])] > 1:
+            elif self.num_users[page := int(self.table[slot, index])] > 1:
                 own = self._replace(slot, index, page)
                 if index == first and start % self.page_size:
                     copies.append(CopyPage(page, own, start % self.page_size))
@@ -82,18 +82,18 @@ class Pages:
     def _append(self, slot: int, page: int) -> None:
         self.table[slot, self._sizes[slot]] = page
         self._sizes[slot] += 1
-        self._num_users[page] += 1
+        self.num_users[page] += 1
 
     def _replace(self, slot: int, index: int, page: int) -> int:
         own = self._free.pop()
         self.table[slot, index] = own
-        self._num_users[own] = 1
-        self._num_users[page] -= 1
+        self.num_users[own] = 1
+        self.num_users[page] -= 1
         return own
 
     def _cut(self, slot: int, size: int) -> None:
         for page in self.of(slot)[size:]:
-            self._num_users[page] -= 1
-            if not self._num_users[page]:
+            self.num_users[page] -= 1
+            if not self.num_users[page]:
                 self._free.append(page)
         self._sizes[slot] = min(size, self._sizes[slot])

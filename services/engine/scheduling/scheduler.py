@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from itertools import count
 from math import inf
 
-from services.engine.scheduling.fairness import RoundRobin, preemption_victim, prefill_shares, rank, victim
+from services.engine.scheduling import flex
+from services.engine.scheduling.fairness import RoundRobin, rank
 from services.engine.scheduling.ngram_proposer import MAX_DRAFT_TOKENS, MAX_STEP_TOKENS
 from services.engine.scheduling.sequence import PrefixWait, Sequence
 from services.engine.scheduling.slots import MIN_REUSE, Prefix, Slots
@@ -65,6 +66,7 @@ class ScheduledSequence:
             tokens,
             sequence.images,
             sequence.is_long,
+            sequence.adapter,
         )
 
 
@@ -90,7 +92,7 @@ class Batch:
 
 class Scheduler:
     """By priority, then first come, first served, and round-robin between owners; running sequences before waiting
-    ones, under one token budget a step.
+    ones, under one token budget a step; flex sequences after all others.
 
     `cache_tokens`: what all slots together may hold, counted in blocks, and in whole pages of `page_size` tokens; None:
     each may be full. Sequences are admitted up to `prompt_share` of it; the rest is for running ones to grow.
@@ -120,11 +122,12 @@ class Scheduler:
         self._page_size = page_size
         self._prompt_share = prompt_share
         self._short_length = short_length
-        self._slots = Slots(num_slots, min_reuse, block_size, page_size)
+        self.slots = Slots(num_slots, min_reuse, block_size, page_size)
         self._waiting: list[Sequence] = []  # in their order
         self._running: list[Sequence] = []
         self._arrivals = count()
         self._round_robin = RoundRobin()
+        self._pause = flex.Pause()
         self._steps_shrunk = 0
         self._step_tokens = 0
         self.num_preemptions = 0
@@ -140,6 +143,10 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def num_waiting_flex(self) -> int:
+        return sum(each.job.flex for each in self._waiting)
 
     @property
     def num_cached(self) -> int:
@@ -159,11 +166,11 @@ class Scheduler:
         self._preempt_outgrown()
         self._preempt_until_it_fits()
         self._admit_waiting()
-        self._slots.compact()
+        self.slots.compact()
         scheduled = self._share_budget()
         if self._cache_tokens is not None:
-            self._slots.evict(self._slots.num_written - self._cache_tokens)
-        return Batch(self._slots.changes(), scheduled)
+            self.slots.evict(self.slots.num_written - self._cache_tokens)
+        return Batch(self.slots.changes(), scheduled)
 
     def record_acceptance(self, entry: ScheduledSequence, num_accepted: int) -> None:
         """Of the tokens of a draft."""
@@ -175,7 +182,7 @@ class Scheduler:
         """Ends a sequence and clears its slot, whose content is invalid."""
         sequence.finished = True
         if sequence.slot is not None:
-            self._slots.invalidate(sequence)
+            self.slots.invalidate(sequence)
             self._running.remove(sequence)
 
     def drop_running(self) -> list[Sequence]:
@@ -183,7 +190,7 @@ class Scheduler:
         dropped, self._running = self._running, []
         for sequence in dropped:
             sequence.finished = True
-        self._slots.invalidate_all()
+        self.slots.invalidate_all()
         return dropped
 
     def drop_all(self) -> list[Sequence]:
@@ -201,28 +208,28 @@ class Scheduler:
         self._max_tokens = self._step_tokens // 2
         self._steps_shrunk = 0
         while len(self._running) > self._max_tokens:
-            self._preempt()
+            self.preempt()
         return True
 
     def check(self) -> None:
         """When idle, every slot is free."""
         assert self.is_idle
-        assert self._slots.num_free == len(self._slots)
+        assert self.slots.num_free == len(self.slots)
 
     # --- finish and preempt ---
 
     def _drop_finished(self) -> None:
         for sequence in self._running:
             if sequence.is_over:
-                self._slots.release(sequence)
+                self.slots.release(sequence)
             else:
-                self._slots.advance(sequence, sequence.num_computed)
+                self.slots.advance(sequence, sequence.num_computed)
         self._running = [sequence for sequence in self._running if sequence.slot is not None]
         self._waiting = [sequence for sequence in self._waiting if not sequence.is_over]
 
     def _preempt_outgrown(self) -> None:
         for sequence in [each for each in self._running if self._is_outgrown(each)]:
-            self._preempt(sequence)
+            self.preempt(sequence)
 
     def _is_outgrown(self, sequence: Sequence) -> bool:
         """Whether what is cached of it was computed as of a shorter sequence."""
@@ -235,13 +242,13 @@ class Scheduler:
     def _preempt_until_it_fits(self) -> None:
         """One sequence alone always fits: it would not have been admitted otherwise."""
         while self._cache_tokens is not None and self._num_reserved > self._cache_tokens and len(self._running) > 1:
-            self._preempt()
+            self.preempt()
 
-    def _preempt(self, sequence: Sequence | None = None) -> None:
+    def preempt(self, sequence: Sequence | None = None) -> None:
         """Back to the queue with its tokens, which are computed again unless its slot still holds them."""
-        sequence = sequence or preemption_victim(self._running, self._reserved)
+        sequence = sequence or flex.last_in_order(self._running, self._reserved)
         self._running.remove(sequence)
-        self._slots.release(sequence)
+        self.slots.release(sequence)
         sequence.num_computed = 0
         self.num_preemptions += 1
         insort(self._waiting, sequence, key=rank)
@@ -258,15 +265,15 @@ class Scheduler:
 
     def _admit_waiting(self) -> None:
         """Round-robin. A sequence that waits for a prefix keeps its place and a slot, which no later one takes."""
-        free = min(self._slots.num_free, self._max_tokens - len(self._running))
+        free = min(self.slots.num_free, self._max_tokens - len(self._running))
         reserved = self._num_reserved
         held = Counter(each.job.owner for each in self._running)
-        for sequence in self._round_robin.order(self._waiting, held):
+        for sequence in flex.in_turn(self._round_robin, self._waiting, held):
             room = CacheRoom(free, reserved)
             for other in self._victims_for(sequence, room):
                 held[other.job.owner] -= 1
                 room = room.after(self._reserved(other))
-                self._preempt(other)
+                self.preempt(other)
             if not self._has_room(room, sequence):
                 break
             free, reserved = room.free - 1, room.reserved + self._reserved(sequence)
@@ -274,10 +281,10 @@ class Scheduler:
                 self._waiting.remove(sequence)  # before another may preempt it, which puts it back
 
     def _victims_for(self, coming: Sequence, room: CacheRoom) -> list[Sequence]:
-        """Sequences of owners that hold more, to be preempted for this one; none where that would not suffice."""
+        """Sequences that give way to this one; none where that would not suffice."""
         running, victims = list(self._running), []
         while not self._has_room(room, coming, alone=not running):
-            other = victim(running, coming, self._reserved if room.free > 0 else lambda _: 1)
+            other = flex.yielding(running, coming, self._reserved if room.free > 0 else lambda _: 1)
             if other is None:
                 return []
             running.remove(other)
@@ -301,11 +308,11 @@ class Scheduler:
         if self._is_outgrown(sequence):
             sequence.lengthen()
         scored = sequence.job.sampling.prompt_logprobs is not None  # cached tokens have no logits
-        prefixes = [] if scored else list(self._slots.find_prefixes(sequence))
+        prefixes = [] if scored else list(self.slots.find_prefixes(sequence))
         best = max(prefixes, key=lambda prefix: (prefix.length, prefix.is_free), default=None)
         if self._starts_waiting(sequence, prefixes, best.length if best else 0):
             return False
-        self._slots.allocate(sequence, best)
+        self.slots.allocate(sequence, best)
         self._running.append(sequence)
         self._round_robin.record_turn(sequence.job.owner)
         if sequence.num_reused is None:  # not after a preemption
@@ -318,6 +325,8 @@ class Scheduler:
         """For a prefix that another sequence is computing: copying it later costs less than computing it twice."""
         coming = max(prefixes, key=lambda prefix: prefix.later, default=None)
         if coming is None or not coming.slot.holder or not sequence.wait_budget:
+            return False
+        if coming.slot.holder.job.flex and not sequence.job.flex:  # which pauses meanwhile
             return False
         if coming.later - known < self._min_reuse:
             return False
@@ -347,14 +356,15 @@ class Scheduler:
         """Each owner gets an equal part of what the decodes leave. Half of it is for the prompt that is first in order,
         so that short prompts cannot delay a long one for ever; the rest is for the shortest prompts first."""
         self._recover()
-        decoding = [sequence for sequence in self._running if sequence.num_pending == 1]
-        prefilling = sorted((sequence for sequence in self._running if sequence.num_pending > 1), key=rank)
+        running = self._pause.going_on(self._running)
+        decoding = [sequence for sequence in running if sequence.num_pending == 1]
+        prefilling = sorted((sequence for sequence in running if sequence.num_pending > 1), key=rank)
         if prefilling:  # no drafts beside a prompt
             scheduled = [self._schedule(each, 1) for each in decoding]
         else:
             scheduled = self._schedule_decodes(decoding) if decoding else []
         left = self._max_tokens - len(scheduled)
-        shares = prefill_shares(prefilling, left)
+        shares = flex.shares(prefilling, left, self._max_tokens)
         scheduled += [self._schedule(sequence, shares[sequence]) for sequence in prefilling if shares[sequence]]
         self._step_tokens = sum(entry.num_tokens for entry in scheduled)
         return scheduled
@@ -377,7 +387,7 @@ class Scheduler:
     def _schedule(self, sequence: Sequence, num_tokens: int, draft: tuple[int, ...] = ()) -> ScheduledSequence:
         assert sequence.slot is not None
         entry = ScheduledSequence(sequence, sequence.slot, num_tokens, draft)
-        self._slots.advance(sequence, entry.end)
+        self.slots.advance(sequence, entry.end)
         return entry
 
     def _recover(self) -> None:

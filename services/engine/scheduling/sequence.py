@@ -71,6 +71,10 @@ class Sequence:
         return self.cache_key is not None and self.cache_key.is_long
 
     @property
+    def adapter(self) -> int | None:
+        return self.cache_key.adapter if self.cache_key else None
+
+    @property
     def num_written(self) -> int:
         """Tokens sampled since it was last admitted."""
         return len(self.tokens) - self.num_known

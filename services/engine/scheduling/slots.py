@@ -57,7 +57,7 @@ class Slots:
     def __init__(
         self, num_slots: int, min_reuse: int | None = MIN_REUSE, block_size: int = 1, page_size: int = 1
     ) -> None:
-        self._slots = [Slot(index) for index in range(num_slots)]
+        self.slots = [Slot(index) for index in range(num_slots)]
         self._min_reuse = min_reuse
         self._block_size = block_size
         self._page_size = page_size
@@ -65,15 +65,15 @@ class Slots:
         self._changes: list[CacheChange] = []
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self.slots)
 
     @property
     def num_free(self) -> int:
-        return sum(slot.holder is None for slot in self._slots)
+        return sum(slot.holder is None for slot in self.slots)
 
     @property
     def num_written(self) -> int:
-        return sum(self._cost(slot.written) for slot in self._slots)
+        return sum(self._cost(slot.written) for slot in self.slots)
 
     def _cost(self, length: int) -> int:
         return -(-length // self._page_size) * self._page_size
@@ -89,8 +89,8 @@ class Slots:
             return
         wanted = array("i", sequence.keys(0, -1))
         public = wanted[: sequence.job.num_public]
-        for slot in self._slots:
-            if slot.key and slot.key.is_long != sequence.is_long:
+        for slot in self.slots:
+            if slot.key and (slot.key.is_long, slot.key.adapter) != (sequence.is_long, sequence.adapter):
                 continue
             is_own = slot.key == sequence.cache_key
             length = later = self._common(wanted if is_own else public, slot.tokens)
@@ -106,7 +106,7 @@ class Slots:
 
     def allocate(self, sequence: Sequence, prefix: Prefix | None) -> None:
         """Gives a sequence a slot, with its prefix in it."""
-        free = [slot for slot in self._slots if slot.holder is None]
+        free = [slot for slot in self.slots if slot.holder is None]
         slot = min(free, key=lambda slot: (slot.last_used, slot.index))  # dense from the lowest
         if prefix and prefix.length:
             if prefix.is_free:
@@ -145,7 +145,7 @@ class Slots:
 
     def invalidate_all(self) -> None:
         """Clears every slot, also the parts that were cleared before: that may not have been done."""
-        for slot in self._slots:
+        for slot in self.slots:
             if slot.holder:
                 slot.holder.slot = None
             slot.holder, slot.written = None, slot.reach
@@ -153,11 +153,11 @@ class Slots:
 
     def evict(self, surplus: int) -> None:
         """Clears free slots, the least recently used first, until `surplus` positions are freed."""
-        for slot in sorted(self._slots, key=lambda slot: slot.last_used):
+        for slot in sorted(self.slots, key=lambda slot: slot.last_used):
             if surplus > 0 and slot.holder is None and slot.written:
                 surplus -= self._cost(slot.written)
                 self._clear(slot)
-        for slot in self._slots:
+        for slot in self.slots:
             needed = max(len(slot.holder.tokens), slot.end) if slot.holder else 0
             gain = self._cost(slot.written) - self._cost(needed)
             if surplus > 0 and gain > 0:
@@ -166,17 +166,17 @@ class Slots:
 
     def compact(self) -> None:
         """Swaps outlying slots towards the others: a step computes all slots between the lowest and the highest."""
-        held = [slot for slot in self._slots if slot.holder]
+        held = [slot for slot in self.slots if slot.holder]
         while held and held[-1].index - held[0].index >= SPARSE * len(held):
             middle = held[len(held) // 2].index
             outer = max(held[0], held[-1], key=lambda slot: abs(slot.index - middle))
-            free = [slot for slot in self._slots if slot.holder is None]
+            free = [slot for slot in self.slots if slot.holder is None]
             self._swap(outer, min(free, key=lambda slot: abs(slot.index - middle)))
-            held = [slot for slot in self._slots if slot.holder]
+            held = [slot for slot in self.slots if slot.holder]
 
     def _of(self, sequence: Sequence) -> Slot:
         assert sequence.slot is not None
-        return self._slots[sequence.slot]
+        return self.slots[sequence.slot]
 
     def _copy(self, source: Slot, target: Slot, length: int) -> None:
         source.last_used = next(self._ticks) if source.holder is None else source.last_used
@@ -191,7 +191,7 @@ class Slots:
         self._changes.append(SwapSlots(one.index, other.index, length))
         one.index, other.index = other.index, one.index
         one.reach, other.reach = max(other.reach, length), max(one.reach, length)
-        self._slots[one.index], self._slots[other.index] = one, other
+        self.slots[one.index], self.slots[other.index] = one, other
         for slot in (one, other):
             if slot.holder:
                 slot.holder.slot = slot.index

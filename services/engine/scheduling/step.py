@@ -50,6 +50,7 @@ class CacheKey:
     owner: str | None  # None: all owners share
     salt: str = ""
     is_long: bool = False  # computed with the long factors of LongRoPE
+    adapter: int | None = None  # and with this one; ids are never given twice
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -73,6 +74,7 @@ class StepRow(NamedTuple):
     token_ids: tuple[int, ...]  # with the draft tokens; empty where only the device knows them
     images: ImagePrompt | None = None
     is_long: bool = False  # of a sequence that is rotated by the long factors of LongRoPE
+    adapter: int | None = None  # LoRA; None: the model as it is
 
     @property
     def end(self) -> int:

@@ -62,7 +62,7 @@ class Vision:
         self.reader = reader
         self.model = model
         self._part = model.base_model
-        self._features: OrderedDict[tuple[CacheKey, bytes], ImageFeatures] = OrderedDict()
+        self.features: OrderedDict[tuple[CacheKey, bytes], ImageFeatures] = OrderedDict()
         self._positions: WeakKeyDictionary[ImagePrompt, RopePositions] = WeakKeyDictionary()
         _refuse_bidirectional(model)
         self._inputs = _parameters(self._part.get_image_features)
@@ -137,14 +137,14 @@ class Vision:
     def _encode(self, image: Image, cache_key: CacheKey) -> ImageFeatures:
         """Kept for each cache key separately: otherwise the time would show that another owner has sent the image."""
         key = cache_key, image.digest
-        if key not in self._features:
-            self._features[key] = self._compute_features(image)
-        self._features.move_to_end(key)
-        while len(self._features) > 1 and sum(len(each.embeddings) for each in self._features.values()) > KEPT_TOKENS:
-            self._features.popitem(last=False)
-        return self._features[key]
+        if key not in self.features:
+            self.features[key] = self.compute_features(image)
+        self.features.move_to_end(key)
+        while len(self.features) > 1 and sum(len(each.embeddings) for each in self.features.values()) > KEPT_TOKENS:
+            self.features.popitem(last=False)
+        return self.features[key]
 
-    def _compute_features(self, image: Image) -> ImageFeatures:
+    def compute_features(self, image: Image) -> ImageFeatures:
         given = {name: tensor for name, tensor in self._image_inputs([image]).items() if name in self._inputs}
         out = self._part.get_image_features(**given, return_dict=True)
         embeddings = self._joined(out.pooler_output)

@@ -39,7 +39,7 @@ def attach_vision(checked: CheckedVision | None, runner: Runner, *, required: bo
     model = checked.vision.model
     try:
         if not isinstance(runner, BatchedRunner | PagedRunner):
-            raise UnsupportedVision("it runs one sequence at a time")
+            raise UnsupportedVision("it runs neither over slots nor over pages")
         verify_logits(runner.another(2 * len(checked.check.prompt), checked.vision), checked.check)
         runner.vision = checked.vision
     except Exception as error:

@@ -2,13 +2,14 @@
 
 import json
 import re
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
-from services.engine.base import GrammarSpec, ThinkingLimit, TokenLogprob
-from services.errors import InvalidRequest, UnsupportedParameter
+from services.engine.base import GrammarSpec, SamplingParams, ThinkingLimit, TokenLogprob
+from services.errors import EngineFailed, InvalidRequest, UnsupportedParameter
 from tests.test_engine.fakes import END, job
 from tests.test_engine.test_remote.engines import engine_at, read, text_of
 from tests.test_engine.test_remote.servers import (
@@ -205,6 +206,35 @@ async def test_refused_by_name(kind: str, param: str, params: dict[str, Any]) ->
     error = await refused(kind, **params)
     assert error.param == param
     assert param in error.message
+
+
+# a value of each of a job's parameters that changes its answer
+CHANGES: dict[str, Any] = {
+    **ALL,
+    "seed": 5,
+    "stop": ("x",),
+    "include_stop": True,
+    "frequency_penalty": 0.5,
+    "presence_penalty": 0.5,
+    "min_tokens": 2,
+    "logprobs": 1,
+    "prompt_logprobs": 1,
+    "grammar": JSON,
+    "thinking": ThinkingLimit(1, end=3),
+}
+HERE = {"stop", "include_stop", "stop_token_ids"}  # are found in the text, or among the tokens, by this server
+
+
+@KINDS
+async def test_no_parameter_is_left_aside(kind: str) -> None:
+    assert CHANGES.keys() == {field.name for field in fields(SamplingParams)}
+    plain, left_aside = await asked(kind), set()
+    for name, value in CHANGES.items():
+        # refusals are named (test_refused_by_name); an answer without what was requested shows that it was
+        with suppress(UnsupportedParameter, EngineFailed):
+            if await asked(kind, **{name: value}) == plain:
+                left_aside.add(name)
+    assert left_aside <= HERE
 
 
 @pytest.mark.parametrize(

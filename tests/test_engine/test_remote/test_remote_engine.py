@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from services import rendezvous
 from services.engine import build
 from services.engine.base import Job, UpstreamAddress
 from services.engine.remote import answer, router
@@ -360,7 +361,7 @@ def test_load_comes_before_affinity_where_the_difference_is_large() -> None:
     busy, idle = upstreams(2)
     routes = router.Router([busy, idle])
     its = next(number for number in range(99) if routes.candidates(keyed(number))[0] is busy)
-    busy.running = router.GAP
+    busy.running = rendezvous.GAP
     assert routes.candidates(keyed(its)) == [busy, idle]
     busy.running += 1
     assert routes.candidates(keyed(its)) == [idle, busy]
@@ -385,7 +386,7 @@ async def test_failing_one_is_ejected_and_taken_back(steps: list[Any]) -> None:
     async with server.serving():
         upstream = Upstream(UpstreamAddress(server.url), timeout_s=5)
         engine = engine_of(UpstreamAddress(server.url))
-        engine._router.upstreams = [upstream]
+        engine.router.upstreams = [upstream]
         for _ in range(3):
             assert upstream.healthy
             with pytest.raises(Unavailable):
@@ -406,9 +407,9 @@ async def test_ejected_ones_are_tried_behind_the_others() -> None:
     server = vllm()
     async with server.serving():
         engine = engine_of(UpstreamAddress(server.url), UpstreamAddress(f"http://127.0.0.1:{free_port()}"))
-        ejected, gone = engine._router.upstreams
+        ejected, gone = engine.router.upstreams
         ejected.healthy = False
-        assert engine._router.candidates(job("abc")) == [gone, ejected]
+        assert engine.router.candidates(job("abc")) == [gone, ejected]
         assert text_of(await read(await engine.submit(job("abc")))) == "de"
         await engine.stop()
 
@@ -416,7 +417,7 @@ async def test_ejected_ones_are_tried_behind_the_others() -> None:
 async def test_ejected_ones_are_tried_where_there_are_no_others() -> None:
     server = vllm()
     async with server.serving(), engine_at(server) as engine:
-        (upstream,) = engine._router.upstreams
+        (upstream,) = engine.router.upstreams
         upstream.healthy = False
         assert text_of(await read(await engine.submit(job("abc")))) == "de"
 
@@ -425,7 +426,7 @@ async def test_another_server_may_take_the_place_of_one_that_is_gone() -> None:
     server = vllm()
     async with server.serving(), engine_at(server) as engine:
         await read(await engine.submit(job("abc")))
-        (upstream,) = engine._router.upstreams
+        (upstream,) = engine.router.upstreams
         server.health = 500
         await upstream.check()
         pages, speak = WIRES["llama.cpp"]

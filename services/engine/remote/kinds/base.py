@@ -76,6 +76,8 @@ class Kind(Protocol):
     owned_by: str  # in the list of models
     path: str  # of requests, below the server's root
     health: str  # answers 200 while the server takes requests
+    packs_vectors: bool  # whether embeddings may be base64
+    names_model: bool  # whether requests for vectors and scores name the model that it lists first
 
     def model(self, card: Mapping[str, Any], pages: Mapping[str, Any]) -> RemoteModel:
         """`card`: the model's entry in the list of models; `pages`: what `more` names, as the server answers them."""

@@ -29,6 +29,8 @@ class CompletionsKind:
 
     path = "/v1/completions"
     more: tuple[str, ...] = ()
+    packs_vectors = True
+    names_model = True
     reads_options = True  # of a JSON schema: how it is compiled
 
     def refuse(self, sampling: SamplingParams) -> None:

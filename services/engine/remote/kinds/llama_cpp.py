@@ -34,6 +34,8 @@ class LlamaCpp:
     owned_by = "llamacpp"
     path = "/completion"
     health = "/health"
+    packs_vectors = False
+    names_model = True
     more = (PROPS,)
 
     def model(self, card: Mapping[str, Any], pages: Mapping[str, Any]) -> RemoteModel:

@@ -13,6 +13,7 @@ class Parley(CompletionsKind):
     name = "parley"
     owned_by = "parley"
     health = "/health/ready"
+    names_model = False
 
     def refuse(self, sampling: SamplingParams) -> None:
         REFUSALS.check(

@@ -34,6 +34,8 @@ class SGLang:
     owned_by = "sglang"
     path = "/generate"
     health = "/health"
+    packs_vectors = False
+    names_model = True
     more = SERVER_INFO
 
     def model(self, card: Mapping[str, Any], pages: Mapping[str, Any]) -> RemoteModel:
