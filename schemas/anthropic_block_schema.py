@@ -60,7 +60,7 @@ class UrlSource(Request):
 
 
 class FileSource(Request):
-    """Refused by its name: no files are kept here."""
+    """One that was uploaded to `/v1/files`."""
 
     type: Literal["file"]
     file_id: str
@@ -88,7 +88,7 @@ class ContentSource(Request):
 
 
 class PdfSource(Request):
-    """Refused by its name: no PDF is read here."""
+    """What it is, its first bytes say."""
 
     type: Literal["base64"]
     media_type: str = "application/pdf"
@@ -196,7 +196,7 @@ class ServerResultBlock(Block):
 
 
 class ContainerUploadBlock(Block):
-    """Refused by its name: no files are kept here."""
+    """Refused by its name: no programs are run here."""
 
     type: Literal["container_upload"]
     file_id: str

@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainValidator, PrivateAttr, TypeAdapter, model_validator
 
+from schemas.file_schema import FILE_SOURCES, MAX_FILENAME, require_one
 from schemas.generation_schema import TIERS, GenerationRequest, ServiceTier
 from schemas.ignored_keys import Kept, kept
 from schemas.message_forms import with_tool_calls
@@ -30,8 +31,13 @@ class RefusalPart(Request):
 
 
 class ImageUrl(Request):
-    url: str
+    url: str | None = None
+    file_id: str | None = Field(None, description="an uploaded image, in place of a URL")
     detail: Literal["auto", "low", "high", "original"] = "auto"
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "ImageUrl":
+        return require_one(self, "url", "file_id")
 
 
 class ImagePart(Request):
@@ -40,12 +46,30 @@ class ImagePart(Request):
     prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, exclude=True)
 
 
+class FileSource(Request):
+    file_id: str | None = None
+    file_data: str | None = Field(None, description="base64, or a data URL")
+    file_url: str | None = None
+    filename: str | None = Field(None, max_length=MAX_FILENAME)
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "FileSource":
+        return require_one(self, *FILE_SOURCES)
+
+
+class FilePart(Request):
+    type: Literal["file"]
+    file: FileSource
+    prompt_cache_breakpoint: CacheBreakpoint | None = Field(None, exclude=True)
+
+
 PARTS: dict[str, type[Request]] = {
     "text": TextPart,
     "refusal": RefusalPart,
     "image_url": ImagePart,
+    "file": FilePart,
 }
-UNSUPPORTED_PARTS = ("input_audio", "file")
+UNSUPPORTED_PARTS = ("input_audio",)
 
 
 def _part(part: object) -> Kept:
@@ -68,8 +92,8 @@ def _content(value: object) -> str | list[Kept]:
     return value if isinstance(value, str) else CONTENT.validate_python(value)
 
 
-def _has_image(content: str | list[Kept] | None) -> bool:
-    return isinstance(content, list) and any(part["type"] == "image_url" for part in content)
+def _has(kind: str, content: str | list[Kept] | None) -> bool:
+    return isinstance(content, list) and any(part["type"] == kind for part in content)
 
 
 MessageContent = Annotated[
@@ -113,8 +137,10 @@ class ChatMessage(Request):
             self.reasoning_content = self.reasoning
         if not self.content and not isinstance(self.content, str):
             self.content = self._without_content()
-        if self.role not in ("user", "tool") and _has_image(self.content):
+        if self.role not in ("user", "tool") and _has("image_url", self.content):
             raise fault("images are the user's or a tool's", "content")
+        if self.role == "assistant" and _has("file", self.content):
+            raise fault("files are not the assistant's", "content")
         if self.tool_calls and self.role != "assistant":
             raise fault("tool_calls are the assistant's", "tool_calls")
         if (self.role == "tool") != (self.tool_call_id is not None):

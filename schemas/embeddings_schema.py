@@ -17,6 +17,10 @@ class EmbeddingRequest(Request):
     dimensions: StrictInt | None = Field(None, ge=1)
     user: str | None = None
     truncate_prompt_tokens: Truncation | None = None  # -1: the model's length
+    prompt_name: str | None = Field(None, max_length=200, description="of the model's prompts, put in front of texts")
+    input_type: str | None = Field(
+        None, max_length=200, description="'query' or 'document': the prompt that the model has for it, if it has one"
+    )
 
     @property
     def inputs(self) -> list[str] | list[list[int]]:

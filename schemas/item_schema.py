@@ -1,12 +1,13 @@
 """Items, which responses and conversations are made of, as they go over the wire."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, TypeAdapter
 
+from schemas.file_schema import MAX_FILENAME
 from schemas.ignored_keys import Kept
-from schemas.request_schema import Request
+from schemas.request_schema import Hints, Request
 from schemas.response_tool_schema import ResponseTool, validate_by_type
 from schemas.tool_schema import FunctionName
 
@@ -48,6 +49,16 @@ class ImageContent(Request):
     detail: Literal["auto", "low", "high", "original"] = "auto"
 
 
+class FileContent(Request):
+    HINTS: ClassVar[Hints] = {"detail": ("auto",)}
+
+    type: str
+    file_id: str | None = None
+    file_data: str | None = Field(None, description="base64, or a data URL")
+    file_url: str | None = None
+    filename: str | None = Field(None, max_length=MAX_FILENAME)
+
+
 PARTS: dict[object, type[Request]] = {
     "input_text": TextContent,
     "text": TextContent,
@@ -56,6 +67,7 @@ PARTS: dict[object, type[Request]] = {
     "reasoning_text": TextContent,
     "refusal": RefusalContent,
     "input_image": ImageContent,
+    "input_file": FileContent,
 }
 
 

@@ -24,7 +24,7 @@ def check(text: bytes) -> None:
     if text.count(b"\\") > MAX_ESCAPES:
         raise TooMuch(MAX_ESCAPES, "escapes")
     num_named = num_values = 0
-    for start, end in _between_strings(text):
+    for start, end in between_strings(text):
         num_named += 1 + text.count(b"[", start, end) + text.count(b"{", start, end)
         num_values += text.count(b",", start, end)
         if num_named > MAX_NAMED:
@@ -33,7 +33,7 @@ def check(text: bytes) -> None:
             raise TooMuch(MAX_VALUES, "values")
 
 
-def _between_strings(text: bytes) -> Iterator[tuple[int, int]]:
+def between_strings(text: bytes) -> Iterator[tuple[int, int]]:
     """Where each piece begins and ends; none is longer than what is searched in one go."""
     at = 0
     while at < len(text):

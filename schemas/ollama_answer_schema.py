@@ -110,5 +110,14 @@ class ShownModel(BaseModel):
     capabilities: list[str]
 
 
+class PullLine(BaseModel):
+    """Of a model that is pulled; the last line, and the answer that is not streamed, is `success`."""
+
+    status: str
+    digest: Omitted[str] = Field(None, description="of the name")
+    total: Omitted[int] = Field(None, description="bytes")
+    completed: Omitted[int] = None
+
+
 class Version(BaseModel):
     version: str

@@ -99,7 +99,7 @@ class GenerateRequest(OllamaGenerationRequest):
     system: str | None = None
     images: list[str] = Field([], description="in base64")
     raw: Literal[False] = Field(False, description="prompts without a template: see /v1/completions")
-    suffix: Literal[""] = ""
+    suffix: str = Field("", description="text behind the answer, for models that were trained to fill in")
     template: Literal[""] = ""
 
 
@@ -116,4 +116,16 @@ class EmbeddingsRequest(OllamaRequest):
 
 
 class ShowRequest(OllamaRequest):
+    name: str | None = Field(None, description="an older name of `model`")
+
+
+class PullRequest(OllamaRequest):
+    name: str | None = Field(None, description="an older name of `model`")
+    stream: bool = True
+    insecure: bool = False  # how a hub is reached is the operator's to say
+
+    HINTS: ClassVar[Hints] = {"insecure": (False,)}
+
+
+class DeleteRequest(OllamaRequest):
     name: str | None = Field(None, description="an older name of `model`")

@@ -183,6 +183,7 @@ class ResponseRequest(ResponseInput):
     safety_identifier: Label | None = None
     prompt_cache_key: Label | None = None
     cache_salt: CacheSalt | None = Field(None, description="prompts are reused only where this is the same")
+    continue_final_message: bool = Field(False, description="goes on with the last message, if that is an answer")
 
 
 class Retrieval(BaseModel):

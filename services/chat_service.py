@@ -12,12 +12,14 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
+from database.usage_repository import Usage
 from schemas.chat_answer_schema import ChatCompletion, ChatCompletionChunk
 from schemas.chat_schema import ChatCompletionRequest, ChatMessage
+from services import tracing
 from services.chat import items
 from services.chat.answer import encode, stored
 from services.chat.events import Event, Head, head_of, reply_of
-from services.chat.formats import chat_format_of
+from services.chat.formats import chat_format
 from services.chat.parsing.channels import events
 from services.chat.request import prompt, sampling
 from services.chat.request.encoding import MAX_TOKENIZE_CHARS
@@ -25,16 +27,21 @@ from services.chat.request.images import refs as image_refs
 from services.chat.request.preparation_cache import PreparationCache
 from services.chat.request.prepared import PreparedRequest, PromptInput, Target, prepare
 from services.chat.request.refusals import ReportIgnored, report_nothing
-from services.engine.base import Engine, GrammarSpec, SamplingDefaults
-from services.errors import Overloaded, PromptTooLong, ServiceError, Unavailable
+from services.document_service import DocumentService
+from services.engine.base import Engine, GrammarSpec, Job, Piece, SamplingDefaults
+from services.errors import Overloaded, PromptTooLong, RateLimited, ServiceError, Stopped, Unavailable
 from services.history.idempotency import IdempotencyKey
+from services.history.progress import Progress
 from services.history.replay import Replay
 from services.history.turn import Facts, Turn, TurnRequest
+from services.history.usage import UsageMeter
 from services.image_service import ImageService
 from services.large import offload
+from services.limit_service import UNLIMITED, Limiter, Reservation
 from services.metrics_service import AnswerTimer, Metrics
 from services.model_service import Lease, ModelManager
 from services.text_service import TextService, characters
+from services.trace_service import traced_chat
 from services.turn_service import TurnService
 
 logger = logging.getLogger(__name__)
@@ -51,6 +58,7 @@ class ChatContext:
     facts: Facts | None = None  # stored with the answer; None: those of the request
     dropped_messages: int = 0
     cache: PreparationCache = field(default_factory=PreparationCache)
+    progress: Progress | None = None  # of an answer that other processes can go on with; it has one choice
 
 
 Start = Callable[[], AsyncGenerator[Event, None]]  # of a run; if it is refused it can be started again
@@ -68,19 +76,23 @@ class ChatService:
         models: ModelManager,
         turns: TurnService,
         metrics: Metrics,
+        limits: Limiter = UNLIMITED,
         *,
         system_prompt: str | None = None,
         max_new_tokens: int | None = None,
         images: ImageService | None = None,
+        documents: DocumentService | None = None,
         texts: TextService | None = None,
         max_tokenize_chars: int = MAX_TOKENIZE_CHARS,
     ) -> None:
         self._models = models
         self._turns = turns
         self._metrics = metrics
+        self._limits = limits
         self._system_prompt = system_prompt
         self._max_new_tokens = max_new_tokens
         self._images = images or ImageService()
+        self._documents = documents or DocumentService()
         self._texts = texts or TextService()
         self._max_tokenize_chars = max_tokenize_chars
 
@@ -130,7 +142,7 @@ class ChatService:
             return opened.events()
         return self.run(request, owner, ChatContext(opened, opened.history), report_ignored)
 
-    async def run(
+    def run(
         self,
         request: ChatCompletionRequest,
         owner: str,
@@ -141,20 +153,35 @@ class ChatService:
 
         `report_ignored` receives the names of parameters that this model does not use, before the Head.
         """
+        return traced_chat(self._run(request, owner, context, report_ignored), request)
+
+    async def _run(
+        self,
+        request: ChatCompletionRequest,
+        owner: str,
+        context: ChatContext | None,
+        report_ignored: ReportIgnored,
+    ) -> AsyncGenerator[Event, None]:
         arrived = time.perf_counter()
         grammar = await offload(self.check, request)
         context = context or await self._context(request, owner)
         async with self._models.lease(request.model) as model:
             timer = self._metrics.answer(model.id)
             request = sampling.apply_defaults(request, model.sampling)
-            prepared = await self._prepare(request, owner, context, model, grammar, model.engine.max_length)
+            with tracing.step("prepare"):
+                prepared = await self._prepare(request, owner, context, model, grammar, model.engine.max_length)
             report_ignored(prepared.ignored)
-            async with model.submitted(prepared.jobs) as streams:
+            submitted = time.perf_counter()
+            meter, answer_tokens = UsageMeter(model.id), request.n * (_requested_tokens(request) or 0)
+            async with (
+                self._limits.reserved(model.id, len(prepared.prompt), answer_tokens) as reservation,
+                _submitted(model, prepared.jobs, context.progress) as streams,
+            ):
                 context.cache.clear()  # the jobs have all that is needed of it
-                head = _head(prepared, context, model, arrived, request)
+                head = _head(prepared, context, model, request, arrived=arrived, submitted=submitted)
                 await context.turn.begin(head, await _facts(context, request))
                 parsed = events(head, streams, [prompt.echo(request)] * request.n, prepared.output)
-                async with _Recording(context.turn, timer) as recording, aclosing(parsed):
+                async with _Recording(context.turn, timer, meter, reservation) as recording, aclosing(parsed):
                     async for event in parsed:
                         recording.add(event)
                         yield event
@@ -168,6 +195,10 @@ class ChatService:
         answer = prompt.check(request)
         self._models.check(request.model, "chat")
         return answer
+
+    async def with_texts(self, messages: Sequence[ChatMessage], owner: str) -> list[ChatMessage]:
+        """With the text of files in the place of their parts."""
+        return await self._documents.read_messages(messages, owner)
 
     def model_name(self, name: str | None) -> str:
         """The name in the answer; raises ModelNotFound."""
@@ -226,12 +257,13 @@ class ChatService:
         engine: Engine = model.engine
         target = Target(
             engine.tokenizer,
-            chat_format_of(engine.tokenizer.chat_template, model.dialect),
+            chat_format(engine.tokenizer, model.dialect),
             engine.max_length,
             self._max_new_tokens,
             self._system_prompt,
             self._max_tokenize_chars,
         )
+        messages = await self._documents.read(messages, len(request.messages), owner, context.cache.files)
         refs = image_refs(messages, len(request.messages))
         illustration = await self._images.illustration(refs, engine, owner, context.cache.images)
         prompt_input = PromptInput(messages, illustration, limit, context.cache)
@@ -239,15 +271,31 @@ class ChatService:
             return await asyncio.to_thread(prepare, context.turn.id, request, prompt_input, target, owner, grammar)
 
 
+@asynccontextmanager
+async def _submitted(
+    model: Lease, jobs: Sequence[Job], progress: Progress | None
+) -> AsyncIterator[list[AsyncGenerator[Piece, None]]]:
+    if progress is None:
+        async with model.submitted(jobs) as streams:
+            yield streams
+        return
+    remaining = progress.remaining(jobs, resumes=getattr(model.engine, "resumes", False))
+    async with model.submitted(remaining) as streams:
+        yield progress.pieces(streams)
+
+
 class _Recording:
     """Records events in a turn, and finishes the turn however the events end."""
 
-    def __init__(self, turn: Turn, timer: AnswerTimer) -> None:
+    def __init__(self, turn: Turn, timer: AnswerTimer, meter: UsageMeter, reservation: Reservation) -> None:
+        self._reservation = reservation
         self._turn = turn
         self._timer = timer
+        self._meter = meter
 
     def add(self, event: Event) -> None:
         self._timer.add(event)
+        self._meter.add(event)
         self._turn.add(event)
 
     async def __aenter__(self) -> Self:
@@ -255,7 +303,9 @@ class _Recording:
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._timer.end()
-        await _finish_turn(self._turn, error if isinstance(error, ServiceError) else None)
+        usage = self._meter.usage(failed=isinstance(error, Exception) and not isinstance(error, Stopped))
+        self._reservation.used = usage.counts.tokens
+        await _finish_turn(self._turn, error if isinstance(error, ServiceError) else None, usage)
 
 
 async def started(run: AsyncGenerator[Event, None]) -> AdmittedRun:
@@ -269,11 +319,11 @@ async def admitted(start: Start) -> AdmittedRun:
 
 
 async def retried(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Tries again while the server is overloaded."""
+    """Tries again while the server is overloaded, or the key at a limit of a minute."""
     while True:
         try:
             return await attempt()
-        except Overloaded as overload:
+        except (Overloaded, RateLimited) as overload:
             await asyncio.sleep(overload.retry_after)
 
 
@@ -290,14 +340,14 @@ async def finishing(turn: Turn) -> AsyncIterator[None]:
         await _finish_turn(turn, error)
 
 
-async def _finish_turn(turn: Turn, error: ServiceError | None) -> None:
+async def _finish_turn(turn: Turn, error: ServiceError | None, usage: Usage | None = None) -> None:
     """Finishes a turn, also if the caller is cancelled meanwhile; does nothing if it is finished."""
-    await _shielded(_finish(turn, error))
+    await _shielded(_finish(turn, error, usage))
 
 
-async def _finish(turn: Turn, error: ServiceError | None) -> None:
+async def _finish(turn: Turn, error: ServiceError | None, usage: Usage | None) -> None:
     try:
-        await turn.finish(error)
+        await turn.finish(error, usage)
     except Unavailable as unavailable:  # the answer was delivered; the turn keeps its result until it can be written
         logger.warning("%s; answer %s will be stored later", unavailable.message, turn.id)
 
@@ -322,9 +372,14 @@ def _turn_request(
         conversation=request.conversation,
         item=request.parent_item,
         stored=request.store,
+        cache_key=request.prompt_cache_key,
         metadata=request.metadata,
         idempotency_key=idempotency_key,
     )
+
+
+def _requested_tokens(request: ChatCompletionRequest) -> int | None:
+    return request.max_completion_tokens or request.max_tokens
 
 
 async def _facts(context: ChatContext, request: ChatCompletionRequest) -> Facts:
@@ -332,7 +387,13 @@ async def _facts(context: ChatContext, request: ChatCompletionRequest) -> Facts:
 
 
 def _head(
-    prepared: PreparedRequest, context: ChatContext, model: Lease, arrived: float, request: ChatCompletionRequest
+    prepared: PreparedRequest,
+    context: ChatContext,
+    model: Lease,
+    request: ChatCompletionRequest,
+    *,
+    arrived: float,
+    submitted: float,
 ) -> Head:
     return Head(
         id=context.turn.id,
@@ -341,6 +402,7 @@ def _head(
         fingerprint=model.fingerprint,
         conversation_id=context.turn.conversation_id,
         arrived=arrived,
+        submitted=submitted,
         prompt_tokens=len(prepared.prompt),
         truncated=prepared.truncated,
         service_tier=prompt.served_tier(request.service_tier),

@@ -18,8 +18,9 @@ class CompactionPlanService:
     def __init__(self, chat: ChatService) -> None:
         self._chat = chat
 
-    async def for_client(self, request: CompactRequest | ResponseRequest, messages: Chat) -> CompactionPlan:
+    async def for_client(self, request: CompactRequest | ResponseRequest, messages: Chat, owner: str) -> CompactionPlan:
         """The client keeps the retained messages, and sends them in front of the item."""
+        messages = await self._chat.with_texts(messages, owner)
         budget = await self._whole_context(request)
         plan = await _plan(request, budget, messages)
         return _checked(replace(plan, before=retained_within(messages, BYTES_PER_TOKEN * budget.retained)))
@@ -28,7 +29,7 @@ class CompactionPlanService:
         """If the history is stored here, the item has to include all that stays of it."""
         request = context.request
         if request.conversation is None and request.previous_response_id is None:
-            return await self.for_client(request, context.messages)
+            return await self.for_client(request, context.messages, context.owner)
         return _checked(await self._self_contained(context, await self._whole_context(request)))
 
     async def over_threshold(self, context: ResponseContext) -> CompactionPlan | None:
@@ -47,7 +48,8 @@ class CompactionPlanService:
 
     async def _self_contained(self, context: ResponseContext, budget: TokenBudget) -> CompactionPlan:
         """Unanswered messages stay if the context has room for them; otherwise they are summarised too."""
-        request, messages = context.request, context.messages
+        request = context.request
+        messages = await self._chat.with_texts(context.messages, context.owner)
         split = split_unanswered(messages)
         longest = budget.length - responses.room(request, budget.length)
         for past, after in ((split.past, split.unanswered), (messages, ())):

@@ -49,7 +49,7 @@ class CompactionService:
         self._chat.model_name(request.model)
         messages = await self._inputs.messages(request, owner, report_ignored)
         with translate_errors(responses.translated):
-            plan = await self._plans.for_client(request, messages)
+            plan = await self._plans.for_client(request, messages, owner)
             summary = await self._written(plan, owner)
             item = plan.item(summary.text, await self._secrets.seal(owner))
         finish = summary.finish

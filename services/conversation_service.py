@@ -18,6 +18,7 @@ from schemas.page_schema import Page, page
 from services.chat import items as chat_items
 from services.chat.items import Item
 from services.errors import InvalidRequest, NotFound
+from services.history import audit
 from services.history.context import get_conversation
 from services.history.idempotency import IdempotencyKey, find_key, store_key
 from services.history.item_rows import finite_timestamp
@@ -83,6 +84,7 @@ class ConversationService:
         async with self._store.writing() as repositories:
             await get_conversation(repositories, conversation_id, owner, lock=True)
             await repositories.conversations.delete(conversation_id)
+            audit.record(repositories, owner, "conversation.deleted", conversation_id)
         return DeletedConversation(id=conversation_id)
 
     async def messages(

@@ -1,6 +1,7 @@
 """Texts or token ids -> embeddings in OpenAI's format. Work that grows with the inputs runs in worker threads."""
 
 import asyncio
+import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,22 @@ from numpy.typing import NDArray
 
 from schemas.embeddings_schema import EmbeddingRequest
 from services.chat.request import long_text
-from services.engine.base import EmbeddingEngine, Embeddings, Pair
-from services.errors import InvalidRequest, PromptTooLong
+from services.engine.base import EmbeddingEngine, Embeddings, Pair, TextPrompts
+from services.errors import InvalidRequest, PromptTooLong, literal
+from services.history.usage import input_usage
+from services.history.usage_ledger import UsageLedger
+from services.limit_service import UNLIMITED, Limiter
 from services.metrics_service import Metrics
 from services.model_service import ModelManager
 from services.text_service import TextService
+from services.trace_service import measured, traced_embedding
+from services.tracing import Span
+
+# The prompt that a model has for a use, by the names that models give it. A model without one treats both alike.
+QUERY, DOCUMENT = ("query", "search_query"), ("document", "passage", "corpus", "search_document")
+PROMPTS_OF_TYPE = dict.fromkeys(("query", "search_query"), QUERY) | dict.fromkeys(
+    ("document", "passage", "search_document"), DOCUMENT
+)
 
 BATCH = 262_144  # characters, or token ids, that are tokenised together
 
@@ -54,9 +66,18 @@ class BatchTokenizer(Protocol):
 
 
 class EmbeddingService:
-    def __init__(self, models: ModelManager, metrics: Metrics, texts: TextService | None = None) -> None:
+    def __init__(
+        self,
+        models: ModelManager,
+        metrics: Metrics,
+        ledger: UsageLedger,
+        limits: Limiter = UNLIMITED,
+        texts: TextService | None = None,
+    ) -> None:
         self._models = models
         self._metrics = metrics
+        self._ledger = ledger
+        self._limits = limits
         self._texts = texts or TextService()
 
     async def create(self, request: EmbeddingRequest, owner: str) -> bytes:
@@ -64,16 +85,57 @@ class EmbeddingService:
 
         Raises PromptTooLong and InvalidRequest for the first wrong input, and the engine's errors.
         """
+        with traced_embedding(request) as span:
+            return await self._create(request, owner, span)
+
+    async def _create(self, request: EmbeddingRequest, owner: str, span: Span) -> bytes:
+        started = time.perf_counter()
         async with self._models.lease(request.model, "embedding") as model:
             _check_limit("dimensions", request.dimensions, model.engine.dimensions)
             async with self._texts.room(sum(map(len, request.inputs))):
+                texts = prompted(request, model.engine.prompts)
                 inputs = await asyncio.to_thread(
-                    rows_of, request.inputs, model.engine, request.truncate_prompt_tokens, request.name_of
+                    rows_of, texts, model.engine, request.truncate_prompt_tokens, request.name_of
                 )
-            embeddings = await model.engine.embed(inputs, owner)
-        tokens = sum(map(len, inputs))
+            tokens = sum(map(len, inputs))
+            async with self._limits.reserved(model.id, tokens) as reservation:
+                embeddings = await model.engine.embed(inputs, owner)
+                reservation.used = tokens
+        measured(span, "embeddings", model.name, tokens)
         self._metrics.embedded(model.id, tokens)
+        await self._ledger.record(input_usage(model.id, "embeddings", tokens, started))
         return await asyncio.to_thread(answer, request, model.name, embeddings, tokens)
+
+
+def prompted(request: EmbeddingRequest, prompts: TextPrompts) -> list[str] | list[list[int]]:
+    """The inputs behind the prompt that the request names, or the one that the model puts in front of all texts."""
+    prompt = _prompt(request, prompts)
+    texts = [f"{prompt}{each}" for each in request.inputs if isinstance(each, str)]
+    if not texts and (param := _prompt_param(request)):
+        raise InvalidRequest("'%s' goes with texts, not with token ids", param)
+    if prompt and texts and not prompts.pools:
+        param = _prompt_param(request) or "input"
+        raise InvalidRequest("'%s': this model leaves prompts out of its pooling, which is not supported", param)
+    return texts or request.inputs
+
+
+def _prompt_param(request: EmbeddingRequest) -> str | None:
+    return next((name for name in ("prompt_name", "input_type") if getattr(request, name) is not None), None)
+
+
+def _prompt(request: EmbeddingRequest, prompts: TextPrompts) -> str:
+    name = request.prompt_name
+    if name is not None and request.input_type is not None:
+        raise InvalidRequest("'%s' does not go with '%s'", "prompt_name", "input_type")
+    if request.input_type is not None:
+        names = PROMPTS_OF_TYPE.get(request.input_type)
+        if names is None:
+            raise InvalidRequest(f"'%s' must be one of {', '.join(PROMPTS_OF_TYPE)}", "input_type")
+        return next((prompts.texts[each] for each in names if each in prompts.texts), "")
+    if name is not None and name not in prompts.texts:
+        known = ", ".join(prompts.texts) or "none"
+        raise InvalidRequest(f"'%s': this model has no such prompt, it has {literal(known)}", "prompt_name")
+    return prompts.texts.get(name or prompts.default or "", "")
 
 
 def _check_limit(param: str, value: int | None, limit: int) -> None:
@@ -163,12 +225,12 @@ def pairs_of(
     """As rows_of(), for a cross-encoder: the second text of a pair comes last and is truncated."""
     truncation = _Truncation.of(engine, limit)
     known: dict[str, str] = {}  # truncated texts: one is often compared with many
+
+    def truncated_text(text: str, index: int) -> str:
+        return known[text] if text in known else known.setdefault(text, truncation.text(text, name_of(index)))
+
     truncated = [
-        tuple(
-            known[text] if text in known else known.setdefault(text, truncation.text(text, name_of(index)))
-            for text in pair
-        )
-        for index, pair in enumerate(texts)
+        (truncated_text(first, index), truncated_text(second, index)) for index, (first, second) in enumerate(texts)
     ]
     pairs: list[Pair] = []
     for batch in batches(truncated, lambda pair: sum(map(len, pair))):
@@ -176,7 +238,8 @@ def pairs_of(
         encoded = truncation.tokenizer(first, second, return_attention_mask=False, verbose=False)
         all_types = encoded.get("token_type_ids") or [[0] * len(row) for row in encoded["input_ids"]]
         rows = truncation.rows(encoded["input_ids"], len(pairs), name_of)
-        pairs += [Pair(row, types[: len(row)]) for row, types in zip(rows, all_types, strict=True)]
+        for row, whole, types, texts_of in zip(rows, encoded["input_ids"], all_types, batch, strict=True):
+            pairs.append(Pair(row, types[: len(row)], texts_of, is_cut=len(row) < len(whole)))
     return pairs
 
 

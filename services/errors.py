@@ -4,6 +4,7 @@ ServiceError
 ├─ InvalidRequest            the request cannot be served as it is; `param` names the parameter
 │  ├─ PromptTooLong          more tokens than the context length
 │  ├─ UnsupportedParameter   part of the contract, not (yet) served here
+│  ├─ TooLarge               a file, or all files of a project
 │  └─ GrammarStuck           the grammar allows no further token, in the middle of an answer
 ├─ NotAuthenticated          no key, or an unknown one
 ├─ Forbidden
@@ -11,6 +12,8 @@ ServiceError
 │  └─ ModelNotFound
 ├─ Conflict                  two writers on one conversation
 ├─ Overloaded                the queue is full; retry after `retry_after` seconds
+├─ RateLimited               of a key or project: RequestsLimited, TokensLimited
+├─ QuotaExceeded             of a key, until the next month
 ├─ Unavailable               loading, draining, or the database is unreachable
 ├─ Stopped                   the answer was cancelled
 └─ EngineFailed
@@ -83,6 +86,9 @@ class UnsupportedParameter(InvalidRequest):
         super().__init__(f"'%s' {why}", param, *names)
 
 
+class TooLarge(InvalidRequest): ...
+
+
 class GrammarStuck(InvalidRequest): ...
 
 
@@ -110,6 +116,18 @@ class TryLater(ServiceError):
 
 
 class Overloaded(TryLater): ...
+
+
+class RateLimited(TryLater): ...
+
+
+class RequestsLimited(RateLimited): ...
+
+
+class TokensLimited(RateLimited): ...
+
+
+class QuotaExceeded(TryLater): ...
 
 
 class Unavailable(TryLater): ...

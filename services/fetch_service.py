@@ -13,6 +13,7 @@ from ssl import SSLContext
 
 import httpx2
 
+from services import tracing
 from services.errors import InvalidRequest
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -51,19 +52,22 @@ class Fetcher:
         *,
         max_bytes: int,
         timeout_s: float,
+        accept: str = "image/*",
         resolve: Resolve = resolve,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         self._hosts = {host.lower() for host in hosts}
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
+        self._accept = accept
         self._resolve = resolve
         self._transport = transport
 
     async def get(self, url: str, param: str) -> bytes:
         try:
-            async with asyncio.timeout(self._timeout_s), await self._client() as client:
-                return await self._follow(client, _parse(url))
+            with tracing.step("fetch image", kind="client"):
+                async with asyncio.timeout(self._timeout_s), await self._client() as client:
+                    return await self._follow(client, _parse(url))
         except _Rejected as error:
             raise InvalidRequest(f"The URL cannot be fetched: {error}", param=param) from error
         except TimeoutError as error:
@@ -97,7 +101,7 @@ class Fetcher:
         # not compressed: a few bytes could expand to any size
         headers = {
             "Host": url.netloc.decode(),
-            "Accept": "image/*",
+            "Accept": self._accept,
             "Accept-Encoding": "identity",
             "User-Agent": "parley",
         }

@@ -15,7 +15,7 @@ from schemas.page_schema import page
 from services.chat.compaction.item import public_item
 from services.chat.items import Item
 from services.errors import InvalidRequest, NotFound
-from services.history import item_rows
+from services.history import audit, item_rows
 from services.history.context import get_conversation
 from services.history.idempotency import IdempotencyKey, find_key, store_key
 from services.history.item_rows import ItemPosition
@@ -73,6 +73,7 @@ class ItemService:
         async with self._store.writing() as repositories:
             conversation = await lock_idle(repositories, conversation_id, owner)
             await repositories.items.delete([await _item(repositories, conversation_id, item_id)])
+            audit.record(repositories, owner, "item.deleted", item_id, conversation=conversation_id)
             conversation.updated_at = time.time()
             return conversation_of(conversation)
 

@@ -1,6 +1,7 @@
 """Prometheus metrics, under vLLM's names with our prefix."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -8,8 +9,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from services.chat.events import Event, Finish, Head
+from services.chat.events import Arguments, Event, Finish, Head, Reasoning, Text, ToolCall
 from services.engine.base import EngineStats, UpstreamStats
+from services.token_rate import TokenRate
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which is not used
 
@@ -20,7 +22,7 @@ SHORT_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1, 2)
 class Metrics:
     """One set per application, in its own registry, so that several applications can share a process."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry()
         self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens read", ["model"])
         self._generation_tokens = self._counter("generation_tokens", "Tokens sampled", ["model"])
@@ -34,13 +36,18 @@ class Metrics:
         self._prefill = self._histogram("request_prefill_time_seconds", "First step to first token", SECONDS)
         self._decode = self._histogram("request_decode_time_seconds", "First token to last", SECONDS)
         self._http = self._counter("http_requests", "HTTP requests", ["method", "route", "status"])
+        self._rates: defaultdict[str, TokenRate] = defaultdict(lambda: TokenRate(clock))
 
     def watch(self, stats: Callable[[], Mapping[str, EngineStats]]) -> None:
         """Registers a collector that reads the engines' stats on each scrape."""
         self.registry.register(_EngineGauges(stats))
 
     def answer(self, model: str) -> "AnswerTimer":
-        return AnswerTimer(self, model, self._between.labels(model))
+        return AnswerTimer(self, model, self._between.labels(model), self._rates[model])
+
+    def tokens_per_second(self, model: str) -> float:
+        """Of all answers together, over the last seconds."""
+        return self._rates[model].per_second
 
     def embedded(self, model: str, tokens: int) -> None:
         self._embedded.labels(model).inc(tokens)
@@ -75,10 +82,13 @@ class AnswerTimer:
     _metrics: Metrics
     _model: str
     _between: Histogram  # of this model: the label is looked up once, not for each chunk
+    _rate: TokenRate
     _started: float = field(default_factory=time.perf_counter)
     _last: float | None = None
     _reason: str = "abort"
     _shares: int = 1
+    _counted: int = 0  # tokens, as they come
+    _completed: int = 0  # tokens of the choices that are complete
 
     def add(self, event: Event) -> None:
         now = time.perf_counter()
@@ -88,8 +98,17 @@ class AnswerTimer:
             case Finish():
                 self._reason = event.reason
                 self._metrics._finished(self._model, event, self._shares)
+                self._completed += event.completion_tokens
+                self._count(max(0, self._completed - self._counted))  # those that no piece of text had
+            case Text() | Reasoning() | ToolCall() | Arguments():
+                self._observe_output(now)
+                self._count(len(event.token_ids))
             case _:
                 self._observe_output(now)
+
+    def _count(self, tokens: int) -> None:
+        self._counted += tokens
+        self._rate.add(tokens)
 
     def _observe_output(self, now: float) -> None:
         if self._last is None:

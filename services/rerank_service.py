@@ -24,11 +24,17 @@ from schemas.rerank_schema import (
 from services.embedding_service import pairs_of, resize, rows_of
 from services.engine.base import EmbeddingEngine, Embeddings
 from services.errors import InvalidRequest
+from services.history.usage import input_usage
+from services.history.usage_ledger import UsageLedger
+from services.limit_service import UNLIMITED, Limiter
 from services.metrics_service import Metrics
 from services.model_service import ModelManager
 from services.text_service import TextService
+from services.trace_service import measured, traced_rerank
 
 Room = AbstractAsyncContextManager[None]
+
+CHARACTERS_A_TOKEN = 4  # about; for what is reserved before the texts are tokenised
 
 METHODS: dict[Literal["reranker", "embedding"], Method] = {"reranker": "cross-encoder", "embedding": "embedding"}
 
@@ -48,9 +54,18 @@ class Comparison:
 
 
 class RerankService:
-    def __init__(self, models: ModelManager, metrics: Metrics, texts: TextService | None = None) -> None:
+    def __init__(
+        self,
+        models: ModelManager,
+        metrics: Metrics,
+        ledger: UsageLedger,
+        limits: Limiter = UNLIMITED,
+        texts: TextService | None = None,
+    ) -> None:
         self._models = models
         self._metrics = metrics
+        self._ledger = ledger
+        self._limits = limits
         self._texts = texts or TextService()
 
     async def rerank(self, request: RerankRequest, owner: str) -> RerankList:
@@ -80,13 +95,24 @@ class RerankService:
     async def _compare(
         self, request: RerankRequest | ScoreRequest, owner: str, pairs: Sequence[tuple[NamedText, NamedText]]
     ) -> Comparison:
-        kind = self._kind(request.model)
+        with traced_rerank(request.model) as span:
+            comparison = await self._scores(request, owner, pairs)
+            measured(span, "rerank", comparison.model, comparison.usage.prompt_tokens)
+        return comparison
+
+    async def _scores(
+        self, request: RerankRequest | ScoreRequest, owner: str, pairs: Sequence[tuple[NamedText, NamedText]]
+    ) -> Comparison:
+        started, kind = time.perf_counter(), self._kind(request.model)
         compare = _by_cross_encoder if kind == "reranker" else _by_embedding
         async with self._models.lease(request.model, kind) as model:
             size = sum(len(text) for text in {text.text for pair in pairs for text in pair})
             room = self._texts.room(size)
-            scores, tokens = await compare(model.engine, owner, pairs, request.truncate_prompt_tokens, room)
+            async with self._limits.reserved(model.id, size // CHARACTERS_A_TOKEN) as reservation:
+                scores, tokens = await compare(model.engine, owner, pairs, request.truncate_prompt_tokens, room)
+                reservation.used = tokens
         self._metrics.embedded(model.id, tokens)
+        await self._ledger.record(input_usage(model.id, "rerank", tokens, started))
         usage = EmbeddingUsage(prompt_tokens=tokens, total_tokens=tokens)
         return Comparison(scores, model.name, METHODS[kind], usage)
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from schemas.response_answer_schema import Response, ResponseEvent, StreamEvent
@@ -13,7 +13,7 @@ from services.chat import items
 from services.chat.answer.reasoning_output import ReasoningOutput
 from services.chat.answer.response_events import ResponseEncoder, stream_event
 from services.chat.compaction.window import Chat
-from services.chat.events import Event, Head
+from services.chat.events import Event, Finish, Head
 from services.chat.items import Item
 from services.chat.request import responses
 from services.chat.request.fitting import shortened
@@ -24,6 +24,7 @@ from services.compaction_service import CompactionService
 from services.errors import PromptTooLong, ServiceError
 from services.history.background_stream import BackgroundStream
 from services.history.idempotency import IdempotencyKey
+from services.history.progress import Progress
 from services.history.replay import Replay
 from services.history.turn import Turn, TurnRequest
 from services.input_service import InputService
@@ -33,7 +34,7 @@ from services.responses.context import ResponseContext
 from services.secret_service import SecretService
 from services.stored_response_service import KIND, StoredResponseService
 from services.stream_service import StreamService
-from services.turn_service import TurnService
+from services.turn_service import Claimed, TurnService
 
 OpenContext = Callable[[], Awaitable[ResponseContext]]
 
@@ -61,7 +62,9 @@ class ResponseService:
         secrets: SecretService,
         inputs: InputService,
         compactions: CompactionService,
+        is_left_to_others: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`is_left_to_others`: whether background answers wait for a process with room."""
         self._chat = chat
         self._turns = turns
         self._streams = streams
@@ -69,6 +72,7 @@ class ResponseService:
         self._secrets = secrets
         self._inputs = inputs
         self._compactions = compactions
+        self.is_left_to_others = is_left_to_others
 
     def unknown_keys(self, request: ResponseInput) -> list[str]:
         """What is left aside of it, whatever its model."""
@@ -133,16 +137,26 @@ class ResponseService:
     ) -> ResponseContext:
         """Checks everything that can be checked before a model is loaded."""
         responses.check(request)
-        model = self._chat.model_name(request.model)
-        defaults = await self._chat.sampling(request.model)
+        self._chat.model_name(request.model)
         own = await self._inputs.items(request, owner, report_ignored)
         source = await self._turns.open(_turn_request(request, owner, own, idempotency_key))
+        return await self._context(request, owner, own, source, report_ignored)
+
+    async def _context(
+        self,
+        request: ResponseRequest,
+        owner: str,
+        own: Sequence[Item],
+        source: Turn | Replay,
+        report_ignored: ReportIgnored,
+    ) -> ResponseContext:
+        """`own`: the input's items. Checks what depends on the history."""
         context = ResponseContext(
-            apply_defaults(request, defaults),
+            apply_defaults(request, await self._chat.sampling(request.model)),
             owner,
             source,
             await offload(items.to_messages, own, source.history),
-            model,
+            self._chat.model_name(request.model),
             await self._reasoning(request, owner),
             responses.translate_report(report_ignored),
         )
@@ -176,7 +190,9 @@ class ResponseService:
         fitting = await self._fitting(context, messages)
         num_dropped = len(messages) - len(fitting)
         chat = await offload(responses.as_chat, context.request, fitting)
-        chat_context = ChatContext(turn, (), context.facts(num_dropped), num_dropped, context.cache)
+        chat_context = ChatContext(
+            turn, (), context.facts(num_dropped), num_dropped, context.cache, progress=context.progress
+        )
         return partial(self._chat.run, chat, context.owner, chat_context, context.report_ignored)
 
     async def _fitting(self, context: ResponseContext, messages: Chat) -> Chat:
@@ -209,15 +225,34 @@ class ResponseService:
         if isinstance(turn, Replay):
             return await self._stored.get(turn.id, context.owner, context.request.include)
         queued = context.response()
-        await turn.queue(queued.model, context.facts())
+        can_be_claimed = not (responses.compacts(context.request) or responses.is_triggered(context.request))
+        body = context.request.model_dump(mode="json", exclude_unset=True) if can_be_claimed else None
+        starts_here = body is None or not self.is_left_to_others()
+        await turn.queue(queued.model, context.facts(), body, claimed=starts_here)
+        if starts_here:
+            self._begin_stream(context, turn, Progress(is_claimable=body is not None))
+        else:
+            await self._streams.store(turn.id, [*map(stream_event, context.encoder().queue())])
+        return queued
+
+    async def go_on(self, claimed: Claimed) -> None:
+        """With the answer of another process, or with one that waited for a process with room."""
+        request = ResponseRequest.model_validate(claimed.body)
+        own = await self._inputs.items(request, claimed.owner, report_nothing)
+        context = await self._context(request, claimed.owner, own, claimed.turn, report_nothing)
+        progress = await self._streams.progress(claimed.turn.id, claimed.attempt)
+        self._begin_stream(context, claimed.turn, progress)
+
+    def _begin_stream(self, context: ResponseContext, turn: Turn, progress: Progress) -> None:
+        context = replace(context, progress=progress)
         encoder = context.encoder()
 
         def closing_events(error: ServiceError, number: int) -> Iterator[StreamEvent]:
             return map(stream_event, encoder.fail(error))
 
         generated = self._generate(context, turn, encoder)
-        self._streams.register(turn.id, BackgroundStream(generated, context.owner, closing_events))
-        return queued
+        stream = BackgroundStream(generated, context.owner, closing_events, progress=progress)
+        self._streams.register(turn.id, stream)
 
     async def _generate(
         self, context: ResponseContext, turn: Turn, encoder: ResponseEncoder
@@ -235,6 +270,8 @@ class ResponseService:
                     async for event in events:
                         for each in answer.encode(event, encoder):
                             yield stream_event(each)
+                        if isinstance(event, Finish):  # the turn ends behind it: nobody would go on with the stream
+                            await self._streams.saved(turn.id)
             for each in encoder.end(answer.completed_at):
                 yield stream_event(each)
 
@@ -260,6 +297,8 @@ def _turn_request(
         item=request.parent_item,
         previous=request.previous_response_id,
         stored=request.store,
+        cache_key=request.prompt_cache_key,
+        instructions=request.instructions,
         background=request.background,
         logprobs=responses.LOGPROBS in request.include,
         metadata=request.metadata,

@@ -23,7 +23,7 @@ class TreeService:
         self._store = Store(database)
 
     async def page(self, conversation_id: str, owner: str, *, limit: int, after: str | None = None) -> TreePage:
-        """Items oldest first, each with its parent. The last page has the answer that is being generated, too."""
+        """Items and answers oldest first, each item with its parent. The last page has the running answer, too."""
         async with self._store.reading() as repositories:
             await get_conversation(repositories, conversation_id, owner)
             start = None if after is None else await _cursor(repositories, conversation_id, after)
@@ -35,8 +35,9 @@ class TreeService:
             }
             if len(found.rows) <= found.size and (running := await repositories.turns.running_in(conversation_id)):
                 turns[running.id] = running
+        ordered = sorted(turns.values(), key=lambda turn: (turn.created_at, turn.id))
         nodes = page([_node(row) for row in found.rows], [row.id for row in found.rows], found.size)
-        return TreePage(**dict(nodes), answers=[_answer(turn) for turn in turns.values()])
+        return TreePage(**dict(nodes), answers=[_answer(turn) for turn in ordered])
 
 
 async def _cursor(repositories: Repositories, conversation_id: str, after: str) -> ItemRow:

@@ -1,10 +1,11 @@
 """Turns: opened for requests, checkpointed while they run, and retrieved by the id of their answer."""
 
 import asyncio
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from database.item_repository import Order
 from database.models import CANCELLED, COMPLETED
@@ -12,11 +13,20 @@ from database.models import Item as ItemRow
 from database.models import Turn as TurnRow
 from database.repositories import Repositories
 from database.session import Database
+from database.turn_repository import Unclaimed
 from services.chat.items import Item
 from services.errors import Conflict, InvalidRequest, NotFound
+from services.history import audit
 from services.history.answer import Answer, answer_of
-from services.history.checkpoint_task import CheckpointTask
-from services.history.context import TURN_ID, answer_context, conversation_context, turn_context
+from services.history.checkpoint_task import KEEP_ALL, CheckpointTask
+from services.history.checkpoint_task import KeptRecords as KeptRecords
+from services.history.context import (
+    TURN_ID,
+    ConversationContext,
+    answer_context,
+    conversation_context,
+    turn_context,
+)
 from services.history.idempotency import PARAM, discard_turn, find_key
 from services.history.idempotency import IdempotencyKey as IdempotencyKey
 from services.history.replay import Replay
@@ -24,10 +34,13 @@ from services.history.store import Store
 from services.history.stored_turn import StoredTurn
 from services.history.turn import Kind, Turn, TurnRequest, UnstoredTurn, history_of
 from services.history.turn_result import force_finish
+from services.history.usage_ledger import UsageLedger
 from services.history.write_batcher import WriteBatcher
 from services.history.writer import this_writer as this_writer
 from services.history.writes import Write, commit
 
+LOGPROBS = "message.output_text.logprobs"  # of `include`
+MAX_UNCLAIMED = 1000  # that are looked at
 POLL_S = 0.5  # interval at which a running answer is read until it is finished
 
 
@@ -46,16 +59,40 @@ class Query:
         return replace(self, limit=self.limit + 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A background answer that this process goes on with."""
+
+    turn: Turn
+    owner: str
+    key_id: str | None  # of the project's key that asked
+    body: Mapping[str, Any]  # the request
+    attempt: int
+
+
 class TurnService:
     def __init__(
-        self, database: Database, *, writer: str, checkpoint_s: float = 5.0, ttl_s: float | None = None
+        self,
+        database: Database,
+        *,
+        writer: str,
+        checkpoint_s: float = 5.0,
+        ttl_s: float | None = None,
+        kept: KeptRecords = KEEP_ALL,
     ) -> None:
         self._store = Store(database)
         self._writer = writer
         self._writes: WriteBatcher[Write] = WriteBatcher(partial(commit, self._store, writer))
         self._running: dict[str, StoredTurn] = {}
+        self.usage = UsageLedger(self._store, writer)
         self.checkpoints = CheckpointTask(
-            self._store, self._running, writer=writer, checkpoint_s=checkpoint_s, ttl_s=ttl_s
+            self._store,
+            self._running,
+            self.usage,
+            writer=writer,
+            checkpoint_s=checkpoint_s,
+            ttl_s=ttl_s,
+            kept=kept,
         )
 
     async def start(self) -> None:
@@ -67,6 +104,63 @@ class TurnService:
     async def ping(self) -> None:
         """Raises Unavailable if the store cannot be reached."""
         await self._store.ping()
+
+    @property
+    def has_others(self) -> bool:
+        """Whether other processes serve the same database."""
+        return self.checkpoints.lease.has_others
+
+    @property
+    def num_queued(self) -> int:
+        """Turns of this process that no engine has admitted."""
+        return sum(turn.is_queued for turn in self._running.values())
+
+    async def claim(self, limit: int, older_than_s: float = 0.0) -> list[Claimed]:
+        """Takes over some of the background answers without a writer: of owners with the fewest running ones first."""
+        now = time.time()
+        async with self._store.reading() as repositories:
+            waiting = await repositories.turns.unclaimed(MAX_UNCLAIMED, now - older_than_s)
+            if not waiting:
+                return []
+            held = await repositories.turns.num_claimed()
+        chosen = [each.id for each in in_turn(waiting, held)[:limit]]
+        with self.checkpoints.claiming(chosen):
+            return await self._take_over(chosen, now)
+
+    async def _take_over(self, chosen: Collection[str], now: float) -> list[Claimed]:
+        async with self._store.writing() as repositories:
+            rows = await repositories.turns.claim(chosen, self._writer, now)
+            listed = await repositories.conversations.listed({row.conversation_id for row in rows})
+            contexts = [await turn_context(repositories, row) for row in rows]
+        return [
+            self._claimed(row, context, is_listed=row.conversation_id in listed)
+            for row, context in zip(rows, contexts, strict=True)
+        ]
+
+    async def release(self, turn_ids: Collection[str]) -> None:
+        """Leaves background answers of this process to the others."""
+        async with self._store.writing() as repositories:
+            await repositories.conversations.lock_of_turns(turn_ids)
+            rows = await repositories.turns.lock_running(turn_ids)
+            released = [row for row in rows if row.writer == self._writer and row.body is not None]
+            for row in released:
+                await repositories.turns.release(row, time.time())
+        for row in released:
+            self._running.pop(row.id, None)
+
+    def _claimed(self, row: TurnRow, context: ConversationContext, *, is_listed: bool) -> Claimed:
+        assert row.body is not None
+        request = TurnRequest(
+            owner=row.owner,
+            kind="response",
+            conversation=row.conversation_id if is_listed else None,
+            stored=row.stored,
+            background=True,
+            logprobs=LOGPROBS in cast("list[str]", row.body.get("include", [])),
+            metadata=row.metadata_,
+        )
+        turn = StoredTurn.claimed(self._writes, self._running, request, row, context)
+        return Claimed(turn, row.owner, row.key_id, row.body, row.attempt)
 
     async def open(self, request: TurnRequest) -> Turn | Replay:
         """A new turn, or the stored answer if the request repeats another one's idempotency key."""
@@ -83,7 +177,7 @@ class TurnService:
             async with self._store.reading() as repositories:
                 context = await answer_context(repositories, request.previous, request.owner, request.kind)
         if not request.is_persistent:
-            return UnstoredTurn(request.kind, context)
+            return UnstoredTurn(self.usage, request, context)
         return StoredTurn(self._writes, self._running, self._writer, request, context)
 
     async def _replay(self, request: TurnRequest) -> Replay | None:
@@ -169,6 +263,7 @@ class TurnService:
             turn = await _lock(repositories, turn_id, owner, kind)
             conversation = await repositories.conversations.get(turn.conversation_id, owner)
             assert conversation is not None
+            audit.record(repositories, owner, f"{kind}.deleted", turn_id)
             turns = await repositories.turns.of_conversation(conversation.id)
             if not conversation.listed and len(turns) == 1:
                 await repositories.conversations.delete(conversation.id)
@@ -179,6 +274,17 @@ class TurnService:
             if not conversation.listed:
                 await repositories.items.delete(await repositories.items.of_turn(turn.id))
             await repositories.turns.delete(turn.id)
+
+
+def in_turn(waiting: Sequence[Unclaimed], held: Mapping[str, int]) -> list[Unclaimed]:
+    """Each owner's in their order, the owners in turns. `held`: how many each has running."""
+    places = dict(held)
+
+    def place(each: Unclaimed) -> int:
+        places[each.owner] = places.get(each.owner, 0) + 1
+        return places[each.owner]
+
+    return [each for _, each in sorted(((place(each), each) for each in waiting), key=lambda pair: pair[0])]
 
 
 async def _turn_of_key(repositories: Repositories, idempotency_key: IdempotencyKey, owner: str) -> TurnRow | None:

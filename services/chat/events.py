@@ -18,6 +18,7 @@ class Head:
     fingerprint: str
     conversation_id: str | None
     arrived: float = 0.0  # of the request, by the clock of time.perf_counter
+    submitted: float = 0.0  # its jobs, by the same clock; 0: not known
     prompt_tokens: int = 0
     truncated: int | None = None  # tokens cut off the prompt, if that was asked for
     service_tier: Literal["default", "flex", "priority"] | None = None  # if one was asked for

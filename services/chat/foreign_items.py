@@ -41,6 +41,9 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
 }
 
 
+IMAGE = ("image_url", "file_id")  # where it is
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     id: str
@@ -65,8 +68,8 @@ def answered_call_id(item: Item) -> str:
 def output(item: Item) -> str | list[dict[str, Any]]:
     """A text, or parts as an item has them."""
     value = item.get("output")
-    if isinstance(value, dict) and value.get("image_url"):  # a screenshot
-        return [{"type": "input_image", "image_url": value["image_url"]}]
+    if isinstance(value, dict) and (source := next((name for name in IMAGE if value.get(name)), None)):  # a screenshot
+        return [{"type": "input_image", source: value[source]}]
     return _result(item, OUTPUTS[item["type"]])
 
 

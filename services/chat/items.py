@@ -12,6 +12,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from schemas.chat_schema import ChatMessage
+from schemas.file_schema import FILE_SOURCES
 from schemas.item_schema import UNREAD
 from schemas.tool_schema import CustomToolCall, MessageToolCall
 from services.chat import foreign_items
@@ -74,8 +75,8 @@ def _parts_of(item: Item) -> tuple[str, list[ContentPart]]:
 def _refused(part: ContentPart) -> str | None:
     if part["type"] not in PART_OF:
         return f"Parts of type '{part['type']}' are not supported by this server"
-    if part["type"] == "input_image" and not part.get("image_url"):
-        return "An image without 'image_url' is not supported by this server: it keeps no files"
+    if (sources := SOURCES_OF.get(part["type"])) and sum(bool(part.get(name)) for name in sources) != 1:
+        return f"A part of type '{part['type']}' needs one of {', '.join(sources)}, and no other"
     return None
 
 
@@ -208,7 +209,11 @@ PART_OF = {
     "reasoning_text": "text",
     "refusal": "refusal",
     "input_image": "image_url",
+    "input_file": "file",
 }
+
+# Where what such a part stands for is; it has one of them.
+SOURCES_OF = {"input_image": ("image_url", "file_id"), "input_file": FILE_SOURCES}
 
 
 def _content(parts: Sequence[ContentPart]) -> dict[str, Any]:
@@ -227,8 +232,10 @@ def _as_chat(part: ContentPart) -> ContentPart:
         case "refusal":
             return {"type": "refusal", "refusal": part["refusal"]}
         case "image_url":
-            image = {"url": part["image_url"], "detail": part.get("detail", "auto")}
-            return {"type": "image_url", "image_url": image}
+            image = {"file_id": part["file_id"]} if part.get("file_id") else {"url": part["image_url"]}
+            return {"type": "image_url", "image_url": image | {"detail": part.get("detail", "auto")}}
+        case "file":
+            return {"type": "file", "file": _present(part, *FILE_SOURCES, "filename")}
         case _:
             return {"type": "text", "text": part["text"]}
 
@@ -245,8 +252,12 @@ def chat_content(parts: Sequence[ContentPart]) -> str | list[ContentPart]:
 
 def _is_whole(part: ContentPart) -> bool:
     """One that a chat knows, with what it must have."""
-    kind = PART_OF.get(part.get("type", ""))
-    return kind is not None and kind in part
+    kind = part.get("type", "")
+    return kind in PART_OF and any(part.get(name) is not None for name in SOURCES_OF.get(kind, (PART_OF[kind],)))
+
+
+def _present(part: ContentPart, *names: str) -> ContentPart:
+    return {name: part[name] for name in names if part.get(name)}
 
 
 def text(items: Iterable[Item]) -> str:
@@ -304,7 +315,10 @@ def _as_item(part: Mapping[str, Any], text_kind: str) -> ContentPart:
             return {"type": "refusal", "refusal": part["refusal"]}
         case "image_url":
             image = part["image_url"]
-            return {"type": "input_image", "image_url": image["url"], "detail": image.get("detail") or "auto"}
+            source = {"file_id": image["file_id"]} if image.get("file_id") else {"image_url": image["url"]}
+            return {"type": "input_image", **source, "detail": image.get("detail") or "auto"}
+        case "file":
+            return {"type": "input_file", **part["file"]}
         case _:
             return output_text(part["text"]) if text_kind == "output_text" else _input_text(part["text"])
 

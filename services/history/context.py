@@ -75,7 +75,8 @@ async def turn_context(repositories: Repositories, turn: Turn) -> ConversationCo
     """The branch that the turn began with."""
     rows = await repositories.items.page(turn.conversation_id)
     inputs = [row for row in rows if row.turn_id == turn.id and row.choice is None]
-    tip = next((row for row in rows if inputs and row.id == inputs[0].parent_id), None)
+    parent = inputs[0].parent_id if inputs else turn.parent_id
+    tip = next((row for row in rows if row.id == parent), None)
     return ConversationContext(turn.conversation_id, _branch(rows, tip) if tip else ())
 
 

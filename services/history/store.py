@@ -15,6 +15,11 @@ class Store:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether processes of several machines may use it."""
+        return self._database.is_shared
+
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[Repositories]:
         with translate_errors():

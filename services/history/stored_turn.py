@@ -13,7 +13,9 @@ from uuid import uuid4
 from database.models import COMPLETED, FAILED, IN_PROGRESS, INCOMPLETE, QUEUED
 from database.models import Turn as TurnRow
 from database.turn_repository import Admission, TurnResult
+from database.usage_repository import Usage
 from schemas.chat_schema import ChatMessage
+from services import callers
 from services.chat.answer.response_events import error_code
 from services.chat.events import Event, Head
 from services.chat.items import Item
@@ -45,7 +47,7 @@ class StoredTurn:
         self._context = context or ConversationContext("")
         is_new = context is None or context.is_copied
         self._stored_in = f"conv_{uuid4().hex}" if is_new else self._context.conversation_id
-        self.reply_id = uuid4().hex
+        self.reply_id = request.new_reply_id()
         self._buffer = ReplyBuffer(self.reply_id, logprobs=request.logprobs)
         self.id = PREFIX[request.kind] + self.reply_id
         self.created_at = time.time()
@@ -53,14 +55,50 @@ class StoredTurn:
         self.conversation_id = self._stored_in if request.create or request.conversation else None
         self.history: Sequence[ChatMessage] = history_of(self._context)
         self.has_begun = False
+        self._is_queued = False
         self.result: TurnResult | None = None
+        self._usage: Usage | None = None
         self.stopped = asyncio.Event()  # set when another request has cancelled or deleted it
 
-    async def queue(self, model: str, facts: Facts = NO_FACTS) -> None:
-        if not self.has_begun:
-            await self._begin(self._new_row(QUEUED, model, None, facts))
+    @classmethod
+    def claimed(
+        cls,
+        writes: WriteBatcher[Write],
+        running: "dict[str, StoredTurn]",
+        request: TurnRequest,
+        row: TurnRow,
+        context: ConversationContext,
+    ) -> "StoredTurn":
+        """A queued turn that this process goes on with."""
+        assert row.writer
+        turn = cls(writes, running, row.writer, request, context)
+        turn.id, turn.reply_id, turn.created_at = row.id, row.id[-32:], row.created_at
+        turn._buffer = ReplyBuffer(turn.reply_id, logprobs=request.logprobs)
+        turn._row = row
+        turn.has_begun = turn._is_queued = True
+        running[turn.id] = turn
+        return turn
+
+    @property
+    def is_queued(self) -> bool:
+        """It has begun, and no engine has admitted it."""
+        return self._is_queued and self.result is None
+
+    async def queue(
+        self, model: str, facts: Facts = NO_FACTS, body: Facts | None = None, *, claimed: bool = True
+    ) -> None:
+        if self.has_begun:
+            return
+        self._is_queued = True
+        row = self._new_row(QUEUED, model, None, facts)
+        row.body = dict(body) if body is not None else None
+        row.writer = self._writer if claimed else None
+        await self._begin(row)
+        if not claimed:
+            self._running.pop(self.id, None)
 
     async def begin(self, head: Head, facts: Facts = NO_FACTS) -> None:
+        self._is_queued = False
         if self.has_begun:
             await self._writes.add(Admission(self.id, head.model, head.fingerprint, facts))
         else:
@@ -92,6 +130,7 @@ class StoredTurn:
             id=self.id,
             kind=request.kind,
             owner=request.owner,
+            key_id=callers.current().key or None,
             conversation_id=self._stored_in,
             previous_id=request.previous,
             status=status,
@@ -116,14 +155,15 @@ class StoredTurn:
         """Items generated so far, by choice."""
         return self._buffer.output
 
-    async def finish(self, error: ServiceError | None = None) -> None:
+    async def finish(self, error: ServiceError | None = None, usage: Usage | None = None) -> None:
         if self.id in self._running:
+            self._usage = self._usage or usage
             # shielded: the batcher writes it whether or not the caller still waits
             await asyncio.shield(self._end(self.result or self._make_result(error)))
 
     def _end(self, result: TurnResult) -> "asyncio.Future[None]":
         self.result = result
-        written = self._writes.add(TurnEnd(self._row, result))
+        written = self._writes.add(TurnEnd(self._row, result, self._usage))
         written.add_done_callback(self._mark_durable)
         return written
 

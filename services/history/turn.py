@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 from uuid import uuid4
 
+from database.usage_repository import Usage
 from schemas.chat_schema import ChatMessage
 from services.chat import items as chat_items
 from services.chat.events import Event, Head
 from services.chat.items import Item
 from services.errors import ServiceError
+from services.history.affinity import affinity_key
 from services.history.context import ConversationContext
 from services.history.idempotency import IdempotencyKey
+from services.history.usage_ledger import UsageLedger
 
 Kind = Literal["chat.completion", "response", "message"]
 PREFIX: dict[Kind, str] = {"chat.completion": "chatcmpl-", "response": "resp_", "message": ""}
@@ -35,6 +38,8 @@ class TurnRequest:
     previous: str | None = None  # id of the stored answer, of the same kind, to continue from
     create: bool = False  # makes a new conversation if none is named
     stored: bool = False  # can be retrieved by its id
+    cache_key: str | None = None  # the client's own: requests with the same one begin alike
+    instructions: str | None = None  # the system text, where that is not of the input
     background: bool = False
     logprobs: bool = False  # in the output items
     idempotency_key: IdempotencyKey | None = None
@@ -43,6 +48,18 @@ class TurnRequest:
     @property
     def is_persistent(self) -> bool:
         return self.create or self.stored or self.conversation is not None
+
+    def new_reply_id(self) -> str:
+        """Ends with the turn's affinity key."""
+        key = affinity_key(
+            self.owner,
+            conversation=self.conversation,
+            previous=self.previous,
+            cache_key=self.cache_key,
+            instructions=self.instructions,
+            input=self.input,
+        )
+        return uuid4().hex[: -len(key)] + key
 
 
 class Turn(Protocol):
@@ -69,8 +86,11 @@ class Turn(Protocol):
 
     completed_at: float | None
 
-    async def queue(self, model: str, facts: Facts = NO_FACTS) -> None:
-        """Stores the turn before it is admitted: it can be retrieved, and its conversation is reserved."""
+    async def queue(
+        self, model: str, facts: Facts = NO_FACTS, body: Facts | None = None, *, claimed: bool = True
+    ) -> None:
+        """Stores the turn before it is admitted: it can be retrieved, and its conversation is reserved. With its
+        `body`, the whole request, another process can go on with it; one that is not `claimed` waits for that."""
 
     async def begin(self, head: Head, facts: Facts = NO_FACTS) -> None:
         """Durable on return; raises Conflict if the conversation has changed since the history was read. `facts`: what
@@ -79,28 +99,34 @@ class Turn(Protocol):
     def add(self, event: Event) -> None:
         """Adds an output event, for the next checkpoint and the result."""
 
-    async def finish(self, error: ServiceError | None = None) -> None:
-        """Only the first call counts. Callers shield it. After Unavailable the result is kept and written later."""
+    async def finish(self, error: ServiceError | None = None, usage: Usage | None = None) -> None:
+        """Only the first call counts. Callers shield it. After Unavailable the result is kept and written later.
+        `usage` of a run that was admitted is counted with it."""
 
 
 class UnstoredTurn:
     """A turn of a request that does not ask to be stored."""
 
-    def __init__(self, kind: Kind = "chat.completion", context: ConversationContext | None = None) -> None:
-        self.reply_id = uuid4().hex
-        self.id = PREFIX[kind] + self.reply_id
+    def __init__(self, ledger: UsageLedger, request: TurnRequest, context: ConversationContext | None = None) -> None:
+        self._ledger = ledger
+        self.reply_id = request.new_reply_id()
+        self.id = PREFIX[request.kind] + self.reply_id
         self.created_at = time.time()
         self.completed_at: float | None = None
         self.conversation_id: str | None = None
         self.history: Sequence[ChatMessage] = history_of(context) if context else ()
 
-    async def queue(self, model: str, facts: Facts = NO_FACTS) -> None: ...
+    async def queue(
+        self, model: str, facts: Facts = NO_FACTS, body: Facts | None = None, *, claimed: bool = True
+    ) -> None: ...
 
     async def begin(self, head: Head, facts: Facts = NO_FACTS) -> None: ...
 
     def add(self, event: Event) -> None: ...
 
-    async def finish(self, error: ServiceError | None = None) -> None: ...
+    async def finish(self, error: ServiceError | None = None, usage: Usage | None = None) -> None:
+        if usage:
+            await self._ledger.record(usage)
 
 
 def history_of(context: ConversationContext) -> list[ChatMessage]:

@@ -7,8 +7,10 @@ whose waiter is cancelled before its batch starts is dropped; after that it is w
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
+from services import tracing
 from services.errors import ServiceError, Unavailable
 
 Write = TypeVar("Write")
@@ -42,10 +44,19 @@ class WriteBatcher(Generic[Write]):
     def add(self, write: Write) -> "asyncio.Future[None]":
         """Queues a write; the future is done once it is durable. The write happens even if nobody awaits it."""
         pending = _Pending(write)
+        span = tracing.current()
+        if span.is_recording:
+            child = span.child("store", {"parley.store.write": type(write).__name__})
+            pending.done.add_done_callback(partial(_stored, child))
         self._pending.append(pending)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="history writer")
         return pending.done
+
+    async def settle(self) -> None:
+        """Returns once nothing is being written any more."""
+        while self._task and not self._task.done():
+            await asyncio.wait([self._task])
 
     async def _run(self) -> None:
         while self._retries or self._pending:
@@ -76,3 +87,9 @@ class WriteBatcher(Generic[Write]):
         else:
             for each in batch:
                 each.settle(rejected.get(each.write))
+
+
+def _stored(span: tracing.Span, done: "asyncio.Future[None]") -> None:
+    if not done.cancelled() and (error := done.exception()):
+        span.fail(type(error).__name__)
+    span.end()

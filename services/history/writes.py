@@ -8,10 +8,12 @@ from database.models import QUEUED
 from database.models import Turn as TurnRow
 from database.repositories import Repositories
 from database.turn_repository import Admission, LockedTurn, TurnResult
+from database.usage_repository import Usage
 from services.errors import ServiceError, Stopped
 from services.history.store import Store
 from services.history.turn_result import has_newer_items, output_rows, replace_output
 from services.history.turn_start import TurnStart, start_turns
+from services.history.usage import settled
 
 STOPPED = "The answer was stopped"
 
@@ -20,6 +22,7 @@ STOPPED = "The answer was stopped"
 class TurnEnd:
     row: TurnRow  # as it began
     result: TurnResult
+    usage: Usage | None = None
 
 
 Write = TurnStart | Admission | TurnEnd
@@ -37,6 +40,7 @@ async def commit(store: Store, writer: str, writes: Sequence[Write]) -> Mapping[
         locked = await repositories.turns.lock_unfinished(turn_ids, writer) if turn_ids else {}
         rejected.update((await _admit(repositories, admissions, locked)).items())
         await _end(repositories, ends, locked)
+        await repositories.usage.add(await _usage(repositories, ends, locked))
     return rejected
 
 
@@ -69,3 +73,11 @@ async def _end(repositories: Repositories, ends: Sequence[TurnEnd], locked: Mapp
     await repositories.items.add([row for each in new for row in output_rows(each.row, each.result.output)])
     for each in late:
         await replace_output(repositories, each.row, each.result.output)
+
+
+async def _usage(repositories: Repositories, ends: Sequence[TurnEnd], locked: Mapping[str, LockedTurn]) -> list[Usage]:
+    """Each turn's once: one that is neither locked nor deleted has been written before."""
+    used = {each.row.id: each.usage for each in ends if each.usage}  # a retried end may be in the batch twice
+    missing = used.keys() - locked.keys()
+    written = await repositories.turns.status(missing) if missing else {}
+    return [settled(usage, locked.get(turn_id)) for turn_id, usage in used.items() if turn_id not in written]

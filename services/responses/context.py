@@ -15,6 +15,7 @@ from services.chat.request.preparation_cache import PreparationCache
 from services.chat.request.refusals import ReportIgnored
 from services.chat.request.sampling import apply_defaults
 from services.engine.base import SamplingDefaults
+from services.history.progress import Progress
 from services.history.replay import Replay
 from services.history.turn import Facts, Turn
 
@@ -29,6 +30,7 @@ class ResponseContext:
     reasoning: ReasoningOutput
     report_ignored: ReportIgnored
     cache: PreparationCache = field(default_factory=PreparationCache)  # of the chat completion
+    progress: Progress | None = None  # of a background response
 
     def with_defaults(self, defaults: SamplingDefaults) -> "ResponseContext":
         return replace(self, request=apply_defaults(self.request, defaults))

@@ -42,5 +42,5 @@ def test_too_much(text: bytes, why: str) -> None:
 def test_a_string_ends_where_it_ends_wherever_a_window_does(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     text = rb'{"a\"\\":["\\\\\",[",{"":"\""}]}'
     monkeypatch.setattr(json_size, "WINDOW", window)
-    found = [text[start:end] for start, end in json_size._between_strings(text)]
+    found = [text[start:end] for start, end in json_size.between_strings(text)]
     assert b"".join(found) == b"{:[,{:}]}"

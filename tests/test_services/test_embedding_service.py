@@ -15,10 +15,11 @@ from pydantic import ValidationError
 
 from schemas.embeddings_schema import EmbeddingRequest
 from schemas.input_schema import MAX_INPUTS
-from services.embedding_service import EmbeddingService, rows_of, shorten
-from services.engine.base import Embeddings
+from services.embedding_service import EmbeddingService, prompted, rows_of, shorten
+from services.engine.base import Embeddings, TextPrompts
 from services.errors import InvalidRequest, PromptTooLong, ServiceError
 from services.metrics_service import Metrics
+from tests.fakes import FakeLedger
 
 MINILM = Path(__file__).parents[2] / "models" / "all-MiniLM-L6-v2"
 CLS, SEP = 1, 2
@@ -45,6 +46,7 @@ class Engine:
     tokenizer = Words()
     max_length = 8
     dimensions = 4
+    prompts = TextPrompts()
 
     def __init__(self) -> None:
         self.inputs: list[list[int]] = []
@@ -72,12 +74,12 @@ def engine() -> Engine:
 
 @pytest.fixture
 def service(engine) -> EmbeddingService:
-    return EmbeddingService(Models(engine), Metrics())  # type: ignore[arg-type]
+    return EmbeddingService(Models(engine), Metrics(), FakeLedger())  # type: ignore[arg-type]
 
 
 async def test_tokens_are_counted(engine) -> None:
     metrics = Metrics()
-    answer = await create(EmbeddingService(Models(engine), metrics), input=[[5, 6], [7]])  # type: ignore[arg-type]
+    answer = await create(EmbeddingService(Models(engine), metrics, FakeLedger()), input=[[5, 6], [7]])  # type: ignore[arg-type]
     assert answer["usage"]["prompt_tokens"] == 3
     assert metrics.registry.get_sample_value("parley_embedding_tokens_total", {"model": "m"}) == 3
 
@@ -175,6 +177,46 @@ def test_shorten_keeps_the_special_tokens_at_the_end(limit, tokens):
     assert shorten([CLS, 4, 5, 6, SEP], limit, frozenset({CLS, SEP})) == tokens
 
 
+@pytest.mark.parametrize(
+    ("asked", "prompt"),
+    [
+        ({}, "in general "),
+        ({"prompt_name": "query"}, "look for "),
+        ({"prompt_name": "plain"}, ""),
+        ({"input_type": "query"}, "look for "),
+        ({"input_type": "search_query"}, "look for "),
+        ({"input_type": "document"}, "from a page "),
+    ],
+)
+def test_the_prompt_that_is_named_comes_first(asked: dict[str, str], prompt: str) -> None:
+    prompts = TextPrompts({"query": "look for ", "passage": "from a page ", "plain": "", "x": "in general "}, "x")
+    assert prompted(EmbeddingRequest(input=["a", "b"], **asked), prompts) == [f"{prompt}a", f"{prompt}b"]
+
+
+def test_a_model_without_prompts_treats_queries_and_documents_alike() -> None:
+    assert prompted(EmbeddingRequest(input="a", input_type="query"), TextPrompts()) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"prompt_name": "nothing"}, "prompt_name"),
+        ({"input_type": "nothing"}, "input_type"),
+        ({"input_type": "query", "prompt_name": "query"}, "prompt_name"),
+        ({"prompt_name": "query", "input": [[5, 6]]}, "prompt_name"),
+    ],
+)
+def test_prompts_that_cannot_be_had_are_refused(asked: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        prompted(EmbeddingRequest(**{"input": "a", **asked}), TextPrompts({"query": "look for "}))
+    assert refusal.value.param == param
+
+
+def test_a_prompt_that_is_not_pooled_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="leaves prompts out of its pooling"):
+        prompted(EmbeddingRequest(input="a", prompt_name="query"), TextPrompts({"query": "look for "}, pools=False))
+
+
 def test_shorten_cuts_plainly_where_nothing_ends_the_input():
     assert shorten([4, 5, 6], 2, frozenset({CLS, SEP})) == [4, 5]
 
@@ -260,7 +302,7 @@ async def real_service() -> AsyncIterator[EmbeddingService]:
     embedder = LocalEmbedder.load(source=str(MINILM))
     embedder.start()
     try:
-        yield EmbeddingService(Models(embedder), Metrics())  # type: ignore[arg-type]
+        yield EmbeddingService(Models(embedder), Metrics(), FakeLedger())  # type: ignore[arg-type]
     finally:
         await embedder.stop()
 

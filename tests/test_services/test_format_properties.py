@@ -16,11 +16,14 @@ from llguidance import LLMatcher
 from schemas.chat_schema import ChatCompletionRequest
 from services.chat.formats import TOOL_FORMATS
 from services.chat.formats.base import OutputFormat, ToolFormat
+from services.chat.formats.response_template import response_template
 from services.chat.request.tool_grammar import tool_grammar
 from services.chat.request.tool_selection import select_tools
 from services.engine.base import GrammarSpec
 from services.engine.grammar.check import Vocabulary
 from services.engine.grammar.lark import lark
+from tests.generated import examples
+from tests.test_services.response_templates import FORCED
 from tests.test_services.test_output_parser import Meaning, meaning
 
 ADDRESS = {
@@ -97,9 +100,11 @@ CALLS = st.lists(
 )
 CUTS = st.lists(st.integers(0, 400))
 NAMES = frozenset(SCHEMAS)
-every_format = pytest.mark.parametrize("calls", TOOL_FORMATS.values(), ids=TOOL_FORMATS)
+READ = {f"template-{name}": response_template(each).tools for name, each in FORCED.items()}
+FORMATS = TOOL_FORMATS | {name: each for name, each in READ.items() if each}
+every_format = pytest.mark.parametrize("calls", FORMATS.values(), ids=FORMATS)
 # the others divide whole answers by markers, which end whatever they stand in
-IN_CONTENT = {name: each for name, each in TOOL_FORMATS.items() if not each.answer}
+IN_CONTENT = {name: each for name, each in FORMATS.items() if not each.answer}
 every_format_in_content = pytest.mark.parametrize("calls", IN_CONTENT.values(), ids=IN_CONTENT)
 
 
@@ -133,7 +138,7 @@ def test_what_is_no_call_is_content(calls: ToolFormat, parts: st.DataObject, cut
     text = "".join(call[min(pair) : max(pair)] for pair in pairwise(pieces))
     content = meaning(output(calls), *cut(text, cuts))
     assert not content.calls
-    assert "".join(content.text.split()) == "".join(text.split())
+    assert content.text == text
 
 
 @every_format_in_content
@@ -229,7 +234,7 @@ class Walk:
 
 
 @every_format
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(5, 60))
 @given(seed=st.integers(0, 10_000))
 @pytest.mark.parametrize("has_tokens", [False, True])
 def test_what_is_forced_is_a_call_of_a_tool_and_fits_its_schema(calls: ToolFormat, has_tokens: bool, seed: int) -> None:

@@ -1,5 +1,6 @@
 """Fill-in-the-middle: prompt and suffix between a tokenizer's marks."""
 
+import json
 from typing import Any
 
 import pytest
@@ -55,6 +56,19 @@ async def test_completions_fill_in_and_end_where_such_models_end(new_site: NewSi
     ]
     pad = tokenizer.convert_tokens_to_ids("<|fim_pad|>")
     assert all(pad in job.sampling.stop_token_ids for job in engine.jobs)
+
+
+async def test_ollama_s_generate_fills_in(new_site: NewSite, engine: FakeEngine) -> None:
+    engine.tokenizer = tokenizer = tokenizer_with(*QWEN.marks)
+    site = await new_site()
+    body = {"prompt": "def a(", "suffix": "return b", "stream": False, "options": {"temperature": 0, "seed": 3}}
+    got = await site.client.post("/api/generate", json=body)
+    assert (got.status_code, got.json()["response"], got.json()["done"]) == (200, "Hello, world!", True), got.text
+    (job,) = engine.jobs
+    assert tokenizer.decode(list(job.prompt)) == "<|fim_prefix|>def a(<|fim_suffix|>return b<|fim_middle|>"
+    assert (job.sampling.temperature, job.sampling.seed) == (0, 3)
+    lines = (await site.client.post("/api/generate", json={**body, "stream": True})).text.splitlines()
+    assert "".join(json.loads(line)["response"] for line in lines) == "Hello, world!"
 
 
 @pytest.mark.parametrize("fields", [{}, {"echo": True}, {"truncate_prompt_tokens": 8}], ids=str)

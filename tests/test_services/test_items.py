@@ -141,10 +141,12 @@ def test_reasoning_that_was_cut_short_is_kept() -> None:
     ("item", "param"),
     [
         ({"type": "video_call", "id": "vc_1"}, "input.0.type"),
-        ({"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}, "input.0.content.0"),
-        ({"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}, "input.0.content.0"),
+        ({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, "input.0.content.0"),
+        ({"role": "user", "content": [{"type": "input_image"}]}, "input.0.content.0"),
+        ({"role": "user", "content": [{"type": "input_image", "image_url": "u", "file_id": "f"}]}, "input.0.content.0"),
+        ({"role": "user", "content": [{"type": "input_file", "filename": "a"}]}, "input.0.content.0"),
         (
-            {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_file", "file_id": "f"}]},
+            {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_file"}]},
             "input.0.output.0",
         ),
         ({"id": "msg_1"}, "input.0.type"),
@@ -183,8 +185,9 @@ def test_unknown_items_are_kept_whole() -> None:
 def test_an_image_is_a_part_of_the_chat() -> None:
     given = given_items({"role": "user", "content": [{"type": "input_image", "image_url": "data:x", "detail": "low"}]})
     part = {"type": "image_url", "image_url": {"url": "data:x", "detail": "low"}}
-    assert items._content(given[0]["content"]) == {"content": [part]}
-    assert items._as_item(part, "input_text") == given[0]["content"][0]
+    (message,) = items.to_messages(given)
+    assert message.model_dump(include={"content"}, exclude_unset=True) == {"content": [part]}
+    assert items.from_messages([message])[0]["content"] == given[0]["content"]
 
 
 def test_ids_have_the_prefix_of_their_type() -> None:

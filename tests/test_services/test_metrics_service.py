@@ -5,6 +5,7 @@ import re
 import pytest
 
 from schemas.chat_schema import ChatCompletionRequest
+from services.chat.events import Finish, Reasoning, Text
 from services.chat_service import ChatService
 from services.engine.base import EngineStats, Piece, Times, UpstreamStats
 from services.errors import EngineFailed, Overloaded
@@ -48,6 +49,21 @@ async def test_cached_tokens_and_phases_are_counted(chat: ChatService, metrics: 
     assert value(metrics, "request_queue_time_seconds_sum") == 0.5
     assert value(metrics, "request_prefill_time_seconds_sum") == 1.5
     assert value(metrics, "request_decode_time_seconds_sum") == 2.5
+
+
+def test_tokens_a_second_are_known_while_they_come() -> None:
+    now = [10.0]
+    metrics = Metrics(clock=lambda: now[0])
+    timer = metrics.answer(MODEL)
+    for event in (Text("a", (1, 2)), Reasoning("b", (3,)), Text("no token of its own")):
+        timer.add(event)
+    assert metrics.tokens_per_second(MODEL) == 0  # the second is not over
+    now[0] += 1
+    assert metrics.tokens_per_second(MODEL) == 3 / 5
+    timer.add(Finish("stop", prompt_tokens=9, completion_tokens=5))  # two of them without a text
+    now[0] += 1
+    assert metrics.tokens_per_second(MODEL) == 5 / 5
+    assert metrics.tokens_per_second("another") == 0
 
 
 async def test_broken_answer_is_counted_as_one(chat: ChatService, metrics: Metrics, engine: FakeEngine) -> None:

@@ -47,8 +47,8 @@ class Clock:
         return self.now
 
 
-CHAT = ModelConfig("chat", "chat-source")
-OTHER = ModelConfig("other", "other-source")
+CHAT = ModelConfig("chat", "chat-source", required=True)
+OTHER = ModelConfig("other", "other-source", required=True)
 EMBEDDING = ModelConfig("embedding", "embedding-source", kind="embedding")
 
 
@@ -151,6 +151,17 @@ class TestLoading:
         builder.gate.set()
         await loading
         assert not models.is_loading()
+
+    async def test_one_that_is_not_required_loads_beside_a_ready_service(
+        self, manager: NewManager, builder: Builder
+    ) -> None:
+        models = manager(CHAT, EMBEDDING)
+        builder.gate.clear()
+        loading = asyncio.create_task(models.get_model("embedding", "embedding"))
+        await asyncio.to_thread(builder.begun.wait)
+        assert models.is_ready()
+        builder.gate.set()
+        await loading
 
     async def test_preload_begins_at_the_start(self, manager: NewManager, builder: Builder) -> None:
         models = manager()
@@ -343,6 +354,48 @@ class TestFreeing:
         models = manager()
         await models.get_model("other")
         assert list(models.stats()) == ["other"]
+
+
+class TestLost:
+    async def test_a_lost_engine_is_replaced_and_requests_wait_for_it(
+        self, manager: NewManager, builder: Builder
+    ) -> None:
+        models = manager()
+        engine = await models.get_model("chat")
+        other = await models.get_model("other")
+        builder.gate.clear()
+        engine.lost = True
+
+        waiting = asyncio.create_task(models.get_model("chat"))
+        await asyncio.sleep(0)
+        assert models.is_loading()
+        assert not waiting.done()
+        builder.gate.set()
+
+        assert await waiting is builder.engines[2]
+        assert engine.stopped
+        await models.reload_lost()
+        assert await models.get_model("chat") is builder.engines[2]
+        assert await models.get_model("other") is other
+
+    async def test_a_server_looks_for_them_by_itself(
+        self, manager: NewManager, builder: Builder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("services.model_service.WATCH_S", 0.001)
+        models = manager()
+        models.start()
+        engine = await models.get_model("chat")
+        builder.begun.clear()
+        engine.lost = True
+        assert await asyncio.to_thread(builder.begun.wait, 5)
+
+    async def test_a_server_that_stops_loads_none_again(self, manager: NewManager, builder: Builder) -> None:
+        models = manager()
+        engine = await models.get_model("chat")
+        engine.lost = True
+        await models.reload_lost()
+        await models.stop()
+        assert builder.built == ["chat-source"]
 
 
 class TestSampling:

@@ -42,6 +42,7 @@ class Guillemets:
     between = ("»\n«",)
     after = ("»",)
     bare = False
+    unmarked = ""
     answer = None
     text_end = ""
 

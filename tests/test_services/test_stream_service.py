@@ -8,9 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from database.session import Database
-from database.stream_repository import StreamRepository
 from schemas.response_answer_schema import StreamEvent
-from services import stream_service
 from services.conversation_service import ConversationService
 from services.errors import NotFound, ServiceError
 from services.history.background_stream import BackgroundStream
@@ -161,11 +159,10 @@ def ended_event() -> StreamEvent:
     return StreamEvent(number=1, type="error", data="The answer was stopped", last=True)
 
 
-async def test_a_write_that_is_done_again_changes_nothing(one: Process, other: Process, database: Database) -> None:
+async def test_a_write_that_is_done_again_changes_nothing(one: Process, other: Process) -> None:
     turn = await one.queue()
-    async with database.write() as session:
-        for events in ([event(0)], [event(0)], [event(0), event(1, last=True)]):
-            await StreamRepository(session).add(turn.id, events[-1].number, stream_service._packed(events))
+    for events in ([event(0)], [event(0)], [event(0), event(1, last=True)]):
+        await one.streams.store(turn.id, events)
     assert await other.read(turn) == [0, 1]
 
 

@@ -140,7 +140,6 @@ class TestCalls:
             "<tool_call>\n<functions=f>\n</function>\n</tool_call>",
             "<tool_call><tool_call>no",
             "<tool_call>\n{}",
-            "<function=f>\n</function>",
         ],
     )
     def test_that_are_none_are_content(self, content: str) -> None:
@@ -265,3 +264,20 @@ def json_or_text(text: str) -> object:
 
 def read_types(schema: dict[str, Any]) -> frozenset[str]:
     return ArgumentSchemas(schema).types(schema["properties"]["a"])
+
+
+class TestMissingMarkers:
+    """Qwen3-Coder leaves out the opening `<tool_call>` now and then."""
+
+    CALL = call(argument("number", "5")).removeprefix("<tool_call>\n")
+
+    @pytest.mark.parametrize("before", ["", "I look it up.", "<tool_call>", "Not <function=unknown> but this:"])
+    def test_call_is_read_without_one(self, before: str) -> None:
+        expected = read(before.removesuffix("<tool_call>") + call(argument("number", "5")))
+        assert json.loads(expected.calls[0][1]) == {"number": 5}
+        assert read(f"{before}\n{self.CALL}\n{self.CALL}").calls == expected.calls * 2
+        assert read(f"{before}\n{self.CALL}").text == expected.text
+
+    @pytest.mark.parametrize("text", ["a\n\n<function=other>\nb", "a <function=", "\n<function=g>", "<function= f>"])
+    def test_what_is_no_call_is_content_to_the_letter(self, text: str) -> None:
+        assert read(text) == Meaning(text)

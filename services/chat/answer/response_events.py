@@ -27,7 +27,7 @@ from services.chat.answer.reasoning_output import ReasoningOutput, summary_part
 from services.chat.compaction.item import public_item
 from services.chat.events import Arguments, Compacted, Compacting, Finish, OutputEvent, Reasoning, Text
 from services.chat.items import Item, reasoning_text
-from services.errors import InvalidRequest, Overloaded, ServiceError, Stopped, Unavailable
+from services.errors import InvalidRequest, Overloaded, QuotaExceeded, RateLimited, ServiceError, Stopped, Unavailable
 
 INTERRUPTED = "interrupted"
 
@@ -231,7 +231,7 @@ def _is_unwritten(item: Item) -> bool:
 
 def error_code(error: ServiceError) -> str:
     match error:
-        case Overloaded():
+        case Overloaded() | RateLimited() | QuotaExceeded():
             return "rate_limit_exceeded"
         case InvalidRequest():
             return "invalid_prompt"

@@ -1,8 +1,9 @@
-"""Chat formats: what a model was taught to write, found in its chat template.
+"""Chat formats: what a model was taught to write, found in its chat template, or in its `response_template`.
 
 A new tool format is a file of this package (`base.ToolFormat` is the contract) and a name in `TOOL_FORMATS`.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -30,9 +31,12 @@ from services.chat.formats.olmo import OLMO
 from services.chat.formats.phi import FUNCTOOLS, PHI
 from services.chat.formats.pythonic import PYTHONIC
 from services.chat.formats.qwen_xml import QWEN_XML
+from services.chat.formats.region_calls import RegionCalls
+from services.chat.formats.response_template import ResponseTemplate, response_template
 from services.chat.formats.seed import SEED
 from services.chat.formats.tool_calls_list import TOOL_CALLS_LIST
 from services.chat.formats.tool_code import TOOL_CODE
+from services.engine.base import Tokenizer
 
 # The first that detects itself in a template is taken.
 ALL: tuple[ToolFormat, ...] = (
@@ -91,17 +95,49 @@ SWITCHES = ("enable_thinking", "thinking")  # what templates call the argument t
 ENVIRONMENT = Environment(extensions=["jinja2.ext.loopcontrols"])  # nothing is rendered
 
 
-def chat_format_of(template: str | Mapping[str, str] | None, name: str | None = None) -> ChatFormat:
-    """`name`: of the tool format, where the template does not show it."""
-    return _chat_format(template if isinstance(template, str) else "\n".join((template or {}).values()), name)
+def chat_format(tokenizer: Tokenizer | None, name: str | None = None) -> ChatFormat:
+    """`name`: of the tool format, where neither the chat template nor a response template shows it."""
+    return chat_format_of(tokenizer.chat_template if tokenizer else None, name, _response(tokenizer))
+
+
+def chat_format_of(
+    template: str | Mapping[str, str] | None, name: str | None = None, response: object = None
+) -> ChatFormat:
+    """`response`: the tokenizer's `response_template`."""
+    return _chat_format(_joined(template), name, json.dumps(response) if response is not None else "")
+
+
+def marks(tokenizer: Tokenizer) -> str:
+    """A text with all the marks of turns, thoughts and calls in it."""
+    written, response = _joined(tokenizer.chat_template), _response(tokenizer)
+    return "\n".join((written, *_response_template(json.dumps(response)).literals)) if response else written
+
+
+def _joined(template: str | Mapping[str, str] | None) -> str:
+    """Of a tokenizer with several templates, all of them."""
+    return template if isinstance(template, str) else "\n".join((template or {}).values())
+
+
+def _response(tokenizer: Tokenizer | None) -> object:
+    return getattr(tokenizer, "response_template", None)
 
 
 @lru_cache
-def _chat_format(template: str, name: str | None) -> ChatFormat:
-    tools = TOOL_FORMATS[name] if name else _detected(template)
+def _response_template(source: str) -> ResponseTemplate:
+    return response_template(json.loads(source)) if source else ResponseTemplate()
+
+
+@lru_cache
+def _chat_format(template: str, name: str | None, response_source: str) -> ChatFormat:
+    response = _response_template(response_source)
+    own = TOOL_FORMATS[name] if name else _detected(template)
+    tools = own or response.tools
     arguments = _arguments(template)
     in_message = "tools" not in arguments and TOOLS_FIELD.search(template) is not None
-    shows_tools = tools is not None and ("tools" in arguments or in_message)
+    takes_tools = "tools" in arguments or in_message
+    if isinstance(tools, RegionCalls) and not takes_tools:
+        tools = None  # it could not be told in words how it calls
+    shows_tools = tools is not None and takes_tools
     return ChatFormat(
         tools=tools or JSON_LIST,
         shows_tools=shows_tools,
@@ -110,17 +146,19 @@ def _chat_format(template: str, name: str | None) -> ChatFormat:
         tools_in_message=in_message,
         result_role="tool_response" if in_message else "tool",
         takes_system="System role not supported" not in template,
-        thinking=_thinking(template, tools),
+        thinking=_thinking(template, own, response),
         switch=next((each for each in SWITCHES if each in arguments), None),
         has_effort="reasoning_effort" in arguments,
         thought_key=_thought_key(template),
+        content_marks=() if own and own.answer else response.content_marks,
     )
 
 
-def _thinking(template: str, tools: ToolFormat | None) -> ThinkingTags | None:
-    if tools and tools.answer:
-        return tools.answer.thinking
-    return next((tags for mark, tags in THINKING.items() if mark in template), None)
+def _thinking(template: str, own: ToolFormat | None, response: ResponseTemplate) -> ThinkingTags | None:
+    if own and own.answer:
+        return own.answer.thinking
+    known = next((tags for mark, tags in THINKING.items() if mark in template), None)
+    return known if own and known else response.thinking or known
 
 
 def _thought_key(template: str) -> str:

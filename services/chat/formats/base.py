@@ -62,6 +62,10 @@ class ToolFormat(Protocol):
         """What begins calls in the middle of an answer; empty where nothing does."""
 
     @property
+    def unmarked(self) -> str:
+        """What begins a call in the middle of an answer whose marker the model has left out; empty: none ever is."""
+
+    @property
     def answer(self) -> "AnswerFormat | None":
         """None: an answer may think, and then has content with calls in it."""
 
@@ -107,12 +111,16 @@ class ToolFormat(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ThinkingTags:
-    """`label`: what comes behind `begin` and is no thought. `content`: what may stand around the content."""
+    """`label`: what comes behind `begin` and is no thought. `content`: what may stand around the content.
+
+    `begin` is empty where answers begin with thoughts that nothing marks. `again`: they may come behind content, too.
+    """
 
     begin: str
     end: str
     label: str = ""
     content: tuple[str, str] = ("", "")
+    again: bool = False
 
 
 class AnswerParser(Protocol):
@@ -172,6 +180,7 @@ class ChatFormat:
     switch: str | None = None  # the template's argument that turns thinking on or off
     has_effort: bool = False
     thought_key: str = "reasoning_content"  # of earlier messages, as the template reads them
+    content_marks: tuple[str, ...] = ()  # that stand around content, and are no part of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +195,13 @@ class OutputFormat:
     callees: Mapping[str, Callee] = field(default_factory=dict)  # those that are no functions of the same name
     answer: AnswerFormat | None = None
     in_content: bool = False  # which the prompt has begun; where `answer` marks it
+    content_marks: tuple[str, ...] = ()  # that are no part of it
     stop: tuple[str, ...] = ()  # strings that end it, in its content
     include_stop: bool = False
     min_tokens: int = 0  # in these no stop string is looked for
+    answer_id: str = ""  # of which the ids of its calls are made
     prompt_only: bool = False  # without the token that an engine samples at least
 
     @property
     def is_plain(self) -> bool:
-        return self.thinking is None and self.tools is None and self.answer is None
+        return self.thinking is None and self.tools is None and self.answer is None and not self.content_marks

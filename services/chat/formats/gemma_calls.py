@@ -28,6 +28,7 @@ class GemmaCalls:
     quote: str  # on both sides of a string
     stop: str
     bare: bool = False
+    unmarked: str = ""
     answer: AnswerFormat | None = None
     detects: Callable[[str], bool] = field(default=lambda template: False)
 

@@ -51,6 +51,7 @@ class Harmony:
     between: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     bare = False
+    unmarked = ""
     text_end = ""
 
     def detect(self, template: str) -> bool:

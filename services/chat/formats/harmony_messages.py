@@ -31,7 +31,7 @@ class MessageParser:
         self.is_over = False  # nothing follows a call
         self._stops: tuple[str, ...] = ()
         self._scanner = Scanner(index)
-        self._calls = CallWriter(self._scanner, format.names, format.callees, format.parameters)
+        self._calls = CallWriter(self._scanner, format.names, format.callees, format.parameters, format.answer_id)
         self._tools = format.tools.parser(self._scanner, self._calls) if format.tools else None
         self._kind: type[Text | Reasoning] = Text  # of the message
         self._had: set[type[Text | Reasoning]] = set()  # of those before

@@ -8,7 +8,7 @@ from services.chat.formats.base import AnswerFormat, CallRule, Step
 from services.chat.formats.call_gap import CallGap
 from services.chat.formats.lark_text import lark, schema_of, text_rules
 from services.chat.parsing.call_writer import CallWriter
-from services.chat.parsing.json_text import JsonEnd, call_in
+from services.chat.parsing.json_text import Called, JsonEnd, call_in
 from services.chat.parsing.scanner import Scanner
 from services.engine.stop_strings import overlap
 
@@ -40,15 +40,22 @@ def letters(text: str) -> list[str]:
     return [re.escape(each) for each in text]
 
 
-def object_with(arguments: str) -> Header:
+def object_with(arguments: str, name: str = "name") -> Header:
     """`{"name": "f", "arguments": ` and the like."""
-    name = [r"\{", SPACE, *'"name"', SPACE, ":", SPACE, '"', NAME, '"']
-    return Header.of(*name, SPACE, ",", SPACE, *f'"{arguments}"', SPACE, ":", SPACE, wrapped=True)
+    named = _named(name)
+    return Header.of(*named, SPACE, ",", SPACE, *letters(f'"{arguments}"'), SPACE, ":", SPACE, wrapped=True)
+
+
+def _named(name: str) -> list[str]:
+    return [r"\{", SPACE, *letters(f'"{name}"'), SPACE, ":", SPACE, '"', NAME, '"']
+
+
+def text_header(name: str) -> Header:
+    return Header.of(*_named(name), SPACE, r"\}", "\n", wrapped=False, before="")
 
 
 TEXT = '{"name": "NAME"}\n'  # and then the input of a custom tool, which is no JSON
-_TEXT_ATOMS = [r"\{", SPACE, *'"name"', SPACE, ":", SPACE, '"', NAME, '"', SPACE, r"\}", "\n"]
-TEXT_HEADER = Header.of(*_TEXT_ATOMS, wrapped=False, before="")
+TEXT_HEADER = text_header("name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +75,11 @@ class JsonCalls:
     text: tuple[str, ...] = (TEXT,)  # before the input of a custom tool with a grammar
     text_header: Header = TEXT_HEADER
     bare: bool = False
+    unmarked: str = ""
     answer: AnswerFormat | None = None
     detects: Callable[[str], bool] = field(default=lambda template: False)
     ids: Callable[[str, str, int], str] = field(default=lambda id, name, place: id)
+    reads: Callable[[str], Called | None] = call_in  # a whole object that no header has begun
 
     @property
     def text_end(self) -> str:
@@ -230,7 +239,7 @@ class JsonCallParser:
             return Step.NO_CALL
         if end is None and not scanner.is_over:
             return Step.WAIT
-        called = call_in(self._object)
+        called = self._format.reads(self._object)
         if called is None or called.name not in self._calls.names:
             return Step.NO_CALL
         self._object = ""

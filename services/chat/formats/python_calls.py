@@ -35,6 +35,7 @@ class PythonCalls:
     ends: tuple[str, ...] = ()
     marker: str = ""
     bare: bool = False
+    unmarked: str = ""
     words: dict[str, str] = field(default_factory=lambda: PYTHON_WORDS)
     answer: AnswerFormat | None = None
     detects: Callable[[str], bool] = field(default=lambda template: False)

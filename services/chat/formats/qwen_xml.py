@@ -11,6 +11,7 @@ QWEN_XML = XmlCalls(
     name="qwen-xml",
     detects=_detect,
     marker="<tool_call>",
+    unmarked="<function=",  # Qwen3-Coder leaves the marker out now and then, more so behind a text
     before=("<tool_call>",),
     call=("\n<function=NAME>\n", "</function>\n</tool_call>"),
     argument=("<parameter=KEY>\n", "\n</parameter>\n"),

@@ -39,6 +39,7 @@ class XmlCalls:
     after: tuple[str, ...] = ()
     text_end: str = ""
     bare: bool = False
+    unmarked: str = ""
     answer: AnswerFormat | None = None
     detects: Callable[[str], bool] = field(default=lambda template: False)
 

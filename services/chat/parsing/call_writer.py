@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from typing import Any
-from uuid import uuid4
+from uuid import NAMESPACE_OID, uuid4, uuid5
 
 from services.chat.events import Arguments, Callee, ToolCall
 from services.chat.parsing.input_text import InputText, unwrapped
@@ -12,7 +12,8 @@ from services.chat.parsing.scanner import Scanner
 class CallWriter:
     """`names`: of the tools that may be called. `callees`: those that are no functions of the same name.
 
-    `parameters`: JSON schemas of arguments, by name, for formats that do not show a value's type.
+    `parameters`: JSON schemas of arguments, by name, for formats that do not show a value's type. `answer_id`: calls of
+    the same answer get the same ids wherever it is parsed.
     """
 
     def __init__(
@@ -21,7 +22,9 @@ class CallWriter:
         names: frozenset[str],
         callees: Mapping[str, Callee],
         parameters: Mapping[str, Mapping[str, Any]],
+        answer_id: str = "",
     ) -> None:
+        self._answer_id = answer_id or uuid4().hex
         self.names = names
         self.parameters = parameters
         self.num_calls = 0
@@ -62,7 +65,8 @@ class CallWriter:
     def _begin(self, name: str) -> None:
         self.end()
         callee = self._callee = self._callees.get(name) or Callee(name)
-        id, index = f"call_{uuid4().hex}", self._scanner.index
+        index = self._scanner.index
+        id = f"call_{uuid5(NAMESPACE_OID, f'{self._answer_id}/{index}/{self.num_calls}').hex}"
         self._scanner.emit(
             ToolCall(id, callee.name, self.num_calls, index=index, kind=callee.kind, namespace=callee.namespace)
         )

@@ -1,6 +1,7 @@
 """JSON in an answer: where it ends while it comes, and whether it is a call."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -49,14 +50,14 @@ class Called:
     arguments: str
 
 
-def call_in(text: str) -> Called | None:
+def call_in(text: str, name_key: str = "name", arguments_keys: Sequence[str] = ARGUMENTS) -> Called | None:
     """The call that an object is, if it is one."""
     try:
         parsed = json.loads(text, strict=False)  # models write line ends as they are
     except (ValueError, RecursionError):
         return None
-    name = parsed.get("name")
-    arguments: object = next((parsed[key] for key in ARGUMENTS if parsed.get(key) is not None), {})
+    name = parsed.get(name_key)
+    arguments: object = next((parsed[key] for key in arguments_keys if parsed.get(key) is not None), {})
     if not isinstance(name, str):
         return None
     return Called(name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False))

@@ -24,10 +24,13 @@ class OutputParser:
         self.stopped_by: str | None = None
         self._stops: tuple[str, ...] = ()  # that are looked for now
         self._scanner = Scanner(index)
-        self._calls = CallWriter(self._scanner, format.names, format.callees, format.parameters)
+        self._calls = CallWriter(self._scanner, format.names, format.callees, format.parameters, format.answer_id)
         self._tools = format.tools.parser(self._scanner, self._calls) if format.tools else None
         self._marker = format.tools.marker if format.tools else ""
+        self._unmarked = format.tools.unmarked if format.tools else ""
+        self._space = ""  # that stood before the mark found last
         self._content_end = ""  # what is dropped at its end
+        self._again = format.thinking.begin if format.thinking and format.thinking.again else ""
         self._step: Callable[[], bool] = self._skip_label if format.begun else self._open
 
     @property
@@ -62,7 +65,7 @@ class OutputParser:
 
     def _open(self) -> bool:
         thinking, text = self._format.thinking, self._scanner.text.lstrip()
-        if thinking and text.startswith(thinking.begin):
+        if thinking and thinking.begin and text.startswith(thinking.begin):
             self._scanner.take(len(self._scanner.text) - len(text) + len(thinking.begin))
             return self._go(self._skip_label)
         if thinking and self._scanner.may_become(thinking.begin, text):
@@ -83,7 +86,11 @@ class OutputParser:
     def _think(self) -> bool:
         assert self._format.thinking
         end = self._format.thinking.end
-        return self._emit_until((end,), Reasoning) == end and self._go(self._skip_to_answer)
+        call = "" if self._format.thinking.begin else self._marker  # which ends thoughts that nothing marks
+        found = self._emit_until((end, call), Reasoning)
+        if found and found == call:
+            return self._begin_calls(found)
+        return found == end and self._go(self._skip_to_answer)
 
     def _skip_to_answer(self) -> bool:
         scanner, thinking = self._scanner, self._format.thinking
@@ -103,27 +110,47 @@ class OutputParser:
         return self._go(self._content)
 
     def _content(self) -> bool:
-        found = self._emit_until((self._marker, self._content_end), Text, self._stops)
-        if found and found == self._content_end:
+        dropped = (self._content_end, *self._format.content_marks)
+        found = self._emit_until((self._marker, self._unmarked, self._again, *dropped), Text, self._stops)
+        if found and found in dropped:
             return True
+        if found and found == self._again:
+            return self._go(self._skip_label)
         if found and found == self._marker:
+            return self._begin_calls(found)
+        if found and found == self._unmarked:
             assert self._tools
-            self._tools.open(found)
+            self._scanner.put_back(found)
+            self._tools.open("")
             return self._go(self._call)
         return found is not None and self._go(self._stop)
 
+    def _begin_calls(self, marker: str) -> bool:
+        assert self._tools
+        self._tools.open(marker)
+        return self._go(self._call)
+
     def _call(self) -> bool:
         assert self._tools
+        num_calls = self._calls.num_calls
         step = self._tools.step()
+        if self._calls.num_calls > num_calls:
+            self._space = ""  # it was the call's
         if step is Step.OVER:
             return self._go(self._stop)
         return step is Step.GO_ON or (step is Step.NO_CALL and self._take_back(self._tools.rejected()))
 
     def _take_back(self, text: str) -> bool:
         """It was no call: all of it is content, and the marker by itself, not to be found again."""
-        self._scanner.put_back(text)
+        scanner, space = self._scanner, self._space
+        self._space = ""
+        scanner.put_back(text)
         if self._marker and text.startswith(self._marker):
-            self._scanner.emit_text(Text, len(self._marker))
+            scanner.put_back(space)
+            scanner.emit_text(Text, len(space) + len(self._marker))
+        elif not text and self._unmarked and scanner.text.startswith(self._unmarked):
+            scanner.put_back(space)
+            scanner.emit_text(Text, len(space) + len(self._unmarked))
         return self._go(self._content)
 
     def _stop(self) -> bool:
@@ -143,7 +170,8 @@ class OutputParser:
         start, string = found
         if string in marks:
             scanner.emit_text(kind, len(scanner.text[:start].rstrip()))
-            scanner.take(scanner.text.index(string) + len(string))
+            self._space = scanner.take(scanner.text.index(string))
+            scanner.take(len(string))
         else:
             self.stopped_by = string
             scanner.emit_text(kind, start + (len(string) if self._format.include_stop else 0))

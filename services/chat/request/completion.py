@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from schemas.completion_schema import CompletionRequest
+from services import affinity
 from services.chat.request import infill, refusals, sampling
 from services.chat.request.encoding import Room, encode
 from services.chat.request.prompt import Prompt
@@ -86,6 +87,7 @@ def jobs(
             truncated=prompt.truncated,
             owner=owner,
             cache_salt=request.cache_salt or "",
+            affinity=affinity.current.get(),
         )
         for index, prompt in enumerate(prompts)
     ]

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from services.chat.formats import chat_format_of
+from services.chat.formats import chat_format, marks
 from services.chat.formats.base import ChatFormat
 from services.chat.formats.lark_text import MARKER
 from services.chat.request.contents import TEXTS, text
@@ -32,7 +32,7 @@ Change = Callable[[str], str]
 @dataclass(frozen=True, slots=True)
 class Controls:
     special: re.Pattern[str] | None  # what the tokenizer calls special
-    every: re.Pattern[str] | None  # and the other marks that the chat template writes
+    every: re.Pattern[str] | None  # and the other marks that the chat template writes, or a response template names
 
     def of(self, role: str) -> re.Pattern[str] | None:
         return self.special if role in OWN_FORMS else self.every
@@ -48,15 +48,14 @@ def controls(tokenizer: Tokenizer) -> Controls:
 
 
 def _controls(tokenizer: Tokenizer) -> Controls:
-    template = tokenizer.chat_template
-    written = template if isinstance(template, str) else "\n".join((template or {}).values())
+    written = marks(tokenizer)
     # what is one character cannot be written as text in another way; templates hold blanks as text
     added = [
         each
         for each in getattr(tokenizer, "added_tokens_decoder", {}).values()
         if len(each.content) > 1 and not each.content.isspace()
     ]
-    own = _call_marks(chat_format_of(template))
+    own = _call_marks(chat_format(tokenizer))
     return Controls(
         special=_any_of([each.content for each in added if each.special and each.content not in own]),
         every=_any_of([each.content for each in added if each.special or each.content in written]),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from services.chat.request.files import ReadFiles
 from services.chat.request.images import ReadImages
 from services.chat.request.prompt import Prompt
 
@@ -12,6 +13,7 @@ class PreparationCache:
     """Of one request, which is prepared by one task at a time."""
 
     images: ReadImages = field(default_factory=dict)
+    files: ReadFiles = field(default_factory=dict)
     _source: object = None  # of the last prompt
     _prompt: Prompt | None = None
 
@@ -23,4 +25,5 @@ class PreparationCache:
 
     def clear(self) -> None:
         self.images.clear()
+        self.files.clear()
         self._source = self._prompt = None

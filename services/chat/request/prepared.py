@@ -4,10 +4,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from schemas.chat_schema import ChatCompletionRequest
+from services import affinity
 from services.chat.formats.base import ChatFormat, OutputFormat
 from services.chat.formats.lark_text import lark, marker
 from services.chat.request import prompt, sampling, tool_images
-from services.chat.request.affinity import affinity
 from services.chat.request.contents import Illustration
 from services.chat.request.encoding import MAX_TOKENIZE_CHARS, Room
 from services.chat.request.preparation_cache import PreparationCache
@@ -80,7 +80,7 @@ def prepare(
     keep = sampling.kept_tokens(request, max_tokens, target.max_length)
     rendered = _prompt(request, source, target, selection, reasoning, keep)
     state = _thinking(rendered, target)
-    output = _output(request, target.format, selection, state)
+    output = replace(_output(request, target.format, selection, state), answer_id=id)
     content = output.answer.content if output.answer and not output.in_content else ()
     grammar = tool_grammar(selection, target.format.tools, answer, content) if selection else answer
     params = prompt.sampling(
@@ -96,12 +96,13 @@ def prepare(
         rendered.ids,
         params,
         priority=prompt.priority(request),
+        flex=prompt.served_tier(request.service_tier) == "flex",
         truncated=rendered.truncated,
         images=rendered.images,
         owner=owner,
         cache_salt=request.cache_salt or "",
         num_public=num_public(rendered.ids, public),
-        affinity=affinity(request.prompt_cache_key, source.messages, owner),
+        affinity=affinity.of_answer(id),
     )
     return PreparedRequest(tuple(sampling.choices(job, request.n)), output, reasoning.ignored)
 
@@ -139,16 +140,16 @@ def _thinking(rendered: Prompt, target: Target) -> State:
     end = str(target.tokenizer.decode(list(rendered.ids[-TAIL:]))).rstrip()
     if answer := target.format.tools.answer:
         return "open" if end.endswith(answer.opening) else "over"
-    if end.endswith((thinking.begin, f"{thinking.begin}{thinking.label}".rstrip())):
-        return "begun"
-    return "over" if end.endswith(thinking.end) else "open"
+    if end.endswith(thinking.end):
+        return "over"
+    return "begun" if end.endswith((thinking.begin, f"{thinking.begin}{thinking.label}".rstrip())) else "open"
 
 
 def _output(
     request: ChatCompletionRequest, format: ChatFormat, selection: ToolSelection | None, state: State
 ) -> OutputFormat:
     answer = format.tools.answer
-    if format.thinking is None and selection is None and answer is None:
+    if format.thinking is None and selection is None and answer is None and not format.content_marks:
         return OutputFormat()
     return OutputFormat(
         format.thinking,
@@ -159,6 +160,7 @@ def _output(
         selection.callees if selection else {},
         answer,
         in_content=answer is not None and state == "over",
+        content_marks=format.content_marks,
         # stop strings are the content's: in thoughts and calls they would break it
         stop=tuple(request.stop),
         include_stop=request.include_stop_str_in_output,

@@ -175,6 +175,7 @@ def _sampling(request: ResponseRequest) -> dict[str, Any]:
         "top_logprobs": request.top_logprobs if LOGPROBS in request.include else 0,
         "service_tier": request.service_tier,
         "cache_salt": request.cache_salt,
+        "continue_final_message": request.continue_final_message,
     }
 
 
