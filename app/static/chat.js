@@ -2,10 +2,13 @@
 // "back" shows it.
 
 import { forgetKey, hasKey, sentence } from "./api.js";
+import { Attachments } from "./attachments.js";
 import { Composer } from "./composer.js";
 import { Conversation } from "./conversation.js";
 import { $, icon } from "./dom.js";
 import { exportJson, exportMarkdown } from "./export.js";
+import { importJson } from "./import.js";
+import { isLoading, stageOf } from "./loading.js";
 import { MessageView } from "./message.js";
 import { Models } from "./models.js";
 import * as scrolling from "./scrolling.js";
@@ -13,22 +16,43 @@ import { Settings } from "./settings.js";
 import * as shortcuts from "./shortcuts.js";
 import { nameOf, Sidebar } from "./sidebar.js";
 import { forget, move, write } from "./storage.js";
+import * as tabs from "./tabs.js";
+import { imagesOf } from "./tree.js";
 
 for (const element of document.querySelectorAll("[data-icon]")) element.prepend(icon(element.dataset.icon));
 
-const models = new Models((id) => settings.chooseModel(id));
-const settings = new Settings(models);
-const composer = new Composer((text) => {
-  composer.sending(text);
-  conversation.ask(text);
+const models = new Models({
+  onchosen(id) {
+    settings.chooseModel(id);
+    attachments.show();
+  },
+  onlist() {
+    models.choose(settings.model?.id);
+    settings.fill();
+    attachments.show();
+    if (conversation.isAwaited && isLoading(settings.model)) conversation.view.wait();
+  },
+  isAwaited: () => conversation.isAwaited && settings.model?.status?.value !== "loaded",
 });
-const sidebar = new Sidebar({ onopen: () => drawer(false), onremoved: removed });
+const settings = new Settings(models);
+const attachments = new Attachments({
+  canSee: () => settings.canSee,
+  say: (text) => conversation.view.say(text, true),
+  onchange: () => composer.change(),
+});
+const composer = new Composer(attachments, (text, images) => {
+  composer.sending(text);
+  conversation.ask(text, images);
+});
+const sidebar = new Sidebar({ onopen: () => drawer(false), onremoved: removed, onchanged: tabs.changed });
 const views = new WeakMap(); // of nodes
+const ENDS = { completed: "The answer is complete.", cancelled: "The answer was stopped." }; // for screen readers
 
 const actions = {
   keepPlace: scrolling.keepPlace,
   again: (node) => conversation.again(node),
-  edit: (node, text) => conversation.ask(text, node.parent),
+  proceed: (node) => conversation.proceed(node),
+  edit: (node, text) => conversation.ask(text, imagesOf(node), node.parent),
   choose: (node) => conversation.choose(node),
   limitOf: (node) => models.list.find(({ id }) => id === node.answer?.model)?.max_model_len,
 };
@@ -52,17 +76,22 @@ const conversation = new Conversation(
     update(node, { isEnd = false } = {}) {
       if (!isEnd) return viewOf(node).change();
       scrolling.keepPlace(() => viewOf(node).render());
-      if (!node.isRunning) $("announcement").textContent = "The answer is complete.";
+      if (!node.isRunning) $("announcement").textContent = ENDS[node.answer?.status] ?? "The answer has ended early.";
+    },
+    wait() {
+      const model = settings.model;
+      const text = isLoading(model) ? `${model.id} is being loaded: ${stageOf(model)} …` : "Still waiting for the first word …";
+      if ($("status").textContent !== text) this.say(text);
     },
     say(text, isProblem = false) {
       scrolling.keepPlace(() => ($("status").textContent = text));
       $("status").classList.toggle("problem", isProblem);
     },
     setRunning(node) {
-      $("announcement").textContent = "";
+      if (node) $("announcement").textContent = ""; // else the end of the last one is still to be read out
       document.body.toggleAttribute("data-running", node !== null);
       composer.setRunning(node !== null);
-      if (node === null && models.list.some(({ max_model_len: limit }) => !limit)) refreshModels(); // one may be loaded now
+      if (models.list.some(({ max_model_len: limit }) => !limit)) models.follow(); // one may be loaded, or was
     },
     created(made) {
       history.replaceState(null, "", `#${made.id}`);
@@ -82,10 +111,11 @@ const conversation = new Conversation(
       composer.accepted();
       const known = sidebar.find(conversation.id);
       if (known) sidebar.touch(known);
+      tabs.changed(conversation.id);
     },
-    refused(text) {
+    refused(text, images) {
       this.show();
-      composer.refused(text);
+      composer.refused(text, images);
     },
   },
   settings,
@@ -145,8 +175,6 @@ function drawer(isOpen) {
 async function refreshModels() {
   try {
     await models.load();
-    settings.models.choose(settings.model?.id);
-    settings.fill();
   } catch (error) {
     conversation.view.say(sentence(error), true);
   }
@@ -155,6 +183,19 @@ async function refreshModels() {
 function exportAs(write) {
   $("export").open = false;
   if (conversation.tree.path.length) write(nameOf(sidebar.find(conversation.id)));
+}
+
+async function importFile() {
+  $("export").open = false;
+  try {
+    const made = await importJson();
+    if (!made) return;
+    tabs.changed(made.id);
+    await sidebar.refresh();
+    location.hash = made.id;
+  } catch (error) {
+    conversation.view.say(sentence(error), true);
+  }
 }
 
 function editLast() {
@@ -168,9 +209,13 @@ $("menu").onclick = () => drawer(!document.body.hasAttribute("data-drawer"));
 $("veil").onclick = () => drawer(false);
 $("new").onclick = () => begin();
 $("temporary").onclick = () => begin({ isTemporary: !conversation.isTemporary });
+$("open-admin").onclick = async () => {
+  (await import("./admin.js")).show();
+};
 $("open-settings").onclick = () => settings.show();
 $("export-markdown").onclick = () => exportAs((title) => exportMarkdown(title, conversation.tree.path));
 $("export-json").onclick = () => exportAs((title) => exportJson(title, conversation.id, conversation.tree));
+$("import-json").onclick = importFile;
 $("stop").onclick = () => conversation.stop();
 $("forget").onclick = () => {
   forgetKey();
@@ -184,6 +229,10 @@ addEventListener("parley:key", () => {
   refreshModels();
 });
 document.addEventListener("click", ({ target }) => $("export").contains(target) || ($("export").open = false));
+tabs.onChanged((id) => {
+  sidebar.refresh().then(titled);
+  if (id && id === conversation.id) conversation.changedElsewhere();
+});
 addEventListener("hashchange", openIfChanged);
 addEventListener("popstate", openIfChanged);
 

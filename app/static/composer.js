@@ -8,12 +8,14 @@ const GROWS = CSS.supports("field-sizing", "content"); // by itself, with its te
 export class Composer {
   id = null;
 
-  constructor(onsend) {
+  // `attachments`: images for the next message. `onsend` is given text and images.
+  constructor(attachments, onsend) {
+    this.attachments = attachments;
     this.field = $("prompt");
     this.form = $("ask");
     this.form.onsubmit = (event) => {
       event.preventDefault();
-      if (this.field.value.trim() && !this.isRunning) onsend(this.field.value);
+      if (this.hasContent && !this.isRunning) onsend(this.field.value, this.attachments.urls);
     };
     this.field.onkeydown = (event) => this.pressed(event);
     const keep = debounce(() => this.keep(), 200);
@@ -33,7 +35,12 @@ export class Composer {
   open(id) {
     this.id = id;
     this.isSending = false;
+    this.attachments.set([]);
     this.set(read(this.name, ""));
+  }
+
+  get hasContent() {
+    return this.field.value.trim() !== "" || this.attachments.urls.length > 0;
   }
 
   get name() {
@@ -46,7 +53,7 @@ export class Composer {
   }
 
   change() {
-    $("send").disabled = !this.field.value.trim();
+    $("send").disabled = !this.hasContent;
     if (GROWS) return;
     this.field.style.height = "auto";
     this.field.style.height = `${this.field.scrollHeight}px`;
@@ -60,6 +67,7 @@ export class Composer {
   sending(text) {
     write(this.name, text);
     this.isSending = true;
+    this.attachments.set([]);
     this.set("");
   }
 
@@ -78,8 +86,9 @@ export class Composer {
     this.keep();
   }
 
-  refused(text) {
+  refused(text, images) {
     this.isSending = false;
+    if (images.length && !this.attachments.urls.length) this.attachments.set(images);
     if (text && !this.field.value) this.set(text);
     this.keep();
   }

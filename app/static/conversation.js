@@ -4,10 +4,9 @@
 import * as answers from "./answers.js";
 import { get, isAway, newId, post, sentence } from "./api.js";
 import { pause } from "./dom.js";
-import { Node, Tree } from "./tree.js";
+import { imagesOf, Node, Tree } from "./tree.js";
 
 const LOST = "The connection is lost. Trying again …";
-const WAITING = "Still waiting for the first word. A model that has not been used yet is loaded first.";
 const LEFT = "The service cannot be reached: the answer may go on there.";
 const WAITING_MS = 5000;
 const POLL_MS = 2000;
@@ -18,12 +17,17 @@ const titleOf = (text) => {
   return line.length > TITLE ? `${line.slice(0, TITLE).trimEnd()}…` : line;
 };
 
-const messageOf = (text) => ({
+const messageOf = (text, images) => ({
   type: "message",
   id: `msg_${newId()}`, // known before the service answers: edits and new answers name it
   role: "user",
-  content: [{ type: "input_text", text }],
+  content: contentOf(text, images),
 });
+
+const contentOf = (text, images) => [
+  ...images.map((url) => ({ type: "input_image", image_url: url, detail: "auto" })),
+  ...(text || !images.length ? [{ type: "input_text", text }] : []),
+];
 
 export class Conversation {
   id = null;
@@ -32,7 +36,7 @@ export class Conversation {
   running = null; // the answer that is read
   activity = new AbortController();
 
-  // `view`: show, update, say, setRunning, created, loaded, accepted, refused. `settings`: the fields of a request.
+  // `view`: show, update, say, wait, setRunning, created, loaded, accepted, refused. `settings`: the fields of a request.
   constructor(view, settings) {
     Object.assign(this, { view, settings });
   }
@@ -48,6 +52,11 @@ export class Conversation {
     } finally {
       if (this.activity === mine) this.setRunning(null);
     }
+  }
+
+  // Nothing of the answer is there yet.
+  get isAwaited() {
+    return this.running !== null && !this.running.items.length;
   }
 
   setRunning(node) {
@@ -92,13 +101,18 @@ export class Conversation {
     }
   }
 
-  ask(text, parent = this.tree.leaf) {
-    const question = new Node({ role: "user", parent, items: [messageOf(text)] });
+  ask(text, images = [], parent = this.tree.leaf) {
+    const question = new Node({ role: "user", parent, items: [messageOf(text, images)] });
     return this.answer(question, { isNew: true });
   }
 
   again(answer) {
     return this.answer(answer.parent, { isNew: false });
+  }
+
+  // Goes on with an answer that ended early, in one that comes behind it.
+  proceed(answer) {
+    return this.answer(answer, { isNew: false });
   }
 
   answer(question, { isNew }) {
@@ -108,7 +122,7 @@ export class Conversation {
       this.setRunning(node);
       this.view.show({ isAsked: true });
       try {
-        if (!this.id && !this.isTemporary) await this.create(question.text, signal);
+        if (!this.id && !this.isTemporary) await this.create(question.text || "An image", signal);
         const body = this.body(question, isNew);
         await this.read(node, signal, (report) => answers.ask(node, body, signal, report));
       } catch (error) {
@@ -125,21 +139,26 @@ export class Conversation {
   }
 
   body(question, isNew) {
-    const fields = { ...this.settings.fields, stream: true };
+    const fields = { ...this.settings.fields, stream: true, ...(question.role === "assistant" && { continue_final_message: true }) };
     if (this.isTemporary) return { ...fields, store: false, input: inputUpTo(question) };
     const [parent, input] = isNew ? [question.parent.tip, question.items] : [question.tip, []];
     return { ...fields, background: true, conversation: this.id, parent_item: parent, input };
   }
 
   async read(node, signal, task) {
-    const patience = setTimeout(() => node.items.length || this.view.say(WAITING), WAITING_MS);
+    const patience = setTimeout(() => node.items.length || this.view.wait(), WAITING_MS);
+    let isFirst = true;
     const report = {
       signal,
       lost: (error) => this.view.say(error instanceof TypeError ? LOST : `${sentence(error)} Trying again …`),
       found: () => this.view.say(""),
       accepted: () => this.view.accepted(node),
       changed: () => {
-        if (node.items.length) clearTimeout(patience);
+        if (node.items.length && isFirst) {
+          isFirst = false;
+          clearTimeout(patience);
+          this.view.say("");
+        }
         this.view.update(node);
       },
     };
@@ -159,7 +178,7 @@ export class Conversation {
   giveBack(node, question, isNew, signal) {
     if (this.running !== node) return; // another conversation is shown; the draft is kept with its own
     this.tree.remove(isNew ? question : node);
-    this.view.refused(isNew ? question.text : "");
+    this.view.refused(isNew ? question.text : "", isNew ? imagesOf(question) : []);
     if (signal.aborted && this.id) this.cancelUnseen(this.id);
   }
 
@@ -199,6 +218,15 @@ export class Conversation {
     this.tree.choose(node);
     this.view.show();
   }
+
+  // Something was written to it elsewhere.
+  changedElsewhere() {
+    if (this.running) return;
+    this.run(async (signal) => {
+      await this.load(signal);
+      await this.follow(signal);
+    });
+  }
 }
 
 // The messages up to a question, as input of a request whose conversation the service does not keep.
@@ -206,6 +234,7 @@ function inputUpTo(question) {
   const path = [];
   for (let node = question; node.parent; node = node.parent) path.unshift(node);
   return path
-    .filter((node) => node.text)
-    .map(({ role, text }) => ({ type: "message", role, content: text }));
+    .map((node) => ({ role: node.role, text: node.text, images: node.role === "user" ? imagesOf(node) : [] }))
+    .filter(({ text, images }) => text || images.length)
+    .map(({ role, text, images }) => ({ type: "message", role, content: images.length ? contentOf(text, images) : text }));
 }

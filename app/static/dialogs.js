@@ -1,19 +1,40 @@
 // Questions to the user, each in a dialog of its own.
 
-import { $, h } from "./dom.js";
+import { h } from "./dom.js";
+
+export class NoKeyError extends Error {}
 
 export const isOpen = () => document.querySelector("dialog[open]") !== null;
 
 // The key the service asks for; rejects where none is given.
 export function askKey(problem) {
-  const [door, field] = [$("door"), $("key")];
-  $("door-problem").textContent = problem ?? "";
-  field.value = "";
+  const field = h("input", {
+    id: "key",
+    type: "password",
+    required: true,
+    pattern: "\\s*[!-~]+\\s*",
+    title: "Letters, digits and signs, without spaces",
+    autocomplete: "off",
+  });
+  const cancel = h("button", { id: "cancel", type: "button", onclick: () => door.close() }, "Cancel");
+  const form = h(
+    "form",
+    { method: "dialog" },
+    h("h2", { id: "door-title" }, "This service asks for an API key"),
+    h("p", { id: "door-problem", role: "alert" }, problem ?? ""),
+    h("label", {}, "API key ", field),
+    h("p", {}, h("small", {}, "Kept in this tab only, until it is closed.")),
+    h("div", { class: "row" }, cancel, h("button", { class: "main" }, "Continue")),
+  );
+  const door = h("dialog", { id: "door", "aria-labelledby": "door-title" }, form);
+  document.body.append(door);
   door.showModal();
   return new Promise((resolve, reject) => {
-    door.onsubmit = () => resolve(field.value.trim());
-    door.onclose = () => reject(new Error("This service asks for an API key"));
-    $("cancel").onclick = () => door.close();
+    form.onsubmit = () => resolve(field.value.trim());
+    door.onclose = () => {
+      door.remove();
+      reject(new NoKeyError("This service asks for an API key")); // the first answer counts
+    };
   });
 }
 

@@ -17,6 +17,8 @@ export function h(tag, props = {}, ...children) {
 
 const SVG = "http://www.w3.org/2000/svg";
 const PATHS = {
+  gauge: "M4 16a8 8 0 1 1 12 0M10 12l4-4",
+  forget: "M8 4H4v12h4M12 6l4 4-4 4M8 10h8",
   menu: "M3 5h14M3 10h14M3 15h14",
   new: "M10 4v12M4 10h12",
   sliders: "M3 6h8M15 6h2M3 14h2M9 14h8M13 4v4M7 12v4",
@@ -30,6 +32,7 @@ const PATHS = {
   send: "M10 16V4M5 9l5-5 5 5",
   stop: "M6 6h8v8H6z",
   close: "M5 5l10 10M15 5L5 15",
+  image: "M3 4h14v12H3zM3 13l4-4 4 4 2-2 4 4M13 8v.1",
   export: "M10 3v9M6 8l4 4 4-4M4 16h12",
   ghost: "M4 17V9a6 6 0 0 1 12 0v8l-3-2-3 2-3-2zM8 9v1M12 9v1",
 };

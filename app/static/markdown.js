@@ -4,9 +4,11 @@
 
 import { codeBlock, highlight } from "./code.js";
 import { h } from "./dom.js";
+import { EXTENSIONS, formula } from "./maths.js";
 import { marked } from "./vendor/marked/marked.esm.js";
 
-const OPTIONS = { gfm: true, breaks: true };
+marked.use({ extensions: EXTENSIONS, gfm: true, breaks: true });
+
 const LINK = /^(https?:|mailto:)/i;
 const DEFINITION = /^ {0,3}\[[^\]]+\]:/m;
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", mdash: "—", ndash: "–", hellip: "…" };
@@ -28,7 +30,7 @@ export class MarkdownView {
     this.complete = isComplete ? given : null;
     const text = given.replace(/\r\n?/g, "\n");
     if (!text.startsWith(this.settled) || (isComplete && DEFINITION.test(text))) this.reset();
-    const tokens = marked.lexer(text.slice(this.settled.length), OPTIONS);
+    const tokens = marked.lexer(text.slice(this.settled.length));
     this.show(tokens.filter(({ type }) => type !== "space" && type !== "def"), isComplete);
     this.settle(tokens, isComplete);
   }
@@ -80,6 +82,7 @@ const BLOCKS = {
   paragraph: ({ tokens }) => h("p", {}, inlines(tokens)),
   text: ({ tokens, text }) => h("p", {}, tokens ? inlines(tokens) : decoded(text)),
   hr: () => h("hr"),
+  formula,
   blockquote: ({ tokens }) => h("blockquote", {}, blocks(tokens)),
   list: ({ ordered, start, items }) =>
     h(ordered ? "ol" : "ul", ordered && start !== 1 ? { start } : {}, items.map(listItem)),
@@ -115,6 +118,7 @@ const INLINES = {
   del: ({ tokens }) => h("del", {}, inlines(tokens)),
   codespan: ({ text }) => h("code", {}, text),
   br: () => h("br"),
+  formula,
   link: ({ href, tokens }) => link(href, inlines(tokens)),
   image: ({ href, text }) => link(href, `[image: ${text || href}]`),
   escape: ({ text }) => text,

@@ -3,6 +3,7 @@
 import { copyButton } from "./code.js";
 import { h, icon, iconButton } from "./dom.js";
 import { Parts, seconds } from "./parts.js";
+import { imagesOf } from "./tree.js";
 
 const NAMES = { user: "You", system: "System", developer: "System", tool: "Tool" };
 const CUT_OFF = "Cut off: the longest answer allowed was reached.";
@@ -18,9 +19,10 @@ export class MessageView {
     this.who = h("h2", { class: "who" });
     this.parts = node.role === "assistant" || node.role === "tool" ? new Parts() : null;
     this.body = this.parts?.element ?? h("div", { class: "text plain" });
+    this.pictures = node.role === "user" ? imagesOf(node).map(picture) : [];
     this.note = h("p", { class: "note" });
     this.foot = h("div", { class: "foot" });
-    this.element = h("article", { class: node.role }, this.who, this.body, this.note, this.foot);
+    this.element = h("article", { class: node.role }, this.who, this.pictures, this.body, this.note, this.foot);
     this.render();
   }
 
@@ -38,6 +40,7 @@ export class MessageView {
     this.element.classList.toggle("waiting", node.isRunning && !node.items.length);
     if (this.parts) this.parts.show(node);
     else if (this.body.textContent !== node.text) this.body.textContent = node.text;
+    if (!this.parts) this.body.hidden = !node.text;
     this.note.textContent = noteOf(node);
     if (!node.isRunning || !this.foot.hasChildNodes()) this.renderFoot();
   }
@@ -65,12 +68,14 @@ export class MessageView {
     const copy = copyButton(this.node.role === "user" ? "Copy message" : "Copy answer", () => this.node.text, icon("copy"));
     copy.classList.add("icon");
     if (this.node.role === "user") return [copy, iconButton("edit", "Edit message", () => this.edit())];
-    if (this.node.role !== "assistant") return [copy];
+    if (this.node.role !== "assistant") return this.node.text ? [copy] : []; // of a tool
     const isBroken = ["incomplete", "failed"].includes(this.node.answer?.status) && this.node.answer.finish_reason !== "length";
     const again = () => this.actions.again(this.node);
+    const proceed = h("button", { type: "button", class: "again", onclick: () => this.actions.proceed(this.node) }, "Continue");
+    const more = this.node.isCut ? [proceed] : [];
     return isBroken
-      ? [h("button", { type: "button", class: "again", onclick: again }, "Try again"), copy]
-      : [copy, iconButton("again", "Answer again", again)];
+      ? [h("button", { type: "button", class: "again", onclick: again }, "Try again"), ...more, copy]
+      : [...more, ...(this.node.text ? [copy] : []), iconButton("again", "Answer again", again)];
   }
 
   facts() {
@@ -86,7 +91,8 @@ export class MessageView {
       this.element.classList.remove("edited");
       this.foot.querySelector("[title='Edit message']")?.focus();
     };
-    const send = () => field.value.trim() && (leave(), this.actions.edit(this.node, field.value));
+    const isWhole = () => field.value.trim() || this.pictures.length;
+    const send = () => isWhole() && (leave(), this.actions.edit(this.node, field.value));
     const cancel = h("button", { type: "button", onclick: leave }, "Cancel");
     const row = h("div", { class: "row" }, cancel, h("button", { type: "button", class: "main", onclick: send }, "Send"));
     const editor = h("div", { class: "editor" }, field, row);
@@ -103,6 +109,12 @@ export class MessageView {
     field.focus();
   }
 }
+
+// Images of other sites are links: the page asks its own service only.
+const picture = (url, place) =>
+  url.startsWith("data:image/")
+    ? h("img", { class: "picture", src: url, alt: `Image ${place + 1} of the message` })
+    : h("a", { href: url, target: "_blank", rel: "noopener noreferrer" }, `[image: ${url}]`);
 
 function noteOf({ answer, problem }) {
   if (problem) return problem;

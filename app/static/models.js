@@ -1,14 +1,27 @@
-// The models of the service, as it lists them: their defaults, abilities and context lengths.
+// The models of the service, as it lists them: their defaults, abilities and context lengths, and how far a load is.
 
 import { get, isAway } from "./api.js";
 import { $, h, pause } from "./dom.js";
+import { isLoading, loadingText, showShare } from "./loading.js";
+
+const AWAY_MS = 2000;
+const LOADING_MS = 500;
+const STATES = { unloaded: " (not loaded)", failed: " (failed to load)" };
+
+const stateOf = (model) => (isLoading(model) ? ` (${loadingText(model)})` : (STATES[model.status?.value] ?? ""));
 
 export class Models {
   list = [];
 
-  constructor(onchange) {
+  // `onchosen`: another one was. `onlist`: there is a newer list. `isAwaited`: an answer has not begun yet, so that its
+  // model may begin to load.
+  constructor({ onchosen, onlist, isAwaited }) {
+    Object.assign(this, { onlist, isAwaited });
     this.picker = $("model");
-    this.picker.onchange = () => onchange(this.picker.value);
+    this.picker.onchange = () => {
+      showShare($("loading"), this.find(this.picker.value));
+      onchosen(this.picker.value);
+    };
   }
 
   load() {
@@ -21,17 +34,40 @@ export class Models {
       try {
         const { data } = await get("v1/models");
         this.list = data.filter(({ sampling }) => sampling);
-        this.picker.replaceChildren(...this.list.map(({ id }) => h("option", { value: id }, id)));
+        this.show();
+        this.onlist();
+        if (this.list.some(isLoading) || this.isAwaited()) this.follow();
         return;
       } catch (error) {
         if (!isAway(error)) throw error;
-        await pause(2000);
+        await pause(AWAY_MS);
       }
     }
   }
 
+  // Options that are there stay: replacing them would close a list that is open.
+  show() {
+    const chosen = this.picker.value;
+    const { options } = this.picker;
+    this.list.forEach((model, place) => {
+      if (options[place]?.value !== model.id) this.picker.add(h("option", { value: model.id }), place);
+      const text = `${model.id}${stateOf(model)}`;
+      if (options[place].text !== text) options[place].text = text;
+    });
+    options.length = this.list.length;
+    this.choose(chosen);
+  }
+
+  // Until nothing is being loaded.
+  follow() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.load().catch(() => {}), LOADING_MS);
+  }
+
   choose(id) {
-    this.picker.value = this.find(id)?.id ?? "";
+    const found = this.find(id);
+    this.picker.value = found?.id ?? "";
+    if (found) showShare($("loading"), found);
   }
 
   // The one of that name, else the service's first: a model may be gone that a conversation was begun with.

@@ -38,11 +38,16 @@ class CallPart {
   }
 
   show(item) {
-    this.title.textContent = item.name ? `Called ${item.name}` : item.type.replaceAll("_", " ");
+    this.title.textContent = titleOf(item);
     const given = item.arguments ?? item.input ?? item.output;
     const text = typeof given === "string" ? given : JSON.stringify(given ?? item, null, 2);
     if (this.block.code.textContent !== text) this.block.code.textContent = text;
   }
+}
+
+function titleOf({ type, name }) {
+  if (type.endsWith("_output")) return "Result";
+  return name ? `Called ${name}` : type.replaceAll("_", " ");
 }
 
 export const seconds = (ms) => `${(ms / 1000).toFixed(ms < 10_000 ? 1 : 0)} s`;

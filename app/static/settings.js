@@ -50,6 +50,10 @@ export class Settings {
     $("effort").hidden = !this.canThink;
   }
 
+  get canSee() {
+    return this.model?.capabilities?.includes("vision") ?? false;
+  }
+
   get canThink() {
     return this.model?.capabilities?.includes("thinking") ?? false;
   }

@@ -11,8 +11,8 @@ export class Sidebar {
   hasMore = false;
   current = null;
 
-  constructor({ onremoved, onopen }) {
-    Object.assign(this, { onremoved, onopen });
+  constructor({ onremoved, onopen, onchanged }) {
+    Object.assign(this, { onremoved, onopen, onchanged });
     this.list = $("conversations");
     this.field = $("search");
     this.status = $("list-status");
@@ -107,6 +107,7 @@ export class Sidebar {
     await this.attempt(async () => {
       const renamed = await post(`v1/conversations/${conversation.id}`, { title });
       this.known = this.known.map((each) => (each.id === renamed.id ? renamed : each));
+      this.onchanged(null);
       await this.show();
     });
   }
@@ -118,6 +119,7 @@ export class Sidebar {
       await remove(`v1/conversations/${conversation.id}`);
       this.known = this.known.filter(({ id }) => id !== conversation.id);
       this.onremoved(conversation.id);
+      this.onchanged(conversation.id);
       await this.show();
     });
   }

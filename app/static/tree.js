@@ -24,6 +24,13 @@ export class Node {
     return ["queued", "in_progress"].includes(this.answer?.status);
   }
 
+  // It ended early, and can be gone on with.
+  get isCut() {
+    const { status, finish_reason: reason } = this.answer ?? {};
+    const isEarly = ["incomplete", "cancelled"].includes(status) || reason === "length";
+    return isEarly && this.items.at(-1)?.type === "message" && this.text !== "" && !this.children.length;
+  }
+
   get next() {
     return this.chosen ?? this.children.at(-1) ?? null;
   }
@@ -36,8 +43,13 @@ export class Node {
 
 export const textOf = ({ content, output, summary }) => {
   const parts = content?.length ? content : (output ?? summary ?? "");
-  return typeof parts === "string" ? parts : parts.map((part) => part.text ?? part.refusal ?? `[${part.type}]`).join("");
+  if (typeof parts === "string") return parts;
+  return parts.map((part) => part.text ?? part.refusal ?? (part.type === "input_image" ? "" : `[${part.type}]`)).join("");
 };
+
+// Addresses of a message's images.
+export const imagesOf = ({ items }) =>
+  items.flatMap(({ content }) => (Array.isArray(content) ? content.map(({ image_url: url }) => url).filter(Boolean) : []));
 
 export class Tree {
   constructor() {
