@@ -21,6 +21,7 @@ from database.connect_error import naming_the_database
 from database.session import Database
 from services.metrics_service import Metrics
 from services.model_service import reason
+from services.tracing import Tracer
 from services.turn_service import TurnService
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Lifespan:
     turns: TurnService
     database: Database
     connections: Connections
+    tracer: Tracer
     warm_up: Callable[[], None]
     process: Process | None  # None: errors at start are raised
 
@@ -41,13 +43,19 @@ class Lifespan:
         exporter = await self._open()
         await self.turns.start()
         await self.services.secrets.start()
+        await self.services.stored_keys.start()
+        self.services.limits.start()
         server = uvicorn_server()  # looked up before the drain replaces its signal handlers
         preloaded = model_configs.preloaded(self.settings)
-        announce(self.settings, model_configs.configs(self.settings), preloaded, server)
+        configs, has_keys = model_configs.configs(self.settings), self.services.stored_keys.has_keys
+        announce(self.settings, configs, preloaded, server, guarded=has_keys)
         self.services.drain.install()
         is_listening = asyncio.create_task(listening(server))
         self.services.models.start(preloaded, after=is_listening, on_failure=self._on_failed_model)
         warming = asyncio.create_task(_after(is_listening, self.warm_up))
+        self.services.claims.start()
+        self.services.files.start()
+        self.services.batch_worker.start()
         self.connections.install()
         yield
         await self.connections.uninstall()
@@ -69,10 +77,18 @@ class Lifespan:
             await self.process.refuse_to_start(line)
 
     async def _close(self) -> None:
+        await self.services.batch_worker.stop()
+        await self.services.claims.stop()
+        await self.services.claims.leave()
+        await self.services.files.stop()
+        await self.services.stored_keys.stop()
+        await self.services.limits.stop()
         await self.services.streams.close()
+        await self.services.pulls.stop()
         await self.services.models.stop()
         await self.turns.stop()
         await self.database.close()
+        await asyncio.to_thread(self.tracer.shut_down)
         if self.process:
             self.process.after_shutdown()
 

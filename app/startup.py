@@ -14,18 +14,31 @@ from services.models.config import ModelConfig
 logger = logging.getLogger(__name__)
 
 MAX_VALUE_CHARS = 80
-SECRETS = ("PARLEY_API_KEYS", "PARLEY_SERVER__SECRET")
+SECRETS = ("PARLEY_API_KEYS", "PARLEY_ADMIN_KEY", "PARLEY_SERVER__SECRET")
 
 
-def announce(settings: Settings, configs: Sequence[ModelConfig], preloaded: Sequence[str], server: Any | None) -> None:
+def announce(
+    settings: Settings,
+    configs: Sequence[ModelConfig],
+    preloaded: Sequence[str],
+    server: Any | None,
+    *,
+    guarded: bool = False,
+) -> None:
+    """`guarded`: the database has keys."""
     logger.info("page: %s", _page(getattr(server, "config", settings.server)))
     logger.info("models: %s", ", ".join(_model(each, each.name in preloaded) for each in configs))
     logger.info("database: %s", _database(settings.database.url))
-    if settings.api_keys:
-        logger.info("keys: %d; all requests except probes need one", len(settings.api_keys))
+    if settings.api_keys or settings.admin_key or guarded:
+        logger.info("keys: %s; all requests except probes need one", _keys(settings, guarded))
     else:
-        logger.warning("no PARLEY_API_KEYS: anybody who can reach this server may use it")
+        logger.warning("no keys: anybody who can reach this server may use it")
     logger.info("settings: %s", ", ".join(changed(settings)) or "defaults")
+
+
+def _keys(settings: Settings, guarded: bool) -> str:
+    configured = len(settings.api_keys) + (settings.admin_key is not None)
+    return " and ".join([*([f"{configured} of the settings"] * bool(configured)), *(["the database's"] * guarded)])
 
 
 def changed(group: BaseModel, prefix: str = "PARLEY_") -> Iterator[str]:

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.common.body_limits import MaxBytes
 from app.common.errors import Problem
 from services.errors import InvalidRequest
 
@@ -24,7 +25,7 @@ COMPRESSION_HEADERS = (b"content-encoding", b"content-length")
 class Decompress:
     """Passes plain bodies through; answers 415 for an unknown encoding."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: MaxBytes) -> None:
         self._app = app
         self._max_bytes = max_bytes
 
@@ -34,7 +35,7 @@ class Decompress:
             await self._app(scope, receive, send)
         elif encoding in WINDOW_BITS:
             scope["headers"] = [header for header in scope["headers"] if header[0] not in COMPRESSION_HEADERS]
-            await self._app(scope, _Body(receive, WINDOW_BITS[encoding], self._max_bytes).receive, send)
+            await self._app(scope, _Body(receive, WINDOW_BITS[encoding], self._max_bytes(scope["path"])).receive, send)
         else:
             await _refuse(scope, receive, send)
 

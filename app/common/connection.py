@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import h11
 
@@ -41,7 +41,9 @@ class Connection(asyncio.Protocol):
         http: h11.Connection,
         registry: Registry,
         clock: Callable[[], float] = time.monotonic,
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_lost = on_lost
         self.is_extra = False  # beyond the limit: for probes only
         self._inner = inner
         self._http = http
@@ -55,8 +57,7 @@ class Connection(asyncio.Protocol):
         self._unsent, self._sent_at = 0, self._since
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has all of it, but is none of its subclasses
         self._inner.connection_made(transport)
         self._registry.opened(self)
 
@@ -76,6 +77,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._registry.closed(self)
         self._inner.connection_lost(error)
+        self._on_lost()
 
     def pause_writing(self) -> None:
         self._inner.pause_writing()

@@ -82,6 +82,10 @@ class Connections:
 
         return guarded
 
+    def guarded(self, protocol: Any, on_lost: Callable[[], None]) -> Connection:
+        """One that another process has accepted. `protocol`: uvicorn's, with h11."""
+        return Connection(protocol, protocol.conn, self, on_lost=on_lost)
+
     def opened(self, connection: Connection) -> None:
         """At the limit, closes the connection that has been silent for the longest."""
         is_full = len(self._open) >= self._limit

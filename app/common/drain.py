@@ -20,13 +20,21 @@ ERROR_EVENTS_S = 5.0  # for the error events to reach their readers
 
 
 class Drain:
-    """`interrupt` ends everything that still runs; `is_busy`: whether there is work besides open requests."""
+    """`begin` ends what is not waited for, `interrupt` everything that still runs; `is_busy`: whether there is work
+    besides open requests."""
 
-    def __init__(self, seconds: float, interrupt: Callable[[], Awaitable[None]], is_busy: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        interrupt: Callable[[], Awaitable[None]],
+        is_busy: Callable[[], bool],
+        begin: Callable[[], None] = lambda: None,
+    ) -> None:
         self.has_begun = False
         self._seconds = seconds
         self._interrupt = interrupt
         self._is_busy = is_busy
+        self._begin = begin
         self._num_running = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -70,6 +78,7 @@ class Drain:
 
     async def _run(self, pass_on: Callable[[], None]) -> None:
         logger.info("draining: up to %g s for %d running requests", self._seconds, self._num_running)
+        self._begin()
         try:
             if not await self._wait_until_idle(self._seconds):
                 logger.warning("drain limit reached, ending %d requests", self._num_running)

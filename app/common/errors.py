@@ -30,6 +30,7 @@ STATUS: dict[type[errors.ServiceError], tuple[int, str, str | None]] = {
     errors.PromptTooLong: (400, "invalid_request_error", "context_length_exceeded"),
     errors.UnsupportedParameter: (400, "invalid_request_error", "unsupported_parameter"),
     errors.GrammarStuck: (400, "invalid_request_error", "grammar_stuck"),
+    errors.TooLarge: (413, "invalid_request_error", None),
     errors.InvalidRequest: (400, "invalid_request_error", None),
     errors.NotAuthenticated: (401, "authentication_error", "invalid_api_key"),
     HostNotAllowed: (403, "permission_error", "host_not_allowed"),
@@ -38,6 +39,10 @@ STATUS: dict[type[errors.ServiceError], tuple[int, str, str | None]] = {
     errors.NotFound: (404, "invalid_request_error", "not_found"),
     errors.Conflict: (409, "conflict_error", None),
     errors.Overloaded: (429, "rate_limit_error", "overloaded"),
+    errors.RateLimited: (429, "rate_limit_error", "rate_limit_exceeded"),
+    errors.RequestsLimited: (429, "requests", "rate_limit_exceeded"),
+    errors.TokensLimited: (429, "tokens", "rate_limit_exceeded"),
+    errors.QuotaExceeded: (429, "insufficient_quota", "insufficient_quota"),
     errors.Unavailable: (503, "service_unavailable_error", None),
     errors.Stopped: (400, "invalid_request_error", "stopped"),
     errors.EngineFailed: (500, "server_error", None),
@@ -67,7 +72,7 @@ class Problem:
     def response(self, scope: Scope) -> Response:
         """With the error body of the protocol of this request's path."""
         body: ErrorBody = scope.get("state", {}).get(ERROR_BODY, Problem.body)
-        headers = {} if self.retry_after is None else {"Retry-After": f"{self.retry_after:g}"}
+        headers = {} if self.retry_after is None else {"Retry-After": f"{self.retry_after:.10g}"}
         return JSONResponse(body(self), self.status, headers)
 
 

@@ -10,7 +10,8 @@ from fastapi import Request, Response
 from fastapi._compat import ModelField
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from starlette.datastructures import Headers
+from starlette._utils import AwaitableOrContextManager
+from starlette.datastructures import FormData, Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -77,6 +78,12 @@ class _JsonRequest(Request):
         super().__init__(scope, receive)
         self._field = field
 
+    def form(
+        self, *, max_files: int | float = 1, max_fields: int | float = 16, max_part_size: int = 4096
+    ) -> AwaitableOrContextManager[FormData]:
+        """Fields are held in memory, and each file is until it has a megabyte: Starlette's own limits are for more."""
+        return super().form(max_files=max_files, max_fields=max_fields, max_part_size=max_part_size)
+
     async def json(self) -> Any:
         """Validates a large body in a thread: FastAPI would do it on the event loop."""
         text = await self.body()
@@ -103,11 +110,11 @@ def _validated(text: bytes, field: ModelField | None) -> Any:
 def _read(text: bytes) -> Any:
     body = orjson.loads(text)  # raises json.JSONDecodeError, which FastAPI handles
     if text.count(b"[") + text.count(b"{") > MAX_DEPTH:  # fewer brackets cannot nest too deeply
-        _check_shape(body)
+        check_shape(body)
     return body
 
 
-def _check_shape(body: Any) -> None:
+def check_shape(body: Any) -> None:
     left = MAX_NODES
     for key, value in body.items() if isinstance(body, dict) else [(None, body)]:
         for depth, size in enumerate(_sizes(value), 1):

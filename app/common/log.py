@@ -4,26 +4,34 @@ The JSON formatter is ours: it takes 14 us a line, python-json-logger 4.2 with o
 """
 
 import logging
+import os
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
 import orjson
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
+trace_id: ContextVar[str] = ContextVar("trace_id", default="")  # of a request that is traced
+
+REPLICA = os.environ.get("REPLICA_NAME", "")  # set by those who start replicas: a name, without percent signs
 
 NO_FILES = "socket.accept() out of system resource"
 # h11 logs the first for every request of Java's HttpClient, which offers h2c and falls back to HTTP/1.1
 NOISE = ("Unsupported upgrade request.", "No supported WebSocket library detected.")
+# of a collector of traces that is away: tried again and again
+TRACE_EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
+NO_COLLECTOR = ("Transient error", "Failed to export")
 
 OWN_LOGGERS = ("app", "database", "parley", "services", "tools")
 
 
 def configure(level: str, format: str) -> None:
     handler = logging.StreamHandler()
+    replica = f"replica {REPLICA} " if REPLICA else ""
     handler.setFormatter(
-        _Json() if format == "json" else _Text("%(asctime)s %(levelname)-7s %(request_id)s %(message)s")
+        _Json() if format == "json" else _Text(f"%(asctime)s %(levelname)-7s {replica}%(request_id)s %(message)s")
     )
-    handler.addFilter(_with_request_id)
+    handler.addFilter(_with_ids)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     _silence_libraries()
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
@@ -31,6 +39,8 @@ def configure(level: str, format: str) -> None:
         logging.getLogger(name).propagate = name != "uvicorn.access"  # our own access line has the request id
     logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith(NOISE))
     logging.getLogger("asyncio").addFilter(RateLimit(NO_FILES))
+    for start in NO_COLLECTOR:
+        logging.getLogger(TRACE_EXPORTER).addFilter(RateLimit(start, seconds=60))
     for chatty in ("httpx", "httpx2", "alembic", "filelock", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
@@ -43,8 +53,9 @@ def _silence_libraries() -> None:
     root.setLevel(max(root.level, logging.INFO))
 
 
-def _with_request_id(record: logging.LogRecord) -> bool:
+def _with_ids(record: logging.LogRecord) -> bool:
     record.request_id = request_id.get()
+    record.trace_id = trace_id.get()
     return True
 
 
@@ -73,6 +84,8 @@ class _Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = super().formatMessage(record)
+        if trace := getattr(record, "trace_id", ""):
+            line = f"{line} trace_id={trace}"
         return line if line.isprintable() else "".join(map(_printable, line))
 
 
@@ -88,6 +101,8 @@ class _Json(logging.Formatter):
             "logger": record.name,
             "request_id": getattr(record, "request_id", "-"),
             "message": record.getMessage(),
+            **({"trace_id": trace} if (trace := getattr(record, "trace_id", "")) else {}),
+            **({"replica": REPLICA} if REPLICA else {}),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

@@ -10,10 +10,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.common.body_limits import MaxBytes
 from app.common.drain import Drain
 from app.common.errors import ERROR_BODY, problem
 from app.common.log import request_id
+from app.common.rate_headers import RATE_HEADERS
 from app.common.routes import Routes
+from services import affinity
 from services.errors import Unavailable
 from services.metrics_service import Metrics
 
@@ -75,7 +78,7 @@ class RequestLog:
 class BodyLimit:
     """Answers 413 by the declared length at once, else as soon as the limit is passed."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: MaxBytes) -> None:
         self._app = app
         self._max_bytes = max_bytes
 
@@ -84,16 +87,17 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         received = 0
+        most = self._max_bytes(scope["path"])
         length = Headers(scope=scope).get("content-length", "")
         declared = int(length) if length.isdecimal() else 0
 
         async def counted() -> Message:
             nonlocal received
-            if declared > self._max_bytes:  # before receiving: the body may never arrive
+            if declared > most:  # before receiving: the body may never arrive
                 raise HTTPException(413)
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._max_bytes:
+            if received > most:
                 raise HTTPException(413)
             return message
 
@@ -132,6 +136,8 @@ class Protocol:
             await self._app(scope, receive, send)
             return
         scope.setdefault("state", {})[ERROR_BODY] = found.error_body
+        if found.rate_headers:
+            scope["state"][RATE_HEADERS] = found.rate_headers
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start" and found.request_id:
@@ -159,3 +165,26 @@ class Options:
             await response(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+
+class AffinityHeader:
+    """The client's own name of a session, unless the front of a replica has found a key already."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = _session(scope) if scope["type"] == "http" and not affinity.current.get() else ""
+        if not name:
+            await self._app(scope, receive, send)
+            return
+        token = affinity.current.set(affinity.of_session(name))
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            affinity.current.reset(token)
+
+
+def _session(scope: Scope) -> str:
+    headers = Headers(scope=scope)
+    return headers.get("x-session-id") or headers.get("x-session-affinity") or ""

@@ -8,10 +8,19 @@ from services.engine import is_own, reads_weights
 from services.engine.base import SamplingDefaults, UpstreamAddress
 from services.models.config import ModelConfig
 from services.models.default_models import DEFAULT_OF
+from services.models.hub_names import Stored
+from services.models.pulled import gguf_file, kind
 
 
 def configs(settings: Settings) -> list[ModelConfig]:
     return [_config(each, settings) for each in _models(settings)]
+
+
+def pulled(stored: Stored, settings: Settings) -> ModelConfig:
+    """A model of the hub's cache, with the chat model's device and dtype."""
+    given = settings.model.model_dump(include={"device", "dtype", "ttl_s"}, exclude_unset=True)
+    model = ModelSettings(name=str(stored.path), id=stored.name, kind=kind(stored), **given)
+    return _config(model, settings)
 
 
 def preloaded(settings: Settings) -> list[str]:
@@ -30,9 +39,10 @@ def _models(settings: Settings) -> list[ModelSettings]:
 def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
     is_default = model.name == "default" and is_own(model.kind, model.engine)
     source = DEFAULT_OF[model.kind] if is_default else model.name
+    file = gguf_file(source) if reads_weights(model.engine) else None
     return ModelConfig(
         name=model.id or _public_name(source),
-        source=source,
+        source=str(file or source),
         kind=model.kind,
         pinned=model.pinned,
         required=model is settings.model or model.preload,
@@ -41,6 +51,7 @@ def _config(model: ModelSettings, settings: Settings) -> ModelConfig:
         chat_template=model.chat_template.read_text("utf-8") if model.chat_template else None,
         sampling=None if model.sampling is None else SamplingDefaults(**model.sampling.model_dump()),
         engine=model.engine,
+        adapters=model.adapters,
         settings=_engine_settings(model, settings),
         options={**_upstreams(model), **model.engine_options},
     )
@@ -58,10 +69,14 @@ def _engine_settings(model: ModelSettings, settings: Settings) -> dict[str, Any]
     """General settings that engines may have parameters for. Others than `local` get only those that are set."""
     own = reads_weights(model.engine)
     given: dict[str, Any] = model.model_dump(include={"device", "dtype"}, exclude_unset=not own)
-    if model.kind != "reranker" and own:
+    if own:
         given["compile_dir"] = str(settings.models_dir / "compiled") if settings.engine.compile else None
+    if model.kind != "reranker" and (own or model.trust_remote_code):
+        given["trust_remote_code"] = model.trust_remote_code
     if model.kind == "chat":
-        given |= settings.engine.model_dump(exclude={"compile", "tensor_parallel_size"}, exclude_unset=not own)
+        given |= settings.engine.model_dump(exclude={"compile"}, exclude_unset=not own)
+    if model.quantization is not None:
+        given["quantization"] = model.quantization
     return given
 
 

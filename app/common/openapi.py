@@ -1,11 +1,12 @@
-"""Completes FastAPI's OpenAPI document: error responses and authentication of every operation."""
+"""Completes FastAPI's OpenAPI document: error responses, authentication and examples of every operation."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 
+from app.common import examples
 from app.common.auth import STREAM, is_open
 from app.common.errors import Problem
 from app.common.router import EVENT_STREAM
@@ -24,14 +25,17 @@ KEYS = {
 }
 
 
-def describe(app: FastAPI, routes: Routes, *, guarded: bool) -> None:
-    """`guarded`: requests need a key."""
+def describe(app: FastAPI, routes: Routes, *, guarded: Callable[[], bool]) -> None:
+    """`guarded`: whether requests need a key, which the first key of the database changes."""
     fastapi_document = app.openapi
+    documents: dict[bool, dict[str, Any]] = {}
 
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = _completed(fastapi_document(), routes, guarded)
-        return app.openapi_schema
+        is_guarded = guarded()
+        if is_guarded not in documents:
+            app.openapi_schema = None
+            documents[is_guarded] = _completed(fastapi_document(), routes, is_guarded)
+        return documents[is_guarded]
 
     app.openapi = openapi  # type: ignore[method-assign]  # as its documentation says
 
@@ -44,6 +48,7 @@ def _completed(document: dict[str, Any], routes: Routes, guarded: bool) -> dict[
     components["schemas"] |= own.pop("$defs") | {"ErrorBody": own}
     if guarded:
         components["securitySchemes"] = KEYS
+    examples.add(document)
     for path, item in document["paths"].items():
         if not is_open(path):
             schema = {"$ref": f"{REF}ErrorBody"} if _has_openai_errors(routes, path) else {"type": "object"}
@@ -72,7 +77,9 @@ def _complete(operation: dict[str, Any], path: str, schema: dict[str, Any]) -> N
 
 
 def _error_statuses(operation: dict[str, Any]) -> Iterator[HTTPStatus]:
-    """401, 403, 500 and 503 are possible on every route."""
+    """401, 403, 500 and 503 are possible on every route; 404 on those for admin keys, for whoever has none."""
+    if "administration" in operation.get("tags", ()):
+        yield HTTPStatus.NOT_FOUND
     if operation.get("parameters") or "requestBody" in operation:
         yield from (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS)
     if "requestBody" in operation:

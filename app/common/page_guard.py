@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.common.allowed_hosts import AllowedHosts
-from app.common.auth import HEALTH, is_open
+from app.common.auth import HEALTH, Keys, is_open
 from app.common.errors import HostNotAllowed, problem
 from services.errors import Forbidden, ServiceError
 
@@ -36,15 +36,16 @@ def _authority(origin: str) -> str | None:
 
 
 class PageGuard:
-    """Rejects unknown host names, and pages of origins that are not configured."""
+    """Rejects unknown host names, and pages of origins that are not configured, while there are no keys."""
 
-    def __init__(self, app: ASGIApp, hosts: AllowedHosts, origins: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, hosts: AllowedHosts, origins: Sequence[str]) -> None:
         self._app = app
+        self._keys = keys
         self._hosts = hosts
         self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] == "http" and not self._keys:
             try:
                 self._check(scope)
             except ServiceError as refused:

@@ -8,6 +8,7 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from app.common.auth import OPEN, is_open
 from app.common.errors import ErrorBody
+from app.common.rate_headers import RateHeaders
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class Entry:
     owner: str
     error_body: ErrorBody | None = None  # None: OpenAI's
     request_id: str | None = None  # a second name of the header x-request-id
+    rate_headers: RateHeaders | None = None  # None: OpenAI's
 
     def answers(self, path: str, methods: Iterable[str]) -> bool:
         return bool(self.pattern.match(path)) and (not self.methods or not self.methods.isdisjoint(methods))
@@ -40,12 +42,14 @@ class Routes:
         *,
         error_body: ErrorBody | None = None,
         request_id: str | None = None,
+        rate_headers: RateHeaders | None = None,
     ) -> None:
-        """Adds routes in the order of matching. Included routers are skipped: they have no path of their own."""
+        """Adds routes in the order of matching."""
         for route in routes:
             if isinstance(route, Route | Mount):
                 methods = frozenset(route.methods or ()) if isinstance(route, Route) else frozenset[str]()
-                self._entries.append(Entry(route.path, route.path_regex, methods, owner, error_body, request_id))
+                protocol = (error_body, request_id, rate_headers)
+                self._entries.append(Entry(route.path, route.path_regex, methods, owner, *protocol))
 
     def refuse(self, owner: str, path: str, pattern: re.Pattern[str], methods: Iterable[str]) -> None:
         """Raises ValueError for a path that would need no key, or that another route shadows."""

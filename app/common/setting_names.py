@@ -1,7 +1,7 @@
 """Knows the names of all settings, and finds the nearest one for an unknown name."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import get_args, get_origin
 
@@ -16,6 +16,7 @@ CLUSTER_VARIABLE = re.compile(
 CLUSTER_ADDRESS = re.compile(r"parley(_\w+)?_port")  # theirs if the value is an address
 # used by our examples; without PARLEY_API_KEYS it is a misspelling of it, and would leave the server open
 CLIENT_KEY = "parley_api_key"
+CONFIG_FILE = "parley_config"  # names the file that has settings, and is none itself
 
 
 def names(group: type[BaseModel], prefix: str = PREFIX) -> Iterator[str]:
@@ -38,6 +39,12 @@ def refusals(group: type[BaseModel], variables: Mapping[str, str | None]) -> lis
     return [f"{name.upper()} is no setting{nearest(name, known)}" for name in unknown]
 
 
+def is_set(variables: Mapping[str, str | None], path: Iterable[int | str]) -> bool:
+    """Whether the setting at `path`, or a group around it, is among the variables, which are in lower case."""
+    parts = list(map(str, path))
+    return any(PREFIX + JOINT.join(parts[:length]).lower() in variables for length in range(1, len(parts) + 1))
+
+
 def nearest(name: str, known: set[str]) -> str:
     found = get_close_matches(name, [each.rstrip("_") for each in known], n=1)
     return f": did you mean {found[0].upper()}?" if found else ""
@@ -52,12 +59,16 @@ def nearest_field(path: tuple[int | str, ...], group: type[BaseModel]) -> str:
             if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
                 return ""
             group = inner
-    found = get_close_matches(str(path[-1]), group.model_fields, n=1)
+    return nearest_key(str(path[-1]), group.model_fields)
+
+
+def nearest_key(name: str, known: Iterable[str]) -> str:
+    found = get_close_matches(name, known, n=1)
     return f": did you mean '{found[0]}'?" if found else ""
 
 
 def _is_known(name: str, value: str, known: set[str]) -> bool:
-    if name in known or any(name.startswith(each) for each in known if each.endswith(JOINT)):
+    if name == CONFIG_FILE or name in known or any(name.startswith(each) for each in known if each.endswith(JOINT)):
         return True
     if CLUSTER_VARIABLE.fullmatch(name):
         return True

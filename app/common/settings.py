@@ -1,4 +1,6 @@
-"""All settings, from the environment (prefix PARLEY_, groups joined by "__") and `.env`. Read in main and tools."""
+"""All settings, from the environment (prefix PARLEY_, groups joined by "__"), `.env` and `parley.toml`.
+
+Read in main and tools."""
 
 import hashlib
 import logging
@@ -20,6 +22,7 @@ from pydantic import (
 from pydantic_core import from_json
 from pydantic_settings import (
     BaseSettings,
+    DotEnvSettingsSource,
     EnvSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
@@ -27,9 +30,10 @@ from pydantic_settings import (
 )
 
 from app.common import setting_names
+from app.common.config_file import ConfigFile
 from schemas.sampling_schema import SamplingSettings
 from services.chat.formats import TOOL_FORMATS, syntax_error
-from services.engine.quantization import METHODS
+from services.engine.quantization import METHODS, UNQUANTIZED
 
 
 def _split(value: object) -> object:
@@ -42,13 +46,14 @@ def _split(value: object) -> object:
 
 
 def _quantization_method(name: str) -> str:
-    if name not in METHODS:
-        raise ValueError(f"the methods are: {', '.join(METHODS)}")
+    known = (*METHODS, UNQUANTIZED)
+    if name not in known:
+        raise ValueError(f"the methods are: {', '.join(known)}")
     return name
 
 
 Quantization = Annotated[
-    str, AfterValidator(_quantization_method), WithJsonSchema({"type": "string", "enum": [*METHODS]})
+    str, AfterValidator(_quantization_method), WithJsonSchema({"type": "string", "enum": [*METHODS, UNQUANTIZED]})
 ]
 
 
@@ -96,7 +101,8 @@ class ModelSettings(SettingsGroup):
     """A model that is served."""
 
     name: str = "default"
-    """A folder, a hub name, a GGUF file, or `default`: SmolLM2-135M-Instruct, and all-MiniLM-L6-v2 for embeddings."""
+    """A folder, a hub name, a GGUF file, `owner/name:Q4_K_M` of one that was pulled, or `default`:
+    SmolLM2-135M-Instruct, and all-MiniLM-L6-v2 for embeddings."""
     id: str | None = None
     """The name that requests use. Unset: derived from `NAME`."""
     kind: Literal["chat", "embedding", "reranker"] = "chat"
@@ -113,6 +119,9 @@ class ModelSettings(SettingsGroup):
     """`auto`: CUDA if available."""
     dtype: str = "auto"
     """`auto`: bfloat16 if the hardware supports it."""
+    quantization: Quantization | None = None
+    """Weight quantization on the CPU; `int8` for embedding models and rerankers. Unset: a chat model has the engine's
+    (`ENGINE__QUANTIZATION`)."""
     preload: bool = False
     """Loads the model at start; the service is not ready before. Else it is loaded at its first request."""
     pinned: bool = False
@@ -123,6 +132,12 @@ class ModelSettings(SettingsGroup):
     """The format of tool calls. Unset: detected in the chat template."""
     chat_template: Annotated[Path, AfterValidator(_chat_template)] | None = None
     """A Jinja file in place of the model's own chat template. Formats of calls and thinking are detected in it."""
+    trust_remote_code: bool = False
+    """Runs the code that a model brings along, with all rights of this process, where transformers has none of its
+    kind. Read it before."""
+    adapters: dict[str, str] = {}
+    """LoRA adapters that requests name as `model`, as a JSON object of names and folders of PEFT's. Others are loaded
+    by `POST /v1/load_lora_adapter`."""
     sampling: SamplingSettings | None = None
     """Sampling defaults instead of those in `generation_config.json`, as a JSON object with some of `temperature`,
     `top_p`, `top_k`, `min_p`, `repetition_penalty`. `{}`: the defaults of OpenAI's API."""
@@ -137,6 +152,18 @@ class ModelSettings(SettingsGroup):
     def _has_chats(self) -> "ModelSettings":
         if self.kind != "chat" and self.chat_template:
             raise ValueError(f"CHAT_TEMPLATE goes with models of kind chat, not {self.kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _runs_code(self) -> "ModelSettings":
+        if self.trust_remote_code and (self.kind == "reranker" or self.engine == "remote"):
+            raise ValueError("TRUST_REMOTE_CODE goes with models of kind chat and embedding that are computed here")
+        return self
+
+    @model_validator(mode="after")
+    def _takes_adapters(self) -> "ModelSettings":
+        if self.adapters and (self.kind != "chat" or self.engine == "remote"):
+            raise ValueError("ADAPTERS go with models of kind chat that are computed here")
         return self
 
     @model_validator(mode="after")
@@ -192,21 +219,15 @@ class EngineSettings(SettingsGroup):
     """Reuses prefixes across API keys: `cached_tokens` and timing then reveal to one key what others have sent."""
     use_warmup: bool = False
     """Runs a full step when a model is loaded, so that no request pays for first-use costs."""
-    tensor_parallel_size: int = 1
-    """Only 1: a model is on one device. Run several instances behind one address to share load."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """Processes that a chat model is split over: a GPU each, or shares of the CPU's cores (docs/scaling.md)."""
     quantization: Quantization | None = None
-    """Weight quantization on the CPU. Unset: weights in `DTYPE`."""
+    """Weight quantization on the CPU: `int8` or `int4` (docs/models.md). Unset: weights in `DTYPE`; those of a GGUF
+    file or a quantised checkpoint in their own blocks, unless a `DTYPE` is set. `none`: they are expanded."""
     enable_mm: bool | None = None
     """Image input: `true` requires it at load, `false` rejects images. Unset: enabled where the model supports it."""
     max_queue: int = Field(256, ge=0)
     """Maximum waiting requests; more get 429 with Retry-After, except from API keys below their fair share."""
-
-    @field_validator("tensor_parallel_size")
-    @classmethod
-    def _is_one(cls, value: int) -> int:
-        if value != 1:
-            raise ValueError("a model is not split over several devices; run an instance for each, behind one address")
-        return value
 
 
 class ChatSettings(SettingsGroup):
@@ -232,9 +253,9 @@ class ImageSettings(SettingsGroup):
     max_held_bytes: int = Field(1024 * 1024 * 1024, ge=1024)
     """Maximum memory of the decoded images of all running requests; more get 429, except API keys below their share."""
     hosts: list[str] = []
-    """Hosts whose images are fetched by URL, at public addresses only, as a JSON list. `["*"]`: any host."""
+    """Hosts whose images and files are fetched by URL, at public addresses only, as a JSON list. `["*"]`: any host."""
     timeout_s: float = Field(10, gt=0)
-    """Timeout for fetching one image, redirects included, in seconds."""
+    """Timeout for fetching one image or file, redirects included, in seconds."""
 
 
 class DatabaseSettings(SettingsGroup):
@@ -246,6 +267,40 @@ class DatabaseSettings(SettingsGroup):
     """Upgrades the schema at start; safe with several processes."""
     ttl_s: float | None = Field(None, ge=60)
     """Seconds after which unused conversations and stored answers are deleted. Unset: never."""
+
+
+class FileSettings(SettingsGroup):
+    """Files of `/v1/files`."""
+
+    folder: Path | None = None
+    """Folder of their contents; processes that share a database share it, too. Unset: beside an SQLite database, named
+    after it (`parley-files`), else `parley-files` in the working directory."""
+    max_bytes: int = Field(200 * 1024 * 1024, ge=1024)
+    """Maximum bytes of a file; more get 413."""
+    max_upload_bytes: int = Field(8 * 1024 * 1024 * 1024, ge=1024)
+    """Maximum bytes of a file that is uploaded in parts (`/v1/uploads`); more get 413."""
+    max_input_bytes: int = Field(32 * 1024 * 1024, ge=1024)
+    """Maximum bytes of a file in a message."""
+    max_total_bytes: int = Field(10 * 1024 * 1024 * 1024, ge=1024)
+    """Maximum bytes of all files of a project, or of a key of the settings, together."""
+
+
+class BatchSettings(SettingsGroup):
+    """Batches of `/v1/batches`."""
+
+    max_requests: int = Field(50_000, ge=1)
+    """Maximum requests of a batch."""
+    parallel: int = Field(256, ge=1)
+    """Maximum requests of batches that a process runs at once; as many as keep its engines full are run."""
+
+
+class RecordSettings(SettingsGroup):
+    """Records that are kept for the operator."""
+
+    usage_days: int = Field(400, ge=1)
+    """Days that usage (by hour, key and model) is kept."""
+    audit_days: int = Field(400, ge=1)
+    """Days that the audit log is kept."""
 
 
 HOST_NAME = re.compile(r"\*|(\*\.)?[\w-]+(\.[\w-]+)*|[0-9a-f:.]+", re.ASCII | re.IGNORECASE)
@@ -266,10 +321,16 @@ class ServerSettings(SettingsGroup):
     """Port to listen on. `0`: a free one."""
     allowed_hosts: Annotated[list[Annotated[str, AfterValidator(_host_name)]], NoDecode, BeforeValidator(_split)] = []
     """Further host names accepted while there are no API keys, comma-separated; `*.` matches subdomains, `*` any."""
+    allowed_pulls: Annotated[list[str], NoDecode, BeforeValidator(_split)] = []
+    """Models of a hub that administrators may pull and delete over HTTP, comma-separated, `*` matches any characters:
+    `Qwen/*`. Those that are in the hub's cache are served, too, loaded at their first request. Unset: none."""
     metrics_port: int | None = Field(None, ge=1, le=65535)
     """A separate port for /metrics, which needs no key there. Unset: none."""
     workers: int = Field(1, ge=1)
     """Processes, each with its own models. More than one need PostgreSQL."""
+    replicas: int = Field(1, ge=1)
+    """Processes with their own models behind one front, by conversation and load (`--replicas`). They share PostgreSQL;
+    where no database is named one is started, with its data in the folder `parley-postgres`."""
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024)
     """Maximum bytes of a body, compressed and decompressed (gzip, deflate); more get 413."""
     max_tokenize_chars: int = Field(1024 * 1024, ge=1024)
@@ -321,9 +382,6 @@ class LogSettings(SettingsGroup):
         return value
 
 
-ANYBODY = "local"  # the owner of everything if no keys are configured
-
-
 class ApiKey(BaseModel):
     """Kept as a hash. `owner` owns the key's conversations; it is derived from the key, the same on every replica."""
 
@@ -357,6 +415,10 @@ def api_key(text: str) -> ApiKey:
     return ApiKey(digest=hashlib.sha256(text.encode()).digest())
 
 
+def _admin_key(value: object) -> object:
+    return api_key(value) if isinstance(value, str) else value
+
+
 class UnknownSettings(ValueError): ...
 
 
@@ -381,12 +443,18 @@ class Settings(BaseSettings):
     chat: ChatSettings = ChatSettings()
     images: ImageSettings = ImageSettings()
     database: DatabaseSettings = DatabaseSettings()
+    files: FileSettings = FileSettings()
+    batches: BatchSettings = BatchSettings()
+    records: RecordSettings = RecordSettings()
     server: ServerSettings = ServerSettings()
     cors: CorsSettings = CorsSettings()
     log: LogSettings = LogSettings()
     api_keys: Annotated[list[ApiKey], NoDecode, BeforeValidator(_api_keys)] = []
     """Accepted API keys, comma-separated: the keys, or `sha256:` and their digests. Unset: no key is needed. Set but
     empty is an error."""
+    admin_key: Annotated[ApiKey, BeforeValidator(_admin_key)] | None = None
+    """A key with the role `admin`: it manages projects, keys and models over HTTP, and is accepted as any other. A key,
+    or `sha256:` and its digest. `parley keys` makes keys that are kept in the database."""
     specs: list[str] = ["anthropic", "ollama"]
     """Further protocols, as a JSON list: shipped ones by name, others as `package.module:Class`."""
     strict: bool = False
@@ -396,8 +464,12 @@ class Settings(BaseSettings):
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: PydanticBaseSettingsSource
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The default sources; unknown PARLEY_ names in any of them are rejected."""
+        """The default sources, and `parley.toml` behind them; unknown names in any of them are rejected.
+
+        `_env_file=None` leaves out both files."""
         chosen = (*sources, *named.values())
+        if any(isinstance(source, DotEnvSettingsSource) and source.env_file for source in chosen):
+            chosen = (*chosen, ConfigFile(settings_cls))
         values = {
             k: v for source in chosen if isinstance(source, EnvSettingsSource) for k, v in source.env_vars.items()
         }
@@ -412,3 +484,18 @@ class Settings(BaseSettings):
         if self.server.workers > 1 and self.server.metrics_port is not None:
             raise ValueError("several workers cannot share PARLEY_SERVER__METRICS_PORT")
         return self
+
+    @model_validator(mode="after")
+    def _can_have_replicas(self) -> "Settings":
+        server = self.server
+        if server.replicas == 1:
+            return self
+        if server.workers > 1 or server.metrics_port is not None:
+            raise ValueError("PARLEY_SERVER__REPLICAS > 1 goes without WORKERS and METRICS_PORT: /metrics has them all")
+        if self.has_named_database and self.database.url.startswith("sqlite"):
+            raise ValueError("several replicas share one history: PARLEY_SERVER__REPLICAS > 1 needs PostgreSQL")
+        return self
+
+    @property
+    def has_named_database(self) -> bool:
+        return "url" in self.database.model_fields_set

@@ -27,6 +27,7 @@ from app.spec.framing import NamedEvent, Payload, json_lines, server_sent
 from app.spec.server import Output, Server
 from app.spec.spec import Endpoint, PayloadStream, Spec, decoded
 from schemas.chat_schema import ChatCompletionRequest
+from schemas.completion_schema import CompletionRequest
 from schemas.embeddings_schema import EmbeddingRequest
 from services.chat.answer.logprobs import tokens as token_logprobs
 from services.chat.events import (
@@ -51,6 +52,7 @@ __all__ = [
     "Arguments",
     "ChatCompletionRequest",
     "ChoiceReply",
+    "CompletionRequest",
     "EmbeddingRequest",
     "Endpoint",
     "Event",

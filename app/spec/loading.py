@@ -40,8 +40,10 @@ def install(app: FastAPI, specs: Sequence[Spec[Any]], server: Server, routes: Ro
         for route in router.routes:
             assert isinstance(route, Route)
             routes.refuse(owner, route.path, route.path_regex, sorted(route.methods or ()))
-            routes.add(owner, [route], error_body=spec.error_body, request_id=spec.request_id)
-        app.include_router(router)
+            routes.add(
+                owner, [route], error_body=spec.error_body, request_id=spec.request_id, rate_headers=spec.rate_headers
+            )
+        app.router.routes.extend(router.routes)
 
 
 def _check(owner: str, path: str, methods: Sequence[str]) -> None:

@@ -9,7 +9,9 @@ from app.common.dependencies import Services
 from app.common.ignored import Ignored
 from app.common.sse import Framing, Stream
 from schemas.chat_schema import ChatCompletionRequest
+from schemas.completion_schema import CompletionRequest
 from schemas.embeddings_schema import EmbeddingRequest
+from schemas.pull_schema import PullProgress
 from services.catalogue_service import Abilities
 from services.chat.events import Event, Reply, reply_of
 from services.chat.request.refusals import ReportIgnored, report_nothing
@@ -46,13 +48,18 @@ class Server:
         self._services = services
 
     def run(
-        self, chat: ChatCompletionRequest, owner: str, report_ignored: ReportIgnored = report_nothing
+        self,
+        request: ChatCompletionRequest | CompletionRequest,
+        owner: str,
+        report_ignored: ReportIgnored = report_nothing,
     ) -> AsyncGenerator[Event, None]:
         """A Head, then what is said; close it to end it early. Its first step raises what refuses the request.
 
         `report_ignored` gets the names of the parameters that the model has no use for.
         """
-        return self._services.chat.run(chat, owner, report_ignored=report_ignored)
+        if isinstance(request, CompletionRequest):
+            return self._services.completions.run(request, owner)
+        return self._services.chat.run(request, owner, report_ignored=report_ignored)
 
     async def count(
         self, chat: ChatCompletionRequest, owner: str, report_ignored: ReportIgnored = report_nothing
@@ -76,6 +83,13 @@ class Server:
 
     async def load(self, name: str | None) -> None:
         await self._services.models.get_model(name)
+
+    def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
+        """A model of a hub. Like `delete` for administrators only: its route depends on `require_admin`."""
+        return self._services.pulls.pull(name)
+
+    async def delete(self, name: str) -> None:
+        await self._services.pulls.delete(name)
 
     def owner(self, request: Request) -> str:
         """Whom the answer is for: the same for the same API key."""

@@ -12,12 +12,15 @@ from app.common.disconnect import while_connected
 from app.common.errors import MESSAGE_LENGTH, Problem, fault_of
 from app.common.ignored import Ignored
 from app.common.json_body import JsonRoute, UntypedJsonRoute
+from app.common.rate_headers import rate_headers
 from app.common.router import Router
 from app.common.sse import Framing
 from app.spec.framing import NamedEvent, Payload, server_sent, to_json
 from app.spec.server import Output, Server
 from schemas.chat_schema import ChatCompletionRequest
+from schemas.completion_schema import CompletionRequest
 from schemas.ignored_keys import ignored_keys
+from services.callers import RateReport
 from services.chat.request.refusals import ReportIgnored
 from services.errors import InvalidRequest, ServiceError, literal
 from services.large import offload
@@ -63,7 +66,8 @@ class Spec(Generic[T]):
         """Called once, before any request; endpoints may still be added."""
         self.server = server
 
-    def decode_request(self, request: T) -> ChatCompletionRequest:
+    def decode_request(self, request: T) -> ChatCompletionRequest | CompletionRequest:
+        """What the model is asked: a chat, or a plain text to go on with."""
         raise NotImplementedError(f"{type(self).__name__} has no decode_request")
 
     def encode_response(self, output: Output[T]) -> PayloadStream | Awaitable[Payload]:
@@ -73,6 +77,10 @@ class Spec(Generic[T]):
     def error_body(self, problem: Problem) -> dict[str, Any]:
         """Of whatever goes wrong on its endpoints, the refusal of a key included."""
         return problem.body()
+
+    def rate_headers(self, report: RateReport) -> Mapping[str, str]:
+        """How much of the key's limits is left."""
+        return rate_headers(report)
 
     def framing(self) -> Framing[Payload | NamedEvent]:
         """Of what it streams: `server_sent` or `json_lines`."""
@@ -85,9 +93,9 @@ class Spec(Generic[T]):
     async def answer(self, body: T, request: Request) -> Response:
         ignored = await offload(self.server.ignored, self.ignored(body))
         translate = partial(self.translate_error, body)
-        chat = await offload(decoded, self.decode_request, body, translate)
+        asked = await offload(decoded, self.decode_request, body, translate)
         owner = self.server.owner(request)
-        output = Output(body, owner, self.server.run(chat, owner, self.ignored_reporter(ignored)))
+        output = Output(body, owner, self.server.run(asked, owner, self.ignored_reporter(ignored)))
         encoded = self.encode_response(output)
         if isinstance(encoded, AsyncGenerator):
             return await self.server.stream(_closing(encoded, output, translate), self.framing(), ignored.headers)

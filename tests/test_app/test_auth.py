@@ -2,14 +2,16 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import httpx2
 import pytest
+from fastapi import Depends
 
-from app.common.auth import OPEN, Caller, Keys
+from app.common.auth import OPEN, Keys, require_admin
 from app.common.settings import ApiKey, Settings
-from tests.apps import NewSite, Site
+from services.callers import Caller
+from tests.apps import NewSite, Site, is_administration
 
 ONE, TWO = "sk-one", "sk-two"
 CHAT, NEW, GET, STREAM = "/v1/chat/completions", "/chat/new/message/", "/chat/get/messages/", "/chat/stream"
@@ -56,7 +58,10 @@ class TestEveryRoute:
     async def test_accepts_a_known_key(self, closed: Site) -> None:
         for method, path in set(routes(closed)):
             answer = await closed.client.request(method, path, headers=bearer(ONE))
-            assert answer.status_code not in (401, 403), (method, path)
+            if is_closed := is_administration(method, path):
+                assert answer.status_code == 404, (method, path)
+            assert ("needs an admin key" in answer.text) == (is_closed and method != "HEAD"), (method, path)
+            assert answer.status_code != 401, (method, path)
 
     async def test_only_page_files_are_open(self, closed: Site) -> None:
         assert (await closed.client.get("/static/nothing.js")).status_code == 404
@@ -114,6 +119,40 @@ class TestKeys:
         by_key, by_hash = (Settings(_env_file=None, api_keys=each).api_keys[0] for each in (ONE, f"sha256:{digest}"))
         assert by_key.owner == by_hash.owner
         assert ONE not in repr(by_key)
+
+
+class TestAdmins:
+    @pytest.fixture
+    async def administered(self, new_site: NewSite) -> Site:
+        site = await new_site(api_keys=[ONE], admin_key=TWO)
+
+        @site.app.get("/v1/administration/{id}")
+        async def administer(caller: Annotated[Caller, Depends(require_admin)]) -> str:
+            return caller.role
+
+        return site
+
+    async def test_only_an_admin_key_is_let_in(self, administered: Site) -> None:
+        answers = {
+            key: [await administered.client.get(f"/v1/administration/{id}", headers=bearer(key)) for id in "ab"]
+            for key in (ONE, TWO, "wrong")
+        }
+        assert {key: {each.status_code for each in found} for key, found in answers.items()} == {
+            ONE: {404},
+            TWO: {200},
+            "wrong": {401},
+        }
+        assert answers[ONE][0].text == answers[ONE][1].text
+        assert (await ask(administered, headers=bearer(TWO))).status_code == 200  # it is a key like any other
+
+    async def test_an_admin_key_alone_closes_the_server(self, new_site: NewSite) -> None:
+        site = await new_site(admin_key=TWO)
+        assert [(await ask(site, headers=headers)).status_code for headers in (None, bearer(TWO))] == [401, 200]
+
+    async def test_without_keys_nobody_is_an_admin(self, administered: Site, new_site: NewSite) -> None:
+        site = await new_site()
+        site.app.router.routes.append(administered.app.router.routes[-1])
+        assert (await site.client.get("/v1/administration/a")).status_code == 404
 
 
 class TestOwners:

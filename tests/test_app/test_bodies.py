@@ -23,6 +23,17 @@ REQUIRED: Json = {
     "text_1": "Hi",
     "text_2": "Hi",
     "tokens": [1],
+    "lora_name": "sql",
+    "lora_path": "folder",
+    "name": "a name",
+    "input_file_id": "file-1",
+    "endpoint": "/v1/responses",
+    "completion_window": "24h",
+    "bytes": 1,
+    "filename": "a.jsonl",
+    "mime_type": "text/plain",
+    "purpose": "batch",
+    "part_ids": ["part_" + "0" * 32],
 }
 OTHERS: dict[str | None, tuple[Any, ...]] = {
     "integer": ("3", True, 1.5),

@@ -6,14 +6,14 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from services.engine.base import Embeddings
-from tests.apps import NewSite, Site, post
+from services.engine.base import ANYBODY, Embeddings, TextPrompts
+from tests.apps import NewSite, Site, is_administration, post
 from tests.fakes import FakeEngine, FakeTokenizer
 from tests.heartbeat import Answer, held
 from tools.faults.bombs import JSON_ROUTES, Bomb, bombs
 
 LONGEST = 0.05  # seconds of CPU time
-TRIES = 4  # on a busy machine CPU time is longer too
+TRIES = 25  # on a busy machine CPU time is longer too: the shortest counts
 ANYWHERE = ("/v1/chat/completions", "/v1/messages", "/predict")  # other routes use the same code
 JSON = {"Content-Type": "application/json"}
 QUIET = {"log": {"level": "ERROR"}}
@@ -33,8 +33,9 @@ class CoarseTokenizer(FakeTokenizer):
 
 class FakeEmbedder(FakeEngine):
     dimensions = 384
+    prompts = TextPrompts()  # type: ignore[assignment]  # of an embedder; those of a chat engine's jobs are not asked for
 
-    async def embed(self, inputs: Sequence[Sequence[int]]) -> Embeddings:
+    async def embed(self, inputs: Sequence[Sequence[int]], owner: str = ANYBODY) -> Embeddings:
         return Embeddings(b"\0" * (4 * self.dimensions * len(inputs)), self.dimensions)
 
 
@@ -65,6 +66,7 @@ async def test_no_body_blocks_the_event_loop(site: Site) -> None:
     holding = {}
     for bomb in bombs(ANYWHERE):
         answer = await longest(site, bomb)
+        assert answer.status < 500, bomb
         if answer.seconds >= LONGEST:
             holding[str(bomb)] = answer.seconds
     assert holding == {}
@@ -72,9 +74,9 @@ async def test_no_body_blocks_the_event_loop(site: Site) -> None:
 
 async def test_all_routes_with_a_body_are_tested(site: Site) -> None:
     paths = site.app.openapi()["paths"]
-    assert {path for path, of in paths.items() if "requestBody" in of.get("post", {}) and "{" not in path} == {
-        *JSON_ROUTES
-    }
+    bodies = {path: of.get("post", {}).get("requestBody", {}).get("content", {}) for path, of in paths.items()}
+    taking = {path for path, body in bodies.items() if "application/json" in body and "{" not in path}
+    assert {path for path in taking if not is_administration("POST", path)} == {*JSON_ROUTES}
     for bomb in bombs():
         if bomb.name == "1,001 unknown keys":
             answer = await site.client.post(bomb.path, content=bomb.body(), headers=JSON)

@@ -34,7 +34,9 @@ class Server(asyncio.Protocol):
             pass
 
 
-class Socket(asyncio.Transport):
+class Socket(asyncio.BaseTransport):
+    """No asyncio.Transport, as uvloop's is none."""
+
     def __init__(self) -> None:
         super().__init__()
         self.written = b""

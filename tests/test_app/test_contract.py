@@ -23,9 +23,9 @@ from schemathesis.specs.openapi.checks import (
 from services.engine import build
 from tests.apps import NewSite, Site
 from tests.fakes import FakeEngine
+from tests.generated import examples
 from tests.test_engine import tiny_encoders
 
-EXAMPLES = 12  # for each operation, of valid and of invalid requests
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -51,7 +51,7 @@ def cases(operation: Any, mode: GenerationMode) -> list[Case]:
     found = []
 
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=examples(4, 12),
         derandomize=True,
         database=None,
         phases=[Phase.generate],
@@ -85,6 +85,7 @@ async def faults(site: Site, case: Case) -> list[str]:
     return []
 
 
+@pytest.mark.hypothesis
 @pytest.mark.timeout(900)  # generating requests is slow on a busy machine
 @pytest.mark.parametrize(
     "mode", [GenerationMode.POSITIVE, pytest.param(GenerationMode.NEGATIVE, marks=pytest.mark.extended)]
@@ -92,5 +93,5 @@ async def faults(site: Site, case: Case) -> list[str]:
 async def test_generated_requests_get_documented_responses(site: Site, mode: GenerationMode) -> None:
     operations = [result.ok() for result in schemathesis.openapi.from_dict(site.app.openapi()).get_all_operations()]
     sent = [case for operation in operations for case in cases(operation, mode)]
-    assert len(sent) > 150
+    assert len(sent) > examples(80, 150)
     assert [fault for case in sent for fault in await faults(site, case)] == []

@@ -14,6 +14,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "hi"},
     "/v1/responses": {"input": "hi"},
     "/v1/conversations": {},
+    "/v1/batches": {"input_file_id": "file-1", "endpoint": "/v1/responses", "completion_window": "24h"},
 }
 BEYOND = [2**64, -(2**63) - 1, 2**70, -(2**200), 10**300]
 

@@ -71,7 +71,7 @@ async def test_body_limit_ignores_other_scopes() -> None:
     async def inner(scope, receive, send) -> None:
         scopes.append(scope)
 
-    await BodyLimit(inner, max_bytes=1)({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
+    await BodyLimit(inner, max_bytes=lambda path: 1)({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
     assert scopes == [{"type": "lifespan"}]
 
 
@@ -82,9 +82,9 @@ async def test_declared_length_is_rejected_before_reading() -> None:
     async def receive() -> Message:
         raise AssertionError("nobody sends anything")
 
-    scope = {"type": "http", "headers": [(b"content-length", b"2")]}
+    scope = {"type": "http", "path": "/", "headers": [(b"content-length", b"2")]}
     with pytest.raises(HTTPException, match="413"):
-        await BodyLimit(reads, max_bytes=1)(scope, receive, None)  # type: ignore[arg-type]
+        await BodyLimit(reads, max_bytes=lambda path: 1)(scope, receive, None)  # type: ignore[arg-type]
 
 
 class TestOptions:
@@ -95,7 +95,7 @@ class TestOptions:
             ("/chat/completions", "GET, HEAD, POST, OPTIONS"),
             ("/v1/embeddings", "POST, OPTIONS"),
             ("/v1/models", "GET, HEAD, OPTIONS"),
-            ("/v1/models/owner/name", "GET, HEAD, OPTIONS"),
+            ("/v1/models/owner/name", "DELETE, GET, HEAD, OPTIONS"),
             ("/predict", "POST, OPTIONS"),
         ],
     )

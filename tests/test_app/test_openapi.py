@@ -66,9 +66,11 @@ async def test_other_protocols_have_their_own_errors(new_site: NewSite) -> None:
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"\xff", b""])
-async def test_malformed_bodies(site: Site, body: bytes) -> None:
+async def test_malformed_bodies(new_site: NewSite, body: bytes) -> None:
+    admin = "admin-key-of-this-test"
+    site = await new_site(admin_key=admin, specs=[])
     for path in with_body(site):
-        answer = await site.client.post(path, content=body, headers=JSON)
+        answer = await site.client.post(path, content=body, headers={**JSON, "X-API-Key": admin})
         assert answer.status_code == 400, path
         assert ErrorBody.model_validate(answer.json()).error.type == "invalid_request_error"
 
@@ -87,3 +89,22 @@ async def test_unknown_routes(site: Site, path: str) -> None:
     answer = await site.client.post(path, json={})
     assert answer.status_code == 404
     ErrorBody.model_validate(answer.json())
+
+
+async def test_every_body_and_needed_parameter_has_an_example_that_is_valid(new_site: NewSite) -> None:
+    site = await new_site()
+    for method, path, operation in operations(site):
+        needed = [each for each in operation.get("parameters", ()) if each.get("required")]
+        assert [each["name"] for each in needed if "example" not in each] == [], path
+        for content_type, content in operation.get("requestBody", {"content": {}})["content"].items():
+            assert content_type == "multipart/form-data" or "example" in content, path
+            if content_type == JSON["Content-Type"]:
+                url = path.format_map({each["name"]: each["example"] for each in needed})
+                answer = await site.client.request(method, url, json=content["example"])
+                assert answer.status_code not in (400, 422) or is_about_the_site(answer.json()), (path, answer.text)
+                assert "x-parley-ignored" not in answer.headers, path
+
+
+def is_about_the_site(error: dict[str, Any]) -> bool:
+    """The test's has no reranker, and no engine that takes adapters."""
+    return any(word in str(error) for word in ("rerank", "adapter"))

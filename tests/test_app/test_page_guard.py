@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.common.auth import HEALTH
+from app.common.auth import HEALTH, PAGES
 from tests.apps import NewSite, Site
 from tests.fakes import FakeEngine
 
@@ -71,25 +71,26 @@ async def ask(site: Site, path: str = CHAT, headers: Headers | None = None, **fi
 
 
 class TestEveryRoute:
-    async def statuses(self, site: Site, table: list[Headers]) -> dict[str, set[int]]:
-        """Status codes of each path with each of the headers."""
-        found: dict[str, set[int]] = {}
+    async def statuses(self, site: Site, table: list[Headers]) -> dict[tuple[str, str], set[int]]:
+        """Status codes of each method and path with each of the headers."""
+        found: dict[tuple[str, str], set[int]] = {}
         for method, path in sorted(set(routes(site))):
             answers = [await site.client.request(method, path, headers=headers) for headers in table]
-            found.setdefault(path, set()).update(answer.status_code for answer in answers)
-        assert {"/", "/static/chat.js", CHAT, NEW, GET, STREAM, "/metrics", "/api/chat", "/openapi.json"} < set(found)
+            found[method, path] = {answer.status_code for answer in answers}
+        paths = {path for _, path in found}
+        assert {"/", "/static/chat.js", CHAT, NEW, GET, STREAM, "/metrics", "/api/chat", "/openapi.json"} < paths
         return found
 
     async def test_rejects_unknown_hosts_except_on_probes(self, site: Site) -> None:
-        for path, statuses in (await self.statuses(site, REBOUND)).items():
+        for (_, path), statuses in (await self.statuses(site, REBOUND)).items():
             assert statuses == ({200} if path in HEALTH else {403}), path
 
     async def test_rejects_foreign_pages_except_on_page_and_probes(self, site: Site) -> None:
-        for path, statuses in (await self.statuses(site, STRANGE)).items():
-            assert statuses == ({200} if path in ("/", "/static/chat.js", *HEALTH) else {403}), path
+        for (_, path), statuses in (await self.statuses(site, STRANGE)).items():
+            assert statuses == ({200} if path in (*PAGES, "/static/chat.js", *HEALTH) else {403}), path
 
     async def test_accepts_programs_and_our_page(self, site: Site) -> None:
-        for path, statuses in (await self.statuses(site, [*PROGRAMS, *OWN_PAGES])).items():
+        for (_, path), statuses in (await self.statuses(site, [*PROGRAMS, *OWN_PAGES])).items():
             assert not statuses & {401, 403}, path
 
 
@@ -194,7 +195,9 @@ async def test_every_answer_has_security_headers(new_site: NewSite, keys: list[s
         for method, path in {*routes(site), ("POST", "/v1/models"), ("GET", f"{STREAM}?prompt=hi")}:
             answer = await site.client.request(method, path, headers=headers)
             assert answer.headers["x-content-type-options"] == "nosniff", (method, path)
-            assert answer.headers["content-security-policy"] == "frame-ancestors 'none'", (method, path)
+            *of_page, policy = answer.headers.get_list("content-security-policy")
+            assert policy == "frame-ancestors 'none'", (method, path)
+            assert bool(of_page) == (path in PAGES and answer.status_code == 200), (method, path)
             is_file = path.startswith("/static/")
             expected = "no-cache" if is_file else "no-store"
             assert answer.headers.get("cache-control") == expected, (method, path)

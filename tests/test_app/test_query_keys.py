@@ -9,7 +9,22 @@ import pytest
 from tests.apps import MODEL, NewSite, Site, post
 
 MESSAGES = [{"role": "user", "content": "hi"}]
-NEEDED = {"/v1/conversations/search": "query=hi&", "/chat/stream": "prompt=hi&"}
+NEEDED = {"/v1/conversations/search": "query=hi&", "/chat/stream": "prompt=hi&"} | {
+    f"/v1/organization/usage/{kind}": "start_time=1&" for kind in ("completions", "embeddings")
+}
+ADMIN = "admin-key-of-this-test"
+
+
+async def administered(new_site: NewSite, **settings: object) -> Site:
+    """A site whose client may do everything."""
+    site = await new_site(admin_key=ADMIN, **settings)
+    site.client.headers["X-API-Key"] = ADMIN
+    return site
+
+
+@pytest.fixture
+async def site(new_site: NewSite) -> Site:
+    return await administered(new_site)
 
 
 def documented(site: Site) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -21,11 +36,25 @@ def documented(site: Site) -> Iterator[tuple[str, dict[str, Any]]]:
 async def ids(site: Site) -> dict[str, str]:
     conversation = (await post(site, "/v1/conversations", items=MESSAGES))["id"]
     items = (await site.client.get(f"/v1/conversations/{conversation}/items")).json()["data"]
+    upload = {"file": ("a.txt", b"text")}
+    file = await site.client.post("/v1/files", files=upload, data={"purpose": "user_data"})
+    request = b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "hi"}}'
+    input = await site.client.post("/v1/files", files={"file": ("a", request)}, data={"purpose": "batch"})
+    window = {"endpoint": "/v1/completions", "completion_window": "24h"}
+    batch = await post(site, "/v1/batches", input_file_id=input.json()["id"], **window)
+    projects = "/v1/organization/projects"
+    project = (await post(site, projects, name="a project"))["id"]
+    account = await post(site, f"{projects}/{project}/service_accounts", name="an account")
     return {
+        "project_id": project,
+        "account_id": account["id"],
+        "key_id": account["api_key"]["id"],
         "conversation_id": conversation,
         "item_id": items[0]["id"],
         "completion_id": (await post(site, "/v1/chat/completions", messages=MESSAGES, store=True))["id"],
         "response_id": (await post(site, "/v1/responses", input="hi"))["id"],
+        "file_id": file.json()["id"],
+        "batch_id": batch["id"],
         "model": MODEL,
     }
 
@@ -83,7 +112,7 @@ async def test_unknown_keys_of_query_and_body_are_both_reported(site: Site) -> N
 
 
 async def test_strict_server_rejects_unknown_keys(new_site: NewSite) -> None:
-    site = await new_site(strict=True)
+    site = await administered(new_site, strict=True)
     known = await ids(site)
     for path, _ in documented(site):
         url = f"{path.format(**known)}?{NEEDED.get(path, '')}"

@@ -111,8 +111,8 @@ def test_owner_does_not_reveal_the_key(monkeypatch: Environment) -> None:
     [
         ("PARLEY_ENGINE__MAX_NUM_SEQS", "0"),
         ("PARLEY_SERVER__KEEPALIVE_S", "0"),
-        ("PARLEY_ENGINE__TENSOR_PARALLEL_SIZE", "2"),
-        ("PARLEY_ENGINE__QUANTIZATION", "int4"),
+        ("PARLEY_ENGINE__TENSOR_PARALLEL_SIZE", "0"),
+        ("PARLEY_ENGINE__QUANTIZATION", "int3"),
         ("PARLEY_ENGINE__KV_CACHE_RATIO", "1.5"),
         ("PARLEY_SERVER__WORKERS", "2"),  # with an SQLite file
         ("PARLEY_LOG__FORMAT", "xml"),

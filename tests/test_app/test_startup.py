@@ -85,14 +85,14 @@ class TestAnnouncement:
             "models: chat from /models/chat (chat, loading), embedding (embedding, loaded at its first request)"
         )
         assert database == f"database: {tmp_path}/a.db"
-        assert keys.startswith("no PARLEY_API_KEYS: anybody")
+        assert keys.startswith("no keys: anybody")
         assert settings == f"settings: PARLEY_DATABASE__URL=sqlite:///{tmp_path}/a.db"
 
     def test_secrets_are_masked(self, caplog: pytest.LogCaptureFixture) -> None:
         url = "postgresql://user:secret@db/parley?password=secret"
-        lines = self.announcement(caplog, database={"url": url}, api_keys="secret,other-secret")
+        lines = self.announcement(caplog, database={"url": url}, api_keys="secret,other", admin_key="top-secret")
         assert "secret" not in "\n".join(lines)
-        assert lines[3].startswith("keys: 2;")
+        assert lines[3].startswith("keys: 3 of the settings;")
         assert "user:***@db/parley" in lines[2]
         assert "PARLEY_API_KEYS=***" in lines[4]
 

@@ -36,7 +36,7 @@ def test_every_resource_of_the_client_is_served_or_listed() -> None:
     ("path", "about"),
     [
         ("/v1/audio/speech", "speech"),
-        ("/batches", "batch jobs"),
+        ("/fine_tuning/jobs", "training"),
         ("/v1/vector_stores/vs_1/files", "/v1/embeddings"),
     ],
 )

@@ -1,25 +1,36 @@
 """Every method by which the official client keeps, finds, changes and deletes what was said, on both databases."""
 
+import asyncio
 import inspect
+import json
+from contextlib import suppress
+from hashlib import md5
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI, NotFoundError
+from openai import AsyncOpenAI, ConflictError, NotFoundError
 from pydantic import BaseModel
 
 from tests.apps import MODEL
 from tests.fakes import FakeEngine
 
 RESOURCES = (
+    "batches",
     "chat.completions",
     "chat.completions.messages",
     "conversations",
     "conversations.items",
+    "files",
+    "uploads",
+    "uploads.parts",
     "responses",
     "responses.input_items",
     "responses.input_tokens",
 )
-OTHERS = {"responses.connect"}  # over a WebSocket, which has its own transport
+OTHERS = {
+    "responses.connect",  # over a WebSocket, which has its own transport
+    *("files.retrieve_content", "files.wait_for_processing"),  # by `content` and `retrieve`
+}
 
 
 class Watched:
@@ -61,6 +72,9 @@ async def test_every_method_is_served(openai: AsyncOpenAI, engine: FakeEngine) -
     client: Any = Watched(openai, "", called)
     await stored_completions(client)
     await conversations(client)
+    await files(client)
+    await uploads(client)
+    await batches(client)
     await responses(client)
     await in_the_background(client)
     await parsed(client, engine)
@@ -103,6 +117,45 @@ async def conversations(client: Any) -> None:
     assert (await client.conversations.delete(made.id)).deleted
     with pytest.raises(NotFoundError):
         await client.conversations.retrieve(made.id)
+
+
+async def files(client: Any) -> None:
+    made = [await client.files.create(file=(f"{n}.txt", b"text"), purpose="user_data") for n in range(3)]
+    assert [each.id async for each in client.files.list(limit=2, order="asc")] == [each.id for each in made]
+    assert await client.files.retrieve(made[0].id) == made[0]
+    assert (await client.files.content(made[0].id)).content == b"text"
+    assert (await client.files.delete(made[0].id)).deleted
+    with pytest.raises(NotFoundError):
+        await client.files.retrieve(made[0].id)
+
+
+async def uploads(client: Any) -> None:
+    whole = await client.uploads.upload_file_chunked(
+        file=b"abcdefg", filename="a.txt", bytes=7, mime_type="text/plain", purpose="user_data", part_size=3
+    )
+    assert (await client.files.content(whole.file.id)).content == b"abcdefg"
+    made = await client.uploads.create(bytes=7, filename="a.txt", mime_type="text/plain", purpose="user_data")
+    first, second = [await client.uploads.parts.create(made.id, data=data) for data in (b"efg", b"abcd")]
+    done = await client.uploads.complete(made.id, part_ids=[second.id, first.id], md5=md5(b"abcdefg").hexdigest())
+    assert (await client.files.content(done.file.id)).content == b"abcdefg"
+    other = await client.uploads.create(bytes=7, filename="a.txt", mime_type="text/plain", purpose="user_data")
+    assert (await client.uploads.cancel(other.id)).status == "cancelled"
+
+
+async def batches(client: Any) -> None:
+    requests = [
+        b'{"custom_id": "%d", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a"}}' % n for n in (1, 2)
+    ]
+    file = await client.files.create(file=("in.jsonl", b"\n".join(requests)), purpose="batch")
+    options = {"input_file_id": file.id, "endpoint": "/v1/completions", "completion_window": "24h"}
+    made = [await client.batches.create(**options) for _ in range(3)]
+    assert [each.id async for each in client.batches.list(limit=2)] == [each.id for each in reversed(made)]
+    with suppress(ConflictError):  # it may have ended
+        assert (await client.batches.cancel(made[0].id)).status in ("cancelling", "cancelled")
+    while (batch := await client.batches.retrieve(made[1].id)).status != "completed":  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    output = (await client.files.content(batch.output_file_id)).text.splitlines()
+    assert {json.loads(line)["custom_id"] for line in output} == {"1", "2"}
 
 
 async def responses(client: Any) -> None:

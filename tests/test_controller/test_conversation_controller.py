@@ -151,9 +151,9 @@ async def test_ids_are_kept_and_are_there_once(openai: AsyncOpenAI) -> None:
 
 
 async def test_what_no_model_here_reads_is_refused_when_one_must(openai: AsyncOpenAI) -> None:
-    file = {"type": "message", "role": "user", "content": [{"type": "input_file", "file_id": "f"}]}
-    made = await openai.conversations.create(items=[file])  # type: ignore[list-item]
-    with pytest.raises(BadRequestError, match="input_file"):
+    sound = {"type": "message", "role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}
+    made = await openai.conversations.create(items=[sound])  # type: ignore[list-item]
+    with pytest.raises(BadRequestError, match="input_audio"):
         await openai.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": "d"}], extra_body={"conversation": made.id}
         )

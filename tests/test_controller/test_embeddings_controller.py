@@ -34,7 +34,7 @@ def client(embedder) -> TestClient:
     app.include_router(router)
     app.dependency_overrides[dependencies.Embedder.__metadata__[0].dependency] = lambda: embedder
     app.dependency_overrides[dependencies.UnknownKeys.__metadata__[0].dependency] = lambda: UnknownKeys(strict=False)
-    app.dependency_overrides[dependencies._caller] = lambda: Caller("me")
+    app.dependency_overrides[dependencies.Caller.__metadata__[0].dependency] = lambda: Caller("me")
     return TestClient(app)
 
 

@@ -102,7 +102,6 @@ async def test_the_first_one_at_fault(site: Site) -> None:
         {"type": "image_url", "image_url": {"detail": "low"}},
         part("data:", detail="best"),
         {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
-        {"type": "file", "file": {"file_id": "f"}},
         {"type": "video_url"},
     ],
     ids=str,
@@ -113,9 +112,8 @@ async def test_other_parts_are_refused(site: Site, wrong: dict[str, Any]) -> Non
     assert error["code"] == "invalid_value"
 
 
-@pytest.mark.parametrize("kind", ["input_audio", "file"])
-async def test_parts_of_the_contract_are_refused_by_name(site: Site, kind: str) -> None:
-    assert f"'{kind}' is not supported" in (await refusal(site, {"type": kind}))["message"]
+async def test_parts_of_the_contract_are_refused_by_name(site: Site) -> None:
+    assert "'input_audio' is not supported" in (await refusal(site, {"type": "input_audio"}))["message"]
 
 
 @pytest.mark.parametrize("role", ["system", "developer", "assistant"])

@@ -1,10 +1,11 @@
 """GET /v1/models."""
 
-from typing import cast
+from typing import ClassVar, cast
 
 import pytest
 
 from services.engine.base import ImageReader
+from services.errors import EngineFailed
 from tests.apps import MODEL, NewSite, Site
 from tests.fakes import FakeEngine
 
@@ -22,7 +23,7 @@ async def test_all_are_listed(many: Site, prefix: str) -> None:
     assert listed["object"] == "list"
     assert [each["id"] for each in listed["data"]] == [MODEL, "owner/model", "fake-embedding"]
     for each in listed["data"]:
-        assert set(each) - {"sampling"} == {"id", "object", "created", "owned_by"}
+        assert set(each) - {"sampling"} == {"id", "object", "created", "owned_by", "status"}
         assert ("sampling" in each) == (each["id"] != "fake-embedding")
         assert each["object"] == "model"
         assert isinstance(each["created"], int)
@@ -83,3 +84,54 @@ async def test_context_length_is_known_once_the_model_is_loaded(many: Site) -> N
     length = (await many.services.models.get_model(MODEL)).max_length
     after = (await many.client.get(f"/v1/models/{MODEL}")).json()
     assert (after["max_model_len"], after["context_length"]) == (length, length)
+
+
+class TestLoading:
+    KEYS: ClassVar = {"api_keys": ["user-key-of-this-test"], "admin_key": "admin-key-of-this-test"}
+    ADMIN: ClassVar = {"Authorization": "Bearer admin-key-of-this-test"}
+    USER: ClassVar = {"Authorization": "Bearer user-key-of-this-test"}
+
+    async def state(self, site: Site, name: str = MODEL) -> str:
+        found = (await site.client.get(f"/v1/models/{name}", headers=self.USER)).json()
+        return str(found["status"]["value"])
+
+    async def test_a_model_is_loaded_and_unloaded(self, new_site: NewSite, engine: FakeEngine) -> None:
+        site = await new_site(**self.KEYS, models=[HUB])
+        for name in (MODEL, "owner/model", "owner%2Fmodel"):
+            loaded = await site.client.post(f"/v1/models/{name}/load", headers=self.ADMIN)
+            assert (loaded.status_code, loaded.json()["status"]) == (200, {"value": "loaded"})
+            assert await self.state(site, name) == "loaded"
+            unloaded = await site.client.post(f"/models/{name}/unload", headers=self.ADMIN)
+            assert (unloaded.status_code, unloaded.json()["status"]) == (200, {"value": "unloaded"})
+            assert await self.state(site, name) == "unloaded"
+        assert engine.starts == 3
+
+    async def test_only_an_administrator_may(self, new_site: NewSite, site: Site) -> None:
+        guarded = await new_site(**self.KEYS)
+        for path in (f"/v1/models/{MODEL}/load", f"/v1/models/{MODEL}/unload", "/v1/models/nothing/load"):
+            assert (await guarded.client.post(path, headers=self.USER)).status_code == 404
+            assert (await site.client.post(path)).status_code == 404  # without keys everybody would be one
+        assert await self.state(guarded) == "unloaded"
+
+    async def test_unknown_one_is_not_found(self, new_site: NewSite) -> None:
+        site = await new_site(**self.KEYS)
+        for action in ("load", "unload"):
+            refused = await site.client.post(f"/v1/models/nothing/{action}", headers=self.ADMIN)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+
+    async def test_one_that_answers_is_not_unloaded(self, new_site: NewSite) -> None:
+        site = await new_site(**self.KEYS)
+        async with site.services.models.lease(MODEL):
+            refused = await site.client.post(f"/v1/models/{MODEL}/unload", headers=self.ADMIN)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (409, "model")
+        assert (await site.client.post(f"/v1/models/{MODEL}/unload", headers=self.ADMIN)).status_code == 200
+
+    async def test_failed_load_is_said_and_shown(self, new_site: NewSite) -> None:
+        def build(kind: str, **options: object) -> object:
+            raise EngineFailed("it has no layers")
+
+        site = await new_site(**self.KEYS, build=build)
+        refused = await site.client.post(f"/v1/models/{MODEL}/load", headers=self.ADMIN)
+        assert refused.status_code == 500
+        assert "it has no layers" in refused.json()["error"]["message"]
+        assert await self.state(site) == "failed"

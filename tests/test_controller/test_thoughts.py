@@ -6,8 +6,8 @@ import pytest
 from openai import AsyncOpenAI
 from sqlalchemy import text
 
-from app.common.settings import ANYBODY
 from database.session import Database
+from services.callers import ANYBODY
 from services.chat.sealed import Seal
 from tests.agents import apps
 from tests.apps import NewSite

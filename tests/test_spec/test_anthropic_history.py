@@ -7,6 +7,7 @@ import pytest
 
 from tests.apps import Site
 from tests.fakes import FakeEngine
+from tests.pdfs import pdf
 from tests.pictures import FakeReader, encoded
 
 PNG = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(encoded()).decode()}
@@ -70,15 +71,26 @@ class TestDocuments:
     @pytest.mark.parametrize(
         "source",
         [
-            {"type": "base64", "media_type": "application/pdf", "data": "AAAA"},
+            {"type": "base64", "media_type": "application/pdf", "data": "/wA="},
             {"type": "url", "url": "http://example.org/a.pdf"},
-            {"type": "file", "file_id": "file_1"},
         ],
         ids=lambda source: source["type"],
     )
     async def test_what_cannot_be_read_is_refused_by_its_name(self, site: Site, source: dict[str, Any]) -> None:
         message = await refusal(site, user(text("hi"), {"type": "document", "source": source}), system="s")
-        assert "'messages.0.content.1.source'" in message
+        assert "messages.0.content.1" in message
+
+    async def test_pdfs_are_read(self, site: Site, engine: FakeEngine) -> None:
+        source = {"type": "base64", "media_type": "application/pdf", "data": base64.b64encode(pdf("Lorn")).decode()}
+        document = {"type": "document", "title": "Rivers", "context": "of the north", "source": source}
+        rendered = await prompt(site, engine, user(document, text("Which river?")))
+        assert rendered.startswith("<user>of the north\n\nFile: Rivers\n\nLorn\n\nWhich river?")
+
+    async def test_of_uploaded_files(self, site: Site, engine: FakeEngine) -> None:
+        form: Any = {"files": {"file": ("a.txt", b"Lorn")}, "data": {"purpose": "user_data"}}
+        made = (await site.client.post("/v1/files", **form)).json()
+        document = {"type": "document", "source": {"type": "file", "file_id": made["id"]}}
+        assert "File: a.txt\n\nLorn" in await prompt(site, engine, user(document, text("Which river?")))
 
     async def test_search_results_are_read(self, site: Site, engine: FakeEngine) -> None:
         found = {"type": "search_result", "source": "http://a", "title": "T", "content": [text("Lorn")]}
@@ -154,6 +166,9 @@ class TestImagesOfTools:
         message = await refusal(site, user(text("hi")), assistant(USE), user(text("b"), RESULT), system="s")
         assert message == "'messages.2.content.1.content.1' is an image, and this model takes text only"
 
-    async def test_files_are_refused_by_their_name(self, site: Site) -> None:
-        image = {"type": "image", "source": {"type": "file", "file_id": "f"}}
-        assert "'messages.0.content.0.source'" in await refusal(site, user(image))
+    async def test_may_be_uploaded_files(self, site: Site, engine: FakeEngine) -> None:
+        engine.images = FakeReader()
+        form: Any = {"files": {"file": ("a.png", encoded())}, "data": {"purpose": "vision"}}
+        made = (await site.client.post("/v1/files", **form)).json()
+        image = {"type": "image", "source": {"type": "file", "file_id": made["id"]}}
+        assert "[XXXXXX]" in await prompt(site, engine, user(image))

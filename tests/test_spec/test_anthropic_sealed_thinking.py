@@ -7,8 +7,8 @@ import pytest
 from anthropic import AsyncAnthropic
 from anthropic.types import Message
 
-from app.common.settings import ANYBODY
 from database.session import Database
+from services.callers import ANYBODY
 from services.chat.sealed import Seal
 from tests.agents import apps
 from tests.apps import NewSite, Site

@@ -50,7 +50,7 @@ NoSpec = dict
         (["File"], "/static/mine.js, which is open to callers without a key"),
         (["Health"], "/health/live, which is open to callers without a key"),
         (["Everything"], "/{path:path}, which is open to callers without a key"),
-        (["Docs"], "/docs, which Parley answers already"),
+        (["Docs"], "/docs, which is open to callers without a key"),
         (["Predict"], "/predict, which the spec app.spec.predict:PredictSpec answers already"),
         (["Relative"], "adds 'mine': a path begins with a slash"),
         (["NoMethod"], "with the methods []"),

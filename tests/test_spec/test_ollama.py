@@ -114,7 +114,9 @@ class TestRefusals:
         assert list(answer.json()) == ["error"]
         assert f"'{named}'" in answer.json()["error"]
 
-    @pytest.mark.parametrize("fields", [{"raw": True}, {"suffix": "x"}, {"template": "x"}], ids=str)
+    @pytest.mark.parametrize(
+        "fields", [{"raw": True}, {"template": "x"}, {"suffix": "x"}, {"system": "x", "suffix": "x"}], ids=str
+    )
     async def test_name_what_generate_does_not_do(self, site: Site, fields: dict[str, Any]) -> None:
         answer = await post(site, "/api/generate", prompt="hi", **fields)
         assert answer.status_code == 400
@@ -144,9 +146,9 @@ class TestRefusals:
             await anext(aiter(lines))
         assert broken.value.error == "out of luck"
 
-    async def test_models_are_not_pulled(self, client: AsyncClient) -> None:
-        with pytest.raises(ollama.ResponseError, match="/api/pull"):
-            await client.pull("llama")
+    async def test_models_are_not_made(self, client: AsyncClient) -> None:
+        with pytest.raises(ollama.ResponseError, match="/api/create"):
+            await client.create("llama")
 
     async def test_key(self, new_site: NewSite) -> None:
         site = await new_site(api_keys=["key"])

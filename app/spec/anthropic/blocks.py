@@ -23,13 +23,9 @@ from schemas.anthropic_block_schema import (
     ToolUseBlock,
     UrlSource,
 )
+from schemas.file_schema import MAX_FILENAME
 
 JsonObject = dict[str, Any]
-UNREAD = {
-    PdfSource: "is a PDF or the like: documents are read as 'text' or as 'content'",
-    UrlSource: "is a URL: documents are read as 'text' or as 'content'",
-    FileSource: "is a file: none are kept here",
-}
 
 
 def parts(block: Block, place: str) -> list[JsonObject]:
@@ -38,7 +34,7 @@ def parts(block: Block, place: str) -> list[JsonObject]:
         case TextBlock(text=text):
             return [_text(text)]
         case ImageBlock():
-            return [_image(block, place)]
+            return [_image(block)]
         case DocumentBlock():
             return list(_document(block, place))
         case SearchResultBlock():
@@ -48,7 +44,7 @@ def parts(block: Block, place: str) -> list[JsonObject]:
         case CompactionBlock(content=summary):
             return [_text(summary)] if summary else []
         case ContainerUploadBlock():
-            raise UnsupportedParameter(place, UNREAD[FileSource])
+            raise UnsupportedParameter(place, "is for programs that run here, and none do")
     return []
 
 
@@ -56,13 +52,14 @@ def _text(text: str) -> JsonObject:
     return {"type": "text", "text": text}
 
 
-def _image(block: ImageBlock, place: str) -> JsonObject:
+def _image(block: ImageBlock) -> JsonObject:
     match block.source:
         case Base64Source(media_type=kind, data=data):
             return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
         case UrlSource(url=url):
             return {"type": "image_url", "image_url": {"url": url}}
-    raise UnsupportedParameter(f"{place}.source", UNREAD[FileSource])
+        case FileSource(file_id=file_id):
+            return {"type": "image_url", "image_url": {"file_id": file_id}}
 
 
 def _document(block: DocumentBlock, place: str) -> Iterator[JsonObject]:
@@ -77,7 +74,19 @@ def _document(block: DocumentBlock, place: str) -> Iterator[JsonObject]:
                 yield from parts(each, f"{place}.source.content.{index}")
             yield _text("\n\n")
         case source:
-            raise UnsupportedParameter(f"{place}.source", UNREAD[type(source)])
+            yield from [_text(f"{block.context}\n\n")] if block.context else []
+            name = {"filename": block.title[:MAX_FILENAME]} if block.title else {}
+            yield {"type": "file", "file": _file(source) | name}
+
+
+def _file(source: PdfSource | UrlSource | FileSource) -> JsonObject:
+    match source:
+        case PdfSource(data=data):
+            return {"file_data": data}
+        case UrlSource(url=url):
+            return {"file_url": url}
+        case FileSource(file_id=file_id):
+            return {"file_id": file_id}
 
 
 def call(block: ToolUseBlock) -> JsonObject:

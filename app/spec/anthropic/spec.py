@@ -1,6 +1,7 @@
 """Anthropic's Messages API as a spec."""
 
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -26,6 +27,7 @@ from app.spec.anthropic.request import NAMES, chat, ignored, names
 from app.spec.anthropic.sealed_thinking import opened, sealed
 from schemas.anthropic_answer_schema import AnthropicMessage, TokenCount
 from schemas.anthropic_schema import CountRequest, MessagesRequest, ThinkingConfig
+from services.callers import RateReport
 from services.large import offload
 from services.parameter_names import ParameterNames, translate_error, translate_errors
 
@@ -112,8 +114,20 @@ class AnthropicSpec(Spec[MessagesRequest]):
         kind = TYPES.get(problem.status, "invalid_request_error" if problem.status < 500 else "api_error")
         return {"type": "error", "error": {"type": kind, "message": problem.message}, "request_id": request_id.get()}
 
+    def rate_headers(self, report: RateReport) -> Mapping[str, str]:
+        return dict(_rate_headers(report))
+
     def framing(self) -> Framing[Payload | NamedEvent]:
         return server_sent(self.error_body, keepalive=PING)
 
     def ignored(self, request: MessagesRequest) -> Iterable[str]:
         return ignored(request)
+
+
+def _rate_headers(report: RateReport) -> Iterator[tuple[str, str]]:
+    for kind, status in (("requests", report.requests), ("tokens", report.tokens)):
+        if status is not None:
+            reset = datetime.now(UTC) + timedelta(seconds=status.reset_s)
+            yield f"anthropic-ratelimit-{kind}-limit", str(status.limit)
+            yield f"anthropic-ratelimit-{kind}-remaining", str(status.remaining)
+            yield f"anthropic-ratelimit-{kind}-reset", reset.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -41,6 +41,7 @@ NAMES = {
     "top_p": "options.top_p",
 }
 TOO_LONG = "the input length exceeds the context length: {tokens} tokens > {limit}"  # by which clients know it
+HUBS = ("hf.co/", "huggingface.co/")
 WINDOWS = (None, -1, 0)  # of penalties: of all tokens, or of none
 
 JsonObject = dict[str, Any]
@@ -48,7 +49,7 @@ JsonObject = dict[str, Any]
 
 def chat(request: OllamaGenerationRequest) -> ChatCompletionRequest:
     refuse(request, UNSUPPORTED)
-    fields = _sampling(request.options) | _format(request.format) | _thinking(request)
+    fields = sampling(request.options) | _format(request.format) | _thinking(request)
     fields |= {"model": model(request.model), "logprobs": request.logprobs, "top_logprobs": request.top_logprobs}
     match request:
         case ChatRequest():
@@ -61,14 +62,19 @@ def chat(request: OllamaGenerationRequest) -> ChatCompletionRequest:
 
 
 def model(name: str | None) -> str | None:
-    """Clients put a tag behind names that have none."""
-    return name.removesuffix(":latest") if name else name
+    """Clients put a tag behind names that have none, and the hub's host ahead of its names."""
+    if name:
+        host = next((each for each in HUBS if name.startswith(each)), "")
+        return name.removeprefix(host).removesuffix(":latest")
+    return name
 
 
 def names(request: OllamaGenerationRequest) -> dict[str, str]:
     """Of the parts of its chat completion, in this request."""
     if not isinstance(request, GenerateRequest):
         return NAMES
+    if request.suffix:
+        return {**NAMES, "max_tokens": "options.num_predict"}
     place = f"messages.{1 if request.system else 0}"
     images = {f"{place}.content.{index}": f"images.{index}." for index in range(len(request.images))}
     return {**NAMES, "messages": "prompt.", "messages.0": "system." if request.system else "prompt.", **images}
@@ -85,7 +91,7 @@ def _penalises(options: Options) -> bool:
     return options.repeat_penalty not in (None, 1) or options.presence_penalty != 0 or options.frequency_penalty != 0
 
 
-def _sampling(options: Options) -> dict[str, Any]:
+def sampling(options: Options) -> dict[str, Any]:
     is_penalised = options.repeat_last_n != 0
     return {
         "max_completion_tokens": options.num_predict if options.num_predict > 0 else None,

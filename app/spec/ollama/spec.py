@@ -1,13 +1,16 @@
-"""Ollama's API as a spec. Its models are the operator's: they are listed and asked, not pulled, made or deleted."""
+"""Ollama's API as a spec. Its models are the operator's: they are listed and asked; administrators pull and delete."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, ClassVar
 
+from fastapi import Depends
 from pydantic import BaseModel
 
+from app.common.auth import require_admin
 from app.spec import (
     ChatCompletionRequest,
+    CompletionRequest,
     Framing,
     NamedEvent,
     Output,
@@ -21,10 +24,12 @@ from app.spec import (
     UnsupportedParameter,
     json_lines,
 )
+from app.spec.ollama import infill
 from app.spec.ollama import request as requests
 from app.spec.ollama.answer import AnswerEncoder, PartialAnswer
 from app.spec.ollama.catalogue import Catalogue
 from app.spec.ollama.embeddings import Embedder
+from app.spec.ollama.pulls import Pulls
 from schemas.ollama_answer_schema import (
     NANOSECONDS,
     AnswerMetrics,
@@ -33,6 +38,7 @@ from schemas.ollama_answer_schema import (
     OllamaEmbedding,
     OllamaEmbeddings,
     Processes,
+    PullLine,
     ShownModel,
     Tags,
     Version,
@@ -41,12 +47,11 @@ from schemas.ollama_schema import ChatRequest, GenerateRequest, OllamaGeneration
 from services.parameter_names import ParameterNames
 
 ToLine = Callable[[PartialAnswer, str], ChatLine | GenerateLine]
+ADMIN = [Depends(require_admin)]
 NOT_SERVED = {
-    "/api/pull": "POST",
     "/api/push": "POST",
     "/api/create": "POST",
     "/api/copy": "POST",
-    "/api/delete": "DELETE",
 }
 
 
@@ -66,11 +71,16 @@ class OllamaSpec(Spec[OllamaGenerationRequest]):
         self._add("/api/tags", catalogue.tags, Tags, "GET")
         self._add("/api/ps", catalogue.processes, Processes, "GET")
         self._add("/api/version", catalogue.version, Version, "GET")
+        pulls = Pulls(server, self.framing())
+        self._add("/api/pull", pulls.pull, PullLine, dependencies=ADMIN)
+        self.add_endpoint("/api/delete", pulls.delete, ["DELETE"], tags=["ollama"], dependencies=ADMIN)
         for path, method in NOT_SERVED.items():
             self.add_endpoint(path, self.refuse, [method], include_in_schema=False)
 
-    def _add(self, path: str, endpoint: Callable[..., Any], answer: type[BaseModel], method: str = "POST") -> None:
-        self.add_endpoint(path, endpoint, [method], response_model=answer, tags=["ollama"])
+    def _add(
+        self, path: str, endpoint: Callable[..., Any], answer: type[BaseModel], method: str = "POST", **options: Any
+    ) -> None:
+        self.add_endpoint(path, endpoint, [method], response_model=answer, tags=["ollama"], **options)
 
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         return await (self.answer(body, request) if body.messages else self._load(body))
@@ -93,7 +103,9 @@ class OllamaSpec(Spec[OllamaGenerationRequest]):
     def names_of(self, request: OllamaGenerationRequest) -> ParameterNames:
         return requests.names(request)
 
-    def decode_request(self, request: OllamaGenerationRequest) -> ChatCompletionRequest:
+    def decode_request(self, request: OllamaGenerationRequest) -> ChatCompletionRequest | CompletionRequest:
+        if isinstance(request, GenerateRequest) and request.suffix:
+            return infill.completion(request)
         return requests.chat(request)
 
     def encode_response(self, output: Output[OllamaGenerationRequest]) -> PayloadStream | Awaitable[Payload]:
