@@ -1,30 +1,44 @@
 # docker build --tag parley .            (or: make image)
-# docker run --publish 8000:8000 --volume parley:/data parley
+# docker run --publish 8000:8000 --volume parley:/data --stop-timeout 45 parley
 #
-# For a smaller image without CUDA, name an index that has CPU builds of torch:
-#   --build-arg PIP_EXTRA_INDEX_URL=…    (PIP_INDEX_URL replaces the default index)
+# --stop-timeout: running answers may take PARLEY_SERVER__DRAIN_S (30) after SIGTERM.
+#
+# Every package is the one of requirements.lock, by its hash. For a smaller image without CUDA, make a lock of the CPU
+# builds of torch (make lock LOCK=requirements-cpu.lock LOCK_ARGS="--torch-backend cpu") and name both:
+#   --build-arg LOCK=requirements-cpu.lock --build-arg PIP_EXTRA_INDEX_URL=…    (PIP_INDEX_URL replaces the default index)
 
 FROM python:3.11-slim AS builder
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
+ARG LOCK=requirements.lock
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
 WORKDIR /src
 # the requirements first: a change of ours then reuses this layer
-COPY requirements.txt .
-RUN /venv/bin/pip install --requirement requirements.txt
+COPY ${LOCK} requirements.lock
+RUN /venv/bin/pip install --require-hashes --requirement requirements.lock
 COPY . .
-RUN /venv/bin/pip install --no-deps .
+# nothing is fetched here: it is built by the setuptools of the lock
+RUN /venv/bin/pip install --no-deps --no-build-isolation .
 
 FROM python:3.11-slim
+# A compiler stays in the image, as the kernels of a CPU are compiled for the processor that they run on (-march=native),
+# which is not that of the builder. Without one (--build-arg COMPILER=) the answers are the same, but slower on
+# a CPU; on a GPU nothing is missing. What it makes lies in /data, so that a restart does not compile again.
+ARG COMPILER=g++
+# hadolint ignore=DL3008
+RUN if [ -n "${COMPILER}" ]; then \
+        apt-get update && apt-get install --yes --no-install-recommends "${COMPILER}" && rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN useradd --uid 1000 --create-home parley && install --directory --owner parley --group parley /data
 COPY --from=builder /venv /venv
 ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HF_HOME=/data/hub \
     PARLEY_SERVER__HOST=0.0.0.0
-USER parley
-# models, the database of a single replica, and whatever a hub sends: all that outlives the container
+# by number, so that Kubernetes can tell that it is not root
+USER 1000:1000
+# models, the database of a single replica, files, and whatever a hub sends: all that outlives the container
 WORKDIR /data
 VOLUME /data
 EXPOSE 8000

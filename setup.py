@@ -32,7 +32,14 @@ setup(
     },
     install_requires=requirements("requirements.txt"),
     extras_require={
-        "dev": [*requirements("requirements-bench.txt"), *requirements("requirements-dev.txt")],
+        # replicas on a cluster: `parley deploy`; 467 MB, and without pins of its own for what requirements.txt pins
+        "ray": ["ray[serve]==2.60.0"],
+        "otel": requirements("requirements-otel.txt"),
+        "dev": [
+            *requirements("requirements-otel.txt"),
+            *requirements("requirements-bench.txt"),
+            *requirements("requirements-dev.txt"),
+        ],
     },
     entry_points={"console_scripts": ["parley = tools.cli:main"]},
 )
