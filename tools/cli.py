@@ -5,8 +5,10 @@ import gc
 import os
 import socket
 import sys
+from contextlib import AbstractContextManager, ExitStack
 from importlib import import_module
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,7 +39,7 @@ def parley(
 ) -> None:
     """An OpenAI-compatible chat service over any transformers model.
 
-    Every setting is an environment variable (PARLEY_...) or a line in .env; options win over both.
+    Every setting is an environment variable (PARLEY_...), a line in .env or a key in parley.toml; options win.
     """
 
 
@@ -53,6 +55,10 @@ def serve(
     ] = None,
     workers: Annotated[
         int | None, typer.Option(show_default="1", help="Processes, each with its own models; needs PostgreSQL.")
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(show_default="1", help="Processes behind one front, by conversation and load; on PostgreSQL."),
     ] = None,
     max_model_len: Annotated[
         int | None, typer.Option(show_default="the model's", help="Maximum tokens of prompt and answer together.")
@@ -83,9 +89,15 @@ def serve(
     use_warmup: Annotated[
         bool | None, typer.Option(show_default="off", help="Run a full step when a model is loaded.")
     ] = None,
-    tensor_parallel_size: Annotated[int | None, typer.Option(show_default="1", help="Only 1 is supported.")] = None,
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option(show_default="1", help="Processes that a model is split over.")
+    ] = None,
     quantization: Annotated[
-        str | None, typer.Option(show_default="none", help="int8: 8-bit weights on the CPU.")
+        str | None,
+        typer.Option(
+            show_default="as the file is",
+            help="int8, int4: weights of so many bits; none: quantised files are expanded.",
+        ),
     ] = None,
     enable_mm: Annotated[
         bool | None,
@@ -95,6 +107,9 @@ def serve(
         bool | None,
         typer.Option(show_default="off", help="Load the model at its first request instead of at start."),
     ] = None,
+    config: Annotated[
+        str | None, typer.Option(show_default="parley.toml if there is one", help="A file of settings (parley config).")
+    ] = None,
 ) -> None:
     """Start the server."""
     override(
@@ -103,6 +118,7 @@ def serve(
         PARLEY_SERVER__PORT=port,
         PARLEY_SERVER__METRICS_PORT=metrics_port,
         PARLEY_SERVER__WORKERS=workers,
+        PARLEY_SERVER__REPLICAS=replicas,
         PARLEY_ENGINE__MAX_MODEL_LEN=max_model_len,
         PARLEY_ENGINE__MAX_NUM_SEQS=max_num_seqs,
         PARLEY_ENGINE__MAX_NUM_BATCHED_TOKENS=max_num_batched_tokens,
@@ -118,6 +134,7 @@ def serve(
         PARLEY_ENGINE__QUANTIZATION=quantization,
         PARLEY_ENGINE__ENABLE_MM=enable_mm,
         PARLEY_MODEL__PRELOAD=None if lazy is None else not lazy,
+        PARLEY_CONFIG=config,
     )
     gc.disable()  # until everything is imported: services.engine.warm_up
     import uvicorn
@@ -129,6 +146,8 @@ def serve(
         settings = configuration.read()
         server = settings.server
         check_port(server.host, server.port)
+        if server.replicas > 1:
+            sys.exit(serve_replicas(settings))
         if server.workers > 1:  # each of which would report the same error
             prepare(settings)
     # h11: httptools drops the body of a POST that offers h2c, as Java's HttpClient does.
@@ -144,6 +163,58 @@ def serve(
         access_log=False,
         app_dir="",
     )
+
+
+def serve_replicas(settings: "Settings") -> int:
+    """Until a signal. Returns the exit code."""
+    from app.common import log
+    from app.replicas import processes, supervisor
+    from app.replicas.front import raise_file_limit
+
+    server, engine = settings.server, settings.engine
+    log.configure(settings.log.level, settings.log.format)
+    raise_file_limit()
+    with ExitStack() as stack:
+        listener = stack.enter_context(listening(server.host, server.port))
+        if not settings.has_named_database:
+            url = stack.enter_context(own_database())
+            settings.database.url = url
+            override(PARLEY_DATABASE__URL=url)
+        prepare(settings)
+        override(PARLEY_DATABASE__MIGRATE=False)
+        shares = processes.shares(
+            server.replicas,
+            sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [],
+            processes.gpus(),
+            memory_share=engine.cpu_memory_share,
+            gpu_share=engine.gpu_memory_utilization,
+            is_local=settings.model.engine == "local",
+        )
+        return supervisor.run(listener, shares, stop_s=server.drain_s + 15)
+
+
+def own_database() -> AbstractContextManager[str]:
+    """Replicas share a PostgreSQL; raises OSError with a way out where its programs are not there."""
+    from database import local_server
+
+    try:
+        local_server.program("pg_ctl")
+    except FileNotFoundError as missing:
+        raise OSError(f"{missing}: install them, or name a server in PARLEY_DATABASE__URL") from None
+    return local_server.running(Path("parley-postgres"))
+
+
+def listening(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise OSError(f"{host}:{port} cannot be listened on: {error.strerror}") from error
+    return listener
 
 
 def check_port(host: str, port: int) -> None:
@@ -174,11 +245,27 @@ def override(**settings: str | float | None) -> None:
 
 
 @app.command(context_settings=PASS_THROUGH)
+def deploy(context: typer.Context) -> None:
+    """Serve replicas on a Ray cluster. Needs the extra `ray`."""
+    from tools import deploy
+
+    deploy.app(context.args, prog_name="parley deploy")
+
+
+@app.command(context_settings=PASS_THROUGH)
 def chat(context: typer.Context) -> None:
     """Chat in the terminal, with a running server or one of its own."""
     from tools.chat import command
 
     command.app(context.args, prog_name="parley chat")
+
+
+@app.command(context_settings=PASS_THROUGH)
+def config(context: typer.Context) -> None:
+    """Write and check a file of settings: init, check."""
+    from tools import config
+
+    config.app(context.args, prog_name="parley config")
 
 
 @app.command(context_settings=PASS_THROUGH)
@@ -197,6 +284,57 @@ def history(context: typer.Context) -> None:
     history.app(context.args, prog_name="parley history")
 
 
+@app.command(context_settings=PASS_THROUGH)
+def keys(context: typer.Context) -> None:
+    """Make, list, update, rotate and revoke API keys: roles, projects, limits."""
+    from tools import keys
+
+    keys.app(context.args, prog_name="parley keys")
+
+
+@app.command(context_settings=PASS_THROUGH)
+def admin(context: typer.Context) -> None:
+    """Administer a running server: reload."""
+    from tools import admin
+
+    admin.app(context.args, prog_name="parley admin")
+
+
+@app.command(context_settings=PASS_THROUGH)
+def audit(context: typer.Context) -> None:
+    """List what was administered and deleted, and by whom."""
+    from tools import audit
+
+    audit.app(context.args, prog_name="parley audit")
+
+
+@app.command(context_settings=PASS_THROUGH)
+def usage(context: typer.Context) -> None:
+    """Show requests and tokens by key, project, model or hour."""
+    from tools import usage
+
+    usage.app(context.args, prog_name="parley usage")
+
+
+def models_command(name: str, about: str) -> None:
+    @app.command(name, help=about, context_settings=PASS_THROUGH)
+    def run(context: typer.Context) -> None:
+        from tools import models
+
+        models.app([name, *context.args], prog_name="parley")
+
+
+for _name, _about in {
+    "pull": "Download a model from the hub, or go on where it was cut off.",
+    "list": "List the models on this disk: size, quantisation, whether they fit.",
+    "rm": "Delete a model from this disk.",
+    "ps": "List the models of a running server, and their state.",
+    "load": "Load a model of a running server.",
+    "unload": "Unload a model of a running server.",
+}.items():
+    models_command(_name, _about)
+
+
 @app.command()
 def fetch() -> None:
     """Download the default models, unless they are there."""
@@ -213,7 +351,7 @@ def bench(context: typer.Context) -> None:
 
 @app.command(context_settings=PASS_THROUGH)
 def reliability(context: typer.Context) -> None:
-    """Test crashes, outages, a large history and attacks. Needs a checkout."""
+    """Test crashes, outages, load, a large history and attacks. Needs a checkout."""
     checkout_command("faults")(context.args, prog_name="parley reliability")
 
 

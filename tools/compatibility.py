@@ -31,6 +31,7 @@ CALLED_BY = {
     "POST /v1/embeddings": "embeddings.create",
     "GET /v1/models": "models.list",
     "GET /v1/models/{model}": "models.retrieve",
+    "DELETE /v1/models/{model}": "models.delete",
     "POST /v1/conversations": "conversations.create",
     "GET /v1/conversations/{conversation_id}": "conversations.retrieve",
     "POST /v1/conversations/{conversation_id}": "conversations.update",
@@ -39,6 +40,19 @@ CALLED_BY = {
     "GET /v1/conversations/{conversation_id}/items": "conversations.items.list",
     "GET /v1/conversations/{conversation_id}/items/{item_id}": "conversations.items.retrieve",
     "DELETE /v1/conversations/{conversation_id}/items/{item_id}": "conversations.items.delete",
+    "POST /v1/files": "files.create",
+    "GET /v1/files": "files.list",
+    "GET /v1/files/{file_id}": "files.retrieve",
+    "DELETE /v1/files/{file_id}": "files.delete",
+    "GET /v1/files/{file_id}/content": "files.content",
+    "POST /v1/uploads": "uploads.create, .upload_file_chunked",
+    "POST /v1/uploads/{upload_id}/parts": "uploads.parts.create",
+    "POST /v1/uploads/{upload_id}/complete": "uploads.complete",
+    "POST /v1/uploads/{upload_id}/cancel": "uploads.cancel",
+    "POST /v1/batches": "batches.create",
+    "GET /v1/batches": "batches.list",
+    "GET /v1/batches/{batch_id}": "batches.retrieve",
+    "POST /v1/batches/{batch_id}/cancel": "batches.cancel",
     "POST /v1/responses": "responses.create, .parse, .stream",
     "GET /v1/responses/{response_id}": "responses.retrieve",
     "DELETE /v1/responses/{response_id}": "responses.delete",
@@ -47,8 +61,30 @@ CALLED_BY = {
     "POST /v1/responses/input_tokens": "responses.input_tokens.count",
     "POST /v1/responses/compact": "responses.compact",
 }
-# Methods of the client on served resources that are not served.
-UNSERVED_METHODS = {"models.delete": "405: models are configured where the server is started"}
+PROJECTS = "/v1/organization/projects"
+PROJECT, CLIENT = f"{PROJECTS}/{{project_id}}", "admin.organization.projects"
+CALLED_BY |= {
+    f"GET {PROJECTS}": f"{CLIENT}.list",
+    f"POST {PROJECTS}": f"{CLIENT}.create",
+    f"GET {PROJECT}": f"{CLIENT}.retrieve",
+    f"POST {PROJECT}": f"{CLIENT}.update",
+    f"POST {PROJECT}/archive": f"{CLIENT}.archive",
+    f"GET {PROJECT}/service_accounts": f"{CLIENT}.service_accounts.list",
+    f"POST {PROJECT}/service_accounts": f"{CLIENT}.service_accounts.create",
+    f"GET {PROJECT}/service_accounts/{{account_id}}": f"{CLIENT}.service_accounts.retrieve",
+    f"POST {PROJECT}/service_accounts/{{account_id}}": f"{CLIENT}.service_accounts.update",
+    f"DELETE {PROJECT}/service_accounts/{{account_id}}": f"{CLIENT}.service_accounts.delete",
+    f"POST {PROJECT}/service_accounts/{{account_id}}/api_keys": f"{CLIENT}.service_accounts.api_keys.create",
+    f"GET {PROJECT}/api_keys": f"{CLIENT}.api_keys.list",
+    f"GET {PROJECT}/api_keys/{{key_id}}": f"{CLIENT}.api_keys.retrieve",
+    f"POST {PROJECT}/api_keys/{{key_id}}": f"{CLIENT}.api_keys.update",
+    f"DELETE {PROJECT}/api_keys/{{key_id}}": f"{CLIENT}.api_keys.delete",
+    f"GET {PROJECT}/rate_limits": f"{CLIENT}.rate_limits.list_rate_limits",
+    f"POST {PROJECT}/rate_limits/{{rate_limit_id}}": f"{CLIENT}.rate_limits.update_rate_limit",
+}
+CALLED_BY |= {
+    f"GET /v1/organization/usage/{kind}": f"admin.organization.usage.{kind}" for kind in ("completions", "embeddings")
+}
 RESOURCES = """\
 ## Resources of the `openai` client
 
@@ -129,15 +165,13 @@ def resources() -> str:
         served.setdefault(route.removeprefix("/v1").split("/")[2], []).append(methods)
     rows = [(f"`/v1/{part}`", "served", _code(", ".join(methods))) for part, methods in served.items()]
     rows += [(f"`/v1/{part}`", "absent", about) for part, about in unserved.OPENAI.items()]
-    rows += [(f"`{method}`", "refused", reason) for method, reason in UNSERVED_METHODS.items()]
     return table(("paths", "state", "note"), sorted(rows))
 
 
 def body(operation: Json) -> str | None:
-    for content in operation.get("requestBody", {}).get("content", {}).values():
-        if reference := content.get("schema", {}).get("$ref"):
-            return str(reference).rpartition("/")[2]
-    return None
+    content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    reference = content.get("schema", {}).get("$ref")
+    return str(reference).rpartition("/")[2] if reference else None
 
 
 def parameters(name: str, schemas: Json) -> str:

@@ -2,8 +2,8 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TextIO, TypeVar
 
@@ -16,15 +16,17 @@ from rich.table import Column, Table
 
 from app.common import configuration, settings
 from app.common.exits import in_one_line, leave
-from database import sqlite_file
-from database.connect_error import naming_the_database
 from database.session import Database
 from schemas.conversation_schema import SearchResult
+from services import callers
 from services.conversation_service import ConversationService
+from services.history import audit
 from services.history.store import Store
+from services.key_service import PROJECT
 from services.search_service import SearchService
 from tools import archive, chatgpt
 from tools.archive_schema import ArchivedConversation
+from tools.operator_database import Url, opened
 
 T = TypeVar("T")
 
@@ -34,11 +36,9 @@ app = typer.Typer(
     help="Conversations as files.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 
-Url = Annotated[
-    str | None, typer.Option("--database-url", envvar="PARLEY_DATABASE__URL", help="Default: the settings'.")
-]
 Key = Annotated[
-    str | None, typer.Option(help="The API key that owns the history; none: that of a server without keys.")
+    str | None,
+    typer.Option(help="The API key, or id of a project, that owns the history; none: that of a server without keys."),
 ]
 
 
@@ -51,14 +51,14 @@ def export(
     """Writes a history as JSON Lines, a conversation per line."""
     url = _url(database_url)
     with in_one_line(), output.open("w", encoding="utf-8") if output else _standard_output() as file:
-        count = _run(_export(url, owner_of(key), file))
+        count = _run(_export(url, key, file))
     typer.echo(f"{count} conversations", err=True)
 
 
 @app.command("import")
 def import_(source: Annotated[Path, typer.Argument(exists=True)], key: Key = None, database_url: Url = None) -> None:
     """Reads the output of `export`, or ChatGPT's conversations.json. Existing conversations stay as they are."""
-    added, known = _run(_import(_url(database_url), owner_of(key), read(source)))
+    added, known = _run(_import(_url(database_url), key, read(source)))
     typer.echo(f"{added} conversations added, {known} were there already", err=True)
 
 
@@ -70,7 +70,7 @@ def search(
     database_url: Url = None,
 ) -> None:
     """Finds items with all of the words, newest first."""
-    found = _run(_search(_url(database_url), owner_of(key), " ".join(query), limit))
+    found = _run(_search(_url(database_url), key, " ".join(query), limit))
     rows = [
         (each.conversation_id or each.answer_id or "", _who(each), " ".join(each.snippet.split())) for each in found
     ]
@@ -97,7 +97,7 @@ def delete(
         leave("name conversations, or use --all")
     if all and not yes:
         typer.confirm("Delete the whole history? This cannot be undone.", abort=True)
-    count = _run(_delete(_url(database_url), owner_of(key), conversations))
+    count = _run(_delete(_url(database_url), key, conversations))
     typer.echo(f"{count} conversations deleted", err=True)
 
 
@@ -154,23 +154,26 @@ def _json(data: bytes) -> Any:
     return from_json(data, allow_inf_nan=False)
 
 
-async def _export(url: str, owner: str, file: TextIO) -> int:
+async def _export(url: str, key: str | None, file: TextIO) -> int:
     count = 0
-    async with _opened(url) as database:
+    async with opened(url) as database:
+        owner = await owner_of(database, key)
         async for conversation in archive.export(database, owner):
             file.write(conversation.model_dump_json(by_alias=True, exclude_defaults=True) + "\n")
             count += 1
     return count
 
 
-async def _import(url: str, owner: str, conversations: Iterable[ArchivedConversation]) -> tuple[int, int]:
-    async with _opened(url) as database:
+async def _import(url: str, key: str | None, conversations: Iterable[ArchivedConversation]) -> tuple[int, int]:
+    async with opened(url) as database:
+        owner = await owner_of(database, key)
         added = [await archive.restore(database, owner, each) for each in conversations]
     return sum(added), len(added) - sum(added)
 
 
-async def _search(url: str, owner: str, query: str, limit: int) -> list[SearchResult]:
-    async with _opened(url) as database:
+async def _search(url: str, key: str | None, query: str, limit: int) -> list[SearchResult]:
+    async with opened(url) as database:
+        owner = await owner_of(database, key)
         search, found, after = SearchService(database), list[SearchResult](), None
         while True:  # pages of long items are short
             page = await search.find(owner, query, limit=limit - len(found), after=after)
@@ -179,8 +182,9 @@ async def _search(url: str, owner: str, query: str, limit: int) -> list[SearchRe
                 return found
 
 
-async def _delete(url: str, owner: str, conversations: list[str] | None) -> int:
-    async with _opened(url) as database:
+async def _delete(url: str, key: str | None, conversations: list[str] | None) -> int:
+    async with opened(url) as database:
+        owner = await owner_of(database, key)
         if conversations is None:
             count = await _delete_all(Store(database), owner)
         else:
@@ -198,20 +202,11 @@ async def _delete_all(store: Store, owner: str) -> int:
     while True:
         async with store.writing() as repositories:
             num_deleted = await repositories.conversations.delete_batch(owner, limit=DELETE_BATCH)
+            if num_deleted:
+                audit.record(repositories, owner, "history.deleted", owner, conversations=num_deleted)
         if not num_deleted:
             return count
         count += num_deleted
-
-
-@asynccontextmanager
-async def _opened(url: str) -> AsyncIterator[Database]:
-    sqlite_file.check(url)
-    database = Database(url)
-    try:
-        with naming_the_database(url):
-            yield database
-    finally:
-        await database.close()
 
 
 @contextmanager
@@ -234,5 +229,13 @@ def _url(option: str | None) -> str:
         return configuration.read().database.url
 
 
-def owner_of(key: str | None) -> str:
-    return settings.api_key(key).owner if key else settings.ANYBODY
+async def owner_of(database: Database, key: str | None) -> str:
+    """`key`: of the settings or of the database, or the id of a project."""
+    if key is None:
+        return callers.ANYBODY
+    if key.startswith(PROJECT):
+        return key
+    configured = settings.api_key(key)
+    async with Store(database).reading() as repositories:
+        stored = await repositories.keys.of_digest(configured.digest.hex())
+    return stored.project_id if stored else configured.owner

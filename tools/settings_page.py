@@ -1,22 +1,13 @@
 """Writes docs/settings.md and .env.example from the settings: `python -m tools.settings_page`."""
 
-import json
 import textwrap
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
-from app.common.settings import EmbeddingModelSettings, Settings
 from tools.compatibility import kind, table
+from tools.settings_list import JOINT, PREFIX, Section, Setting, sections
 
 ROOT = Path(__file__).parent.parent
 PAGE, EXAMPLE = ROOT / "docs" / "settings.md", ROOT / ".env.example"
-PREFIX, JOINT = "PARLEY_", "__"
-KEYS = "PARLEY_API_KEYS"  # an error if it is set but empty
 WIDTH = 120
 MEBI = 2**20
 INTRODUCTION = """\
@@ -24,74 +15,19 @@ INTRODUCTION = """\
 
 Written from the code by `python -m tools.settings_page`, and checked by a test.
 
-A setting is an environment variable or a line in `.env` ([an example](../.env.example)); options of `parley serve` win
-over both. Lists and objects are JSON. An unknown name is rejected, with the nearest known one. An error in the set-up
+A setting is an environment variable, a line in `.env` ([an example](../.env.example)), or a key in `parley.toml`, which
+the rest of this page calls by the variable's name: `PARLEY_SERVER__PORT` is `port` in the table `[server]`. Options of
+`parley serve` win over the environment, which wins over `.env`, which wins over `parley.toml`. Lists and objects are
+JSON, in the TOML file TOML's own. An unknown name is rejected, with the nearest known one. An error in the set-up
 (settings, model files, database, port) is reported in one line at start, with exit code 2.
+
+`parley config init` writes a `parley.toml` with every setting, its default and its meaning, and `parley config check`
+says which settings differ from their defaults and where each is set. `PARLEY_CONFIG`, or `parley serve --config`, names
+another file.
 """
 EXAMPLE_HEAD = """\
 # Settings of Parley with their defaults; copy this file to .env and uncomment what you change. See docs/settings.md.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    name: str
-    field: FieldInfo
-    schema: dict[str, Any]
-
-    @property
-    def default(self) -> Any:
-        return self.field.get_default(call_default_factory=True)
-
-    @property
-    def text(self) -> str | None:
-        """The default as an environment variable has it; None if it is unset."""
-        match self.default:
-            case _ if self.name == KEYS or self.default is None:
-                return None
-            case bool() | list() | dict():
-                return json.dumps(self.default)
-            case value:
-                return str(value)
-
-    @property
-    def type(self) -> str:
-        schema = self.schema
-        if options := schema.get("anyOf"):
-            schema = next(each for each in options if each.get("type") != "null")
-        if "$ref" in schema or schema.get("type") in ("array", "object"):
-            return "list" if schema.get("type") == "array" else "object"
-        return kind(schema)
-
-    @property
-    def meaning(self) -> str:
-        return " ".join((self.field.description or "").split())
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    title: str
-    settings: list[Setting]
-
-
-def sections() -> list[Section]:
-    groups, others = [], []
-    for name, field in Settings.model_fields.items():
-        model = field.annotation
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            about = " ".join((model.__doc__ or "").split())
-            rows = [] if model is EmbeddingModelSettings else list(_settings(model, f"{PREFIX}{name.upper()}{JOINT}"))
-            groups.append(Section(f"{PREFIX}{name.upper()}{JOINT}…\n\n{about}", rows))
-        else:
-            others.append(name)
-    general = [each for each in _settings(Settings, PREFIX) if each.name.removeprefix(PREFIX).lower() in others]
-    return [Section("General", general), *groups]
-
-
-def _settings(model: type[BaseModel], prefix: str) -> Iterator[Setting]:
-    schemas = model.model_json_schema()["properties"]
-    for name, field in model.model_fields.items():
-        yield Setting(prefix + name.upper(), field, schemas[name])
 
 
 def page() -> str:
@@ -99,8 +35,18 @@ def page() -> str:
 
 
 def _section(section: Section) -> str:
-    rows = [(f"`{each.name}`", each.type, _shown(each), each.meaning) for each in section.settings]
-    return f"## {section.title}\n" + (f"\n{table(('setting', 'type', 'default', 'meaning'), rows)}" if rows else "")
+    title = f"{PREFIX}{section.group.upper()}{JOINT}…\n\n{section.about}" if section.group else section.about
+    rows = [(f"`{each.name}`", _type(each), _shown(each), each.meaning) for each in section.settings]
+    return f"## {title}\n" + (f"\n{table(('setting', 'type', 'default', 'meaning'), rows)}" if rows else "")
+
+
+def _type(setting: Setting) -> str:
+    schema = setting.schema
+    if options := schema.get("anyOf"):
+        schema = next(each for each in options if each.get("type") != "null")
+    if "$ref" in schema or schema.get("type") in ("array", "object"):
+        return "list" if schema.get("type") == "array" else "object"
+    return kind(schema)
 
 
 def _shown(setting: Setting) -> str:
@@ -118,8 +64,7 @@ def example() -> str:
 
 
 def _block(section: Section) -> str:
-    title = section.title.split("\n\n")[-1]
-    return f"# --- {title}\n\n" + "\n".join(_lines(each) for each in section.settings)
+    return f"# --- {section.about}\n\n" + "\n".join(_lines(each) for each in section.settings)
 
 
 def _lines(setting: Setting) -> str:

@@ -1,4 +1,4 @@
-"""Writes the libraries of the chat page, from npm: `python -m tools.vendor`. Versions and digests are pinned here."""
+"""Writes the libraries of the pages, from npm: `python -m tools.vendor`. Versions and digests are pinned here."""
 
 import hashlib
 import shutil
@@ -35,6 +35,27 @@ LIBRARIES = (
         "11.12.0",
         "2af38a5ce0da88598877dc5aab7c5ce7108bebac152d4b8e9e00db3bd07f91ec1b153a9d19b9f69c9c4d84ddc7e51d5c8034d58fa47cbc7d338223431068e90f",
         ("es/highlight.min.js", "LICENSE"),
+    ),
+    Library(
+        "temml",
+        "temml",
+        "0.13.5",
+        "68f9030e0ba76a7a4b34bd2a977d876e896a2dea7ec3c0d17155d1aa5eeb5ab32dfcf85ccdd2e02f8501618554dc162308d8e41aae04ab022272eff35abd623a",
+        ("dist/temml.min.js", "dist/Temml-Local.css", "dist/Temml.woff2", "LICENSE"),
+    ),
+    Library(
+        "swagger-ui",
+        "swagger-ui-dist",
+        "5.35.0",
+        "534eaba4cb56f55dd73c638179a993512af4674f63317e0826e00da44fc465b021c341bc0a0c2bcd4e18997927fe1d3008336c5dd19aad334d1c2dec53cc9551",
+        ("swagger-ui-bundle.js", "swagger-ui-bundle.js.LICENSE.txt", "swagger-ui.css", "LICENSE", "NOTICE"),
+    ),
+    Library(
+        "redoc",
+        "redoc",
+        "2.5.4",
+        "33a8d6846d6aa019c7e93166cc99ecb72099f3b1e6398fd4cc39bbf261e262284476557f61c4bda203a8d4d94496724c78bb32c4715edb215ce2c3631d3ac005",
+        ("bundles/redoc.standalone.js", "bundles/redoc.standalone.js.LICENSE.txt", "LICENSE"),
     ),
 )
 

@@ -61,7 +61,7 @@ LINEAR = {"layer_types": ["linear_attention", "full_attention"] * 2}
 ONE_KEY_A_HEAD = {"num_key_value_heads": 4}
 SPECIAL: dict[str, dict[str, Any]] = {
     "axk2": ONE_KEY_A_HEAD,
-    "bailing_hybrid": LINEAR,
+    "bailing_hybrid": {**LINEAR, **ONE_KEY_A_HEAD},
     "bamba": {"attn_layer_indices": [1], "mamba_d_head": 16},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},

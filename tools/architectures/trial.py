@@ -23,7 +23,7 @@ from tools.architectures import tiny
 
 LENGTH = 200  # tokens of a slot
 STEP = 64  # tokens
-NEAR = 1e-3  # logits this close are a tie, which rounding decides
+NEAR = {torch.float32: 1e-3, torch.bfloat16: 0.2}  # logits this close are a tie, which rounding decides
 
 
 class Outcome(StrEnum):
@@ -60,15 +60,16 @@ SCENARIOS: dict[str, list[Prompt]] = {
 }
 
 
-def attempt(kind: str) -> Result:
+def attempt(kind: str, dtype: torch.dtype = torch.float32) -> Result:
     try:
-        model = tiny.build(kind)
+        built = tiny.build(kind)
+        model = built if dtype == torch.float32 else _reloaded(built, dtype)
         answers = {prompt: _generate(model, prompt) for prompts in SCENARIOS.values() for prompt in prompts}
     except Exception as error:  # whatever a configuration raises that cannot be made tiny
         return Result(kind, Outcome.UNTRIED, _line(error))
     try:
-        runner = build_runner(_reloaded(model), num_slots=4, length=LENGTH, budget=2**30)
-        wrong = next(_differences(runner, model, answers), None)
+        runner = build_runner(_reloaded(built, dtype), num_slots=4, length=LENGTH, budget=2**30)
+        wrong = next(_differences(runner, Reference(model, built), answers), None)
     except (EngineFailed, UnusableModel) as error:
         return Result(kind, Outcome.REFUSED, _line(error))
     if wrong:
@@ -76,11 +77,11 @@ def attempt(kind: str) -> Result:
     return Result(kind, Outcome.SEQUENTIAL if isinstance(runner, SequentialRunner) else Outcome.BATCHED)
 
 
-def _reloaded(model: Any) -> Any:
+def _reloaded(model: Any, dtype: torch.dtype) -> Any:
     """From a checkpoint, so that one that is whole and refused shows."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
-        return read_weights(AutoModelForCausalLM, folder, dtype=torch.float32).eval()
+        return read_weights(AutoModelForCausalLM, folder, dtype=dtype).eval()
 
 
 def _generate(model: Any, prompt: Prompt) -> Tensor:
@@ -107,23 +108,43 @@ def _forward_each(model: Any, prompt: Prompt) -> Tensor:
     return torch.stack(logits)
 
 
-def _differences(runner: Runner, model: Any, answers: dict[Prompt, Tensor]) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Reference:
+    model: Any
+    exact: Any  # the same in float32
+
+    def first_wrong(self, prompt: Prompt, tokens: list[int], logits: Tensor) -> int | None:
+        """Ends at the first tie that fell otherwise: what follows is another text."""
+        for place, (token, expected) in enumerate(zip(tokens, logits.float(), strict=True)):
+            if token != int(expected.argmax()):
+                return None if self._is_tie(expected, token, (*prompt.tokens, *tokens[:place])) else place
+        return None
+
+    @torch.no_grad()
+    def _is_tie(self, expected: Tensor, token: int, before: tuple[int, ...]) -> bool:
+        """Or nearly one; in 16 bits also where rounding alone moves the two as far: a router may choose other experts
+        for less than the last bit of its scores."""
+        best = int(expected.argmax())
+        gap = expected[best] - expected[token]
+        if gap < NEAR[self.model.dtype]:
+            return True
+        if self.model.dtype == torch.float32:
+            return False
+        exact = self.exact(input_ids=torch.tensor([before]), use_cache=False).logits[0, -1]
+        return bool((exact[best] - exact[token] - gap).abs() >= gap)
+
+
+def _differences(runner: Runner, reference: Reference, answers: dict[Prompt, Tensor]) -> Iterator[str]:
     for name, prompts in SCENARIOS.items():
-        for prompt, tokens in zip(prompts, _run(runner, prompts), strict=True):
-            place = _first_wrong(tokens, answers[prompt])
-            if place is not None and _first_wrong(tokens, _forward_each(model, prompt)) is not None:
+        for prompt, tokens in zip(prompts, run(runner, prompts), strict=True):
+            place = reference.first_wrong(prompt, tokens, answers[prompt])
+            if place is None:
+                continue
+            if reference.first_wrong(prompt, tokens, _forward_each(reference.model, prompt)) is not None:
                 yield f"{name}: answer token {place} after {prompt.length}"
 
 
-def _first_wrong(tokens: list[int], logits: Tensor) -> int | None:
-    """Ends at the first tie that fell otherwise: what follows is another text."""
-    for place, (token, expected) in enumerate(zip(tokens, logits, strict=True)):
-        if token != int(expected.argmax()):
-            return None if expected.max() - expected[token] < NEAR else place
-    return None
-
-
-def _run(runner: Runner, prompts: list[Prompt]) -> list[list[int]]:
+def run(runner: Runner, prompts: list[Prompt]) -> list[list[int]]:
     """The engine's loop, greedily."""
     scheduler = Scheduler(
         runner.num_slots, STEP, min_reuse=16 if runner.reuses else None, short_length=runner.short_length

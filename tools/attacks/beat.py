@@ -19,11 +19,14 @@ GONE_S = 20.0  # without an answer: an orchestrator would restart the server
 class Beats:
     count: int = 0
     missed: int = 0
+    p50_ms: float = 0.0
+    p99_ms: float = 0.0
     worst_ms: float = 0.0
 
 
 def _beat(host: str, port: int, ended: threading.Event) -> Beats:
-    beats, connection = Beats(), http.client.HTTPConnection(host, port, timeout=GONE_S)
+    beats, times = Beats(), list[float]()
+    connection = http.client.HTTPConnection(host, port, timeout=GONE_S)
     while not ended.wait(EACH_S):
         began = time.monotonic()
         try:
@@ -33,8 +36,11 @@ def _beat(host: str, port: int, ended: threading.Event) -> Beats:
         except (OSError, http.client.HTTPException):
             connection.close()
             beats.missed += 1
-        beats.worst_ms = max(beats.worst_ms, 1000 * (time.monotonic() - began))
+        times.append(round(1000 * (time.monotonic() - began), 1))
     connection.close()
+    if times:
+        times.sort()
+        beats.p50_ms, beats.p99_ms, beats.worst_ms = times[len(times) // 2], times[len(times) * 99 // 100], times[-1]
     return beats
 
 

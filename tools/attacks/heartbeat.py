@@ -17,18 +17,26 @@ PROGRAM = Path(__file__).with_name("beat.py")
 @asynccontextmanager
 async def watched(target: Target, finding: Finding) -> AsyncIterator[None]:
     """An unanswered probe is a finding; reports the longest latency."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(PROGRAM), target.host, str(target.port)), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    async with beating(target.host, target.port) as found:
+        yield
+    (beats,) = found
+    finding.worst_heartbeat_ms = round(beats.worst_ms, 1)
+    finding.check(beats.count > 0 and not beats.missed, "the probe was not answered", f"{beats.missed} times")
+
+
+@asynccontextmanager
+async def beating(host: str, port: int) -> AsyncIterator[list[Beats]]:
+    """The list has the figures at the end."""
+    command = (sys.executable, str(PROGRAM), host, str(port))
+    process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout
+    found: list[Beats] = []
     try:
         await process.stdout.readline()
-        yield
-        found, _ = await process.communicate(b"")
+        yield found
+        printed, _ = await process.communicate(b"")
+        found.append(Beats(**json.loads(printed)))
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    beats = Beats(**json.loads(found))
-    finding.worst_heartbeat_ms = round(beats.worst_ms, 1)
-    finding.check(beats.count > 0 and not beats.missed, "the probe was not answered", f"{beats.missed} times")

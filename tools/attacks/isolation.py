@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from aiohttp import ClientResponse, ClientSession
+from aiohttp import ClientResponse, ClientSession, FormData
 
 from tools.attacks.routes import Route, routes
 from tools.attacks.target import Finding, Target
@@ -14,7 +14,14 @@ SECRET = "xylophonist"
 PIN = "802651"
 KNOWN = "These are the minutes of a meeting on the locks of the building. The number of the safe in the cellar is:"
 LISTS = (
-    *("/v1/conversations?limit=100", "/v1/chat/completions?limit=100", "/chat/get/messages/?limit=1000", "/metrics"),
+    *(
+        "/v1/files",
+        "/v1/batches",
+        "/v1/conversations?limit=100",
+        "/v1/chat/completions?limit=100",
+        "/chat/get/messages/?limit=1000",
+        "/metrics",
+    ),
     *(f"/v1/conversations/search?query={SECRET}", "/v1/conversations/search?query=x*", "/v1/models", "/chat"),
     *(f"/v1/chat/completions?metadata[about]={SECRET}", "/v1/conversations?limit=100&after=", "/v1/responses"),
 )
@@ -58,11 +65,12 @@ async def _store(alpha: ClientSession) -> Stored:
     completion = await _post(alpha, "/v1/chat/completions", **chat, store=True)
     response = await _post(alpha, "/v1/responses", input=SECRET, max_output_tokens=16)
     later = await _post(alpha, "/v1/responses", input=SECRET, max_output_tokens=16, background=True)
+    file = await _upload(alpha)
     message = await _post(alpha, "/chat/new/message/", prompt=SECRET, max_tokens=4)
     places = [
         *(f"/v1/responses/{each['id']}" for each in (later, response)),
         *(f"/v1/chat/completions/{completion['id']}", f"/v1/conversations/{conversation['id']}"),
-        f"/v1/conversations/{message['conversation_id']}",
+        *(f"/v1/conversations/{message['conversation_id']}", f"/v1/files/{file}"),
     ]
     items = await _json(await alpha.get(f"{places[3]}/items"))
     ids = {
@@ -73,14 +81,22 @@ async def _store(alpha: ClientSession) -> Stored:
         "background": later["id"],
         "message": message["message_id"],
         "messages_conversation": message["conversation_id"],
+        "file": file,
     }
     return Stored(ids, places)
+
+
+async def _upload(alpha: ClientSession) -> str:
+    form = FormData({"purpose": "user_data"})
+    form.add_field("file", SECRET.encode(), filename="secret.txt")
+    async with alpha.post("/v1/files", data=form) as answer:
+        return str((await _json(answer))["id"])
 
 
 async def _snapshot(alpha: ClientSession, stored: Stored) -> list[Any]:
     """A running response changes by itself, so only its existence is compared."""
     later, *others = stored.places
-    there = (await alpha.get(later)).status
+    there = (await alpha.get(later)).status, await (await alpha.get(f"{others[-1]}/content")).text()
     paths = [*others, *(f"{place}/items" for place in others if "conversations" in place), f"{others[0]}/input_items"]
     return [there, *[await _json(await alpha.get(path)) for path in paths]]
 
@@ -122,6 +138,8 @@ async def _lists(beta: ClientSession, stored: Stored, finding: Finding) -> None:
                 ("/v1/conversations", "?"),
                 ("/v1/chat/completions", "?"),
                 ("/chat/get/messages/", "?"),
+                ("/v1/files", "?"),
+                ("/v1/batches", "?"),
                 (f"/v1/conversations/search?query={SECRET}", "&"),
             ),
             (*stored.ids.values(), f"{stored.ids['conversation']}:{stored.ids['item']}"),

@@ -13,9 +13,9 @@ ALIASES = {
     "/tokenizer_info": "/v1/tokenizer_info",
     "/v1/rerank": "/v2/rerank",
 }
-HIDDEN = ("/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc")
-REFUSING = ("/api/create", "/api/copy", "/api/delete", "/api/pull", "/api/push")  # Ollama routes that are not served
-PAGE = ("/", "/static/", "/health", "/health/live", "/health/ready")  # public
+HIDDEN = ("/openapi.json",)
+REFUSING = ("/api/create", "/api/copy", "/api/push")  # Ollama routes that are not served
+PAGE = ("/", "/docs", "/redoc", "/static/", "/health", "/health/live", "/health/ready")  # public
 METHODS = ("get", "post", "put", "patch", "delete")
 
 

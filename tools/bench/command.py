@@ -48,7 +48,8 @@ def bench(
     target: Annotated[
         list[str],
         typer.Option(
-            help="A server: NAME=URL[#MODEL[+store]], URL ending in /v1. Give several to compare them.",
+            help="A server: NAME=URL[#MODEL[,MODEL...][+store]], URL ending in /v1. Several models are asked "
+            "in turn. Give several targets to compare them.",
             metavar="TARGET",
         ),
     ] = [HERE],  # noqa: B006
@@ -165,7 +166,9 @@ def keep(output: Path, plan: Plan, done: Sequence[Round], about: dict[str, objec
     write(report := output.with_name(f"{output.name}.json"), plan, done, about)
     files = [report]
     if found := add_up(done):
-        draw(picture := output.with_name(f"{output.name}.png"), found)
+        models = dict.fromkeys(each.model for each in plan.targets)
+        caption = f"{about['cpu']}, {about['cores']} cores · {', '.join(models)}"
+        draw(picture := output.with_name(f"{output.name}.png"), found, caption)
         files.append(picture)
     console.print("Written: " + ", ".join(map(str, files)), highlight=False)
 

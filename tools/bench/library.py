@@ -32,6 +32,10 @@ class Library:
     source: str  # a folder or a hub name
     python: str
 
+    @property
+    def model(self) -> str:
+        return Path(self.source).name
+
     async def check(self) -> None:
         """Does nothing: errors show when it is opened."""
 

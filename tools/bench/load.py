@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from random import Random
 from typing import ClassVar
 
@@ -88,5 +89,7 @@ Load = ChatLoad | EmbeddingLoad
 
 
 def encoded(load: Load, model: str, seed: int, number: int, *, store: bool = False) -> list[bytes]:
-    about: Body = {"model": model, **({"store": True} if store else {})}
-    return [orjson.dumps(about | body) for body in load.bodies(seed, number)]
+    """`model`: or several, separated by commas, which requests name in turn."""
+    about: Body = {"store": True} if store else {}
+    bodies = zip(load.bodies(seed, number), cycle(model.split(",")))
+    return [orjson.dumps({"model": each} | about | body) for body, each in bodies]

@@ -15,6 +15,7 @@ GROUP = 0.8  # share of the distance between groups that the bars take
 HEADROOM = 1.25  # for the legend
 SPREAD = {"elinewidth": 1, "ecolor": "#475569", "capsize": 2}
 SMALL = 8
+CAPTION = "#475569"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,8 @@ class Times:
     p95: Callable[[Figures], float | None]
 
 
-def draw(path: Path, figures: Sequence[Figures]) -> None:
+def draw(path: Path, figures: Sequence[Figures], caption: str) -> None:
+    """`caption`: the machine and the models."""
     rows = by_title(figures)
     times = times_of(figures)
     size = (WIDTH * (1 + len(times)), HEIGHT * len(rows))
@@ -47,6 +49,7 @@ def draw(path: Path, figures: Sequence[Figures]) -> None:
             draw_times(axes, bars, each)
         for axes in (first, *others):
             decorate(axes, row)
+    picture.supxlabel(caption, fontsize=SMALL, color=CAPTION)
     picture.savefig(path, dpi=DPI)
 
 

@@ -34,6 +34,9 @@ class Target(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def model(self) -> str: ...
+
     async def check(self) -> None:
         """Raises Unreachable."""
 

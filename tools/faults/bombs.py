@@ -12,7 +12,7 @@ CHATS = ("/v1/chat/completions", "/v1/chat/completions/input_tokens", "/tokenize
 JSON_ROUTES = (
     *CHATS,
     *("/v1/completions", "/v1/responses", "/v1/responses/input_tokens", "/v1/responses/compact"),
-    *("/v1/conversations", "/v1/embeddings"),
+    *("/v1/conversations", "/v1/embeddings", "/v1/batches", "/v1/uploads"),
     *("/v1/rerank", "/v1/score", "/detokenize", "/v1/messages/count_tokens", "/chat/new/message/", "/predict"),
     *("/api/generate", "/api/embed", "/api/embeddings", "/api/show"),
 )

@@ -1,4 +1,4 @@
-"""`parley reliability crash | outage | scale | attack`: tests with their own servers.
+"""`parley reliability crash | replicas | outage | scale | attack | soak | …`: tests with their own servers.
 
 Everything runs in a temporary folder, on loopback, with a model of random weights. Crashes and outages are judged by
 clients: every acknowledged write must be there, complete, when the server is back.
@@ -6,65 +6,31 @@ clients: every acknowledged write must be there, complete, when the server is ba
 
 import asyncio
 import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from database.migration import upgrade
-from database.session import Database
-from database.turn_repository import TurnRepository
-from services.models.default_models import DEFAULT_CHAT
-from services.models.fetch import fetch
 from tools.attacks import command
-from tools.faults import tiny_model
+from tools.faults import load_command
 from tools.faults.crash import CrashReport, crash_rounds
 from tools.faults.outage import OutageReport, outage
-from tools.faults.postgres import PostgresServer, postgres_server
+from tools.faults.replicas import ENGINE, ReplicaReport, replica_rounds
 from tools.faults.scale import ITEMS_EACH, ScaleReport, fill, measure
-from tools.faults.server import Server
+from tools.faults.site import Backend, site
 
-Backend = Literal["sqlite", "postgresql"]
 MODELS = Annotated[Path, typer.Option(help="Where default models are kept.")]
 DATABASE = Annotated[Backend, typer.Option(help="For postgresql its server programs must be installed.")]
 OUTPUT = Annotated[Path, typer.Option(help="Where the figures go, as JSON.")]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, rich_markup_mode=None)
 app.command("attack")(command.attack)
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    server: Server
-    postgres: PostgresServer | None
-
-    async def unfinished(self) -> int:
-        """Number of running turns, read from the database."""
-        database = Database(self.server.database_url)
-        try:
-            async with database.read() as session:
-                return len(await TurnRepository(session).running())
-        finally:
-            await database.close()
-
-
-@contextmanager
-def site(backend: Backend, models_dir: Path) -> Iterator[Site]:
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="parley-reliability-")))
-        postgres = stack.enter_context(postgres_server()) if backend == "postgresql" else None
-        url = postgres.url("postgres") if postgres else f"sqlite:///{folder}/parley.db"
-        asyncio.run(upgrade(url))
-        model = tiny_model.make(folder / "tiny", fetch(DEFAULT_CHAT, models_dir))
-        server = Server(folder, url, model)
-        stack.callback(server.kill)
-        yield Site(server, postgres)
+app.command("soak")(load_command.soak_command)
+app.command("streams")(load_command.streams_command)
+app.command("beside-batch")(load_command.beside_batch_command)
 
 
 @app.command()
@@ -83,6 +49,28 @@ def crash(
 
         report = asyncio.run(crash_rounds(opened.server, rounds, opened.unfinished, note))
     finish(report, output, failed=bool(report.broken or report.unfinished or report.doubled))
+
+
+@app.command("replicas")
+def replicas_command(
+    rounds: Annotated[int, typer.Option(min=1, help="Kills.")] = 50,
+    replicas: Annotated[int, typer.Option(min=2, help="Processes behind the front.")] = 3,
+    models_dir: MODELS = Path("models"),
+    output: OUTPUT = Path("build/replicas.json"),
+) -> None:
+    """Kill -9 one of several replicas at random times under load; an engine without a model answers."""
+    with site("postgresql", models_dir) as opened, Progress(console=Console()) as progress:
+        server = opened.server
+        server.settings |= ENGINE
+        server.options = ("--replicas", str(replicas))
+        task = progress.add_task("killing", total=rounds)
+
+        def note(report: ReplicaReport) -> None:
+            progress.update(task, completed=report.rounds, description=f"{report.acknowledged} writes acknowledged")
+
+        report = asyncio.run(replica_rounds(server, replicas, rounds, opened.unfinished, note))
+    failed = bool(report.broken or report.unfinished or report.doubled or report.gaps or report.slowest_s > 5)
+    finish(report, output, failed=failed)
 
 
 @app.command("outage")
@@ -122,7 +110,7 @@ def scale(
     finish(report, output, failed=False)
 
 
-def finish(report: CrashReport | OutageReport | ScaleReport, output: Path, *, failed: bool) -> None:
+def finish(report: CrashReport | OutageReport | ReplicaReport | ScaleReport, output: Path, *, failed: bool) -> None:
     found = asdict(report)
     Console().print_json(json.dumps(found))
     output.parent.mkdir(parents=True, exist_ok=True)

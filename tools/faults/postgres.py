@@ -1,7 +1,5 @@
 """A temporary PostgreSQL server in a folder, on a free port."""
 
-import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import asyncpg
 
-DEBIAN = "/usr/lib/postgresql"  # Debian's server programs are not on the PATH
+from database.local_server import program, server_user
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,8 @@ class PostgresServer:
 @contextmanager
 def postgres_server(*, sync: bool = True) -> Iterator[PostgresServer]:
     """Raises FileNotFoundError if PostgreSQL's server programs are not installed."""
-    pg_ctl = _program("pg_ctl")
-    user = _server_user()
+    pg_ctl = program("pg_ctl")
+    user = server_user()
     with tempfile.TemporaryDirectory(prefix="parley-postgres-") as folder:
         if user:
             shutil.chown(folder, user)
@@ -62,23 +60,6 @@ def postgres_server(*, sync: bool = True) -> Iterator[PostgresServer]:
             yield server
         finally:
             server.stop()
-
-
-def _program(name: str) -> Path:
-    if found := shutil.which(name):
-        return Path(found).resolve()  # it finds other programs relative to itself
-    found_here = max(Path(DEBIAN).glob(f"*/bin/{name}"), default=None)
-    if found_here is None:
-        raise FileNotFoundError("PostgreSQL's server programs (initdb, pg_ctl) are not installed")
-    return found_here
-
-
-def _server_user() -> str | None:
-    """PostgreSQL refuses to run as root; None: we are not root."""
-    if os.geteuid() != 0:
-        return None
-    names = {entry.pw_name for entry in pwd.getpwall()}
-    return next(name for name in ("postgres", "nobody") if name in names)
 
 
 def free_port() -> int:

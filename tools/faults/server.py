@@ -23,6 +23,7 @@ class Server:
     model: Path
     port: int = field(default_factory=free_port)
     settings: dict[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()  # of `parley serve`
     files: int | None = None  # limit of open files; None: that of this process
     _process: "subprocess.Popen[bytes] | None" = None
 
@@ -47,7 +48,7 @@ class Server:
             **self.settings,
         }
         limit = [] if self.files is None else ["sh", "-c", f'ulimit -n {self.files}; exec "$@"', "sh"]
-        command = [*limit, sys.executable, "-m", "tools.cli", "serve"]
+        command = [*limit, sys.executable, "-m", "tools.cli", "serve", *self.options]
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
         self._wait_until_ready()
@@ -68,5 +69,12 @@ class Server:
         """SIGKILL: without a shutdown."""
         if self._process is not None:
             self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        """SIGTERM: with a shutdown."""
+        if self._process is not None:
+            self._process.terminate()
             self._process.wait()
             self._process = None
