@@ -26,12 +26,12 @@ for chunk in stream:
     if chunk.usage:
         print(f"\n({chunk.usage.completion_tokens} tokens)")
 
-# A whole answer; the same seed draws the same words
+# A whole answer; the same seed samples the same tokens
 answer = client.chat.completions.create(
     model="default",
-    messages=[{"role": "user", "content": "Name a colour."}],
+    messages=[{"role": "user", "content": "What is the opposite of hot?"}],
     seed=7,
-    max_tokens=10,
+    max_tokens=20,
 )
 print(answer.choices[0].message.content)
 

@@ -16,11 +16,11 @@ client = OpenAI(
 
 if len(sys.argv) == 1:
     conversation = client.conversations.create()
-    client.responses.create(input="My cat is called Tom.", conversation=conversation.id, max_output_tokens=16)
+    client.responses.create(input="I am 34 years old.", conversation=conversation.id, max_output_tokens=16)
     print(conversation.id)
 else:
     answer = client.responses.create(
-        input="What is my cat called?", conversation=sys.argv[1], temperature=0, max_output_tokens=24
+        input="How old am I?", conversation=sys.argv[1], temperature=0, max_output_tokens=24
     )
     print(answer.output_text)
 

@@ -18,7 +18,8 @@ public class JdkChat {
     public static void main(String[] args) throws Exception {
         URI chat = URI.create(args.length > 0 ? args[0] : "http://localhost:8000").resolve("/v1/chat/completions");
 
-        for (String question : new String[] {"What is a harbour?", "What is a tide?", "What is a buoy?"}) {
+        String[] questions = {"What is a tide?", "What is the opposite of hot?", "How many days are in a week?"};
+        for (String question : questions) {
             HttpResponse<String> answer = CLIENT.send(request(chat, question, false), BodyHandlers.ofString());
             System.err.println(answer.version() + " " + answer.statusCode());
             System.out.println(answer.body());

@@ -28,7 +28,7 @@ public class OkHttpChat {
 
         // the simple route, which remembers: a next message may carry the answer's conversation_id
         read(server + "/chat/new/message/", """
-                {"prompt": "Describe a harbour.", "max_tokens": 20, "stream": true}""");
+                {"prompt": "What is a tide?", "max_tokens": 20, "stream": true}""");
     }
 
     private static void read(String url, String body) throws IOException {
