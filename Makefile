@@ -2,7 +2,7 @@
 PYTHON := $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 BIN := .venv/bin
 
-.PHONY: run test test-all test-agents check bench image
+.PHONY: run test test-all test-agents check bench image lock sbom audit
 
 run: .venv/.installed
 	$(BIN)/parley fetch
@@ -12,14 +12,17 @@ run: .venv/.installed
 # in as many workers as there are processors, four at most
 WORKERS := --numprocesses auto --maxprocesses 4 --dist worksteal
 
+# each module is compiled once, not by each worker and each service that a test starts
+test test-all: export PYTHONDONTWRITEBYTECODE =
+
 test: .venv/.installed-dev
 	$(BIN)/parley fetch
 	$(BIN)/pytest $(WORKERS)
 
-# what takes minutes a test: real models in all forms, cold compiles, floods of requests
+# what takes minutes a test: real models in all forms, cold compiles, floods of requests; and all generated examples
 test-all: .venv/.installed-dev
 	$(BIN)/parley fetch
-	$(BIN)/pytest $(WORKERS) -m extended
+	$(BIN)/pytest $(WORKERS) -m "extended or hypothesis" --hypothesis-profile thorough
 
 # real agent programs, which npm brings, in a network without anything else
 test-agents: .venv/.installed-dev
@@ -39,11 +42,31 @@ bench: .venv/.installed-dev
 image:
 	docker build --tag parley .
 
+# every package of the image with its hashes; what is there already keeps its version (LOCK_ARGS=--upgrade: the newest)
+LOCK := requirements.lock
+
+lock: .venv/.installed-tools
+	$(BIN)/uv pip compile requirements.txt requirements-otel.txt --universal --python-version 3.11 --generate-hashes --quiet \
+		--custom-compile-command "make lock" --output-file $(LOCK) $(LOCK_ARGS)
+
+# the software bill of materials of the image, in CycloneDX's format
+sbom: .venv/.installed-tools
+	mkdir -p build
+	$(BIN)/cyclonedx-py requirements $(LOCK) --output-reproducible --output-file build/sbom.json
+
+# known vulnerabilities of the packages of the image; it asks a public database
+audit: .venv/.installed-tools
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement $(LOCK)
+
 .venv/.installed: requirements.txt setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --editable .
 	touch $@
 
-.venv/.installed-dev: .venv/.installed requirements-bench.txt requirements-dev.txt
+.venv/.installed-dev: .venv/.installed requirements-otel.txt requirements-bench.txt requirements-dev.txt
 	$(BIN)/python -m pip install --requirement requirements-dev.txt
+	touch $@
+
+.venv/.installed-tools: .venv/.installed requirements-tools.txt
+	$(BIN)/python -m pip install --requirement requirements-tools.txt
 	touch $@

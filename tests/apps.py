@@ -7,9 +7,11 @@ import asyncio
 import logging
 import shutil
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,17 @@ from services.metrics_service import Metrics
 from services.model_service import ModelManager
 from services.models.config import ModelConfig
 from services.turn_service import TurnService
-from tests.databases import free_port
 from tests.fakes import FakeEngine
 
 MODEL = "fake-chat"
+ADMINISTRATION = (  # parts of paths that need an admin key
+    *("/organization/", "/admin/", "load_lora_adapter", "/load", "/unload", "/pull", "/api/delete"),
+)
 PATIENCE_S = 120  # for an answer: a busy machine is no failure
+
+
+def is_administration(method: str, path: str) -> bool:
+    return any(each in path for each in ADMINISTRATION) or (method == "DELETE" and "/models/" in path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,31 +113,43 @@ def chat(models: ModelManager, turns: TurnService) -> ChatService:
 
 
 @pytest.fixture
-def new_app(engine: FakeEngine, sqlite_url: str, process: None) -> Callable[..., FastAPI]:
+def new_app(engine: FakeEngine, sqlite_url: str, tmp_path: Path, process: None) -> Callable[..., FastAPI]:
     # importing it builds an app from the environment, so only when needed
     from app.main import create_app
 
-    def new_app(*, build: Callable[..., object] | None = None, **settings: object) -> FastAPI:
+    def new_app(
+        *,
+        build: Callable[..., object] | None = None,
+        environment: Mapping[str, str] | None = None,
+        read_settings: Callable[[dict[str, Any]], Settings] | None = None,
+        **settings: object,
+    ) -> FastAPI:
+        """`read_settings`: what they are later on, from what they are now."""
         database = {"url": sqlite_url, "migrate": False}
         models = {
             "model": {"name": MODEL, "preload": False},
             "embedding": {"name": "fake-embedding", "kind": "embedding"},
         }
-        given = {"database": database, "api_keys": [], **models, **settings}
-        return create_app(Settings(_env_file=None, **given), build=build or engine.builder())
+        given = {"database": database, "files": {"folder": tmp_path / "files"}, "api_keys": [], **models, **settings}
+        return create_app(
+            Settings(_env_file=None, **given),
+            build=build or engine.builder(),
+            environment=environment or {},
+            read_settings=partial(read_settings, given) if read_settings else None,
+        )
 
     return new_app
 
 
 @pytest.fixture
-async def new_site(new_app: Callable[..., FastAPI]) -> AsyncIterator[NewSite]:
+async def new_site(new_app: Callable[..., FastAPI], databases: AsyncExitStack) -> AsyncIterator[NewSite]:
     """Called in process: a streamed answer is returned when it is complete."""
     async with _opening(new_app, _called) as new_site:
         yield new_site
 
 
 @pytest.fixture
-async def new_server(new_app: Callable[..., FastAPI]) -> AsyncIterator[NewSite]:
+async def new_server(new_app: Callable[..., FastAPI], databases: AsyncExitStack) -> AsyncIterator[NewSite]:
     """On a port."""
     async with _opening(new_app, _served) as new_server:
         yield new_server
@@ -191,20 +211,23 @@ async def _called(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
 
 @asynccontextmanager
 async def _served(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
-    server = _Server(app, free_port())
-    serving = asyncio.create_task(server.serve())
+    server = _Server(app)
+    # bound from the beginning: a port that is only chosen could be taken before it is used
+    listening = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    serving = asyncio.create_task(server.serve([listening]))
     await server.up.wait()
-    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{server.config.port}", timeout=PATIENCE_S) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
         yield client
     server.should_exit = True
     await serving
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, app: FastAPI, port: int) -> None:
-        super().__init__(uvicorn.Config(app, port=port, http="h11", log_config=None, timeout_graceful_shutdown=5))
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(uvicorn.Config(app, http="h11", log_config=None, timeout_graceful_shutdown=5))
         self.up = asyncio.Event()
 
-    async def startup(self, sockets: object = None) -> None:
-        await super().startup()
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
         self.up.set()

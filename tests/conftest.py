@@ -4,16 +4,19 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.generated import THOROUGH
 from tests.threads import computing_with
 
-pytest_plugins = ("tests.databases", "tests.apps", "tests.wheels")
+pytest_plugins = ("tests.databases", "tests.apps", "tests.wheels", "tests.forked", "tests.hub", "tests.collector")
 
 # no deadline on busy machines; fixtures may be reused between examples
-settings.register_profile("parley", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-settings.load_profile("parley")
+reused = [HealthCheck.function_scoped_fixture]
+settings.register_profile("parley", max_examples=40, deadline=None, suppress_health_check=reused)
+settings.register_profile(THOROUGH, settings.get_profile("parley"), max_examples=300)
+settings.load_profile("parley")  # unless --hypothesis-profile names another
 
 # tests must not read the developer's settings
-for name in [name for name in os.environ if name.startswith("PARLEY_")]:
+for name in [name for name in os.environ if name.startswith(("PARLEY_", "OTEL_"))]:
     del os.environ[name]
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -60,24 +60,29 @@ def template(backend: str, request: pytest.FixtureRequest) -> str | Path:
 
 
 @pytest.fixture
-async def empty_url(backend: str, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
-    """A database without any table."""
-    if backend == "sqlite":
-        yield f"sqlite:///{tmp_path}/parley.db"
-        return
-    async for url in _copy(request.getfixturevalue("postgres"), "template1"):
-        yield url
+async def databases() -> AsyncIterator[AsyncExitStack]:
+    """Databases that this test has copied. Dropped last: what serves from one of them depends on this fixture, too."""
+    async with AsyncExitStack() as databases:
+        yield databases
 
 
 @pytest.fixture
-async def database_url(template: str | Path, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
+async def empty_url(backend: str, databases: AsyncExitStack, request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database without any table."""
+    if backend == "sqlite":
+        return f"sqlite:///{tmp_path}/parley.db"
+    return await databases.enter_async_context(_copy(request.getfixturevalue("postgres"), "template1"))
+
+
+@pytest.fixture
+async def database_url(
+    template: str | Path, databases: AsyncExitStack, request: pytest.FixtureRequest, tmp_path: Path
+) -> str:
     """A migrated database without any row."""
     if isinstance(template, Path):
         shutil.copy(template, tmp_path / "parley.db")
-        yield f"sqlite:///{tmp_path}/parley.db"
-        return
-    async for url in _copy(request.getfixturevalue("postgres"), template):
-        yield url
+        return f"sqlite:///{tmp_path}/parley.db"
+    return await databases.enter_async_context(_copy(request.getfixturevalue("postgres"), template))
 
 
 @pytest.fixture
@@ -95,6 +100,7 @@ async def waited_for(session: AsyncSession, by: int) -> None:
         pass
 
 
+@asynccontextmanager
 async def _copy(server: PostgresServer, template: str) -> AsyncIterator[str]:
     name = f"parley_{uuid4().hex}"
     await server.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")

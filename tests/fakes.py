@@ -7,8 +7,10 @@ from typing import Any
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from database.usage_repository import Usage
 from services.engine.base import EngineStats, FinishReason, ImageReader, Job, Message, Piece, Tokenizer
 from services.errors import PromptTooLong, ServiceError, Unavailable
+from services.history.usage_ledger import UsageLedger
 
 TEMPLATE = """\
 {% for message in messages %}
@@ -69,7 +71,7 @@ Step = str | Piece | Exception | Pause
 class FakeStream(AsyncGenerator[Piece, None]):
     def __init__(self, engine: "FakeEngine", steps: Iterator[Step]) -> None:
         self._engine = engine
-        self._steps = steps
+        self.steps = steps
 
     async def asend(self, value: None, /) -> Piece:
         if self not in self._engine.running:
@@ -81,7 +83,7 @@ class FakeStream(AsyncGenerator[Piece, None]):
             raise
 
     async def _next(self) -> Piece:
-        for step in self._steps:
+        for step in self.steps:
             match step:
                 case str():
                     return Piece(step, token_ids=(0,))
@@ -128,6 +130,7 @@ class FakeEngine:
         self.starts = 0
         self.stopped = True
         self.stalled = False
+        self.lost = False
 
     def start(self) -> None:
         self.starts += 1
@@ -158,7 +161,9 @@ class FakeEngine:
 
     def stats(self) -> EngineStats:
         used = 10 * len(self.running)
-        return EngineStats(running=len(self.running), cache_used=used, cache_size=100, stalled=self.stalled)
+        return EngineStats(
+            running=len(self.running), cache_used=used, cache_size=100, stalled=self.stalled, lost=self.lost
+        )
 
     @property
     def prompts(self) -> list[str]:
@@ -188,3 +193,13 @@ class NotingEngine(FakeEngine):
     def is_noting(self) -> bool:
         """At the newest job."""
         return "<conversation>" in self.prompts[-1]
+
+
+class FakeLedger(UsageLedger):
+    """Keeps what is recorded."""
+
+    def __init__(self) -> None:
+        self.usage: list[Usage] = []
+
+    async def record(self, usage: Usage) -> None:
+        self.usage.append(usage)

@@ -96,7 +96,7 @@ async def serving() -> AsyncGenerator[str]:
     from app.common.settings import Settings  # reads the environment
     from app.main import create_app
 
-    app = create_app(Settings(_env_file=None), build=lambda kind, **options: TokenEngine())
+    app = create_app(Settings(_env_file=None), build=lambda kind, **options: TokenEngine(), environment=os.environ)
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, http="h11", log_config=None, access_log=False))
     serving = asyncio.create_task(server.serve())

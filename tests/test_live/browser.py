@@ -1,5 +1,6 @@
 """Chromium without a screen, through the WebDriver protocol: a few HTTP calls, so no package to install for them."""
 
+import base64
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,14 +40,31 @@ class Browser:
         return _call("POST", f"{self._session}/execute/sync", script=script, args=[])
 
     @contextmanager
-    def sized(self, width: int, height: int) -> Iterator[None]:
-        """A phone's screen; a window cannot be as narrow."""
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
+    def sized(self, width: int, height: int, *, is_phone: bool = True) -> Iterator[None]:
+        """A phone's screen, by default; a window cannot be as narrow."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": is_phone}
         self._command("Emulation.setDeviceMetricsOverride", **metrics)
         try:
             yield
         finally:
             self._command("Emulation.clearDeviceMetricsOverride")
+
+    @contextmanager
+    def tab(self, url: str) -> Iterator[None]:
+        """Another one, which is closed in the end."""
+        first = _call("GET", f"{self._session}/window")
+        second = _call("POST", f"{self._session}/window/new", type="tab")["handle"]
+        _call("POST", f"{self._session}/window", handle=second)
+        try:
+            self.open(url)
+            yield
+        finally:
+            _call("DELETE", f"{self._session}/window")
+            _call("POST", f"{self._session}/window", handle=first)
+
+    def picture(self) -> bytes:
+        """Of what is shown, as PNG."""
+        return base64.b64decode(_call("GET", f"{self._session}/screenshot"))
 
     def _command(self, name: str, **params: Any) -> None:
         _call("POST", f"{self._session}/goog/cdp/execute", cmd=name, params=params)

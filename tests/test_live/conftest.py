@@ -12,7 +12,8 @@ from openai import AsyncOpenAI, OpenAI
 from services.models.default_models import DEFAULT_MODELS
 from services.models.fetch import fetch, is_complete
 from tests.test_live.browser import Browser, browsing, serving
-from tests.test_live.service import MODELS, ROOT, Service, running
+from tests.test_live.page import ADMIN_KEY, ENGINE, HELD, USER_KEY, Page
+from tests.test_live.service import MODELS, ROOT, Service, running, until
 
 FOLDER = Path(__file__).parent
 KEYS = ("first-key", "second-key")
@@ -56,7 +57,7 @@ def service(models: None, pages: str, tmp_path_factory: pytest.TempPathFactory) 
     """As it comes, open to one foreign page. Whatever the tests did to it, its log holds no error at the end."""
     with running(tmp_path_factory.mktemp("service"), CORS__ORIGINS=json.dumps([pages])) as service:
         yield service
-        assert [line for line in service.complaints() if "no PARLEY_API_KEYS" not in line] == []
+        assert [line for line in service.complaints() if "no keys: anybody" not in line] == []
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +66,41 @@ def guarded(models: None, pages: str, tmp_path_factory: pytest.TempPathFactory) 
     folder, origins = tmp_path_factory.mktemp("guarded"), json.dumps([pages])
     with running(folder, API_KEYS=",".join(KEYS), ENGINE__MAX_NUM_SEQS="1", CORS__ORIGINS=origins) as service:
         yield service
+
+
+@pytest.fixture(scope="session")
+def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The real service with an engine that says what it is asked to say."""
+    with running(tmp_path_factory.mktemp("scripted"), **ENGINE) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def administered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The same with a user's key and an administrator's, and a model whose load the tests hold."""
+    keys = {"API_KEYS": USER_KEY, "ADMIN_KEY": ADMIN_KEY}
+    with running(tmp_path_factory.mktemp("administered"), **ENGINE, **keys, MODELS=json.dumps([HELD])) as service:
+        yield service
+
+
+@pytest.fixture
+def page(browser: Browser, scripted: Service) -> Page:
+    page = Page(browser, scripted)
+    page.open()
+    page.run("localStorage.clear()")
+    page.open()
+    return page
+
+
+@pytest.fixture
+def guarded_page(browser: Browser, administered: Service) -> Iterator[Page]:
+    """Where the user's key was entered."""
+    page = Page(browser, administered)
+    browser.open(administered.url)
+    page.enter_key(USER_KEY)
+    until(lambda: page.run("return document.querySelector('#model option')"))
+    yield page
+    page.run("sessionStorage.clear(); localStorage.clear()")
 
 
 @pytest.fixture

@@ -14,6 +14,10 @@ ENGINE = {
 }
 
 
+USER_KEY, ADMIN_KEY = "user-key-of-the-page", "admin-key-of-the-page"
+HELD = {"name": "held", "id": "held", "engine": "tests.test_live.scripted_engine:HeldEngine"}
+
+
 class Page:
     def __init__(self, browser: Browser, service: Service, url: str | None = None) -> None:
         self._browser = browser
@@ -31,6 +35,11 @@ class Page:
 
     def run(self, script: str) -> Any:
         return self._browser.run(script)
+
+    def enter_key(self, key: str) -> None:
+        until(lambda: self.run("return document.getElementById('door')?.open"))
+        field = f"document.getElementById('key').value = {json.dumps(key)}"
+        self.run(f"{field}; document.querySelector('#door form').requestSubmit()")
 
     def type(self, text: str) -> None:
         self.run(f"{FIELD}value = {json.dumps(text)}; {FIELD}dispatchEvent(new Event('input'))")

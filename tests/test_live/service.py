@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import requests
 
 from tests.databases import free_port
+from tests.fork_server import Start
+from tests.forked import Process, fork_server
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "models"
@@ -26,7 +28,8 @@ T = TypeVar("T")
 
 
 class Service:
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    def __init__(self, process: Process, port: int, log: Path) -> None:
+        self.folder = log.parent
         self.process = process
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
@@ -70,10 +73,13 @@ class Service:
 
 
 @contextmanager
-def running(folder: Path, command: list[str] = UVICORN, files: int | None = None, **settings: str) -> Iterator[Service]:
+def running(
+    folder: Path, command: list[str] = UVICORN, files: int | None = None, *, cold: bool = False, **settings: str
+) -> Iterator[Service]:
     """The service in `folder`, which nothing but `settings` configures; several lives may follow each other there.
 
-    `command` is a module and what comes before its port; `files` is how many it may open.
+    `command` is a module and what comes before its port; `files` is how many it may open. `cold`: by the command
+    itself, which imports everything anew, and not by the fork server.
     """
     folder.mkdir(exist_ok=True)
     port = free_port()
@@ -81,17 +87,22 @@ def running(folder: Path, command: list[str] = UVICORN, files: int | None = None
     environment |= {"PYTHONPATH": str(ROOT), "PARLEY_MODELS_DIR": str(MODELS)}
     environment |= {"PARLEY_ENGINE__COMPILE": "false"}  # a minute of work for each of many short lives
     environment |= {f"PARLEY_{name}": value for name, value in settings.items()}
-    limit = [] if files is None else ["sh", "-c", f'ulimit -n {files}; exec "$@"', "sh"]
+    start = Start([*command, str(port)], str(folder), environment, files)
     log = folder / f"service-{port}.log"
     with log.open("wb") as output:
-        started = [*limit, sys.executable, "-m", *command, str(port)]
-        process = subprocess.Popen(started, cwd=folder, env=environment, stdout=output, stderr=output)
+        process: Process = _spawn(start, output) if cold else fork_server().start(start, output)
     service = Service(process, port, log)
     try:
         until(lambda: _is_up(service))
         yield service
     finally:
         _stop(service)
+
+
+def _spawn(start: Start, output: BinaryIO) -> subprocess.Popen[bytes]:
+    limit = [] if start.files is None else ["sh", "-c", f'ulimit -n {start.files}; exec "$@"', "sh"]
+    command = [*limit, sys.executable, "-m", *start.command]
+    return subprocess.Popen(command, cwd=start.folder, env=start.environment, stdout=output, stderr=output)
 
 
 def _is_up(service: Service) -> bool:

@@ -26,7 +26,7 @@ def limited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     settings = {"HEADERS_TIMEOUT_S": "2", "BODY_TIMEOUT_S": "2", "BODY_RATE": "500"}
     folder = tmp_path_factory.mktemp("limited")
     with running(
-        folder, STARTS[request.param], FILES, **{f"SERVER__{key}": value for key, value in settings.items()}
+        folder, STARTS[request.param], FILES, cold=True, **{f"SERVER__{key}": value for key, value in settings.items()}
     ) as service:
         yield service
 

@@ -1,4 +1,4 @@
-"""The default model with weights of 8 bits: nearly the same logits, and texts that are about as likely."""
+"""The default model with weights of 8 and 4 bits: nearly the same logits, and texts that are about as likely."""
 
 import math
 
@@ -35,6 +35,14 @@ def read(source: Source) -> list[tuple[Tensor, Tensor]]:
 
 def perplexity(texts: list[tuple[Tensor, Tensor]]) -> float:
     return math.exp(cross_entropy(torch.cat([each[1] for each in texts]), torch.cat([each[0] for each in texts])))
+
+
+@pytest.mark.extended
+def test_texts_are_about_as_likely_in_4_bits(models: None) -> None:
+    """Its file has 4 bits, too: blocks of 32 with scales and minima are found again."""
+    name = str(MODELS / DEFAULT_CHAT)
+    plain, quantised = read(Source(name)), read(Source(name, quantization="int4"))
+    assert perplexity(quantised) / perplexity(plain) == pytest.approx(1, abs=0.02)
 
 
 def test_it_says_nearly_the_same(models: None) -> None:

@@ -79,9 +79,9 @@ async def test_the_readmes_lines_go_on_after_a_restart(folder: Path, database_ur
     with life(folder, database_url, CHAT__MAX_NEW_TOKENS="16") as names["client"]:
         exec(after, names)
         said = list(names["client"].conversations.items.list(names["thread"].id, order="asc"))
-        alone = names["client"].responses.input_tokens.count(input="What is my cat called?")
+        alone = names["client"].responses.input_tokens.count(input="How old am I?")
     assert [item.role for item in said] == ["user", "assistant"] * 2
-    assert said[0].content[0].text == "My cat is called Tom."
+    assert said[0].content[0].text == "I am 34 years old."
     assert said[3].content[0].text == names["answer"].output_text
     assert names["answer"].usage.input_tokens > alone.input_tokens + 16  # with what was said before
 

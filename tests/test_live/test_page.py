@@ -1,37 +1,20 @@
 """The chat page in a real browser, in front of the real service with a scripted engine."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
 from tests.test_live.browser import Browser
-from tests.test_live.page import AWAY, ENGINE, NEVER, Page, refusal
-from tests.test_live.service import SECONDS, Service, running, until
+from tests.test_live.page import AWAY, NEVER, USER_KEY, Page, refusal
+from tests.test_live.page_weight import MAX_BYTES, weight
+from tests.test_live.service import SECONDS, Service, until
 from tests.test_live.wire import wired
 
 pytestmark = pytest.mark.live
 
-KEY = "page-key"
 COUNTING = "document.querySelector('.assistant .text').textContent.length"
-
-
-@pytest.fixture(scope="module")
-def scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running(tmp_path_factory.mktemp("scripted"), **ENGINE) as service:
-        yield service
-
-
-@pytest.fixture
-def page(browser: Browser, scripted: Service) -> Page:
-    page = Page(browser, scripted)
-    page.open()
-    page.run("localStorage.clear()")
-    page.open()
-    return page
 
 
 def tree(page: Page) -> dict[str, Any]:
@@ -59,23 +42,20 @@ def test_a_refused_question_goes_back_to_its_field(page: Page, status: int) -> N
     assert page.texts(".note") == []
 
 
-def test_a_key_that_is_entered_late_asks_once(browser: Browser, tmp_path: Path) -> None:
-    with running(tmp_path / "guarded", **ENGINE, API_KEYS=KEY) as service:
-        page = Page(browser, service)
-        browser.open(service.url)
-        until(lambda: page.run("return document.getElementById('door').open"))
-        page.click("#cancel")
-        page.type("say:one")
-        page.run("document.getElementById('ask').requestSubmit()")
-        until(lambda: page.run("return document.getElementById('door').open"))
-        page.run(
-            f"document.getElementById('key').value = '{KEY}'; document.querySelector('#door form').requestSubmit()"
-        )
-        until(lambda: page.texts(".assistant .text") == ["one"])
-        page.wait()
-        assert page.texts(".note") == []
-        assert len(page.texts("article")) == 2
-        page.run("sessionStorage.clear()")
+def test_a_key_that_is_entered_late_asks_once(guarded_page: Page, browser: Browser) -> None:
+    page = guarded_page
+    page.run("sessionStorage.clear()")
+    browser.open("about:blank")
+    browser.open(page.service.url)
+    until(lambda: page.run("return document.getElementById('door')?.open"))
+    page.click("#cancel")
+    page.type("say:one")
+    page.run("document.getElementById('ask').requestSubmit()")
+    page.enter_key(USER_KEY)
+    until(lambda: page.texts(".assistant .text") == ["one"])
+    page.wait()
+    assert page.texts(".note") == []
+    assert len(page.texts("article")) == 2
 
 
 def test_a_reload_before_the_first_word_keeps_the_question(page: Page) -> None:
@@ -300,6 +280,23 @@ def test_a_broken_answer_is_tried_again(page: Page) -> None:
 # --- thoughts, calls, settings ---
 
 
+def test_an_answer_that_was_stopped_or_cut_off_is_continued(page: Page) -> None:
+    page.ask("Please count")
+    until(lambda: page.run(f"return {COUNTING} > 20"))
+    page.click("#stop")
+    page.wait()
+    page.click(".assistant .again")
+    until(lambda: page.texts(".assistant:last-child .text") == ["and on"])
+    page.wait()
+    assert page.texts(".assistant .again") == []  # the first has been gone on with, the second is whole
+    (first, second) = tree(page)["answers"]
+    assert (first["status"], second["status"]) == ("cancelled", "completed")
+    assert second["parent_item"] == tree(page)["data"][1]["item"]["id"]
+    page.reload()
+    until(lambda: page.texts(".assistant:last-child .text") == ["and on"])
+    assert len(page.texts("article")) == 3
+
+
 def test_thoughts_and_calls_are_folded(page: Page) -> None:
     assert page.answer("say:<think>Hm, well.</think>Yes.") == "Yes."
     assert page.texts(".thought") == ["Hm, well."]
@@ -312,7 +309,7 @@ def test_thoughts_and_calls_are_folded(page: Page) -> None:
     ]
     made = requests.post(f"{page.service.url}/v1/conversations", json={"items": items}, timeout=SECONDS).json()
     page.open(f"#{made['id']}")
-    until(lambda: page.texts("article summary") == ["Called weather", "function call output"])
+    until(lambda: page.texts("article summary") == ["Called weather", "Result"])
     assert page.texts("article .code code") == ['{"at": "sea"}', "rain"]
 
 
@@ -371,8 +368,119 @@ def test_a_conversation_is_exported(page: Page) -> None:
     assert exported["messages"][0]["children"][0]["items"][0]["content"][0]["text"] == "**out**"
 
 
+def test_an_exported_conversation_is_imported(page: Page) -> None:
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": f"{n}?"}], "type": "message"} for n in range(21)
+    ]
+    answer = {
+        "role": "assistant",
+        "content": [{"type": "output_text", "text": "No."}],
+        "type": "message",
+        "id": "msg_x",
+    }
+    nodes: list[dict[str, Any]] = []
+    for item in reversed([*items, answer]):
+        nodes = [{"role": item["role"], "items": [item], "answer": None, "children": nodes}]
+    choose(page, json.dumps({"title": "Brought along", "messages": nodes}))
+    page.click("#import-json")
+    until(lambda: page.texts("article .text")[-1:] == ["No."])
+    assert len(page.texts("article")) == 22
+    until(lambda: page.texts("#conversations [aria-current]") == ["Brought along"])
+    choose(page, "{}")
+    page.click("#import-json")
+    until(lambda: page.texts("#status") == ["This file is no conversation that was exported as JSON."])
+
+
+def choose(page: Page, text: str) -> None:
+    """The next file field that is clicked has this file."""
+    page.run(
+        f"window.data = new DataTransfer(); data.items.add(new File([{json.dumps(text)}], 'file.json'));"
+        "HTMLInputElement.prototype.click = function () {"
+        " this.files = data.files; this.dispatchEvent(new Event('change')) }"
+    )
+
+
+def test_images_are_pasted_sent_and_kept(page: Page) -> None:
+    page.run("document.querySelector('#attach').hidden || (window.isShown = true)")
+    assert page.run("return window.isShown")
+    paste(page, "image/png")
+    paste(page, "image/png")
+    until(lambda: page.run("return document.querySelectorAll('#attachments img').length") == 2)
+    page.click("#attachments button")
+    assert page.run("return document.querySelectorAll('#attachments img').length") == 1
+    assert page.answer("prompt?") == "user|[XXXX]\nprompt?"
+    page.reload()
+    until(lambda: page.run("return document.querySelector('article.user img')?.naturalWidth") == 2)
+    assert page.texts("article.user .text") == ["prompt?"]
+    page.click("[title='Edit message']")
+    page.run("document.querySelector('.editor textarea').value = 'again: prompt?'")
+    page.click(".editor .main")
+    page.wait()
+    until(lambda: page.texts(".assistant .text") == ["user|[XXXX]again: prompt?"])  # the line end is an element
+    paste(page, "text/csv")
+    until(lambda: page.texts("#status") == ["Only images can be sent."])
+
+
+def paste(page: Page, kind: str) -> None:
+    """An image of 2 x 2 pixels, as a file of this kind."""
+    page.run(
+        "const canvas = document.createElement('canvas'); canvas.width = canvas.height = 2;"
+        "canvas.toBlob((blob) => { const data = new DataTransfer();"
+        f"data.items.add(new File([blob], 'file', {{type: '{kind}'}}));"
+        "document.getElementById('prompt').dispatchEvent(new ClipboardEvent('paste', {clipboardData: data}))})"
+    )
+
+
+def test_formulas_are_set_and_money_is_text(page: Page) -> None:
+    page.answer(r"say:Euler: $e^{i\pi}=-1$ for $5 or $10.\n\n$$\n\frac{1}{2}\n$$\n\n\(\sqrt{x}\) and $\absent$")
+    assert page.run("return document.querySelectorAll('.assistant math').length") == 3
+    assert page.run("return document.querySelectorAll('.assistant .formula.block mfrac').length") == 1
+    assert "for $5 or $10." in page.texts(".assistant .text")[0]
+    assert page.texts(".assistant .formula code") == [r"$\absent$"]
+
+
+def test_other_tabs_see_what_one_changes(page: Page) -> None:
+    page.run("window.heard = []; new BroadcastChannel('parley').onmessage = ({data}) => heard.push(data.conversation)")
+    page.answer("say:one")
+    assert page.conversation in until(lambda: page.run("return heard"))
+    body = {"conversation": page.conversation, "input": "say:two", "model": "default"}
+    requests.post(f"{page.service.url}/v1/responses", json=body, timeout=SECONDS).raise_for_status()
+    page.run(f"new BroadcastChannel('parley').postMessage({{conversation: '{page.conversation}'}})")
+    until(lambda: page.texts(".assistant .text") == ["one", "two"])
+
+
+def test_images_are_dropped_and_chosen(page: Page) -> None:
+    image = (
+        "const canvas = document.createElement('canvas'); canvas.width = canvas.height = 2;"
+        "canvas.toBlob((blob) => { const data = new DataTransfer();"
+        "data.items.add(new File([blob], 'file', {type: 'image/png'})); "
+    )
+    page.run(image + "document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true}))})")
+    until(lambda: page.run("return document.querySelectorAll('#attachments img').length") == 1)
+    page.run(
+        "HTMLInputElement.prototype.click = function () {" + image + "this.files = data.files;"
+        "this.dispatchEvent(new Event('change'))})}"
+    )
+    page.click("#attach")
+    until(lambda: page.run("return document.querySelectorAll('#attachments img').length") == 2)
+    assert page.answer("prompt?") == "user|[XXXX]\n[XXXX]\nprompt?"
+
+
+def test_two_real_tabs_see_each_others_turns(page: Page, browser: Browser) -> None:
+    page.answer("say:first")
+    with browser.tab(f"{page.service.url}/#{page.conversation}"):
+        until(lambda: page.texts(".assistant .text") == ["first"])
+        page.answer("say:second")
+    until(lambda: page.texts(".assistant .text") == ["first", "second"])
+
+
 def test_keys_search_show_help_and_begin(page: Page) -> None:
     page.answer("say:something")
+    page.run("document.getElementById('prompt').focus()")
+    page.press("ArrowUp")
+    assert page.run("return document.querySelector('.editor textarea').value") == "say:something"
+    page.press("Escape")
+    assert page.texts(".editor") == []
     page.press("k", ctrlKey=True)
     assert page.run("return document.activeElement.id") == "search"
     page.run("document.getElementById('scroll').focus()")
@@ -382,6 +490,11 @@ def test_keys_search_show_help_and_begin(page: Page) -> None:
     page.press("O", ctrlKey=True, shiftKey=True)
     assert page.texts("article") == []
     assert page.run("return document.activeElement.id") == "prompt"
+
+
+def test_the_first_visit_is_light(page: Page) -> None:
+    page.open()
+    assert weight(page) < MAX_BYTES
 
 
 def test_every_control_has_a_name(page: Page) -> None:

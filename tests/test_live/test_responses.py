@@ -161,22 +161,29 @@ async def test_a_background_answer_is_followed_and_stopped_from_another_process(
         assert until(lambda: one.gauge("num_requests_running") == 0)
 
 
-async def test_a_background_answer_of_a_server_that_was_killed(folder: Path, database_url: str) -> None:
+async def test_a_background_answer_of_a_server_that_was_killed_goes_on(folder: Path, database_url: str) -> None:
+    limit: dict[str, Any] = {"temperature": 0, "background": True, "max_output_tokens": 300}
     with running(folder, DATABASE__URL=database_url, ENGINE__MAX_NUM_SEQS="1") as service, client_of(service) as client:
-        stream = client.responses.create(input=ENDLESS, temperature=0, background=True, stream=True)
+        stream = client.responses.create(input=ENDLESS, stream=True, **limit)
         begun = next(stream).response.id  # type: ignore[union-attr]
-        until(lambda: client.responses.retrieve(begun).output_text)  # its first checkpoint
-        waiting = client.responses.create(input=ENDLESS, background=True)
+        before = until(lambda: client.responses.retrieve(begun).output_text)
+        waiting = client.responses.create(input=ENDLESS, **(limit | {"max_output_tokens": 8}))
         service.kill()
 
     with running(folder, DATABASE__URL=database_url) as service, client_of(service) as client:
-        broken = ended(client, begun)
-        assert (broken.status, broken.incomplete_details.reason) == ("incomplete", "interrupted")  # type: ignore[union-attr]
-        assert broken.output_text
-        *_, last = client.responses.retrieve(begun, stream=True)
-        assert (last.type, last.response) == ("response.incomplete", broken)  # type: ignore[union-attr]
+        whole = ended(client, begun)
+        assert whole.incomplete_details is not None
+        assert whole.incomplete_details.reason == "max_output_tokens"
+        assert whole.output_text.startswith(before)
+        events = list(client.responses.retrieve(begun, stream=True))
+        assert [event.sequence_number for event in events] == [*range(len(events))]
+        assert (
+            "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
+        )
+        last = events[-1]
+        assert (last.type, last.response) == ("response.incomplete", whole)  # type: ignore[union-attr]
         assert list(client.responses.retrieve(begun, stream=True, starting_after=last.sequence_number)) == []
-        assert ended(client, waiting.id).status in ("failed", "incomplete")
+        assert ended(client, waiting.id).output_text
 
 
 def test_a_background_answer_has_the_drains_time(folder: Path) -> None:

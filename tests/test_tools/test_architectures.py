@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.threads import computing_with
 from tools.architectures import table, trial
-from tools.architectures.__main__ import sweep
+from tools.architectures.__main__ import append_result, read_results, sweep
 from tools.architectures.trial import Outcome, Prompt, Result, attempt
 
 EXPECTED = {
@@ -16,10 +17,13 @@ EXPECTED = {
     "gpt_oss": Outcome.BATCHED,
     "qwen2_moe": Outcome.BATCHED,
     "deepseek_v3": Outcome.BATCHED,
-    "llama4_text": Outcome.SEQUENTIAL,
-    "qwen3_next": Outcome.SEQUENTIAL,
-    "mamba2": Outcome.SEQUENTIAL,
-    "jamba": Outcome.SEQUENTIAL,
+    "llama4_text": Outcome.BATCHED,
+    "qwen3_5_text": Outcome.BATCHED,
+    "granitemoehybrid": Outcome.BATCHED,
+    "mamba2": Outcome.BATCHED,
+    "jamba": Outcome.BATCHED,
+    "falcon": Outcome.BATCHED,
+    "deepseek_v32": Outcome.SEQUENTIAL,
     "recurrent_gemma": Outcome.REFUSED,
 }
 
@@ -32,12 +36,18 @@ def test_each_does_what_the_table_says(kind: str) -> None:
     assert result.outcome in (Outcome.BATCHED, Outcome.SEQUENTIAL) or result.detail
 
 
+@pytest.mark.parametrize("kind", ["qwen3_5_text", "qwen3_next", "bailing_hybrid", "bloom"])
+def test_half_the_width_is_batched_too(kind: str) -> None:
+    with computing_with(1):
+        assert attempt(kind, torch.bfloat16) == Result(kind, Outcome.BATCHED)
+
+
 def test_another_answer_than_the_models_own_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokens that are fed are not those that `generate` was given."""
     monkeypatch.setattr(trial, "SCENARIOS", {"alone": [Prompt(40, 16)]})
-    run = trial._run
+    run = trial.run
     monkeypatch.setattr(
-        trial, "_run", lambda runner, prompts: run(runner, [Prompt(39, each.max_tokens) for each in prompts])
+        trial, "run", lambda runner, prompts: run(runner, [Prompt(39, each.max_tokens) for each in prompts])
     )
     with computing_with(1):
         assert attempt("llama") == Result("llama", Outcome.WRONG, "alone: answer token 0 after 40")
@@ -46,6 +56,15 @@ def test_another_answer_than_the_models_own_is_wrong(monkeypatch: pytest.MonkeyP
 def test_what_takes_too_long_or_cannot_be_made_is_not_tried() -> None:
     late, unknown = sweep(["llama"], timeout=0), sweep(["no such kind"])
     assert [result.outcome for result in (*late, *unknown)] == [Outcome.UNTRIED] * 2
+
+
+def test_results_are_kept_from_run_to_run(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    results = [Result("llama", Outcome.BATCHED), Result("xlm", Outcome.REFUSED, "no cache")]
+    assert read_results(file) == []
+    for result in results:
+        append_result(file, result)
+    assert read_results(file) == results
 
 
 def test_the_table_is_written_between_its_marks(tmp_path: Path) -> None:

@@ -61,7 +61,10 @@ async def test_an_open_route_is_reported(guarded: Site, tmp_path: Path, monkeypa
 
 
 async def test_two_keys_of_one_owner_are_reported(guarded: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth.AuthMiddleware, "_caller", lambda self, scope: auth.Caller("everybody"))
+    async def everybody(*_: object) -> auth.Caller:
+        return auth.Caller("everybody")
+
+    monkeypatch.setattr(auth.AuthMiddleware, "caller_of", everybody)
     through = (await attack("isolation", target(guarded, every=11))).through
 
     for what in ("GET /v1/conversations?", "what alpha has stored was changed", "Idempotency-Key", "/search?query"):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,12 @@ def test_texts_are_batched_and_of_all_lengths() -> None:
     assert [len(batch) for batch in batches] == [16, 16, 8]  # type: ignore[arg-type]
     lengths = [len(each.split()) for each in load.inputs(0, 1)]
     assert 5 <= min(lengths) < 40 < 80 < max(lengths) <= 120
+
+
+async def test_target_may_name_several_models_in_turn(peer: Peer) -> None:
+    await measured(Plan([parse(f"a={peer.at('a')}#one,two", {})], [replace(CHAT, requests=4)], 1, 60, seed=0))
+    models = [each.body["model"] for each in peer.requests]
+    assert sorted(models[-4:]) == ["one", "one", "two", "two"]
 
 
 async def test_target_may_store_its_answers(peer: Peer) -> None:

@@ -15,6 +15,7 @@ from tests.apps import NewSite, Site
 from tests.databases import free_port
 from tests.fakes import FakeEngine, Pause
 from tests.test_tools.terminal import ALT_ENTER, CTRL_C, ENTER, Terminal, chat, terminal
+from tools.chat.commands import COMMANDS
 
 
 def url(site: Site) -> str:
@@ -299,6 +300,17 @@ async def test_a_line_typed_during_an_answer_is_the_next_question(typed: Termina
     await typed.ready()
     await typed.ready()
     assert engine.prompts[1].endswith("<user>Two\n<assistant>\n")
+
+
+async def test_help_shows_all_commands(typed: Terminal) -> None:
+    typed.type("/help" + ENTER)
+    for name in COMMANDS:
+        await typed.see(name)
+    await typed.ready()
+    typed.type("/thought" + ENTER)
+    await typed.see("There was no thought")
+    await typed.ready()
+    assert await typed.leave() == 0
 
 
 async def test_unknown_commands_are_named(typed: Terminal) -> None:

@@ -94,8 +94,8 @@ def test_options_of_other_servers_are_accepted(served: dict[str, Any], option: s
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tensor-parallel-size", "2"], "PARLEY_ENGINE__TENSOR_PARALLEL_SIZE: "),
-        (["--quantization", "int4"], "PARLEY_ENGINE__QUANTIZATION: "),
+        (["--tensor-parallel-size", "0"], "PARLEY_ENGINE__TENSOR_PARALLEL_SIZE: "),
+        (["--quantization", "int3"], "PARLEY_ENGINE__QUANTIZATION: "),
         (["--workers", "2"], "PostgreSQL"),
         (["--max-num-seqs", "0"], "PARLEY_ENGINE__MAX_NUM_SEQS: "),
         (["--port", "99999"], "PARLEY_SERVER__PORT: "),
@@ -206,7 +206,7 @@ def test_help_shows_the_actual_defaults() -> None:
         "speculation": "on" if engine.speculation else "off",
         "use_warmup": "on" if engine.use_warmup else "off",
         "tensor_parallel_size": engine.tensor_parallel_size,
-        "quantization": engine.quantization or "none",
+        "quantization": engine.quantization or "as the file is",
         "enable_mm": "where the model takes them" if engine.enable_mm is None else engine.enable_mm,
     }
     options = get_type_hints(cli.serve, include_extras=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 from typer.testing import CliRunner
 
 from app.common.settings import api_key
@@ -22,6 +22,7 @@ from services.conversation_service import ConversationService
 from services.history import item_rows
 from services.history.store import Store
 from services.history.turn import TurnRequest
+from services.key_service import KeyService, NewKey
 from services.turn_service import TurnService
 from tests.apps import NewSite
 from tests.test_services.test_turn_service import END, begin, finish, store_turn
@@ -220,9 +221,11 @@ def test_empty_file_imports_nothing(tmp_path: Path) -> None:
     assert list(read(file)) == []
 
 
-def test_history_belongs_to_the_key() -> None:
-    assert owner_of(None) == "local"
-    assert owner_of("secret") == api_key("secret").owner
+async def test_history_belongs_to_the_key(store: Database) -> None:
+    created, project = await KeyService(store).create_in("team", NewKey(name="laptop", project_id=""))
+    assert await owner_of(store, None) == "local"
+    assert await owner_of(store, "secret") == api_key("secret").owner
+    assert [await owner_of(store, each) for each in (created.value, project.id)] == [project.id] * 2
 
 
 @pytest.mark.parametrize(
@@ -406,24 +409,23 @@ def tree(size: int) -> dict[str, Any]:
 
 
 @contextmanager
-def counted(database: Database) -> Iterator[list[str]]:
+def counted() -> Iterator[list[str]]:
     """Counts statements; a bulk insert is one."""
     statements: list[str] = []
 
     def note(*arguments: Any) -> None:
         statements.append(arguments[2])
 
-    engine = database._engine.sync_engine
-    event.listen(engine, "before_cursor_execute", note)
+    event.listen(Engine, "before_cursor_execute", note)
     yield statements
-    event.remove(engine, "before_cursor_execute", note)
+    event.remove(Engine, "before_cursor_execute", note)
 
 
 async def test_number_of_statements_is_independent_of_the_tree(database: Database) -> None:
     counts = []
     for number, size in enumerate((20, 2000)):
         archived = ArchivedConversation.model_validate(tree(size) | {"id": f"conv_{number:032}"})
-        with counted(database) as statements:
+        with counted() as statements:
             assert await archive.restore(database, "local", archived)
         counts.append(len(statements))
         assert len((await ConversationService(database).messages("local", archived.id, limit=size + 1)).data) == size

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from app.common.settings import Settings
-from tools import settings_page
+from tools import settings_list, settings_page
 
 
 def test_the_page_is_up_to_date() -> None:
@@ -15,7 +15,7 @@ def test_the_example_is_up_to_date() -> None:
 
 
 def test_every_setting_has_a_meaning() -> None:
-    settings = [each for section in settings_page.sections() for each in section.settings]
+    settings = [each for section in settings_list.sections() for each in section.settings]
     assert len(settings) > 50
     assert [each.name for each in settings if not each.meaning] == []
 
