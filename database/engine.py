@@ -83,7 +83,7 @@ def _postgresql(url: URL, patience_s: float) -> AsyncEngine:
     options: dict[str, object] = {"timeout": 5.0, "command_timeout": patience_s}
     if sslmode := url.query.get("sslmode"):  # libpq's name; asyncpg calls it `ssl`
         url, options["ssl"] = url.difference_update_query(["sslmode"]), sslmode
-    return create_async_engine(
+    engine = create_async_engine(
         url,
         connect_args=options,
         pool_size=20,
@@ -94,6 +94,15 @@ def _postgresql(url: URL, patience_s: float) -> AsyncEngine:
         hide_parameters=True,  # errors are logged, prompts are not
         **JSON,
     )
+    event.listen(engine.sync_engine, "connect", partial(_limit_idle_transactions, patience_s / 2))
+    return engine
+
+
+def _limit_idle_transactions(seconds: float, connection: AdaptedConnection, _record: ConnectionPoolEntry) -> None:
+    """A process that stands still in a transaction (a paused machine, a lost network) keeps its locks: the server ends
+    the transaction before the others' statements fail. By a statement, as PgBouncer refuses unknown start parameters."""
+    milliseconds = round(seconds * 1000)
+    connection.run_async(lambda each: each.execute(f"SET idle_in_transaction_session_timeout = {milliseconds}"))
 
 
 def _prepare(connection: AdaptedConnection, _record: ConnectionPoolEntry) -> None:

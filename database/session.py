@@ -12,8 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from database.engine import WRITE, create_engine
 from database.erasure import Deletions, empty_log, merge
 
-# PostgreSQL's error classes: connection, authorization, no such database, rolled back, resources, shutting down
-OUTAGE_CLASSES = ("08", "28", "3D", "40", "53", "57")
+# PostgreSQL's error classes: connection, a transaction idle for too long, authorization, no such database, rolled back,
+# resources, shutting down
+OUTAGE_CLASSES = ("08", "25P03", "28", "3D", "40", "53", "57")
 
 
 class Database:

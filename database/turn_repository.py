@@ -207,7 +207,7 @@ class TurnRepository:
     async def claim(self, turn_ids: Collection[str], writer: str, now: float) -> Sequence[Turn]:
         """Those that no other process is claiming."""
         query = select(Turn).where(Turn.id.in_(turn_ids), IS_RUNNING, IS_UNCLAIMED).order_by(Turn.id)
-        claimed = (await self._session.scalars(query.with_for_update(skip_locked=True))).all()
+        claimed = (await self._session.scalars(query.with_for_update(skip_locked=True, key_share=True))).all()
         for turn in claimed:
             turn.writer, turn.updated_at = writer, now
         await self._session.flush()

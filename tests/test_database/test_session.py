@@ -55,6 +55,20 @@ async def test_burst_of_readers_opens_no_overflow_connections(database: Database
     assert not [each for each in closed if each in opened]
 
 
+@pytest.mark.parametrize("backend", ["postgresql"])
+async def test_who_stands_still_in_a_transaction_does_not_stop_the_others(database: Database, database_url: str) -> None:
+    frozen = Database(database_url, patience_s=0.2)
+    with pytest.raises(DBAPIError) as raised:
+        async with frozen.write() as session:
+            await session.execute(INSERT, {"id": "a"})
+            async with database.write() as other:
+                await other.execute(INSERT, {"id": "a"})  # waits for the row
+            await session.execute(INSERT, {"id": "b"})
+    assert is_outage(raised.value)
+    assert await count(frozen) == 1
+    await frozen.close()
+
+
 async def test_error_rolls_back(database: Database) -> None:
     async def fail() -> None:
         async with database.write() as session:

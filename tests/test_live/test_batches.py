@@ -2,7 +2,8 @@
 
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from openai.types import Batch
 from sqlalchemy import text
 
 from database.session import Database
-from tests.test_live.service import MODELS, running, until
+from tests.test_live.service import MODELS, Service, running, until
 from tests.test_live.test_responses import client_of
 from tools.faults import tiny_model
 
@@ -64,6 +65,15 @@ def tokens_of(client: OpenAI, batch: Batch) -> int:
     return sum(each["response"]["body"]["usage"]["completion_tokens"] for each in output)
 
 
+@contextmanager
+def standing_still(service: Service) -> Iterator[None]:
+    service.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        service.process.send_signal(signal.SIGCONT)
+
+
 async def check(client: OpenAI, batch: Batch, database_url: str) -> None:
     await check_all(client, [batch], database_url)
 
@@ -111,11 +121,10 @@ async def test_a_process_that_was_taken_for_dead_repeats_nothing(model: Path, fo
         batch_id = create(client)
         with running(folder, **settings) as other, client_of(other) as reading:
             until(lambda: has_done(reading, batch_id, 10))
-            one.process.send_signal(signal.SIGSTOP)
-            counts = reading.batches.retrieve(batch_id).request_counts
-            assert counts is not None
-            until(lambda: has_done(reading, batch_id, counts.completed + 5))
-            one.process.send_signal(signal.SIGCONT)
+            with standing_still(one):
+                counts = reading.batches.retrieve(batch_id).request_counts
+                assert counts is not None
+                until(lambda: has_done(reading, batch_id, min(counts.completed + 5, LINES)))
             await check(reading, ended(reading, batch_id), database_url)
 
 

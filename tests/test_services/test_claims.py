@@ -24,8 +24,8 @@ from services.turn_service import TurnService, in_turn
 from tests.apps import NewSite, Site
 from tests.fakes import FakeEngine, Pause
 
-# Processes that are judged to be gone break off what they were doing: in one of some ten runs a connection to
-# PostgreSQL is left to the garbage collector. Where is not known yet.
+# Processes that are judged to be gone break off what they were doing: seldom a connection to PostgreSQL is left to the
+# garbage collector. Where is not known yet.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 OWNER = "local"
