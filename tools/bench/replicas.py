@@ -27,7 +27,7 @@ PATIENCE_S = 2.0  # after which a replica without room claims, too
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Of a step, in seconds: the default model on two cores, as docs/performance.md has them. Its gaps of 9.8, 13.2 and
+    """Of a step, in seconds: the default model on two cores, as docs/engine.md has them. Its gaps of 9.8, 13.2 and
     29.2 ms at 1, 8 and 32 streams, and times to first token of 91 and 252 ms at 8 and 32."""
 
     step: float = 0.0092
