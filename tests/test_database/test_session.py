@@ -56,7 +56,9 @@ async def test_burst_of_readers_opens_no_overflow_connections(database: Database
 
 
 @pytest.mark.parametrize("backend", ["postgresql"])
-async def test_who_stands_still_in_a_transaction_does_not_stop_the_others(database: Database, database_url: str) -> None:
+async def test_who_stands_still_in_a_transaction_does_not_stop_the_others(
+    database: Database, database_url: str
+) -> None:
     frozen = Database(database_url, patience_s=0.2)
     with pytest.raises(DBAPIError) as raised:
         async with frozen.write() as session:
