@@ -60,12 +60,16 @@ async def test_who_stands_still_in_a_transaction_does_not_stop_the_others(
     database: Database, database_url: str
 ) -> None:
     frozen = Database(database_url, patience_s=0.2)
-    with pytest.raises(DBAPIError) as raised:
+
+    async def stand_still() -> None:
         async with frozen.write() as session:
             await session.execute(INSERT, {"id": "a"})
             async with database.write() as other:
                 await other.execute(INSERT, {"id": "a"})  # waits for the row
             await session.execute(INSERT, {"id": "b"})
+
+    with pytest.raises(DBAPIError) as raised:
+        await stand_still()
     assert is_outage(raised.value)
     assert await count(frozen) == 1
     await frozen.close()
