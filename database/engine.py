@@ -100,7 +100,7 @@ def _postgresql(url: URL, patience_s: float) -> AsyncEngine:
 
 def _limit_idle_transactions(seconds: float, connection: AdaptedConnection, _record: ConnectionPoolEntry) -> None:
     """A process that stands still in a transaction (a paused machine, a lost network) keeps its locks: the server ends
-    the transaction before the others' statements fail. Set by a statement: PgBouncer refuses unknown start parameters."""
+    the transaction before the others' statements fail. By a statement: PgBouncer refuses unknown start parameters."""
     milliseconds = round(seconds * 1000)
     connection.run_async(lambda each: each.execute(f"SET idle_in_transaction_session_timeout = {milliseconds}"))
 
