@@ -16,7 +16,7 @@ from services.chat.compaction.window import Chat
 from services.chat.events import Event, Finish, Head
 from services.chat.items import Item
 from services.chat.request import responses
-from services.chat.request.fitting import shortened
+from services.chat.request.fitting import left_out, shortened
 from services.chat.request.refusals import ReportIgnored, report_nothing
 from services.chat.request.sampling import apply_defaults
 from services.chat_service import ChatContext, ChatService, Start, admitted, finishing, retried
@@ -189,7 +189,7 @@ class ResponseService:
         """The chat completion that answers these messages."""
         fitting = await self._fitting(context, messages)
         num_dropped = len(messages) - len(fitting)
-        chat = await offload(responses.as_chat, context.request, fitting)
+        chat = await offload(responses.as_chat, context.request, fitting, left_out(messages, fitting))
         chat_context = ChatContext(
             turn, (), context.facts(num_dropped), num_dropped, context.cache, progress=context.progress
         )
@@ -203,8 +203,8 @@ class ResponseService:
         room = responses.room(context.request, length)
         sizes: list[int] = []
 
-        async def fits(messages: Chat) -> bool:
-            chat = await offload(responses.as_chat, context.request, messages)
+        async def fits(kept: Chat) -> bool:
+            chat = await offload(responses.as_chat, context.request, kept, left_out(messages, kept))
             sizes.append(await self._chat.count(chat, context.owner, context.cache))
             return sizes[-1] + room <= length
 

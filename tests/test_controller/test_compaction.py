@@ -357,6 +357,13 @@ class TestBeforeAnAnswer:
         assert kinds(again) == ["message"]
         assert '"name": "paint"' in engine.prompts[-1]
 
+    async def test_so_can_those_that_a_truncation_leaves_out(self, openai: AsyncOpenAI, engine: NotingEngine) -> None:
+        engine.tokenizer = apps.Tokenizer(apps.THINKS)
+        given: list[Any] = [*talk("Find"), *FOUND, *talk("Two", "Three", LONG + LONG, LONG + LONG, "Five")[1:]]
+        await openai.responses.create(input=given, tools=[SEARCH], truncation="auto")
+        assert "Find" not in engine.prompts[-1]
+        assert '"name": "paint"' in engine.prompts[-1]
+
     async def test_what_alone_outgrows_the_context_is_summarised_too(
         self, openai: AsyncOpenAI, engine: NotingEngine
     ) -> None:

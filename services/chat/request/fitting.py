@@ -24,6 +24,12 @@ async def shortened(messages: Chat, fits: Callable[[Chat], Awaitable[bool]]) -> 
     return _without(messages, cuts[_on_grid(low, len(cuts))]) if low < len(cuts) else None
 
 
+def left_out(messages: Chat, kept: Chat) -> Chat:
+    """Those of `messages` that are not among the `kept` ones."""
+    ids = {id(message) for message in kept}
+    return [message for message in messages if id(message) not in ids]
+
+
 def _on_grid(first: int, count: int) -> int:
     """Not before the first of them; a quarter of those after it is left out at most."""
     step = 1 << max(0, (count - first).bit_length() - 3)

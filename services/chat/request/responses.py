@@ -143,9 +143,12 @@ def unknown_in_retrieval(query: Retrieval) -> list[str]:
     return [*ignored_includes(query.include), *(["include_obfuscation"] if query.include_obfuscation else [])]
 
 
-def as_chat(request: ResponseInput, messages: Sequence[ChatMessage]) -> ChatCompletionRequest:
-    """`messages`: all that the prompt has but the instructions."""
-    tools = FlatTools.of(request, messages)
+def as_chat(
+    request: ResponseInput, messages: Sequence[ChatMessage], left_out: Sequence[ChatMessage] = ()
+) -> ChatCompletionRequest:
+    """`messages`: all that the prompt has but the instructions; what searches in those that were left out have
+    found can still be called."""
+    tools = FlatTools.of(request, [*left_out, *messages])
     fields: dict[str, Any] = {
         "model": request.model,
         "tools": tools.tools,

@@ -81,7 +81,7 @@ def until_kernels_are_built(source: Source, device: str, kernels: Path | None) -
     if not is_small or library_path(kernels).exists() or not checkpoint.has_blocks:
         return source
     checkpoint.check_blocks()  # not refused at the next start only
-    logger.info("weights are expanded at this first start, while the kernels for their blocks are built")
+    logger.info("weights are expanded at this start: the kernels for their blocks are not built yet")
     return replace(source, quantization=None)
 
 
