@@ -14,24 +14,21 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app.common import body_limits, configuration, errors, exits, log, model_configs, openapi
 from app.common.allowed_hosts import AllowedHosts
-from app.common.auth import AuthMiddleware, Keys
-from app.common.batch_requests import BatchRequests
+from app.common.auth import AuthMiddleware
 from app.common.compression import Decompress
 from app.common.connection import Deadlines
 from app.common.connections import ConnectionGate, Connections
-from app.common.dependencies import ServerInfo, Services
-from app.common.drain import Drain
-from app.common.ignored import UnknownKeys
+from app.common.dependencies import Services
 from app.common.middleware import AffinityHeader, BodyLimit, DrainGate, Options, Protocol, RequestLog
 from app.common.pace import RequestPace
 from app.common.page_guard import PageGuard
-from app.common.reload import ReadSettings, Reloader
+from app.common.reload import ReadSettings
 from app.common.routes import Routes
 from app.common.security_headers import SecurityHeaders
-from app.common.settings import ImageSettings, ServerSettings, Settings
-from app.common.sse import Sse
+from app.common.settings import ServerSettings, Settings
 from app.common.traced import Traced
 from app.common.tracing import tracer_of
+from app.composition import build_services, foundation
 from app.controller import (
     adapter_controller,
     admin_controller,
@@ -59,57 +56,11 @@ from app.process import Process
 from app.spec import Server, loading
 from app.spec.predict import PredictSpec
 from app.spec.spec import Spec
-from database import sqlite_file
 from database.session import Database
-from services.adapter_service import AdapterService
-from services.batch_service import BatchService, BatchWorker
-from services.batches.capacity import Capacity
-from services.batches.input_file import InputLimits
-from services.batches.results import commit
-from services.batches.run import Surroundings
-from services.catalogue_service import CatalogueService
-from services.chat_service import ChatService
-from services.claim_service import AT_ONCE, ClaimService
-from services.compaction_service import CompactionService
-from services.completion_service import CompletionService
-from services.conversation_service import ConversationService
-from services.document_service import DocumentService
-from services.embedding_service import EmbeddingService
 from services.engine import build, warm_up
-from services.engine.loading.generation_config import read_sampling_defaults
-from services.event_source_service import EventSourceService
-from services.fetch_service import Fetcher
-from services.file_contents import FileContents
-from services.file_service import FileLimits, FileService
-from services.history.store import Store
-from services.history.write_batcher import WriteBatcher
-from services.image_service import ImageService
-from services.input_service import InputService
-from services.item_service import ItemService
-from services.key_service import KeyService
-from services.limit_service import LimitService
-from services.message_service import MessageService
-from services.metrics_service import Metrics
-from services.model_service import ModelManager
 from services.models import sources
-from services.models.memory import free_memory
-from services.project_service import ProjectService
-from services.pull_service import PullService
-from services.rerank_service import RerankService
-from services.response_service import ResponseService
-from services.search_service import SearchService
-from services.secret_service import SecretService
-from services.status_service import StatusService
-from services.stored_completion_service import StoredCompletionService
-from services.stored_response_service import StoredResponseService
-from services.stream_service import StreamService
-from services.text_service import TextService
-from services.tokenize_service import TokenizeService
 from services.tracing import NO_TRACER, Tracer
-from services.tree_service import TreeService
 from services.turn_service import KeptRecords, TurnService, this_writer
-from services.upload_service import UploadService
-from services.usage_service import UsageService
 
 logger = logging.getLogger(__name__)
 
@@ -154,14 +105,9 @@ def create_app(
     log.configure(settings.log.level, settings.log.format)
     tracer = tracer_of(environment)
     database = Database(settings.database.url)
-    turns = TurnService(
-        database,
-        writer=this_writer(),
-        checkpoint_s=settings.chat.checkpoint_s,
-        ttl_s=settings.database.ttl_s,
-        kept=KeptRecords(settings.records.usage_days * DAY_S, settings.records.audit_days * DAY_S),
-    )
-    services = _services(settings, turns, database, build, tracer, read_settings)
+    writer = this_writer()
+    turns = _turns(settings, database, writer)
+    services = build_services(foundation(settings, database, turns, writer, tracer, build), read_settings)
     routes = Routes()
     connections = _connections(settings.server)
     app = FastAPI(
@@ -194,6 +140,16 @@ def create_app(
     return app
 
 
+def _turns(settings: Settings, database: Database, writer: str) -> TurnService:
+    return TurnService(
+        database,
+        writer=writer,
+        checkpoint_s=settings.chat.checkpoint_s,
+        ttl_s=settings.database.ttl_s,
+        kept=KeptRecords(settings.records.usage_days * DAY_S, settings.records.audit_days * DAY_S),
+    )
+
+
 def _connections(settings: ServerSettings) -> Connections:
     deadlines = Deadlines(
         headers=settings.headers_timeout_s,
@@ -207,172 +163,6 @@ def _connections(settings: ServerSettings) -> Connections:
 def _specs(settings: Settings) -> list[Spec[Any]]:
     path = settings.server.predict_path
     return [*([PredictSpec(path)] if path else []), *map(loading.load, settings.specs)]
-
-
-def _services(
-    settings: Settings,
-    turns: TurnService,
-    database: Database,
-    build: Callable[..., Any],
-    tracer: Tracer,
-    read_settings: ReadSettings | None,
-) -> Services:
-    metrics = Metrics()
-    manager = ModelManager(
-        model_configs.configs(settings),
-        aliases=settings.model.aliases,
-        locate=partial(sources.locate, models_dir=settings.models_dir),
-        build=build,
-        recommended=partial(sources.recommended_sampling, models_dir=settings.models_dir, read=read_sampling_defaults),
-    )
-    metrics.watch(manager.stats)
-    pulls = PullService(
-        manager,
-        allowed=settings.server.allowed_pulls,
-        configure=partial(model_configs.pulled, settings=settings),
-        workers=settings.server.workers * settings.server.replicas,
-    )
-    pulls.add_stored()
-    streams = StreamService(database)
-    secrets = SecretService(database, settings.server.secret)
-    stored_keys, limits = KeyService(database), LimitService(database, this_writer())
-    keys = Keys(settings.api_keys, settings.server.token_ttl_s, admin=settings.admin_key, stored=stored_keys)
-    texts, contents = TextService(), _contents(settings)
-    files = FileService(database, contents, FileLimits(settings.files.max_bytes, settings.files.max_total_bytes))
-    chat = ChatService(
-        manager,
-        turns,
-        metrics,
-        limits,
-        system_prompt=settings.chat.system_prompt,
-        max_new_tokens=settings.chat.max_new_tokens,
-        images=_images(settings.images),
-        documents=_documents(settings, files),
-        texts=texts,
-        max_tokenize_chars=settings.server.max_tokenize_chars,
-    )
-    conversations = ConversationService(database)
-    messages = MessageService(chat, turns, conversations)
-    stored_responses = StoredResponseService(turns, streams, secrets)
-    inputs = InputService(turns, secrets)
-    compactions = CompactionService(chat, secrets, inputs)
-
-    def is_writing() -> bool:
-        """In the background, what no other process could go on with."""
-        return streams.num_running > (len(streams.claimable()) if turns.has_others else 0)
-
-    drain = Drain(settings.server.drain_s, interrupt=manager.stop, is_busy=is_writing, begin=pulls.interrupt)
-    responses = ResponseService(
-        chat,
-        turns,
-        streams,
-        stored_responses,
-        secrets,
-        inputs,
-        compactions,
-        is_left_to_others=lambda: turns.has_others and (turns.num_queued >= AT_ONCE or manager.is_busy()),
-    )
-    claims = ClaimService(
-        turns,
-        streams,
-        responses.go_on,
-        is_open=lambda: not drain.has_begun,
-        is_busy=manager.is_busy,
-        caller_of=stored_keys.caller_of,
-    )
-    completions = CompletionService(manager, metrics, turns.usage, limits, texts)
-    embeddings = EmbeddingService(manager, metrics, turns.usage, limits, texts)
-    unknown_keys = UnknownKeys(strict=settings.strict)
-    store, writer = Store(database), this_writer()
-    upload_limits = FileLimits(settings.files.max_upload_bytes, settings.files.max_total_bytes)
-    requests = BatchRequests(manager, chat, completions, embeddings, responses, unknown_keys, tracer)
-    batch_worker = BatchWorker(
-        Surroundings(
-            store=store,
-            writer=writer,
-            files=files,
-            results=WriteBatcher(partial(commit, store, writer)),
-            capacity=Capacity(manager.num_running, settings.batches.parallel),
-            answer=requests.answer,
-            check_model=requests.check_model,
-            limits=InputLimits(settings.batches.max_requests, settings.server.max_body_bytes),
-        ),
-        turns.checkpoints.lease,
-        caller_of=stored_keys.caller_of,
-        is_open=lambda: not drain.has_begun,
-    )
-    return Services(
-        adapters=AdapterService(manager, workers=settings.server.workers * settings.server.replicas),
-        event_sources=EventSourceService(messages, turns, streams),
-        batches=BatchService(store, files, batch_worker),
-        batch_worker=batch_worker,
-        chat=chat,
-        claims=claims,
-        compactions=compactions,
-        completions=completions,
-        embeddings=embeddings,
-        messages=messages,
-        stored_completions=StoredCompletionService(turns),
-        conversations=conversations,
-        files=files,
-        uploads=UploadService(database, contents, files, upload_limits),
-        items=ItemService(database),
-        search=SearchService(database),
-        models=manager,
-        catalogue=_catalogue(settings, manager),
-        metrics=metrics,
-        keys=keys,
-        stored_keys=stored_keys,
-        projects=ProjectService(database, stored_keys, manager),
-        pulls=pulls,
-        reloader=Reloader(settings, read_settings, keys, stored_keys, manager),
-        usage=UsageService(database),
-        limits=limits,
-        drain=drain,
-        sse=Sse(keepalive=settings.server.keepalive_s, send_timeout=settings.server.send_timeout_s),
-        reranker=RerankService(manager, metrics, turns.usage, limits, texts),
-        responses=responses,
-        secrets=secrets,
-        status=StatusService(manager, metrics),
-        stored_responses=stored_responses,
-        streams=streams,
-        tokenizers=TokenizeService(manager, chat, texts, settings.server.max_tokenize_chars),
-        trees=TreeService(database),
-        unknown_keys=unknown_keys,
-        info=ServerInfo(settings.chat.max_new_tokens, settings.model.device, settings.chat.system_prompt),
-    )
-
-
-def _contents(settings: Settings) -> FileContents:
-    return FileContents(settings.files.folder or sqlite_file.beside(settings.database.url, "files"))
-
-
-def _catalogue(settings: Settings, manager: ModelManager) -> CatalogueService:
-    engine = settings.engine
-    memory = partial(
-        free_memory,
-        settings.model.device,
-        gpu_share=engine.gpu_memory_utilization,
-        cpu_share=engine.cpu_memory_share,
-    )
-    return CatalogueService(manager, measure=partial(sources.measure, models_dir=settings.models_dir), memory=memory)
-
-
-def _documents(settings: Settings, files: FileService) -> DocumentService:
-    hosts, max_bytes = settings.images.hosts, settings.files.max_input_bytes
-    fetcher = Fetcher(hosts, max_bytes=max_bytes, timeout_s=settings.images.timeout_s, accept="*/*")
-    return DocumentService(files, max_bytes=max_bytes, fetcher=fetcher if hosts else None)
-
-
-def _images(settings: ImageSettings) -> ImageService:
-    fetcher = Fetcher(settings.hosts, max_bytes=settings.max_bytes, timeout_s=settings.timeout_s)
-    return ImageService(
-        max_images=settings.max_images,
-        max_bytes=settings.max_bytes,
-        max_pixels=settings.max_pixels,
-        max_held_bytes=settings.max_held_bytes,
-        fetcher=fetcher if settings.hosts else None,
-    )
 
 
 def _middleware(
