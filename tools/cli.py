@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tools import serve_options
+
 if TYPE_CHECKING:
     from app.common.settings import Settings
 
@@ -44,98 +46,10 @@ def parley(
 
 
 @app.command()
-def serve(
-    model: Annotated[
-        str | None, typer.Option(show_default="the default model", help="A local folder, a GGUF file or a hub name.")
-    ] = None,
-    host: Annotated[str | None, typer.Option(show_default="127.0.0.1", help="The address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(show_default="8000", help="The port to listen on.")] = None,
-    metrics_port: Annotated[
-        int | None, typer.Option(show_default="none", help="A separate port for /metrics, without keys.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(show_default="1", help="Processes, each with its own models; needs PostgreSQL.")
-    ] = None,
-    replicas: Annotated[
-        int | None,
-        typer.Option(show_default="1", help="Processes behind one front, by conversation and load; on PostgreSQL."),
-    ] = None,
-    max_model_len: Annotated[
-        int | None, typer.Option(show_default="the model's", help="Maximum tokens of prompt and answer together.")
-    ] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(show_default="32", help="Maximum sequences in a batch.")] = None,
-    max_num_batched_tokens: Annotated[
-        int | None, typer.Option(show_default="512", help="Maximum tokens of an engine step.")
-    ] = None,
-    block_size: Annotated[int | None, typer.Option(show_default="1", help="Tokens of a KV cache block.")] = None,
-    num_gpu_blocks_override: Annotated[
-        int | None, typer.Option(show_default="from the memory", help="Number of KV cache blocks.")
-    ] = None,
-    kv_cache_ratio: Annotated[
-        float | None, typer.Option(show_default="1", help="Share of the KV cache in which prompts are admitted.")
-    ] = None,
-    gpu_memory_utilization: Annotated[
-        float | None, typer.Option(show_default="0.9", help="Share of a GPU's memory to use.")
-    ] = None,
-    cpu_memory_share: Annotated[
-        float | None, typer.Option(show_default="0.4", help="Share of the free RAM for the KV cache.")
-    ] = None,
-    enable_prefix_caching: Annotated[
-        bool | None, typer.Option(show_default="on", help="Reuse the KV cache of common prompt prefixes.")
-    ] = None,
-    speculation: Annotated[
-        bool | None, typer.Option(show_default="on", help="Speculative decoding by prompt lookup.")
-    ] = None,
-    use_warmup: Annotated[
-        bool | None, typer.Option(show_default="off", help="Run a full step when a model is loaded.")
-    ] = None,
-    tensor_parallel_size: Annotated[
-        int | None, typer.Option(show_default="1", help="Processes that a model is split over.")
-    ] = None,
-    quantization: Annotated[
-        str | None,
-        typer.Option(
-            show_default="as the file is",
-            help="int8, int4: weights of so many bits; none: quantised files are expanded.",
-        ),
-    ] = None,
-    enable_mm: Annotated[
-        bool | None,
-        typer.Option(show_default="where the model takes them", help="Require or disable image input."),
-    ] = None,
-    lazy: Annotated[
-        bool | None,
-        typer.Option(show_default="off", help="Load the model at its first request instead of at start."),
-    ] = None,
-    config: Annotated[
-        str | None, typer.Option(show_default="parley.toml if there is one", help="A file of settings (parley config).")
-    ] = None,
-) -> None:
+@serve_options.taken
+def serve(**chosen: serve_options.Chosen) -> None:
     """Start the server."""
-    override(
-        PARLEY_MODEL__NAME=model,
-        PARLEY_SERVER__HOST=host,
-        PARLEY_SERVER__PORT=port,
-        PARLEY_SERVER__METRICS_PORT=metrics_port,
-        PARLEY_SERVER__WORKERS=workers,
-        PARLEY_SERVER__REPLICAS=replicas,
-        PARLEY_ENGINE__MAX_MODEL_LEN=max_model_len,
-        PARLEY_ENGINE__MAX_NUM_SEQS=max_num_seqs,
-        PARLEY_ENGINE__MAX_NUM_BATCHED_TOKENS=max_num_batched_tokens,
-        PARLEY_ENGINE__BLOCK_SIZE=block_size,
-        PARLEY_ENGINE__NUM_GPU_BLOCKS_OVERRIDE=num_gpu_blocks_override,
-        PARLEY_ENGINE__KV_CACHE_RATIO=kv_cache_ratio,
-        PARLEY_ENGINE__GPU_MEMORY_UTILIZATION=gpu_memory_utilization,
-        PARLEY_ENGINE__CPU_MEMORY_SHARE=cpu_memory_share,
-        PARLEY_ENGINE__PREFIX_CACHE=enable_prefix_caching,
-        PARLEY_ENGINE__SPECULATION=speculation,
-        PARLEY_ENGINE__USE_WARMUP=use_warmup,
-        PARLEY_ENGINE__TENSOR_PARALLEL_SIZE=tensor_parallel_size,
-        PARLEY_ENGINE__QUANTIZATION=quantization,
-        PARLEY_ENGINE__ENABLE_MM=enable_mm,
-        PARLEY_MODEL__PRELOAD=None if lazy is None else not lazy,
-        PARLEY_CONFIG=config,
-    )
+    override(**serve_options.settings(chosen))
     gc.disable()  # until everything is imported: services.engine.warm_up
     import uvicorn
 
