@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from services.engine.base import EngineStats, ImageReader, Job, Piece, Tokenizer
@@ -20,14 +19,16 @@ from services.engine.execution.executor import Executor
 from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.piece_stream import Mailbox, PieceStream
 from services.engine.execution.request import Request
+from services.engine.execution.runner import Runner
 from services.engine.execution.runner_factory import build_runner
 from services.engine.execution.warm_up import warm_up
 from services.engine.grammar.compiler import GrammarCompiler
 from services.engine.job_check import checked_limit
 from services.engine.loading import progress
+from services.engine.loading.load_options import LoadOptions
 from services.engine.loading.loader import Loaded, Source, load, until_kernels_are_built
 from services.engine.lora.adapters import Adapters
-from services.engine.parallel.leader import ParallelOptions, load_parallel
+from services.engine.parallel.leader import load_parallel
 from services.engine.quantization import requested
 from services.engine.scheduling.fairness import may_queue, queue_full_message
 from services.engine.scheduling.scheduler import Scheduler
@@ -121,8 +122,17 @@ class LocalEngine:
     ) -> "LocalEngine":
         """`compile_dir`: where compiled steps are kept; None: steps stay eager. `tensor_parallel_size`: processes, with
         more than one of which steps stay eager, too."""
-        origin = Source(source, enable_mm, requested(quantization, dtype), trust_remote_code)
-        tokens = num_gpu_blocks_override and num_gpu_blocks_override * block_size
+        options = LoadOptions(
+            device=device,
+            dtype=dtype,
+            compile_dir=compile_dir,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            cache_tokens=num_gpu_blocks_override and num_gpu_blocks_override * block_size,
+            gpu_memory_utilization=gpu_memory_utilization,
+            cpu_memory_share=cpu_memory_share,
+            warm_up_tokens=max_num_batched_tokens if use_warmup else None,
+        )
         scheduling: dict[str, Any] = {
             "max_num_batched_tokens": max_num_batched_tokens,
             "max_queue": max_queue,
@@ -132,53 +142,25 @@ class LocalEngine:
             "block_size": block_size,
             "kv_cache_ratio": kv_cache_ratio,
         }
-        folder = Path(compile_dir) if compile_dir else None
-        first = until_kernels_are_built(origin, device, folder)
-        if tensor_parallel_size > 1:
-            if folder and first != origin:
-                build_beside(folder)  # nothing else is compiled for ranks
-            options = ParallelOptions(
-                device=device,
-                dtype=dtype,
-                compile_dir=compile_dir,
-                max_model_len=max_model_len,
-                max_num_seqs=max_num_seqs,
-                cache_tokens=tokens,
-                gpu_memory_utilization=gpu_memory_utilization,
-                cpu_memory_share=cpu_memory_share,
-                warm_up_tokens=max_num_batched_tokens if use_warmup else None,
-            )
-            return cls(*load_parallel(first, tensor_parallel_size, options), **scheduling)
-        origin = first
-        loaded = load(origin, device, dtype, folder)
-        sight = prepare_vision(loaded.model, loaded.reader, required=bool(enable_mm))
-        length = min(max_model_len or loaded.max_length, loaded.max_length)
-        budget = cache_budget(loaded.device, gpu_memory_utilization, cpu_memory_share)
-        runner = build_runner(
-            loaded.model,
-            num_slots=max_num_seqs,
-            length=length,
-            budget=budget,
-            cache_tokens=tokens,
-            kernels=folder,
-        )
-        attach_vision(sight, runner, required=bool(enable_mm))
-        logger.info(
-            "%s on %s in %s: %d sequences of %d tokens, %s together, %s",
-            type(loaded.model).__name__,
-            loaded.device,
-            loaded.dtype,
-            runner.num_slots,
-            runner.length,
-            runner.cache_tokens or "full",
-            type(runner).__name__,
-        )
-        if use_warmup:
+        origin = Source(source, enable_mm, requested(quantization, dtype), trust_remote_code)
+        first = until_kernels_are_built(origin, device, options.folder)
+        if tensor_parallel_size == 1:
+            return cls._load_alone(first, options, scheduling)
+        if options.folder and first != origin:
+            build_beside(options.folder)  # nothing else is compiled for ranks
+        return cls(*load_parallel(first, tensor_parallel_size, options), **scheduling)
+
+    @classmethod
+    def _load_alone(cls, source: Source, options: LoadOptions, scheduling: dict[str, Any]) -> "LocalEngine":
+        """In this process."""
+        loaded, folder = load(source, options.device, options.dtype, options.folder), options.folder
+        runner = _runner(loaded, source, options)
+        if options.warm_up_tokens is not None:
             progress.report("warming_up")
-            warm_up(runner, max_num_batched_tokens)
+            warm_up(runner, options.warm_up_tokens)
         adapters = Adapters(loaded.model)
-        compilation = runner.compilation(origin, folder) if folder else None
-        adapted = runner.compilation(origin, folder, adapters) if folder else None
+        compilation = runner.compilation(source, folder) if folder else None
+        adapted = runner.compilation(source, folder, adapters) if folder else None
         executor = LocalExecutor(runner, adapters)
         return cls(loaded, executor, compilation=compilation, adapted_compilation=adapted, **scheduling)
 
@@ -273,6 +255,30 @@ class LocalEngine:
     async def settle(self) -> None:
         """Returns once nothing runs and nothing waits, and all that was held has been given back."""
         await self.thread.settle()
+
+
+def _runner(loaded: Loaded, source: Source, options: LoadOptions) -> Runner:
+    vision = prepare_vision(loaded.model, loaded.reader, required=bool(source.enable_mm))
+    runner = build_runner(
+        loaded.model,
+        num_slots=options.max_num_seqs,
+        length=min(options.max_model_len or loaded.max_length, loaded.max_length),
+        budget=cache_budget(loaded.device, options.gpu_memory_utilization, options.cpu_memory_share),
+        cache_tokens=options.cache_tokens,
+        kernels=options.folder,
+    )
+    attach_vision(vision, runner, required=bool(source.enable_mm))
+    logger.info(
+        "%s on %s in %s: %d sequences of %d tokens, %s together, %s",
+        type(loaded.model).__name__,
+        loaded.device,
+        loaded.dtype,
+        runner.num_slots,
+        runner.length,
+        runner.cache_tokens or "full",
+        type(runner).__name__,
+    )
+    return runner
 
 
 def _go_on(sequence: Sequence, streamer: RequestStreamer) -> None:

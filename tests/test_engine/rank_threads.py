@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from services.engine.loading.load_options import LoadOptions
 from services.engine.loading.loader import Source
 from services.engine.parallel import follower, followers
 from services.engine.parallel.executor import ParallelExecutor
-from services.engine.parallel.leader import ParallelOptions, load_parallel
+from services.engine.parallel.leader import load_parallel
 from tests.test_engine.tiny_tokenizers import byte_level
 
 OPTIONS: dict[str, Any] = {
@@ -52,7 +53,7 @@ def ranks(
     with monkeypatch.context() as patch:
         patch.setattr(followers, "start_process", FollowerThread)
         given = {**OPTIONS, "compile_dir": None if compile_dir is None else str(compile_dir), **options}
-        _, executor = load_parallel(source, size, ParallelOptions(**given))
+        _, executor = load_parallel(source, size, LoadOptions(**given))
     try:
         yield executor
     finally:

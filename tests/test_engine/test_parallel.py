@@ -16,10 +16,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from services.engine.execution.executor import ExecutorLost
 from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.runner_factory import build_runner
+from services.engine.loading.load_options import LoadOptions
 from services.engine.loading.loader import Source
 from services.engine.parallel import rank
 from services.engine.parallel.group import GroupAborted, RankGroup
-from services.engine.parallel.leader import ParallelOptions, load_parallel
+from services.engine.parallel.leader import load_parallel
 from services.engine.parallel.process_group import TorchPlan
 from services.engine.parallel.shared_memory import CAPACITY, shared_memory
 from services.engine.parallel.split import check_split
@@ -185,7 +186,7 @@ def test_sizes_that_do_not_divide(kind: str, options: dict[str, Any], size: int,
 def test_what_is_not_split(tmp_path: Path) -> None:
     def refuse(source: Source, reason: str, **options: Any) -> None:
         with pytest.raises(EngineFailed, match=reason):
-            load_parallel(source, 2, ParallelOptions(**{**OPTIONS, "compile_dir": None, "max_num_seqs": 2, **options}))
+            load_parallel(source, 2, LoadOptions(**{**OPTIONS, "compile_dir": None, "max_num_seqs": 2, **options}))
 
     source = save(build_kind("llama", {}), tmp_path)
     refuse(replace(source, enable_mm=True), "images")

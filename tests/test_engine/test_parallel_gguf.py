@@ -12,8 +12,9 @@ from torch import Tensor
 
 from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.runner_factory import build_runner
+from services.engine.loading.load_options import LoadOptions
 from services.engine.loading.loader import Source, load, read_model
-from services.engine.parallel.leader import ParallelOptions, load_parallel
+from services.engine.parallel.leader import load_parallel
 from services.engine.quantization import AS_STORED
 from services.engine.quantization.block_layers import BlockEmbedding, BlockHead, BlockLinear
 from services.errors import EngineFailed
@@ -103,4 +104,4 @@ def test_a_file_whose_tensors_have_other_names_is_refused(tmp_path: Path, monkey
     file, _ = written(tmp_path, "llama", LEGACY)
     monkeypatch.setattr("services.engine.quantization.gguf.is_gguf_arch_supported", lambda name: True)
     with pytest.raises(EngineFailed, match="'tensor_parallel_size': a GGUF file of the architecture llama"):
-        load_parallel(Source(file), 2, ParallelOptions(**{**OPTIONS, "compile_dir": None, "max_num_seqs": 2}))
+        load_parallel(Source(file), 2, LoadOptions(**{**OPTIONS, "compile_dir": None, "max_num_seqs": 2}))

@@ -5,7 +5,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 
 from services.engine.device.selection import pick_device
 from services.engine.execution.local_executor import LocalExecutor
+from services.engine.loading.load_options import LoadOptions
 from services.engine.loading.loader import Loaded, Source, described, read_tokenizer, split_kind
 from services.engine.parallel.executor import ParallelExecutor
 from services.engine.parallel.followers import Followers
@@ -27,22 +27,7 @@ from services.errors import EngineFailed
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class ParallelOptions:
-    """As the engine is given them."""
-
-    device: str
-    dtype: str
-    compile_dir: str | None
-    max_model_len: int | None
-    max_num_seqs: int
-    cache_tokens: int | None
-    gpu_memory_utilization: float
-    cpu_memory_share: float
-    warm_up_tokens: int | None  # of a step; None: no warm-up
-
-
-def load_parallel(source: Source, size: int, options: ParallelOptions) -> tuple[Loaded, ParallelExecutor]:
+def load_parallel(source: Source, size: int, options: LoadOptions) -> tuple[Loaded, ParallelExecutor]:
     """Raises EngineFailed for what cannot be split, before anything is read."""
     if source.enable_mm:
         raise EngineFailed(f"{SETTING}: images are not supported with more than one")
