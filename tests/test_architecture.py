@@ -136,7 +136,8 @@ RULES = [
     Rule(r"app\.replicas\.ray_(proxy|board|ports)", may=r"app\.replicas", never="torch"),
     # the front of several processes reads no request further than its key
     Rule(r"app\.replicas", may=r"services\.(affinity|rendezvous)|app\.replicas", never=f"torch|{WEB}"),
-    Rule(r"app\.main", may=r"app\.(common|controller|lifespan|process|spec)|services|schemas|database"),
+    Rule(r"app\.composition", may=r"app\.common|services|database"),
+    Rule(r"app\.main", may=r"app\.(common|composition|controller|lifespan|process|spec)|services|schemas|database"),
     # describes the whole app
     Rule(r"tools\.compatibility", may=r"app\.main|app\.common\.(settings|unserved)|services|schemas"),
     Rule(r"tools\.settings_page", may=r"app\.common\.settings|tools\.(compatibility|settings_list)"),
@@ -197,6 +198,23 @@ def test_services_do_not_import_torch() -> None:
 def test_no_file_is_called_utils_or_helpers() -> None:
     files = [*FILES, *(ROOT / "tests").rglob("*.py")]
     assert [path.name for path in files if re.search("(utils?|helpers?)$", path.stem)] == []
+
+
+MAX_FUNCTION_LINES = 60
+
+
+def long_functions(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                yield f"{path.relative_to(ROOT)}: {node.name} has {lines} lines"
+
+
+def test_functions_are_short() -> None:
+    """From `def` to the end, with the parameters."""
+    files = [*FILES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]
+    assert [found for path in files for found in long_functions(path)] == []
 
 
 def test_only_the_database_package_queries() -> None:
