@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tools.bench.batch import Batches
 from tools.bench.figures import add_up, figures
 from tools.bench.library import Library
 from tools.bench.load import ChatLoad, EmbeddingLoad, Load
@@ -24,6 +25,7 @@ from tools.bench.server import Server
 from tools.bench.turn import Target, Unreachable
 
 HERE = "parley=http://127.0.0.1:8000/v1"
+BATCH = "batch:"
 LIBRARY = "sentence-transformers:"
 CHAT, EMBEDDINGS = "Chat", "Embeddings"
 EXAMPLES = (
@@ -49,7 +51,7 @@ def bench(
         list[str],
         typer.Option(
             help="A server: NAME=URL[#MODEL[,MODEL...][+store]], URL ending in /v1. Several models are asked "
-            "in turn. Give several targets to compare them.",
+            "in turn. NAME=batch:URL asks by one batch a round. Give several targets to compare them.",
             metavar="TARGET",
         ),
     ] = [HERE],  # noqa: B006
@@ -126,13 +128,16 @@ def parse(text: str, keys: Mapping[str, str], python: str = sys.executable) -> T
     name, address = named(text)
     if address.startswith(LIBRARY):
         return Library(name, address.removeprefix(LIBRARY), python)
-    url, fragment = urldefrag(address)
+    kind = Batches if address.startswith(BATCH) else Server
+    url, fragment = urldefrag(address.removeprefix(BATCH))
     model, _, option = fragment.partition("+")
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"{text!r} is not NAME=URL, such as {HERE}")
     if option not in ("", "store"):
         raise typer.BadParameter(f"'+{option}' is not +store")
-    return Server(name, url.rstrip("/"), model or "default", option == "store", keys.get(name))
+    if option and kind is Batches:
+        raise typer.BadParameter(f"'{BATCH}...' has no +store")
+    return kind(name, url.rstrip("/"), model or "default", option == "store", keys.get(name))
 
 
 def check_names(targets: Sequence[Target], keys: Mapping[str, str]) -> None:
