@@ -3,29 +3,31 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from tools.bench.figures import Figures, by_title
 
-COLORS = ("#2563eb", "#f59e0b", "#10b981", "#8b5cf6", "#ef4444", "#64748b")
+COLORS = ("#2563eb", "#f59e0b", "#10b981", "#8b5cf6", "#ef4444", "#64748b", "#06b6d4", "#a16207", "#db2777", "#65a30d")
 WIDTH, HEIGHT, DPI = 5.0, 3.4, 130  # of one diagram, in inches
-GROUP = 0.8  # share of the distance between groups that the bars take
-HEADROOM = 1.25  # for the legend
-SPREAD = {"elinewidth": 1, "ecolor": "#475569", "capsize": 2}
+GROUP = 0.8  # share of the distance between groups that the marks take
+HEADROOM = 1.15  # above the highest mark
+NARROW = 4  # targets, whose figures have room beside each other
+DOT: dict[str, Any] = {"fmt": "o", "markersize": 5, "elinewidth": 1.2, "capsize": 2}
 SMALL = 8
 CAPTION = "#475569"
 
 
 @dataclass(frozen=True, slots=True)
-class Bars:
-    """The bars of one target, one per concurrency."""
+class Marks:
+    """Those of one target, one per concurrency."""
 
     name: str
     figures: Sequence[Figures]
     places: list[float]
-    width: float
     color: str
 
 
@@ -43,12 +45,14 @@ def draw(path: Path, figures: Sequence[Figures], caption: str) -> None:
     size = (WIDTH * (1 + len(times)), HEIGHT * len(rows))
     picture = Figure(figsize=size, layout="constrained")  # no pyplot: no window, no state
     for row, (first, *others) in zip(rows, picture.subplots(len(rows), 1 + len(times), squeeze=False), strict=True):
-        bars = arrange(row)
-        draw_rates(first, bars)
+        marks = arrange(row)
+        draw_rates(first, marks)
         for axes, each in zip(others, times, strict=True):
-            draw_times(axes, bars, each)
+            draw_times(axes, marks, each)
         for axes in (first, *others):
             decorate(axes, row)
+    handles, names = picture.axes[0].get_legend_handles_labels()
+    picture.legend(handles, names, frameon=False, fontsize=SMALL, loc="outside upper center", ncols=len(names))
     picture.supxlabel(caption, fontsize=SMALL, color=CAPTION)
     picture.savefig(path, dpi=DPI)
 
@@ -59,51 +63,70 @@ def times_of(figures: Sequence[Figures]) -> list[Times]:
     return [first, gap] if any(each.gap_p50 for each in figures) else [first]
 
 
-def arrange(row: Sequence[Figures]) -> list[Bars]:
+def arrange(row: Sequence[Figures]) -> list[Marks]:
     streams = list(dict.fromkeys(each.load.streams for each in row))
     names = list(dict.fromkeys(each.target for each in row))
-    width = GROUP / len(names)
-    bars = []
+    marks = []
     for index, name in enumerate(names):
         of_target = [each for each in row if each.target == name]
-        offset = (index - (len(names) - 1) / 2) * width
+        offset = (index - (len(names) - 1) / 2) * GROUP / len(names)
         places = [streams.index(each.load.streams) + offset for each in of_target]
-        bars.append(Bars(name, of_target, places, width, COLORS[index % len(COLORS)]))
-    return bars
+        marks.append(Marks(name, of_target, places, COLORS[index % len(COLORS)]))
+    return marks
 
 
-def draw_rates(axes: Axes, bars: Sequence[Bars]) -> None:
-    for each in bars:
+def draw_rates(axes: Axes, marks: Sequence[Marks]) -> None:
+    for each in marks:
         rates = [figure.rate for figure in each.figures]
         down = [figure.rate - figure.slowest for figure in each.figures]
         up = [figure.fastest - figure.rate for figure in each.figures]
-        drawn = axes.bar(
-            each.places, rates, each.width, yerr=[down, up], error_kw=SPREAD, color=each.color, label=each.name
-        )
-        axes.bar_label(drawn, fmt="{:.0f}", fontsize=SMALL, padding=2)
-    unit = bars[0].figures[0].load.unit
+        axes.errorbar(each.places, rates, yerr=[down, up], color=each.color, label=each.name, **DOT)
+        label(axes, each, rates, len(marks))
+    unit = marks[0].figures[0].load.unit
     axes.set_ylabel(f"{unit}/s, slowest to fastest round", fontsize=SMALL)
-    axes.legend(frameon=False, fontsize=SMALL, loc="upper left", ncols=len(bars))
 
 
-def draw_times(axes: Axes, bars: Sequence[Bars], times: Times) -> None:
-    for each in bars:
-        p95 = [milliseconds(times.p95(figure)) for figure in each.figures]
-        p50 = [milliseconds(times.p50(figure)) for figure in each.figures]
-        axes.bar(each.places, p95, each.width, color=each.color, alpha=0.35)
-        drawn = axes.bar(each.places, p50, each.width, color=each.color)
-        axes.bar_label(drawn, [f"{value:.0f}" if value else "" for value in p50], fontsize=SMALL, padding=2)
-    axes.set_ylabel(f"{times.name} in ms, p50 and in pale p95", fontsize=SMALL)
+def draw_times(axes: Axes, marks: Sequence[Marks], times: Times) -> None:
+    for each in marks:
+        known = [
+            (place, p50 * 1000, (times.p95(figure) or p50) * 1000)
+            for place, figure in zip(each.places, each.figures, strict=True)
+            if (p50 := times.p50(figure))
+        ]
+        places, middles = [place for place, _, _ in known], [p50 for _, p50, _ in known]
+        up = [p95 - p50 for _, p50, p95 in known]
+        axes.errorbar(places, middles, yerr=[[0.0] * len(up), up], color=each.color, **DOT)
+        label(axes, each, middles, len(marks), places)
+    axes.set_ylabel(f"{times.name} in ms, p50 up to p95", fontsize=SMALL)
 
 
-def milliseconds(seconds: float | None) -> float:
-    return 1000 * (seconds or 0)  # no bar without a value
+def label(axes: Axes, marks: Marks, values: Sequence[float], targets: int, places: Sequence[float] = ()) -> None:
+    """Figures stand upright where there is no room for them side by side."""
+    for place, value in zip(places or marks.places, values, strict=True):
+        offset, turned = ((0, -11), 0) if targets <= NARROW else ((0, -8), 90)
+        axes.annotate(
+            f"{value:.0f}",
+            (place, value),
+            offset,
+            textcoords="offset points",
+            ha="center",
+            va="top" if turned else "baseline",
+            rotation=turned,
+            fontsize=SMALL - 1,
+            color=marks.color,
+        )
 
 
 def decorate(axes: Axes, row: Sequence[Figures]) -> None:
     streams = list(dict.fromkeys(each.load.streams for each in row))
     axes.set_title(row[0].load.title, loc="left", fontsize=SMALL + 1)
     axes.set_xticks(range(len(streams)), [f"{each} at once" for each in streams], fontsize=SMALL + 1)
-    axes.set_ylim(0, axes.get_ylim()[1] * HEADROOM)
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / 1.5, high * HEADROOM)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y", color="#e2e8f0", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", labelsize=SMALL)
