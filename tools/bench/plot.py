@@ -77,11 +77,12 @@ def arrange(row: Sequence[Figures]) -> list[Marks]:
 
 def draw_rates(axes: Axes, marks: Sequence[Marks]) -> None:
     for each in marks:
-        rates = [figure.rate for figure in each.figures]
-        down = [figure.rate - figure.slowest for figure in each.figures]
-        up = [figure.fastest - figure.rate for figure in each.figures]
-        axes.errorbar(each.places, rates, yerr=[down, up], color=each.color, label=each.name, **DOT)
-        label(axes, each, rates, len(marks))
+        known = [pair for pair in zip(each.places, each.figures, strict=True) if pair[1].rate]
+        places, rates = [place for place, _ in known], [figure.rate for _, figure in known]
+        down = [figure.rate - figure.slowest for _, figure in known]
+        up = [figure.fastest - figure.rate for _, figure in known]
+        axes.errorbar(places, rates, yerr=[down, up], color=each.color, label=each.name, **DOT)
+        label(axes, places, rates, each.color, len(marks))
     unit = marks[0].figures[0].load.unit
     axes.set_ylabel(f"{unit}/s, slowest to fastest round", fontsize=SMALL)
 
@@ -96,14 +97,14 @@ def draw_times(axes: Axes, marks: Sequence[Marks], times: Times) -> None:
         places, middles = [place for place, _, _ in known], [p50 for _, p50, _ in known]
         up = [p95 - p50 for _, p50, p95 in known]
         axes.errorbar(places, middles, yerr=[[0.0] * len(up), up], color=each.color, **DOT)
-        label(axes, each, middles, len(marks), places)
+        label(axes, places, middles, each.color, len(marks))
     axes.set_ylabel(f"{times.name} in ms, p50 up to p95", fontsize=SMALL)
 
 
-def label(axes: Axes, marks: Marks, values: Sequence[float], targets: int, places: Sequence[float] = ()) -> None:
+def label(axes: Axes, places: Sequence[float], values: Sequence[float], color: str, targets: int) -> None:
     """Figures stand upright where there is no room for them side by side."""
-    for place, value in zip(places or marks.places, values, strict=True):
-        offset, turned = ((0, -11), 0) if targets <= NARROW else ((0, -8), 90)
+    offset, turned = ((0, -11), 0) if targets <= NARROW else ((0, -8), 90)
+    for place, value in zip(places, values, strict=True):
         axes.annotate(
             f"{value:.0f}",
             (place, value),
@@ -113,7 +114,7 @@ def label(axes: Axes, marks: Marks, values: Sequence[float], targets: int, place
             va="top" if turned else "baseline",
             rotation=turned,
             fontsize=SMALL - 1,
-            color=marks.color,
+            color=color,
         )
 
 
@@ -121,12 +122,17 @@ def decorate(axes: Axes, row: Sequence[Figures]) -> None:
     streams = list(dict.fromkeys(each.load.streams for each in row))
     axes.set_title(row[0].load.title, loc="left", fontsize=SMALL + 1)
     axes.set_xticks(range(len(streams)), [f"{each} at once" for each in streams], fontsize=SMALL + 1)
+    if axes.texts:  # something is marked
+        scale(axes)
+    axes.grid(axis="y", color="#e2e8f0", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(axis="y", labelsize=SMALL)
+
+
+def scale(axes: Axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_ylim(low / 1.5, high * HEADROOM)
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(axis="y", color="#e2e8f0", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(axis="y", labelsize=SMALL)
