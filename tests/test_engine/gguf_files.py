@@ -10,15 +10,24 @@ import numpy as np
 import torch
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
+
+from services.engine.quantization.gguf_mixtures import named_like, processor_of
 
 Kind = GGMLQuantizationType
 
 VOCABULARY, HIDDEN, INNER, HEADS, LAYERS, LENGTH = 320, 256, 512, 2, 2, 128  # heads of 128, as transformers has Qwen3's
 SCALES = {Kind.Q4_K: (0, 2), Kind.Q5_K: (0, 2), Kind.Q6_K: (208,)}  # where the halves of a block of a K type are
-NAMES = {"qwen3moe": "qwen3_moe", "gemma3": "gemma3_text"}  # as transformers has them
+NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gemma3": "gemma3_text"}  # as transformers has them
+FILE_NAMES = {"mixtral": "llama"}  # of architectures
 EXPERT = 768  # transformers does not read the size from the file
-MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": EXPERT}
+NUM_EXPERTS, NUM_USED = 4, 2
+MOE = {"num_experts": NUM_EXPERTS, "num_experts_per_tok": NUM_USED}
+MIXTURES: dict[str, dict[str, int]] = {
+    "qwen2moe": MOE | {"moe_intermediate_size": EXPERT, "shared_expert_intermediate_size": INNER},
+    "qwen3moe": MOE | {"moe_intermediate_size": EXPERT},
+    "mixtral": {"num_local_experts": NUM_EXPERTS, "num_experts_per_tok": NUM_USED},
+}
 
 
 def vocabulary_of(architecture: str) -> int:
@@ -37,7 +46,7 @@ def config_of(architecture: str, heads: int = HEADS) -> Any:
         head_dim=HIDDEN // heads,
         max_position_embeddings=LENGTH,
         pad_token_id=None,
-        **(MOE if architecture.endswith("moe") else {}),
+        **MIXTURES.get(architecture, {}),
     )
     config.tie_word_embeddings = False
     return config
@@ -53,7 +62,7 @@ def write_gguf(
     more: Mapping[str, "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"] | None = None,
 ) -> None:
     """Matrices have the `kinds` in turns; the others, and `more`, are in float32."""
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, FILE_NAMES.get(architecture, architecture))
     _write_metadata(writer, architecture, heads)
     random, turns = np.random.default_rng(0), cycle(kinds)
     for name, shape in _shapes(architecture, heads).items():
@@ -88,10 +97,12 @@ def _write_metadata(writer: gguf.GGUFWriter, architecture: str, heads: int) -> N
     writer.add_layer_norm_eps(1e-5)
     if architecture.startswith("gemma"):
         writer.add_sliding_window(16)
+    if architecture in MIXTURES:
+        writer.add_expert_count(NUM_EXPERTS)
+        writer.add_expert_used_count(NUM_USED)
     if architecture.endswith("moe"):
-        writer.add_expert_count(MOE["num_experts"])
-        writer.add_expert_used_count(MOE["num_experts_per_tok"])
         writer.add_expert_feed_forward_length(EXPERT)
+        writer.add_expert_shared_feed_forward_length(INNER)
 
 
 def _shapes(architecture: str, heads: int) -> dict[str, tuple[int, ...]]:
@@ -99,8 +110,7 @@ def _shapes(architecture: str, heads: int) -> dict[str, tuple[int, ...]]:
     config = config_of(architecture, heads)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=config.to_dict())
-    names = get_gguf_hf_weights_map(model, processor)
+    names = get_gguf_hf_weights_map(model, processor_of(architecture, config), named_like(config))
     state = model.state_dict()
     shapes = {name: tuple(state[key].shape) for name, key in sorted(names.items()) if key in state}
     return {_file_name(name): _single(name, shape) for name, shape in shapes.items()}
@@ -111,7 +121,9 @@ def _file_name(name: str) -> str:
 
 
 def _single(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """transformers has the gates and the ups of experts in one tensor."""
+    """transformers has the gates and the ups of experts in one tensor, and a shared expert's gate as a matrix."""
+    if "ffn_gate_inp_shexp" in name:
+        return shape[1:]
     merged = "ffn_gate_exps" in name or "ffn_up_exps" in name
     return (shape[0], shape[1] // 2, *shape[2:]) if merged else shape
 

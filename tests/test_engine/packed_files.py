@@ -1,6 +1,7 @@
 """Small checkpoints of quantised weights, as the tools of each method lay them out, and the weights they stand for."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.test_engine.tiny_tokenizers import byte_level
 HIDDEN, INNER = 256, 384
 SHAPE = {"hidden_size": HIDDEN, "intermediate_size": INNER, "initializer_range": 0.1, "vocab_size": 330}
 WORD = 32
+PROJECTION = re.compile(r"(_proj|\.w[123])\.weight$")
 AWQ_PLACES = [0, 2, 4, 6, 1, 3, 5, 7]  # outputs, from a word's lowest bits on
 
 Tensors = dict[str, Tensor]  # by their names
@@ -219,12 +221,12 @@ class Method:
         byte_level().save_pretrained(folder)
         file = folder / "model.safetensors"
         tensors, made = load_file(file), Tensors()
-        for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        for name in filter(PROJECTION.search, list(tensors)):
             layer, tensors[name] = self.layer(name.removesuffix(".weight"), tensors[name].float())
             made |= layer
         save_file(tensors, file, metadata={"format": "pt"})
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        others = {name: tensor for name, tensor in tensors.items() if not name.endswith("_proj.weight")}
+        others = {name: tensor for name, tensor in tensors.items() if not PROJECTION.search(name)}
         save_file(others | made, file, metadata={"format": "pt"})
         set_quantization(folder, self.config)
         return plain

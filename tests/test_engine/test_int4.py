@@ -14,8 +14,9 @@ from services.engine.execution.runner_factory import build_runner
 from services.engine.local import LocalEngine
 from services.engine.quantization import int4
 from services.engine.quantization.block_layers import BlockEmbedding, BlockHead, BlockLinear
-from services.engine.quantization.int4 import EIGHT, FOUR, RoundedWeight, quantise
+from services.engine.quantization.int4 import quantise
 from services.engine.quantization.quantized_blocks import PackedBlocks, pack
+from services.engine.quantization.rounded_weights import EIGHT, FOUR, RoundedWeight
 from services.errors import EngineFailed
 from tests.test_engine.test_compiled import LENGTH, SLOTS, close, prompt_of, read
 from tests.test_engine.tiny_models import build

@@ -17,6 +17,7 @@ from services.engine.local import LocalEngine
 from services.engine.lora.adapters import Adapters
 from services.engine.quantization import AS_STORED
 from services.engine.quantization.bit_packing import unpack_bits
+from services.engine.quantization.block_experts import BlockExperts
 from services.engine.quantization.block_layers import BlockLinear, ReorderedLinear
 from services.engine.quantization.quantized_blocks import BlockFormat
 from tests.test_engine.packed_files import (
@@ -147,14 +148,38 @@ def test_inputs_are_sorted_with_the_groups(tmp_path: Path) -> None:
     assert {type(module) for module in products(model_of(tmp_path)).values()} == {ReorderedLinear}
 
 
+EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 64, "head_dim": 64}
+MIXTURES: dict[str, tuple[str, Method, dict[str, int]]] = {
+    "gptq": ("qwen3_moe", gptq_files(group=32), EXPERTS),
+    "awq": ("qwen3_moe", awq(32), EXPERTS),
+    "compressed-tensors": ("qwen2_moe", compressed_integers(4, 64), EXPERTS | {"shared_expert_intermediate_size": 64}),
+    "mixtral": ("mixtral", gptq_files(group=32, symmetric=False), {"num_local_experts": 2, "num_experts_per_tok": 1}),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
 @torch.inference_mode()
-def test_experts_are_expanded_and_joined(tmp_path: Path) -> None:
-    options = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 64, "head_dim": 64}
-    plain = gptq_files(group=32).save(tmp_path, "qwen3_moe", **options)
+def test_experts_stay_in_blocks(name: str, tmp_path: Path) -> None:
+    kind, method, options = MIXTURES[name]
+    plain = method.save(tmp_path, kind, **options)
     model = model_of(tmp_path)
-    assert len(products(model)) == 2 * 2
+    assert len([each for each in model.modules() if isinstance(each, BlockExperts)]) == model.config.num_hidden_layers
+    assert not [each for each, _ in model.named_parameters() if each.endswith(("gate_up_proj", "down_proj"))]
     logits, reference = model(input_ids=TOKENS).logits, plain(input_ids=TOKENS).logits
     assert torch.cosine_similarity(logits, reference, dim=-1).min() > 0.995
+    expanded = model_of(tmp_path, None).state_dict()
+    for each, weight in plain.state_dict().items():
+        torch.testing.assert_close(expanded[each], weight, rtol=1e-6, atol=1e-7)
+
+
+@torch.inference_mode()
+def test_experts_with_inputs_in_another_order_are_expanded(tmp_path: Path) -> None:
+    plain = gptq_files(group=32, act_order=True).save(tmp_path, "qwen3_moe", **EXPERTS)
+    model = model_of(tmp_path)
+    assert not [each for each in model.modules() if isinstance(each, BlockExperts)]
+    for name, weight in model.named_parameters():
+        if "experts" in name:
+            torch.testing.assert_close(weight, plain.state_dict()[name], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["gptq, sorted", "awq", "compressed-tensors", "fp8"])

@@ -14,7 +14,10 @@ from typing import Any, Protocol, cast
 from services.errors import EngineFailed
 
 METHODS = {"int8": "services.engine.quantization.int8", "int4": "services.engine.quantization.int4"}
-LAYERS = ("services.engine.quantization.block_layers",)  # with kernels of their own, for methods and file formats
+LAYERS = (  # with kernels of their own, for methods and file formats
+    "services.engine.quantization.block_layers",
+    "services.engine.quantization.block_experts",
+)
 FILE_HEADERS = {".gguf": "services.engine.quantization.gguf_header"}
 FILE_FORMATS = {".gguf": "services.engine.quantization.gguf"}
 WEIGHT_FORMATS = {  # by the `quant_method` of a configuration

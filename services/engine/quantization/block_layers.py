@@ -142,8 +142,12 @@ def can_replace(module: nn.Module) -> bool:
 
 def block_formats(model: nn.Module) -> dict[str, tuple[str, BlockFormat, float]]:
     """Of all layers in blocks, by their paths, with their classes and factors: a compiled step depends on them."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, BlockLinear | BlockEmbedding)}
-    return {name: (type(module).__name__, module.format, module.factor) for name, module in found.items()}
+    found: dict[str, Any] = dict(model.named_modules())
+    return {
+        name: (type(module).__name__, module.format, module.factor)
+        for name, module in found.items()
+        if isinstance(getattr(module, "format", None), BlockFormat)
+    }
 
 
 @dataclass(slots=True)

@@ -75,8 +75,10 @@ class Rounded {
   // What minima are multiplied with.
   const float* sums(int64_t block, int64_t row) const { return sums_.data() + (block * rows + row) * groups_; }
 
+  // `picks`: which of the inputs each row is; null: all of them.
   template <typename T>
-  void take(const T* inputs, int64_t count, int64_t size, const Format& format, int32_t zero) {
+  void take(const T* inputs, int64_t count, int64_t size, const Format& format, int32_t zero,
+            const int64_t* picks = nullptr) {
     rows = count, blocks = (size + INPUTS - 1) / INPUTS, groups_ = format.groups();
     const int64_t places = rows * blocks;
     codes_.resize(places * INPUTS), scales_.resize(places);
@@ -84,7 +86,7 @@ class Rounded {
     at::parallel_for(0, rows, std::max<int64_t>(1, ENOUGH / size), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row)
         for (int64_t block = 0; block < blocks; ++block)
-          round(inputs + row * size + block * INPUTS, std::min(INPUTS, size - block * INPUTS), block * rows + row, zero);
+          round(inputs + (picks ? picks[row] : row) * size + block * INPUTS, std::min(INPUTS, size - block * INPUTS), block * rows + row, zero);
     });
   }
 
@@ -212,28 +214,35 @@ struct Kernel {
   }
 };
 
+// Some of a step's rows.
+struct Rows {
+  int64_t begin, end;
+
+  int64_t count() const { return end - begin; }
+};
+
 // So many rows at a time, then as many as are left.
 template <typename Kernel, int COUNT, int WIDE>
-void all_rows(const Rounded& in, const uint8_t* codes, const c10::Half* scales, int64_t first, int64_t last, float* sums,
-              int64_t row = 0) {
-  for (; row + COUNT <= in.rows; row += COUNT)
-    Kernel::template multiply<COUNT, WIDE>(in, row, codes, scales, first, last, sums);
+void all_rows(const Rounded& in, Rows rows, const uint8_t* codes, const c10::Half* scales, int64_t first, int64_t last,
+              float* sums) {
+  for (; rows.begin + COUNT <= rows.end; rows.begin += COUNT)
+    Kernel::template multiply<COUNT, WIDE>(in, rows.begin, codes, scales, first, last, sums);
   if constexpr (COUNT > 1)
-    if (row < in.rows) all_rows<Kernel, COUNT - 1, WIDE>(in, codes, scales, first, last, sums, row);
+    if (rows.begin < rows.end) all_rows<Kernel, COUNT - 1, WIDE>(in, rows, codes, scales, first, last, sums);
 }
 
-// Of all rows with the outputs of one panel, or of PANELS side by side.
+// With the outputs of one panel, or of PANELS side by side.
 template <typename Kernel, int WIDE>
-void all_inputs(const Rounded& in, const uint8_t* codes, const c10::Half* scales, float* sums) {
+void all_inputs(const Rounded& in, Rows rows, const uint8_t* codes, const c10::Half* scales, float* sums) {
   constexpr int ROWS = Kernel::Path::ROWS;
-  const int64_t chunks = in.rows <= ROWS ? 1 : (in.blocks + CHUNK - 1) / CHUNK;
+  const int64_t chunks = rows.count() <= ROWS ? 1 : (in.blocks + CHUNK - 1) / CHUNK;
   for (int64_t i = 0; i < chunks; ++i)
-    all_rows<Kernel, ROWS, WIDE>(in, codes, scales, in.blocks * i / chunks, in.blocks * (i + 1) / chunks, sums);
+    all_rows<Kernel, ROWS, WIDE>(in, rows, codes, scales, in.blocks * i / chunks, in.blocks * (i + 1) / chunks, sums);
 }
 
 // A Kernel, as a value.
 struct Multiply {
-  using Run = void(const Rounded&, const uint8_t*, const c10::Half*, float*);
+  using Run = void(const Rounded&, Rows, const uint8_t*, const c10::Half*, float*); // adds to the sums of its rows
   Run *one, *several; // panels
   int32_t zero;       // what it takes off by itself
 };
@@ -244,17 +253,32 @@ struct Layer {
   float factor;      // of all products
 };
 
+// Two panels' outputs, from `begin` on. `places`: which row of `out` each row is; null: the same.
 template <typename T>
-void write(const float* sums, int64_t rows, const Layer& layer, int64_t begin, T* out) {
+void write(const float* sums, Rows rows, const Layer& layer, int64_t begin, T* out, const int64_t* places = nullptr) {
   const int64_t outputs = layer.weights.outputs, count = std::min(WIDEST, outputs - begin);
   const Floats factor(layer.factor);
-  for (int64_t row = 0; row < rows; ++row, sums += WIDEST)
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    T* to = out + (places ? places[row] : row) * outputs + begin;
     for (int64_t i = 0; i < count; i += PAIR) {
       const auto [low, high] = load(layer.bias + begin + i, layer.bias ? count - i : 0);
-      const auto one = Floats::loadu(sums + i) * factor + low;
-      const auto other = Floats::loadu(sums + i + WIDTH) * factor + high;
-      store(one, other, out + row * outputs + begin + i, count - i);
+      const auto one = Floats::loadu(sums + row * WIDEST + i) * factor + low;
+      const auto other = Floats::loadu(sums + row * WIDEST + i + WIDTH) * factor + high;
+      store(one, other, to + i, count - i);
     }
+  }
+}
+
+// `sums` has room for all rows of a step.
+template <typename T>
+void panel_product(const Multiply& multiply, const Rounded& in, Rows rows, const Layer& layer, int64_t panel,
+                   std::vector<float>& sums, T* out, const int64_t* places = nullptr) {
+  const Packed& weights = layer.weights;
+  sums.resize(in.rows * WIDEST);
+  std::fill(sums.begin() + rows.begin * WIDEST, sums.begin() + rows.end * WIDEST, 0.f);
+  auto* run = weights.width(panel) == PANELS ? multiply.several : multiply.one;
+  run(in, rows, weights.codes_from(panel), weights.scales_from(panel), sums.data());
+  write(sums.data(), rows, layer, panel * LANES, out, places);
 }
 
 template <typename In, typename Out>
@@ -265,12 +289,8 @@ void product(const Multiply& multiply, const In* inputs, int64_t rows, int64_t s
   in.take(inputs, rows, size, weights.format, static_cast<int32_t>(weights.format.zero) - multiply.zero);
   at::parallel_for(0, (weights.panels() + PANELS - 1) / PANELS, 1, [&](int64_t begin, int64_t end) {
     static thread_local std::vector<float> sums;
-    for (int64_t panel = begin * PANELS; panel < std::min(end * PANELS, weights.panels()); panel += PANELS) {
-      sums.assign(rows * WIDEST, 0.f);
-      auto* run = weights.width(panel) == PANELS ? multiply.several : multiply.one;
-      run(in, weights.codes_from(panel), weights.scales_from(panel), sums.data());
-      write(sums.data(), rows, layer, panel * LANES, out);
-    }
+    for (int64_t panel = begin * PANELS; panel < std::min(end * PANELS, weights.panels()); panel += PANELS)
+      panel_product(multiply, in, {0, rows}, layer, panel, sums, out);
   });
 }
 
@@ -347,6 +367,12 @@ at::Tensor quantized_linear(const at::Tensor& inputs, const at::Tensor& codes, c
   });
   return out;
 }
+
+} // namespace
+
+#include "block_experts.h"
+
+namespace {
 
 // One code or scale at a time: for a row of an embedding, and to write them.
 struct Place {
@@ -471,6 +497,12 @@ TORCH_LIBRARY_FRAGMENT(parley, library) {
   library.def("quantized_linear(Tensor inputs, Tensor codes, Tensor scales, Tensor? bias, int outputs, int bits, "
               "int group, bool minima, int zero, float factor, ScalarType? dtype=None, str instructions=\"\") -> Tensor");
   library.impl("quantized_linear", c10::DispatchKey::CPU, quantized_linear);
+  library.def("quantized_experts(Tensor inputs, Tensor experts, Tensor codes, Tensor scales, Tensor? bias, int outputs, "
+              "int bits, int group, bool minima, int zero, float factor, ScalarType? dtype=None, "
+              "str instructions=\"\") -> Tensor");
+  library.impl("quantized_experts", c10::DispatchKey::CPU, quantized_experts);
+  library.def("combine_experts(Tensor outputs, Tensor weights, ScalarType dtype) -> Tensor");
+  library.impl("combine_experts", c10::DispatchKey::CPU, combine_experts);
   library.def("quantized_rows(Tensor ids, Tensor codes, Tensor scales, int outputs, int size, int bits, int group, "
               "bool minima, int zero, float factor, ScalarType dtype) -> Tensor");
   library.impl("quantized_rows", c10::DispatchKey::CPU, quantized_rows);

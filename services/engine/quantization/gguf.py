@@ -18,7 +18,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.integrations.gguf.utils import is_gguf_arch_supported
-from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from services.engine.loading.unusable import UnusableModel
@@ -26,9 +26,11 @@ from services.engine.loading.weights import read_weights
 from services.engine.parallel.group import RankGroup
 from services.engine.parallel.sharding import localised_name, read_part
 from services.engine.parallel.split import SETTING, Part, part_of
-from services.engine.quantization import gguf_rope
+from services.engine.quantization import gguf_mixtures, gguf_rope
+from services.engine.quantization.block_experts import replace_experts
 from services.engine.quantization.block_layers import can_replace, replace_layers
 from services.engine.quantization.gguf_blocks import FORMATS, GgufWeight
+from services.engine.quantization.gguf_experts import GgufExperts
 from services.engine.quantization.gguf_file import GgufFile
 from services.engine.quantization.gguf_header import Tensor as Place
 from services.engine.quantization.gguf_parts import kept_parts
@@ -89,11 +91,13 @@ class GgufCheckpoint:
         kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         with torch.device("meta"):
             empty = kind(config)
-        tensors = _Tensors(file, empty, config.to_dict(), group, keep=keep)
+        tensors = _Tensors(file, empty, group, keep=keep)
         state = tensors.read(dtype)
         options = {"config": config, "state_dict": state, "dtype": dtype, "label": str(self._path)}
         model = read_part(partial(read_weights, kind, None, **options), group)
         replace_layers(model, {localised_name(model, name): kept for name, kept in tensors.kept.items()}, dtype)
+        if tensors.experts:
+            replace_experts(model, tensors.experts.sources())
         gguf_rope.apply_factors(model, file)
         return model
 
@@ -110,8 +114,10 @@ class GgufCheckpoint:
 
     def _config(self) -> Any:
         if self.parts is not None:
-            return AutoConfig.from_pretrained(self.parts)
-        return AutoConfig.from_pretrained(self.folder, gguf_file=self.file)
+            config = AutoConfig.from_pretrained(self.parts)
+        else:
+            config = AutoConfig.from_pretrained(self.folder, gguf_file=self.file)
+        return gguf_mixtures.complete_config(config, GgufFile(self._path).head)
 
 
 def open_file(path: Path, kept: Path | None = None) -> GgufCheckpoint:
@@ -132,27 +138,29 @@ def _refuse_types(file: GgufFile) -> None:
 class _Tensors:
     """What a model is given of a file: numbers, and placeholders where layers are to keep blocks."""
 
-    def __init__(
-        self, file: GgufFile, empty: Any, config: dict[str, Any], group: RankGroup | None, *, keep: bool
-    ) -> None:
+    def __init__(self, file: GgufFile, empty: Any, group: RankGroup | None, *, keep: bool) -> None:
         self.kept: dict[str, BlockSource] = {}
         self._group = group
         self._plan: dict[str, str] = empty.tp_plan if group else {}
         self._file = file
-        self._processor = TENSOR_PROCESSORS.get(file.head.architecture, TensorProcessor)(config=config)
+        self._processor = gguf_mixtures.processor_of(file.head.architecture, empty.config)
         self._names: dict[str, str] = _parameter_names(empty, self._processor)
+        self.experts = GgufExperts(file, empty, self._names) if keep and group is None else None
         layers = empty.named_modules() if keep else ()
         self._layers = {f"{name}.weight": module for name, module in layers if can_replace(module)}
 
     def read(self, dtype: torch.dtype) -> dict[str, Tensor]:
         parsed: dict[str, Any] = {"tensors": {}}
-        state: dict[str, Tensor] = {}
+        state = {name: _placeholder(shape, dtype) for name, shape in self._expert_parameters.items()}
         left_out = []
+        in_blocks = self.experts.names if self.experts else ()
         for place in self._file.head.tensors:
+            if place.name in in_blocks:
+                continue
             name = self._names.get(place.name)
             if name is not None and (weight := self._blocks(place, name)) is not None:
                 self.kept[name] = weight
-                state[name] = torch.zeros((), dtype=dtype).expand(place.shape)
+                state[name] = _placeholder(place.shape, dtype)
                 continue
             values, given = self._processed(place, parsed)
             if given is not None and (found := self._names.get(given)) is not None:
@@ -162,6 +170,10 @@ class _Tensors:
         if left_out:
             logger.warning("%s has %s that the model does not read", self._file.path, ", ".join(sorted(left_out)))
         return state | {name: tensor.to(dtype) for name, tensor in parsed["tensors"].items()}
+
+    @property
+    def _expert_parameters(self) -> dict[str, tuple[int, ...]]:
+        return self.experts.parameters if self.experts else {}
 
     def _processed(self, place: Place, parsed: dict[str, Any]) -> tuple[Any, str | None]:
         """None: the tensor is among the parsed ones."""
@@ -211,6 +223,10 @@ class _Tensors:
         return order if torch.equal(order.sort().values, torch.arange(len(order))) else None
 
 
+def _placeholder(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.zeros((), dtype=dtype).expand(shape)
+
+
 @dataclass(frozen=True)
 class _Named:
     """As much of a model as its names are found by: `transformers` would look at each of its modules in turn."""
@@ -231,6 +247,7 @@ class _Named:
 def _parameter_names(model: Any, processor: Any) -> dict[str, str]:
     """The model's names of a file's tensors: some files are made of a model without its head."""
     prefix = f"{model.base_model_prefix}."
-    inner: dict[str, str] = get_gguf_hf_weights_map(_Named(model.base_model), processor, qual_name=prefix)
-    outer: dict[str, str] = get_gguf_hf_weights_map(_Named(model), processor)
+    kind = gguf_mixtures.named_like(model.config)
+    inner: dict[str, str] = get_gguf_hf_weights_map(_Named(model.base_model), processor, kind, qual_name=prefix)
+    outer: dict[str, str] = get_gguf_hf_weights_map(_Named(model), processor, kind)
     return inner | outer

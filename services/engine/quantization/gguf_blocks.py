@@ -2,7 +2,7 @@
 a product of two numbers (the scales of the K types), which float16 holds to 11 bits."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -32,12 +32,13 @@ WHOLE = {Kind.Q4_K: (0, 63.0), Kind.Q5_K: (0, 63.0), Kind.Q6_K: (208, 127.0)}  #
 @dataclass(frozen=True)
 class GgufWeight:
     """A BlockSource. `order`: which of the file's rows each of the model's is; None: the same. `columns`: which of its
-    inputs, in whole blocks; None: all."""
+    inputs, in whole blocks; None: all. `expert`: whose weight it is, of a tensor with those of several."""
 
     file: GgufFile
     place: Place
     order: Tensor | None = None
     columns: range | None = None
+    expert: int | None = None
 
     @property
     def format(self) -> BlockFormat:
@@ -45,11 +46,11 @@ class GgufWeight:
 
     @property
     def outputs(self) -> int:
-        return self.place.shape[0] if self.order is None else len(self.order)
+        return self.place.shape[-2] if self.order is None else len(self.order)
 
     @property
     def inputs(self) -> int:
-        return self.place.shape[1] if self.columns is None else len(self.columns)
+        return self.place.shape[-1] if self.columns is None else len(self.columns)
 
     @property
     def input_order(self) -> Tensor | None:
@@ -69,11 +70,19 @@ class GgufWeight:
             part = slice(first, first + size)
             rows = self._rows[part] if self.order is None else self._rows[self.order[part]]
             yield unpack(rows.contiguous(), self.place.kind)
-        self.file.release(self.place)
+        self.file.release(self._own_place)
+
+    @property
+    def _own_place(self) -> Place:
+        if self.expert is None:
+            return self.place
+        size = self.place.num_bytes // self.place.shape[0]
+        begin = self.place.begin + self.expert * size
+        return replace(self.place, shape=self.place.shape[1:], begin=begin, num_bytes=size)
 
     @cached_property
     def _rows(self) -> Tensor:
-        rows = self.file.tensor(self.place)
+        rows = self.file.tensor(self._own_place)
         if self.columns is None:
             return rows
         in_block, num_bytes = GGML_QUANT_SIZES[Kind(self.place.kind)]

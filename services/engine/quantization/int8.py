@@ -3,6 +3,7 @@
 Every 32 weights of an output have a scale of 16 bits. In the products inputs are rounded to 8 bits as well, in the same
 blocks. Where the kernel cannot be had (no C++ compiler, no AVX512-VNNI) torch's own product does it: it wants one scale
 for each output and leaves inputs as they are. That is as near to the model, but slower than bfloat16 from 8 rows on.
+Experts of a mixture go through the kernel of `block_experts`, in blocks of 8 bits.
 """
 
 import logging
@@ -17,6 +18,9 @@ from torch.nn.functional import cosine_similarity, pad
 from services.engine.cpu import kernels
 from services.engine.cpu.merged_linear import replace_linears
 from services.engine.execution.model_structure import trial_tokens
+from services.engine.quantization import block_layers
+from services.engine.quantization.block_experts import ExpertProduct
+from services.engine.quantization.rounded_weights import EIGHT, round_experts
 from services.errors import EngineFailed
 
 logger = logging.getLogger(__name__)
@@ -82,6 +86,7 @@ def quantise(model: Any, folder: Path | None) -> None:
     before = _said(model)
     replace_layers(model, folder)
     codes = sum(module.weight.numel() for module in model.modules() if isinstance(module, QuantizedLinear))
+    codes += sum(module.num_weights for module in model.modules() if isinstance(module, ExpertProduct))
     try:
         alike = cosine_similarity(_said(model).float(), before.float(), dim=-1).min()
     except Exception as error:  # some reach for a layer's weight themselves
@@ -95,8 +100,10 @@ def quantise(model: Any, folder: Path | None) -> None:
 
 
 def replace_layers(model: nn.Module, folder: Path | None) -> None:
-    """Unchecked."""
+    """Unchecked. Experts of a mixture stay as they are where no kernels can be compiled."""
     replace_linears(model, Int8Linear if _has_kernel(folder) else TorchInt8Linear)
+    if block_layers.is_available():
+        round_experts(model, EIGHT)
 
 
 def _refused(model: Any, reason: str) -> EngineFailed:

@@ -5,8 +5,9 @@ To bring a format: a `BlockSource` that reads a tensor, some of its rows at a ti
 (`repeated_groups`).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -138,21 +139,56 @@ def pack(parts: Iterable[QuantizedBlocks], outputs: int, inputs: int, factor: fl
 
     `factor`: scales are divided by it before they are rounded to float16 (`factor_of` finds one where they are not
     float16 already)."""
-    packed: PackedBlocks | None = None
+    rest = iter(parts)
+    some = next(rest, None)
+    if some is None:
+        raise ValueError(f"0 of {outputs} outputs")
+    packed = _empty(some.format, outputs, inputs, factor)
+    _fill(packed, chain([some], rest))
+    return packed
+
+
+def _fill(packed: PackedBlocks, parts: Iterable[QuantizedBlocks]) -> None:
     first = 0
     for part in parts:
-        packed = packed or _empty(part.format, outputs, inputs, factor)
         if part.format != packed.format:
             raise ValueError(f"{part.format} and {packed.format} in one layer")
         scales, minima = (
-            None if each is None else (each.float() / factor).half() for each in (part.scales, part.minima)
+            None if each is None else (each.float() / packed.factor).half() for each in (part.scales, part.minima)
         )
         torch.ops.parley.quantized_pack(
-            part.codes, scales, minima, packed.codes, packed.scales, first, outputs, part.bits, part.group
+            part.codes, scales, minima, packed.codes, packed.scales, first, packed.outputs, part.bits, part.group
         )
         first += len(part.codes)
-    if packed is None or first != outputs:
-        raise ValueError(f"{first} of {outputs} outputs")
+    if first != packed.outputs:
+        raise ValueError(f"{first} of {packed.outputs} outputs")
+
+
+@dataclass(frozen=True, slots=True)
+class PackedExperts:
+    """The weights of as many layers of one size, one after another in the kernel's own layout."""
+
+    codes: Tensor  # uint8 [experts, bytes]
+    scales: Tensor  # float16 [experts, numbers]
+    outputs: int  # of each
+    inputs: int
+    format: BlockFormat
+    factor: float = 1.0
+
+    def __getitem__(self, index: int) -> PackedBlocks:
+        codes, scales = self.codes[index], self.scales[index]
+        return PackedBlocks(codes, scales, self.outputs, self.inputs, self.format, self.factor)
+
+
+def pack_experts(experts: Sequence[Sequence[BlockSource]]) -> PackedExperts:
+    """Of each expert the outputs of its sources, one after another."""
+    every = [source for sources in experts for source in sources]
+    outputs, factor = sum(source.outputs for source in experts[0]), max(source.factor for source in every)
+    empty = _empty(every[0].format, outputs, every[0].inputs, factor)
+    codes, scales = (torch.zeros(len(experts), len(each), dtype=each.dtype) for each in (empty.codes, empty.scales))
+    packed = PackedExperts(codes, scales, outputs, every[0].inputs, empty.format, factor)
+    for index, sources in enumerate(experts):
+        _fill(packed[index], chain.from_iterable(source.parts() for source in sources))
     return packed
 
 
