@@ -46,7 +46,7 @@ image:
 LOCK := requirements.lock
 
 lock: .venv/.installed-tools
-	$(BIN)/uv pip compile requirements.txt requirements-otel.txt --universal --python-version 3.11 --generate-hashes --quiet \
+	$(BIN)/uv pip compile requirements.txt requirements-otel.txt requirements-s3.txt --universal --python-version 3.11 --generate-hashes --quiet \
 		--custom-compile-command "make lock" --output-file $(LOCK) $(LOCK_ARGS)
 
 # the software bill of materials of the image, in CycloneDX's format
@@ -63,7 +63,7 @@ audit: .venv/.installed-tools
 	$(BIN)/python -m pip install --editable .
 	touch $@
 
-.venv/.installed-dev: .venv/.installed requirements-otel.txt requirements-bench.txt requirements-dev.txt
+.venv/.installed-dev: .venv/.installed requirements-otel.txt requirements-s3.txt requirements-bench.txt requirements-dev.txt
 	$(BIN)/python -m pip install --requirement requirements-dev.txt
 	touch $@
 

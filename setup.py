@@ -35,8 +35,10 @@ setup(
         # replicas on a cluster: `parley deploy`; 467 MB, and without pins of its own for what requirements.txt pins
         "ray": ["ray[serve]==2.60.0"],
         "otel": requirements("requirements-otel.txt"),
+        "s3": requirements("requirements-s3.txt"),
         "dev": [
             *requirements("requirements-otel.txt"),
+            *requirements("requirements-s3.txt"),
             *requirements("requirements-bench.txt"),
             *requirements("requirements-dev.txt"),
         ],

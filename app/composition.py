@@ -35,6 +35,8 @@ from services.event_source_service import EventSourceService
 from services.fetch_service import Fetcher
 from services.file_contents import FileContents
 from services.file_service import FileLimits, FileService
+from services.file_stores.base import FileStore
+from services.file_stores.folder import FolderStore
 from services.history.store import Store
 from services.history.write_batcher import WriteBatcher
 from services.image_service import ImageService
@@ -93,7 +95,7 @@ def foundation(
 ) -> Foundation:
     metrics, models = Metrics(), _models(settings, build)
     metrics.watch(models.stats)
-    contents, stored_keys = _contents(settings), KeyService(database)
+    contents, stored_keys = FileContents(_file_store(settings)), KeyService(database)
     return Foundation(
         settings=settings,
         database=database,
@@ -299,8 +301,12 @@ def _num_processes(settings: Settings) -> int:
     return settings.server.workers * settings.server.replicas
 
 
-def _contents(settings: Settings) -> FileContents:
-    return FileContents(settings.files.folder or sqlite_file.beside(settings.database.url, "files"))
+def _file_store(settings: Settings) -> FileStore:
+    if settings.files.url is None:
+        return FolderStore(settings.files.folder or sqlite_file.beside(settings.database.url, "files"))
+    from services.file_stores.object_store import ObjectStore  # fsspec is loaded only where it is needed
+
+    return ObjectStore(settings.files.url, settings.files.options)
 
 
 def _uploads(base: Foundation) -> UploadService:

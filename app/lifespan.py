@@ -69,6 +69,7 @@ class Lifespan:
     async def _open(self) -> WSGIServer | None:
         try:
             await _open_database(self.database, self.settings.database)
+            await self.services.files.check()
             return _metrics_exporter(self.settings.server, self.services.metrics)
         except Exception as error:
             await self.database.close()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ from services.models.config import ModelConfig
 logger = logging.getLogger(__name__)
 
 MAX_VALUE_CHARS = 80
-SECRETS = ("PARLEY_API_KEYS", "PARLEY_ADMIN_KEY", "PARLEY_SERVER__SECRET")
+USER = re.compile(r"//[^/@]*@")
+SECRETS = ("PARLEY_API_KEYS", "PARLEY_ADMIN_KEY", "PARLEY_SERVER__SECRET", "PARLEY_FILES__OPTIONS")
 
 
 def announce(
@@ -56,6 +58,8 @@ def _value_text(variable: str, value: Any) -> str:
         return "***"
     if variable == "PARLEY_DATABASE__URL":
         return _masked(value)
+    if variable == "PARLEY_FILES__URL":
+        return USER.sub("//***@", value)
     text = _listed(variable, value)
     return text if len(text) <= MAX_VALUE_CHARS else text[:MAX_VALUE_CHARS] + "…"
 

@@ -120,9 +120,10 @@ class DocumentService:
             content = await self._files.content(file_id, owner)
         except NotFound as error:
             raise NotFound(error.text, param=ref.param) from None
-        if content.bytes > self._max_bytes:
-            raise self._too_large(ref)
-        return await asyncio.to_thread(content.path.read_bytes), content.filename
+        async with content.file as file:
+            if content.bytes > self._max_bytes:
+                raise self._too_large(ref)
+            return await file.read(content.bytes), content.filename
 
     def _too_large(self, ref: FileRef) -> InvalidRequest:
         return InvalidRequest(f"'%s' has more than {self._max_bytes} bytes", ref.param)

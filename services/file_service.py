@@ -4,8 +4,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO, cast
 from uuid import uuid4
 
@@ -15,8 +15,8 @@ from database.repositories import Repositories
 from database.session import Database
 from schemas.file_schema import MAX_FILENAME, DeletedFile, File, StoredPurpose
 from schemas.page_schema import Order, Page, page
-from services.errors import InvalidRequest, NotFound, ServiceError, TooLarge, Unavailable
-from services.file_contents import FileContents
+from services.errors import InvalidRequest, NotFound, TooLarge, Unavailable
+from services.file_contents import FileContents, OpenFile
 from services.history import audit
 from services.history.store import Store
 
@@ -61,9 +61,13 @@ class FileQuery:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    path: Path
+    """To be closed by whoever has it."""
+
+    file: OpenFile
+    id: str
     filename: str
     bytes: int
+    created_at: float
 
 
 class FileService:
@@ -74,6 +78,10 @@ class FileService:
         self._sweeper: asyncio.Task[None] | None = None
         self.sweeps: list[Callable[[], Awaitable[None]]] = [self.sweep]
 
+    async def check(self) -> None:
+        """At the start, whether contents can be kept. Raises OSError."""
+        await self._contents.check()
+
     def start(self) -> None:
         self._sweeper = asyncio.create_task(self._sweep_forever(), name="file sweeper")
 
@@ -81,6 +89,7 @@ class FileService:
         if self._sweeper:
             self._sweeper.cancel()
             await asyncio.wait([self._sweeper])
+        self._contents.close()
 
     async def create(self, owner: str, new: NewFile) -> File:
         """Raises TooLarge, InvalidRequest, Unavailable."""
@@ -107,10 +116,10 @@ class FileService:
     async def _write(self, file_id: str, source: BinaryIO) -> None:
         try:
             await self._contents.write(file_id, source)
-        except OSError as error:
-            logger.error("A file cannot be written: %s", error)
-            await self._remove([file_id])
-            raise Unavailable("The file cannot be stored now", retry_after=60) from error
+        except Unavailable:
+            with suppress(Unavailable):  # the sweep tries again
+                await self._remove([file_id])
+            raise
 
     def _check(self, new: NewFile) -> None:
         if not new.filename or len(new.filename) > MAX_FILENAME or "\0" in new.filename:
@@ -141,18 +150,15 @@ class FileService:
 
     async def content(self, file_id: str, owner: str) -> Content:
         row = await self._row(file_id, owner)
-        path = self._contents.path(row.id)
-        if not await asyncio.to_thread(path.is_file):
-            logger.error("The contents of %s are missing: do all processes share PARLEY_FILES__FOLDER?", row.id)
-            raise ServiceError("The contents of the file are missing on the server")
-        return Content(path, row.filename, row.bytes)
+        return Content(await self._contents.open(row.id), row.id, row.filename, row.bytes, row.created_at)
 
     async def delete(self, file_id: str, owner: str) -> DeletedFile:
         async with self._store.writing() as repositories:
             if not await repositories.files.mark_deleted(file_id, owner, now=time.time()):
                 raise file_not_found(file_id)
             audit.record(repositories, owner, "file.deleted", file_id)
-        await self._remove([file_id])
+        with suppress(Unavailable):  # the sweep tries again
+            await self._remove([file_id])
         return DeletedFile(id=file_id)
 
     async def sweep(self) -> None:

@@ -1,13 +1,11 @@
 """Uploads in parts: a file that is too large for one request, or is sent over a line that breaks."""
 
-import asyncio
 import hashlib
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, cast
 from uuid import uuid4
 
 from database.repositories import Repositories
@@ -18,7 +16,7 @@ from database.upload_models import UploadPart as PartRow
 from schemas.file_schema import File, Purpose
 from schemas.upload_schema import NewUpload, Upload, UploadCompletion, UploadPart
 from services.errors import Conflict, InvalidRequest, NotFound, TooLarge, Unavailable
-from services.file_contents import COPIED_BYTES, FileContents
+from services.file_contents import FileContents
 from services.file_service import FileLimits, FileService, NewFile, finish_upload
 from services.history.store import Store
 
@@ -29,6 +27,7 @@ KEPT_S = 86_400.0  # for which an upload that has ended is known
 MAX_PART_BYTES = 64 * 1024 * 1024
 MAX_PARTS = 10_000
 SWEPT = 500  # parts at once
+COPIED_BYTES = 1024 * 1024
 
 
 class UploadService:
@@ -74,9 +73,9 @@ class UploadService:
             await repositories.uploads.add(part)
         try:
             await self._contents.write(part.id, source)
-        except OSError as error:
+        except Unavailable:
             await self._remove([part.id])
-            raise Unavailable("The part cannot be stored now", retry_after=60) from error
+            raise
         return UploadPart(id=part.id, created_at=int(part.created_at), upload_id=upload_id)
 
     async def complete(self, upload_id: str, owner: str, request: UploadCompletion) -> Upload:
@@ -85,11 +84,7 @@ class UploadService:
             sizes = {each.id: each.bytes for each in await repositories.uploads.parts(upload_id)}
         _check_parts(request.part_ids, sizes, upload.bytes)
         with tempfile.TemporaryFile() as whole:
-            paths = [self._contents.path(each) for each in request.part_ids]
-            try:
-                md5 = await asyncio.to_thread(_join, paths, whole)
-            except OSError as error:
-                raise Unavailable("The parts cannot be read now", retry_after=60) from error
+            md5 = await self._join(request.part_ids, whole)
             if request.md5 and request.md5.lower() != md5:
                 raise InvalidRequest("'%s' is not that of the parts in this order", "md5")
             purpose = cast(Purpose, upload.purpose)  # the table has what this service wrote
@@ -101,6 +96,14 @@ class UploadService:
             await finish_upload(repositories, file_id, upload.file_expires_after_s)
         await self._remove(list(sizes))
         return _upload(upload, await self._files.get(file_id, owner))
+
+    async def _join(self, part_ids: Sequence[str], target: BinaryIO) -> str:
+        """Writes all parts behind each other; returns their MD5."""
+        digest = hashlib.md5(usedforsecurity=False)
+        for each in part_ids:
+            async with await self._contents.open(each) as part:
+                await part.apply(_append, target, digest)
+        return digest.hexdigest()
 
     async def cancel(self, upload_id: str, owner: str) -> Upload:
         async with self._store.writing() as repositories:
@@ -123,7 +126,7 @@ class UploadService:
         """Contents first: a crash between leaves the rows, and the sweep comes back to them."""
         if not part_ids:
             return
-        with suppress(OSError):  # the sweep tries again
+        with suppress(Unavailable):  # the sweep tries again
             await self._contents.delete(part_ids)
             async with self._store.writing() as repositories:
                 await repositories.uploads.remove_parts(part_ids)
@@ -154,15 +157,10 @@ def _check_parts(part_ids: Sequence[str], sizes: dict[str, int], size: int) -> N
         raise InvalidRequest(f"'%s': these parts have {total} bytes, the upload {size}", "part_ids")
 
 
-def _join(paths: Sequence[Path], target: BinaryIO) -> str:
-    """Writes all parts behind each other; returns their MD5."""
-    digest = hashlib.md5(usedforsecurity=False)
-    for path in paths:
-        with path.open("rb") as part:
-            while piece := part.read(COPIED_BYTES):
-                digest.update(piece)
-                target.write(piece)
-    return digest.hexdigest()
+def _append(part: BinaryIO, target: BinaryIO, digest: Any) -> None:
+    while piece := part.read(COPIED_BYTES):
+        digest.update(piece)
+        target.write(piece)
 
 
 def _upload(row: UploadRow, file: File | None = None) -> Upload:

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, settings
 from tests.generated import THOROUGH
 from tests.threads import computing_with
 
-pytest_plugins = ("tests.databases", "tests.apps", "tests.wheels", "tests.forked", "tests.hub", "tests.collector")
+MODULES = ("databases", "apps", "wheels", "forked", "hub", "collector", "s3_server")
+pytest_plugins = [f"tests.{name}" for name in MODULES]
 
 # no deadline on busy machines; fixtures may be reused between examples
 reused = [HealthCheck.function_scoped_fixture]

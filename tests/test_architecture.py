@@ -27,8 +27,9 @@ RULES = [
     Rule("schemas", may="schemas"),
     Rule(r"services\.documents", may=r"services\.documents", never=f"torch|transformers|{WEB}"),
     Rule("database", may="database"),
-    Rule(r"services\.(errors|affinity|large|callers|rendezvous|file_contents|token_rate|tracing)"),
+    Rule(r"services\.(errors|affinity|large|callers|rendezvous|file_stores|token_rate|tracing)"),
     Rule(r"services\.parameter_names", may=r"services\.errors"),
+    Rule(r"services\.file_contents", may=r"services\.(errors|file_stores\.base)"),
     Rule(r"services\.engine\.(base|stop_strings)"),
     Rule(
         r"services\.engine\.scheduling",
@@ -90,7 +91,7 @@ RULES = [
     ),
     Rule(
         r"services\.batches",
-        may=r"schemas|database|services\.(errors|callers|file_service|history|batches)",
+        may=r"schemas|database|services\.(errors|callers|file_contents|file_service|history|batches)",
         never=f"torch|{WEB}",
     ),
     Rule(

@@ -269,12 +269,21 @@ class DatabaseSettings(SettingsGroup):
     """Seconds after which unused conversations and stored answers are deleted. Unset: never."""
 
 
+URL_START = re.compile(r"[a-z][a-z0-9+.-]*://.", re.ASCII)
+
+
 class FileSettings(SettingsGroup):
     """Files of `/v1/files`."""
 
     folder: Path | None = None
     """Folder of their contents; processes that share a database share it, too. Unset: beside an SQLite database, named
     after it (`parley-files`), else `parley-files` in the working directory."""
+    url: str | None = None
+    """An object store in place of the folder, by fsspec: `s3://bucket/prefix` (the extra `s3`), or the URL of another
+    fsspec package."""
+    options: dict[str, Any] = {}
+    """Options of fsspec's file system for that URL, as a JSON object: `{"endpoint_url": "http://minio:9000"}`. S3's
+    credentials are better left to `AWS_ACCESS_KEY_ID` and the like."""
     max_bytes: int = Field(200 * 1024 * 1024, ge=1024)
     """Maximum bytes of a file; more get 413."""
     max_upload_bytes: int = Field(8 * 1024 * 1024 * 1024, ge=1024)
@@ -283,6 +292,16 @@ class FileSettings(SettingsGroup):
     """Maximum bytes of a file in a message."""
     max_total_bytes: int = Field(10 * 1024 * 1024 * 1024, ge=1024)
     """Maximum bytes of all files of a project, or of a key of the settings, together."""
+
+    @model_validator(mode="after")
+    def _is_one_store(self) -> "FileSettings":
+        if self.url is not None and not URL_START.match(self.url):
+            raise ValueError("URL must be one such as s3://bucket/prefix")
+        if self.url is not None and self.folder is not None:
+            raise ValueError("FOLDER and URL exclude each other")
+        if self.options and self.url is None:
+            raise ValueError("OPTIONS go with URL")
+        return self
 
 
 class BatchSettings(SettingsGroup):

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from fastapi import File as FilePart
 from fastapi import Form, Query, Request, Response, UploadFile
-from fastapi.responses import FileResponse
 
 from app.common.dependencies import Caller, Files, UnknownKeys
+from app.common.file_content import FileContent
 from app.common.json_body import JsonRoute
 from app.common.router import TwinRouter
 from schemas.file_schema import DeletedFile, File, Purpose
@@ -63,8 +63,6 @@ async def delete_file(file_id: str, files: Files, caller: Caller) -> DeletedFile
     return await files.delete(file_id, caller.owner)
 
 
-@router.get("/files/{file_id}/content", response_class=FileResponse)
-async def retrieve_file_content(file_id: str, files: Files, caller: Caller) -> FileResponse:
-    found = await files.content(file_id, caller.owner)
-    # never shown by a browser: a file may be a page, with scripts that would run with this origin's rights
-    return FileResponse(found.path, media_type="application/octet-stream", filename=found.filename)
+@router.get("/files/{file_id}/content", response_class=FileContent, status_code=200)
+async def retrieve_file_content(request: Request, file_id: str, files: Files, caller: Caller) -> FileContent:
+    return FileContent(request, await files.content(file_id, caller.owner))

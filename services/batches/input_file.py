@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -71,29 +70,28 @@ class LineError(ValueError):
         return BatchError(code=self.code, message=self.message, param=self.param, line=line)
 
 
-def read_chunk(path: Path, place: Place, limits: InputLimits) -> Chunk:
+def read_chunk(file: BinaryIO, place: Place, limits: InputLimits) -> Chunk:
     """Of a line that is longer than the limit, only so much that this is seen. Raises OSError."""
     lines: list[RawLine] = []
     number, size = place.number, 0
-    with path.open("rb") as file:
-        file.seek(place.offset)
-        while size < CHUNK_BYTES:
-            text = file.readline(limits.max_line_bytes + 2)
-            if not text:
-                return Chunk(lines, None)
-            size += len(text)
-            while not text.endswith(b"\n") and (more := file.readline(CHUNK_BYTES)):
-                text = text[: limits.max_line_bytes + 1] + more[-1:]
-            if kept := text if len(text) > limits.max_line_bytes + 1 else text.strip():
-                lines.append(RawLine(number, kept))
-            number += 1
-        return Chunk(lines, Place(file.tell(), number))
+    file.seek(place.offset)
+    while size < CHUNK_BYTES:
+        text = file.readline(limits.max_line_bytes + 2)
+        if not text:
+            return Chunk(lines, None)
+        size += len(text)
+        while not text.endswith(b"\n") and (more := file.readline(CHUNK_BYTES)):
+            text = text[: limits.max_line_bytes + 1] + more[-1:]
+        if kept := text if len(text) > limits.max_line_bytes + 1 else text.strip():
+            lines.append(RawLine(number, kept))
+        number += 1
+    return Chunk(lines, Place(file.tell(), number))
 
 
-def check(path: Path, endpoint: str, limits: InputLimits) -> Checked:
+def check(file: BinaryIO, endpoint: str, limits: InputLimits) -> Checked:
     """Reads the whole file. Raises OSError."""
     checked, seen = Checked(), set[str]()
-    for raw in _lines(path, limits):
+    for raw in _lines(file, limits):
         checked.total += 1
         if checked.total > limits.max_requests:
             message = f"The input file has more than {limits.max_requests} requests"
@@ -110,10 +108,10 @@ def check(path: Path, endpoint: str, limits: InputLimits) -> Checked:
     return checked
 
 
-def _lines(path: Path, limits: InputLimits) -> Iterator[RawLine]:
+def _lines(file: BinaryIO, limits: InputLimits) -> Iterator[RawLine]:
     place: Place | None = Place()
     while place:
-        chunk = read_chunk(path, place, limits)
+        chunk = read_chunk(file, place, limits)
         yield from chunk.lines
         place = chunk.next
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from database.batch_models import CANCELLED, CANCELLING, COMPLETED, EXPIRED, FAILED, FINALIZING, IN_PROGRESS, VALIDATING
@@ -18,10 +17,11 @@ from database.batch_models import Batch as BatchRow
 from database.repositories import Repositories
 from schemas.batch_schema import BatchError
 from services.batches.capacity import Capacity, Slot
-from services.batches.input_file import Checked, InputLimits, Line, Place, check, parse, read_chunk
+from services.batches.input_file import Checked, Chunk, InputLimits, Line, Place, check, parse, read_chunk
 from services.batches.results import LineAnswer, LineResult, Lost, answered, counts_of, not_executed
 from services.callers import Caller, acting_as
 from services.errors import ModelNotFound, NotFound, ServiceError, TryLater, Unavailable
+from services.file_contents import ContentsMissing, OpenFile
 from services.file_service import FileService, NewFile, finish_upload
 from services.history.store import Store
 from services.history.usage_ledger import collecting
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 POLL_S = 0.25  # interval of looking whether the batch was cancelled or has expired
-RETRY_S = 2.0  # after an outage of the database
+RETRY_S = 2.0  # after an outage of the database, or of the files
 MAX_WAIT_S = 30.0  # of a request that was refused for a limit, until it tries again
 MAX_ATTEMPTS = 3  # that end without a new result, by a crash or a fault
 READ_RESULTS = 500  # at once
@@ -83,13 +83,14 @@ class BatchRun:
         try:
             if batch.attempts >= MAX_ATTEMPTS:
                 return await self._give_up()
-            path = (await self._in.files.content(batch.input_file_id, batch.owner)).path
-            if batch.status == VALIDATING and not await self._validate(path):
-                return None
-            if batch.status != CANCELLING or batch.total:
-                await self._run_lines(path)
-            await self._finish(path)
-        except (NotFound, OSError):
+            content = await self._in.files.content(batch.input_file_id, batch.owner)
+            async with content.file as file:
+                if batch.status == VALIDATING and not await self._validate(file):
+                    return None
+                if batch.status != CANCELLING or batch.total:
+                    await self._run_lines(file)
+                await self._finish(file)
+        except (NotFound, ContentsMissing):
             error = BatchError(code="input_file_not_found", message="The input file cannot be read any more")
             await self._end(FAILED, [], [error])
 
@@ -101,8 +102,8 @@ class BatchRun:
 
     # --- validating ---
 
-    async def _validate(self, path: Path) -> bool:
-        checked = await asyncio.to_thread(check, path, self._batch.endpoint, self._in.limits)
+    async def _validate(self, file: OpenFile) -> bool:
+        checked = await file.apply(check, self._batch.endpoint, self._in.limits)
         errors = [*checked.errors, *self._model_errors(checked)]
         if errors:
             await self._end(FAILED, [], errors)
@@ -129,10 +130,10 @@ class BatchRun:
 
     # --- running ---
 
-    async def _run_lines(self, path: Path) -> None:
+    async def _run_lines(self, file: OpenFile) -> None:
         async with self._in.store.reading() as repositories:
             done = await repositories.batches.lines(self._batch.id)
-        feeding = asyncio.create_task(self._feed(path, done), name=f"{self._batch.id} lines")
+        feeding = asyncio.create_task(self._feed(file, done), name=f"{self._batch.id} lines")
         try:
             while not feeding.done() and not await self._is_over():
                 await asyncio.wait([feeding], timeout=POLL_S)
@@ -155,21 +156,29 @@ class BatchRun:
             return status == CANCELLING
         return False
 
-    async def _feed(self, path: Path, done: set[int]) -> None:
-        async with asyncio.TaskGroup() as tasks, aclosing(self._lines(path)) as lines:
+    async def _feed(self, file: OpenFile, done: set[int]) -> None:
+        async with asyncio.TaskGroup() as tasks, aclosing(self._lines(file)) as lines:
             async for line in lines:
                 if line.number not in done:
                     slot = await self._in.capacity.take()
                     task = tasks.create_task(self._run_line(line, slot))
                     task.add_done_callback(slot.task_ended)
 
-    async def _lines(self, path: Path) -> AsyncGenerator[Line, None]:
+    async def _lines(self, file: OpenFile) -> AsyncGenerator[Line, None]:
         place: Place | None = Place()
         while place:
-            chunk = await asyncio.to_thread(read_chunk, path, place, self._in.limits)
+            chunk = await self._read(file, place)
             for raw in chunk.lines:
                 yield parse(raw, self._batch.endpoint, self._in.limits)
             place = chunk.next
+
+    async def _read(self, file: OpenFile, place: Place) -> Chunk:
+        """Through outages of the store: the lines that run need not begin again."""
+        while True:
+            try:
+                return await file.apply(read_chunk, place, self._in.limits)
+            except Unavailable:
+                await asyncio.sleep(RETRY_S)
 
     async def _run_line(self, line: Line, slot: Slot) -> None:
         with collecting() as usage:
@@ -199,7 +208,7 @@ class BatchRun:
 
     # --- finishing ---
 
-    async def _finish(self, path: Path) -> None:
+    async def _finish(self, file: OpenFile) -> None:
         def begin(batch: BatchRow) -> None:
             if batch.status == IN_PROGRESS:
                 enter(batch, FINALIZING)
@@ -209,13 +218,13 @@ class BatchRun:
             await self._end(COMPLETED, [], None)
             return
         status = CANCELLED if batch.status == CANCELLING else EXPIRED
-        missing = await self._not_executed(path, *NOT_EXECUTED[status]) if batch.total else []
+        missing = await self._not_executed(file, *NOT_EXECUTED[status]) if batch.total else []
         await self._end(status, missing, None)
 
-    async def _not_executed(self, path: Path, code: str, message: str) -> list[str]:
+    async def _not_executed(self, file: OpenFile, code: str, message: str) -> list[str]:
         async with self._in.store.reading() as repositories:
             done = await repositories.batches.lines(self._batch.id)
-        lines = self._lines(path)
+        lines = self._lines(file)
         return [not_executed(each.custom_id, code, message) async for each in lines if each.number not in done]
 
     async def _end(self, status: str, missing: Sequence[str], errors: Sequence[BatchError] | None) -> None:

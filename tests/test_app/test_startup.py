@@ -90,11 +90,15 @@ class TestAnnouncement:
 
     def test_secrets_are_masked(self, caplog: pytest.LogCaptureFixture) -> None:
         url = "postgresql://user:secret@db/parley?password=secret"
-        lines = self.announcement(caplog, database={"url": url}, api_keys="secret,other", admin_key="top-secret")
+        files = {"url": "ftp://user:secret@host/folder", "options": {"secret": "secret"}}
+        lines = self.announcement(
+            caplog, database={"url": url}, api_keys="secret,other", admin_key="top-secret", files=files
+        )
         assert "secret" not in "\n".join(lines)
         assert lines[3].startswith("keys: 3 of the settings;")
         assert "user:***@db/parley" in lines[2]
         assert "PARLEY_API_KEYS=***" in lines[4]
+        assert "PARLEY_FILES__URL=ftp://***@host/folder, PARLEY_FILES__OPTIONS=***" in lines[4]
 
     def test_keys_of_upstreams_are_masked(self, caplog: pytest.LogCaptureFixture) -> None:
         model = {"engine": "remote", "upstreams": ["http://a/v1", {"url": "http://b/v1", "key": "secret"}]}

@@ -14,6 +14,7 @@ from database.file_models import UPLOADING, File
 from database.session import Database
 from services.file_contents import FileContents
 from services.file_service import FileLimits, FileService, NewFile
+from services.file_stores.folder import FolderStore
 from tests.apps import NewSite, Site
 
 
@@ -117,7 +118,7 @@ class TestLimits:
         def fails(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(FileContents, "copy_from", fails)
+        monkeypatch.setattr(FolderStore, "write", fails)
         assert (await self.upload(site, 10)).status_code == 503
         assert (await site.client.get("/v1/files")).json()["data"] == []
 
@@ -142,7 +143,7 @@ async def test_all_files_of_a_project_have_a_limit(new_server: NewSite, database
 class TestSweep:
     @pytest.fixture
     def files(self, database: Database, tmp_path: Path) -> FileService:
-        return FileService(database, FileContents(tmp_path / "files"), FileLimits(1000, 10_000))
+        return FileService(database, FileContents(FolderStore(tmp_path / "files")), FileLimits(1000, 10_000))
 
     async def create(self, files: FileService, tmp_path: Path, expires_after_s: int | None = None) -> str:
         (source := tmp_path / "source").write_bytes(b"text")
@@ -187,3 +188,44 @@ class TestSweep:
                 await files.content(each, "me")
         await files.sweep()
         assert (on_disk(tmp_path), await self.count(database)) == ([], 0)
+
+
+class TestRanges:
+    @pytest.fixture
+    async def url(self, site: Site) -> str:
+        sent = {"files": {"file": ("a.bin", bytes(range(100)))}, "data": {"purpose": "user_data"}}
+        made = (await site.client.post("/v1/files", **sent)).json()
+        return f"/v1/files/{made['id']}/content"
+
+    @pytest.mark.parametrize(
+        ("wanted", "status", "first", "length"),
+        [
+            ("bytes=10-19", 206, 10, 10),
+            ("bytes=90-", 206, 90, 10),
+            ("bytes=-5", 206, 95, 5),
+            ("bytes=90-1000", 206, 90, 10),
+            ("bytes=100-", 416, 0, 0),
+            ("bytes=-0", 416, 0, 0),
+            ("bytes=5-2", 200, 0, 100),
+            ("bytes=0-1,4-5", 200, 0, 100),
+            ("lines=1-2", 200, 0, 100),
+        ],
+    )
+    async def test_a_download_can_go_on(
+        self, site: Site, url: str, wanted: str, status: int, first: int, length: int
+    ) -> None:
+        answer = await site.client.get(url, headers={"Range": wanted})
+        assert (answer.status_code, list(answer.content)) == (status, list(range(first, first + length)))
+        if status != 200:
+            place = f"{first}-{first + length - 1}" if length else "*"
+            assert answer.headers["content-range"] == f"bytes {place}/100"
+
+    async def test_only_of_the_same_file(self, site: Site, url: str) -> None:
+        etag = (await site.client.get(url)).headers["etag"]
+        for sent, status in ((etag, 206), ('"other"', 200)):
+            answer = await site.client.get(url, headers={"Range": "bytes=90-", "If-Range": sent})
+            assert answer.status_code == status
+
+    async def test_the_head_alone(self, site: Site, url: str) -> None:
+        answer = await site.client.head(url)
+        assert (answer.status_code, answer.headers["content-length"], answer.content) == (200, "100", b"")

@@ -21,7 +21,8 @@ def without(name: str) -> dict[str, Any]:
 def checked(folder: Path, *lines: Any, limits: InputLimits = LIMITS) -> Checked:
     path = folder / "in.jsonl"
     path.write_bytes(b"\n".join(each if isinstance(each, bytes) else json.dumps(each).encode() for each in lines))
-    return check(path, URL, limits)
+    with path.open("rb") as file:
+        return check(file, URL, limits)
 
 
 def places(errors: list[BatchError]) -> list[tuple[str, str | None, int | None]]:
@@ -72,11 +73,12 @@ def test_a_long_file_is_read_in_chunks(tmp_path: Path) -> None:
     path.write_bytes(b"\n".join([b"", *[text] * 400, text * 200, b"last"]))
     place: Place | None = Place()
     lines = []
-    while place:
-        chunk = read_chunk(path, place, LIMITS)
-        assert sum(len(each.text) for each in chunk.lines) < CHUNK_BYTES + 2 * LIMITS.max_line_bytes
-        lines += chunk.lines
-        place = chunk.next
+    with path.open("rb") as file:
+        while place:
+            chunk = read_chunk(file, place, LIMITS)
+            assert sum(len(each.text) for each in chunk.lines) < CHUNK_BYTES + 2 * LIMITS.max_line_bytes
+            lines += chunk.lines
+            place = chunk.next
     assert [each.number for each in lines] == list(range(2, 404))
     assert (lines[-2].text[:1000], len(lines[-2].text) > LIMITS.max_line_bytes, lines[-1].text) == (
         text[:1000],

@@ -13,7 +13,10 @@ OUTDATED = "requirements.lock is older than requirements.txt: make lock"
 
 
 def pins() -> list[Requirement]:
-    texts = [(ROOT / name).read_text("utf-8") for name in ("requirements.txt", "requirements-otel.txt")]
+    texts = [
+        (ROOT / name).read_text("utf-8")
+        for name in ("requirements.txt", "requirements-otel.txt", "requirements-s3.txt")
+    ]
     lines = [line.partition("#")[0].strip() for text in texts for line in text.splitlines()]
     return [Requirement(line) for line in lines if line]
 
