@@ -18,6 +18,27 @@ from tools.faults.postgres import PostgresServer, free_port, postgres_server
 __all__ = ["PostgresServer", "free_port"]
 
 
+TESTS = Path(__file__).parent
+ABOVE_THE_DATABASE = (TESTS / "test_controller", TESTS / "test_services")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """PostgreSQL's turn of what is tested above the database is for `make test-all`, but of what is `both_databases`:
+    where locks, claims, several processes or a statement in a dialect of its own are tested."""
+    for item in items:
+        if _repeats_on_postgresql(item) and not item.get_closest_marker("both_databases"):
+            item.add_marker("extended")
+
+
+def _repeats_on_postgresql(item: pytest.Item) -> bool:
+    call = getattr(item, "callspec", None)
+    if call is None or call.params.get("backend") != "postgresql":
+        return False
+    is_its_only = any("backend" in mark.args[0] for mark in item.iter_markers("parametrize"))
+    return not is_its_only and any(item.path.is_relative_to(each) for each in ABOVE_THE_DATABASE)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     with ExitStack() as stack:

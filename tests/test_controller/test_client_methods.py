@@ -14,6 +14,8 @@ from pydantic import BaseModel
 from tests.apps import MODEL
 from tests.fakes import FakeEngine
 
+pytestmark = pytest.mark.both_databases
+
 RESOURCES = (
     "batches",
     "chat.completions",

@@ -415,6 +415,7 @@ class TestBeforeAnAnswer:
             await openai.responses.create(input="Two", conversation=conversation.id, context_management=LIMIT)
         assert len([item async for item in openai.conversations.items.list(conversation.id)]) == 2
 
+    @pytest.mark.both_databases
     async def test_nobody_else_writes_to_its_conversation_meanwhile(
         self, openai: AsyncOpenAI, engine: NotingEngine
     ) -> None:

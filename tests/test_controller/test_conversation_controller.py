@@ -167,6 +167,7 @@ async def test_items_without_text_for_a_model_are_skipped(openai: AsyncOpenAI, e
     assert engine.prompts == ["<user>a\n<user>d\n<assistant>\n"]
 
 
+@pytest.mark.both_databases
 async def test_nobody_writes_while_an_answer_is_written(openai: AsyncOpenAI, engine: FakeEngine) -> None:
     pause = Pause()
     engine.script = ("Hel", pause, "lo")

@@ -123,6 +123,7 @@ class TestLimits:
         assert (await site.client.get("/v1/files")).json()["data"] == []
 
 
+@pytest.mark.both_databases
 async def test_all_files_of_a_project_have_a_limit(new_server: NewSite, database_url: str, tmp_path: Path) -> None:
     site = await new_server(
         database={"url": database_url, "migrate": False},
@@ -140,6 +141,7 @@ async def test_all_files_of_a_project_have_a_limit(new_server: NewSite, database
         await mine.files.create(file=b"x" * 1000, purpose="batch")
 
 
+@pytest.mark.both_databases
 class TestSweep:
     @pytest.fixture
     def files(self, database: Database, tmp_path: Path) -> FileService:

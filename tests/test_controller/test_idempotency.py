@@ -11,6 +11,8 @@ from services.errors import EngineFailed
 from tests.apps import MODEL, Site
 from tests.fakes import FakeEngine, Pause
 
+pytestmark = pytest.mark.both_databases
+
 HI: Any = [{"role": "user", "content": "Hi"}]
 KEY = {"Idempotency-Key": "mine"}
 

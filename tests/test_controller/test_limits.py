@@ -22,6 +22,8 @@ from services.turn_service import TurnService
 from tests.apps import MODEL, NewSite, Site
 from tests.fakes import FakeEngine, Pause
 
+pytestmark = pytest.mark.both_databases
+
 ROOT = "root-key-of-the-settings"
 HI: Any = [{"role": "user", "content": "hi"}]
 CHAT = {"model": MODEL, "messages": HI}

@@ -67,6 +67,7 @@ async def test_they_are_listed_by_the_page_in_either_order(openai: AsyncOpenAI) 
     assert (extra["first_id"], extra["last_id"]) == (made[0], made[-1])
 
 
+@pytest.mark.both_databases
 async def test_they_are_filtered_by_model_and_metadata(openai: AsyncOpenAI) -> None:
     odd = {'a"b.c[0]': "x", "kind": "odd"}
     one = await create(openai, metadata={"kind": "one", "n": "1"})

@@ -94,6 +94,7 @@ async def add(database: Database, hours_ago: int, key: str, **counts: int) -> No
     await TurnService(database, writer=f"host:{hours_ago}{key}").usage.record(moved)
 
 
+@pytest.mark.both_databases
 async def test_buckets_filters_and_pages(client: AsyncOpenAI, database: Database) -> None:
     for hours_ago in range(3):
         for key in "ab":

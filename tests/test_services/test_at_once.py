@@ -35,6 +35,8 @@ from tests.test_services.test_turn_service import (
     text_and_status,
 )
 
+pytestmark = pytest.mark.both_databases
+
 ALONE: dict[str, object] = {"kind": "response", "create": False, "stored": True}
 
 

@@ -26,7 +26,7 @@ from tests.fakes import FakeEngine, Pause
 
 # Processes that are judged to be gone break off what they were doing: seldom a connection to PostgreSQL is left to the
 # garbage collector. Where is not known yet.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"), pytest.mark.both_databases]
 
 OWNER = "local"
 PATH = "/v1/responses"

@@ -8,6 +8,8 @@ from services.search_service import SearchService
 from services.turn_service import TurnService
 from tests.test_services.test_turn_service import store_turn
 
+pytestmark = pytest.mark.both_databases
+
 
 @pytest.fixture
 def store(database: Database) -> Database:

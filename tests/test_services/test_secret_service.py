@@ -6,6 +6,8 @@ from database.session import Database
 from services.errors import Unavailable
 from services.secret_service import SecretService
 
+pytestmark = pytest.mark.both_databases
+
 
 async def test_servers_of_one_database_share_a_secret(database: Database) -> None:
     one, other, configured = (SecretService(database, secret) for secret in (None, None, "a secret of its own"))

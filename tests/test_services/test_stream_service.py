@@ -20,6 +20,8 @@ from services.turn_service import TurnService
 from tests.databases import waited_for
 from tests.fakes import Pause
 
+pytestmark = pytest.mark.both_databases
+
 
 def event(number: int, *, last: bool = False) -> StreamEvent:
     return StreamEvent(number=number, type="text", data=f"{number}", last=last)

@@ -390,6 +390,7 @@ class TestAnswers:
 TABLES = ("conversations", "turns", "items")
 
 
+@pytest.mark.both_databases
 class TestWriters:
     async def test_one_of_two_at_once_wins(
         self, service: TurnService, conversations: ConversationService, database_url: str
@@ -484,6 +485,7 @@ class TestWriters:
             assert await session.scalar(text("SELECT count(*) FROM items")) == 0
 
 
+@pytest.mark.both_databases
 class TestKeeping:
     async def test_a_checkpoint_saves_the_output(self, service: TurnService) -> None:
         turns = [await begin(service) for _ in range(3)]
@@ -620,6 +622,7 @@ class TestKeeping:
         assert await text_and_status(replica(database), turn) == ("Hi there", "completed")
 
 
+@pytest.mark.both_databases
 class TestTogether:
     """Turns that begin and end at the same moment."""
 
@@ -740,6 +743,7 @@ class TestTogether:
         await slow.close()
 
 
+@pytest.mark.both_databases
 class TestTrouble:
     async def test_a_database_that_is_away_is_unavailable(self) -> None:
         database = Database(f"postgresql://parley@127.0.0.1:{free_port()}/parley")

@@ -148,6 +148,7 @@ class Lossy(Store):
             raise Unavailable("not confirmed")
 
 
+@pytest.mark.both_databases
 class TestLedger:
     @pytest.mark.parametrize("losses", [["before"], ["after"], ["after", "before", "after"]], ids=str)
     async def test_usage_is_written_once_through_outages(
