@@ -4,7 +4,9 @@ It forwards all calls to the protocol and reads nothing of it but h11's state.
 """
 
 import asyncio
+import socket
 import time
+from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,6 +29,14 @@ class Deadlines:
     body: float  # between two bytes of a body, and for the whole body in addition to `body_rate`
     body_rate: float
     send: float  # within which the client must read some of the answer
+
+
+def _send_at_once(transport: asyncio.BaseTransport) -> None:
+    """Small writes do not wait until the client acknowledges earlier ones, 40 ms. asyncio sets it for sockets that name
+    their protocol: those that uvicorn opens for its workers do not."""
+    connection = transport.get_extra_info("socket")
+    if isinstance(connection, TransportSocket) and connection.family in (socket.AF_INET, socket.AF_INET6):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class Registry(Protocol):
@@ -58,6 +68,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's has all of it, but is none of its subclasses
+        _send_at_once(transport)
         self._inner.connection_made(transport)
         self._registry.opened(self)
 

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import resource
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
+import h11
 import pytest
 
 from app.common.connection import Deadlines
@@ -78,6 +80,31 @@ async def test_longest_silent_connection_is_closed_at_the_limit(new_server: NewS
     assert await silent[1][0].read() == b""
     for _, writer in silent:
         writer.close()
+
+
+class Http(asyncio.Protocol):
+    """Says whether its connection delays small writes."""
+
+    def __init__(self, delays: "asyncio.Queue[bool]") -> None:
+        self.conn = h11.Connection(h11.SERVER)
+        self._delays = delays
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        accepted = transport.get_extra_info("socket")
+        self._delays.put_nowait(not accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+
+async def test_small_writes_are_not_delayed() -> None:
+    """By a listener that names no protocol, as those of uvicorn's workers."""
+    connections = Connections(Deadlines(headers=1, body=1, body_rate=1, send=1), limit=None)
+    connections.install()
+    delays: asyncio.Queue[bool] = asyncio.Queue()
+    listener = socket.create_server(("127.0.0.1", 0))
+    async with await asyncio.get_running_loop().create_server(lambda: Http(delays), sock=listener):
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        assert not await delays.get()
+        writer.close()
+    await connections.uninstall()
 
 
 async def test_unsupported_protocol_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
