@@ -19,7 +19,7 @@ import httpx2
 import pytest
 import uvicorn
 from fastapi import FastAPI
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from app.common.dependencies import Services
 from app.common.settings import Settings
@@ -36,6 +36,7 @@ MODEL = "fake-chat"
 ADMINISTRATION = (  # parts of paths that need an admin key
     *("/organization/", "/admin/", "load_lora_adapter", "/load", "/unload", "/pull", "/api/delete"),
 )
+LAST_TURNS = 10  # of the event loop, in which idle connections are closed
 PATIENCE_S = 120  # for an answer: a busy machine is no failure
 
 
@@ -62,6 +63,13 @@ async def post(site: Site, path: str, **body: Any) -> dict[str, Any]:
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
     return found
+
+
+def official(site: Site, api_key: str = "any", **options: Any) -> AsyncOpenAI:
+    """OpenAI's client. It reads no certificates, which would take 20 ms: the address is http://."""
+    transport = DefaultAsyncHttpxClient(verify=False)
+    url = f"{site.client.base_url}/v1"
+    return AsyncOpenAI(base_url=url, api_key=api_key, max_retries=0, http_client=transport, **options)
 
 
 async def refusal(site: Site, path: str, **body: Any) -> str | None:
@@ -169,7 +177,7 @@ async def server(new_server: NewSite) -> Site:
 async def openai(new_server: NewSite, database_url: str) -> AsyncIterator[AsyncOpenAI]:
     """The official client, on a server with each of the databases."""
     site = await new_server(database={"url": database_url, "migrate": False})
-    async with AsyncOpenAI(base_url=f"{site.client.base_url}/v1", api_key="any", max_retries=0) as client:
+    async with official(site) as client:
         yield client
 
 
@@ -217,17 +225,46 @@ async def _served(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     serving = asyncio.create_task(server.serve([listening]))
     await server.up.wait()
-    async with httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S, verify=False) as client:
         yield client
     server.should_exit = True
     await serving
 
 
 class _Server(uvicorn.Server):
+    """Ends at once: uvicorn looks ten times a second whether it shall, and whether connections are closed."""
+
     def __init__(self, app: FastAPI) -> None:
+        self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
         super().__init__(uvicorn.Config(app, http="h11", log_config=None, timeout_graceful_shutdown=5))
         self.up = asyncio.Event()
+
+    @property
+    def should_exit(self) -> bool:
+        return self._ending.is_set()
+
+    @should_exit.setter
+    def should_exit(self, wanted: bool) -> None:
+        if wanted:  # maybe by a signal
+            self._loop.call_soon_threadsafe(self._ending.set)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.up.set()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self._ending.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        for _ in range(LAST_TURNS):
+            await asyncio.sleep(0)
+        if self.server_state.connections or self.server_state.tasks:
+            await super().shutdown(sockets)
+            return
+        for server in self.servers:
+            server.close()
+            await server.wait_closed()
+        await self.lifespan.shutdown()

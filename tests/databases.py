@@ -2,10 +2,10 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
-from uuid import uuid4
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -13,9 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from database.migration import upgrade
 from database.session import Database
+from tests.postgres_copies import PostgresCopies, copy, drop
 from tools.faults.postgres import PostgresServer, free_port, postgres_server
 
 __all__ = ["PostgresServer", "free_port"]
+
+NewDatabase = Callable[..., Any]  # of a class of its own, with options
 
 
 TESTS = Path(__file__).parent
@@ -63,6 +66,11 @@ def postgresql_template(postgres: PostgresServer) -> str:
 
 
 @pytest.fixture(scope="session")
+def postgres_copies(postgres: PostgresServer, postgresql_template: str) -> PostgresCopies:
+    return PostgresCopies(postgres, postgresql_template)
+
+
+@pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("database") / "template.db"
     asyncio.run(upgrade(f"sqlite:///{path}"))
@@ -75,8 +83,10 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def template(backend: str, request: pytest.FixtureRequest) -> str | Path:
-    source: str | Path = request.getfixturevalue(f"{backend}_template")
+def template(backend: str, request: pytest.FixtureRequest) -> Path | PostgresCopies:
+    """Of migrated databases."""
+    name = {"sqlite": "sqlite_template", "postgresql": "postgres_copies"}[backend]
+    source: Path | PostgresCopies = request.getfixturevalue(name)
     return source
 
 
@@ -92,18 +102,29 @@ async def empty_url(backend: str, databases: AsyncExitStack, request: pytest.Fix
     """A database without any table."""
     if backend == "sqlite":
         return f"sqlite:///{tmp_path}/parley.db"
-    return await databases.enter_async_context(_copy(request.getfixturevalue("postgres"), "template1"))
+    return await databases.enter_async_context(_empty(request.getfixturevalue("postgres")))
 
 
 @pytest.fixture
-async def database_url(
-    template: str | Path, databases: AsyncExitStack, request: pytest.FixtureRequest, tmp_path: Path
-) -> str:
+async def database_url(template: Path | PostgresCopies, databases: AsyncExitStack, tmp_path: Path) -> str:
     """A migrated database without any row."""
-    if isinstance(template, Path):
-        shutil.copy(template, tmp_path / "parley.db")
-        return f"sqlite:///{tmp_path}/parley.db"
-    return await databases.enter_async_context(_copy(request.getfixturevalue("postgres"), template))
+    if isinstance(template, PostgresCopies):
+        return await databases.enter_async_context(template.one())  # noqa: ASYNC240  # no path
+    shutil.copy(template, tmp_path / "parley.db")
+    return f"sqlite:///{tmp_path}/parley.db"
+
+
+@pytest.fixture
+async def new_database(database_url: str) -> AsyncIterator[NewDatabase]:
+    """Further processes' views of it; they are closed however the test ends."""
+    async with AsyncExitStack() as opened:
+
+        def new_database(kind: type[Database] = Database, **options: Any) -> Database:
+            database = kind(database_url, **options)
+            opened.push_async_callback(database.close)
+            return database
+
+        yield new_database
 
 
 @pytest.fixture
@@ -122,8 +143,7 @@ async def waited_for(session: AsyncSession, by: int) -> None:
 
 
 @asynccontextmanager
-async def _copy(server: PostgresServer, template: str) -> AsyncIterator[str]:
-    name = f"parley_{uuid4().hex}"
-    await server.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+async def _empty(server: PostgresServer) -> AsyncIterator[str]:
+    name = await copy(server, "template1")
     yield server.url(name)
-    await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await drop(server, name)

@@ -121,11 +121,10 @@ NewApp = Callable[..., FastAPI]
 
 @pytest.mark.parametrize("stops", [3, pytest.param(20, marks=pytest.mark.extended)])
 async def test_every_line_once_through_stops_that_leave_nothing_behind(
-    new_app: NewApp, database_url: str, engine: HesitantEngine, stops: int
+    new_app: NewApp, database: Database, database_url: str, engine: HesitantEngine, stops: int
 ) -> None:
     settings = {"database": {"url": database_url, "migrate": False}}
     before, batch_id = asyncio.all_tasks(), ""
-    database = Database(database_url)
     for stop in range(stops):
         engine.left, engine.stuck = AT_ONCE if stop < stops - 1 else LINES, asyncio.Event()
         async with Served(new_app(**settings)) as client:
@@ -147,7 +146,6 @@ async def test_every_line_once_through_stops_that_leave_nothing_behind(
     assert (*await usage(database),) == (LINES, LINES)
     async with database.read() as session:
         assert await session.scalar(text("SELECT count(*) FROM batch_results")) == 0
-    await database.close()
 
 
 async def test_stored_answers_are_stored_once(new_app: NewApp, database_url: str, engine: HesitantEngine) -> None:
@@ -166,11 +164,12 @@ async def test_stored_answers_are_stored_once(new_app: NewApp, database_url: str
     assert batch["usage"]["output_tokens"] == 8
 
 
-async def test_a_full_engine_and_expiry(new_app: NewApp, database_url: str, engine: HesitantEngine) -> None:
+async def test_a_full_engine_and_expiry(
+    new_app: NewApp, database: Database, database_url: str, engine: HesitantEngine
+) -> None:
     """Lines that are refused for want of room are tried again, and those that are too late are in the error file."""
     settings = {"database": {"url": database_url, "migrate": False}}
     engine.left, engine.refused = 5, 40
-    database = Database(database_url)
     async with Served(new_app(**settings)) as client:
         batch_id = await create(client, 20)
         await completed(database, 5)
@@ -180,22 +179,19 @@ async def test_a_full_engine_and_expiry(new_app: NewApp, database_url: str, engi
         batch = await ended(client, batch_id)
         done = await lines_of(client, batch["output_file_id"])
         late = await lines_of(client, batch["error_file_id"])
-    await database.close()
     assert (batch["status"], len(done), len(late)) == ("expired", 5, 15)
     assert {each["custom_id"] for each in [*done, *late]} == {str(number) for number in range(20)}
     assert {(each["response"], each["error"]["code"]) for each in late} == {(None, "batch_expired")}
 
 
 async def test_a_batch_that_ends_its_process_again_and_again_fails(
-    new_app: NewApp, sqlite_url: str, engine: HesitantEngine
+    new_app: NewApp, store: Database, engine: HesitantEngine
 ) -> None:
-    database = Database(sqlite_url)
     async with Served(new_app()) as client:
         batch_id = await create(client, 4)
         await engine.stuck.wait()
-    async with database.write() as session:  # as if this process had been killed
+    async with store.write() as session:  # as if this process had been killed
         await session.execute(update(Batch).values(attempts=2, writer=this_writer()))
     async with Served(new_app()) as client:
         batch = await ended(client, batch_id)
-    await database.close()
     assert (batch["status"], [each["code"] for each in batch["errors"]["data"]]) == ("failed", ["server_error"])

@@ -20,7 +20,7 @@ from services.engine.remote.router import Router
 from services.engine.remote.upstream import Upstream
 from services.errors import Overloaded
 from services.tracing import NO_TRACER, current
-from tests.apps import MODEL, NewSite, Site, post
+from tests.apps import MODEL, NewSite, Site, official, post
 from tests.collector import Collector
 from tests.fakes import FakeEngine
 from tests.test_engine.test_remote.scripted import PieceTokenizer, ScriptedServer
@@ -44,7 +44,7 @@ async def site(new_server: NewSite, traced: Mapping[str, str]) -> Site:
 
 
 def client(site: Site) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=f"{site.client.base_url}/v1", api_key="any", max_retries=0)
+    return official(site)
 
 
 async def test_an_answer_has_a_span_for_each_of_its_phases(site: Site, collector: Collector) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from openai import AsyncOpenAI, RateLimitError
+from openai import RateLimitError
 
 from database.session import Database
 from database.usage_repository import UsageCounts
@@ -19,7 +19,7 @@ from services.key_service import NewKey
 from services.limit_service import LimitService
 from services.limits.states import DatabaseStates
 from services.turn_service import TurnService
-from tests.apps import MODEL, NewSite, Site
+from tests.apps import MODEL, NewSite, Site, official
 from tests.fakes import FakeEngine, Pause
 
 pytestmark = pytest.mark.both_databases
@@ -141,8 +141,7 @@ async def test_budget_of_a_month_has_what_was_used_before(
 
 async def test_a_projects_limit_is_of_all_its_keys(new_server: NewSite, database_url: str) -> None:
     site = await new_server(database={"url": database_url, "migrate": False}, admin_key=ROOT)
-    base = f"{site.client.base_url}/v1"
-    async with AsyncOpenAI(base_url=base, api_key=ROOT, admin_api_key=ROOT, max_retries=0) as root:
+    async with official(site, ROOT, admin_api_key=ROOT) as root:
         projects = root.admin.organization.projects
         project = (await projects.create(name="team")).id
         await projects.rate_limits.update_rate_limit(f"rl-{MODEL}", project_id=project, max_requests_per_1_minute=1)

@@ -9,7 +9,7 @@ from openai import AsyncOpenAI, AuthenticationError, BadRequestError, NotFoundEr
 
 from database.session import Database
 from services.history.store import Store
-from tests.apps import MODEL, NewSite, Site
+from tests.apps import MODEL, NewSite, Site, official
 
 ROOT = "root-key-of-the-settings"
 
@@ -21,9 +21,7 @@ async def site(new_server: NewSite, database_url: str) -> Site:
 
 @pytest.fixture
 async def root(site: Site) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(
-        base_url=f"{site.client.base_url}/v1", api_key=ROOT, admin_api_key=ROOT, max_retries=0
-    ) as client:
+    async with official(site, ROOT, admin_api_key=ROOT) as client:
         yield client
 
 

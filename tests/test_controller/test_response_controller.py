@@ -12,7 +12,7 @@ from openai.types.responses import Response
 
 from services.engine.base import Message
 from services.errors import EngineFailed, Overloaded
-from tests.apps import NewSite, Site
+from tests.apps import NewSite, Site, official
 from tests.fakes import FakeEngine, FakeTokenizer, Pause
 
 PATH = "/v1/responses"
@@ -26,7 +26,7 @@ async def connect() -> AsyncIterator[Connect]:
     async with AsyncExitStack() as stack:
 
         def connect(site: Site, key: str = "x") -> AsyncOpenAI:
-            client = AsyncOpenAI(base_url=f"{site.client.base_url}/v1", api_key=key, max_retries=0)
+            client = official(site, key)
             stack.push_async_callback(client.close)
             return client
 

@@ -10,7 +10,7 @@ from database.session import Database
 from services.callers import ANYBODY
 from services.chat.sealed import Seal
 from tests.agents import apps
-from tests.apps import NewSite
+from tests.apps import NewSite, official
 from tests.fakes import FakeEngine
 
 TOOL: Any = {"type": "function", "name": "get_time", "parameters": {"type": "object"}, "strict": False}
@@ -29,7 +29,7 @@ def engine() -> FakeEngine:
 @pytest.fixture
 async def client(new_server: NewSite) -> Any:
     site = await new_server(server={"secret": SECRET})
-    async with AsyncOpenAI(base_url=f"{site.client.base_url}/v1", api_key="any", max_retries=0) as client:
+    async with official(site) as client:
         yield client
 
 

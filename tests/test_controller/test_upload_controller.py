@@ -12,7 +12,7 @@ from sqlalchemy import text, update
 from database.session import Database
 from database.upload_models import Upload
 from services.upload_service import MAX_PART_BYTES
-from tests.apps import NewSite, Site
+from tests.apps import NewSite, Site, official
 from tests.test_controller.test_file_controller import on_disk
 
 
@@ -54,11 +54,10 @@ async def test_parts_are_joined_in_the_order_of_their_ids(openai: AsyncOpenAI, t
 
 
 async def test_what_is_cancelled_or_expired_leaves_nothing(
-    new_server: NewSite, database_url: str, tmp_path: Path
+    new_server: NewSite, database: Database, database_url: str, tmp_path: Path
 ) -> None:
     site = await new_server(database={"url": database_url, "migrate": False})
-    database = Database(database_url)
-    async with AsyncOpenAI(base_url=f"{site.client.base_url}/v1", api_key="any", max_retries=0) as client:
+    async with official(site) as client:
         first, second = await create(client, 6), await create(client, 6)
         await add(client, first, b"abc")
         await add(client, second, b"abc")
@@ -78,7 +77,6 @@ async def test_what_is_cancelled_or_expired_leaves_nothing(
             await client.uploads.cancel(second)
     async with database.read() as session:
         assert await session.scalar(text("SELECT count(*) FROM uploads")) == 0
-    await database.close()
 
 
 async def test_limits(new_site: NewSite) -> None:

@@ -18,7 +18,7 @@ from services.callers import Caller
 from services.errors import EngineFailed
 from services.history.usage import usage_of
 from services.turn_service import TurnService
-from tests.apps import MODEL, NewSite, Site
+from tests.apps import MODEL, NewSite, Site, official
 from tests.fakes import FakeEngine
 from tests.test_tools.test_keys import run_in_thread
 from tools import usage as command
@@ -37,8 +37,7 @@ async def client(site: Site, database_url: str) -> AsyncIterator[AsyncOpenAI]:
     """With a key of a project, and as administrator."""
     key = (await run_in_thread("create", "--name", "laptop", url=database_url)).stdout.strip()
     await site.services.stored_keys.refresh()
-    base = f"{site.client.base_url}/v1"
-    async with AsyncOpenAI(base_url=base, api_key=key, admin_api_key=ROOT, max_retries=0) as client:
+    async with official(site, key, admin_api_key=ROOT) as client:
         yield client
 
 

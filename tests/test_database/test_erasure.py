@@ -109,8 +109,7 @@ async def test_erasing_does_not_wait_for_readers(turns: TurnService, database: D
     assert not await database.erase()
 
 
-async def test_no_row_is_left(database_url: str) -> None:
-    database = Database(database_url)
+async def test_no_row_is_left(database: Database) -> None:
     turns = TurnService(database, writer="host:1")
     kept: dict[str, Any] = {"create": False, "stored": True, "kind": "response"}
     named = await store_turn(turns, ASKED, ANSWERED, idempotency_key=IdempotencyKey("key", "digest"))
@@ -124,7 +123,6 @@ async def test_no_row_is_left(database_url: str) -> None:
     for turn in (first, second):
         await turns.delete(turn.id, "me", "response")
     assert not any(await counts(database))
-    await database.close()
 
 
 # what the server's processes share, and what is not of conversations: keys, usage, files and batches

@@ -6,7 +6,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.pool import Pool
 
 from database.session import Database, is_outage
-from tests.databases import PostgresServer, free_port
+from tests.databases import NewDatabase, PostgresServer, free_port
 
 INSERT = text("INSERT INTO conversations (id, owner, metadata, created_at, updated_at) VALUES (:id, 'me', '{}', 0, 0)")
 
@@ -18,12 +18,10 @@ async def count(database: Database) -> int:
         return int((await session.execute(COUNT)).scalar_one())
 
 
-async def test_committed_rows_are_visible_to_others(database: Database, database_url: str) -> None:
+async def test_committed_rows_are_visible_to_others(database: Database, new_database: NewDatabase) -> None:
     async with database.write() as session:
         await session.execute(INSERT, {"id": "a"})
-    other = Database(database_url)
-    assert await count(other) == 1
-    await other.close()
+    assert await count(new_database()) == 1
 
 
 async def test_reader_sees_one_snapshot(database: Database) -> None:
@@ -57,9 +55,9 @@ async def test_burst_of_readers_opens_no_overflow_connections(database: Database
 
 @pytest.mark.parametrize("backend", ["postgresql"])
 async def test_who_stands_still_in_a_transaction_does_not_stop_the_others(
-    database: Database, database_url: str
+    database: Database, new_database: NewDatabase
 ) -> None:
-    frozen = Database(database_url, patience_s=0.2)
+    frozen = new_database(patience_s=0.2)
 
     async def stand_still() -> None:
         async with frozen.write() as session:
@@ -72,7 +70,6 @@ async def test_who_stands_still_in_a_transaction_does_not_stop_the_others(
         await stand_still()
     assert is_outage(raised.value)
     assert await count(frozen) == 1
-    await frozen.close()
 
 
 async def test_error_rolls_back(database: Database) -> None:

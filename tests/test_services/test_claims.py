@@ -22,6 +22,7 @@ from services.history.stored_turn import StoredTurn
 from services.key_service import NewKey
 from services.turn_service import TurnService, in_turn
 from tests.apps import NewSite, Site
+from tests.databases import NewDatabase
 from tests.fakes import FakeEngine, Pause
 
 # Processes that are judged to be gone break off what they were doing: seldom a connection to PostgreSQL is left to the
@@ -102,12 +103,10 @@ async def events(site: Site, id: str, after: int = -1) -> list[StreamEvent]:
     return found
 
 
-async def settled(database_url: str) -> None:
+async def settled(database: Database) -> None:
     """A process finds that the writer of all turns was silent for too long."""
-    database = Database(database_url)
     await silence(database)
     await TurnService(database, writer="third-host:1:c").checkpoints.settle_abandoned()
-    await database.close()
 
 
 async def silence(database: Database) -> None:
@@ -115,14 +114,14 @@ async def silence(database: Database) -> None:
         await session.execute(text("UPDATE turns SET updated_at = updated_at - 100, writer = 'gone:1:a'"))
 
 
-async def test_it_goes_on_at_the_exact_event(dying: Site, other: Site, pause: Pause, database_url: str) -> None:
+async def test_it_goes_on_at_the_exact_event(dying: Site, other: Site, pause: Pause, database: Database) -> None:
     id = await asked(dying)
     await pause.reached.wait()
     await dying.services.streams.flush()
     reader = dying.services.streams.reader(id, -1)
     seen = await reader.read()
     assert seen[-1].type == "response.output_text.delta"
-    await settled(database_url)
+    await settled(database)
     assert await other.services.claims.claim()
     rest = await events(other, id, after=seen[-1].number)
     assert [each.number for each in seen + rest] == [*range(len(seen) + len(rest))]
@@ -140,7 +139,7 @@ async def test_it_goes_on_at_the_exact_event(dying: Site, other: Site, pause: Pa
 
 
 async def test_its_usage_is_counted_once_and_for_the_key_that_asked(
-    dying: Site, other: Site, pause: Pause, database_url: str
+    dying: Site, other: Site, pause: Pause, database: Database
 ) -> None:
     created, _ = await dying.services.stored_keys.create_in("team", NewKey(name="laptop", project_id=""))
     await other.services.stored_keys.refresh()
@@ -148,7 +147,7 @@ async def test_its_usage_is_counted_once_and_for_the_key_that_asked(
     answer = await dying.client.post(PATH, json={"input": "Count", "background": True}, headers=headers)
     await pause.reached.wait()
     await dying.services.streams.flush()
-    await settled(database_url)
+    await settled(database)
     assert await other.services.claims.claim()
     await events(other, answer.json()["id"])
     await other.services.streams.flush()
@@ -161,7 +160,12 @@ async def test_its_usage_is_counted_once_and_for_the_key_that_asked(
 
 
 async def test_one_that_no_engine_can_go_on_with_ends_with_all_that_was_sent(
-    dying: Site, new_site: NewSite, pause: Pause, database_url: str, monkeypatch: pytest.MonkeyPatch
+    dying: Site,
+    new_site: NewSite,
+    pause: Pause,
+    new_database: NewDatabase,
+    database_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("app.main.this_writer", lambda: "another-host:1:b")
     plain = await new_site(
@@ -171,7 +175,7 @@ async def test_one_that_no_engine_can_go_on_with_ends_with_all_that_was_sent(
     await pause.reached.wait()
     await dying.services.streams.flush()
     seen = await dying.services.streams.reader(id, -1).read()
-    await settled(database_url)
+    await settled(new_database())
     assert await plain.services.claims.claim()
     rest = await events(plain, id, after=seen[-1].number)
     assert [each.number for each in seen + rest] == [*range(len(seen) + len(rest))]
@@ -197,12 +201,11 @@ async def test_readers_are_sent_what_is_stored(dying: Site, pause: Pause, monkey
 
 
 async def test_a_turn_ends_behind_what_its_readers_are_sent(
-    other: Site, database_url: str, monkeypatch: pytest.MonkeyPatch
+    other: Site, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody goes on with a turn that has ended, so that the rest of its text would be missing in its stream."""
     stored: list[str] = []
     finish = StoredTurn.finish
-    database = Database(database_url)
 
     async def looking(turn: StoredTurn, *given: Any) -> None:
         async with Store(database).reading() as repositories:
@@ -211,21 +214,19 @@ async def test_a_turn_ends_behind_what_its_readers_are_sent(
 
     monkeypatch.setattr(StoredTurn, "finish", looking)
     await events(other, await asked(other))
-    await database.close()
     assert all(word in stored[0] for word in ("One", "two", "three", "four"))
 
 
-async def test_a_turn_that_ends_its_processes_is_given_up(dying: Site, pause: Pause, database_url: str) -> None:
+async def test_a_turn_that_ends_its_processes_is_given_up(dying: Site, pause: Pause, new_database: NewDatabase) -> None:
     id = await asked(dying)
     await pause.reached.wait()
     for number in range(MAX_ATTEMPTS + 1):
-        database = Database(database_url)
+        database = new_database()
         turns = TurnService(database, writer=f"host-{number}:1:x")
         await silence(database)
         await turns.checkpoints.settle_abandoned()
         is_last = number == MAX_ATTEMPTS
         assert len(await turns.claim(9)) == (not is_last)
-        await database.close()
     assert (await dying.client.get(f"{PATH}/{id}")).json()["status"] == "failed"
     pause.go.set()
 
@@ -248,18 +249,16 @@ async def test_a_process_that_ends_leaves_its_answers_to_others(
     pause.go.set()
 
 
-async def test_one_process_claims_each_turn(dying: Site, pause: Pause, database_url: str) -> None:
+async def test_one_process_claims_each_turn(dying: Site, pause: Pause, new_database: NewDatabase) -> None:
     ids = [await asked(dying) for _ in range(6)]
     await pause.reached.wait()
-    databases = [Database(database_url) for _ in range(3)]
+    databases = [new_database() for _ in range(3)]
     claimants = [TurnService(each, writer=f"host-{n}:1:x") for n, each in enumerate(databases)]
     await silence(databases[0])
     await asyncio.gather(*(each.checkpoints.settle_abandoned() for each in claimants))
     claims = await asyncio.gather(*(each.claim(6) for each in claimants))
     assert sorted(each.turn.id for claimed in claims for each in claimed) == sorted(ids)
     assert {each.attempt for claimed in claims for each in claimed} == {1}
-    for database in databases:
-        await database.close()
     pause.go.set()
 
 
@@ -277,17 +276,18 @@ class SlowCommit(Database):
             await between()
 
 
-async def test_a_process_does_not_abandon_what_it_is_claiming(dying: Site, pause: Pause, database_url: str) -> None:
+async def test_a_process_does_not_abandon_what_it_is_claiming(
+    dying: Site, pause: Pause, new_database: NewDatabase
+) -> None:
     await asked(dying)
     await pause.reached.wait()
-    await settled(database_url)
-    database = SlowCommit(database_url)
+    await settled(new_database())
+    database = new_database(SlowCommit)
     claimant = TurnService(database, writer="host:1:x")
     database.between = claimant.checkpoints.settle_abandoned
     (claimed,) = await claimant.claim(9)
     async with database.read() as session:
         assert (await session.execute(text("SELECT writer, attempt FROM turns"))).one() == ("host:1:x", claimed.attempt)
-    await database.close()
     pause.go.set()
 
 

@@ -26,7 +26,7 @@ from services.history.answer import Answer
 from services.history.item_rows import ItemPosition
 from services.history.turn import NO_FACTS, Facts, Turn, TurnRequest
 from services.turn_service import IdempotencyKey, TurnService, this_writer
-from tests.databases import free_port
+from tests.databases import NewDatabase, free_port
 
 
 @pytest.fixture
@@ -113,12 +113,11 @@ def contents(messages: Sequence[StoredMessage]) -> list[object]:
 
 
 class TestTurn:
-    async def test_begin_is_seen_by_others_at_once(self, service: TurnService, database_url: str) -> None:
+    async def test_begin_is_seen_by_others_at_once(self, service: TurnService, new_database: NewDatabase) -> None:
         turn = await begin(service, ChatMessage(role="system", content="Be brief"), "Hello")
-        other = Database(database_url)
+        other = new_database()
         stored = (await ConversationService(other).messages("me", turn.conversation_id, limit=10)).data
         seen = await replica(other).answer(turn.id, "me", "message")
-        await other.close()
         assert [(message.role, message.content, message.status) for message in stored] == [
             ("system", "Be brief", "completed"),
             ("user", "Hello", "completed"),
@@ -393,14 +392,12 @@ TABLES = ("conversations", "turns", "items")
 @pytest.mark.both_databases
 class TestWriters:
     async def test_one_of_two_at_once_wins(
-        self, service: TurnService, conversations: ConversationService, database_url: str
+        self, service: TurnService, conversations: ConversationService, new_database: NewDatabase
     ) -> None:
         first = await store_turn(service, "1", "one")
-        databases = [Database(database_url) for _ in range(2)]
+        databases = [new_database() for _ in range(2)]
         begun = [begin(replica(each), f"2.{n}", conversation=first.conversation_id) for n, each in enumerate(databases)]
         results = await asyncio.gather(*begun, return_exceptions=True)
-        for database in databases:
-            await database.close()
         assert [type(result) for result in results if isinstance(result, Exception)] == [Conflict]
         assert len((await conversations.messages("me", None, limit=10)).data) == 4
 
