@@ -267,4 +267,6 @@ class _Server(uvicorn.Server):
         for server in self.servers:
             server.close()
             await server.wait_closed()
+        for each in sockets or []:
+            each.close()
         await self.lifespan.shutdown()
