@@ -257,6 +257,8 @@ class _Server(uvicorn.Server):
         await self._ending.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
         for _ in range(LAST_TURNS):
@@ -265,7 +267,6 @@ class _Server(uvicorn.Server):
             await super().shutdown(sockets)
             return
         for server in self.servers:
-            server.close()
             await server.wait_closed()
         for each in sockets or []:
             each.close()
