@@ -26,7 +26,7 @@ from services.engine.quantization.block_experts import (
 )
 from services.engine.quantization.block_layers import instructions
 from services.engine.quantization.quantized_blocks import FORMATS, BlockFormat, PackedExperts
-from services.engine.quantization.rounded_weights import EIGHT, FOUR, RoundedWeight, round_experts
+from services.engine.quantization.rounded_weights import EIGHT, FIVE, FOUR, RoundedWeight, round_experts
 from tests.test_engine.compilers import step_file
 from tests.test_engine.gguf_files import EXPERT, HIDDEN, INNER, NUM_USED, write_gguf
 from tests.test_engine.gguf_files import NUM_EXPERTS as NUM_IN_FILE
@@ -135,7 +135,7 @@ def dequantized(model: Any, form: BlockFormat) -> Any:
 def test_experts_are_those_of_the_dequantised_model(kind: str, form: BlockFormat, most: float) -> None:
     model = build_kind(kind, {"hidden_size": 64, "initializer_range": 0.1} | KINDS[kind])
     plain = dequantized(model, form)
-    round_experts(model, form)
+    round_experts(model, form, form)
     found = {name: each for name, each in model.named_modules() if isinstance(each, BlockExperts)}
     assert found
     rows = inputs_of(TOKENS_A_STEP, 64)
@@ -150,15 +150,14 @@ def test_experts_are_those_of_the_dequantised_model(kind: str, form: BlockFormat
     ]
 
 
-@pytest.mark.parametrize(("method", "form"), [(int4, FOUR), (int8, EIGHT)], ids=["int4", "int8"])
+@pytest.mark.parametrize(("method", "forms"), [(int4, {FOUR, FIVE}), (int8, {EIGHT})], ids=["int4", "int8"])
 @torch.inference_mode()
-def test_methods_round_experts(method: Any, form: BlockFormat) -> None:
+def test_methods_round_experts(method: Any, forms: set[BlockFormat]) -> None:
     model = build_kind("qwen3_moe", KINDS["qwen3_moe"])
     before = model(input_ids=TOKENS).logits
     method.quantise(model, None)
-    formats = {each.format for each in model.modules() if isinstance(each, ExpertProduct)}
-    assert formats == {form}
-    assert torch.cosine_similarity(model(input_ids=TOKENS).logits, before, dim=-1).min() > 0.8
+    assert {each.format for each in model.modules() if isinstance(each, ExpertProduct)} == forms
+    assert torch.cosine_similarity(model(input_ids=TOKENS).logits, before, dim=-1).mean() > 0.9
 
 
 def weights_of(product: ExpertProduct) -> Tensor:

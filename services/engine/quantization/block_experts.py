@@ -95,13 +95,13 @@ def first_weight(module: nn.Module) -> str:
     return GATE_UP if getattr(module, "has_gate", True) else UP
 
 
-def made_of(experts: Any, source: Callable[[Tensor], BlockSource]) -> ExpertSources:
-    """Of its own weights; `source` is called with each expert's [outputs, inputs]."""
+def made_of(experts: Any, up: Callable[[Tensor], BlockSource], down: Callable[[Tensor], BlockSource]) -> ExpertSources:
+    """Of its own weights; `up` and `down` are called with each expert's [outputs, inputs]."""
 
-    def each(weights: Tensor) -> list[BlockSource]:
+    def each(weights: Tensor, source: Callable[[Tensor], BlockSource]) -> list[BlockSource]:
         return [source(weight.T if experts.is_transposed else weight) for weight in weights.detach()]
 
-    return ExpertSources([each(getattr(experts, first_weight(experts)))], each(experts.down_proj))
+    return ExpertSources([each(getattr(experts, first_weight(experts)), up)], each(experts.down_proj, down))
 
 
 def expert_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:

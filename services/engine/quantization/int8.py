@@ -103,7 +103,7 @@ def replace_layers(model: nn.Module, folder: Path | None) -> None:
     """Unchecked. Experts of a mixture stay as they are where no kernels can be compiled."""
     replace_linears(model, Int8Linear if _has_kernel(folder) else TorchInt8Linear)
     if block_layers.is_available():
-        round_experts(model, EIGHT)
+        round_experts(model, EIGHT, EIGHT)
 
 
 def _refused(model: Any, reason: str) -> EngineFailed:
