@@ -16,7 +16,7 @@ from app.common.dependencies import Services
 from app.common.settings import DatabaseSettings, ServerSettings, Settings
 from app.process import Process, listening, uvicorn_server
 from app.startup import announce
-from database import migration, sqlite_file
+from database import schema_version, sqlite_file
 from database.connect_error import naming_the_database
 from database.session import Database
 from services.metrics_service import Metrics
@@ -104,7 +104,7 @@ class Lifespan:
 
 async def _open_database(database: Database, settings: DatabaseSettings) -> None:
     if settings.migrate:
-        await migration.upgrade(settings.url)
+        await schema_version.bring_up_to_date(settings.url)
         return
     sqlite_file.check(settings.url)
     with naming_the_database(settings.url):

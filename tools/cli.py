@@ -55,6 +55,7 @@ def serve(**chosen: serve_options.Chosen) -> None:
 
     from app.common import configuration
     from app.common.exits import in_one_line
+    from services.engine.early_library import open_early
 
     with in_one_line():
         settings = configuration.read()
@@ -64,6 +65,8 @@ def serve(**chosen: serve_options.Chosen) -> None:
             sys.exit(serve_replicas(settings))
         if server.workers > 1:  # each of which would report the same error
             prepare(settings)
+    if server.workers == 1:  # others are processes of their own, which import everything themselves
+        open_early(each.engine for each in (settings.model, *settings.models))
     # h11: httptools drops the body of a POST that offers h2c, as Java's HttpClient does.
     # The app configures logging, access log included.
     # app_dir: specs may be in the working directory, as with the `uvicorn` command.
@@ -145,12 +148,12 @@ def check_port(host: str, port: int) -> None:
 def prepare(settings: "Settings") -> None:
     """Checks and migrates once instead of in each worker."""
     from app.common import model_configs
-    from database.migration import upgrade
+    from database.schema_version import bring_up_to_date
     from services.models import sources
 
     sources.check(model_configs.configs(settings))
     if settings.database.migrate:
-        asyncio.run(upgrade(settings.database.url))
+        asyncio.run(bring_up_to_date(settings.database.url))
 
 
 def override(**settings: str | float | None) -> None:

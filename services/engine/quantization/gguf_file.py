@@ -21,7 +21,7 @@ class GgufFile:
         self.path = path
         with path.open("rb") as file:
             self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # as torch wants memory
-        self.head = gguf_header.read(self._data)
+            self.head = gguf_header.head_of(file, self._data)
 
     def tensor(self, place: Place) -> Tensor:
         """Its bytes, uint8 [..., bytes of a row]; not to be written."""
