@@ -47,8 +47,8 @@ def crash(
         def note(report: CrashReport) -> None:
             progress.update(task, completed=report.rounds, description=f"{report.acknowledged} writes acknowledged")
 
-        report = asyncio.run(crash_rounds(opened.server, rounds, opened.unfinished, note))
-    finish(report, output, failed=bool(report.broken or report.unfinished or report.doubled))
+        report = asyncio.run(crash_rounds(opened.server, rounds, opened.unfinished, opened.usage, note))
+    finish(report, output, failed=report.has_failed)
 
 
 @app.command("replicas")

@@ -30,6 +30,8 @@ class RepeatedRequest:
 @dataclass(slots=True)
 class Ledger:
     promises: dict[str, Promise] = field(default_factory=dict)  # by path; the last one counts
+    files: dict[str, bytes] = field(default_factory=dict)  # by id
+    batches: list[str] = field(default_factory=list)  # ids
     repeats: list[RepeatedRequest] = field(default_factory=list)
     num_acknowledged: int = 0
     num_refused: dict[int, int] = field(default_factory=dict)  # by status

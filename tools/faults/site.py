@@ -12,6 +12,7 @@ from typing import Literal
 from database.migration import upgrade
 from database.session import Database
 from database.turn_repository import TurnRepository
+from database.usage_repository import UsageCounts, UsageRepository
 from services.models.default_models import DEFAULT_CHAT
 from services.models.fetch import fetch
 from tools.faults import tiny_model
@@ -35,6 +36,16 @@ class Site:
                 return len(await turns.running()) + len(await turns.unclaimed(1000, time.time()))
         finally:
             await database.close()
+
+    async def usage(self, owner: str) -> UsageCounts:
+        """Of all hours, read from the database."""
+        database = Database(self.server.database_url)
+        try:
+            async with database.read() as session:
+                sums = await UsageRepository(session).sums(["owner"], 0, owner=[owner])
+        finally:
+            await database.close()
+        return sum((counts for _, counts in sums), UsageCounts())
 
 
 @contextmanager
