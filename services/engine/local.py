@@ -83,6 +83,7 @@ class LocalEngine:
             page_size=executor.page_size,
             prompt_share=kv_cache_ratio,
             short_length=executor.short_length,
+            snapshots=executor.snapshots if prefix_cache else None,
         )
         self._shares_prefixes = share_prefixes
         self.executor = executor
@@ -154,7 +155,7 @@ class LocalEngine:
     def _load_alone(cls, source: Source, options: LoadOptions, scheduling: dict[str, Any]) -> "LocalEngine":
         """In this process."""
         loaded, folder = load(source, options.device, options.dtype, options.folder), options.folder
-        runner = _runner(loaded, source, options)
+        runner = _runner(loaded, source, options, prefix_cache=scheduling["prefix_cache"])
         if options.warm_up_tokens is not None:
             progress.report("warming_up")
             warm_up(runner, options.warm_up_tokens)
@@ -257,7 +258,7 @@ class LocalEngine:
         await self.thread.settle()
 
 
-def _runner(loaded: Loaded, source: Source, options: LoadOptions) -> Runner:
+def _runner(loaded: Loaded, source: Source, options: LoadOptions, *, prefix_cache: bool) -> Runner:
     vision = prepare_vision(loaded.model, loaded.reader, required=bool(source.enable_mm))
     runner = build_runner(
         loaded.model,
@@ -266,6 +267,7 @@ def _runner(loaded: Loaded, source: Source, options: LoadOptions) -> Runner:
         budget=cache_budget(loaded.device, options.gpu_memory_utilization, options.cpu_memory_share),
         cache_tokens=options.cache_tokens,
         kernels=options.folder,
+        prefix_cache=prefix_cache,
     )
     attach_vision(vision, runner, required=bool(source.enable_mm))
     logger.info(

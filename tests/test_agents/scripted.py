@@ -97,6 +97,7 @@ class ScriptedRunner:
     length: int
     num_slots: int = 4
     reuses: bool = True
+    snapshots: Any = None
     supports_drafts: bool = False
     cache_tokens: int | None = None
     vision: Any = None

@@ -44,6 +44,7 @@ class Counting:
     steps: list[list[str]] = field(default_factory=list)  # the ids of the jobs in each
     changes: list[CacheChange] = field(default_factory=list)
     reuses: bool = True
+    snapshots: Any = None
     supports_drafts: bool = False
     cache_tokens: int | None = None
     vision: Any = None

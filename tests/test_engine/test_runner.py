@@ -80,6 +80,7 @@ def run(
         min_reuse=reuse,
         page_size=runner.page_size,
         short_length=runner.short_length,
+        snapshots=runner.snapshots,
     )
     sequences: dict[Sequence, Answer] = {}
     waiting = list(answers)

@@ -147,7 +147,11 @@ def _differences(runner: Runner, reference: Reference, answers: dict[Prompt, Ten
 def run(runner: Runner, prompts: list[Prompt]) -> list[list[int]]:
     """The engine's loop, greedily."""
     scheduler = Scheduler(
-        runner.num_slots, STEP, min_reuse=16 if runner.reuses else None, short_length=runner.short_length
+        runner.num_slots,
+        STEP,
+        min_reuse=16 if runner.reuses else None,
+        short_length=runner.short_length,
+        snapshots=runner.snapshots,
     )
     sequences = [Sequence(Job("trial", prompt.tokens), prompt.max_tokens) for prompt in prompts]
     for sequence in sequences:

@@ -28,7 +28,7 @@ from services.engine.loading.long_rope import short_length
 from services.engine.lora.adapted_step import AdaptedStep
 from services.engine.lora.adapters import Adapters
 from services.engine.lora.step_adapters import StepAdapters, adapter_context
-from services.engine.scheduling.step import CacheChange, StepRow
+from services.engine.scheduling.step import CacheChange, SnapshotRoom, StepRow
 from services.engine.vision.vision import Vision, vision_for
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class BatchedRunner:
     """All sequences of a step in one forward pass, for models whose attention goes through `AttentionInterface`."""
 
     reuses = True
+    snapshots: SnapshotRoom | None = None
     supports_drafts = True
     page_size = 1
 

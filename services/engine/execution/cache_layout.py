@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 Path = tuple[Hashable, ...]
 Combine = Callable[[Path, list[Any]], Any]
+TokenPaths = frozenset[Path]  # of tensors that have a place for each token
 
 OPAQUE = (type, FunctionType, MethodType, ModuleType, PreTrainedConfig, nn.Module, torch.dtype, torch.device)
 TRIED_TOKENS = 5
@@ -46,7 +47,8 @@ class Axes:
 class CacheLayout:
     tensors: Mapping[Path, Axes]
     counters: frozenset[Path]  # numbers that grow by one for each token
-    token_bytes: int = 0
+    token_bytes: int = 0  # of each token of a sequence
+    state_bytes: int = 0  # and of all together
 
     @classmethod
     def probe(cls, read: Callable[[Tensor], Any]) -> "CacheLayout":
@@ -54,13 +56,14 @@ class CacheLayout:
         ids = torch.arange(1, TRIED_TOKENS + 2)[None]
         tensors: dict[Path, Axes] = {}
         counters: set[Path] = set()
-        num_bytes = 0
+        token_bytes = state_bytes = 0
 
         def compare(path: Path, leaves: list[Any]) -> Any:
-            nonlocal num_bytes
+            nonlocal token_bytes, state_bytes
             if all(isinstance(leaf, Tensor) for leaf in leaves) and (axes := _axes(*leaves)):
                 tensors[path] = axes
-                num_bytes += leaves[2].nbytes - leaves[0].nbytes
+                token_bytes += leaves[2].nbytes - leaves[0].nbytes
+                state_bytes += leaves[0].nbytes if axes.tokens is None else 0
             elif _number(leaves[2]) == _number(leaves[0]) + 1:
                 counters.add(path)
             return leaves[0]
@@ -68,7 +71,7 @@ class CacheLayout:
         _combine(compare, [read(ids[:, :-1]), read(ids[:, :-1].repeat(2, 1)), read(ids)])
         if not tensors:
             raise UnsupportedCache("its cache holds nothing of a sequence")
-        return cls(tensors, frozenset(counters), num_bytes)
+        return cls(tensors, frozenset(counters), token_bytes, state_bytes)
 
     @property
     def is_padded(self) -> bool:
@@ -135,6 +138,55 @@ class CacheLayout:
             return leaves[0].clone() if isinstance(leaves[0], Tensor) else leaves[0]
 
         return SequenceState(_combine(cloned, [state.cache]), state.length)
+
+    def tail(self, state: SequenceState, start: int) -> tuple[Any, TokenPaths]:
+        """A copy whose tensors with a place for each token begin behind the first `start`; with the paths of these."""
+        paths = set()
+
+        def behind(path: Path, leaves: list[Any]) -> Any:
+            (leaf,) = leaves
+            if not isinstance(leaf, Tensor):
+                return leaf
+            if (axis := self._token_axis(path)) is None or leaf.shape[axis] != state.length:  # beyond a window, whole
+                return leaf.clone()
+            paths.add(path)
+            return leaf.narrow(axis, start, state.length - start).clone()
+
+        return _combine(behind, [state.cache]), frozenset(paths)
+
+    def concatenate(self, tails: list[Any], paths: TokenPaths) -> Any:
+        """The cache of the last of these tails, each of which begins where the one before it ends; a copy."""
+
+        def joined(path: Path, leaves: list[Any]) -> Any:
+            last, axis = leaves[0], self._token_axis(path)
+            if path in paths and axis is not None:
+                return torch.cat(leaves[::-1], dim=axis)
+            return last.clone() if isinstance(last, Tensor) else last
+
+        return _combine(joined, tails[::-1])
+
+    def without_states(self, tail: Any, paths: TokenPaths) -> Any:
+        """Only what is needed of it where another one continues it."""
+
+        def kept(path: Path, leaves: list[Any]) -> Any:
+            return None if isinstance(leaves[0], Tensor) and path not in paths else leaves[0]
+
+        return _combine(kept, [tail])
+
+    def num_bytes(self, cache: Any) -> int:
+        number = 0
+
+        def count(path: Path, leaves: list[Any]) -> Any:
+            nonlocal number
+            number += leaves[0].nbytes if isinstance(leaves[0], Tensor) else 0
+            return leaves[0]
+
+        _combine(count, [cache])
+        return number
+
+    def _token_axis(self, path: Path) -> int | None:
+        axes = self.tensors.get(path)
+        return axes.tokens if axes else None
 
 
 def _axes(one: Tensor, two: Tensor, longer: Tensor) -> Axes | None:

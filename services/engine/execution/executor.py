@@ -5,7 +5,7 @@ from typing import Protocol
 from torch import Tensor
 
 from services.engine.base import ImageReader
-from services.engine.scheduling.step import Step, StepRow
+from services.engine.scheduling.step import SnapshotRoom, Step, StepRow
 
 
 class OutOfMemory(Exception):
@@ -26,6 +26,7 @@ class Executor(Protocol):
     page_size: int  # a slot takes a multiple of so many tokens
     short_length: int | None  # tokens beyond which rows must be `is_long`; None: they never need to
     reuses: bool  # whether the content of a slot can serve another sequence
+    snapshots: SnapshotRoom | None  # by which sequences can share prefixes instead; None: there are none
     supports_drafts: bool
     asynchronous: bool  # whether `execute` returns before its step is done
     image_reader: ImageReader | None  # None: text only

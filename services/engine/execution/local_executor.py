@@ -30,6 +30,7 @@ class LocalExecutor:
         self.page_size = runner.page_size
         self.short_length = runner.short_length
         self.reuses = runner.reuses
+        self.snapshots = runner.snapshots
         self.supports_drafts = runner.supports_drafts
         self.asynchronous = runner.asynchronous
         self.image_reader: ImageReader | None = runner.vision.reader if runner.vision else None

@@ -14,7 +14,16 @@ from services.engine.execution.sequential_runner import SequentialRunner
 from services.engine.loading.loader import Source
 from services.engine.lora.adapters import Adapters
 from services.engine.lora.step_adapters import StepAdapters, adapter_context
-from services.engine.scheduling.step import CacheChange, ClearSlot, CopySlot, StepRow, SwapSlots
+from services.engine.scheduling.step import (
+    CacheChange,
+    ClearSlot,
+    CopySlot,
+    DropSnapshot,
+    RestoreSnapshot,
+    SnapshotRoom,
+    StepRow,
+    SwapSlots,
+)
 from services.engine.vision.vision import Vision
 
 
@@ -60,8 +69,10 @@ class PaddedRunner:
         *,
         reuses: bool = False,
         cache_tokens: int | None = None,
+        snapshots: SnapshotRoom | None = None,
     ) -> None:
         self.reuses = reuses
+        self.snapshots = snapshots
         self.cache_tokens = cache_tokens
         self._model = model
         self._alone = alone
@@ -94,13 +105,18 @@ class PaddedRunner:
     def run(self, rows: list[StepRow]) -> Tensor:
         for row in rows:
             self._cut(row.slot, row.start)
-        decodes = [row for row in rows if row.num_tokens == 1 and self._length(row.slot) == row.start]
+        decodes = [row for row in rows if self._is_decode(row)]
         decoding = {row.slot for row in decodes}
         self._take_out([row.slot for row in rows if row.slot not in decoding])
         logits = self._decode(decodes) if decodes else {}
         computed = [logits[row.slot] if row.slot in decoding else self._alone.forward(row) for row in rows]
         wanted = [each for row, each in zip(rows, computed, strict=True) if each is not None and row.num_logits]
         return torch.cat(wanted) if wanted else torch.empty(0)
+
+    def _is_decode(self, row: StepRow) -> bool:
+        """Not the last token of a prompt, which is read alone, as all of it."""
+        is_next = row.num_tokens == 1 and self._length(row.slot) == row.start
+        return is_next and not self._alone.is_reading(row.slot)
 
     def _length(self, slot: int) -> int | None:
         """Tokens that the slot's cache holds."""
@@ -179,6 +195,11 @@ class PaddedRunner:
                 self._alone.apply([change])
             case ClearSlot(slot, start):
                 self._cut(slot, start)
+            case RestoreSnapshot(_, slot):
+                self._forget(slot)
+                self._alone.apply([change])
+            case DropSnapshot():
+                self._alone.apply([change])
             case CopySlot(source, target, length):
                 self._forget(target)
                 self._alone.copy_tokens(source, target, length)

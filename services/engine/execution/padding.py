@@ -1,5 +1,6 @@
 """Finds how a model's sequences can be batched with the cache that it makes itself."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from services.engine.execution.cache_division import CacheDivision, divided
 from services.engine.execution.cache_layout import CacheLayout
 from services.engine.execution.model_structure import has_indexer, trial_tokens
 from services.engine.execution.padded_runner import PaddedRunner, PaddingUse
@@ -21,6 +23,10 @@ from services.engine.execution.runner_check import (
     verify_beside,
 )
 from services.engine.execution.sequential_runner import SequentialRunner
+from services.engine.execution.snapshot_check import TRIAL_CHUNK, TRIAL_LENGTH, verify_snapshots
+from services.engine.execution.snapshot_store import SnapshotStore
+
+logger = logging.getLogger(__name__)
 
 NEIGHBOUR = 48  # tokens of a longer sequence, beside which others are padded
 # Tokens between which a state is rounded to 16 bits: the company of a step, which leaves more or less room for a chunk
@@ -29,9 +35,11 @@ CHUNK = 256
 SAME = 0.9995  # cosine of logits with and without padding: less than 16-bit numbers round, which they do in both
 
 
-def padded_runner(model: Any, alone: SequentialRunner, check: LogitsCheck, budget: int) -> PaddedRunner:
-    """`budget`: bytes that all caches may take. Raises LogitsDiffer where sequences have other logits in company than
-    alone."""
+def padded_runner(
+    model: Any, alone: SequentialRunner, check: LogitsCheck, budget: int, *, snapshots: bool = True
+) -> PaddedRunner:
+    """`budget`: bytes that all caches may take, and snapshots of them. Raises LogitsDiffer where sequences have other
+    logits in company than alone."""
     if has_indexer(model):
         raise LogitsDiffer("its sparse indexer may choose padding")
     failures = []
@@ -41,7 +49,8 @@ def padded_runner(model: Any, alone: SequentialRunner, check: LogitsCheck, budge
         except Exception as error:  # whatever an unknown architecture may throw
             failures.append(error)
         else:
-            return way.runner(model, alone.another(alone.num_slots, alone.length), budget)
+            kept = snapshots and _keeps_snapshots(way, model, alone)
+            return way.runner(model, alone, way.division(alone, budget, snapshots=kept))
     raise LogitsDiffer(summarize(failures[0])) from failures[0]
 
 
@@ -54,18 +63,46 @@ class _Way:
     make_cache: Callable[[], Any]
     reuses: bool
 
-    def runner(self, model: Any, alone: SequentialRunner, budget: int | None = None) -> PaddedRunner:
-        tokens = budget // self.layout.token_bytes if budget is not None and self.layout.token_bytes else None
-        chunk = CHUNK if self.layout.has_states else None
-        is_enough = tokens is None or tokens >= alone.num_slots * alone.length
+    has_windows: bool
+
+    def can_be_saved(self, alone: SequentialRunner) -> bool:
+        """Whether prompts are read in chunks, at whose ends a snapshot is more than a prefix that could be cut out."""
+        return self.layout.has_states and not self.has_windows and not alone.use.whole_prompts
+
+    def division(self, alone: SequentialRunner, budget: int, *, snapshots: bool) -> CacheDivision:
+        return divided(budget, self.layout, alone.num_slots, alone.length, CHUNK if snapshots else None)
+
+    def runner(
+        self,
+        model: Any,
+        alone: SequentialRunner,
+        division: CacheDivision = CacheDivision(),  # noqa: B008  # a frozen value
+        chunk: int | None = None,
+    ) -> PaddedRunner:
+        """`chunk`: another one than models with states get."""
+        chunk = chunk or (CHUNK if self.layout.has_states else None)
+        store = SnapshotStore(self.layout) if chunk else None
         return PaddedRunner(
             model,
-            SequentialRunner(model, alone.num_slots, alone.length, alone.use, self.make_cache, chunk),
+            SequentialRunner(model, alone.num_slots, alone.length, alone.use, self.make_cache, chunk, store),
             self.layout,
             self.use,
             reuses=self.reuses,
-            cache_tokens=None if is_enough else tokens,
+            cache_tokens=division.cache_tokens,
+            snapshots=division.snapshots,
         )
+
+
+def _keeps_snapshots(way: _Way, model: Any, alone: SequentialRunner) -> bool:
+    if not way.can_be_saved(alone):
+        return False
+    trial = way.runner(model, alone.another(1, TRIAL_LENGTH + 1), chunk=TRIAL_CHUNK)
+    try:
+        verify_snapshots(trial, tuple(trial_tokens(model, TRIAL_LENGTH)))
+    except Exception as error:  # whatever an unknown cache may throw
+        logger.warning("%s runs without prefix cache: %s", type(model).__name__, summarize(error))
+        return False
+    return True
 
 
 def _ways(model: Any, alone: SequentialRunner) -> Iterator[_Way]:
@@ -79,7 +116,7 @@ def _ways(model: Any, alone: SequentialRunner) -> Iterator[_Way]:
         has_windows = make_cache is alone.make_cache and any(getattr(own, "is_sliding", ()))
         reuses = not layout.has_states and not has_windows and not alone.use.whole_prompts
         for use in _uses(model, alone, layout):
-            yield _Way(layout, use, make_cache, reuses)
+            yield _Way(layout, use, make_cache, reuses, has_windows)
 
 
 def _has_mere_windows(cache: Any) -> bool:

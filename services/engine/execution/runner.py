@@ -8,7 +8,7 @@ from torch import Tensor
 from services.engine.cpu.compilation import Compilation
 from services.engine.loading.loader import Source
 from services.engine.lora.adapters import Adapters
-from services.engine.scheduling.step import CacheChange, StepRow
+from services.engine.scheduling.step import CacheChange, SnapshotRoom, StepRow
 from services.engine.vision.vision import Vision
 
 
@@ -21,6 +21,7 @@ class Runner(Protocol):
     page_size: int
     short_length: int | None
     reuses: bool
+    snapshots: SnapshotRoom | None
     supports_drafts: bool
     asynchronous: bool
     vision: Vision | None  # None: text only

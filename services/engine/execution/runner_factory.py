@@ -47,6 +47,7 @@ class _Size:
     length: int  # tokens
     budget: int  # bytes
     cache_tokens: int | None  # instead of the budget
+    snapshots: bool
 
 
 class _NoRoom(ValueError): ...
@@ -61,15 +62,17 @@ def build_runner(
     cache_tokens: int | None = None,
     paging: PagingConfig | None = None,
     kernels: Path | None = None,
+    prefix_cache: bool = True,
 ) -> Runner:
     """The first whose logits are the model's: a PagedRunner (on a GPU), a BatchedRunner, a PaddedRunner, and a
     SequentialRunner.
 
     `budget`: bytes the key/value cache may take; `cache_tokens`: what it holds, whatever the budget is. `paging`:
     pages, also where slots would be better. `kernels`: the folder of compiled ones, if they may be compiled.
+    `prefix_cache`: whether a part of the budget may be for snapshots.
     """
     check = make_check(model)
-    size = _Size(num_slots, length, budget, cache_tokens)
+    size = _Size(num_slots, length, budget, cache_tokens, prefix_cache)
     if model.device.type == "cuda":
         paging = paging or PagingConfig(PAGE_SIZE, CudaCapture(model.device))
     install_long_rope(model)
@@ -103,7 +106,7 @@ def _any_runner(model: Any, check: LogitsCheck, size: _Size, paging: PagingConfi
         raise EngineFailed("'num_gpu_blocks_override': this model keeps its past itself, in no blocks")
     alone = _solo_runner(model, check, size)
     try:
-        return padded_runner(model, alone, check, size.budget)
+        return padded_runner(model, alone, check, size.budget, snapshots=size.snapshots)
     except LogitsDiffer as reason:
         logger.warning("%s runs one sequence at a time: %s", name, reason)
         return alone

@@ -10,11 +10,21 @@ import torch
 from torch import Tensor
 
 from services.engine.execution.cache_layout import SequenceState
+from services.engine.execution.snapshot_store import SnapshotStore
 from services.engine.loading.loader import Source
 from services.engine.loading.long_rope import short_length
 from services.engine.lora.adapters import Adapters
 from services.engine.lora.step_adapters import StepAdapters, adapter_context
-from services.engine.scheduling.step import CacheChange, ClearSlot, CopySlot, StepRow, SwapSlots
+from services.engine.scheduling.step import (
+    CacheChange,
+    ClearSlot,
+    CopySlot,
+    DropSnapshot,
+    RestoreSnapshot,
+    SnapshotRoom,
+    StepRow,
+    SwapSlots,
+)
 from services.engine.vision.vision import Vision
 
 RECOMPUTE_TOKENS = 128  # at once, where a cache is computed again
@@ -40,13 +50,14 @@ CACHE_USES = (
 class SequentialRunner:
     """Any architecture that `generate` can run, each sequence with the cache that the model makes itself.
 
-    Such a cache may hold states or windows, so the content of a slot cannot serve another sequence.
+    Such a cache may hold states or windows, so the content of a slot cannot serve another sequence. Snapshots can.
     """
 
     reuses = False
     supports_drafts = False
     page_size = 1
     cache_tokens: int | None = None
+    snapshots: SnapshotRoom | None = None
     vision: Vision | None = None
 
     def __init__(
@@ -57,16 +68,19 @@ class SequentialRunner:
         use: CacheUse = CACHE_USES[0],
         make_cache: Callable[[], Any] = lambda: None,
         chunk: int | None = None,
+        store: SnapshotStore | None = None,
     ) -> None:
         """`make_cache`: what a sequence begins with; None: the model makes a cache. `chunk`: prompts are read so many
-        tokens at a time, however many a step has; None: as they come."""
+        tokens at a time, however many a step has; None: as they come. `store`: for snapshots at ends of chunks."""
         self._model = model
         self.make_cache = make_cache
         self.chunk = chunk
+        self.store = store
         self.use = use
         self.cache_name = cache_name(model)
         self.states: dict[int, SequenceState] = {}  # by slot
         self._tokens: dict[int, list[int]] = {}  # by slot, to compute a cache again
+        self._reading: set[int] = set()  # slots with a part of a prompt, which is read on in chunks
         self.num_slots = num_slots
         self.length = length
         self.short_length = short_length(model)
@@ -80,11 +94,27 @@ class SequentialRunner:
                     swapped = {one: other, other: one}
                     self.states = {swapped.get(slot, slot): state for slot, state in self.states.items()}
                     self._tokens = {swapped.get(slot, slot): tokens for slot, tokens in self._tokens.items()}
+                    self._reading = {swapped.get(slot, slot) for slot in self._reading}
                 case ClearSlot(slot):
                     self.states.pop(slot, None)
                     self._tokens.pop(slot, None)
+                    self._reading.discard(slot)
+                case RestoreSnapshot(id, slot):
+                    self._restore(id, slot)
+                case DropSnapshot() if self.store:
+                    self.store.drop(change)
                 case CopySlot():
                     raise NotImplementedError
+
+    def _restore(self, id: int, slot: int) -> None:
+        assert self.store
+        restored = self.store.restore(id)
+        self.states[slot], self._tokens[slot] = restored.state, restored.tokens
+        self._reading.add(slot)
+
+    def is_reading(self, slot: int) -> bool:
+        """Whether its next tokens are a prompt's, however few a step has of them."""
+        return slot in self._reading
 
     def another(self, num_slots: int, length: int) -> "SequentialRunner":
         """With the same model and no past, to try something."""
@@ -110,6 +140,10 @@ class SequentialRunner:
     def record(self, row: StepRow) -> None:
         """Its tokens, to compute them again."""
         self._tokens.setdefault(row.slot, [])[row.start :] = row.token_ids
+        if self.chunk and not row.num_logits:
+            self._reading.add(row.slot)
+        else:
+            self._reading.discard(row.slot)
 
     def forward(self, row: StepRow) -> Tensor | None:
         """A cache cannot be cut back: after a step without memory, what was computed of it is computed again."""
@@ -124,8 +158,14 @@ class SequentialRunner:
         for end in self._ends(state.length, row):
             logits.append(self._read(row, state, end))
             state = self.states.pop(row.slot)
+            self._save(row, state)
         self.states[row.slot] = state
         return torch.cat(logits)[-max(1, row.num_logits) :] if logits else None
+
+    def _save(self, row: StepRow, state: SequenceState) -> None:
+        for save in row.saves:
+            if self.store and save.length == state.length:
+                self.store.save(save, state, self._tokens[row.slot])
 
     def _ends(self, start: int, row: StepRow) -> Iterator[int]:
         """Of forward passes. What is left of a chunk is read with the next one, unless logits are wanted now."""

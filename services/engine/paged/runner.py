@@ -18,7 +18,7 @@ from services.engine.lora.step_adapters import StepAdapters, adapter_context
 from services.engine.paged.cache import PagedCache
 from services.engine.paged.graphs import Capture, Graphs
 from services.engine.paged.step import BatchShape, Inputs, PagedStep, write
-from services.engine.scheduling.step import CacheChange, StepRow
+from services.engine.scheduling.step import CacheChange, SnapshotRoom, StepRow
 from services.engine.vision.vision import Vision, vision_for
 
 
@@ -34,6 +34,7 @@ class PagedRunner:
     """`run` returns when a step is on its way. Its logits last until the next one."""
 
     reuses = True
+    snapshots: SnapshotRoom | None = None
     supports_drafts = False  # they would cost the CUDA graph, which is worth more
 
     def __init__(

@@ -34,6 +34,7 @@ class ParallelExecutor:
         self.page_size = local.page_size
         self.short_length = local.short_length
         self.reuses = local.reuses
+        self.snapshots = local.snapshots
         self.supports_drafts = local.supports_drafts
         self.asynchronous = local.asynchronous
 

@@ -11,7 +11,8 @@ from services.engine.scheduling.fairness import RoundRobin, rank
 from services.engine.scheduling.ngram_proposer import MAX_DRAFT_TOKENS, MAX_STEP_TOKENS
 from services.engine.scheduling.sequence import PrefixWait, Sequence
 from services.engine.scheduling.slots import MIN_REUSE, Prefix, Slots
-from services.engine.scheduling.step import CacheChange, StepRow
+from services.engine.scheduling.snapshots import SnapshotPrefix
+from services.engine.scheduling.step import CacheChange, SaveSnapshot, SnapshotRoom, StepRow
 
 HEADROOM = 16  # tokens of the cache that an admission leaves for each running sequence to grow
 RECOVERY = 256  # steps after which a token budget that was halved for lack of memory is doubled
@@ -28,6 +29,7 @@ class ScheduledSequence:
     slot: int
     num_tokens: int
     draft: tuple[int, ...] = ()
+    saves: tuple[SaveSnapshot, ...] = ()
 
     @property
     def start(self) -> int:
@@ -45,8 +47,7 @@ class ScheduledSequence:
     @property
     def scores_prompt(self) -> bool:
         """Whether the logprobs of the prompt's tokens are computed."""
-        job = self.sequence.job
-        return job.sampling.prompt_logprobs is not None and self.start < len(job.prompt) - 1
+        return self.sequence.is_scored and self.start < len(self.sequence.job.prompt) - 1
 
     @property
     def num_logits(self) -> int:
@@ -67,6 +68,7 @@ class ScheduledSequence:
             sequence.images,
             sequence.is_long,
             sequence.adapter,
+            self.saves,
         )
 
 
@@ -98,6 +100,8 @@ class Scheduler:
     each may be full. Sequences are admitted up to `prompt_share` of it; the rest is for running ones to grow.
 
     `short_length`: tokens of a sequence from which on it is computed otherwise, and again from its first token.
+
+    `snapshots`: their room, for prefixes where the content of a slot cannot serve another sequence.
     """
 
     def __init__(
@@ -112,6 +116,7 @@ class Scheduler:
         page_size: int = 1,
         prompt_share: float = 1,
         short_length: int | None = None,
+        snapshots: SnapshotRoom | None = None,
     ) -> None:
         self._limit = max(max_tokens, num_slots)  # every running sequence can decode in each step
         self._max_tokens = self._limit
@@ -122,7 +127,7 @@ class Scheduler:
         self._page_size = page_size
         self._prompt_share = prompt_share
         self._short_length = short_length
-        self.slots = Slots(num_slots, min_reuse, block_size, page_size)
+        self.slots = Slots(num_slots, min_reuse, block_size, page_size, snapshots)
         self._waiting: list[Sequence] = []  # in their order
         self._running: list[Sequence] = []
         self._arrivals = count()
@@ -202,7 +207,10 @@ class Scheduler:
         return dropped
 
     def shrink(self) -> bool:
-        """Halves the token budget after a step without memory; False: the step had one token."""
+        """Drops the snapshots after a step without memory, or else halves the token budget; False: the step had one
+        token."""
+        if self.slots.snapshots and self.slots.snapshots.drop_all():
+            return True
         if self._step_tokens <= 1:
             return False
         self._max_tokens = self._step_tokens // 2
@@ -307,8 +315,7 @@ class Scheduler:
             return False
         if self._is_outgrown(sequence):
             sequence.lengthen()
-        scored = sequence.job.sampling.prompt_logprobs is not None  # cached tokens have no logits
-        prefixes = [] if scored else list(self.slots.find_prefixes(sequence))
+        prefixes = [] if sequence.is_scored else list(self.slots.find_prefixes(sequence))
         best = max(prefixes, key=lambda prefix: (prefix.length, prefix.is_free), default=None)
         if self._starts_waiting(sequence, prefixes, best.length if best else 0):
             return False
@@ -317,21 +324,21 @@ class Scheduler:
         self._round_robin.record_turn(sequence.job.owner)
         if sequence.num_reused is None:  # not after a preemption
             sequence.num_reused = sequence.num_computed
-            self.num_queried += len(sequence.tokens) if self._min_reuse else 0
+            self.num_queried += len(sequence.tokens) if self.slots.reuses else 0
             self.num_reused += sequence.num_computed
         return True
 
-    def _starts_waiting(self, sequence: Sequence, prefixes: list[Prefix], known: int) -> bool:
+    def _starts_waiting(self, sequence: Sequence, prefixes: list[Prefix | SnapshotPrefix], known: int) -> bool:
         """For a prefix that another sequence is computing: copying it later costs less than computing it twice."""
         coming = max(prefixes, key=lambda prefix: prefix.later, default=None)
-        if coming is None or not coming.slot.holder or not sequence.wait_budget:
+        if coming is None or not coming.holder or not sequence.wait_budget:
             return False
-        if coming.slot.holder.job.flex and not sequence.job.flex:  # which pauses meanwhile
+        if coming.holder.job.flex and not sequence.job.flex:  # which pauses meanwhile
             return False
         if coming.later - known < self._min_reuse:
             return False
         sequence.wait_budget -= 1
-        sequence.wait = PrefixWait(coming.slot.holder, coming.later, coming.slot.holder.num_computed)
+        sequence.wait = PrefixWait(coming.holder, coming.later, coming.holder.num_computed)
         return True
 
     def _keeps_waiting(self, sequence: Sequence) -> bool:
@@ -386,9 +393,9 @@ class Scheduler:
 
     def _schedule(self, sequence: Sequence, num_tokens: int, draft: tuple[int, ...] = ()) -> ScheduledSequence:
         assert sequence.slot is not None
-        entry = ScheduledSequence(sequence, sequence.slot, num_tokens, draft)
-        self.slots.advance(sequence, entry.end)
-        return entry
+        end = sequence.num_computed + num_tokens
+        self.slots.advance(sequence, end)
+        return ScheduledSequence(sequence, sequence.slot, num_tokens, draft, self.slots.saves(sequence, end))
 
     def _recover(self) -> None:
         if self._max_tokens < self._limit:

@@ -71,6 +71,11 @@ class Sequence:
         return self.cache_key is not None and self.cache_key.is_long
 
     @property
+    def is_scored(self) -> bool:
+        """Whether the logprobs of its prompt are wanted: cached tokens have no logits."""
+        return self.job.sampling.prompt_logprobs is not None
+
+    @property
     def adapter(self) -> int | None:
         return self.cache_key.adapter if self.cache_key else None
 

@@ -14,7 +14,16 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from services.engine.scheduling.sequence import Sequence
-from services.engine.scheduling.step import CacheChange, CacheKey, ClearSlot, CopySlot, SwapSlots
+from services.engine.scheduling.snapshots import SnapshotPrefix, Snapshots
+from services.engine.scheduling.step import (
+    CacheChange,
+    CacheKey,
+    ClearSlot,
+    CopySlot,
+    SaveSnapshot,
+    SnapshotRoom,
+    SwapSlots,
+)
 
 MIN_REUSE = 16  # tokens; fewer are not worth a copy or a wait
 MOSTLY = 0.8  # share of a free slot that the prefix must be for it to be taken over; else it is copied
@@ -43,6 +52,10 @@ class Prefix:
     later: int  # once its holder has computed its prompt
 
     @property
+    def holder(self) -> Sequence | None:
+        return self.slot.holder
+
+    @property
     def is_free(self) -> bool:
         """Whether the slot may be taken over: nearly all of it is the prefix."""
         return self.slot.holder is None and self.length >= MOSTLY * len(self.slot.tokens)
@@ -51,21 +64,33 @@ class Prefix:
 class Slots:
     """`min_reuse`: tokens that are worth reusing; None: slots are cleared when they are released.
 
-    Prefixes are multiples of `block_size`; the memory of a slot, of `page_size`.
+    Prefixes are multiples of `block_size`; the memory of a slot, of `page_size`. `room`: of snapshots, where the
+    content of a slot cannot serve another sequence.
     """
 
     def __init__(
-        self, num_slots: int, min_reuse: int | None = MIN_REUSE, block_size: int = 1, page_size: int = 1
+        self,
+        num_slots: int,
+        min_reuse: int | None = MIN_REUSE,
+        block_size: int = 1,
+        page_size: int = 1,
+        room: SnapshotRoom | None = None,
     ) -> None:
+        assert min_reuse is None or room is None
         self.slots = [Slot(index) for index in range(num_slots)]
         self._min_reuse = min_reuse
         self._block_size = block_size
         self._page_size = page_size
         self._ticks = count(1)
+        self.snapshots = Snapshots(room) if room else None
         self._changes: list[CacheChange] = []
 
     def __len__(self) -> int:
         return len(self.slots)
+
+    @property
+    def reuses(self) -> bool:
+        return self._min_reuse is not None or self.snapshots is not None
 
     @property
     def num_free(self) -> int:
@@ -80,11 +105,18 @@ class Slots:
 
     def changes(self) -> list[CacheChange]:
         """To be applied to the KV cache, in this order, before the next step; returned once."""
+        self._add_snapshot_changes()
         changes, self._changes = self._changes, []
         return changes
 
-    def find_prefixes(self, sequence: Sequence) -> Iterator[Prefix]:
+    def _add_snapshot_changes(self) -> None:
+        if self.snapshots:
+            self._changes += self.snapshots.changes()
+
+    def find_prefixes(self, sequence: Sequence) -> Iterator[Prefix | SnapshotPrefix]:
         """The prefixes that a sequence can reuse; never its last token, whose logits are needed."""
+        if self.snapshots:
+            yield from self.snapshots.find_prefixes(sequence)
         if self._min_reuse is None or len(sequence.tokens) <= self._min_reuse:
             return
         wanted = array("i", sequence.keys(0, -1))
@@ -104,16 +136,20 @@ class Slots:
         assert self._min_reuse is not None
         return common_prefix(wanted, held, self._min_reuse) // self._block_size * self._block_size
 
-    def allocate(self, sequence: Sequence, prefix: Prefix | None) -> None:
+    def allocate(self, sequence: Sequence, prefix: Prefix | SnapshotPrefix | None) -> None:
         """Gives a sequence a slot, with its prefix in it."""
         free = [slot for slot in self.slots if slot.holder is None]
         slot = min(free, key=lambda slot: (slot.last_used, slot.index))  # dense from the lowest
-        if prefix and prefix.length:
+        length = 0
+        if self.snapshots:
+            length = self.snapshots.begin(sequence, slot.index)
+            self._add_snapshot_changes()
+        elif isinstance(prefix, Prefix) and prefix.length:
+            length = prefix.length
             if prefix.is_free:
                 slot = prefix.slot
             elif slot is not prefix.slot:
-                self._copy(prefix.slot, slot, prefix.length)
-        length = prefix.length if prefix else 0
+                self._copy(prefix.slot, slot, length)
         del slot.tokens[length:]
         slot.pending = array("i", sequence.keys())
         slot.end = length
@@ -127,10 +163,18 @@ class Slots:
         slot.written = max(slot.written, end)
         slot.reach = max(slot.reach, end)
         slot.end = end
+        if self.snapshots:
+            self.snapshots.advance(sequence)
+
+    def saves(self, sequence: Sequence, end: int) -> tuple[SaveSnapshot, ...]:
+        """Snapshots that the next step takes of it."""
+        return self.snapshots.saves(sequence, sequence.num_computed, end) if self.snapshots else ()
 
     def release(self, sequence: Sequence) -> None:
         slot = self._of(sequence)
         self.advance(sequence, sequence.num_computed)
+        if self.snapshots:
+            self.snapshots.release(sequence)
         slot.holder = sequence.slot = None
         if self._min_reuse is None:
             self._clear(slot)
@@ -140,11 +184,15 @@ class Slots:
     def invalidate(self, sequence: Sequence) -> None:
         """Releases and clears a slot with invalid content: NaN reaches the next sequence even where it is masked."""
         slot = self._of(sequence)
+        if self.snapshots:
+            self.snapshots.invalidate(sequence)
         slot.holder = sequence.slot = None
         self._clear(slot)
 
     def invalidate_all(self) -> None:
         """Clears every slot, also the parts that were cleared before: that may not have been done."""
+        if self.snapshots:
+            self.snapshots.clear()
         for slot in self.slots:
             if slot.holder:
                 slot.holder.slot = None

@@ -11,6 +11,7 @@ from services.engine.base import PlacedImage
 
 # position ids from here on: of a sequence that is too long for the short factors of LongRoPE, counted from here
 LONG_POSITIONS = 2**30
+MAX_DISTANCE = 8  # chunks between snapshots of a long prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,49 @@ class ClearSlot:
     end: int
 
 
-CacheChange = CopySlot | SwapSlots | ClearSlot
+@dataclass(frozen=True, slots=True)
+class SaveSnapshot:
+    """A copy of a slot's cache when it holds `length` tokens, under an `id`; of keys and values those behind the
+    tokens of the snapshot `parent`. Where there is one of that id, it lacks states."""
+
+    id: int
+    length: int
+    parent: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreSnapshot:
+    """A copy of it becomes a slot's cache."""
+
+    id: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropSnapshot:
+    """If there is one; `keeps_tokens`: only its states, because others are continued from its keys and values."""
+
+    id: int
+    keeps_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRoom:
+    """What snapshots of a model take, and what they may take together."""
+
+    chunk: int  # tokens, between which snapshots can be taken
+    token_bytes: int  # of keys and values
+    state_bytes: int
+    budget: int  # bytes
+
+    @property
+    def distance(self) -> int:
+        """Chunks between snapshots, so that states take about as much as the keys and values between them."""
+        of_a_chunk = self.chunk * self.token_bytes
+        return min(MAX_DISTANCE, max(1, self.state_bytes // of_a_chunk)) if of_a_chunk else MAX_DISTANCE
+
+
+CacheChange = CopySlot | SwapSlots | ClearSlot | RestoreSnapshot | DropSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +118,7 @@ class StepRow(NamedTuple):
     images: ImagePrompt | None = None
     is_long: bool = False  # of a sequence that is rotated by the long factors of LongRoPE
     adapter: int | None = None  # LoRA; None: the model as it is
+    saves: tuple[SaveSnapshot, ...] = ()  # on the way, in the order of their lengths
 
     @property
     def end(self) -> int:
