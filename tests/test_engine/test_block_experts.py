@@ -160,6 +160,18 @@ def test_methods_round_experts(method: Any, forms: set[BlockFormat]) -> None:
     assert torch.cosine_similarity(model(input_ids=TOKENS).logits, before, dim=-1).mean() > 0.9
 
 
+@torch.inference_mode()
+def test_sums_over_ranks_are_kept() -> None:
+    model, rows = build_kind("qwen3_moe", KINDS["qwen3_moe"]), inputs_of(TOKENS_A_STEP, 32)
+    round_experts(summed := deepcopy(model), FOUR, FOUR)
+    for _, experts in expert_modules(model):
+        experts.register_forward_hook(lambda module, inputs, out: 2 * out)  # as parallel.sharding does
+    round_experts(model, FOUR, FOUR)
+    chosen, weights = choices(4), inputs_of(TOKENS_A_STEP, CHOICES).softmax(-1)
+    own, expected = (each.model.layers[0].mlp.experts(rows, chosen, weights) for each in (model, summed))
+    assert torch.equal(own, 2 * expected)
+
+
 def weights_of(product: ExpertProduct) -> Tensor:
     codes, scales = product.codes, product.scales
     weights = PackedExperts(codes, scales, product.outputs, product.inputs, product.format, product.factor)

@@ -115,7 +115,11 @@ def expert_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def replace_experts(model: nn.Module, sources: Mapping[str, ExpertSources]) -> None:
     """By the paths of their modules; each is freed before the next is packed."""
     for path, each in sources.items():
-        model.set_submodule(path, BlockExperts(model.get_submodule(path), each))
+        experts = model.get_submodule(path)
+        made = BlockExperts(experts, each)
+        for hook in experts._forward_hooks.values():  # of a rank's part: it adds up all ranks' outputs
+            made.register_forward_hook(hook)
+        model.set_submodule(path, made)
 
 
 def register_fakes() -> None:
