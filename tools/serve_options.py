@@ -43,6 +43,9 @@ OPTIONS = {
     "kv_cache_ratio": ServeOption(
         float, "ENGINE__KV_CACHE_RATIO", "1", "Share of the KV cache in which prompts are admitted."
     ),
+    "kv_cache_dtype": ServeOption(
+        str, "ENGINE__KV_CACHE_DTYPE", "auto", "Numbers of the KV cache: auto, as the model has; int8."
+    ),
     "gpu_memory_utilization": ServeOption(
         float, "ENGINE__GPU_MEMORY_UTILIZATION", "0.9", "Share of a GPU's memory to use."
     ),

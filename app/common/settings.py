@@ -213,6 +213,8 @@ class EngineSettings(SettingsGroup):
     """Tokens of a KV cache block."""
     kv_cache_ratio: float = Field(1, gt=0, le=1)
     """Share of the KV cache in which new prompts are admitted; the rest is for running answers to grow."""
+    kv_cache_dtype: Literal["auto", "int8"] = "auto"
+    """Numbers of the KV cache: `auto`, as the model computes; `int8`, half the memory (CPU; docs/engine.md)."""
     prefix_cache: bool = True
     """Reuses the KV cache of common prompt prefixes: those of the same API key, and the server's own system prompt."""
     share_prefixes: bool = False

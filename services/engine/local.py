@@ -14,11 +14,13 @@ from services.engine.cpu.compilation import Compilation
 from services.engine.cpu.kernels import build_beside
 from services.engine.cpu.threads import loads
 from services.engine.device.resources import cache_budget
+from services.engine.device.selection import pick_device
 from services.engine.execution.engine_thread import EngineThread
 from services.engine.execution.executor import Executor
 from services.engine.execution.local_executor import LocalExecutor
 from services.engine.execution.piece_stream import Mailbox, PieceStream
 from services.engine.execution.request import Request
+from services.engine.execution.rounded_cache import AUTO, require_kernel
 from services.engine.execution.runner import Runner
 from services.engine.execution.runner_factory import build_runner
 from services.engine.execution.warm_up import warm_up
@@ -114,6 +116,7 @@ class LocalEngine:
         block_size: int = 1,
         num_gpu_blocks_override: int | None = None,
         kv_cache_ratio: float = 1,
+        kv_cache_dtype: str = AUTO,
         use_warmup: bool = False,
         compile_dir: str | None = None,
         enable_mm: bool | None = None,
@@ -130,6 +133,7 @@ class LocalEngine:
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             cache_tokens=num_gpu_blocks_override and num_gpu_blocks_override * block_size,
+            kv_cache_dtype=kv_cache_dtype,
             gpu_memory_utilization=gpu_memory_utilization,
             cpu_memory_share=cpu_memory_share,
             warm_up_tokens=max_num_batched_tokens if use_warmup else None,
@@ -144,6 +148,7 @@ class LocalEngine:
             "kv_cache_ratio": kv_cache_ratio,
         }
         origin = Source(source, enable_mm, requested(quantization, dtype), trust_remote_code)
+        require_kernel(kv_cache_dtype, pick_device(device).type, options.folder)
         first = until_kernels_are_built(origin, device, options.folder)
         if tensor_parallel_size == 1:
             return cls._load_alone(first, options, scheduling)
@@ -266,6 +271,7 @@ def _runner(loaded: Loaded, source: Source, options: LoadOptions, *, prefix_cach
         length=min(options.max_model_len or loaded.max_length, loaded.max_length),
         budget=cache_budget(loaded.device, options.gpu_memory_utilization, options.cpu_memory_share),
         cache_tokens=options.cache_tokens,
+        kv_cache_dtype=options.kv_cache_dtype,
         kernels=options.folder,
         prefix_cache=prefix_cache,
     )

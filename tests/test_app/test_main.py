@@ -71,6 +71,7 @@ class TestModels:
             "block_size": 1,
             "num_gpu_blocks_override": None,
             "kv_cache_ratio": 1,
+            "kv_cache_dtype": "auto",
             "use_warmup": False,
             "gpu_memory_utilization": 0.9,
             "cpu_memory_share": 0.4,

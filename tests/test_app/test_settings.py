@@ -114,6 +114,7 @@ def test_owner_does_not_reveal_the_key(monkeypatch: Environment) -> None:
         ("PARLEY_ENGINE__TENSOR_PARALLEL_SIZE", "0"),
         ("PARLEY_ENGINE__QUANTIZATION", "int3"),
         ("PARLEY_ENGINE__KV_CACHE_RATIO", "1.5"),
+        ("PARLEY_ENGINE__KV_CACHE_DTYPE", "fp8"),
         ("PARLEY_SERVER__WORKERS", "2"),  # with an SQLite file
         ("PARLEY_LOG__FORMAT", "xml"),
         ("PARLEY_MODEL__TTL_S", "0"),

@@ -21,6 +21,7 @@ OPTIONS: dict[str, Any] = {
     "dtype": "float32",
     "max_model_len": None,
     "cache_tokens": None,
+    "kv_cache_dtype": "auto",
     "gpu_memory_utilization": 0.5,
     "cpu_memory_share": 0.01,
     "warm_up_tokens": None,

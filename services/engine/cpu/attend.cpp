@@ -3,51 +3,23 @@
 // Tokens that follow each other in the same slot go through its keys together, with all query heads of one key/value
 // head: each key is read, and laid out to be multiplied, once for them. Sums are in float32 throughout; bfloat16 is
 // multiplied as it is, two products an addition, where the processor can.
-#include "vectors.h"
+//
+// Keys and values of 8 bits have a path of their own where the processor multiplies such (attend_int8.h); elsewhere they
+// are float32 once they are read.
+#include "attend.h"
+#include "attend_int8.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <limits>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 namespace {
-
-constexpr int64_t ROWS = 96;        // queries that go through the keys together
-constexpr int64_t KEYS = 192;       // keys whose scores are held at once; a multiple of PAIR and of WIDE * WIDTH
-constexpr int TALL = 8;             // rows that are scored at a time
-constexpr int SUMS = WIDTH == 16 ? 24 : 16; // registers of sums
-constexpr int WIDE = SUMS / TALL;   // registers of keys that rows are scored with
-constexpr int64_t FEW = 4;          // rows for which values are read where they lie
-constexpr int64_t AHEAD = 24;       // keys that are fetched before they are needed: slots are no stream to the hardware
-constexpr int64_t LINE = 64;        // bytes
-constexpr float NOTHING = std::numeric_limits<float>::lowest() / 2; // its exp is 0, also less something
-
-struct Call {
-  const at::Tensor &queries, &keys, &values; // [tokens, heads, size], [slots, heads, positions, size or width]
-  const int64_t *slots, *begins, *ends;      // of each token
-  float scale, softcap; // 0: scores are as they are
-  const float* sinks;   // of each head: its score of nothing; null: there is none
-
-  int64_t group() const { return queries.size(1) / keys.size(1); }
-};
-
-// Tokens begin .. end, neighbours in the same slot, with one of the key/value heads.
-struct Item {
-  int64_t begin, end, head;
-};
-
-// lambdas, because a pointer to a function would be called once a step of the reduction
-constexpr auto sum_of = [](Floats a, Floats b) { return a + b; };
-constexpr auto larger_of = [](Floats a, Floats b) { return at::vec::maximum(a, b); };
-inline float total(Floats v) { return at::vec::vec_reduce_all<float>(sum_of, v); }
-inline float largest(Floats v) { return at::vec::vec_reduce_all<float>(larger_of, v); }
 
 // What is multiplied: STEP neighbours, of a row or of a column, with as many of WIDTH others.
 template <typename T>
@@ -60,7 +32,8 @@ struct Product {
   static Many read(const Each* from) { return Floats::loadu(from); }
 
   // `size` numbers, zeros up to a multiple of PAIR.
-  static void copy(const T* from, int64_t size, Each* to) {
+  template <typename From>
+  static void copy(const From* from, int64_t size, Each* to) {
     for (int64_t i = 0; i < size; i += PAIR) {
       const auto [low, high] = load(from + i, size - i);
       low.store(to + i), high.store(to + i + WIDTH);
@@ -114,11 +87,6 @@ struct Product<at::BFloat16> {
   }
 };
 #endif
-
-template <typename T>
-inline void fetch(const T* row, int64_t size) {
-  for (int64_t i = 0; i < size; i += LINE / sizeof(T)) __builtin_prefetch(row + i);
-}
 
 // scores[row][key] = queries[row] . keys[key], for WIDE * WIDTH keys that lie in columns: no sum goes across a
 // register, and none depends on which other rows there are. Not inlined: it is the same for all widths of values.
@@ -198,58 +166,11 @@ inline void mix(const typename P::Each* weights, const Values& values, int64_t n
     for (int i = 0; i < 2 * PAIRS; ++i) sums[r][i].store(out + r * PAIRS * PAIR + i * WIDTH);
 }
 
-// e^x for x <= 0, off by less than 3e-7 of it; 0 where that is too small for a float.
-inline Floats exp_of(Floats x) {
-#ifdef CPU_CAPABILITY_AVX512
-  const Floats y = Floats(_mm512_max_ps(_mm512_set1_ps(-200), x)) * Floats(1.44269504f); // NaN stays NaN
-  const __m512 whole = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const Floats part = y - Floats(whole); // 2^part as a polynomial: the minimax one of degree 5 on -1/2 .. 1/2
-  Floats sum(1.3264661e-3f);
-  for (const float each : {9.6714906e-3f, 5.5507336e-2f, 2.40222424e-1f, 6.93147004e-1f, 1.f})
-    sum = at::vec::fmadd(sum, part, Floats(each));
-  return _mm512_scalef_ps(sum, whole);
-#else
-  return x.exp_u20();
-#endif
-}
-
-// One row's softmax, as far as it has come.
-struct Softmax {
-  float peak = NOTHING;
-  float sums[WIDTH] = {}; // added up at the end
-
-  // Scores to weights, 0 outside of from .. to; -> what the weights before these must be multiplied with.
-  template <typename P>
-  float add(float* scores, int64_t from, int64_t to, int64_t n, typename P::Each* weights) {
-    const int64_t padded = (n + PAIR - 1) / PAIR * PAIR;
-    std::fill(scores, scores + from, NOTHING);
-    std::fill(scores + to, scores + padded, NOTHING);
-    Floats highest(peak);
-    for (int64_t i = 0; i < padded; i += WIDTH) highest = larger_of(highest, Floats::loadu(scores + i));
-    const float before = peak;
-    peak = largest(highest);
-    const float fade = before == peak ? 1 : std::exp(before - peak);
-    const auto weigh = [&](int64_t i) {
-      return from < to ? exp_of(Floats::loadu(scores + i) - Floats(peak)) : Floats(0.f);
-    };
-    Floats sum = Floats::loadu(sums) * Floats(fade);
-    for (int64_t i = 0; i < padded; i += PAIR) {
-      const Floats low = weigh(i), high = weigh(i + WIDTH);
-      P::put(low, high, weights + i / P::STEP);
-      sum = sum + low + high;
-    }
-    sum.store(sums);
-    return fade;
-  }
-
-  float sum() const { return total(Floats::loadu(sums)); }
-};
-
 // What a thread works with, kept: to ask for memory and give it back costs as much as to fill it.
 template <typename Each>
 struct Room {
   std::vector<Each> queries, weights, lines, columns, values;
-  std::vector<float> mixed, scores;
+  std::vector<float> mixed, scores, key_scales, value_scales;
   std::vector<Softmax> softmax;
 
   static Room& mine() {
@@ -258,9 +179,11 @@ struct Room {
   }
 };
 
-template <typename T, int PAIRS>
+// Queries in T, keys and values in C.
+template <typename T, typename C, int PAIRS>
 class Worker {
-  using P = Product<T>;
+  using P = Product<C>;
+  static constexpr bool SCALED = std::is_same_v<C, int8_t>;
   using Each = typename P::Each;
   static constexpr int TILE = std::max(1, SUMS / (2 * PAIRS)); // rows whose sums fit into registers
   static constexpr int64_t SPAN = PAIRS * PAIR;
@@ -288,9 +211,9 @@ class Worker {
     std::fill_n(mixed.begin(), rows * SPAN, 0.f);
     for (int64_t row = 0; row < rows; ++row)
       softmax[row] = call.sinks ? Softmax{call.sinks[head_of(item, row)], {1}} : Softmax();
-    const T* keys = slot_of(call.keys, item);
-    const T* values = slot_of(call.values, item);
-    const int64_t low = *std::min_element(call.begins + item.begin, call.begins + item.end);
+    const C* keys = slot_of(call.keys, item);
+    const C* values = slot_of(call.values, item);
+    const int64_t low = first_key(call, item, SCALED);
     const int64_t high = *std::max_element(call.ends + item.begin, call.ends + item.end);
     for (int64_t key = low; key < std::min(low + AHEAD, high); ++key)
       fetch(values + key * call.values.stride(2), call.values.size(3));
@@ -300,11 +223,7 @@ class Worker {
   }
 
  private:
-  const T* slot_of(const at::Tensor& cache, const Item& item) const {
-    const int64_t slot = call.slots[item.begin];
-    return cache.template const_data_ptr<T>() + slot * cache.stride(0) + item.head * cache.stride(1);
-  }
-
+  const C* slot_of(const at::Tensor& cache, const Item& item) const { return ::slot_of<C>(call, cache, item); }
   int64_t token_of(const Item& item, int64_t row) const { return item.begin + row / group; }
   int64_t head_of(const Item& item, int64_t row) const { return item.head * group + row % group; }
 
@@ -316,18 +235,23 @@ class Worker {
     }
   }
 
-  void attend(const Item& item, int64_t rows, int64_t base, int64_t n, const T* keys, const T* values) {
+  void attend(const Item& item, int64_t rows, int64_t base, int64_t n, const C* keys, const C* values) {
     const int64_t key_step = call.keys.stride(2), value_step = call.values.stride(2);
     turn_and_score(rows, keys + base * key_step, key_step, n);
-    if (call.softcap != 0) cap(rows, n);
+    if constexpr (SCALED) read_scales(keys + base * key_step, values + base * value_step, n);
+    if constexpr (SCALED) scale_scores(rows);
+    if (call.softcap != 0) cap_scores(call, scores.data(), rows, n);
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t token = token_of(item, row);
       const int64_t from = std::clamp<int64_t>(call.begins[token] - base, 0, n);
       const int64_t to = std::clamp<int64_t>(call.ends[token] - base, from, n);
-      fade(row, softmax[row].template add<P>(scores.data() + row * KEYS, from, to, n,
-                                             weights.data() + row * KEYS / P::STEP));
+      const auto put = [&](int64_t key, Floats low, Floats high) {
+        if constexpr (SCALED) low = scaled(low, key), high = scaled(high, key + WIDTH);
+        P::put(low, high, weights.data() + (row * KEYS + key) / P::STEP);
+      };
+      fade(row, softmax[row].add(scores.data() + row * KEYS, from, to, n, put));
     }
-    const ValuesInPlace<P, PAIRS, T> in_place{values + base * value_step, value_step, call.values.size(3), n};
+    const ValuesInPlace<P, PAIRS, C> in_place{values + base * value_step, value_step, call.value_size, n};
     if (rows <= FEW) return mix_rows(rows, in_place, n);
     for (int64_t key = 0; key < n; key += P::STEP) {
       typename P::Many row[2 * PAIRS];
@@ -345,8 +269,8 @@ class Worker {
   }
 
   // Keys are turned into columns once for all rows; those behind the last are whatever lay there, and never looked at.
-  void turn_and_score(int64_t rows, const T* keys, int64_t step, int64_t n) {
-    const int64_t size = call.keys.size(3), steps = (size + P::STEP - 1) / P::STEP;
+  void turn_and_score(int64_t rows, const C* keys, int64_t step, int64_t n) {
+    const int64_t size = call.key_size(), steps = (size + P::STEP - 1) / P::STEP;
     for (int64_t start = 0; start < n; start += WIDE * WIDTH) {
       for (int c = 0; c < WIDE && start + c * WIDTH < n; ++c)
         turn_some(keys + (start + c * WIDTH) * step, step, std::min(WIDTH, n - start - c * WIDTH),
@@ -358,20 +282,35 @@ class Worker {
     }
   }
 
-  void turn_some(const T* keys, int64_t step, int64_t count, Each* to) {
-    const int64_t size = call.keys.size(3), steps = (size + P::STEP - 1) / P::STEP;
-    const bool whole = sizeof(T) * P::STEP == sizeof(Each) && size % (P::STEP * WIDTH) == 0 && step % P::STEP == 0;
+  void turn_some(const C* keys, int64_t step, int64_t count, Each* to) {
+    const int64_t size = call.key_size(), steps = (size + P::STEP - 1) / P::STEP;
+    const bool whole = sizeof(C) * P::STEP == sizeof(Each) && size % (P::STEP * WIDTH) == 0 && step % P::STEP == 0;
     for (int64_t key = 0; key < count; ++key) fetch(keys + (key + AHEAD) * step, size);
     if (whole && count == WIDTH) return turn(reinterpret_cast<const Each*>(keys), step / P::STEP, steps, to);
     for (int64_t key = 0; key < count; ++key) P::copy(keys + key * step, size, lines.data() + key * STEPS);
     turn(lines.data(), STEPS, steps, to);
   }
 
-  void cap(int64_t rows, int64_t n) {
-    const Floats limit(call.softcap);
+  void read_scales(const C* keys, const C* values, int64_t n) {
+    room.key_scales.assign(KEYS, 0), room.value_scales.assign(KEYS, 0);
+    for (int64_t key = 0; key < n; ++key) {
+      room.key_scales[key] = scale_of(keys + key * call.keys.stride(2), call.key_size());
+      room.value_scales[key] = scale_of(values + key * call.values.stride(2), call.value_size);
+    }
+  }
+
+  void scale_scores(int64_t rows) {
     for (int64_t row = 0; row < rows; ++row)
-      for (float* at = scores.data() + row * KEYS; at < scores.data() + row * KEYS + n; at += WIDTH)
-        (limit * (Floats::loadu(at) / limit).tanh()).store(at);
+      for (int64_t key = 0; key < KEYS; key += WIDTH) {
+        float* at = scores.data() + row * KEYS + key;
+        (Floats::loadu(at) * Floats::loadu(room.key_scales.data() + key)).store(at);
+      }
+  }
+
+  // A weight of 0 stays one, whatever it would be multiplied with.
+  Floats scaled(Floats weights, int64_t key) const {
+    const Floats by = Floats::loadu(room.value_scales.data() + key);
+    return Floats::blendv(weights * by, Floats(0.f), weights == Floats(0.f));
   }
 
   // As floats, which torch has something for.
@@ -399,61 +338,54 @@ class Worker {
         store(Floats::loadu(from + i) * by, Floats::loadu(from + i + WIDTH) * by, to + i, width - i);
     }
   }
-
-  // So many rows at a time, then as many as are left.
-  template <int COUNT, typename Tile>
-  static void tiles(int64_t rows, const Tile& tile, int64_t row = 0) {
-    for (; row + COUNT <= rows; row += COUNT) tile(row, std::integral_constant<int, COUNT>());
-    if constexpr (COUNT > 1)
-      if (row < rows) tiles<COUNT - 1>(rows, tile, row);
-  }
 };
 
-// Tokens with no key in common, of texts that lie behind each other, go apart: each would score the other's keys too.
-std::vector<Item> items_of(const Call& call) {
-  const int64_t tokens = call.queries.size(0), most = std::max<int64_t>(1, ROWS / call.group());
-  std::vector<Item> items;
-  for (int64_t begin = 0, end; begin < tokens; begin = end) {
-    const auto belongs = [&](int64_t token) {
-      return call.slots[token] == call.slots[begin] && call.begins[token] < call.ends[begin];
-    };
-    for (end = begin + 1; end < tokens && end - begin < most && belongs(end);) ++end;
-    for (int64_t head = 0; head < call.keys.size(1); ++head) items.push_back({begin, end, head});
-  }
-  return items;
+template <typename T, typename C, int PAIRS>
+void run(const Call& call, at::Tensor& out) {
+  for_each_item(call, [&] { return Worker<T, C, PAIRS>(call, out); });
 }
 
-template <typename T, int PAIRS>
+template <typename T, typename C = T>
 void run(const Call& call, at::Tensor& out) {
-  const auto items = items_of(call);
-  std::atomic<size_t> next{0}; // items differ in length: whoever is done takes the next one
-  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
-    Worker<T, PAIRS> work(call, out);
-    for (size_t i; (i = next++) < items.size();) work(items[i]);
-  });
-}
-
-template <typename T>
-void run(const Call& call, at::Tensor& out) {
-  const int64_t pairs = (std::max(call.keys.size(3), call.values.size(3)) + PAIR - 1) / PAIR;
-  TORCH_CHECK(pairs <= 16, "heads of ", call.keys.size(3), " numbers are too wide");
-  if (pairs == 1) return run<T, 1>(call, out);
-  if (pairs == 2) return run<T, 2>(call, out);
-  if (pairs <= 4) return run<T, 4>(call, out);
-  return pairs <= 8 ? run<T, 8>(call, out) : run<T, 16>(call, out);
+  const int64_t pairs = (std::max(call.key_size(), call.value_size) + PAIR - 1) / PAIR;
+  TORCH_CHECK(pairs <= 16, "heads of ", call.key_size(), " numbers are too wide");
+  if (pairs == 1) return run<T, C, 1>(call, out);
+  if (pairs == 2) return run<T, C, 2>(call, out);
+  if (pairs <= 4) return run<T, C, 4>(call, out);
+  return pairs <= 8 ? run<T, C, 8>(call, out) : run<T, C, 16>(call, out);
 }
 
 at::Tensor rows_of(const at::Tensor& tensor) { return tensor.stride(-1) == 1 ? tensor : tensor.contiguous(); }
 
+// Where the processor has instructions for it, unless the `plain` way is asked for.
+void run_int8(const Call& call, at::Tensor& out, bool plain) {
+  TORCH_CHECK(call.keys.size(3) == call.key_size() + SCALE_BYTES, "keys of another size");
+  if (!plain && attend_int8(call, out)) return;
+  run<float, int8_t>(call, out);
+}
+
+void run_any(const Call& call, at::Tensor& out) {
+  switch (call.queries.scalar_type()) {
+    case at::kFloat: return run<float>(call, out);
+    case at::kBFloat16: return run<at::BFloat16>(call, out);
+    case at::kHalf: return run<at::Half>(call, out);
+    default: TORCH_CHECK(false, "no attention in ", call.queries.scalar_type());
+  }
+}
+
 at::Tensor attend(const at::Tensor& queries, const at::Tensor& keys, const at::Tensor& values, const at::Tensor& slots,
                   const at::Tensor& begins, const at::Tensor& ends, double scale, double softcap,
-                  const std::optional<at::Tensor>& sinks) {
-  const at::Tensor rows = rows_of(queries), last = ends.contiguous(), first = begins.contiguous();
-  const at::Tensor places = slots.contiguous();
+                  const std::optional<at::Tensor>& sinks, bool plain) {
+  const bool rounded = keys.scalar_type() == at::kChar;
+  const at::Tensor rows = rows_of(rounded ? queries.to(at::kFloat) : queries);
+  const at::Tensor last = ends.contiguous(), first = begins.contiguous(), places = slots.contiguous();
   TORCH_CHECK(keys.stride(-1) == 1 && values.stride(-1) == 1, "keys and values lie in rows");
+  TORCH_CHECK(values.scalar_type() == keys.scalar_type(), "keys and values of one type");
+  TORCH_CHECK(rounded || keys.scalar_type() == queries.scalar_type(), "keys as queries are");
   const at::Tensor nothing = sinks ? sinks->contiguous() : at::Tensor();
   TORCH_CHECK(!sinks || (nothing.numel() == queries.size(1) && nothing.scalar_type() == at::kFloat), "a sink a head");
-  at::Tensor out = at::empty({queries.size(0), queries.size(1), values.size(3)}, queries.options());
+  const int64_t width = values.size(3) - (rounded ? SCALE_BYTES : 0);
+  at::Tensor out = at::empty({queries.size(0), queries.size(1), width}, rows.options());
   const Call call{rows,
                   keys,
                   values,
@@ -462,14 +394,11 @@ at::Tensor attend(const at::Tensor& queries, const at::Tensor& keys, const at::T
                   last.const_data_ptr<int64_t>(),
                   static_cast<float>(scale),
                   static_cast<float>(softcap),
-                  sinks ? nothing.const_data_ptr<float>() : nullptr};
-  switch (queries.scalar_type()) {
-    case at::kFloat: run<float>(call, out); break;
-    case at::kBFloat16: run<at::BFloat16>(call, out); break;
-    case at::kHalf: run<at::Half>(call, out); break;
-    default: TORCH_CHECK(false, "no attention in ", queries.scalar_type());
-  }
-  return out;
+                  sinks ? nothing.const_data_ptr<float>() : nullptr,
+                  width};
+  if (rounded) run_int8(call, out, plain);
+  else run_any(call, out);
+  return out.to(queries.scalar_type());
 }
 
 } // namespace
@@ -477,7 +406,7 @@ at::Tensor attend(const at::Tensor& queries, const at::Tensor& keys, const at::T
 TORCH_LIBRARY(parley, library) {
   library.def(
       "attend(Tensor queries, Tensor keys, Tensor values, Tensor slots, Tensor begins, Tensor ends, float scale,"
-      " float softcap, Tensor? sinks)"
+      " float softcap, Tensor? sinks, bool plain=False)"
       " -> Tensor");
   library.impl("attend", c10::DispatchKey::CPU, attend);
 }

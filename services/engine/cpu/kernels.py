@@ -22,6 +22,7 @@ from torch import Tensor
 from services.engine import quantization
 from services.engine.cpu import bf16_linear
 from services.engine.cpu.attention import Scoring
+from services.engine.execution.kv_cache import SCALE_BYTES
 from services.engine.loading import progress
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ PRECOMPILED = (
     "ATen/cpu/vec/functional.h",
     "ATen/cpu/vec/vec.h",
 )
-SOURCES = (HERE / "attend.cpp", HERE / "bf16.cpp", HERE / "low_rank.cpp", HERE / "package.cpp")
+SOURCES = tuple(HERE / f"{name}.cpp" for name in ("attend", "bf16", "low_rank", "package", "round_rows"))
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -168,10 +169,16 @@ def register_fakes() -> None:
         scale: float,
         softcap: float,
         sinks: Tensor | None,
+        plain: bool = False,
     ) -> Tensor:
-        return queries.new_empty(queries.shape[0], queries.shape[1], values.shape[3])
+        size = values.shape[3] - (SCALE_BYTES if values.dtype == torch.int8 else 0)
+        return queries.new_empty(queries.shape[0], queries.shape[1], size)
+
+    def rounded(rows: Tensor) -> Tensor:
+        return rows.new_empty(*rows.shape[:-1], rows.shape[-1] + SCALE_BYTES, dtype=torch.int8)
 
     torch.library.register_fake("parley::attend", empty, allow_override=True)
+    torch.library.register_fake("parley::round_rows", rounded, allow_override=True)
     bf16_linear.register_fakes()
     torch.library.register_fake("parley::add_low_rank", _like_out, allow_override=True)
     for module in quantization.kernel_modules():
@@ -182,14 +189,28 @@ def _like_out(out: Tensor, inputs: Tensor, site: int, is_head: bool) -> Tensor:
     return out.new_empty(out.shape)
 
 
+def round_rows(rows: Tensor) -> Tensor:
+    """[tokens, heads, size] in 8 bits, each row with its scale behind its numbers."""
+    out: Tensor = torch.ops.parley.round_rows(rows)
+    return out
+
+
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, slots: Tensor, begins: Tensor, ends: Tensor, scoring: Scoring
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    begins: Tensor,
+    ends: Tensor,
+    scoring: Scoring,
+    *,
+    plain: bool = False,
 ) -> Tensor:
     """Token i of `queries` [tokens, heads, dim] sees positions begins[i] .. ends[i] of slot slots[i], which the window
-    of `scoring` does not narrow."""
+    of `scoring` does not narrow. `plain`: 8-bit numbers without the instructions for them."""
     scale = queries.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
     sinks = None if scoring.sinks is None else scoring.sinks.float()
     out: Tensor = torch.ops.parley.attend(
-        queries, keys, values, slots, begins, ends, scale, scoring.softcap or 0.0, sinks
+        queries, keys, values, slots, begins, ends, scale, scoring.softcap or 0.0, sinks, plain
     )
     return out

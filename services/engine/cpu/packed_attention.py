@@ -8,11 +8,11 @@ from torch import Tensor
 
 from services.engine.cpu import kernels
 from services.engine.cpu.attention import Scoring
-from services.engine.execution.kv_cache import LayerShape, SlotCache
+from services.engine.execution.kv_cache import SCALE_BYTES, LayerShape, SlotCache
 from services.engine.scheduling.step import StepRow
 
 WIDEST = 256  # numbers of a head, whatever the processor
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class PackedAttention:
         return kernels.attend(queries, cached_keys, cached_values, self.slots, begins, self.ends, scoring)
 
     def _write(self, cache: Tensor, new: Tensor) -> None:
+        if cache.dtype == torch.int8:
+            new = kernels.round_rows(new)
         heads = torch.arange(new.shape[1])[None]
         cache.index_put_((self.slots[:, None], heads, self.writes[:, None]), new)
 
@@ -48,8 +50,9 @@ class PackedAttention:
 def can_attend(cache: SlotCache) -> bool:
     """Whether the kernel is for such a memory; whether there is one is `kernels.is_loaded`."""
     on_cpu = all(layer.keys.device.type == "cpu" for layer in cache.layers.values())
-    return on_cpu and all(_is_known(shape) for shape in cache.shapes.values())
+    return on_cpu and all(is_known(shape) for shape in cache.shapes.values())
 
 
-def _is_known(shape: LayerShape) -> bool:
-    return shape.dtype in DTYPES and max(shape.key_dim, shape.value_dim) <= WIDEST
+def is_known(shape: LayerShape) -> bool:
+    whole = shape.dtype != torch.int8 or (shape.key_dim | shape.value_dim) % SCALE_BYTES == 0  # scales lie aligned
+    return whole and shape.dtype in DTYPES and max(shape.key_dim, shape.value_dim) <= WIDEST

@@ -23,6 +23,11 @@ inline std::tuple<Floats, Floats> load(const T* from, int64_t count) {
       return left == WIDTH ? Floats::loadu(from + start) : left ? Floats::loadu(from + start, left) : Floats(0.f);
     };
     return {part(0), part(WIDTH)};
+  } else if constexpr (std::is_same_v<T, int8_t>) {
+    float numbers[PAIR] = {};
+    if (count >= PAIR) for (int64_t i = 0; i < PAIR; ++i) numbers[i] = from[i];
+    else for (int64_t i = 0; i < count; ++i) numbers[i] = from[i];
+    return {Floats::loadu(numbers), Floats::loadu(numbers + WIDTH)};
   } else {
     using Halves = at::vec::Vectorized<T>;
     if (count <= 0) return {Floats(0.f), Floats(0.f)};

@@ -4,7 +4,7 @@ import mmap
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -14,6 +14,7 @@ from services.engine.scheduling.step import CacheChange, ClearSlot, CopySlot, Sw
 
 PAGE = mmap.PAGESIZE
 MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # Python names it from 3.13 on
+SCALE_BYTES = 4  # at the end of a row of 8-bit numbers: what each of them is to be multiplied with
 LINUX = sys.platform == "linux"  # elsewhere memory that was advised away need not come back as zeros
 
 
@@ -24,17 +25,33 @@ class LayerShape:
     num_heads: int  # key/value heads
     key_dim: int
     value_dim: int
-    dtype: torch.dtype
+    dtype: torch.dtype  # int8: each row of numbers has a scale of its own
+
+    @property
+    def key_width(self) -> int:
+        """Elements of a row."""
+        return self.key_dim + self._scale_width
+
+    @property
+    def value_width(self) -> int:
+        return self.value_dim + self._scale_width
 
     @property
     def num_bytes(self) -> int:
-        return self.num_heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+        return self.num_heads * (self.key_width + self.value_width) * self.dtype.itemsize
+
+    @property
+    def _scale_width(self) -> int:
+        return SCALE_BYTES if self.dtype == torch.int8 else 0
+
+    def in_8_bits(self) -> "LayerShape":
+        return replace(self, dtype=torch.int8)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    keys: Tensor  # [slots, heads, length + 1, key_dim]
-    values: Tensor  # [slots, heads, length + 1, value_dim]
+    keys: Tensor  # [slots, heads, length + 1, key_width]
+    values: Tensor  # [slots, heads, length + 1, value_width]
 
 
 class SlotCache:
@@ -50,8 +67,8 @@ class SlotCache:
         self._banks: list[_Bank] = []
         self.layers = {
             index: LayerCache(
-                keys=self._bank((num_slots, shape.num_heads, length + 1, shape.key_dim), shape.dtype, device),
-                values=self._bank((num_slots, shape.num_heads, length + 1, shape.value_dim), shape.dtype, device),
+                keys=self._bank((num_slots, shape.num_heads, length + 1, shape.key_width), shape.dtype, device),
+                values=self._bank((num_slots, shape.num_heads, length + 1, shape.value_width), shape.dtype, device),
             )
             for index, shape in shapes.items()
         }

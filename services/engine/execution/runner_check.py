@@ -36,6 +36,11 @@ class LogitsCheck:
     expected: Tensor  # [steps, vocabulary]
     expected_long: Tensor | None = None  # the same of a sequence with the long factors of LongRoPE, if it has such
     images: ImagePrompt | None = None
+    in_8_bits: bool = False  # keys and values are rounded so
+
+    @property
+    def least_similarity(self) -> float:
+        return 0.9999 if self.expected.dtype == torch.float32 and not self.in_8_bits else 0.99  # 16-bit numbers round
 
 
 def make_check(model: Any, steps: tuple[int, ...] = CHECK_STEPS) -> LogitsCheck:
@@ -96,7 +101,7 @@ def verify_logits(runner: RunsRows, check: LogitsCheck) -> None:
         row = StepRow("check", 0, start, size, 1, check.prompt[start : start + size], check.images)
         rows = [row._replace(is_long=check.expected_long is not None), row._replace(slot=1)]
         for logits, wanted in zip(runner.run(rows), expected, strict=True):
-            _compare(logits, wanted[step])
+            require_similar(logits, wanted[step], check.least_similarity)
         start += size
 
 
@@ -109,7 +114,7 @@ def verify_beside(runner: Runner, check: LogitsCheck, neighbour: tuple[int, ...]
         beside = StepRow("neighbour", 2, len(neighbour) + step, 1, 1, neighbour[:1])
         logits = runner.run([row, row._replace(slot=1), beside])
         for each in logits[:2]:
-            _compare(each, check.expected[step])
+            require_similar(each, check.expected[step], check.least_similarity)
         found.append(logits[0].clone())
         start += size
     return found
@@ -122,11 +127,7 @@ def verify_adapted(runner: Runner, compiled: RunsRows, check: LogitsCheck, adapt
         rows = [row, row._replace(slot=1, adapter=None)]
         expected = runner.run(rows).clone()
         for logits, wanted in zip(compiled.run(rows), expected, strict=True):
-            _compare(logits, wanted)
-
-
-def _compare(logits: Tensor, expected: Tensor) -> None:
-    require_similar(logits, expected, 0.9999 if expected.dtype == torch.float32 else 0.99)  # 16-bit numbers round
+            require_similar(logits, wanted, check.least_similarity)
 
 
 def require_similar(logits: Tensor, expected: Tensor, least: float) -> None:

@@ -14,6 +14,7 @@ from services.engine.execution.batched_runner import BatchedRunner
 from services.engine.execution.kv_cache import LayerShape, SlotCache, fit
 from services.engine.execution.model_structure import has_indexer, language_model
 from services.engine.execution.padding import padded_runner
+from services.engine.execution.rounded_cache import AUTO, INT8, SETTING, in_8_bits, require_kernel
 from services.engine.execution.runner import Runner
 from services.engine.execution.runner_check import (
     CHECK_LENGTH,
@@ -48,6 +49,7 @@ class _Size:
     budget: int  # bytes
     cache_tokens: int | None  # instead of the budget
     snapshots: bool
+    in_8_bits: bool = False  # keys and values
 
 
 class _NoRoom(ValueError): ...
@@ -60,6 +62,7 @@ def build_runner(
     length: int,
     budget: int,
     cache_tokens: int | None = None,
+    kv_cache_dtype: str = AUTO,
     paging: PagingConfig | None = None,
     kernels: Path | None = None,
     prefix_cache: bool = True,
@@ -67,12 +70,13 @@ def build_runner(
     """The first whose logits are the model's: a PagedRunner (on a GPU), a BatchedRunner, a PaddedRunner, and a
     SequentialRunner.
 
-    `budget`: bytes the key/value cache may take; `cache_tokens`: what it holds, whatever the budget is. `paging`:
-    pages, also where slots would be better. `kernels`: the folder of compiled ones, if they may be compiled.
-    `prefix_cache`: whether a part of the budget may be for snapshots.
+    `budget`: bytes the key/value cache may take; `cache_tokens`: what it holds, whatever the budget is.
+    `kv_cache_dtype`: of `rounded_cache`. `paging`: pages, also where slots would be better. `kernels`: the folder of
+    compiled ones, if they may be compiled. `prefix_cache`: whether a part of the budget may be for snapshots.
     """
+    require_kernel(kv_cache_dtype, model.device.type, kernels)
     check = make_check(model)
-    size = _Size(num_slots, length, budget, cache_tokens, prefix_cache)
+    size = _Size(num_slots, length, budget, cache_tokens, prefix_cache, in_8_bits=kv_cache_dtype == INT8)
     if model.device.type == "cuda":
         paging = paging or PagingConfig(PAGE_SIZE, CudaCapture(model.device))
     install_long_rope(model)
@@ -104,6 +108,8 @@ def _any_runner(model: Any, check: LogitsCheck, size: _Size, paging: PagingConfi
         logger.warning("%s runs without slots: %s", name, reason)
     if size.cache_tokens is not None:
         raise EngineFailed("'num_gpu_blocks_override': this model keeps its past itself, in no blocks")
+    if size.in_8_bits:
+        raise EngineFailed(f"{SETTING}: this model keeps its past itself, which int8 is not for; set auto")
     alone = _solo_runner(model, check, size)
     try:
         return padded_runner(model, alone, check, size.budget, snapshots=size.snapshots)
@@ -122,7 +128,7 @@ def _interfaced(model: Any, name: str, runner: Callable[[Shapes], Runner]) -> Ru
         shapes = probe(model)
         speaks.set_attn_implementation(name)
         return runner(shapes)
-    except _NoRoom:
+    except (_NoRoom, EngineFailed):
         raise
     except Exception as error:  # whatever an unknown architecture may throw; it is served a slower way instead
         speaks.set_attn_implementation(original)
@@ -159,10 +165,20 @@ def _recorded(model: Any, check: LogitsCheck, shapes: Shapes, paging: PagingConf
 
 
 def _batch_runner(model: Any, check: LogitsCheck, size: _Size, shapes: Shapes) -> BatchedRunner:
-    room = _fit(shapes, size, model.device)
     verify_logits(BatchedRunner(model, SlotCache(shapes, 2, 2 * CHECK_LENGTH, model.device), check), check)
+    if size.in_8_bits:
+        shapes, check = in_8_bits(shapes), replace(check, in_8_bits=True)
+        _verify_rounded(model, check, shapes)
+    room = _fit(shapes, size, model.device)
     cache = SlotCache(shapes, room.num_slots, size.length, model.device)
     return BatchedRunner(model, cache, check, room.cache_tokens)
+
+
+def _verify_rounded(model: Any, check: LogitsCheck, shapes: Shapes) -> None:
+    try:
+        verify_logits(BatchedRunner(model, SlotCache(shapes, 2, 2 * CHECK_LENGTH, model.device), check), check)
+    except LogitsDiffer as reason:
+        raise EngineFailed(f"{SETTING}: int8 does not do for this model, {reason}; set auto") from reason
 
 
 def _solo_runner(model: Any, check: LogitsCheck, size: _Size) -> SequentialRunner:

@@ -12,6 +12,7 @@ class LoadOptions:
     max_model_len: int | None
     max_num_seqs: int
     cache_tokens: int | None
+    kv_cache_dtype: str
     gpu_memory_utilization: float
     cpu_memory_share: float
     warm_up_tokens: int | None  # of a step; None: no warm-up

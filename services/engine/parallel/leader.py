@@ -48,6 +48,7 @@ def load_parallel(source: Source, size: int, options: LoadOptions) -> tuple[Load
             threads=threads_of_each(size) if device == "cpu" else None,
             num_slots=options.max_num_seqs,
             cache_tokens=options.cache_tokens,
+            kv_cache_dtype=options.kv_cache_dtype,
             gpu_memory_utilization=options.gpu_memory_utilization,
             cpu_memory_share=options.cpu_memory_share,
             warm_up_tokens=options.warm_up_tokens,

@@ -20,6 +20,7 @@ class RankPlan:
     threads: int | None  # of each rank; None: as many as torch takes
     num_slots: int
     cache_tokens: int | None
+    kv_cache_dtype: str
     gpu_memory_utilization: float
     cpu_memory_share: float
     warm_up_tokens: int | None  # of a step; None: no warm-up

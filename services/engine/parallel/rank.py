@@ -53,6 +53,7 @@ def build_rank(plan: RankPlan, model: Any, build: Build) -> Runner:
         length=build.length,
         budget=build.budget,
         cache_tokens=plan.cache_tokens,
+        kv_cache_dtype=plan.kv_cache_dtype,
         kernels=Path(plan.compile_dir) if plan.compile_dir else None,
     )
     if plan.warm_up_tokens is not None:

@@ -1,6 +1,6 @@
 """Checks a model's images: where a runner's logits differ from the model's, it is served with text only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,7 +40,8 @@ def attach_vision(checked: CheckedVision | None, runner: Runner, *, required: bo
     try:
         if not isinstance(runner, BatchedRunner | PagedRunner):
             raise UnsupportedVision("it runs neither over slots nor over pages")
-        verify_logits(runner.another(2 * len(checked.check.prompt), checked.vision), checked.check)
+        check = replace(checked.check, in_8_bits=runner.check.in_8_bits)
+        verify_logits(runner.another(2 * len(check.prompt), checked.vision), check)
         runner.vision = checked.vision
     except Exception as error:
         refuse_images(type(model).__name__, error, required)
