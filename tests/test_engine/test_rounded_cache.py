@@ -16,6 +16,7 @@ from services.engine.execution.kv_cache import LayerShape
 from services.engine.execution.rounded_cache import in_8_bits, require_kernel
 from services.engine.execution.runner_check import LogitsDiffer, require_similar
 from services.engine.execution.runner_factory import build_runner
+from services.engine.loading.loader import Source
 from services.engine.local import LocalEngine
 from services.engine.scheduling import ngram_proposer
 from services.engine.scheduling.step import CopySlot, StepRow
@@ -125,7 +126,9 @@ def test_a_copied_slot_goes_on_alike(native_kernel: None) -> None:
 def test_compiled_steps_say_what_eager_ones_say(folder: Path, native_kernel: None) -> None:
     runner = runner_of("llama")
     file = made(runner, folder)
-    assert file != made(runner_of("llama", "auto"), folder)
+    other = runner_of("llama", "auto").compilation(Source("nowhere"), folder)
+    assert other is not None
+    assert other.file != file
     step = CompiledStep.load(file, runner.model, runner.cache)
     for lengths in ({0: 1}, {4: 9}, {0: 1, 5: 1, 2: 7, 1: 1}):
         scheduled = read(runner, lengths)
