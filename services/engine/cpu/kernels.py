@@ -67,7 +67,7 @@ def machine() -> str:
 
 
 def build(target: Path) -> None:
-    """Ten seconds of a C++ compiler, one process at a time, unless it is there. It appears whole or not at all."""
+    """A minute or more of a C++ compiler, one process at a time, unless it is there. It appears whole or not at all."""
     folder = target.with_suffix(".tmp").resolve()  # the compiler runs elsewhere
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
