@@ -39,10 +39,11 @@ def perplexity(texts: list[tuple[Tensor, Tensor]]) -> float:
 
 @pytest.mark.extended
 def test_texts_are_about_as_likely_in_4_bits(models: None) -> None:
-    """Its file has 4 bits, too: blocks of 32 with scales and minima are found again."""
+    """Its file has 4 bits, too: blocks of 32 with scales and minima are found again, but what `int4` gives 5 bits is
+    rounded once more."""
     name = str(MODELS / DEFAULT_CHAT)
     plain, quantised = read(Source(name)), read(Source(name, quantization="int4"))
-    assert perplexity(quantised) / perplexity(plain) == pytest.approx(1, abs=0.02)
+    assert perplexity(quantised) / perplexity(plain) == pytest.approx(1, abs=0.05)
 
 
 def test_it_says_nearly_the_same(models: None) -> None:
