@@ -161,76 +161,26 @@ def override(**settings: str | float | None) -> None:
     os.environ.update({name: str(value) for name, value in settings.items() if value is not None})
 
 
-@app.command(context_settings=PASS_THROUGH)
-def deploy(context: typer.Context) -> None:
-    """Serve replicas on a Ray cluster. Needs the extra `ray`."""
-    from tools import deploy
+def subcommand(name: str, module: str, about: str) -> None:
+    """Its own program is `app` of the module."""
 
-    deploy.app(context.args, prog_name="parley deploy")
-
-
-@app.command(context_settings=PASS_THROUGH)
-def chat(context: typer.Context) -> None:
-    """Chat in the terminal, with a running server or one of its own."""
-    from tools.chat import command
-
-    command.app(context.args, prog_name="parley chat")
+    @app.command(name, help=about, context_settings=PASS_THROUGH)
+    def run(context: typer.Context) -> None:
+        import_module(module).app(context.args, prog_name=f"parley {name}")
 
 
-@app.command(context_settings=PASS_THROUGH)
-def config(context: typer.Context) -> None:
-    """Write and check a file of settings: init, check."""
-    from tools import config
-
-    config.app(context.args, prog_name="parley config")
-
-
-@app.command(context_settings=PASS_THROUGH)
-def migrate(context: typer.Context) -> None:
-    """Bring the database's schema up to date: upgrade, downgrade, status."""
-    from tools import data_migration
-
-    data_migration.app(context.args, prog_name="parley migrate")
-
-
-@app.command(context_settings=PASS_THROUGH)
-def history(context: typer.Context) -> None:
-    """Export, import, search and delete conversations."""
-    from tools import history
-
-    history.app(context.args, prog_name="parley history")
-
-
-@app.command(context_settings=PASS_THROUGH)
-def keys(context: typer.Context) -> None:
-    """Make, list, update, rotate and revoke API keys: roles, projects, limits."""
-    from tools import keys
-
-    keys.app(context.args, prog_name="parley keys")
-
-
-@app.command(context_settings=PASS_THROUGH)
-def admin(context: typer.Context) -> None:
-    """Administer a running server: reload."""
-    from tools import admin
-
-    admin.app(context.args, prog_name="parley admin")
-
-
-@app.command(context_settings=PASS_THROUGH)
-def audit(context: typer.Context) -> None:
-    """List what was administered and deleted, and by whom."""
-    from tools import audit
-
-    audit.app(context.args, prog_name="parley audit")
-
-
-@app.command(context_settings=PASS_THROUGH)
-def usage(context: typer.Context) -> None:
-    """Show requests and tokens by key, project, model or hour."""
-    from tools import usage
-
-    usage.app(context.args, prog_name="parley usage")
+for _name, _module, _about in (
+    ("deploy", "tools.deploy", "Serve replicas on a Ray cluster. Needs the extra `ray`."),
+    ("chat", "tools.chat.command", "Chat in the terminal, with a running server or one of its own."),
+    ("config", "tools.config", "Write and check a file of settings: init, check."),
+    ("migrate", "tools.data_migration", "Bring the database's schema up to date: upgrade, downgrade, status."),
+    ("history", "tools.history", "Export, import, search and delete conversations."),
+    ("keys", "tools.keys", "Make, list, update, rotate and revoke API keys: roles, projects, limits."),
+    ("admin", "tools.admin", "Administer a running server: reload."),
+    ("audit", "tools.audit", "List what was administered and deleted, and by whom."),
+    ("usage", "tools.usage", "Show requests and tokens by key, project, model or hour."),
+):
+    subcommand(_name, _module, _about)
 
 
 def models_command(name: str, about: str) -> None:
