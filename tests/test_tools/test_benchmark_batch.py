@@ -52,6 +52,12 @@ async def test_a_round_ends_at_its_limit(server: Site) -> None:
     assert [each.error for each in counted.answers] == ["cut off at the end of its round's time"]
 
 
+async def test_a_server_without_files_is_an_error(server: Site) -> None:
+    target = Batches("batch", f"{server.client.base_url}/nowhere", "default")
+    played = [each async for each in run(Plan([target], [CHAT], 1, 60.0, seed=0))]
+    assert [answer.error is not None for each in played for answer in each.answers] == [True, True]
+
+
 @pytest.mark.parametrize("target", ["a=batch:nowhere", "a=batch:http://127.0.0.1:9/v1#m+store"])
 def test_invalid_targets_are_reported(target: str) -> None:
     with pytest.raises(typer.BadParameter, match=r"NAME=URL|\+store"):

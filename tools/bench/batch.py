@@ -1,8 +1,7 @@
 """A server's `/v1/batches` as a target: the requests of a round as one batch."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -11,14 +10,13 @@ import orjson
 from aiohttp import ClientError, ClientSession, FormData
 
 from tools.bench.answer import Answer, Usage
-from tools.bench.exchange import HEADERS, NO_TIMEOUT
+from tools.bench.exchange import failure, session
 from tools.bench.load import encoded
 from tools.bench.server import Server
 from tools.bench.turn import Played, Turn
 
 POLL_S = 0.05
 STREAMING = ("stream", "stream_options")
-CUT_OFF = "cut off at the end of its round's time"
 
 Json = dict[str, Any]
 
@@ -27,32 +25,21 @@ Json = dict[str, Any]
 class Batches(Server):
     """The number of streams is what the server makes of it."""
 
-    @asynccontextmanager
-    async def opened(self) -> AsyncIterator["Batches"]:
-        yield self
-
     async def play(self, turn: Turn) -> Played:
         bodies = [orjson.loads(each) for each in encoded(turn.load, self.model, turn.seed, turn.number)]
         content = b"\n".join(_line(number, body, turn.load.path) for number, body in enumerate(bodies))
-        async with self._session() as client:
-            file = await _upload(client, f"{self.url}/files", content)
-            started = perf_counter()
-            try:
-                async with asyncio.timeout(turn.seconds):
-                    batch = await self._run(client, file, turn.load.path)
+        started = perf_counter()
+        try:
+            async with asyncio.timeout(turn.seconds), session(self._key, {}) as client:
+                file = await _upload(client, f"{self.url}/files", content)
+                started = perf_counter()
+                batch = await self._run(client, file, turn.load.path)
                 seconds = perf_counter() - started
                 lines = await self._lines(client, batch)
-                answers = [_answer(each, seconds) for each in lines]
-            except (TimeoutError, ClientError) as problem:
-                seconds = perf_counter() - started
-                error = CUT_OFF if isinstance(problem, TimeoutError) else f"{type(problem).__name__}: {problem}"
-                answers = [Answer(seconds, None, [], 0, None, error)]
-        return Played(seconds, answers)
-
-    def _session(self) -> ClientSession:
-        headers = {name: value for name, value in HEADERS.items() if name != "Content-Type"}
-        key = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        return ClientSession(timeout=NO_TIMEOUT, headers=headers | key, raise_for_status=True)
+        except (ClientError, OSError) as problem:  # OSError: also TimeoutError
+            seconds = perf_counter() - started
+            return Played(seconds, [Answer(seconds, None, [], 0, None, failure(problem))])
+        return Played(seconds, [_answer(each, seconds) for each in lines])
 
     async def _run(self, client: ClientSession, file: str, path: str) -> Json:
         request = {"input_file_id": file, "endpoint": f"/v1{path}", "completion_window": "24h"}
@@ -95,5 +82,5 @@ async def _json(client: ClientSession, method: str, url: str, **sent: Any) -> Js
 
 
 async def _read(client: ClientSession, url: str, method: str = "GET", **sent: Any) -> bytes:
-    async with client.request(method, url, **sent) as response:
+    async with client.request(method, url, raise_for_status=True, **sent) as response:
         return await response.read()

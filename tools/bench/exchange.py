@@ -1,6 +1,7 @@
 """One request and the received bytes with their times. Nothing is parsed while a server is measured."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from time import perf_counter
@@ -25,9 +26,9 @@ class Exchange:
     error: str | None
 
 
-def session(key: str | None = None) -> ClientSession:
-    headers = HEADERS | ({"Authorization": f"Bearer {key}"} if key else {})
-    return ClientSession(connector=TCPConnector(limit=0, force_close=True), timeout=NO_TIMEOUT, headers=headers)
+def session(key: str | None = None, headers: Mapping[str, str] = HEADERS) -> ClientSession:
+    sent = {**headers, **({"Authorization": f"Bearer {key}"} if key else {})}
+    return ClientSession(connector=TCPConnector(limit=0, force_close=True), timeout=NO_TIMEOUT, headers=sent)
 
 
 async def exchange(client: ClientSession, url: str, body: bytes, deadline: float) -> Exchange:
@@ -38,11 +39,15 @@ async def exchange(client: ClientSession, url: str, body: bytes, deadline: float
             async for data in response.content.iter_any():
                 arrivals.append(Arrival(perf_counter() - started, data))
             error = refusal(response, arrivals)
-    except TimeoutError:
-        error = "cut off at the end of its round's time"
-    except (ClientError, OSError) as problem:
-        error = f"{type(problem).__name__}: {problem}"
+    except (ClientError, OSError) as problem:  # OSError: also TimeoutError
+        error = failure(problem)
     return Exchange(arrivals, perf_counter() - started, error)
+
+
+def failure(problem: Exception) -> str:
+    if isinstance(problem, TimeoutError):
+        return "cut off at the end of its round's time"
+    return f"{type(problem).__name__}: {problem}"
 
 
 def refusal(response: ClientResponse, arrivals: list[Arrival]) -> str | None:
