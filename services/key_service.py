@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 PREFIX = "sk-parley-"
 PROJECT = "proj_"
 POLL_S = 2.0  # a change is known to every process within this time and that of a statement
-LOOK_S = 0.25  # between looks for a key that nobody knows: guesses must not become statements
+LOOK_S = 0.25  # between looks for keys that are not known: guesses must not become statements
+UNKNOWN = 1024  # digests that a look has not found
 HINT = 4  # last characters, shown in lists
 
 
@@ -86,8 +87,10 @@ class KeyService:
         self._store = Store(database)
         self._snapshot = Snapshot()
         self._poll: asyncio.Task[None] | None = None
+        self._refreshing = asyncio.Lock()
         self._looked = -LOOK_S
-        self._looking = asyncio.Lock()
+        self._next_look: asyncio.Task[bool] | None = None
+        self._unknown: set[bytes] = set()  # of the snapshot
 
     async def start(self) -> None:
         """Raises Unavailable: without its keys a server would be open."""
@@ -117,21 +120,36 @@ class KeyService:
         return found.caller if found else Caller(owner, key_id or "")
 
     async def refresh(self) -> None:
-        async with self._store.reading() as repositories:
+        async with self._refreshing, self._store.reading() as repositories:
             version = await repositories.keys.version()
             if version != self._snapshot.version:
                 keys = repositories.keys
                 self._snapshot = _snapshot(version, await keys.keys(), await keys.projects(), await keys.rate_limits())
+                self._unknown.clear()
 
-    async def look_for_new(self) -> bool:
-        """For a key that is not known here, as one that another process has just made; False: there was nothing new."""
-        before = self._snapshot.version
-        async with self._looking:
-            if self._snapshot.version == before and time.monotonic() >= self._looked + LOOK_S:
-                self._looked = time.monotonic()
-                with suppress(Unavailable):
-                    await self.refresh()
-        return self._snapshot.version != before
+    async def look_for(self, digest: bytes) -> None:
+        """Reads the keys again for one that is not known here, as one that another process has just made.
+
+        Keys are made before they are used: what a look that began after a key's use has not found is no key until
+        another snapshot is read.
+        """
+        if digest in self._unknown:
+            return
+        if self._next_look is None:
+            self._next_look = asyncio.create_task(self._look(), name="look for keys")
+        if await asyncio.shield(self._next_look) and digest not in self._snapshot.by_digest:
+            if len(self._unknown) >= UNKNOWN:
+                self._unknown.clear()
+            self._unknown.add(digest)
+
+    async def _look(self) -> bool:
+        """Shared by all who ask before it begins. False: the database did not answer."""
+        await asyncio.sleep(max(0.0, self._looked + LOOK_S - time.monotonic()))
+        self._next_look, self._looked = None, time.monotonic()
+        with suppress(Unavailable):  # what is known stays
+            await self.refresh()
+            return True
+        return False
 
     async def reloaded(self) -> None:
         """An administrator has the settings read again: that is recorded, and these keys are read again, too."""

@@ -63,10 +63,11 @@ class Keys:
         return stored.caller if stored else None
 
     async def find_caller(self, key: str | None) -> Caller | None:
-        """Also of a key that another process has just made."""
+        """Also of a key that another process has just made, the first of all keys included."""
         if (caller := self.caller(key)) is not None:
             return caller
-        if key and key.startswith(PREFIX) and self._stored and await self._stored.look_for_new():
+        if key and key.startswith(PREFIX) and self._stored:
+            await self._stored.look_for(hashlib.sha256(key.encode()).digest())
             return self.caller(key)
         return None
 
@@ -163,9 +164,10 @@ class AuthMiddleware:
         key = _key(Headers(scope=scope))
         if is_open(scope["path"]):
             return None
+        caller = await self._keys.find_caller(key)
         if not self._keys:
             return Caller(ANYBODY)
-        caller = await self._keys.find_caller(key) or self._by_token(scope)
+        caller = caller or self._by_token(scope)
         if caller is None:
             raise NotAuthenticated("Incorrect API key provided" if key else "You did not provide an API key")
         return caller
