@@ -57,7 +57,7 @@ def cases(operation: Any, mode: GenerationMode) -> list[Case]:
         phases=[Phase.generate],
         suppress_health_check=[*HealthCheck],
     )
-    @given(operation.as_strategy(generation_mode=mode))
+    @given(operation.as_strategy(generation_mode=mode).filter(can_be_sent))
     def collect(case: Case) -> None:
         found.append(case)
 
@@ -66,18 +66,25 @@ def cases(operation: Any, mode: GenerationMode) -> list[Case]:
     return found
 
 
-async def send(client: httpx2.AsyncClient, case: Case) -> httpx2.Response:
-    request = case.as_transport_kwargs(base_url=str(client.base_url))
+def can_be_sent(case: Case) -> bool:
+    """The client refuses URLs of more than 64 KiB."""
+    try:
+        request_of(case)
+    except httpx2.InvalidURL:
+        return False
+    return True
+
+
+def request_of(case: Case) -> httpx2.Request:
+    request = case.as_transport_kwargs(base_url="http://localhost")
     # escaped, so that any text can be sent
     content = json.dumps(request["json"]).encode() if "json" in request else request.get("data")
     headers = {name: value.encode() for name, value in request["headers"].items()}
-    return await client.request(
-        request["method"], request["url"], params=request["params"], headers=headers, content=content
-    )
+    return httpx2.Request(request["method"], request["url"], params=request["params"], headers=headers, content=content)
 
 
 async def faults(site: Site, case: Case) -> list[str]:
-    answer = await send(site.client, case)
+    answer = await site.client.send(request_of(case))
     try:
         case.validate_response(answer, checks=CHECKS)
     except (Failure, FailureGroup) as fault:
