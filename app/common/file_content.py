@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from http import HTTPStatus
@@ -13,6 +14,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from services.errors import ServiceError
 from services.file_service import Content
 
 PIECE_BYTES = 256 * 1024
@@ -33,6 +35,7 @@ class FileContent(StreamingResponse):
     def __init__(self, request: Request, content: Content) -> None:
         self._content = content
         self._is_head = request.method == "HEAD"
+        self._piece = b""  # the first one
         self._range = whole = Range(0, content.bytes)
         headers = _headers(content)
         status = HTTPStatus.OK
@@ -48,19 +51,29 @@ class FileContent(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            await self._read_first()
+            # from here on a failure breaks the connection: the client finds bytes missing, and asks for them by a range
+            with suppress(ServiceError):
+                await super().__call__(scope, receive, send)
         finally:
             with anyio.CancelScope(shield=True):
                 await self._content.file.close()
 
+    async def _read_first(self) -> None:
+        """Before the status is sent, so that a store that fails is one. Raises ServiceError."""
+        if not self._is_head and self._range.end > self._range.start:
+            await self._content.file.seek(self._range.start)
+            self._piece = await self._read(self._range.start)
+
     async def _pieces(self) -> AsyncIterator[bytes]:
-        at, end = self._range
-        if self._is_head or at >= end:
-            return
-        await self._content.file.seek(at)
-        while at < end and (piece := await self._content.file.read(min(PIECE_BYTES, end - at))):
-            at += len(piece)
+        at, piece = self._range.start, self._piece
+        while piece:
             yield piece
+            at += len(piece)
+            piece = await self._read(at)
+
+    async def _read(self, at: int) -> bytes:
+        return await self._content.file.read(min(PIECE_BYTES, self._range.end - at)) if at < self._range.end else b""
 
 
 def _headers(content: Content) -> dict[str, str]:

@@ -1,15 +1,19 @@
 """Files through the official client: what is kept, for how long, and how much of it."""
 
 import asyncio
+import io
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from httpx2 import RemoteProtocolError
 from openai import APIStatusError, AsyncOpenAI, BadRequestError
 from sqlalchemy import text, update
 
+from app.common.file_content import PIECE_BYTES
 from database.file_models import UPLOADING, File
 from database.session import Database
 from services.file_contents import FileContents
@@ -231,3 +235,49 @@ class TestRanges:
     async def test_the_head_alone(self, site: Site, url: str) -> None:
         answer = await site.client.head(url)
         assert (answer.status_code, answer.headers["content-length"], answer.content) == (200, "100", b"")
+
+
+class FailingFile(io.BytesIO):
+    """Of a store that goes away after so many bytes."""
+
+    def __init__(self, data: bytes, read_bytes: int) -> None:
+        super().__init__(data)
+        self._read_bytes = read_bytes
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() >= self._read_bytes:
+            raise OSError("The store is away")
+        return super().read(size)
+
+
+async def received_of(site: Site, url: str) -> bytes:
+    """Up to the end of a connection that breaks."""
+    received = b""
+    async with site.client.stream("GET", url) as answer:
+        with suppress(RemoteProtocolError):
+            async for piece in answer.aiter_bytes():
+                received += piece
+    return received
+
+
+@pytest.mark.parametrize("pieces", [0, 2])
+async def test_a_store_that_fails_while_a_file_is_read(
+    new_server: NewSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pieces: int
+) -> None:
+    """An error before the first byte; after it the client misses the rest, and can ask for it."""
+    site = await new_server()
+    data = bytes(range(256)) * 4096
+    made = (await site.client.post("/v1/files", files={"file": ("a", data)}, data={"purpose": "user_data"})).json()
+    url = f"/v1/files/{made['id']}/content"
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderStore, "open", lambda *_: FailingFile(data, pieces * PIECE_BYTES))
+        if not pieces:
+            assert (await site.client.get(url)).status_code == 503
+            return
+        received = await received_of(site, url)
+    rest = await site.client.get(url, headers={"Range": f"bytes={len(received)}-"})
+    assert 0 < len(received) < len(data)
+    assert received + rest.content == data
+    log = capsys.readouterr().err
+    assert "cannot be read now" in log
+    assert "Traceback" not in log
