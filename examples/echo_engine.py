@@ -54,9 +54,13 @@ class EchoEngine:
     async def submit(self, job: Job) -> AsyncGenerator[Piece, None]:
         if len(job.prompt) >= self.max_length:
             raise PromptTooLong(len(job.prompt), self.max_length, param=job.param)
-        asked = job.sampling
-        cannot = {"stop": asked.stop, "logprobs": asked.logprobs is not None}
-        if param := asked.grammar.param if asked.grammar else next((name for name in cannot if cannot[name]), None):
+        sampling = job.sampling
+        cannot = {"stop": sampling.stop, "logprobs": sampling.logprobs is not None}
+        if (
+            param := sampling.grammar.param
+            if sampling.grammar
+            else next((name for name in cannot if cannot[name]), None)
+        ):
             raise UnsupportedParameter(param, "is not what an echo can do")
         return self._echo(self.tokenizer.decode(job.prompt), job)
 

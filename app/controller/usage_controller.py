@@ -43,15 +43,15 @@ async def _query(
         raise RequestValidationError([{**each, "loc": ("query", *each["loc"])} for each in error.errors()]) from error
 
 
-Asked = Annotated[UsageQuery, Depends(_query)]
+UsageParams = Annotated[UsageQuery, Depends(_query)]
 
 
 @router.get("/organization/usage/completions")
-async def completions(query: Asked, usage: UsageReports) -> UsagePage:
+async def completions(query: UsageParams, usage: UsageReports) -> UsagePage:
     """Of chat completions, responses, messages and legacy completions."""
     return await usage.page("completions", query)
 
 
 @router.get("/organization/usage/embeddings")
-async def embeddings(query: Asked, usage: UsageReports) -> UsagePage:
+async def embeddings(query: UsageParams, usage: UsageReports) -> UsagePage:
     return await usage.page("embeddings", query)

@@ -93,9 +93,9 @@ class Spec(Generic[T]):
     async def answer(self, body: T, request: Request) -> Response:
         ignored = await offload(self.server.ignored, self.ignored(body))
         translate = partial(self.translate_error, body)
-        asked = await offload(decoded, self.decode_request, body, translate)
+        prepared = await offload(decoded, self.decode_request, body, translate)
         owner = self.server.owner(request)
-        output = Output(body, owner, self.server.run(asked, owner, self.ignored_reporter(ignored)))
+        output = Output(body, owner, self.server.run(prepared, owner, self.ignored_reporter(ignored)))
         encoded = self.encode_response(output)
         if isinstance(encoded, AsyncGenerator):
             return await self.server.stream(_closing(encoded, output, translate), self.framing(), ignored.headers)

@@ -183,7 +183,7 @@ def measure(plan: Plan) -> None:
 
 
 def step_time(runner: PagedRunner, batch: int, plan: Plan) -> float:
-    """With all that a token costs but its text: what was drawn comes back, the next step is written down."""
+    """With all that a token costs but its text: sampled tokens come back, the next step is written down."""
     params = SamplingParams(temperature=0)
     sequences = [Sequence(Job("timed", tuple(range(slot, slot + PROMPT)), params), 10**6) for slot in range(batch)]
     for slot, sequence in enumerate(sequences):
@@ -197,8 +197,8 @@ def step_time(runner: PagedRunner, batch: int, plan: Plan) -> float:
 
 
 def advance(runner: PagedRunner, scheduled: list[ScheduledSequence]) -> None:
-    drawn = sample(runner.run([entry.row() for entry in scheduled]), [entry.sequence for entry in scheduled])
-    for entry, token in zip(scheduled, drawn, strict=True):
+    sampled = sample(runner.run([entry.row() for entry in scheduled]), [entry.sequence for entry in scheduled])
+    for entry, token in zip(scheduled, sampled, strict=True):
         entry.sequence.num_computed += entry.num_tokens
         entry.sequence.tokens.append(token or 0)
 

@@ -60,9 +60,9 @@ def chat(
 ) -> None:
     """Chat in the terminal. What is piped in goes with the question: git diff | parley chat "review this"."""
     with _one_line_errors(), ExitStack() as stack:
-        asked = _asked(" ".join(prompt or []))
+        prompt_text = _prompt_text(" ".join(prompt or []))
         images = [_data_url(path) for path in image or []]
-        if asked is None and as_json:
+        if prompt_text is None and as_json:
             raise ChatError("--json goes with a prompt")
         screen = Screen()
         client = Client(url if "://" in url else f"http://{url}", api_key)
@@ -77,15 +77,15 @@ def chat(
         tree = session.open(resumed) if resumed else None
         if system is not None:
             session.set_system(system)
-        if asked is None:
+        if prompt_text is None:
             Loop(session, screen, images).run(tree)
         elif as_json:
-            _print_json(session, screen, question(asked, images))
+            _print_json(session, screen, question(prompt_text, images))
         else:
-            _check(answer(session, screen, question(asked, images)))
+            _check(answer(session, screen, question(prompt_text, images)))
 
 
-def _asked(prompt: str) -> str | None:
+def _prompt_text(prompt: str) -> str | None:
     """The prompt with what is piped in; None: questions are typed."""
     if sys.stdin is None or sys.stdin.isatty():
         return prompt or None

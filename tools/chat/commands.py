@@ -172,7 +172,7 @@ def _nth(tips: list[str], argument: str) -> str:
 
 
 def _preview(tree: Tree, tip: str) -> str:
-    asked = tree.last_question(tip)
+    last_question = tree.last_question(tip)
     last = tree.branch(tip)[-1]
-    texts = [asked.text if asked else "", last.text if last is not asked else ""]
+    texts = [last_question.text if last_question else "", last.text if last is not last_question else ""]
     return " | ".join(clean_line(each)[:PREVIEW_CHARS] for each in texts if each)

@@ -123,11 +123,11 @@ async def _write(writer: Writer, client: ClientSession, ledger: Ledger) -> None:
 
 async def _slowest(client: ClientSession) -> float:
     """Of the new requests of the next seconds, each sent again until it is answered."""
-    end, asked = time.monotonic() + AFTER_S, []
+    end, answers = time.monotonic() + AFTER_S, []
     while time.monotonic() < end:
-        asked.append(asyncio.create_task(_answered(client)))
+        answers.append(asyncio.create_task(_answered(client)))
         await asyncio.sleep(PROBE_S)
-    return round(max(await asyncio.gather(*asked)), 2)
+    return round(max(await asyncio.gather(*answers)), 2)
 
 
 async def _answered(client: ClientSession) -> float:

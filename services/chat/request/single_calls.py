@@ -19,9 +19,9 @@ def single_calls(messages: Sequence[Message]) -> Iterator[Message]:
 
 def _apart(message: Message, following: Sequence[Message]) -> Iterator[Message]:
     results = {each["tool_call_id"]: each for each in takewhile(lambda each: each["role"] == "tool", following)}
-    said = message
+    carrier = message
     for call in message["tool_calls"]:
-        yield {**said, "tool_calls": [call]}
-        said = {"role": message["role"], "content": ""}
+        yield {**carrier, "tool_calls": [call]}
+        carrier = {"role": message["role"], "content": ""}
         if call["id"] in results:
             yield results[call["id"]]

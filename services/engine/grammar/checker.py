@@ -152,7 +152,7 @@ class _Child:
         self._connection.close()
 
     def _watch(self, pid: int) -> None:
-        patience = self._connection.gettimeout()
+        timeout = self._connection.gettimeout()
         self._connection.settimeout(QUICK_S)
         try:
             self._connection.recv(1, socket.MSG_PEEK)
@@ -160,7 +160,7 @@ class _Child:
             self.is_slow = True
             with suppress(OSError):  # it may just have been ended
                 os.setpriority(os.PRIO_PROCESS, pid, SLOW_NICENESS)
-        self._connection.settimeout(patience)
+        self._connection.settimeout(timeout)
 
 
 def _raise_refusal(answer: bytes) -> None:

@@ -103,8 +103,8 @@ def _optional(job: RemoteJob, model: str | None) -> dict[str, Any]:
 
 def num_logprobs(job: Job) -> int | None:
     """Completions have one number for the prompt's tokens and the answer's."""
-    asked = [each for each in (job.sampling.logprobs, job.sampling.prompt_logprobs) if each is not None]
-    return max(asked, default=None)
+    counts = [each for each in (job.sampling.logprobs, job.sampling.prompt_logprobs) if each is not None]
+    return max(counts, default=None)
 
 
 def _logprobs(job: Job) -> dict[str, Any]:
